@@ -1,0 +1,64 @@
+// Launchers of every kernel: raw contiguous pointers and sizes, no torch type.
+#pragma once
+
+#include <cstdint>
+
+#include "interpolate.h"
+#include "launch.h"
+
+namespace deepatlas {
+
+// Where the samples of `resample`, `warp` and `affine_resample` come from.
+enum class Source : int { kCoords, kDisplacement, kAffine };
+
+struct SampleArgs {
+  Scalar scalar;  // of volume, coords, output and grad
+  Source source;
+  int mode, padding;
+  int64_t batch, channels;
+  Shape3 in, out;
+  const void* volume;  // [batch, channels, in]
+  const void* coords;  // [batch, 3, out]; affine: theta [batch, 3, 4] in the accumulate type
+  void* output;        // forward: [batch, channels, out]
+  const void* grad;    // backward: [batch, channels, out]
+  void* grad_volume;   // backward: zeroed [batch, channels, in], accumulate type; null: not wanted
+  void* grad_coords;   // backward: [batch, 3, out], by normalised coordinates; scalar type, affine:
+                       // accumulate type; null: not wanted
+};
+
+struct ResizeArgs {
+  Scalar scalar;
+  int64_t items;  // batch * channels
+  Shape3 in, out;
+  const void* source;  // forward: [items, in]; backward: gradient [items, out]
+  void* target;        // forward: [items, out]; backward: gradient [items, in]
+};
+
+// Calls f with a value of the C++ type of `scalar`.
+template <class F>
+auto with_scalar(Scalar scalar, const F& f) {
+  switch (scalar) {
+    case Scalar::kFloat64:
+      return f(double());
+    case Scalar::kFloat16:
+      return f(Half());
+    case Scalar::kBFloat16:
+      return f(BFloat16());
+    default:
+      return f(float());
+  }
+}
+
+void sample_forward_cpu(const SampleArgs& args, const Parallel& parallel);
+void sample_backward_cpu(const SampleArgs& args, const Parallel& parallel);
+void resize_forward_cpu(const ResizeArgs& args, const Parallel& parallel);
+void resize_backward_cpu(const ResizeArgs& args, const Parallel& parallel);
+
+// The CUDA launchers queue on `stream` (a cudaStream_t) and return null, or the text of the launch
+// error.
+const char* sample_forward_cuda(const SampleArgs& args, void* stream);
+const char* sample_backward_cuda(const SampleArgs& args, void* stream);
+const char* resize_forward_cuda(const ResizeArgs& args, void* stream);
+const char* resize_backward_cuda(const ResizeArgs& args, void* stream);
+
+}  // namespace deepatlas

@@ -1,0 +1,33 @@
+// Device side of a launch: grid-stride loop over a functor, atomic add, launch error as text.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace deepatlas {
+
+template <class Index, class Functor>
+__global__ void __launch_bounds__(256) for_each_kernel(Index count, const Functor functor) {
+  const Index stride = Index(gridDim.x) * Index(blockDim.x);
+  for (Index i = Index(blockIdx.x) * Index(blockDim.x) + Index(threadIdx.x); i < count;
+       i += stride) {
+    functor(i);
+  }
+}
+
+// Null on success. The stream belongs to the current device: ops.cpp holds the device guard.
+template <class Index, class Functor>
+const char* for_each_cuda(int64_t count, const Functor& functor, void* stream) {
+  if (count <= 0) return nullptr;
+  const int64_t threads = 256;
+  const int64_t wanted = (count + threads - 1) / threads;
+  const int64_t most = int64_t(1) << 20;  // grid-stride beyond; keeps i + stride inside 32 bits
+  const unsigned blocks = unsigned(wanted < most ? wanted : most);
+  for_each_kernel<Index, Functor>
+      <<<blocks, unsigned(threads), 0, static_cast<cudaStream_t>(stream)>>>(Index(count), functor);
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+}  // namespace deepatlas

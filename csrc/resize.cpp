@@ -1,0 +1,223 @@
+// Resizing on the CPU, axis by axis: rows of the volume are blended whole (contiguous, vectorised)
+// and only the last axis needs a table of indices.
+#include "resize.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace deepatlas {
+namespace {
+
+// The linear axis of every output index.
+template <class T>
+struct AxisTable {
+  std::vector<int32_t> base;
+  std::vector<T> w0, w1;
+  int32_t step;  // to the second voxel: 0 on an axis of size 1
+
+  AxisTable(int32_t in, int32_t out) : base(out), w0(out), w1(out), step(in > 1) {
+    const AxisMap<T> map(in, out);
+    for (int32_t i = 0; i < out; ++i) {
+      const LinearAxis<T> axis = locate_linear<kBorder>(map(i), in);
+      base[i] = axis.base;
+      w0[i] = axis.w0;
+      w1[i] = axis.w1;
+    }
+  }
+};
+
+// The adjoint of an AxisTable: which outputs [begin, begin + count) touch an input index, how
+// strongly. Weights are padded with zeros to `most` an index, index-minor, so that the last axis
+// vectorises.
+template <class T>
+struct AdjointTable {
+  std::vector<int32_t> begin, count;
+  std::vector<T> weight;  // [most][in]
+  int32_t most = 0;
+
+  AdjointTable(int32_t in, int32_t out) : begin(in, 0), count(in, 0) {
+    const AxisTable<T> table(in, out);
+    const auto visit = [&](auto&& f) {
+      for (int32_t i = 0; i < out; ++i) {
+        f(table.base[i], i, table.w0[i]);
+        if (table.step > 0) f(table.base[i] + 1, i, table.w1[i]);
+      }
+    };
+    // Every output between the first and the last of an input index touches it: positions ascend.
+    visit([&](int32_t j, int32_t i, T) {
+      if (count[j] == 0) begin[j] = i;
+      count[j] = i - begin[j] + 1;
+    });
+    for (const int32_t n : count) most = std::max(most, n);
+    // Padded reads must stay inside the axis.
+    for (int32_t& first : begin) first = std::min(first, out - most);
+    weight.assign(size_t(most) * in, T(0));
+    visit([&](int32_t j, int32_t i, T w) { weight[size_t(i - begin[j]) * in + j] += w; });
+    for (int32_t j = 0; j < in; ++j) {
+      count[j] = most;
+      while (count[j] > 0 && at(j, count[j] - 1, in) == T(0)) --count[j];
+    }
+  }
+  T at(int32_t j, int32_t k, int32_t in) const { return weight[size_t(k) * in + j]; }
+};
+
+template <class S, class T>
+void blend2(const S* __restrict a, const S* __restrict b, T wa, T wb, int32_t n,
+            T* __restrict out) {
+  for (int32_t i = 0; i < n; ++i) out[i] = wa * load(a[i]) + wb * load(b[i]);
+}
+
+template <class S, class T>
+void blend4(const S* const* rows, const T* w, int32_t n, T* __restrict out) {
+  const S* __restrict a = rows[0], * __restrict b = rows[1], * __restrict c = rows[2], * __restrict d = rows[3];
+  const T wa = w[0], wb = w[1], wc = w[2], wd = w[3];
+  for (int32_t i = 0; i < n; ++i) {
+    out[i] = wa * load(a[i]) + wb * load(b[i]) + wc * load(c[i]) + wd * load(d[i]);
+  }
+}
+
+// Interpolates a row along x.
+template <class S, class T>
+void stretch(const T* __restrict row, const AxisTable<T>& x, S* __restrict out) {
+  const int32_t n = int32_t(x.base.size()), step = x.step;
+  const int32_t* __restrict base = x.base.data();
+  const T* __restrict w0 = x.w0.data(), * __restrict w1 = x.w1.data();
+  for (int32_t i = 0; i < n; ++i)
+    store(out + i, w0[i] * row[base[i]] + w1[i] * row[base[i] + step]);
+}
+
+template <class S, class T>
+void narrow(const T* __restrict from, int32_t n, S* __restrict to) {
+  for (int32_t i = 0; i < n; ++i) store(to + i, from[i]);
+}
+
+// More output rows than input rows: an input row, blended along z and stretched along x, serves
+// several output rows, so it is kept.
+template <class S, class T>
+struct Upsampler {
+  const AxisTable<T>&z, &y, &x;
+  Shape3 in, out;
+  std::vector<T> blended, kept[2], line;
+  int64_t plane[2] = {-1, -1};  // (item, output z) and input y held in kept[]
+  int32_t held[2] = {-1, -1};
+
+  Upsampler(const AxisTable<T>& z, const AxisTable<T>& y, const AxisTable<T>& x, Shape3 in,
+            Shape3 out)
+      : z(z), y(y), x(x), in(in), out(out), blended(in.w), line(out.w) {
+    kept[0].resize(out.w);
+    kept[1].resize(out.w);
+  }
+
+  const T* fetch(const S* volume, int64_t key, int32_t zi, int32_t row, int avoid, int& slot) {
+    for (slot = 0; slot < 2; ++slot) {
+      if (plane[slot] == key && held[slot] == row) return kept[slot].data();
+    }
+    slot = avoid == 0 ? 1 : 0;
+    if (avoid < 0 && plane[0] == key && held[0] > held[1]) slot = 1;  // rows ascend: drop the older
+    const S* a = volume + (int64_t(z.base[zi]) * in.h + row) * in.w;
+    blend2(a, a + int64_t(z.step) * in.h * in.w, z.w0[zi], z.w1[zi], in.w, blended.data());
+    stretch(blended.data(), x, kept[slot].data());
+    plane[slot] = key;
+    held[slot] = row;
+    return kept[slot].data();
+  }
+
+  void row(const S* volume, int64_t key, int32_t zi, int32_t yi, S* target) {
+    int slot, other;
+    const T* a = fetch(volume, key, zi, y.base[yi], -1, slot);
+    const T* b = fetch(volume, key, zi, y.base[yi] + y.step, slot, other);
+    blend2(a, b, y.w0[yi], y.w1[yi], out.w, line.data());
+    narrow(line.data(), out.w, target);
+  }
+};
+
+template <class S>
+void forward(const ResizeArgs& a, const Parallel& parallel) {
+  using T = Accumulate<S>;
+  const AxisTable<T> z(a.in.d, a.out.d), y(a.in.h, a.out.h), x(a.in.w, a.out.w);
+  const bool up = a.out.h > a.in.h;
+  const int64_t voxels = a.in.voxels(), lines = a.items * a.out.d * a.out.h;
+  parallel(lines, std::max<int64_t>(1, 16384 / a.out.w), [&](int64_t begin, int64_t end) {
+    Upsampler<S, T> upsampler(z, y, x, a.in, a.out);
+    std::vector<T> blended(a.in.w);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t key = i / a.out.h, item = key / a.out.d;
+      const int32_t yi = int32_t(i - key * a.out.h), zi = int32_t(key - item * a.out.d);
+      const S* volume = static_cast<const S*>(a.source) + item * voxels;
+      S* target = static_cast<S*>(a.target) + i * a.out.w;
+      if (up) {
+        upsampler.row(volume, key, zi, yi, target);
+        continue;
+      }
+      const S* p = volume + (int64_t(z.base[zi]) * a.in.h + y.base[yi]) * a.in.w;
+      const S* q = p + int64_t(z.step) * a.in.h * a.in.w;
+      const int64_t step = int64_t(y.step) * a.in.w;
+      const S* rows[4] = {p, p + step, q, q + step};
+      const T w[4] = {z.w0[zi] * y.w0[yi], z.w0[zi] * y.w1[yi], z.w1[zi] * y.w0[yi],
+                      z.w1[zi] * y.w1[yi]};
+      blend4(rows, w, a.in.w, blended.data());
+      stretch(blended.data(), x, target);
+    }
+  });
+}
+
+template <class S, class T>
+void add_row(const S* __restrict row, T w, int32_t n, T* __restrict sum) {
+  for (int32_t i = 0; i < n; ++i) sum[i] += w * load(row[i]);
+}
+
+constexpr int32_t kTile = 16;  // input rows a task: the output rows they share are gathered once
+
+// Gathered by each input voxel along z, then y, then x: no two tasks write the same voxel.
+template <class S>
+void backward(const ResizeArgs& a, const Parallel& parallel) {
+  using T = Accumulate<S>;
+  const AdjointTable<T> z(a.in.d, a.out.d), y(a.in.h, a.out.h), x(a.in.w, a.out.w);
+  const int32_t w = a.out.w;
+  const int64_t tiles = (a.in.h + kTile - 1) / kTile;
+  parallel(a.items * a.in.d * tiles, 1, [&](int64_t begin, int64_t end) {
+    std::vector<T> gathered, line(w), result(a.in.w);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t plane = task / tiles, item = plane / a.in.d;
+      const int32_t zi = int32_t(plane - item * a.in.d);
+      const int32_t first = int32_t(task - plane * tiles) * kTile,
+                    last = std::min(first + kTile, a.in.h);
+      int32_t low = a.out.h, high = 0;
+      for (int32_t j = first; j < last; ++j) {
+        low = std::min(low, y.begin[j]);
+        high = std::max(high, y.begin[j] + y.count[j]);
+      }
+      high = std::max(high, low);
+      gathered.assign(int64_t(high - low) * w, T(0));
+      for (int32_t k = 0; k < z.count[zi]; ++k) {
+        const int64_t level = item * a.out.d + z.begin[zi] + k;
+        const S* grad = static_cast<const S*>(a.source) + (level * a.out.h + low) * w;
+        add_row(grad, z.at(zi, k, a.in.d), (high - low) * w, gathered.data());
+      }
+      for (int32_t j = first; j < last; ++j) {
+        std::fill(line.begin(), line.end(), T(0));
+        for (int32_t k = 0; k < y.count[j]; ++k) {
+          add_row(&gathered[int64_t(y.begin[j] + k - low) * w], y.at(j, k, a.in.h), w, line.data());
+        }
+        std::fill(result.begin(), result.end(), T(0));
+        for (int32_t k = 0; k < x.most; ++k) {
+          const T* __restrict weight = &x.weight[size_t(k) * a.in.w];
+          for (int32_t i = 0; i < a.in.w; ++i) result[i] += weight[i] * line[x.begin[i] + k];
+        }
+        narrow(result.data(), a.in.w, static_cast<S*>(a.target) + (plane * a.in.h + j) * a.in.w);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void resize_forward_cpu(const ResizeArgs& args, const Parallel& parallel) {
+  with_scalar(args.scalar, [&](auto s) { forward<decltype(s)>(args, parallel); });
+}
+
+void resize_backward_cpu(const ResizeArgs& args, const Parallel& parallel) {
+  with_scalar(args.scalar, [&](auto s) { backward<decltype(s)>(args, parallel); });
+}
+
+}  // namespace deepatlas

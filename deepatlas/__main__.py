@@ -1,0 +1,5 @@
+"""``python -m deepatlas <command>``."""
+
+from deepatlas.cli import main
+
+raise SystemExit(main())

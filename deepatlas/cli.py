@@ -1,0 +1,159 @@
+"""``deepatlas <command>``: the command line, one command per step from CT to masks, points and reports."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from deepatlas import commands as run
+from deepatlas.errors import DeepAtlasError
+
+PROGRAM = run.PROGRAM
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; ``train`` passes everything on to ``deepatlas.train``."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="One coordinate for every point of the body: find anatomy in CT from one example.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        command.set_defaults(run=run)
+        command.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+        command.add_argument("--quiet", action="store_true", help="no progress on stderr")
+        return command
+
+    def needs_model(command: argparse.ArgumentParser, template: bool = False) -> None:
+        command.add_argument(
+            "--model", required=True, metavar="M", help="run folder, model file or shipped name"
+        )
+        command.add_argument("--device", help="cpu, cuda … (default: a GPU if there is one)")
+        if template:
+            command.add_argument(
+                "--template", required=True, type=Path, metavar="T", help="file of `template`"
+            )
+            command.add_argument(
+                "--any-model", action="store_true", help="accept a template of another model"
+            )
+            command.add_argument(
+                "--threshold", type=_fraction, default=0.5, help="mask value that counts (0.5)"
+            )
+
+    def is_strict(command: argparse.ArgumentParser) -> None:
+        command.add_argument(
+            "--strict", action="store_true", help="stop at the first bad exam instead of skipping it"
+        )
+
+    # Only for its line in --help: main() hands the arguments of train on before this parser sees them.
+    commands.add_parser("train", help="learn the coordinates from a cohort", add_help=False)
+
+    c = add("prepare", run.prepare, "turn a data directory into one HDF5 dataset for training")
+    c.add_argument(
+        "src", type=Path, metavar="SRC", help="data directory: <exam>/ct.nii.gz [seg.nii.gz], labels.json"
+    )
+    c.add_argument("dst", type=Path, metavar="DST", help="HDF5 file to write")
+    c.add_argument("--crop", choices=("foreground",), help="crop every exam to the patient first")
+    is_strict(c)
+
+    c = add("template", run.template, "solve for masks in coordinate space from labelled exams (eq. 14)")
+    needs_model(c)
+    c.add_argument("--data", required=True, type=Path, metavar="DIR", help="data directory with seg files")
+    c.add_argument("--exams", nargs="+", metavar="ID", help="use these exams only (default: all labelled)")
+    c.add_argument("--structures", nargs="+", metavar="NAME", help="these structures only (default: all)")
+    c.add_argument(
+        "--size", type=_positive, help="template voxels per axis (default 128, or the atlas's if larger)"
+    )
+    c.add_argument("--out", required=True, type=Path, metavar="T", help="template file to write (.h5)")
+    is_strict(c)
+
+    c = add("segment", run.segment, "carry template masks onto exams, on each exam's own grid")
+    needs_model(c, template=True)
+    c.add_argument("exams", nargs="+", metavar="EXAM", help="image file, exam folder or data directory")
+    c.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="folder for <exam>.nii.gz and labels.json"
+    )
+    c.add_argument(
+        "--suffix", default=".nii.gz", choices=(".nii.gz", ".nii", ".nrrd", ".mha"), help="file format"
+    )
+    is_strict(c)
+
+    c = add("locate", run.locate, "find points of one exam in others")
+    needs_model(c)
+    c.add_argument(
+        "--from", required=True, type=Path, dest="source", metavar="A", help="exam that the points are in"
+    )
+    c.add_argument("--to", required=True, nargs="+", metavar="B", help="exams to find them in")
+    c.add_argument("--points", required=True, type=Path, metavar="P", help="CSV with name,x,y,z in RAS mm")
+    c.add_argument(
+        "--out", required=True, type=Path, metavar="OUT", help="CSV: target,name,x,y,z,residual_mm,found"
+    )
+    is_strict(c)
+
+    c = add("evaluate", run.evaluate, "score one-shot segmentation on labelled exams")
+    needs_model(c, template=True)
+    c.add_argument("--data", required=True, type=Path, metavar="DIR", help="data directory with seg files")
+    c.add_argument("--exams", nargs="+", metavar="ID", help="these exams only (default: all labelled)")
+    c.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="metrics.csv, summary.json, report.html"
+    )
+    c.add_argument(
+        "--hd95", default="mean", choices=("mean", "max", "pooled"), help="HD95 convention (mean: eq. 16)"
+    )
+    c.add_argument(
+        "--convention", default="radiological", choices=("radiological", "neurological"), help="of pictures"
+    )
+    c.add_argument("--no-pictures", action="store_true", help="table only")
+    is_strict(c)
+
+    c = add("phantom", run.phantom, "write a cohort of synthetic exams with known anatomy")
+    c.add_argument("out", type=Path, metavar="OUT", help="data directory to make")
+    c.add_argument("--exams", type=int, default=8, metavar="N", help="how many (8)")
+    c.add_argument("--seed", type=int, default=0, metavar="S", help="cohort seed (0)")
+
+    c = add("info", run.info, "versions, devices, kernel backend and the model's card")
+    c.add_argument("model", nargs="?", metavar="MODEL", help="run folder, model file or shipped name")
+    c.set_defaults(device=None)
+    return parser
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be in (0, 1], got {text}")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError(f"must be at least 2, got {text}")
+    return value
+
+
+def guarded(run: Callable[..., int], *arguments: object) -> int:
+    """``run(*arguments)`` with an error or Ctrl-C as one line on stderr; returns the exit code (1, 130)."""
+    try:
+        return run(*arguments)
+    except BrokenPipeError:  # the reader of our output (head, less) has gone
+        sys.stderr.close()
+        return 1
+    except (DeepAtlasError, OSError) as error:
+        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns 0 when done, 1 when not (one line on stderr), 2 on usage, 130 on Ctrl-C."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["train"]:
+        return guarded(run.train, argv[1:])
+    args = build_parser().parse_args(argv)
+    return guarded(args.run, args)

@@ -1,0 +1,245 @@
+"""Every setting of a run, its presets, and overrides of the form ``section.key=value``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+
+from deepatlas.errors import DeepAtlasError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How exams become network input (section 5.5.2)."""
+
+    crop: str | None = None  # "foreground": cut to the patient before the fixed-shape resampling
+    holdout: int = 8  # labelled exams kept out of training for the one-shot score, where no test set is given
+    scale: tuple[float, float] = (0.7, 1.3)  # augmentation ranges of section 5.5.2
+    rotation: float = 0.5  # radians
+    translation: float = 0.25  # normalised: 8 voxels of 64
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Shape of the network (sections 2.2 and 5.2.1)."""
+
+    size: int = 64
+    fold: int = 1  # blocks of fold**3 input voxels become channels (CPU presets; 1 is the paper)
+    channels: tuple[int, ...] = (8, 16, 32, 64, 128)
+    features: int = 128  # K, the fixed depth of the head feature maps
+    groups: int = 8
+    head_kernel: int = 3  # of the convolution shared by all heads
+    finest_level: int = 0  # last level that is trained and used
+    atlas_size: int = 128
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Feature autoencoder (section 5.3)."""
+
+    channels: tuple[int, ...] = (8, 16)
+    steps: int = 20_000
+    batch: int = 16
+    lr: float = 5e-3
+    decay: float = 0.995  # every 50 steps
+
+
+@dataclass(frozen=True)
+class CoarseConfig:
+    """Supervised pretraining on known crops of the template exam (section 5.2.5)."""
+
+    steps: int = 2_000
+    batch: int = 16
+    lr: float = 5e-3
+    crop: float = 0.4  # smallest fraction of the body axis that a random crop keeps
+    elastic: float = 0.08  # standard deviation of a smooth random displacement, normalised; 0 turns it off
+    contrast: float = 0.3  # strength of random intensity changes
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights and forms of the losses (sections 2.3 and 5.1); the paper leaves the weights open."""
+
+    size: int = 64  # voxels per axis of the grid on which the losses are evaluated
+    explicit: float = 1.0
+    implicit: float = 1.0
+    smoothness: float = 0.5
+    prewitt: float = 0.5
+    similarity: str = "features"  # features | intensity | mse
+    window: int | None = None  # NCC window in voxels of the loss grid; None is the global form of eq. 9
+    orthonormality: str = "det"
+    iterations: int = 20  # of the recursion, eq. 6
+    step: str = "moving"
+    min_overlap: float = 0.05  # pairs that share less of the fixed foreground do not count
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Staged optimisation (sections 5.2.3 and 5.2.6)."""
+
+    steps: tuple[int, ...] = (7_500, 7_500, 7_500, 7_500, 7_500)  # coarsest level first
+    batch: int = 64
+    lr: float = 5e-3
+    level_decay: float = 0.5
+    decay: float = 0.995  # every 50 steps
+    warmup: int = 500
+    warmup_from: float = 0.1
+    atlas_lr: float = 1.0  # factor on the learning rate
+    clip: float = 2.0  # gradient norm
+    average: float = 0.0  # decay of a running mean of the weights, which is what is kept; 0 turns it off
+    head_steps: int = 200  # warm start of a new head (section 5.2.3)
+    extent: float = 0.85  # half-width of the seed exam in coordinate space
+    checkpoint_minutes: float = 5.0
+
+
+@dataclass(frozen=True)
+class PhantomConfig:
+    """The cohort that is made when no data are given."""
+
+    train: int = 48
+    test: int = 8
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run. ``preset`` names where it started."""
+
+    preset: str = "paper"
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    coarse: CoarseConfig = field(default_factory=CoarseConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    phantom: PhantomConfig = field(default_factory=PhantomConfig)
+
+    def to_dict(self) -> dict:
+        """Plain JSON types."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Config:
+        """Inverse of :meth:`to_dict`; a key that does not exist is an error that names it."""
+        return _build(cls, values, "config")
+
+    def override(self, assignments: list[str]) -> Config:
+        """A copy with ``section.key=value`` changes, values in JSON (bare words are strings)."""
+        values = self.to_dict()
+        for text in assignments:
+            path, separator, raw = text.partition("=")
+            keys = path.strip().split(".")
+            node = values
+            for key in keys[:-1]:
+                node = node.get(key) if isinstance(node, dict) else None
+            if not separator or not isinstance(node, dict) or keys[-1] not in node:
+                raise DeepAtlasError(
+                    f"setting {text!r} is not known: write section.key=value, for example train.batch=4; "
+                    f"sections are {', '.join(k for k, v in self.to_dict().items() if isinstance(v, dict))}"
+                )
+            try:
+                node[keys[-1]] = json.loads(raw)
+            except json.JSONDecodeError:
+                node[keys[-1]] = raw
+        return Config.from_dict(values)
+
+    def validate(self) -> Config:
+        """Raise on combinations that cannot run; returns itself."""
+        net, loss, train = self.network, self.loss, self.train
+        levels = len(net.channels)
+        checks = [
+            (net.size in (16, 32, 64, 128), "network.size", "16, 32, 64 or 128", net.size),
+            (net.fold in (1, 2, 4), "network.fold", "1, 2 or 4", net.fold),
+            (net.size // net.fold >> (levels - 1) >= 2, "network.channels", "a coarsest level of at least 2 voxels", levels),
+            (0 <= net.finest_level < levels, "network.finest_level", f"in 0..{levels - 1}", net.finest_level),
+            (
+                len(train.steps) == levels - net.finest_level,
+                "train.steps",
+                f"one number for each of the {levels - net.finest_level} trained levels",
+                list(train.steps),
+            ),
+            (all(s >= 0 for s in train.steps), "train.steps", "not negative", list(train.steps)),
+            (loss.size in (8, 16, 32, 64, 128) and loss.size <= net.size, "loss.size", "a power of two up to network.size",
+             loss.size),
+            (loss.similarity in ("features", "intensity", "mse"), "loss.similarity", "features, intensity or mse",
+             loss.similarity),
+            (loss.window is None or (loss.window % 2 == 1 and loss.window > 0), "loss.window", "odd or null", loss.window),
+            (train.batch >= 2, "train.batch", "at least 2 (the implicit loss needs pairs)", train.batch),
+            (self.data.crop in (None, "foreground"), "data.crop", "null or foreground", self.data.crop),
+            (0 < train.extent <= 1, "train.extent", "in (0, 1]", train.extent),
+            (0 <= train.average < 1, "train.average", "in [0, 1)", train.average),
+        ]  # fmt: skip
+        for good, key, expected, got in checks:
+            if not good:
+                raise DeepAtlasError(f"setting {key} must be {expected}, got {got}")
+        return self
+
+
+def preset(name: str) -> Config:
+    """A named starting point: ``tiny`` (minutes on a CPU), ``small`` (an hour on a CPU), ``paper`` (the publication)."""
+    if name not in PRESETS:
+        raise DeepAtlasError(f"preset {name!r} is not known: choose {', '.join(PRESETS)}")
+    return PRESETS[name].validate()
+
+
+def _build(kind, values, where):
+    if not isinstance(values, dict):
+        raise DeepAtlasError(f"{where} must be a table of settings, got {values!r}")
+    hints = typing.get_type_hints(kind)
+    unknown = set(values) - set(hints)
+    if unknown:
+        raise DeepAtlasError(f"{where}: unknown setting {sorted(unknown)[0]!r}; known are {', '.join(hints)}")
+    return kind(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in values.items()})
+
+
+def _convert(hint, value, where):
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where)
+    if isinstance(hint, types.UnionType):
+        if value is None and type(None) in hint.__args__:
+            return None
+        hint = next(h for h in hint.__args__ if h is not type(None))
+    if typing.get_origin(hint) is tuple:
+        items = typing.get_args(hint)
+        if isinstance(value, (list, tuple)) and (items[-1] is Ellipsis or len(value) == len(items)):
+            return tuple(_convert(items[0], v, where) for v in value)
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif type(value) is hint:
+        return value
+    name = getattr(hint, "__name__", None) or str(hint)
+    raise DeepAtlasError(f"setting {where.removeprefix('config.')} must be of type {name}, got {value!r}")
+
+
+PRESETS = {
+    "tiny": Config(
+        preset="tiny",
+        network=NetworkConfig(
+            size=32, channels=(8, 16, 32, 64), features=32, head_kernel=1, atlas_size=64
+        ),
+        autoencoder=AutoencoderConfig(steps=200, batch=8, decay=0.9),
+        coarse=CoarseConfig(steps=300, batch=8, lr=2e-3),
+        loss=LossConfig(size=32),
+        train=TrainConfig(
+            steps=(50, 100, 200, 300), batch=6, lr=2e-3, level_decay=0.8, warmup=20, head_steps=0, atlas_lr=0.5
+        ),
+    ),
+    "small": Config(
+        preset="small",
+        data=DataConfig(crop="foreground"),
+        network=NetworkConfig(
+            size=64, fold=2, channels=(16, 32, 64, 64), features=32, head_kernel=1, atlas_size=128
+        ),
+        autoencoder=AutoencoderConfig(steps=300, batch=8, decay=0.9),
+        coarse=CoarseConfig(steps=500, batch=4, lr=2e-3),
+        loss=LossConfig(size=32),
+        train=TrainConfig(
+            steps=(50, 150, 400, 600), batch=4, lr=2e-3, level_decay=0.8, warmup=20, head_steps=0, atlas_lr=0.5
+        ),
+    ),
+    "paper": Config(),
+}

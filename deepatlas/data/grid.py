@@ -1,0 +1,236 @@
+"""The physical space of a voxel array: shape and affine, carried exactly through every step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from deepatlas.errors import DataError
+
+# Largest cosine between two axes that still counts as a right angle (0.06 degrees).
+SHEAR_TOLERANCE = 1e-3
+
+Shape = tuple[int, int, int]
+
+
+def _halves(shape: Shape) -> NDArray[np.float64]:
+    """Voxels per unit of normalised coordinate, (x, y, z).
+
+    An axis of size 1 has its voxel at 0 and, so that the map stays invertible, half a voxel per unit.
+    """
+    return np.array([max(n - 1, 1) / 2 for n in reversed(shape)], dtype=np.float64)
+
+
+def _centre(shape: Shape) -> NDArray[np.float64]:
+    return np.array([(n - 1) / 2 for n in reversed(shape)], dtype=np.float64)
+
+
+def _triple(value: int | Sequence[int], what: str) -> Shape:
+    values = (value,) * 3 if isinstance(value, int | np.integer) else tuple(value)
+    if len(values) != 3:
+        raise ValueError(f"Grid: {what} must be one integer or three (z, y, x), got {value!r}")
+    return tuple(int(v) for v in values)  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A voxel array's place in the world.
+
+    ``shape`` is (D, H, W), in the order of the array's axes z, y, x. ``affine`` is the 4x4 float64 matrix
+    from voxel indices (x, y, z) to RAS+ millimetres (x to the right, y to the front, z to the head): what
+    nibabel calls the affine of the array transposed to x, y, z. Points are ``[..., 3]`` in x, y, z order
+    everywhere.
+
+    Normalised coordinates are corner-aligned: -1 is the centre of the first voxel of an axis, +1 the centre
+    of the last; an axis of size 1 sits at 0.
+
+    Raises :class:`~deepatlas.errors.DataError` if the shape holds no voxel, or the affine is not finite,
+    not invertible or sheared.
+    """
+
+    shape: Shape
+    affine: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        shape = _triple(self.shape, "shape")
+        if min(shape) < 1:
+            raise DataError(f"grid of shape {shape} (z, y, x) holds no voxel; every axis needs at least one")
+        affine = np.array(self.affine, dtype=np.float64)
+        if affine.shape != (4, 4):
+            raise DataError(f"grid affine must be 4x4, got shape {affine.shape}")
+        if not np.isfinite(affine).all():
+            raise DataError(
+                "grid affine holds NaN or infinite numbers; write the file again with a valid geometry"
+            )
+        if not np.allclose(affine[3], (0, 0, 0, 1)):
+            raise DataError(f"grid affine must end in the row 0 0 0 1, got {affine[3].tolist()}")
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        if spacing.min() < 1e-9:
+            raise DataError(
+                f"grid spacing {np.round(spacing, 6).tolist()} mm (x, y, z) holds a zero; "
+                "write the file again with the true voxel size"
+            )
+        cosines = (affine[:3, :3] / spacing).T @ (affine[:3, :3] / spacing)
+        shear = float(np.abs(cosines - np.eye(3)).max())
+        if shear > SHEAR_TOLERANCE:
+            raise DataError(
+                f"grid axes are not at right angles (cosine {shear:.4f}), as after a gantry tilt; "
+                "resample the exam to orthogonal axes first (dcm2niix does it on conversion)"
+            )
+        affine.setflags(write=False)
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "affine", affine)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Grid):
+            return NotImplemented
+        return self.shape == other.shape and bool(np.array_equal(self.affine, other.affine))
+
+    def __hash__(self) -> int:
+        return hash((self.shape, self.affine.tobytes()))
+
+    @classmethod
+    def from_spacing(
+        cls, shape: Shape, spacing: ArrayLike = (1.0, 1.0, 1.0), origin: ArrayLike = (0.0, 0.0, 0.0)
+    ) -> Grid:
+        """An axis-aligned RAS+ grid; ``spacing`` and ``origin`` (first voxel's centre) are x, y, z in mm."""
+        affine = np.diag([*np.broadcast_to(np.asarray(spacing, dtype=np.float64), 3), 1.0])
+        affine[:3, 3] = origin
+        return cls(shape, affine)
+
+    # -- measures ---------------------------------------------------------------------------------
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size (x, y, z) in mm."""
+        return tuple(float(s) for s in np.linalg.norm(self.affine[:3, :3], axis=0))  # type: ignore[return-value]
+
+    @property
+    def voxel_volume(self) -> float:
+        """Volume of a voxel in cubic millimetres."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])))
+
+    @property
+    def extent(self) -> tuple[float, float, float]:
+        """Size of the field of view (x, y, z) in mm, outer face to outer face."""
+        return tuple(s * n for s, n in zip(self.spacing, reversed(self.shape), strict=True))  # type: ignore
+
+    def corners(self) -> NDArray[np.float64]:
+        """World positions ``[8, 3]`` in mm of the eight corner voxels' centres."""
+        last = np.array([n - 1 for n in reversed(self.shape)])
+        return self.voxel_to_world(np.array(list(np.ndindex(2, 2, 2))) * last)
+
+    def matches(self, other: Grid, tolerance: float = 0.1) -> bool:
+        """Same shape, and every voxel within ``tolerance`` voxels of its counterpart."""
+        if self.shape != other.shape:
+            return False
+        return bool(
+            np.abs(self.world_to_voxel(other.corners()) - self.world_to_voxel(self.corners())).max()
+            < tolerance
+        )
+
+    # -- point maps -------------------------------------------------------------------------------
+
+    @property
+    def normalized_affine(self) -> NDArray[np.float64]:
+        """4x4 matrix from normalised coordinates (x, y, z) to millimetres."""
+        to_voxel = np.diag([*_halves(self.shape), 1.0])
+        to_voxel[:3, 3] = _centre(self.shape)
+        return self.affine @ to_voxel
+
+    def voxel_to_world(self, points: ArrayLike) -> NDArray[np.float64]:
+        """Voxel indices ``[..., 3]`` (x, y, z), fractions allowed, to mm."""
+        return _apply(self.affine, points)
+
+    def world_to_voxel(self, points: ArrayLike) -> NDArray[np.float64]:
+        """Millimetres ``[..., 3]`` to fractional voxel indices (x, y, z)."""
+        return _apply(np.linalg.inv(self.affine), points)
+
+    def normalized_to_world(self, coords: ArrayLike) -> NDArray[np.float64]:
+        """Normalised coordinates ``[..., 3]`` (x, y, z) to mm."""
+        return _apply(self.normalized_affine, coords)
+
+    def world_to_normalized(self, points: ArrayLike) -> NDArray[np.float64]:
+        """Millimetres ``[..., 3]`` to normalised coordinates (x, y, z); outside the grid they pass 1."""
+        return _apply(np.linalg.inv(self.normalized_affine), points)
+
+    def theta_from(self, target: Grid) -> NDArray[np.float64]:
+        """``[3, 4]`` matrix from ``target``'s normalised coordinates to this grid's.
+
+        ``ops.affine_resample(volume_on_self, theta, target.shape)`` then pulls the volume onto ``target``.
+        """
+        return (np.linalg.inv(self.normalized_affine) @ target.normalized_affine)[:3]
+
+    def identity(self) -> NDArray[np.float32]:
+        """Normalised coordinates ``[3, D, H, W]`` (channels x, y, z) of the voxel centres."""
+        axes = [np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in self.shape]
+        return np.stack(np.meshgrid(*axes, indexing="ij")[::-1]).astype(np.float32)
+
+    # -- derived grids ----------------------------------------------------------------------------
+
+    def resized(self, shape: int | Sequence[int]) -> Grid:
+        """The grid after a corner-aligned resize: normalised coordinates keep their place in the world."""
+        shape = _triple(shape, "shape")
+        if min(shape) < 1:
+            raise DataError(
+                f"cannot resize a grid to shape {shape} (z, y, x); every axis needs at least one voxel"
+            )
+        from_new = np.diag([*1 / _halves(shape), 1.0])
+        from_new[:3, 3] = -_centre(shape) / _halves(shape)
+        return Grid(shape, self.normalized_affine @ from_new)
+
+    def pooled(self, kernel: int | Sequence[int]) -> Grid:
+        """The grid after average pooling with stride = ``kernel`` (an integer or (z, y, x)), rests dropped.
+
+        A pooled voxel sits at the centre of its block, so the first one moves inward by (k - 1) / 2 input
+        voxels.
+        """
+        kernel = _triple(kernel, "kernel")
+        if min(kernel) < 1 or any(k > n for k, n in zip(kernel, self.shape, strict=True)):
+            raise DataError(f"cannot pool a grid of shape {self.shape} by {kernel} (z, y, x)")
+        k = np.array(kernel[::-1], dtype=np.float64)
+        from_new = np.diag([*k, 1.0])
+        from_new[:3, 3] = (k - 1) / 2
+        return Grid(tuple(n // s for n, s in zip(self.shape, kernel, strict=True)), self.affine @ from_new)
+
+    def cropped(self, start: Sequence[int], shape: Sequence[int]) -> Grid:
+        """The grid of ``array[z0:z0+d, y0:y0+h, x0:x0+w]``; ``start`` may be negative (padding)."""
+        from_new = np.eye(4)
+        from_new[:3, 3] = _triple(start, "start")[::-1]
+        return Grid(_triple(shape, "shape"), self.affine @ from_new)
+
+    def canonical(self) -> tuple[Grid, Shape, tuple[int, ...]]:
+        """The closest RAS+ grid reached by permuting and flipping axes alone.
+
+        Returns ``(grid, axes, flips)``: ``np.flip(array.transpose(axes), flips)`` lives on ``grid``, whose
+        voxel axes x, y, z run to the right, the front and the head as nearly as the oblique angle lets
+        them.
+        """
+        cosines = self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0)
+        # source[w] is the old voxel axis that lies best along world axis w; rounding settles 45-degree ties.
+        source = max(
+            permutations(range(3)), key=lambda p: round(sum(abs(cosines[w, p[w]]) for w in range(3)), 6)
+        )
+        from_new = np.zeros((4, 4))
+        from_new[3, 3] = 1
+        flipped = []
+        for world, old in enumerate(source):
+            negative = cosines[world, old] < 0
+            from_new[old, world] = -1 if negative else 1
+            from_new[old, 3] = self.shape[2 - old] - 1 if negative else 0
+            if negative:
+                flipped.append(2 - world)
+        axes = tuple(2 - source[2 - axis] for axis in range(3))
+        shape = tuple(self.shape[axis] for axis in axes)
+        return Grid(shape, self.affine @ from_new), axes, tuple(sorted(flipped))  # type: ignore[arg-type]
+
+
+def _apply(matrix: NDArray[np.float64], points: ArrayLike) -> NDArray[np.float64]:
+    points = np.asarray(points, dtype=np.float64)
+    if points.ndim == 0 or points.shape[-1] != 3:
+        raise ValueError(f"Grid: points must have shape [..., 3] (x, y, z), got {points.shape}")
+    return points @ matrix[:3, :3].T + matrix[:3, 3]

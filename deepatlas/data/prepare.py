@@ -1,0 +1,320 @@
+"""Build a store from a data directory: once, and whole or not at all.
+
+Finished exams are kept in a hidden folder beside the store until it is complete, so that an interrupted
+build goes on where it stopped. The store itself appears under its name only when it is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from deepatlas.data.cohort import Cohort, ExamFiles, find_exams
+from deepatlas.data.exam import ExamError, PreparedExam, prepare_exam
+from deepatlas.data.preprocess import CROPS
+from deepatlas.data.store import FINE, FORMAT, SIZE, VERSION, Store, StoreVersionError, is_store
+from deepatlas.errors import DataError
+from deepatlas.files import atomic_h5, write_error
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+# Raise when the same files would give other arrays, so that stores built before are built again.
+_RECIPE = 3
+
+_VOXELS = {"hu": (SIZE,) * 3, "mask": (SIZE,) * 3, "labels": (SIZE,) * 3, "labels_fine": (FINE,) * 3}
+
+
+def prepare_cohort(
+    root: str | os.PathLike[str],
+    store_path: str | os.PathLike[str],
+    *,
+    crop: str | None = None,
+    strict: bool = False,
+    progress: bool = True,
+    workers: int = 2,
+) -> Store:
+    """Prepare the exams of a data directory for training, or reuse the store if nothing has changed.
+
+    Args:
+        root: a data directory (see :func:`~deepatlas.data.cohort.find_exams`), or a store, which is opened
+            as it is.
+        store_path: the HDF5 file to write. An existing store there is reused when files, labels and options
+            are the same (path, size and modification time), and replaced otherwise; any other file is left
+            alone.
+        crop: ``"foreground"`` crops to the patient first, ``None`` keeps the whole field of view.
+        strict: stop at the first exam that cannot be used; otherwise it is skipped, listed on stderr, and
+            kept in ``store.skipped`` with the reason.
+        progress: show a bar (where tqdm is installed) and the list of skipped exams on stderr.
+        workers: threads.
+
+    Raises:
+        DataError: one line, for a data directory or store that cannot be used, a disk that cannot be
+            written, no usable exam at all, and (strict) the first bad exam.
+    """
+    if crop not in CROPS:
+        raise ValueError(f"prepare_cohort: crop must be None or 'foreground', got {crop!r}")
+    root, store_path = Path(root), Path(store_path)
+    if is_store(root):
+        return _open_as_is(root, crop)
+    cohort = find_exams(root)
+    if strict and cohort.skipped:
+        raise DataError(next(iter(cohort.skipped.values())))
+    sources, keys = _sources(cohort), {}
+    for exam in cohort.exams:
+        keys[exam.id] = _digest(
+            VERSION, _RECIPE, crop, str(exam.ct.resolve()), sources[exam.id], cohort.labels
+        )
+    fingerprint = _digest(
+        VERSION, _RECIPE, crop, str(root.resolve()), sources, cohort.labels, sorted(cohort.skipped)
+    )
+    meta: dict[str, Any] = {
+        "labels": cohort.labels,
+        "crop": crop,
+        "root": str(root.resolve()),
+        "sources": sources,
+        "fingerprint": fingerprint,
+        "skipped": dict(cohort.skipped),
+        "notes": {},
+    }
+    with _alone(store_path):
+        store = _reusable(store_path, fingerprint)
+        if store is None:
+            _build(store_path, cohort, keys, meta, strict, progress, workers)
+            store = Store(store_path)
+    if strict and store.skipped:
+        store.close()
+        raise DataError(next(iter(store.skipped.values())))
+    if progress and store.skipped:
+        print(f"skipped {len(store.skipped)} of {len(store) + len(store.skipped)} exams:", file=sys.stderr)
+        for exam, reason in store.skipped.items():
+            print(f"  {exam}: {reason}", file=sys.stderr)
+    return store
+
+
+def _build(
+    store_path: Path,
+    cohort: Cohort,
+    keys: dict[str, str],
+    meta: dict[str, Any],
+    strict: bool,
+    progress: bool,
+    workers: int,
+) -> None:
+    parts = store_path.with_name(f".{store_path.name}.parts")
+    try:
+        parts.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(parts, error) from error
+    ready: list[tuple[str, Path]] = []
+
+    def job(exam: ExamFiles) -> Path:
+        part = parts / f"{keys[exam.id]}.h5"
+        if not part.is_file():
+            _write_part(part, prepare_exam(exam, cohort.labels, meta["crop"]))
+        return part
+
+    try:
+        for exam, result in _bar(_in_order(job, cohort.exams, workers), len(cohort), progress):
+            try:
+                ready.append((exam.id, result()))
+            except ExamError as error:
+                if strict:
+                    raise DataError(error) from error
+                meta["skipped"][exam.id] = str(error)
+        if not ready:
+            first = next(iter(meta["skipped"].values()))
+            raise DataError(
+                f"{cohort.root}: none of its {len(meta['skipped'])} exams can be used; the first: {first}"
+            )
+        with atomic_h5(store_path) as file:
+            _assemble(file, ready, meta)
+    except DataError:
+        shutil.rmtree(parts, ignore_errors=True)  # bad data or a full disk: nothing to go on from
+        raise
+    shutil.rmtree(parts, ignore_errors=True)
+
+
+# -- sources and reuse ------------------------------------------------------------------------------
+
+
+def _sources(cohort: Cohort) -> dict[str, dict[str, Any]]:
+    return {
+        exam.id: {
+            "ct": exam.ct.relative_to(cohort.root).as_posix(),
+            "seg": exam.seg.relative_to(cohort.root).as_posix() if exam.seg else None,
+            "stat": [_stat(path) for path in (exam.ct, exam.seg) if path],
+        }
+        for exam in cohort.exams
+    }
+
+
+def _stat(path: Path) -> list[int]:
+    try:
+        status = path.stat()
+    except OSError:  # gone since it was listed: reading it will say so
+        return []
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _reusable(path: Path, fingerprint: str) -> Store | None:
+    """The store at ``path`` if it is up to date, None if it may be built; a foreign file is an error."""
+    if not path.exists():
+        return None
+    try:
+        store = Store(path)
+    except StoreVersionError:
+        return None
+    if store.fingerprint == fingerprint:
+        return store
+    store.close()
+    return None
+
+
+def _open_as_is(path: Path, crop: str | None) -> Store:
+    store = Store(path)
+    if store.crop != crop:
+        store.close()
+        raise DataError(
+            f"{path}: prepared with crop={store.crop}, not crop={crop}; choose that, or prepare it again"
+        )
+    return store
+
+
+@contextmanager
+def _alone(store_path: Path) -> Iterator[None]:
+    """Hold off other processes that want to build in this folder; they find the finished store afterwards."""
+    try:
+        store_path.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(store_path.parent, os.O_RDONLY)
+    except OSError as error:
+        raise write_error(store_path, error) from error
+    try:
+        if fcntl is not None:
+            with suppress(OSError):  # a file system without locks
+                try:
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    print(
+                        f"waiting for another process that prepares in {store_path.parent}", file=sys.stderr
+                    )
+                    fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+# -- work -------------------------------------------------------------------------------------------
+
+
+def _in_order(
+    job: Callable[[ExamFiles], Path], exams: list[ExamFiles], workers: int
+) -> Iterator[tuple[ExamFiles, Callable[[], Path]]]:
+    """Yield each exam with a call that gives or raises its result, a few exams ahead in threads."""
+    if workers < 2:
+        for exam in exams:
+            yield exam, lambda exam=exam: job(exam)
+        return
+    queue = iter(exams)
+    waiting: list[tuple[ExamFiles, Future[Path]]] = []
+    pool = ThreadPoolExecutor(workers)
+    try:
+        waiting = [(exam, pool.submit(job, exam)) for exam in islice(queue, 2 * workers)]
+        while waiting:
+            exam, future = waiting.pop(0)
+            yield exam, future.result
+            waiting += [(following, pool.submit(job, following)) for following in islice(queue, 1)]
+    finally:
+        pool.shutdown(
+            wait=True, cancel_futures=True
+        )  # on an interrupt the exams in hand are finished, no more
+
+
+def _bar(items: Iterable[Any], total: int, progress: bool) -> Iterable[Any]:
+    if not progress:
+        return items
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        print(f"preparing {total} exams", file=sys.stderr)
+        return items
+    return tqdm(items, total=total, desc="preparing", unit="exam", leave=False, disable=None)
+
+
+# -- files ------------------------------------------------------------------------------------------
+
+
+def _write_part(path: Path, exam: PreparedExam) -> None:
+    with atomic_h5(path) as file:
+        for name in _VOXELS:
+            array = getattr(exam, name)
+            if array is not None:
+                file.create_dataset(name, data=array, chunks=array.shape, compression="lzf", shuffle=True)
+        file["has_label"] = np.array(exam.has_label, dtype=np.uint8)
+        file["grid"] = exam.fine_grid.pooled(FINE // SIZE).affine
+        file["fine_grid"] = exam.fine_grid.affine
+        file["native_grid"] = exam.native_grid.affine
+        file["native_shape"] = np.array(exam.native_grid.shape, dtype=np.int64)
+        file["notes"] = json.dumps(exam.notes)
+
+
+def _assemble(file: h5py.File, ready: list[tuple[str, Path]], meta: dict[str, Any]) -> None:
+    """Write the store from its parts; ``meta["notes"]`` is filled on the way."""
+    count, structures = len(ready), len(meta["labels"])
+    label_dtype = np.uint8 if max(meta["labels"].values(), default=0) < 256 else np.uint16
+    dtypes = {"hu": np.int16, "mask": np.uint8, "labels": label_dtype, "labels_fine": label_dtype}
+    file.attrs["format"] = FORMAT
+    file.attrs["version"] = VERSION
+    voxels = {
+        name: file.create_dataset(
+            name,
+            (count, *shape),
+            dtype=dtypes[name],
+            chunks=(1, *shape),
+            fillvalue=0,  # an exam without seg takes no space
+            # Labels compress a hundredfold with gzip; the rest is read more often than it is stored.
+            compression="gzip" if name.startswith("labels") else "lzf",
+            compression_opts=1 if name.startswith("labels") else None,
+            shuffle=dtypes[name] != np.uint8,
+            fletcher32=True,  # a damaged block is an error, not a strange exam
+        )
+        for name, shape in _VOXELS.items()
+    }
+    tables = {
+        "has_label": np.zeros((count, structures), dtype=np.uint8),
+        "grid": np.zeros((count, 4, 4)),
+        "fine_grid": np.zeros((count, 4, 4)),
+        "native_grid": np.zeros((count, 4, 4)),
+        "native_shape": np.zeros((count, 3), dtype=np.int64),
+    }
+    for i, (name, part) in enumerate(ready):
+        with h5py.File(part, "r") as source:
+            for key, dataset in voxels.items():
+                if key in source:
+                    dataset[i] = source[key][:]
+            for key, table in tables.items():
+                table[i] = source[key][:]
+            if notes := json.loads(source["notes"][()]):
+                meta["notes"][name] = notes
+    for key, table in tables.items():
+        file[key] = table
+    file["ids"] = np.array([name.encode() for name, _ in ready])
+    file["meta"] = json.dumps(meta)

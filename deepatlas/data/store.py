@@ -1,0 +1,196 @@
+"""A prepared cohort: one HDF5 file with everything that training reads.
+
+Reading needs h5py and numpy alone. Layout of format 1, for N exams and K structures:
+
+===============  ======================  ==================================================================
+``hu``           int16 [N, 64, 64, 64]   Hounsfield units on the model grid (RAS order, z, y, x)
+``mask``         uint8 [N, 64, 64, 64]   foreground of paper 5.5.3
+``labels``       uint [N, 64, 64, 64]    label ids: the majority over 2x2x2 of ``labels_fine``; 0 without seg
+``labels_fine``  uint [N, 128, ...]      label ids on the 128 grid before pooling, nearest neighbour
+``has_label``    uint8 [N, K]            1 where the structure occurs in the exam's seg
+``grid``         float64 [N, 4, 4]       affine of the 64 grid
+``fine_grid``    float64 [N, 4, 4]       affine of the 128 grid
+``native_grid``  float64 [N, 4, 4]       affine of the file's own voxels; their number is in ``native_shape``
+``ids``          string [N]              exam ids
+``meta``         JSON                    label names and ids, crop, sources, skipped exams, notes, fingerprint
+===============  ======================  ==================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from deepatlas.data.grid import Grid
+from deepatlas.errors import DataError
+
+FORMAT = "deepatlas-cohort"
+VERSION = 1
+SIZE = 64
+FINE = 128
+_AGAIN = "delete it and prepare it again"
+
+
+class StoreVersionError(DataError):
+    """A whole store that another version of the program wrote."""
+
+
+class StoreArray:
+    """One array of a store, read on indexing; a damaged block raises a one-line error."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store, self._name = store, name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self._store._open()[self._name].shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._store._open()[self._name].dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> NDArray:
+        try:
+            return self._store._open()[self._name][index]
+        except OSError as error:
+            raise DataError(f"{self._store.path}: {self._name} is damaged; {_AGAIN}") from error
+
+
+class Store:
+    """A prepared cohort on disk. Nothing but the small tables is read until an array is indexed.
+
+    Attributes: ``path``; ``ids`` (exam ids); ``labels`` (``{name: id}``); ``has_label`` bool [N, K],
+    columns in the order of ``labels``; ``crop``; ``fingerprint``; ``skipped`` (``{exam: reason}``);
+    ``notes`` (``{exam: [note]}``); arrays ``hu``, ``mask``, ``labels_64``, ``labels_128``, indexed by exam
+    like numpy arrays.
+
+    Raises :class:`~deepatlas.errors.DataError` if the file is missing, damaged, truncated, not a store, or
+    of another format version.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._file: h5py.File | None = None
+        try:
+            file = self._open()
+            if file.attrs.get("format") != FORMAT:
+                raise DataError(
+                    f"{self.path}: an HDF5 file, but not a prepared cohort; give the file `prepare` wrote"
+                )
+            if int(file.attrs["version"]) != VERSION:
+                raise StoreVersionError(
+                    f"{self.path}: store format {file.attrs['version']}, this program reads {VERSION}; "
+                    f"{_AGAIN}"
+                )
+            meta = json.loads(file["meta"][()])
+            self.ids: list[str] = [i.decode() for i in file["ids"][:]]
+            self.has_label: NDArray[np.bool_] = file["has_label"][:].astype(bool)
+            self._affines = {name: file[name][:] for name in ("grid", "fine_grid", "native_grid")}
+            self._native_shape = file["native_shape"][:]
+            shapes = {name: file[name].shape for name in ("hu", "mask", "labels", "labels_fine")}
+        except DataError:
+            self.close()
+            raise
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            self.close()
+            raise DataError(f"{self.path}: damaged store ({error}); {_AGAIN}") from error
+        if any(shape[0] != len(self.ids) for shape in shapes.values()):
+            self.close()
+            raise DataError(f"{self.path}: damaged store (arrays of different lengths {shapes}); {_AGAIN}")
+        self.labels: dict[str, int] = meta["labels"]
+        self.crop: str | None = meta["crop"]
+        self.fingerprint: str = meta["fingerprint"]
+        self.sources: dict[str, dict[str, str | None]] = meta["sources"]
+        self.root: str = meta["root"]
+        self.skipped: dict[str, str] = meta["skipped"]
+        self.notes: dict[str, list[str]] = meta["notes"]
+        self.hu = StoreArray(self, "hu")
+        self.mask = StoreArray(self, "mask")
+        self.labels_64 = StoreArray(self, "labels")
+        self.labels_128 = StoreArray(self, "labels_fine")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.path)!r}, {len(self)} exams, {len(self.labels)} structures)"
+
+    def index(self, exam: str) -> int:
+        """Position of an exam id; :class:`~deepatlas.errors.DataError` if it is not here."""
+        if exam in self.ids:
+            return self.ids.index(exam)
+        why = (
+            f"it was skipped ({self.skipped[exam]})"
+            if exam in self.skipped
+            else f"it holds {', '.join(self.ids[:5])} …"
+        )
+        raise DataError(f"{self.path}: no exam {exam!r}; {why}")
+
+    def grid(self, index: int) -> Grid:
+        """The 64³ grid of ``hu``, ``mask`` and ``labels_64``."""
+        return Grid((SIZE,) * 3, self._affines["grid"][index])
+
+    def fine_grid(self, index: int) -> Grid:
+        """The 128³ grid of ``labels_128``."""
+        return Grid((FINE,) * 3, self._affines["fine_grid"][index])
+
+    def native_grid(self, index: int) -> Grid:
+        """The grid of the exam's own file."""
+        return Grid(tuple(self._native_shape[index].tolist()), self._affines["native_grid"][index])
+
+    def source(self, index: int) -> Path:
+        """The CT that the exam was prepared from (it may have moved since)."""
+        return Path(self.root) / str(self.sources[self.ids[index]]["ct"])
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:  # a data-loading process opens the file for itself
+        return {**self.__dict__, "_file": None}
+
+    def _open(self) -> h5py.File:
+        if self._file is None:
+            if not self.path.is_file():
+                raise DataError(f"{self.path}: no such store; prepare the cohort first")
+            try:
+                self._file = h5py.File(self.path, "r")
+            except OSError as error:
+                raise DataError(f"{self.path}: {_open_reason(self.path, error)}") from error
+        return self._file
+
+
+def is_store(path: str | os.PathLike[str]) -> bool:
+    """True if ``path`` is a file that begins like an HDF5 file."""
+    path = Path(path)
+    if not path.is_file():
+        return False
+    with open(path, "rb") as handle:
+        return handle.read(8) == b"\x89HDF\r\n\x1a\n"
+
+
+def _open_reason(path: Path, error: OSError) -> str:
+    text = str(error)
+    if "signature not found" in text:
+        return "not a prepared cohort (not an HDF5 file); give the file `prepare` wrote"
+    if "truncated" in text:
+        return f"truncated store; {_AGAIN}"
+    if isinstance(error, PermissionError):
+        return "permission denied; check who may read it"
+    return f"damaged store ({text.splitlines()[-1]}); {_AGAIN}"

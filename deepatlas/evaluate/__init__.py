@@ -1,0 +1,1 @@
+"""Metrics, tables, figures and reports, imported by submodule: figures need matplotlib, metrics do not."""

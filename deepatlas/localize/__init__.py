@@ -1,0 +1,24 @@
+"""From coordinates to anatomy: template masks, native-grid segmentations, points."""
+
+from __future__ import annotations
+
+from deepatlas.localize.build import build_template
+from deepatlas.localize.estimate import LabelledExam, estimate_template
+from deepatlas.localize.native import native_coordinates
+from deepatlas.localize.points import Located, locate, read_points, write_located
+from deepatlas.localize.segment import segment, segment_coordinates
+from deepatlas.localize.template import Template
+
+__all__ = [
+    "LabelledExam",
+    "Located",
+    "Template",
+    "build_template",
+    "estimate_template",
+    "locate",
+    "native_coordinates",
+    "read_points",
+    "segment",
+    "segment_coordinates",
+    "write_located",
+]

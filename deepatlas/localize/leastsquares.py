@@ -1,0 +1,163 @@
+"""The least-squares problem of eq. 14, solved by conjugate gradients.
+
+    min_M  sum_j w_j (M(c_j) - m_j)^2  +  tikhonov |M|^2  +  laplacian |grad M|^2
+
+``A`` = ``ops.resample`` at the samples c_j is linear in M, and its adjoint is the gradient of
+``ops.resample`` with respect to its volume, so the normal equations (A' W A + regulariser) M = A' W m need
+no matrix.
+
+Why the two small terms: where no sample reaches a template voxel, the data leave it free. The Laplacian
+term fills such voxels smoothly from their neighbours, the Tikhonov term makes the far ones 0. Both are
+relative to the mean sampling density of the reached voxels, so they mean the same for one exam and for a
+hundred.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+import deepatlas_ops as ops
+from deepatlas.errors import DeepAtlasError
+
+TIKHONOV = 1e-4
+LAPLACIAN = 2e-2
+
+
+def sample(volume: Tensor, points: Tensor) -> Tensor:
+    """A: values ``[1, K, N]`` of a volume ``[1, K, D, H, W]`` at points ``[1, 3, N, 1, 1]``; 0 outside."""
+    return ops.resample(volume, points, padding="zeros").flatten(2)
+
+
+def adjoint(values: Tensor, points: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """A': ``values`` ``[1, K, N]`` splatted into ``[1, K, D, H, W]`` with the weights of :func:`sample`."""
+    volume = values.new_zeros((1, values.shape[1], *shape), requires_grad=True)
+    with torch.enable_grad():
+        out = sample(volume, points)
+    return torch.autograd.grad(out, volume, values)[0]
+
+
+def laplacian(volume: Tensor) -> Tensor:
+    """G'G of forward differences G (free ends) of ``[1, K, D, H, W]``: symmetric, positive semi-definite."""
+    out = torch.zeros_like(volume)
+    for axis in (2, 3, 4):
+        n = volume.shape[axis]
+        step = volume.diff(dim=axis)
+        out.narrow(axis, 0, n - 1).sub_(step)
+        out.narrow(axis, 1, n - 1).add_(step)
+    return out
+
+
+@dataclass
+class Problem:
+    """Samples of one structure (or of several that share their samples, in channels) over all exams.
+
+    points ``[1, 3, N, 1, 1]`` normalised to the unknown volume's own corner-aligned grid, values ``[1, K,
+    N]``, weights ``[1, 1, N]`` or None (all one), shape ``(D, H, W)`` of the unknown volume.
+    """
+
+    points: Tensor
+    values: Tensor
+    shape: tuple[int, int, int]
+    weights: Tensor | None = None
+    tikhonov: float = TIKHONOV
+    laplacian: float = LAPLACIAN
+    density: float = field(init=False, default=1.0)
+    _diagonal: Tensor | None = field(init=False, default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        n = self.values.shape[-1]
+        if tuple(self.points.shape) != (1, 3, n, 1, 1):
+            raise DeepAtlasError(
+                f"Problem: points must be [1, 3, {n}, 1, 1] to match values, got {list(self.points.shape)}"
+            )
+        if self.tikhonov <= 0 or self.laplacian < 0:
+            raise DeepAtlasError("Problem: tikhonov must be positive and laplacian not negative")
+        hits = self._weighted(torch.ones_like(self.values[:, :1]))
+        reached = adjoint(hits, self.points, self.shape)  # row sums of A'WA where the volume is one
+        count = int((reached > 0).sum())
+        self.density = float(reached.sum(dtype=torch.float64)) / count if count else 1.0
+        self._diagonal = reached + self.density * (self.tikhonov + 6 * self.laplacian)
+
+    def _weighted(self, values: Tensor) -> Tensor:
+        return values if self.weights is None else values * self.weights
+
+    def right_side(self) -> Tensor:
+        return adjoint(self._weighted(self.values), self.points, self.shape)
+
+    def normal(self, volume: Tensor) -> Tensor:
+        """(A' W A + regulariser) volume; one forward and one backward pass of the resampling kernel."""
+        volume = volume.detach().requires_grad_()
+        with torch.enable_grad():
+            out = sample(volume, self.points)
+        product = torch.autograd.grad(out, volume, self._weighted(out.detach()))[0]
+        volume = volume.detach()
+        product += (self.density * self.tikhonov) * volume
+        if self.laplacian:
+            product += (self.density * self.laplacian) * laplacian(volume)
+        return product
+
+    def precondition(self, residual: Tensor) -> Tensor:
+        """Divide by the row sums of the normal matrix: positive, and close to its diagonal."""
+        return residual / self._diagonal
+
+
+@dataclass(frozen=True)
+class Solution:
+    """``volume`` ``[1, K, D, H, W]``; ``objective`` per iteration, as a share of the empty template's (never
+    rises); ``residual`` of the normal equations over their right side; ``converged`` if within tolerance."""
+
+    volume: Tensor
+    iterations: int
+    residual: float
+    converged: bool
+    objective: tuple[float, ...]
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    return float((a.double() * b.double()).sum())
+
+
+def conjugate_gradients(
+    problem: Problem,
+    iterations: int = 60,
+    tolerance: float = 1e-4,
+    callback: Callable[[int, float], None] | None = None,
+) -> Solution:
+    """Solve ``problem`` by preconditioned conjugate gradients from zero.
+
+    Stops when the residual of the normal equations falls below ``tolerance`` of their right side, or after
+    ``iterations``. ``callback(iteration, relative_residual)`` follows every step.
+    """
+    b = problem.right_side()
+    norm = _dot(b, b) ** 0.5
+    x = torch.zeros_like(b)
+    energy = _dot(problem._weighted(problem.values), problem.values)
+    if norm == 0.0:
+        return Solution(x, 0, 0.0, True, (1.0,))
+    residual = b.clone()
+    z = problem.precondition(residual)
+    direction, rho, relative, objective = z.clone(), _dot(residual, z), 1.0, [1.0]
+    step = 0
+    while step < iterations and relative > tolerance:
+        step += 1
+        product = problem.normal(direction)
+        curvature = _dot(direction, product)
+        if not curvature > 0:  # only rounding can bring this about: the matrix is positive definite
+            break
+        alpha = rho / curvature
+        x += alpha * direction
+        residual -= alpha * product
+        relative = _dot(residual, residual) ** 0.5 / norm
+        # |A x - m|^2 + regulariser = |m|^2 - x . (b + r) for r = b - H x: the objective, without another
+        # pass.
+        objective.append(1.0 - _dot(x, b + residual) / energy)
+        if callback is not None:
+            callback(step, relative)
+        z = problem.precondition(residual)
+        rho, previous = _dot(residual, z), rho
+        direction = z + (rho / previous) * direction
+    return Solution(x, step, relative, relative <= tolerance, tuple(objective))

@@ -1,0 +1,122 @@
+"""Reference masks in the learned coordinate space (paper 5.2.7) and the file that holds them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from deepatlas.errors import DataError, DeepAtlasError
+from deepatlas.files import atomic_path
+
+FORMAT = "deepatlas-template"
+VERSION = 1
+
+
+@dataclass
+class Template:
+    """One mask per structure over the coordinate space.
+
+    ``masks`` float32 ``[K, D, H, W]`` on the corner-aligned grid of [-1, 1]^3, so that
+    ``ops.resample(masks[None], coords)`` carries them onto an exam; they are the least-squares solutions of
+    eq. 14 and so leave [0, 1] a little at sharp borders. ``names`` and ``ids`` (positive, distinct) are
+    those of the label images that segmentation writes. ``meta`` is JSON: ``model`` (fingerprint of the
+    model whose coordinates these are), ``exams`` used per structure, the solver's settings and outcome.
+    """
+
+    masks: np.ndarray
+    names: tuple[str, ...]
+    ids: tuple[int, ...]
+    meta: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.masks = np.ascontiguousarray(self.masks, dtype=np.float32)
+        self.names = tuple(str(n) for n in self.names)
+        self.ids = tuple(int(i) for i in self.ids)
+        k = len(self.names)
+        if self.masks.ndim != 4 or len(self.masks) != k or len(self.ids) != k or k == 0:
+            raise DeepAtlasError(
+                f"Template: masks must be [K, D, H, W] with K names and K ids (K > 0), got masks "
+                f"{self.masks.shape}, {k} names, {len(self.ids)} ids"
+            )
+        if (
+            len(set(self.names)) != k
+            or len(set(self.ids)) != k
+            or min(self.ids) <= 0
+            or max(self.ids) > 65535
+        ):
+            raise DeepAtlasError(
+                f"Template: names and ids must be distinct, ids in 1..65535, got {self.names}, {self.ids}"
+            )
+        if not np.isfinite(self.masks).all():
+            raise DeepAtlasError("Template: masks hold NaN or infinite values")
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """``{name: id}``, as in ``labels.json``."""
+        return dict(zip(self.names, self.ids, strict=True))
+
+    def select(self, names: list[str]) -> Template:
+        """The template of some of its structures, in the order asked for."""
+        missing = [n for n in names if n not in self.names]
+        if missing:
+            raise DeepAtlasError(
+                f"template has no structure {', '.join(missing)}; it holds {', '.join(self.names)}"
+            )
+        rows = [self.names.index(n) for n in names]
+        return Template(self.masks[rows], tuple(names), tuple(self.ids[r] for r in rows), self.meta)
+
+    def check_model(self, fingerprint: str, name: str = "template") -> None:
+        """Raise DeepAtlasError where the masks live in another model's coordinate space."""
+        own = self.meta.get("model")
+        if own is not None and own != fingerprint:
+            raise DeepAtlasError(
+                f"{name}: made for the model {own}, but this model is {fingerprint}, whose coordinates "
+                "mean other places; make a template for this model with `deepatlas template`"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write an HDF5 file, whole or not at all."""
+        import h5py
+
+        with atomic_path(path) as temporary, h5py.File(temporary, "w") as f:
+            f.attrs["format"], f.attrs["version"] = FORMAT, VERSION
+            f.attrs["meta"] = json.dumps(self.meta)
+            f.create_dataset("names", data=list(self.names), dtype=h5py.string_dtype())
+            f.create_dataset("ids", data=np.asarray(self.ids, dtype=np.int32))
+            # Chunked by structure: one can be read without the others; mostly zeros, so it compresses well.
+            f.create_dataset(
+                "masks", data=self.masks, chunks=(1, *self.masks.shape[1:]), compression="gzip",
+                compression_opts=1, shuffle=True, fletcher32=True,
+            )  # fmt: skip
+
+    @classmethod
+    def load(cls, path: str | Path) -> Template:
+        """Read a file of :meth:`save`. Raises DataError naming the file, what is wrong and the cure."""
+        import h5py
+
+        path = Path(path)
+        if not path.is_file():
+            raise DataError(f"{path}: no such template file; make one with `deepatlas template`")
+        cure = "make it again with `deepatlas template`"
+        try:
+            with h5py.File(path, "r") as f:
+                if f.attrs.get("format") != FORMAT:
+                    raise DataError(
+                        f"{path}: not a template file (HDF5, but not by `deepatlas template`); {cure}"
+                    )
+                version = int(f.attrs.get("version", 0))
+                if version != VERSION:
+                    raise DataError(
+                        f"{path}: template format {version}, this version reads {VERSION}; {cure}"
+                    )
+                names = tuple(f["names"].asstr()[()])
+                return cls(f["masks"][()], names, tuple(f["ids"][()]), json.loads(f.attrs["meta"]))
+        except DataError:
+            raise
+        except DeepAtlasError as error:
+            raise DataError(f"{path}: damaged template file: {error}; {cure}") from error
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+            raise DataError(f"{path}: not a template file, or damaged ({error}); {cure}") from error

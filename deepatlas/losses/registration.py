@@ -1,0 +1,119 @@
+"""The two registration tasks of section 2.3: atlas to exam (explicit) and exam to exam (implicit)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import deepatlas_ops as ops
+from deepatlas.config import LossConfig
+from deepatlas.losses.similarity import FeatureSimilarity, edge_difference
+from deepatlas.nn import Atlas
+
+
+@dataclass
+class LossTerms:
+    """The objective and its parts, each a mean over the batch (0-d tensors)."""
+
+    total: Tensor
+    explicit_similarity: Tensor
+    explicit_smoothness: Tensor
+    explicit_edges: Tensor
+    implicit_similarity: Tensor
+    implicit_smoothness: Tensor
+    implicit_edges: Tensor
+    overlap: Tensor  # fraction of the fixed foreground that a pair shares
+    folds: Tensor  # fraction of the foreground where the coordinate map folds
+
+    def scalars(self) -> dict[str, float]:
+        names = list(self.__dataclass_fields__)
+        values = torch.stack([getattr(self, n).detach().float() for n in names]).tolist()
+        return dict(zip(names, values, strict=True))
+
+
+class RegistrationLoss:
+    """Eqs 2 and 3 on one batch: similarity, smoothness and edges of both warps, masked to the foreground (5.1.6).
+
+    ``input_size`` is the side of the network's input, whose corners coordinate maps share. Images on a smaller
+    loss grid are averages of blocks of the input, whose corner voxels lie further in.
+    """
+
+    def __init__(self, config: LossConfig, similarity: FeatureSimilarity, input_size: int | None = None):
+        self.config, self.similarity = config, similarity
+        size = input_size or config.size
+        self._extent = 1 - (size // config.size - 1) / max(1, size - 1)
+
+    def __call__(self, coords: Tensor, image: Tensor, mask: Tensor, atlas: Atlas) -> LossTerms:
+        """``coords [B, 3, s, s, s]`` of any resolution; ``image``, ``mask`` ``[B, 1, n, n, n]`` on the loss grid."""
+        cfg = self.config
+        coords = self._on_loss_grid(coords, image.shape[2:])
+        with torch.no_grad():
+            features = self.similarity.encode(image)
+            determinant = ops.log_jacobian(coords, eps=1e-6)
+            # Below eps the logarithm is continued linearly, so that det <= 0 reads as log(eps) - 1 or less.
+            folded = (determinant <= torch.log(determinant.new_tensor(1e-6)) - 1).to(mask.dtype)
+            folds = (folded * mask).sum() / mask.sum().clamp_min(1)
+
+        explicit = self._explicit(coords, image, features, mask, atlas)
+        implicit, overlap = self._implicit(coords, image, features, mask)
+        zero = coords.new_zeros(())
+        explicit = explicit or (zero,) * 3
+        implicit = implicit or (zero,) * 3
+        weights = torch.tensor([1.0, cfg.smoothness, cfg.prewitt], device=coords.device)
+        total = cfg.explicit * (torch.stack(explicit) * weights).sum()
+        total = total + cfg.implicit * (torch.stack(implicit) * weights).sum()
+        return LossTerms(total, *explicit, *implicit, overlap, folds)
+
+    def _on_loss_grid(self, coords: Tensor, size: torch.Size) -> Tensor:
+        if self._extent == 1:
+            return ops.resize(coords, size)
+        theta = self._extent * torch.eye(3, 4, dtype=coords.dtype, device=coords.device)
+        return ops.affine_resample(coords, theta.expand(len(coords), 3, 4), size, padding="border")
+
+    def _explicit(self, coords, image, features, mask, atlas):
+        if not self.config.explicit:
+            return None
+        warped = atlas(coords)
+        return (
+            self.similarity(warped, features, mask).mean(),
+            ops.smoothness_loss(coords, mask, orthonormality=self.config.orthonormality).mean(),
+            self._edges(warped, image, mask).mean(),
+        )
+
+    def _implicit(self, coords, image, features, mask):
+        """Pairs are (i, i + 1) around the batch: exam i moves onto exam i + 1."""
+        cfg = self.config
+        zero = coords.new_zeros(())
+        if not cfg.implicit or coords.shape[0] < 2:
+            return None, zero
+        fixed = torch.roll(torch.arange(coords.shape[0], device=coords.device), -1)
+        warp = ops.implicit_warp(coords, coords[fixed], iterations=cfg.iterations, step=cfg.step, mask=mask)
+        displacement = warp.displacement
+        both = torch.cat([image, mask], 1)
+        warped, moved_mask = ops.warp(both, displacement, padding="zeros").split(1, 1)
+        with torch.no_grad():
+            shared = mask[fixed] * (moved_mask > 0.5) * warp.valid
+            overlap = shared.flatten(1).sum(1) / mask[fixed].flatten(1).sum(1).clamp_min(1)
+            use = (overlap >= cfg.min_overlap).to(shared.dtype)
+            shared = shared * use[:, None, None, None, None]
+            pairs = use.sum().clamp_min(1)
+        similarity = self.similarity(warped, [f[fixed] for f in features], shared) * use
+        absolute = displacement + identity_coords(displacement)
+        smoothness = ops.smoothness_loss(absolute, shared, orthonormality=cfg.orthonormality) * use
+        edges = self._edges(warped, image[fixed], shared) * use
+        return tuple(term.sum() / pairs for term in (similarity, smoothness, edges)), overlap.mean()
+
+    def _edges(self, moving, fixed, mask):
+        return edge_difference(moving, fixed, mask) if self.config.prewitt else moving.new_zeros(1)
+
+
+def identity_coords(like: Tensor) -> Tensor:
+    """The identity map ``[1, 3, D, H, W]`` on the grid, dtype and device of ``like``: channels x, y, z."""
+    axes = [
+        torch.linspace(-1, 1, n, dtype=like.dtype, device=like.device) if n > 1 else like.new_zeros(1)
+        for n in like.shape[2:]
+    ]
+    z, y, x = torch.meshgrid(*axes, indexing="ij")
+    return torch.stack([x, y, z])[None]

@@ -1,0 +1,76 @@
+"""Image similarity: correlation in feature space (eq. 9) and the Prewitt edge channel (section 5.1.5)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import deepatlas_ops as ops
+from deepatlas.nn import Autoencoder
+
+
+def prewitt(x: Tensor) -> Tensor:
+    """Magnitude of the Prewitt gradient [42], ``[B, 1, D, H, W] -> [B, 1, D, H, W]``, per voxel step.
+
+    Separable: a central difference along one axis, a mean of three along the other two, borders replicated.
+    """
+    padded = F.pad(x, (1,) * 6, mode="replicate")
+    squares = []
+    for axis in (2, 3, 4):
+        y = padded
+        for other in (2, 3, 4):
+            n = y.shape[other] - 2
+            before, here, after = (y.narrow(other, start, n) for start in range(3))
+            y = (after - before) / 2 if other == axis else (before + here + after) / 3
+        squares.append(y.square())
+    # The offset keeps the square root differentiable where the image is flat.
+    return (sum(squares) + 1e-6).sqrt() - 1e-3
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean over voxels weighted by ``mask [B, 1, D, H, W]``, ``x [B, C, D, H, W] -> [B]``; 0 where the mask is empty."""
+    weight = mask.flatten(1).sum(1) * x.shape[1]
+    return (x * mask).flatten(1).sum(1) / weight.clamp_min(1e-6)
+
+
+class FeatureSimilarity:
+    """Dissimilarity of two images over a mask, ``1 - NCC`` averaged over channels and feature levels (eq. 9).
+
+    ``kind``: ``"features"`` correlates autoencoder features; ``"intensity"`` correlates the images themselves;
+    ``"mse"`` is the ablation of section 5.4.3. ``window`` is the side of the NCC window in voxels of the
+    finest level (halved, and kept odd, at each further level); ``None`` is the global form.
+    """
+
+    def __init__(self, autoencoder: Autoencoder | None, kind: str = "features", window: int | None = None):
+        if kind == "features" and autoencoder is None:
+            raise ValueError("FeatureSimilarity: kind 'features' needs an autoencoder")
+        self.autoencoder, self.kind, self.window = autoencoder, kind, window
+
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """Feature maps in which images ``[B, 1, D, H, W]`` are compared, finest first."""
+        return self.autoencoder.features(image) if self.kind == "features" else [image]
+
+    def __call__(self, moving: Tensor, fixed_features: list[Tensor], mask: Tensor) -> Tensor:
+        """Dissimilarity ``[B]`` of the images ``moving [B, 1, D, H, W]`` to encoded fixed images."""
+        total = moving.new_zeros(moving.shape[0])
+        for level, (m, f) in enumerate(zip(self.encode(moving), fixed_features, strict=True)):
+            weight = mask if m.shape[2:] == mask.shape[2:] else ops.resize(mask, m.shape[2:])
+            if self.kind == "mse":
+                total = total + masked_mean((m - f).square(), weight)
+            else:
+                window = None if self.window is None else max(3, (self.window >> level) | 1)
+                total = total + 1 - ops.ncc(m, f, weight, window=window).mean(1)
+        return total / len(fixed_features)
+
+
+def edge_difference(moving: Tensor, fixed: Tensor, mask: Tensor) -> Tensor:
+    """Squared difference of the Prewitt channels of two images, relative to the edges there are: ``[B]``."""
+    a, b = prewitt(moving), prewitt(fixed)
+    return masked_mean((a - b).square(), mask) / masked_mean(b.square(), mask).clamp_min(1e-4)
+
+
+@torch.no_grad()
+def freeze(module: torch.nn.Module) -> torch.nn.Module:
+    """Take a module out of training; gradients still pass through it to its input."""
+    return module.eval().requires_grad_(False)

@@ -1,0 +1,157 @@
+"""A trained model: from a CT to anatomical coordinates, and from there to masks and points."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import deepatlas_ops as ops
+from deepatlas.config import Config
+from deepatlas.data.grid import Grid
+from deepatlas.data.preprocess import normalize, to_model_grid
+from deepatlas.data.volume import Volume
+from deepatlas.errors import DeepAtlasError
+from deepatlas.nn import Atlas, CoordinateNetwork
+from deepatlas import checkpoint
+
+FILE = "model.pt"
+Exam = str | os.PathLike | Volume
+
+
+class Model:
+    """Network and atlas of one run. Not a ``torch.nn.Module``: those are ``network`` and ``atlas_module``."""
+
+    def __init__(self, config: Config, network: CoordinateNetwork, atlas: Atlas, card: dict | None = None):
+        self.config, self.card = config, dict(card or {})
+        self.network = network.eval().requires_grad_(False)
+        self.atlas_module = atlas.requires_grad_(False)
+
+    # -- loading and saving ----------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, name: str | os.PathLike, device: str | None = None) -> Model:
+        """Load a model.
+
+        Args:
+            name: a run folder (its ``model.pt`` is taken) or a model file.
+            device: ``"cpu"``, ``"cuda"`` …; by default a GPU if there is one.
+
+        Raises:
+            DeepAtlasError: nothing there, damaged, or written by another format version.
+        """
+        path = Path(name)
+        if path.is_dir():
+            path = path / FILE
+            if not path.is_file():
+                raise DeepAtlasError(f"{path}: the run has no finished model yet; continue it with --resume {name}")
+        state = checkpoint.load(path, "model")
+        if state.get("kind") != "model":
+            raise DeepAtlasError(f"{path}: a checkpoint of a run, not a model; load the run's {FILE}")
+        config = Config.from_dict(state["config"])
+        network, atlas = CoordinateNetwork(config.network), Atlas(config.network.atlas_size)
+        network.load_state_dict(state["network"])
+        atlas.load_state_dict(state["atlas"])
+        model = cls(config, network, atlas, state["card"])
+        return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write one file that :meth:`load` reads, atomically."""
+        state = {
+            "kind": "model",
+            "config": self.config.to_dict(),
+            "network": self.network.state_dict(),
+            "atlas": self.atlas_module.state_dict(),
+            "card": self.card,
+        }
+        checkpoint.save(Path(path), state)
+
+    def to(self, device: str | torch.device) -> Model:
+        """Move to a device, in place; returns itself."""
+        self.network.to(device)
+        self.atlas_module.to(device)
+        return self
+
+    # -- properties ------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return self.atlas_module.values.device
+
+    @property
+    def atlas(self) -> Tensor:
+        """The learned atlas, ``[1, 1, N, N, N]`` in [0, 1] over the coordinate space [-1, 1]^3."""
+        return self.atlas_module.values
+
+    @property
+    def size(self) -> int:
+        """Voxels per axis of the network input."""
+        return self.config.network.size
+
+    @property
+    def crop(self) -> str | None:
+        return self.config.data.crop
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits of the weights and the atlas: a template belongs to one model."""
+        digest = hashlib.sha256()
+        for module in (self.network, self.atlas_module):
+            for name, value in module.state_dict().items():
+                digest.update(name.encode())
+                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+    # -- use -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> Tensor:
+        """One forward pass: normalised input ``[B, 1, S, S, S]`` -> coordinates ``[B, 3, S, S, S]``."""
+        coords = self.network(x, self.config.network.finest_level)
+        return ops.resize(coords, x.shape[2:])
+
+    def coordinates_on_model_grid(self, volume: Exam) -> tuple[Tensor, Grid, Volume]:
+        """Coordinates where the network made them.
+
+        Returns:
+            ``coords [1, 3, S, S, S]`` float32 on the model's device, the grid of these S^3 voxels (RAS, cropped as
+            the model was trained), and the exam in Hounsfield units on that grid.
+        """
+        hu = to_model_grid(_read(volume), self.size, crop=self.crop)
+        x = normalize(torch.as_tensor(np.ascontiguousarray(hu.array), dtype=torch.float32))
+        return self.predict(x[None, None].to(self.device)), hu.grid, hu
+
+    def coordinates(self, exam: Exam) -> Tensor:
+        """Anatomical coordinates of every voxel of an exam, ``[3, D, H, W]`` float32 (x, y, z in [-1, 1]) on its grid.
+
+        ``exam`` is a file or a :class:`Volume` in Hounsfield units; orientation and spacing are free.
+        """
+        from deepatlas.localize.segment import native_coordinates
+
+        volume = _read(exam)
+        coords, grid, _ = self.coordinates_on_model_grid(volume)
+        return native_coordinates(coords, grid, volume.grid)
+
+    def segment(self, exam: Exam, template, threshold: float = 0.5) -> Volume:
+        """Label image of the template's structures on the exam's own grid (section 3.2.1)."""
+        from deepatlas.localize.segment import segment
+
+        return segment(self, _read(exam), template, threshold=threshold)
+
+    def locate(self, points_mm, source: Exam, target: Exam):
+        """Where points of one exam lie in another; RAS millimetres ``[N, 3]``, see :func:`deepatlas.localize.locate`."""
+        from deepatlas.localize.points import locate
+
+        return locate(self, points_mm, _read(source), _read(target))
+
+
+def _read(exam: Exam) -> Volume:
+    if isinstance(exam, Volume):
+        return exam
+    from deepatlas.data.io import read_volume
+
+    return read_volume(exam)

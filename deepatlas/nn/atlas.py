@@ -1,0 +1,34 @@
+"""The learnable atlas X of section 5.1.2: one trainable volume over the coordinate space [-1, 1]^3."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import deepatlas_ops as ops
+
+
+class Atlas(nn.Module):
+    """``values [1, 1, N, N, N]`` in [0, 1]: what the learned coordinate space looks like."""
+
+    def __init__(self, size: int = 128):
+        super().__init__()
+        self.values = nn.Parameter(torch.zeros(1, 1, size, size, size))
+
+    @torch.no_grad()
+    def seed(self, volume: Tensor, extent: float) -> None:
+        """Start from one exam ``[1, 1, D, H, W]`` in [0, 1], which is given the cube [-extent, extent]^3.
+
+        The room left around it (tanh reaches the faces of [-1, 1]^3 only asymptotically) is for anatomy that
+        the seed exam does not show; it starts as a continuation of the exam's border.
+        """
+        scale = torch.eye(3, 4, dtype=volume.dtype, device=volume.device)[None] / extent
+        size = self.values.shape[2:]
+        self.values.copy_(ops.affine_resample(volume, scale, size, padding="border"))
+
+    def forward(self, coords: Tensor) -> Tensor:
+        """The atlas seen through coordinate maps (X o c_n, eq. 8): ``[B, 3, D, H, W] -> [B, 1, D, H, W]``."""
+        # One volume serves the whole batch: stacking the maps along z spares a copy of the atlas per exam.
+        batch, _, depth, height, width = coords.shape
+        stacked = coords.transpose(0, 1).reshape(1, 3, batch * depth, height, width)
+        return ops.resample(self.values, stacked).view(batch, 1, depth, height, width)

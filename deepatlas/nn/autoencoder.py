@@ -1,0 +1,65 @@
+"""The feature autoencoder of section 5.3: multi-resolution reconstruction of a histogram-mapped image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import deepatlas_ops as ops
+from deepatlas.nn.blocks import PreactivationConv, ResidualBlock, StandardizedConv3d
+
+# Section 5.3.1. Hounsfield units and the value each is reconstructed as; linear in between.
+HISTOGRAM_HU = (-256.0, -100.0, 10.0, 50.0, 100.0, 256.0)
+HISTOGRAM_VALUE = (0.0, 0.15, 0.30, 0.70, 0.85, 1.0)
+
+
+def histogram_map(x: Tensor) -> Tensor:
+    """The contrast curve of section 5.3.1 for images in [0, 1] (that is, [-256, 256] HU), same shape."""
+    hu = torch.as_tensor(HISTOGRAM_HU, dtype=x.dtype, device=x.device)
+    knots = (hu - hu[0]) / (hu[-1] - hu[0])
+    values = torch.as_tensor(HISTOGRAM_VALUE, dtype=x.dtype, device=x.device)
+    segment = torch.bucketize(x.contiguous(), knots[1:-1])
+    slope = (values[1:] - values[:-1]) / (knots[1:] - knots[:-1])
+    return values[segment] + slope[segment] * (x - knots[segment])
+
+
+class Autoencoder(nn.Module):
+    """Encoder with one residual block per resolution and one reconstruction head per resolution.
+
+    Its features (after the leaky ReLU that precedes each reconstruction) define image similarity, eq. 9.
+    Fully convolutional: any input shape whose axes are even down to the last level works.
+    """
+
+    def __init__(self, channels: tuple[int, ...] = (8, 16), groups: int = 8):
+        super().__init__()
+        self.channels = tuple(channels)
+        self.stem = StandardizedConv3d(1, channels[0], 3, padding=1)
+        self.blocks = nn.ModuleList(
+            ResidualBlock(before, after, groups=groups)
+            for before, after in zip((channels[0], *channels[:-1]), channels, strict=True)
+        )
+        self.heads = nn.ModuleList(PreactivationConv(c, 1, groups=groups, standardize=False) for c in channels)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """``x [B, 1, D, H, W]`` in [0, 1] -> feature maps ``[B, C_l, D / 2**l, H / 2**l, W / 2**l]``."""
+        maps = []
+        y = self.stem(x)
+        for level, (block, head) in enumerate(zip(self.blocks, self.heads, strict=True)):
+            if level:
+                y = ops.resize(y, [max(1, n // 2) for n in y.shape[2:]])
+            y = block(y)
+            maps.append(head.activate(y))
+        return maps
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Reconstructions of the histogram-mapped image at every resolution (no activation, 5.3.1)."""
+        return [head.conv(f) for head, f in zip(self.heads, self.features(x), strict=True)]
+
+    def loss(self, x: Tensor) -> Tensor:
+        """Mean squared reconstruction error, summed over the resolutions."""
+        target = histogram_map(x)
+        total = x.new_zeros(())
+        for reconstruction in self(x):
+            goal = ops.resize(target, reconstruction.shape[2:])
+            total = total + (reconstruction - goal).square().mean()
+        return total

@@ -1,0 +1,60 @@
+"""Building blocks of section 2.2: preactivation convolutions with group norm and weight standardisation."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LEAKY_SLOPE = 0.1
+
+
+class StandardizedConv3d(nn.Conv3d):
+    """3-D convolution whose kernel is standardised per output channel before use (weight standardisation, [17]).
+
+    The standardised kernel is divided by the square root of its fan-in, so that unit-variance input gives
+    unit-variance output: without it the residual sums grow by a factor of about fifteen per block.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, Cin, D, H, W] -> [B, Cout, D, H, W]
+        weight = self.weight.flatten(1)
+        variance, mean = torch.var_mean(weight, dim=1, keepdim=True, correction=0)
+        weight = (weight - mean) * torch.rsqrt(variance * weight.shape[1] + 1e-8)
+        return self._conv_forward(x, weight.view_as(self.weight), self.bias)
+
+
+class PreactivationConv(nn.Module):
+    """Group norm, leaky ReLU (slope 0.1), 3x3x3 convolution, in this order.
+
+    ``standardize=False`` leaves the kernel as it is: needed where the kernel starts at zero (a standardised
+    zero kernel has no direction) or where its scale is the prediction (the tanh head).
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, groups: int = 8, kernel: int = 3, standardize: bool = True):
+        super().__init__()
+        self.norm = nn.GroupNorm(min(groups, inputs), inputs)
+        convolution = StandardizedConv3d if standardize else nn.Conv3d
+        self.conv = convolution(inputs, outputs, kernel, padding=kernel // 2)
+
+    def activate(self, x: Tensor) -> Tensor:
+        """The features after the nonlinearity and before the convolution, same shape as ``x``."""
+        return F.leaky_relu(self.norm(x), LEAKY_SLOPE, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.activate(x))
+
+
+class ResidualBlock(nn.Module):
+    """A pair of preactivation convolutions with a residual sum between their outputs: y = a(x), y + b(y).
+
+    Summing successive outputs needs no projection where the number of channels changes.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, groups: int = 8):
+        super().__init__()
+        self.first = PreactivationConv(inputs, outputs, groups=groups)
+        self.second = PreactivationConv(outputs, outputs, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return y + self.second(y)

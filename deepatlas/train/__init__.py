@@ -1,0 +1,1 @@
+"""Training: autoencoder, coarse pretraining and staged optimisation, as ``python -m deepatlas.train``."""

@@ -1,0 +1,120 @@
+"""Supervised pretraining of the coarsest head on known crops of the template exam (section 5.2.5).
+
+The atlas starts as the template exam, so a crop is drawn as a map into coordinate space: looked up in the
+atlas it gives the image, and it is itself the answer the network should give. Beside the affine crops of the
+paper the maps bend smoothly and the intensities change, since one exam has to stand in for all anatomy.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import deepatlas_ops as ops
+from deepatlas.config import CoarseConfig, DataConfig
+from deepatlas.data.augment import random_affine
+from deepatlas.losses.registration import identity_coords
+from deepatlas.losses.similarity import masked_mean
+from deepatlas.nn import Atlas, CoordinateNetwork
+from deepatlas.train.loop import Phase, Schedule, Session
+
+ELASTIC_CONTROL = 5  # control points per axis of the random displacement
+
+
+class TemplateCrops:
+    """Draws (image, coordinates, mask) from the seeded atlas; all on the atlas' device."""
+
+    def __init__(self, atlas: Atlas, mask: Tensor, size: int, coarse: CoarseConfig, data: DataConfig):
+        """``mask [1, 1, N, N, N]``: foreground of the template exam in coordinate space."""
+        self.atlas, self.mask, self.size = atlas, mask, size
+        self.coarse, self.data = coarse, data
+        self._filled = mask[0, 0] > 0.5
+        if not bool(self._filled.any()):
+            raise ValueError("TemplateCrops: mask is empty, so the template exam shows nothing to learn from")
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Image ``[B, 1, S, S, S]`` in [0, 1], coordinates ``[B, 3, S, S, S]``, mask ``[B, 1, S, S, S]``."""
+        device = self.mask.device
+        boxes = torch.stack([self._box(generator) for _ in range(count)]).to(device)  # [B, 3, 2] x, y, z
+        centre, half = boxes.mean(2), (boxes[..., 1] - boxes[..., 0]) / 2
+        theta = random_affine(
+            count, generator, scale=self.data.scale, rotation=self.data.rotation,
+            translation=self.data.translation, device=device,
+        )  # fmt: skip
+        grid = identity_coords(self.mask.new_zeros(1, 1, *(self.size,) * 3))
+        field = torch.einsum("bij,njdhw->bidhw", theta[..., :3], grid) + theta[..., 3, None, None, None]
+        coords = centre[..., None, None, None] + half[..., None, None, None] * field
+        if self.coarse.elastic:
+            shape = (count, 3, *(ELASTIC_CONTROL,) * 3)
+            noise = torch.randn(shape, generator=generator, device=generator.device).to(device)
+            coords = coords + self.coarse.elastic * ops.resize(noise, (self.size,) * 3)
+        with torch.no_grad():
+            image = self.atlas(coords)
+            mask = ops.resample(self.mask.expand(count, -1, -1, -1, -1), coords, padding="zeros")
+            # Beyond the box of the crop there is nothing: a real exam ends there, and augmentation shows its end.
+            inside = (field.abs() <= 1).all(1, keepdim=True)
+            image, mask = image * inside, (mask > 0.5) * inside
+            image = self._recolour(image, mask, generator)
+        return image, coords, mask.to(image.dtype)
+
+    def _box(self, generator: torch.Generator) -> Tensor:
+        """A random range of the body axis, cut to the patient where exams are: bounds [3, 2] in coordinate space."""
+        low, high = _bounds(self._filled.any(2).any(1))
+        keep = self.coarse.crop + (1 - self.coarse.crop) * _uniform(generator)
+        length = (high - low) * min(1.0, 1.15 * keep)
+        start = low + (high - low - length) * _uniform(generator)
+        n = self._filled.shape[0]
+        first, last = (int(round((v + 1) / 2 * (n - 1))) for v in (start, start + length))
+        if self.data.crop == "foreground":
+            slab = self._filled[first : last + 1]
+        else:
+            slab = self._filled
+        y, x = _bounds(slab.any(2).any(0)), _bounds(slab.any(1).any(0))
+        return torch.tensor([x, y, (start, start + length)])
+
+    def _recolour(self, image: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
+        """Random gamma, gain inside the patient and noise: contrast phases, scanners and kernels differ."""
+        strength = self.coarse.contrast
+        if not strength:
+            return image
+        shape = (3, image.shape[0], 1, 1, 1, 1)
+        draw = (2 * torch.rand(shape, generator=generator, device=generator.device) - 1).to(image)
+        noise = torch.randn(image.shape, generator=generator, device=generator.device).to(image)
+        changed = image.clamp(0, 1) ** (1 + strength * draw[0]) * (1 + 0.5 * strength * draw[1])
+        changed = changed + 0.1 * strength * (1 + draw[2]) * noise * mask
+        return changed.clamp(0, 1)
+
+
+def coarse_phase(session: Session, crops: TemplateCrops) -> Phase:
+    """The coarsest head learns the coordinates of known crops: Huber loss over the foreground."""
+    config = session.config.coarse
+    network: CoordinateNetwork = session.modules["network"]
+    level = network.levels - 1
+
+    def step(_: int):
+        image, coords, mask = crops.draw(config.batch, session.generator)
+        predicted = ops.resize(network(image, level), coords.shape[2:])
+        error = predicted - coords.clamp(-1, 1)
+        loss = masked_mean(torch.nn.functional.huber_loss(predicted, coords.clamp(-1, 1), reduction="none",
+                                                          delta=0.1), mask).mean()  # fmt: skip
+        return 10 * loss, lambda: {"coarse_error": masked_mean(error.detach().abs(), mask).mean().item()}
+
+    return Phase(
+        name="coarse",
+        steps=config.steps,
+        parameters=[(list(network.parameters()), 1.0)],
+        schedule=Schedule(config.lr, session.config.train.decay, session.config.train.warmup),
+        step=step,
+        clip=session.config.train.clip,
+    )
+
+
+def _bounds(filled: Tensor) -> tuple[float, float]:
+    """First and last filled voxel of an axis, as corner-aligned coordinates."""
+    index = filled.nonzero()
+    scale = 2 / max(1, len(filled) - 1)
+    return float(index[0]) * scale - 1, float(index[-1]) * scale - 1
+
+
+def _uniform(generator: torch.Generator) -> float:
+    return torch.rand((), generator=generator, device=generator.device).item()

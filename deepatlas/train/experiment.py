@@ -1,0 +1,290 @@
+"""One run from data to result: prepare, train in phases, then score one-shot on exams that were not seen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import deepatlas_ops as ops
+from deepatlas import checkpoint
+from deepatlas.config import Config
+from deepatlas.data.cohort import find_exams
+from deepatlas.data.dataset import TrainingArray
+from deepatlas.data.prepare import prepare_cohort
+from deepatlas.data.preprocess import foreground_mask, normalize, to_model_grid
+from deepatlas.data.store import Store, is_store
+from deepatlas.data.volume import Volume
+from deepatlas.errors import DataError, DeepAtlasError
+from deepatlas.files import write_text
+from deepatlas.losses import FeatureSimilarity, RegistrationLoss
+from deepatlas.losses.similarity import freeze
+from deepatlas.model import FILE as MODEL_FILE
+from deepatlas.model import Model
+from deepatlas.nn import Atlas, Autoencoder, CoordinateNetwork, parameter_count
+from deepatlas.train.autoencoder import autoencoder_phase
+from deepatlas.train.batches import Batches
+from deepatlas.train.coarse import TemplateCrops, coarse_phase
+from deepatlas.train.log import RunLog
+from deepatlas.train.loop import Session
+from deepatlas.train.score import score
+from deepatlas.train.stages import stage_phases
+
+CONFIG, RESULT = "config.json", "result.json"
+
+
+class Experiment:
+    """A run folder and what happens in it. Make one with :meth:`create` or :meth:`resume`."""
+
+    def __init__(self, folder: Path, config: Config, request: dict, *, device=None, quiet=False, state=None):
+        self.folder, self.config, self.request, self.quiet = Path(folder), config, request, quiet
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.state = state
+
+    @classmethod
+    def create(cls, config: Config, request: dict, *, device=None, quiet=False) -> Experiment:
+        """Start a run in ``request["out"]``, a folder that is new or empty.
+
+        Raises:
+            DeepAtlasError: the folder holds another run (its checkpoint is not overwritten).
+        """
+        folder = Path(request["out"])
+        if (folder / checkpoint.NAME).exists() or (folder / MODEL_FILE).exists():
+            raise DeepAtlasError(f"{folder}: holds a run already; continue it with --resume {folder}, or choose --out")
+        write_text(folder / CONFIG, json.dumps({"config": config.to_dict(), "request": request}, indent=2) + "\n")
+        return cls(folder, config, request, device=device, quiet=quiet)
+
+    @classmethod
+    def resume(cls, folder: Path, *, device=None, quiet=False) -> Experiment:
+        """Continue the run in ``folder``; from its beginning if it was stopped before the first checkpoint."""
+        path = Path(folder) / CONFIG
+        try:
+            saved = json.loads(path.read_text())
+            config, request = Config.from_dict(saved["config"]), saved["request"]
+        except FileNotFoundError:
+            raise DeepAtlasError(f"{path}: no such file, so {folder} is no run folder; start one with --out") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise DeepAtlasError(f"{path}: damaged ({error}); start a new run with --out") from None
+        if request.get("data") is None:
+            request["out"] = os.fspath(folder)
+        state = None
+        if (Path(folder) / checkpoint.NAME).exists():
+            state = checkpoint.load(Path(folder) / checkpoint.NAME)
+            if state["config"] != config.to_dict():
+                raise DeepAtlasError(f"{path}: changed since the checkpoint was written; restore it, or start a new run")
+        return cls(folder, config, request, device=device, quiet=quiet, state=state)
+
+    # -- the run ---------------------------------------------------------------------------------------------
+
+    def run(self) -> dict:
+        """Everything that is still to be done; returns what ``result.json`` holds."""
+        began = time.monotonic()
+        torch.manual_seed(self.config.seed)
+        log = RunLog(self.folder, quiet=self.quiet)
+        try:
+            store = self._store(log)
+            split = self._split(store)
+            session = self._session(log)
+            if self.state:
+                session.restore(self.state)
+            log.say(
+                f"{len(split['train'])} exams to learn from, {len(split['test'])} to test on; network of "
+                f"{parameter_count(session.modules['network']):,} parameters on {self.device}"
+            )
+            self._train(session, store, split)
+            model = self._finish(session, split)
+            result = score(self.folder, model, self.config, self.request, split, log)
+            result["training_seconds"] = round(session.seconds, 1)
+            result["total_seconds"] = round(time.monotonic() - began, 1)
+            write_text(self.folder / RESULT, json.dumps(result, indent=2) + "\n")
+            return result
+        finally:
+            log.draw()
+            log.close()
+
+    def summary(self, result: dict) -> str:
+        """A few lines for the screen."""
+        lines = []
+        if "dice" in result:
+            lines.append(f"one-shot Dice {result['dice']:.3f} over {result['structures']} structures of "
+                         f"{result['exams']} unseen exams, HD95 {result['hd95_mm']:.1f} mm")  # fmt: skip
+        if "coordinate_error_mm" in result:
+            lines.append(
+                f"true coordinate error {result['coordinate_error_mm']:.1f} mm (median), "
+                f"folds {100 * result['folds']:.2f} %, affine alignment of the same exam: Dice {result['affine_dice']:.3f}"
+            )
+        lines.append(f"{result['training_seconds']:.0f} s of training; model, atlas, figures and report: {self.folder}")
+        return "\n".join(lines)
+
+    # -- parts -----------------------------------------------------------------------------------------------
+
+    def _store(self, log: RunLog) -> Store:
+        data = self.request["data"]
+        if data is None:
+            from deepatlas.data.phantom import PhantomCohort
+
+            phantom = self.config.phantom
+            root = self.folder / "phantom"
+            log.say(f"no --data given: making a cohort of {phantom.train + phantom.test} phantoms in {root}")
+            cohort = PhantomCohort(seed=phantom.seed)
+            cohort.write(root / "train", range(phantom.train), progress=not self.quiet)
+            cohort.write(root / "test", range(phantom.train, phantom.train + phantom.test), progress=not self.quiet)
+            data = root / "train"
+            self.request |= {"test": os.fspath(root / "test"), "seed_exam": cohort.exam_id(0)}
+        if is_store(data):
+            return Store(data)
+        store = prepare_cohort(
+            data, _store_path(Path(data), self.config.data.crop), crop=self.config.data.crop,
+            strict=self.request["strict"], progress=not self.quiet,
+        )  # fmt: skip
+        for exam, reason in store.skipped.items():
+            log.say(f"skipped {exam}: {reason}")
+        return store
+
+    def _split(self, store: Store) -> dict:
+        """Ids to train on and to test on, the exam that seeds the atlas, and the exams of the template."""
+        ids, labelled = store.ids, [i for i, has in zip(store.ids, store.has_label, strict=True) if has.any()]
+        request = self.request
+        test: list[str] = []
+        test_root = request["test"]
+        wanted = set(request["template_exams"] or []) | {request["seed_exam"]} - {None}
+        for exam in wanted:
+            store.index(exam)
+        if test_root:
+            cohort = find_exams(test_root)
+            test = request["test_exams"] or [e.id for e in cohort.exams if e.seg]
+            for exam in test:
+                if cohort.exam(exam).seg is None:
+                    raise DataError(f"{cohort.root / exam}: no seg beside the CT, so it cannot be scored; leave it out")
+        elif len(labelled) >= 2 and not is_store(request["data"]):
+            test_root = request["data"]
+            order = np.random.default_rng(self.config.seed).permutation(sorted(set(labelled) - wanted))
+            test = sorted(order[: min(self.config.data.holdout, len(labelled) // 2)].tolist())
+        same = test_root and Path(test_root).resolve() == Path(store.root).resolve()
+        train = [i for i in ids if not (same and i in test)]
+        if len(train) < 2:
+            raise DataError(f"{store.root}: {len(train)} exam left to train on; at least 2 are needed")
+        seed = request["seed_exam"] or _widest(store, train)
+        template = request["template_exams"] or _best_labelled(store, train, seed)
+        return {"train": train, "test": test, "test_root": test_root, "seed": seed, "template": template,
+                "labels": store.labels, "data": store.root}  # fmt: skip
+
+    def _session(self, log: RunLog) -> Session:
+        config = self.config
+        modules = {
+            "network": CoordinateNetwork(config.network),
+            "atlas": Atlas(config.network.atlas_size),
+            "autoencoder": Autoencoder(config.autoencoder.channels, config.network.groups),
+        }
+        if self.device.type == "cpu":
+            # Convolutions with few channels are twice as fast in this layout on a CPU.
+            modules["network"].to(memory_format=torch.channels_last_3d)
+            modules["autoencoder"].to(memory_format=torch.channels_last_3d)
+        for module in modules.values():
+            module.to(self.device)
+        generator = torch.Generator().manual_seed(config.seed)
+        return Session(config, self.folder, self.device, log, modules, generator)
+
+    def _train(self, session: Session, store: Store, split: dict) -> None:
+        config, modules = self.config, session.modules
+        rows = [store.index(i) for i in split["train"]]
+        array = TrainingArray(store, config.network.size, self.device, exams=rows)
+        batches = Batches(session, array, split["train"])
+        if not session.done and session.overall == 0:
+            self._seed_atlas(session, store, split["seed"])
+        mask = session.facts["seed_mask"].to(self.device)
+
+        if config.loss.similarity == "features":
+            session.run([autoencoder_phase(session, batches.images)])
+        autoencoder = freeze(modules["autoencoder"])
+        crops = TemplateCrops(modules["atlas"], mask, config.network.size, config.coarse, config.data)
+        session.run([coarse_phase(session, crops)])
+        similarity = FeatureSimilarity(autoencoder, config.loss.similarity, config.loss.window)
+        loss = RegistrationLoss(config.loss, similarity, config.network.size)
+        session.run(stage_phases(session, batches, loss))
+
+    def _seed_atlas(self, session: Session, store: Store, exam: str) -> None:
+        """The atlas starts as one exam (sections 5.1.2 and 5.2.5), as sharp as its file is."""
+        index = store.index(exam)
+        volume = _seed_volume(store, index)
+        hu = torch.as_tensor(np.ascontiguousarray(volume.array), dtype=torch.float32)[None, None]
+        extent = self.config.train.extent
+        atlas: Atlas = session.modules["atlas"]
+        atlas.seed(normalize(hu).to(self.device), extent)
+        mask = torch.as_tensor(foreground_mask(volume.array), dtype=torch.float32)[None, None]
+        scale = torch.eye(3, 4)[None] / extent
+        inside = ops.affine_resample(mask, scale, atlas.values.shape[2:], padding="zeros") > 0.5
+        session.facts = {"seed_mask": inside.float(), "seed_exam": exam}
+
+    def _finish(self, session: Session, split: dict) -> Model:
+        """Write ``model.pt`` and ``atlas.nii.gz``."""
+        card = {
+            "preset": self.config.preset, "seed_exam": split["seed"], "exams": len(split["train"]),
+            "steps": session.overall, "training_seconds": round(session.seconds, 1),
+            "torch": torch.__version__, "backend": ops.build_info()["backend"],
+        }  # fmt: skip
+        model = Model(self.config, session.modules["network"], session.modules["atlas"], card)
+        model.save(self.folder / MODEL_FILE)
+        save_atlas(model, self.folder / "atlas.nii.gz")
+        return model
+
+
+def save_atlas(model: Model, path: Path) -> None:
+    """The atlas as Hounsfield units; its voxels are normalised coordinates times 100 (it has no millimetres)."""
+    from deepatlas.data.grid import Grid
+    from deepatlas.data.io import write_volume
+
+    values = model.atlas[0, 0].detach().cpu().numpy()
+    step = 200 / (values.shape[0] - 1)
+    affine = np.diag([step, step, step, 1.0])
+    affine[:3, 3] = -100
+    try:
+        write_volume(path, Volume((values * 512 - 256).astype(np.float32), Grid(values.shape, affine), "atlas"))
+    except ImportError:  # training from a store needs no image library
+        np.save(path.with_name("atlas.npy"), values)
+
+
+def _seed_volume(store: Store, index: int) -> Volume:
+    """The exam at 128^3 from its file, or at 64^3 from the store where the file or the image library is gone."""
+    try:
+        from deepatlas.data.io import read_volume
+
+        return to_model_grid(read_volume(store.source(index)), 128, crop=store.crop)
+    except (ImportError, DataError):
+        return Volume(store.hu[index].astype(np.float32), store.grid(index), store.ids[index])
+
+
+def _widest(store: Store, ids: list[str]) -> str:
+    """The exam with the longest extent of patient along the body axis; among near-equals the most typical in volume."""
+    length, volume = {}, {}
+    for exam in ids:
+        index = store.index(exam)
+        mask = store.mask[index].astype(bool)
+        spacing = store.grid(index).spacing
+        length[exam] = mask.any((1, 2)).sum() * spacing[2]
+        volume[exam] = mask.sum() * float(np.prod(spacing))
+    longest = max(length.values())
+    near = [exam for exam in ids if length[exam] >= 0.95 * longest]
+    typical = np.median([volume[exam] for exam in near])
+    return min(near, key=lambda exam: abs(volume[exam] - typical))
+
+
+def _best_labelled(store: Store, ids: list[str], seed: str) -> list[str]:
+    """The labelled exam that shows most structures (the atlas seed if it shows as many); none without labels."""
+    counts = {exam: int(store.has_label[store.index(exam)].sum()) for exam in ids}
+    most = max(counts.values())
+    if not most:
+        return []
+    return [seed if counts[seed] == most else max(ids, key=lambda exam: counts[exam])]
+
+
+def _store_path(data: Path, crop: str | None) -> Path:
+    """Where the prepared form of a data directory is kept: the user's cache, since data are often read-only."""
+    cache = Path(os.environ.get("DEEPATLAS_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "deepatlas")
+    name = hashlib.sha256(f"{data.resolve()} {crop}".encode()).hexdigest()[:16]
+    return cache.expanduser() / "stores" / f"{data.resolve().name}-{name}.h5"

@@ -1,0 +1,122 @@
+"""What a run leaves to watch: progress bar, log.jsonl, TensorBoard and progress.png."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+from deepatlas.files import atomic_path
+
+
+class RunLog:
+    """Appends to ``RUN/log.jsonl`` and ``RUN/tensorboard`` and draws ``RUN/progress.png``.
+
+    A resumed run continues the same files: :meth:`rewind` drops the records after the checkpoint.
+    tqdm, tensorboard and matplotlib are used where they are installed; without one of them training still runs.
+    """
+
+    def __init__(self, folder: Path, *, quiet: bool = False):
+        self.folder, self.quiet = Path(folder), quiet
+        self.path = self.folder / "log.jsonl"
+        self.started = time.monotonic()
+        self.records: list[dict] = []
+        if self.path.exists():
+            lines = self.path.read_text().splitlines()
+            self.records = [json.loads(line) for line in lines if line.endswith("}")]
+        self._file = self.path.open("a", buffering=1)
+        self._board = self._open_board()
+
+    def _open_board(self):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self.say("tensorboard is not installed: no TensorBoard log (pip install tensorboard)")
+            return None
+        return SummaryWriter(str(self.folder / "tensorboard"))
+
+    def say(self, text: str) -> None:
+        """One line on standard error, kept clear of a progress bar."""
+        if self.quiet:
+            return
+        try:
+            from tqdm import tqdm
+
+            tqdm.write(text, file=sys.stderr)
+        except ImportError:
+            print(text, file=sys.stderr, flush=True)
+
+    def record(self, phase: str, step: int, overall: int, **scalars: float) -> None:
+        """Scalars of one step; ``overall`` counts steps over all phases."""
+        entry = {"phase": phase, "step": step, "overall": overall}
+        entry |= {key: round(float(value), 6) for key, value in scalars.items()}
+        self.records.append(entry)
+        self._file.write(json.dumps(entry) + "\n")
+        if self._board:
+            for key, value in scalars.items():
+                self._board.add_scalar(key, value, overall)
+
+    def rewind(self, overall: int) -> None:
+        """Forget what was logged after step ``overall`` (it will be computed again)."""
+        kept = [r for r in self.records if r["overall"] <= overall]
+        if len(kept) < len(self.records):
+            self.records = kept
+            self._file.close()
+            with atomic_path(self.path) as temporary:
+                temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
+            self._file = self.path.open("a", buffering=1)
+
+    def bar(self, total: int, done: int, title: str):
+        """A progress bar, or a stand-in without a display."""
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            return _NoBar()
+        return tqdm(
+            total=total, initial=done, desc=title, unit="step", leave=True, disable=self.quiet,
+            dynamic_ncols=True, file=sys.stderr, mininterval=0.5 if sys.stderr.isatty() else 30,
+        )  # fmt: skip
+
+    def draw(self) -> None:
+        """Redraw ``progress.png``: every logged scalar against the overall step."""
+        try:
+            from deepatlas.evaluate.figures import new_figure, save_figure
+        except ImportError:
+            return
+        series = defaultdict(lambda: ([], []))
+        phases = {}
+        for entry in self.records:
+            phases.setdefault(entry["phase"], entry["overall"])
+            for key, value in entry.items():
+                if key not in ("phase", "step", "overall"):
+                    series[key][0].append(entry["overall"])
+                    series[key][1].append(value)
+        if not series:
+            return
+        columns = 3
+        rows = -(-len(series) // columns)
+        figure = new_figure(columns * 4.2, rows * 2.4)
+        for index, (key, (x, y)) in enumerate(sorted(series.items())):
+            axes = figure.add_subplot(rows, columns, index + 1)
+            axes.plot(x, y, linewidth=0.8, color="#56B4E9")
+            axes.set_title(key.replace("_", " "), fontsize=8, color="0.9")
+            axes.set_facecolor("#18181c")
+            axes.tick_params(labelsize=6, colors="0.7")
+            axes.grid(alpha=0.2)
+            for start in phases.values():
+                axes.axvline(start, color="0.5", linewidth=0.5)
+        figure.tight_layout()
+        save_figure(figure, self.folder / "progress.png")
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board:
+            self._board.close()
+
+
+class _NoBar:
+    def update(self, n: int = 1) -> None: ...
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None: ...
+    def close(self) -> None: ...

@@ -1,0 +1,42 @@
+"""What a finished run is worth: one-shot segmentation of unseen exams and, for phantoms, the true error."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from deepatlas.config import Config
+from deepatlas.evaluate.run import evaluate_cohort
+from deepatlas.evaluate.tables import summary_table
+from deepatlas.localize.build import build_template
+from deepatlas.model import Model
+from deepatlas.train.log import RunLog
+from deepatlas.train.truth import phantom_truth
+
+
+def score(folder: Path, model: Model, config: Config, request: dict, split: dict, log: RunLog) -> dict:
+    """Template, evaluation and phantom truth, written under ``folder``; returns the figures of ``result.json``."""
+    result: dict = {"preset": config.preset, "seed_exam": split["seed"], "template_exams": split["template"],
+                    "test_exams": split["test"]}  # fmt: skip
+    if not split["template"] or not split["test"] or not os.path.isdir(split["data"]):
+        log.say("no labelled exams to make a template from and to test on: no one-shot score")
+        return result
+    template = build_template(
+        model, split["data"], split["template"], request["structures"], progress=log.say
+    )
+    template.save(folder / "template.h5")
+    evaluation = evaluate_cohort(
+        model, template, split["test_root"], folder / "evaluation", split["test"], progress=log.say
+    )
+    overall = evaluation.summary["overall"]
+    result |= {
+        "dice": overall["dice_mean_of_structures"],
+        "hd95_mm": overall["hd95_mm_mean_of_structures"],
+        "structures": overall["structures"],
+        "exams": overall["exams"],
+        "dice_per_structure": {n: s["dice"]["mean"] for n, s in evaluation.summary["structures"].items()},
+    }
+    log.say(summary_table(evaluation.summary))
+    if request["data"] is None:
+        result |= phantom_truth(model, config.phantom, split["template"][0])
+    return result

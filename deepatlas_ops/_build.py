@@ -1,0 +1,363 @@
+"""Builds and loads the compiled kernels on first use, and keeps them in a cache.
+
+The sources are compiled once per combination of sources, flags, PyTorch, Python, compiler and processor into
+``<cache>/<key>/``; later processes only load the library from there.  ``<cache>`` is ``DEEPATLAS_OPS_CACHE``,
+else ``deepatlas_ops`` in the user's cache directory.  Nothing here raises for a missing or failing compiler:
+:func:`load` then says why in ``BuildInfo.reason`` and the PyTorch bodies run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LIBRARY = "deepatlas_ops_native"
+CACHE_VARIABLE = "DEEPATLAS_OPS_CACHE"
+BACKEND_VARIABLE = "DEEPATLAS_OPS_BACKEND"
+# Architectures of a CUDA build where no GPU can be asked: A100 and H100, and PTX for what comes later.
+DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0+PTX"
+# A failed build is not tried again for so long: the processes of one job would fail one after another.
+RETRY_SECONDS = 3600.0
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildInfo:
+    """Outcome of :func:`load`."""
+
+    native: bool
+    reason: str | None = None  # why not native, in one line
+    compiler: str | None = None
+    flags: tuple[str, ...] = ()
+    arch: str | None = None  # processor, and CUDA architectures if any
+    cuda: bool = False  # whether the library holds CUDA kernels
+    cuda_reason: str | None = None  # why not, where PyTorch itself has CUDA
+    directory: str | None = None
+    seconds: float | None = None  # what the build took, in this process or the one that did it
+
+    @property
+    def backend(self) -> str:
+        return "native" if self.native else "torch"
+
+
+class BuildError(RuntimeError):
+    """The library cannot be built or loaded; the message is one line."""
+
+
+_lock = threading.Lock()
+_info: BuildInfo | None = None
+
+
+def load() -> BuildInfo:
+    """Load the compiled library into PyTorch's dispatcher, building it if the cache has none.
+
+    Safe to call from any thread; the work is done once a process.  Never raises for an unusable compiler.
+    """
+    global _info
+    if _info is None:
+        with _lock:
+            if _info is None:
+                _info = _load()
+    return _info
+
+
+def info() -> dict[str, Any]:
+    """What :func:`load` found, as plain data; says so if nothing has been loaded yet."""
+    found = _info or BuildInfo(native=False, reason="not loaded: no op has been called yet")
+    return {"backend": found.backend, **dataclasses.asdict(found)}
+
+
+def find_sources() -> Path:
+    """The folder of the C++ sources: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "_csrc", package.parent / "csrc"):
+        if (folder / "ops.cpp").is_file():
+            return folder
+    raise BuildError(f"the C++ sources are missing: no ops.cpp in {package}/_csrc or {package.parent}/csrc")
+
+
+def cache_directory() -> Path:
+    if override := os.environ.get(CACHE_VARIABLE):
+        return Path(override).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+    return Path(base).expanduser() / "deepatlas_ops"
+
+
+# ---- what to build ----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    sources: Path
+    compiler: str
+    compiler_version: str
+    flags: tuple[str, ...]
+    cuda_architectures: str | None  # None: no CUDA kernels
+    cuda_version: str | None
+    cuda_reason: str | None
+    processor: str
+
+    @property
+    def files(self) -> list[Path]:
+        suffixes = (".cpp", ".cu") if self.cuda_architectures else (".cpp",)
+        return sorted(p for p in self.sources.iterdir() if p.suffix in suffixes)
+
+    @property
+    def key(self) -> str:
+        digest = hashlib.sha256()
+        for path in sorted(self.sources.iterdir()):
+            if path.suffix in (".h", ".cuh", ".cpp", ".cu"):
+                digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
+        built_for = (
+            *(str(v) for k, v in dataclasses.asdict(self).items() if k not in ("sources", "cuda_reason")),
+            torch.__version__,
+            str(torch.version.git_version),
+            str(sysconfig.get_config_var("SOABI")),
+        )
+        digest.update("\0".join(built_for).encode())
+        return digest.hexdigest()[:20]
+
+    def info(self, directory: Path, seconds: float) -> BuildInfo:
+        arch = self.processor + (f"; CUDA {self.cuda_architectures}" if self.cuda_architectures else "")
+        return BuildInfo(
+            native=True,
+            compiler=f"{self.compiler}: {self.compiler_version}",
+            flags=self.flags,
+            arch=arch,
+            cuda=self.cuda_architectures is not None,
+            cuda_reason=self.cuda_reason,
+            directory=str(directory),
+            seconds=seconds,
+        )
+
+
+def _plan() -> _Plan:
+    sources = find_sources()
+    asked = shlex.split(os.environ.get("CXX", ""))
+    candidates = [asked[0]] if asked else ["c++", "g++", "clang++"]
+    compiler = next((c for c in candidates if shutil.which(c)), None)
+    if compiler is None:
+        raise BuildError(f"no C++ compiler found (tried {', '.join(candidates)}); install g++ or set CXX")
+    if shutil.which("ninja") is None:
+        raise BuildError("no ninja found; install it with: pip install ninja")
+    reason, architectures, version = _cuda()
+    return _Plan(
+        sources=sources,
+        compiler=" ".join(asked) or compiler,
+        compiler_version=_first_line([*(asked or [compiler]), "--version"]),
+        flags=_flags(),
+        cuda_architectures=architectures,
+        cuda_version=version,
+        cuda_reason=reason,
+        processor=_processor(),
+    )
+
+
+def _flags() -> tuple[str, ...]:
+    # No -ffast-math: it would change the treatment of denormals for the whole process. These two only
+    # allow what no kernel looks at, errno and the floating-point exception flags, and let floor vectorise.
+    native = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
+    flags = ("-O3", native, "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden")
+    # Only compiled with OpenMP, not linked: the symbols then come from PyTorch's own runtime, so that
+    # torch.set_num_threads holds and there is one pool of threads.
+    return flags if sys.platform == "darwin" else (*flags, "-fopenmp")
+
+
+def _cuda() -> tuple[str | None, str | None, str | None]:
+    """Why there will be no CUDA kernels, or their architectures and the version of nvcc."""
+    if torch.version.cuda is None:
+        return None, None, None
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    nvcc = Path(CUDA_HOME or "") / "bin" / "nvcc"
+    if CUDA_HOME is None or not nvcc.is_file():
+        return "no nvcc found; set CUDA_HOME to a CUDA toolkit", None, None
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+    release = re.search(r"release (\d+)\.\d+", version)
+    if release is None or release[1] != torch.version.cuda.split(".")[0]:
+        found = release[1] if release else "of unknown version"
+        return f"nvcc {found} does not match CUDA {torch.version.cuda} of PyTorch", None, None
+    architectures = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if not architectures and torch.cuda.is_available():
+        devices = range(torch.cuda.device_count())
+        found = sorted({torch.cuda.get_device_capability(i) for i in devices})
+        architectures = ";".join(f"{major}.{minor}" for major, minor in found)
+    return None, architectures or DEFAULT_CUDA_ARCHITECTURES, version.strip().splitlines()[-1]
+
+
+def _processor() -> str:
+    """The processor's model and features: code built with -march=native runs only there."""
+    with contextlib.suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text()
+        fields = dict(re.findall(r"^(model name|flags|Features)\s*:\s*(.*)$", text, re.M))
+        features = fields.get("flags") or fields.get("Features", "")
+        name = fields.get("model name", platform.machine())
+        return f"{name} ({hashlib.sha256(features.encode()).hexdigest()[:8]})"
+    return platform.processor() or platform.machine()
+
+
+def _first_line(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BuildError(f"{shlex.join(command)} does not run ({error})") from None
+    return done.stdout.strip().splitlines()[0] if done.stdout.strip() else "unknown version"
+
+
+# ---- building and loading ---------------------------------------------------------------------------
+
+
+def _load() -> BuildInfo:
+    if os.environ.get(BACKEND_VARIABLE) == "torch":
+        return BuildInfo(native=False, reason=f"{BACKEND_VARIABLE}=torch")
+    try:
+        with _tool_path():
+            plan = _plan()
+            try:
+                return _load_or_build(plan)
+            except BuildError as error:
+                if plan.cuda_architectures is None:
+                    raise
+                # CPU kernels are worth having even where nvcc fails: CUDA tensors take the PyTorch bodies.
+                cpu = {"cuda_architectures": None, "cuda_version": None, "cuda_reason": str(error)}
+                return _load_or_build(dataclasses.replace(plan, **cpu))
+    except BuildError as error:
+        return BuildInfo(native=False, reason=str(error))
+    except OSError as error:
+        return BuildInfo(native=False, reason=f"the build cache {cache_directory()} cannot be used ({error})")
+
+
+def _load_or_build(plan: _Plan) -> BuildInfo:
+    directory = cache_directory() / plan.key
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    if not directory.is_dir():
+        with _file_lock(directory.with_suffix(".lock")):
+            if not directory.is_dir():  # another process may have built while this one waited
+                return _build(plan, directory)
+    try:
+        torch.ops.load_library(directory / f"{LIBRARY}.so")
+    except OSError:  # a damaged cache entry: build it anew, once
+        with _file_lock(directory.with_suffix(".lock")):
+            shutil.rmtree(directory, ignore_errors=True)
+            return _build(plan, directory)
+    return plan.info(directory, _seconds(directory) or 0.0)
+
+
+def _build(plan: _Plan, directory: Path) -> BuildInfo:
+    """Compile into a folder of its own and rename it when complete; the caller holds the file lock."""
+    log = directory.with_suffix(".log")
+    _raise_recent_failure(log)
+    building = directory.with_suffix(".building")
+    shutil.rmtree(building, ignore_errors=True)  # an interrupted build, with PyTorch's own lock file in it
+    building.mkdir()
+    cuda = plan.cuda_architectures is not None
+    about = _expected_seconds(directory.parent, 150.0 if cuda else 40.0)
+    _say(f"building native kernels (once, about {about:.0f} s) ...")
+    start = time.perf_counter()
+    try:
+        _compile(plan, building)
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        log.write_text(str(error))
+        shutil.rmtree(building, ignore_errors=True)
+        raise BuildError(f"the build failed, see {log}") from None
+    seconds = time.perf_counter() - start
+    for leftover in building.glob("*.o"):
+        leftover.unlink()
+    info = plan.info(directory, seconds)
+    (building / "build.json").write_text(json.dumps(dataclasses.asdict(info), indent=1))
+    os.replace(building, directory)
+    log.unlink(missing_ok=True)
+    _say(f"built native kernels in {seconds:.0f} s")
+    return info
+
+
+def _say(line: str) -> None:
+    print(f"deepatlas_ops: {line}", file=sys.stderr, flush=True)
+
+
+def _compile(plan: _Plan, building: Path) -> None:
+    """Compile, link and load: raises RuntimeError or OSError with the whole output of the tools."""
+    from torch.utils import cpp_extension
+
+    cuda = plan.cuda_architectures is not None
+    environment = {"CXX": plan.compiler}
+    if plan.cuda_architectures is not None:
+        environment["TORCH_CUDA_ARCH_LIST"] = plan.cuda_architectures
+    with _environment(environment):
+        cpp_extension.load(
+            name=LIBRARY,
+            sources=[str(path) for path in plan.files],
+            extra_cflags=[*plan.flags, *(["-DWITH_CUDA"] if cuda else [])],
+            extra_cuda_cflags=["-O3"] if cuda else None,
+            extra_include_paths=[str(plan.sources)],
+            build_directory=str(building),
+            with_cuda=cuda,
+            is_python_module=False,
+        )
+
+
+def _raise_recent_failure(log: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if time.time() - log.stat().st_mtime < RETRY_SECONDS:
+            raise BuildError(f"the build failed a short while ago, see {log}; delete it to try again")
+
+
+def _seconds(directory: Path) -> float | None:
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return float(json.loads((directory / "build.json").read_text())["seconds"])
+    return None
+
+
+def _expected_seconds(cache: Path, default: float) -> float:
+    """What the latest build took here, if there was one."""
+    done = sorted(cache.glob("*/build.json"), key=lambda path: path.stat().st_mtime)
+    return (_seconds(done[-1].parent) if done else None) or default
+
+
+@contextlib.contextmanager
+def _file_lock(path: Path) -> Iterator[None]:
+    """Exclusive between processes; released by the kernel even if the holder is killed."""
+    try:
+        import fcntl
+    except ImportError:
+        raise BuildError("native kernels are built on Linux and macOS only") from None
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield  # closing the file releases the lock
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _tool_path() -> contextlib.AbstractContextManager[None]:
+    """Adds the folder of this Python to PATH: ninja may be only there, in an environment not activated."""
+    folder = os.path.dirname(sys.executable)
+    path = os.environ.get("PATH", "")
+    return _environment({"PATH": os.pathsep.join([path, folder]) if path else folder})

@@ -1,0 +1,118 @@
+"""Registration of the ops and the choice of backend.
+
+Each op is one schema in the namespace ``deepatlas_ops``, with its PyTorch body registered as
+``CompositeExplicitAutograd``, a fake kernel for tracing and an autograd formula whose backward is an op itself.
+The compiled library only implements the CPU and CUDA keys of the same schemas: before it is loaded the
+PyTorch body runs, afterwards the native kernel wins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "deepatlas_ops"
+BACKENDS = ("native", "torch", "auto")
+BACKEND_VARIABLE = "DEEPATLAS_OPS_BACKEND"
+
+_library = torch.library.Library(NAMESPACE, "DEF")  # noqa: TOR901 - the module lives as long as the process
+_chosen: ContextVar[str | None] = ContextVar("deepatlas_ops_backend", default=None)
+_warned = False
+
+
+def register(
+    name: str,
+    schema: str,
+    body: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+) -> None:
+    """Define one op: schema without the name, PyTorch body, fake kernel and, if differentiable, autograd.
+
+    An op without ``backward`` refuses to be differentiated instead of silently dropping the gradient.
+    """
+    qualified = f"{NAMESPACE}::{name}"
+    _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, body, "CompositeExplicitAutograd")
+    torch.library.register_fake(qualified, fake, lib=_library)
+    if backward is None:
+
+        def backward(ctx: Any, *grads: Tensor) -> Any:
+            raise RuntimeError(f"{qualified}: second derivatives are not implemented")
+
+    torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
+
+
+def requested_backend() -> str:
+    """The backend asked for: the innermost ``use_backend``, else the environment, else "auto"."""
+    chosen = _chosen.get()
+    if chosen is not None:
+        return chosen
+    chosen = os.environ.get(BACKEND_VARIABLE, "auto")
+    if chosen not in BACKENDS:
+        raise ValueError(f"{BACKEND_VARIABLE}: expected one of {', '.join(BACKENDS)}, got {chosen!r}")
+    return chosen
+
+
+@contextlib.contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """Choose where the ops run, for the calls inside the ``with`` block (of this thread or task).
+
+    Args:
+        backend: ``"native"`` runs the compiled kernels and raises ``RuntimeError`` with the reason if they
+            cannot be built; ``"torch"`` runs the PyTorch bodies under ordinary autograd; ``"auto"`` runs the
+            compiled kernels if they can be built and warns once, with the reason, if not.
+
+    Outside any block the environment variable ``DEEPATLAS_OPS_BACKEND`` decides, and ``"auto"`` without it.
+    A function compiled by ``torch.compile`` keeps the backend it was compiled under.
+
+    Raises:
+        ValueError: another name.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"use_backend: backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    token = _chosen.set(backend)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+@torch.compiler.assume_constant_result
+def runs_reference() -> bool:
+    """Whether the coming call is for the PyTorch bodies; loads the compiled library if it is not."""
+    backend = requested_backend()
+    if backend == "torch":
+        return True
+    from . import _build  # here, so that importing the package neither builds nor looks for a compiler
+
+    info = _build.load()
+    if info.native:
+        return False
+    if backend == "native":
+        raise RuntimeError(f"{NAMESPACE}: the native backend was asked for but is not available: {info.reason}")
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(
+            f"{NAMESPACE}: running the PyTorch bodies, the native kernels are not available: {info.reason}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return False  # the ops themselves fall back to the same bodies
+
+
+def call(name: str, reference: Callable[..., Any], *args: Any) -> Any:
+    """Run op ``name``, or its PyTorch body under ordinary autograd when the backend is "torch"."""
+    if runs_reference():
+        return reference(*args)
+    return getattr(torch.ops.deepatlas_ops, name)(*args)

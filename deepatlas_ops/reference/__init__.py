@@ -1,0 +1,54 @@
+"""The pure-PyTorch bodies of every op: the fallback at run time and the oracle in the tests.
+
+Nothing here checks its arguments (the public functions of ``deepatlas_ops`` do) and nothing here depends on
+the compiled library.  Every forward body is differentiable by ordinary autograd; the ``*_backward`` bodies
+state the same gradients as one call each, which is what the registered ops run.
+"""
+
+from __future__ import annotations
+
+from .invert import continued_inverse, implicit_warp_backward, solve_inverse, step_matrix
+from .jacobian import (
+    jacobian,
+    log_determinant,
+    log_jacobian,
+    log_jacobian_backward,
+    smoothness_loss,
+    smoothness_loss_backward,
+)
+from .ncc import ncc, ncc_backward
+from .sampling import (
+    affine_resample,
+    affine_resample_backward,
+    identity_grid,
+    resample,
+    resample_backward,
+    resize,
+    resize_backward,
+    warp,
+    warp_backward,
+)
+
+__all__ = [
+    "affine_resample",
+    "affine_resample_backward",
+    "continued_inverse",
+    "identity_grid",
+    "implicit_warp_backward",
+    "jacobian",
+    "log_determinant",
+    "log_jacobian",
+    "log_jacobian_backward",
+    "ncc",
+    "ncc_backward",
+    "resample",
+    "resample_backward",
+    "resize",
+    "resize_backward",
+    "smoothness_loss",
+    "smoothness_loss_backward",
+    "solve_inverse",
+    "step_matrix",
+    "warp",
+    "warp_backward",
+]

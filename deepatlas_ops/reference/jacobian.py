@@ -1,0 +1,218 @@
+"""Jacobians of coordinate fields in PyTorch: log-determinant and the smoothness loss of eq. 11.
+
+The forward bodies are differentiable as they stand.  The ``*_backward`` bodies give the same gradients from the
+field alone, by the chain difference -> columns -> determinant -> logarithm, so that nothing else need be kept.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .sampling import compute_dtype
+
+Columns = tuple[Tensor, Tensor, Tensor]
+SMOOTHNESS_EPS = 1e-3  # where smoothness_loss leaves the logarithm; the default of log_jacobian
+
+
+def _difference(field: Tensor, axis: int) -> Tensor:
+    """d field / d (normalised coordinate of ``axis``): central inside, one-sided at the two borders."""
+    n = field.shape[axis]
+    step = 2.0 / (n - 1)
+    first = (field.narrow(axis, 1, 1) - field.narrow(axis, 0, 1)) / step
+    if n == 2:
+        return torch.cat((first, first), axis)
+    middle = (field.narrow(axis, 2, n - 2) - field.narrow(axis, 0, n - 2)) / (2 * step)
+    last = (field.narrow(axis, n - 1, 1) - field.narrow(axis, n - 2, 1)) / step
+    return torch.cat((first, middle, last), axis)
+
+
+def _difference_adjoint(grad: Tensor, axis: int) -> Tensor:
+    """The transpose of _difference."""
+    n = grad.shape[axis]
+    step = 2.0 / (n - 1)
+    first, last = grad.narrow(axis, 0, 1) / step, grad.narrow(axis, n - 1, 1) / step
+    out = torch.zeros_like(grad)
+    if n > 2:
+        middle = grad.narrow(axis, 1, n - 2) / (2 * step)
+        out.narrow(axis, 2, n - 2).add_(middle)
+        out.narrow(axis, 0, n - 2).sub_(middle)
+    out.narrow(axis, 0, 1).sub_(first)
+    out.narrow(axis, 1, 1).add_(first)
+    out.narrow(axis, n - 1, 1).add_(last)
+    out.narrow(axis, n - 2, 1).sub_(last)
+    return out
+
+
+def jacobian(field: Tensor) -> Columns:
+    """The columns d field / dx, / dy, / dz, each [B, 3, D, H, W].
+
+    An axis of size 1 has no difference to take; its column is the identity's, so that a flat field measures
+    the determinant of the two axes it has.
+    """
+    columns = []
+    for channel, axis in enumerate((4, 3, 2)):
+        if field.shape[axis] == 1:
+            unit = field.new_zeros(1, 3, 1, 1, 1)
+            unit[:, channel] = 1
+            columns.append(field * 0 + unit)
+        else:
+            columns.append(_difference(field, axis))
+    return columns[0], columns[1], columns[2]
+
+
+def _jacobian_adjoint(grads: Columns) -> Tensor:
+    """The transpose of jacobian: gradients of the columns -> gradient of the field."""
+    out = torch.zeros_like(grads[0])
+    for grad, axis in zip(grads, (4, 3, 2), strict=True):
+        if grad.shape[axis] > 1:
+            out += _difference_adjoint(grad, axis)
+    return out
+
+
+def _determinant(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """a · (b × c) over the channel axis: [B, 1, D, H, W]."""
+    a0, a1, a2 = a.split(1, 1)
+    b0, b1, b2 = b.split(1, 1)
+    c0, c1, c2 = c.split(1, 1)
+    return a0 * (b1 * c2 - b2 * c1) + a1 * (b2 * c0 - b0 * c2) + a2 * (b0 * c1 - b1 * c0)
+
+
+def _unit(column: Tensor, eps: float) -> Tensor:
+    """A column over its length, or over eps where it is shorter, which bounds the gradient by 1 / eps."""
+    squared = (column * column).sum(1, keepdim=True)
+    return column / squared.clamp_min(eps * eps).sqrt()
+
+
+def _determinant_grads(columns: Columns, grad: Tensor) -> Columns:
+    """Gradients of the columns given that of their determinant: the cross products of the other two."""
+    a, b, c = columns
+    return (
+        grad * torch.linalg.cross(b, c, dim=1),
+        grad * torch.linalg.cross(c, a, dim=1),
+        grad * torch.linalg.cross(a, b, dim=1),
+    )
+
+
+def _unit_grads(columns: Columns, grads: Columns, eps: float) -> Columns:
+    """Gradients of the columns given those of their _unit forms."""
+    out = []
+    for column, grad in zip(columns, grads, strict=True):
+        length = (column * column).sum(1, keepdim=True).sqrt()
+        held = length.clamp_min(eps)
+        along = (column * grad).sum(1, keepdim=True) / (held * held)
+        out.append((grad - torch.where(length >= eps, along, 0.0) * column) / held)
+    return out[0], out[1], out[2]
+
+
+def log_determinant(det: Tensor, eps: float) -> Tensor:
+    """log(det), made finite and increasing for every det.
+
+    Above eps it is the logarithm.  From eps down to 0 it is the logarithm's tangent at eps.  Below 0, where the
+    tangent would grow without bound (a determinant of -100 would cost 1e5 at eps = 1e-3), it goes on as the
+    mirrored logarithm log(eps) - 1 - log(1 - det / eps): value and slope are continuous at both joints, the
+    slope is at most 1 / eps, falls as 1 / |det|, and still points every fold back towards det > 0.
+    """
+    floor = math.log(eps)
+    logarithm = det.clamp_min(eps).log()  # each clamp keeps the branch finite, and its gradient 0, elsewhere
+    tangent = floor + (det.clamp(0.0, eps) - eps) / eps
+    folded = floor - 1 - torch.log1p(-det.clamp_max(0.0) / eps)
+    return torch.where(det > eps, logarithm, torch.where(det >= 0, tangent, folded))
+
+
+def _log_determinant_slope(det: Tensor, eps: float) -> Tensor:
+    return 1 / torch.where(det >= 0, det.clamp_min(eps), eps - det)
+
+
+def log_jacobian(field: Tensor, normalize_columns: bool, eps: float) -> Tensor:
+    """The logarithm of the Jacobian determinant of field [B, 3, D, H, W]: [B, 1, D, H, W]."""
+    columns = jacobian(field.to(compute_dtype(field.dtype)))
+    if normalize_columns:
+        columns = tuple(_unit(column, eps) for column in columns)
+    return log_determinant(_determinant(*columns), eps).to(field.dtype)
+
+
+def log_jacobian_backward(grad: Tensor, field: Tensor, normalize_columns: bool, eps: float) -> Tensor:
+    """Gradient of log_jacobian with respect to the field."""
+    work = compute_dtype(field.dtype)
+    columns = jacobian(field.to(work))
+    units = tuple(_unit(column, eps) for column in columns) if normalize_columns else columns
+    slope = grad.to(work) * _log_determinant_slope(_determinant(*units), eps)
+    grads = _determinant_grads(units, slope)
+    if normalize_columns:
+        grads = _unit_grads(columns, grads, eps)
+    return _jacobian_adjoint(grads).to(field.dtype)
+
+
+def weighted_mean(x: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean over the spatial axes, kept: [B, C, 1, 1, 1]; 0 where the weights sum to 0."""
+    if weight is None:
+        return x.mean((2, 3, 4), keepdim=True)
+    total = weight.sum((2, 3, 4), keepdim=True)
+    return (x * weight).sum((2, 3, 4), keepdim=True) / torch.where(total == 0, 1.0, total)
+
+
+def _masked_columns(field: Tensor, mask: Tensor | None) -> tuple[Columns, Tensor | None]:
+    """The columns and the weights of the smoothness loss, in the compute type.
+
+    Outside the mask the field may be anything, NaN included: a constant frame there keeps both the value and the
+    gradient of those voxels out of every sum.
+    """
+    work = compute_dtype(field.dtype)
+    columns = jacobian(field.to(work))
+    if mask is None:
+        return columns, None
+    weight = mask.to(work)
+    inside = weight > 0
+    frame = torch.eye(3, dtype=work, device=field.device).reshape(3, 1, 3, 1, 1, 1)
+    held = [torch.where(inside, column, unit) for column, unit in zip(columns, frame, strict=True)]
+    return (held[0], held[1], held[2]), weight
+
+
+def _smoothness_residuals(
+    columns: Columns, weight: Tensor | None, log_orthonormality: bool
+) -> tuple[Tensor, Tensor, Columns, Tensor, Tensor]:
+    """The arguments of the two Huber losses, the unit columns, and the two determinants."""
+    det = _determinant(*columns)
+    change = log_determinant(det, SMOOTHNESS_EPS)
+    units = tuple(_unit(column, SMOOTHNESS_EPS) for column in columns)
+    unit_det = _determinant(*units)
+    frame = log_determinant(unit_det, SMOOTHNESS_EPS) if log_orthonormality else unit_det
+    return change - weighted_mean(change, weight), frame - 1, units, det, unit_det
+
+
+def smoothness_loss(field: Tensor, mask: Tensor | None, delta: float, log_orthonormality: bool) -> Tensor:
+    """Eq. 11 of field [B, 3, D, H, W] under mask [B, 1, D, H, W]: [B]."""
+    columns, weight = _masked_columns(field, mask)
+    uniformity, orthonormality, *_ = _smoothness_residuals(columns, weight, log_orthonormality)
+    zero = torch.zeros_like(uniformity)
+    loss = F.huber_loss(uniformity, zero, reduction="none", delta=delta)
+    loss = loss + F.huber_loss(orthonormality, zero, reduction="none", delta=delta)
+    return weighted_mean(loss, weight).flatten().to(field.dtype)
+
+
+def smoothness_loss_backward(
+    grad: Tensor, field: Tensor, mask: Tensor | None, delta: float, log_orthonormality: bool
+) -> Tensor:
+    """Gradient of smoothness_loss with respect to the field."""
+    columns, weight = _masked_columns(field, mask)
+    uniformity, orthonormality, units, det, unit_det = _smoothness_residuals(columns, weight, log_orthonormality)
+    if weight is None:
+        share = torch.full_like(det, 1 / math.prod(det.shape[2:]))
+    else:
+        total = weight.sum((2, 3, 4), keepdim=True)
+        share = weight / torch.where(total == 0, 1.0, total)
+    share = share * grad.to(det.dtype)[:, None, None, None, None]
+
+    pull = uniformity.clamp(-delta, delta)  # the Huber loss's derivative
+    pull = (pull - weighted_mean(pull, weight)) * share * _log_determinant_slope(det, SMOOTHNESS_EPS)
+    turn = orthonormality.clamp(-delta, delta) * share
+    if log_orthonormality:
+        turn = turn * _log_determinant_slope(unit_det, SMOOTHNESS_EPS)
+    straight = _determinant_grads(columns, pull)
+    rotated = _unit_grads(columns, _determinant_grads(units, turn), SMOOTHNESS_EPS)
+    # a voxel without weight has share 0 and a finite frame, hence exactly no gradient
+    return _jacobian_adjoint(tuple(s + r for s, r in zip(straight, rotated, strict=True))).to(field.dtype)

@@ -1,0 +1,146 @@
+"""Normalised cross-correlation in PyTorch: global per feature map (eq. 9) and windowed."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .jacobian import weighted_mean
+from .sampling import compute_dtype
+
+
+def _box_sum(x: Tensor, window: int) -> Tensor:
+    """Sum over the window around each voxel, holding only the voxels inside the volume.
+
+    By integral images, one axis at a time, so that the cost does not grow with the window; x is float64, which
+    keeps the rounding of the long sums out of the short differences.
+    """
+    for axis in (2, 3, 4):
+        n = x.shape[axis]
+        if n == 1:
+            continue
+        totals = F.pad(x.cumsum(axis), [*([0, 0] * (4 - axis)), 1, 0])  # a leading 0: the sum over nothing
+        at = torch.arange(n, device=x.device)
+        upper = (at + window // 2 + 1).clamp_max(n)
+        lower = (at - window // 2).clamp_min(0)
+        x = totals.index_select(axis, upper) - totals.index_select(axis, lower)
+    return x
+
+
+def _held(x: Tensor, weight: Tensor | None) -> Tensor:
+    """x with 0 where the weight is 0, whatever x holds there."""
+    return x if weight is None else torch.where(weight > 0, x, 0.0)
+
+
+class _Moments(NamedTuple):
+    """What a correlation is made of, each [B, C, 1, 1, 1], or [B, C, D, H, W] with windows.
+
+    The sums run over the shifted maps ``a`` and ``b``; the floors are the least variances a map may have.
+    """
+
+    a: Tensor
+    b: Tensor
+    weight: Tensor | None
+    count: Tensor | None
+    a_mean: Tensor
+    b_mean: Tensor
+    a_variance: Tensor
+    b_variance: Tensor
+    covariance: Tensor
+    a_floor: Tensor
+    b_floor: Tensor
+
+    def spreads(self) -> tuple[Tensor, Tensor]:
+        return torch.maximum(self.a_variance, self.a_floor), torch.maximum(self.b_variance, self.b_floor)
+
+    def correlation(self) -> Tensor:
+        """Each variance is held above its floor, so that flat gives 0 and |value| <= 1."""
+        a_spread, b_spread = self.spreads()
+        return self.covariance / (a_spread.sqrt() * b_spread.sqrt())
+
+
+def _global(a: Tensor, b: Tensor, weight: Tensor | None, eps: float) -> _Moments:
+    least = torch.finfo(a.dtype).tiny ** 0.5  # keeps 0 / 0 away where a channel is all zeros
+    a, b = _held(a, weight), _held(b, weight)
+    # Two passes: E[x^2] - E[x]^2 would lose the variance of a map far from zero.
+    a_mean, b_mean = weighted_mean(a, weight), weighted_mean(b, weight)
+    x, y = a - a_mean, b - b_mean
+    variances = (weighted_mean(x * x, weight), weighted_mean(y * y, weight))
+    squares = (variances[0].detach() + a_mean.detach() ** 2, variances[1].detach() + b_mean.detach() ** 2)
+    floors = [(eps * eps * square).clamp_min(least) for square in squares]
+    return _Moments(a, b, weight, None, a_mean, b_mean, *variances, weighted_mean(x * y, weight), *floors)
+
+
+def _windowed(a: Tensor, b: Tensor, weight: Tensor | None, window: int, eps: float) -> _Moments:
+    # A window's variance is a difference of two sums.  Centring the whole map first keeps the terms small, and
+    # float64 keeps their rounding below the floor where the map is flat but far from its mean (air in a CT).
+    a, b = (_held(x, weight).double() for x in (a, b))
+    ones = torch.ones_like(a[:, :1]) if weight is None else weight.double()
+    a, b = (_held(x - weighted_mean(x, ones), weight) for x in (a, b))
+    floors = [(eps * weighted_mean(x.detach() ** 2, ones)).clamp_min(torch.finfo(torch.float32).tiny) for x in (a, b)]
+    c = a.shape[1]
+    sums = _box_sum(torch.cat((ones, a * ones, b * ones, a * a * ones, b * b * ones, a * b * ones), 1), window)
+    count, *moments = sums.split((1, c, c, c, c, c), 1)
+    count = torch.where(count > 0, count, 1.0)
+    a_mean, b_mean, a_square, b_square, product = (moment / count for moment in moments)
+    variances = (a_square - a_mean * a_mean, b_square - b_mean * b_mean)
+    return _Moments(a, b, ones, count, a_mean, b_mean, *variances, product - a_mean * b_mean, *floors)
+
+
+def _moments(a: Tensor, b: Tensor, mask: Tensor | None, window: int, eps: float) -> _Moments:
+    work = compute_dtype(a.dtype)
+    weight = None if mask is None else mask.to(work)
+    if window == 0:
+        return _global(a.to(work), b.to(work), weight, eps)
+    return _windowed(a.to(work), b.to(work), weight, window, eps)
+
+
+def ncc(a: Tensor, b: Tensor, mask: Tensor | None, window: int, eps: float) -> Tensor:
+    """Correlation of a and b [B, C, D, H, W] under mask [B, 1, D, H, W]: [B, C]; window 0 is global."""
+    moments = _moments(a, b, mask, window, eps)
+    value = moments.correlation()
+    if window > 0:
+        value = weighted_mean(value, moments.weight)
+    return value.flatten(1).to(a.dtype)
+
+
+def ncc_backward(
+    grad: Tensor, a: Tensor, b: Tensor, mask: Tensor | None, window: int, eps: float, need_a: bool, need_b: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of ncc with respect to a and b; an unneeded one is an empty tensor.
+
+    One correlation r with weights w summing to N has dr/da_j = w_j / N [(b_j - mean b) / sqrt(Va Vb)
+    - r (a_j - mean a) / Va], the last term absent where Va is held at its floor: linear in a_j and b_j, with
+    coefficients of the window.  With windows a voxel sums those of every window it lies in, a box sum again.
+    """
+    m = _moments(a, b, mask, window, eps)
+    a_spread, b_spread = m.spreads()
+    value = m.correlation()
+    outer = grad.to(value.dtype)[..., None, None, None]
+    if window == 0:
+        total = math.prod(a.shape[2:]) if m.weight is None else m.weight.sum((2, 3, 4), keepdim=True)
+    else:
+        mean_weight = m.weight.sum((2, 3, 4), keepdim=True)
+        outer = outer * m.weight / torch.where(mean_weight == 0, 1.0, mean_weight)
+        total = m.count
+    if isinstance(total, Tensor):
+        total = torch.where(total == 0, 1.0, total)
+    cross = outer / (total * a_spread.sqrt() * b_spread.sqrt())
+
+    def gradient(x: Tensor, x_mean: Tensor, x_variance: Tensor, x_floor: Tensor, y: Tensor, y_mean: Tensor) -> Tensor:
+        own = torch.where(x_variance >= x_floor, -outer * value / (total * torch.maximum(x_variance, x_floor)), 0.0)
+        constant = -(cross * y_mean + own * x_mean)
+        slopes = (cross, own, constant)
+        if window > 0:
+            slopes = _box_sum(torch.cat(slopes, 1), window).split(x.shape[1], 1)
+        result = torch.addcmul(slopes[2], slopes[0], y).addcmul_(slopes[1], x)
+        return result if m.weight is None else result.mul_(m.weight)
+
+    empty = a.new_empty(0)
+    grad_a = gradient(m.a, m.a_mean, m.a_variance, m.a_floor, m.b, m.b_mean).to(a.dtype) if need_a else empty
+    grad_b = gradient(m.b, m.b_mean, m.b_variance, m.b_floor, m.a, m.a_mean).to(b.dtype) if need_b else empty
+    return grad_a, grad_b

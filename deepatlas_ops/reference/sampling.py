@@ -1,0 +1,196 @@
+"""Corner-aligned sampling in PyTorch: resample, warp, resize and affine_resample with their gradients.
+
+Modes and paddings are the integers of the op schemas: mode 0 linear, 1 nearest; padding 0 border, 1 zeros,
+2 reflection.  Half types are computed in float32 and rounded once, at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MODES = ("bilinear", "nearest")  # PyTorch's name for linear sampling, whatever the number of axes
+PADDINGS = ("border", "zeros", "reflection")
+_ATEN_PADDING = (1, 0, 2)  # aten orders them zeros, border, reflection
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type an op computes and accumulates in: float32 for half types, else the type itself."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def axis_coordinates(n: int, like: Tensor) -> Tensor:
+    """Normalised coordinates of the voxels of one axis: [n], -1 … 1, or 0 for an axis of size 1."""
+    dtype = compute_dtype(like.dtype)
+    if n == 1:
+        return torch.zeros(1, dtype=dtype, device=like.device)
+    return torch.linspace(-1, 1, n, dtype=dtype, device=like.device)
+
+
+def _axes(size: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x, y and z of a grid, shaped to broadcast over [D, H, W]."""
+    d, h, w = size
+    return axis_coordinates(w, like), axis_coordinates(h, like)[:, None], axis_coordinates(d, like)[:, None, None]
+
+
+def identity_grid(size: Sequence[int], like: Tensor) -> Tensor:
+    """The coordinates of a grid's own voxels: [1, 3, D, H, W] in the compute type and device of ``like``."""
+    x, y, z = (axis.expand(tuple(size)) for axis in _axes(size, like))
+    return torch.stack((x, y, z))[None]
+
+
+def _sample(volume: Tensor, grid: Tensor, mode: int, padding: int) -> Tensor:
+    """grid_sample with the NaN rule: grid [B, D, H, W, 3]; a NaN coordinate gives NaN and reads nothing odd."""
+    work = compute_dtype(volume.dtype)
+    missing = torch.isnan(grid).any(-1)[:, None]
+    sampled = F.grid_sample(
+        volume.to(work),
+        torch.nan_to_num(grid, nan=0.0, posinf=float("inf"), neginf=float("-inf")),
+        mode=MODES[mode],
+        padding_mode=PADDINGS[padding],
+        align_corners=True,
+    )
+    return sampled.masked_fill(missing, float("nan")).to(volume.dtype).contiguous()
+
+
+def _sample_backward(
+    grad: Tensor, volume: Tensor, grid: Tensor, mode: int, padding: int, need_volume: bool, need_grid: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of _sample in the compute type; an unneeded one is an empty tensor."""
+    work = compute_dtype(volume.dtype)
+    missing = torch.isnan(grid).any(-1)  # such a voxel's value is a constant, NaN: it passes nothing on
+    grad_volume, grad_grid = torch.ops.aten.grid_sampler_3d_backward(
+        grad.to(work).masked_fill(missing[:, None], 0.0),
+        volume.to(work),
+        torch.nan_to_num(grid, nan=0.0, posinf=float("inf"), neginf=float("-inf")),
+        mode,
+        _ATEN_PADDING[padding],
+        True,
+        [need_volume, True],
+    )
+    empty = volume.new_empty(0)
+    return (
+        grad_volume.to(volume.dtype).contiguous() if need_volume else empty,
+        grad_grid if need_grid else empty,
+    )
+
+
+def resample(volume: Tensor, coords: Tensor, mode: int, padding: int) -> Tensor:
+    """volume [B, C, D, H, W] at coords [B, 3, d, h, w] -> [B, C, d, h, w]."""
+    grid = coords.to(compute_dtype(coords.dtype)).movedim(1, -1)
+    return _sample(volume, grid, mode, padding)
+
+
+def resample_backward(
+    grad: Tensor, volume: Tensor, coords: Tensor, mode: int, padding: int, need_volume: bool, need_coords: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of resample with respect to volume and coords."""
+    grid = coords.to(compute_dtype(coords.dtype)).movedim(1, -1)
+    grad_volume, grad_grid = _sample_backward(grad, volume, grid, mode, padding, need_volume, need_coords)
+    return grad_volume, grad_grid.movedim(-1, 1).to(coords.dtype).contiguous() if need_coords else grad_grid
+
+
+def _displaced(displacement: Tensor) -> Tensor:
+    """identity + displacement as a grid [B, D, H, W, 3]."""
+    moved = displacement.to(compute_dtype(displacement.dtype))
+    x, y, z = _axes(displacement.shape[2:], displacement)
+    return torch.stack((moved[:, 0] + x, moved[:, 1] + y, moved[:, 2] + z), dim=-1)
+
+
+def warp(volume: Tensor, displacement: Tensor, mode: int, padding: int) -> Tensor:
+    """volume at identity + displacement, on the displacement's grid."""
+    return _sample(volume, _displaced(displacement), mode, padding)
+
+
+def warp_backward(
+    grad: Tensor,
+    volume: Tensor,
+    displacement: Tensor,
+    mode: int,
+    padding: int,
+    need_volume: bool,
+    need_displacement: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of warp with respect to volume and displacement."""
+    grad_volume, grad_grid = _sample_backward(
+        grad, volume, _displaced(displacement), mode, padding, need_volume, need_displacement
+    )
+    if need_displacement:
+        grad_grid = grad_grid.movedim(-1, 1).to(displacement.dtype).contiguous()
+    return grad_volume, grad_grid
+
+
+def _middle(n: int) -> slice:
+    """The one or two voxels around coordinate 0 of an axis of n voxels."""
+    return slice((n - 1) // 2, n // 2 + 1)
+
+
+def resize(volume: Tensor, size: Sequence[int]) -> Tensor:
+    """volume [B, C, D, H, W] on the corner-aligned grid of ``size``.
+
+    An output axis of size 1 sits at coordinate 0, the middle of the input axis, where F.interpolate takes
+    the first voxel; all other sizes are F.interpolate's.
+    """
+    work = volume.to(compute_dtype(volume.dtype))
+    for axis, n in enumerate(size, start=2):
+        if n == 1 and work.shape[axis] > 1:
+            middle = _middle(work.shape[axis])
+            work = work.narrow(axis, middle.start, middle.stop - middle.start).mean(axis, keepdim=True)
+    if work.numel() == 0:  # interpolate refuses an empty batch
+        return work.new_zeros((*volume.shape[:2], *size), dtype=volume.dtype) + work.sum().to(volume.dtype)
+    out = F.interpolate(work, size=tuple(size), mode="trilinear", align_corners=True)
+    return out.to(volume.dtype).contiguous()
+
+
+def resize_backward(grad: Tensor, size: Sequence[int]) -> Tensor:
+    """Gradient of resize: the adjoint, on the input grid ``size``."""
+    work = grad.to(compute_dtype(grad.dtype))
+    folded = [1 if m == 1 else n for n, m in zip(size, grad.shape[2:], strict=True)]
+    if work.numel() == 0:
+        return grad.new_zeros((*grad.shape[:2], *size))
+    work = torch.ops.aten.upsample_trilinear3d_backward(
+        work.contiguous(), list(grad.shape[2:]), [*grad.shape[:2], *folded], True
+    )
+    for axis, (n, m) in enumerate(zip(size, folded, strict=True), start=2):
+        if m != n:
+            middle = _middle(n)
+            shape = list(work.shape)
+            shape[axis] = n
+            spread = work.new_zeros(shape)
+            count = middle.stop - middle.start
+            spread.narrow(axis, middle.start, count).copy_((work / count).expand_as(spread.narrow(axis, 0, count)))
+            work = spread
+    return work.to(grad.dtype).contiguous()
+
+
+def _affine_grid(theta: Tensor, size: Sequence[int]) -> Tensor:
+    """theta [B, 3, 4] applied to the voxels of a grid of ``size``: [B, D, H, W, 3].
+
+    Written as products of the three axes, so that no matrix unit rounds the coordinates to TF32.
+    """
+    t = theta.to(compute_dtype(theta.dtype))[..., None, None, None]
+    x, y, z = _axes(size, theta)
+    return torch.stack([t[:, i, 0] * x + t[:, i, 1] * y + t[:, i, 2] * z + t[:, i, 3] for i in range(3)], dim=-1)
+
+
+def affine_resample(volume: Tensor, theta: Tensor, size: Sequence[int], mode: int, padding: int) -> Tensor:
+    """volume at theta applied to the grid of ``size``: [B, C, *size]."""
+    return _sample(volume, _affine_grid(theta, size), mode, padding)
+
+
+def affine_resample_backward(
+    grad: Tensor, volume: Tensor, theta: Tensor, mode: int, padding: int, need_volume: bool, need_theta: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of affine_resample with respect to volume and theta."""
+    size = grad.shape[2:]
+    grad_volume, grad_grid = _sample_backward(
+        grad, volume, _affine_grid(theta, size), mode, padding, need_volume, need_theta
+    )
+    if not need_theta:
+        return grad_volume, grad_grid
+    x, y, z = (axis[..., None] for axis in _axes(size, theta))
+    columns = [(grad_grid * axis).sum((1, 2, 3)) for axis in (x, y, z)] + [grad_grid.sum((1, 2, 3))]
+    return grad_volume, torch.stack(columns, dim=-1).to(theta.dtype).contiguous()

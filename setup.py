@@ -1,0 +1,46 @@
+"""Package description. Imports no torch and lists no extension: kernels are built on first use (deepatlas_ops)."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# Sources travel inside the package, so that a wheel can build its kernels too.
+SOURCES = "deepatlas_ops._csrc"
+
+setup(
+    name="deepatlas",
+    version="0.1.0",
+    description="One-shot localisation in CT: anatomical coordinates for every voxel, learned without labels",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["deepatlas", "deepatlas.*", "deepatlas_ops", "deepatlas_ops.*"]), SOURCES],
+    package_dir={SOURCES: "csrc"},
+    package_data={SOURCES: ["*.h", "*.cuh", "*.cu", "*.cpp"]},
+    install_requires=[
+        "torch>=2.11,<2.14",
+        "numpy>=1.26",
+        "scipy>=1.11",
+        "h5py>=3.10",
+        "ninja>=1.11",
+        "SimpleITK>=2.3",
+        "matplotlib>=3.8",
+        "jinja2>=3.1",
+        "tqdm>=4.66",
+        "tensorboard>=2.15",
+        "setuptools",  # torch.utils.cpp_extension, which builds the kernels, imports it
+    ],
+    extras_require={
+        "test": ["pytest>=8", "hypothesis>=6.100", "nibabel>=5.2", "monai>=1.3", "surface-distance>=0.1", "ruff>=0.6"],
+    },
+    entry_points={"console_scripts": ["deepatlas=deepatlas.cli:main"]},
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Intended Audience :: Healthcare Industry",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: C++",
+        "Topic :: Scientific/Engineering :: Medical Science Apps.",
+    ],
+)

@@ -1,0 +1,121 @@
+"""Points located through coordinates, against maps whose inverse is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from affine_model import GRIDS, AffineModel, exam, grid_of
+
+from deepatlas.errors import DataError, DeepAtlasError
+from deepatlas.localize import locate, read_points, write_located
+
+POINTS = np.array(
+    [[20.0, 5.0, -10.0], [-30.0, -8.0, 4.0], [0.0, 0.0, 0.0], [41.0, 20.0, 30.0], [-12.0, 30.0, -41.0]]
+)
+
+
+def bent(place: np.ndarray) -> np.ndarray:
+    """A smooth, invertible, far from linear map of mm."""
+    x, y, z = np.moveaxis(place, -1, 0)
+    return np.stack([x + 6 * np.sin(y / 21), y + 5 * np.sin(z / 24 + 1), z + 6 * np.sin(x / 23)], axis=-1)
+
+
+def test_the_same_anatomy_on_another_grid_is_the_same_mm():
+    source, target = exam(GRIDS["plain"], "a")[0], exam(GRIDS["sagittal"], "b")[0]
+    got = locate(AffineModel(), POINTS, source, target)
+    assert got.found.all()
+    np.testing.assert_allclose(got.points, POINTS, atol=1e-2)
+    assert got.residual_mm.max() < 1e-2
+
+
+def test_scaled_turned_and_moved():
+    matrix = np.array([[0.9, 0.2, 0.0], [-0.2, 1.1, 0.1], [0.0, -0.1, 1.05]])
+
+    def to_anatomy(place):
+        return place @ matrix.T + np.array([4.0, -3.0, 6.0])
+
+    model = AffineModel(maps={"b": to_anatomy})
+    source, target = exam(GRIDS["oblique"], "a")[0], exam(GRIDS["anisotropic"], "b", to_anatomy)[0]
+    got = locate(model, POINTS[:3], source, target)
+    want = (POINTS[:3] - [4.0, -3.0, 6.0]) @ np.linalg.inv(matrix).T
+    assert got.found.all()
+    np.testing.assert_allclose(got.points, want, atol=2e-2)
+
+
+def test_a_bent_map_is_inverted_to_a_small_part_of_a_voxel():
+    model = AffineModel(64, maps={"b": bent})
+    source, target = exam(GRIDS["plain"], "a")[0], exam(GRIDS["plain"], "b", bent)[0]
+    got = locate(model, POINTS, source, target)
+    assert got.found.all()
+    # bent(found) must be the point again; voxels are 2.2 mm, linear interpolation of the map costs ~0.05 mm
+    assert np.linalg.norm(bent(got.points) - POINTS, axis=1).max() < 0.15
+    assert got.residual_mm.max() < 0.05
+
+
+def test_anatomy_that_is_not_in_the_target_is_not_found():
+    source = exam(GRIDS["plain"], "a")[0]
+    lower = grid_of(half_mm=(70.0, 58.0, 30.0))
+    lower = lower.cropped((0, 0, 0), (20, *lower.shape[1:]))  # z from -30 to 8 mm
+    target = exam(lower, "b")[0]
+    points = np.array([[5.0, 5.0, -20.0], [5.0, 5.0, 7.0], [5.0, 5.0, 15.0], [5.0, 5.0, 60.0]])
+    got = locate(AffineModel(), points, source, target)
+    assert got.found.tolist() == [True, True, False, False]
+    np.testing.assert_allclose(got.points[:2], points[:2], atol=1e-2)
+
+
+def test_points_outside_the_source_have_no_answer():
+    source = exam(GRIDS["plain"], "a")[0]
+    got = locate(AffineModel(), [[0.0, 0.0, 0.0], [500.0, 0.0, 0.0]], source, source)
+    assert got.found.tolist() == [True, False]
+    assert np.isnan(got.points[1]).all() and np.isnan(got.residual_mm[1])
+
+
+def test_one_point_and_none_and_nonsense():
+    source = exam(GRIDS["plain"], "a")[0]
+    np.testing.assert_allclose(
+        locate(AffineModel(), POINTS[:1], source, source).points, POINTS[:1], atol=1e-2
+    )
+    assert locate(AffineModel(), np.zeros((0, 3)), source, source).points.shape == (0, 3)
+    for bad in ([1.0, 2.0, 3.0], [[1.0, 2.0]], [[np.nan, 0.0, 0.0]]):
+        with pytest.raises(DeepAtlasError, match=r"finite and \[N, 3\]"):
+            locate(AffineModel(), bad, source, source)
+
+
+def test_csv_round_trip(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text(
+        '\ufeffZ, name ,x,y,note\n3,carina,1,2,hello\n-6.5,"apex, left",-4,5e0,\n', encoding="utf-8"
+    )
+    names, points = read_points(path)
+    assert names == ["carina", "apex, left"]
+    np.testing.assert_array_equal(points, [[1, 2, 3], [-4, 5, -6.5]])
+    source = exam(GRIDS["plain"], "a")[0]
+    result = locate(AffineModel(), [[1.0, 2.0, 3.0], [900.0, 0.0, 0.0]], source, source)
+    write_located(tmp_path / "out.csv", names, {"b": result})
+    lines = (tmp_path / "out.csv").read_text().splitlines()
+    assert lines[0] == "target,name,x,y,z,residual_mm,found"
+    assert lines[1].startswith("b,carina,1.000,2.000,3.000,0.00") and lines[1].endswith(",true")
+    assert lines[2] == 'b,"apex, left",,,,,false'
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x,y,z\n1,2,3\n", "no column name"),
+        ("", "no column name, x, y, z"),
+        ("name,x,y,z\n", "holds no point"),
+        ("name,x,y,z\na,1,2,3\nb,1,two,3\n", "line 3: x, y, z must be numbers"),
+        ("name,x,y,z\na,1,2\n", "line 2"),
+        ("name,x,y,z\na,1,2,inf\n", "line 2"),
+    ],
+)
+def test_bad_csv_is_named_with_its_line(tmp_path, text, words):
+    (tmp_path / "p.csv").write_text(text)
+    with pytest.raises(DataError, match=words) as error:
+        read_points(tmp_path / "p.csv")
+    assert "p.csv" in str(error.value)
+
+
+def test_missing_csv(tmp_path):
+    with pytest.raises(DataError, match=r"none\.csv: cannot read points"):
+        read_points(tmp_path / "none.csv")

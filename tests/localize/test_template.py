@@ -1,0 +1,97 @@
+"""The template file."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pytest
+
+from deepatlas.errors import DataError, DeepAtlasError
+from deepatlas.localize import Template
+
+
+@pytest.fixture
+def template() -> Template:
+    masks = np.random.default_rng(0).normal(size=(2, 6, 7, 8)).astype(np.float32)
+    return Template(masks, ("Parotis, left", "μ-bone"), (4, 2), {"model": "abc", "exams": ["pt_1"]})
+
+
+def test_a_file_gives_back_what_was_saved(template, tmp_path):
+    template.save(tmp_path / "new" / "t.h5")
+    back = Template.load(tmp_path / "new" / "t.h5")
+    np.testing.assert_array_equal(back.masks, template.masks)
+    assert (back.names, back.ids, back.meta) == (template.names, template.ids, template.meta)
+    assert back.labels == {"Parotis, left": 4, "μ-bone": 2}
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["t.h5"]
+
+
+def test_a_failed_save_keeps_the_old_file(template, tmp_path, monkeypatch):
+    path = tmp_path / "t.h5"
+    template.save(path)
+    before = path.read_bytes()
+    monkeypatch.setattr(
+        h5py.Group, "create_dataset", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "full"))
+    )
+    with pytest.raises(DataError, match=r"t\.h5: cannot write: the disk is full"):
+        template.save(path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_every_damage_is_one_line_with_file_and_cure(template, tmp_path):
+    path = tmp_path / "t.h5"
+
+    def refused(words: str) -> None:
+        with pytest.raises(DataError, match=words) as error:
+            Template.load(path)
+        assert "t.h5" in str(error.value) and "deepatlas template" in str(error.value)
+        assert "\n" not in str(error.value)
+
+    refused("no such template file")
+    path.write_bytes(b"not hdf5 at all")
+    refused("not a template file, or damaged")
+    template.save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    refused("not a template file, or damaged")
+    damaged = bytearray(whole)
+    with h5py.File(path, "w") as f:
+        f.attrs["format"] = "other"
+    refused("not by `deepatlas template`")
+    for key, words in (("masks", "damaged"), ("ids", "damaged")):
+        path.write_bytes(whole)
+        with h5py.File(path, "r+") as f:
+            del f[key]
+        refused(words)
+    path.write_bytes(whole)
+    with h5py.File(path, "r+") as f:
+        f.attrs["version"] = 99
+    refused("template format 99")
+    path.write_bytes(whole)
+    with h5py.File(path, "r") as f:
+        offset = f["masks"].id.get_chunk_info(0).byte_offset
+    damaged[offset + 40] ^= 0xFF  # a flipped bit inside the voxels: only a checksum can tell
+    path.write_bytes(damaged)
+    refused("damaged")
+
+
+def test_nonsense_is_refused_on_construction():
+    masks = np.zeros((2, 3, 3, 3), np.float32)
+    with pytest.raises(DeepAtlasError, match="distinct"):
+        Template(masks, ("a", "a"), (1, 2))
+    with pytest.raises(DeepAtlasError, match="distinct"):
+        Template(masks, ("a", "b"), (0, 2))
+    with pytest.raises(DeepAtlasError, match=r"3 names"):
+        Template(masks, ("a", "b", "c"), (1, 2, 3))
+    with pytest.raises(DeepAtlasError, match="NaN"):
+        Template(masks * np.nan, ("a", "b"), (1, 2))
+
+
+def test_selection_and_model_check(template):
+    one = template.select(["μ-bone"])
+    assert one.labels == {"μ-bone": 2}
+    np.testing.assert_array_equal(one.masks[0], template.masks[1])
+    with pytest.raises(DeepAtlasError, match="no structure heart; it holds Parotis, left, μ-bone"):
+        template.select(["heart"])
+    template.check_model("abc")
+    with pytest.raises(DeepAtlasError, match="made for the model abc, but this model is xyz"):
+        template.check_model("xyz")

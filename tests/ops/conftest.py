@@ -1,0 +1,45 @@
+"""Every test of an op runs on both backends; the native one is skipped, with the reason, where it cannot build."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+import deepatlas_ops as ops
+
+torch.set_num_threads(1)  # the inputs are small: a second thread only waits, and on a busy machine for long
+
+
+@functools.lru_cache(maxsize=1)
+def why_not_native() -> str | None:
+    try:
+        with ops.use_backend("native"):
+            ops.resize(torch.zeros(1, 1, 2, 2, 2), (2, 2, 2))
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+@pytest.fixture(params=["torch", "native"])
+def backend(request):
+    """The backend the test runs on; the ops inside the test use it without being told."""
+    if request.param == "native" and why_not_native():
+        pytest.skip(why_not_native())
+    with ops.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=["torch", "op"])
+def path(request, monkeypatch):
+    """For ops without native kernels: the PyTorch body under autograd, and the registered op with its own backward."""
+    from deepatlas_ops import _library
+
+    monkeypatch.setattr(_library, "runs_reference", lambda: request.param == "torch")
+    return request.param

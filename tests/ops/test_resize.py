@@ -1,0 +1,98 @@
+"""resize against F.interpolate, and its adjoint."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fields import identity, strided
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import deepatlas_ops as ops
+
+SIZES = [((4, 5, 6), (7, 9, 3)), ((8, 8, 8), (4, 4, 4)), ((4, 4, 4), (8, 8, 8)), ((1, 5, 3), (4, 5, 2)), ((3, 2, 9), (3, 2, 9))]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size, out", SIZES)
+def test_values_and_gradient_are_those_of_interpolate(backend, size, out, dtype):
+    volume = torch.randn(2, 3, *size, dtype=dtype, requires_grad=True)
+    got, want = ops.resize(volume, out), F.interpolate(volume, out, mode="trilinear", align_corners=True)
+    grad = torch.randn_like(want)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+    for a, b in zip(torch.autograd.grad(got, volume, grad), torch.autograd.grad(want, volume, grad), strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@given(
+    batch=st.integers(0, 2),
+    size=st.tuples(*[st.integers(1, 12)] * 3),
+    out=st.tuples(*[st.integers(1, 12)] * 3),
+    seed=st.integers(0, 2**16),
+)
+@settings(max_examples=30, deadline=None, derandomize=True)
+def _is_resampling_at_the_identity(name, batch, size, out, seed):
+    torch.manual_seed(seed)
+    volume = torch.randn(batch, 2, *size, dtype=torch.float64, requires_grad=True)
+    coords = identity(out).expand(batch, -1, -1, -1, -1)
+    with ops.use_backend(name):
+        got, want = ops.resize(volume, out), ops.resample(volume, coords)
+        grad = torch.randn_like(want)
+        (got_grad,) = torch.autograd.grad(got, volume, grad)
+    (want_grad,) = torch.autograd.grad(want, volume, grad)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(got_grad, want_grad, rtol=1e-9, atol=1e-9)
+
+
+def test_any_size_is_resampling_at_the_identity(backend):
+    _is_resampling_at_the_identity(backend)
+
+
+def test_an_output_axis_of_one_sits_in_the_middle(backend):
+    volume = torch.arange(4.0).reshape(1, 1, 4, 1, 1)
+    assert ops.resize(volume, (1, 1, 1)).item() == 1.5
+    assert ops.resize(volume[:, :, :3], (1, 1, 1)).item() == 1.0
+
+
+def test_gradcheck(backend):
+    volume = torch.randn(1, 2, 3, 4, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v: ops.resize(v, (5, 1, 3)), volume)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types(backend, dtype):
+    volume = torch.randn(1, 2, 5, 6, 7).to(dtype).requires_grad_()
+    out = ops.resize(volume, (9, 3, 8))
+    grad = torch.randn(1, 2, 9, 3, 8).to(dtype)
+    wide = volume.detach().double().requires_grad_()
+    exact = F.interpolate(wide, (9, 3, 8), mode="trilinear", align_corners=True)
+    (got_grad,), (exact_grad,) = torch.autograd.grad(out, volume, grad), torch.autograd.grad(exact, wide, grad.double())
+    for g, e in ((out, exact), (got_grad, exact_grad)):
+        assert g.dtype == dtype
+        rounding = (e.to(dtype).double() - e).abs().max()
+        assert (g.double() - e).abs().max() <= 2 * rounding + 1e-7
+
+
+def test_strides_and_empty_batches(backend):
+    volume = torch.randn(2, 3, 4, 5, 6)
+    torch.testing.assert_close(ops.resize(strided(volume), (3, 7, 2)), ops.resize(volume, (3, 7, 2)))
+    last = volume.contiguous(memory_format=torch.channels_last_3d)
+    assert ops.resize(last, (3, 7, 2)).is_contiguous()
+    assert ops.resize(volume[:0], (3, 7, 2)).shape == (0, 3, 3, 7, 2)
+
+
+def test_opcheck():
+    volume = torch.randn(2, 2, 3, 4, 5, requires_grad=True)
+    torch.library.opcheck(torch.ops.deepatlas_ops.resize.default, (volume, [4, 1, 5]))
+    back = torch.ops.deepatlas_ops.resize_backward.default
+    torch.library.opcheck(back, (torch.randn(2, 2, 4, 1, 5), [3, 4, 5]), test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("size", [(2, 3), (2, 3, 0), (2, 3, 4.0), 5, "abc"])
+def test_errors(backend, size):
+    with pytest.raises(ValueError, match=r"resize: size: expected three .*\(D, H, W\), got"):
+        ops.resize(torch.zeros(1, 1, 2, 2, 2), size)
+    with pytest.raises(ValueError, match="resize: volume: expected"):
+        ops.resize(torch.zeros(1, 2, 2, 2), (2, 2, 2))

@@ -1,0 +1,242 @@
+"""Every command through main(), with a model whose coordinates are known, and as a process of its own."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from affine_model import GRIDS, LABELS, AffineModel, exam
+
+from deepatlas import cli, commands
+from deepatlas.data.io import read_volume, write_volume
+from deepatlas.errors import DeepAtlasError
+from deepatlas.evaluate.metrics import dice
+
+AFFINE = ("--model", "affine")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two labelled exams and a broken one."""
+    root = tmp_path_factory.mktemp("data")
+    for name, grid in (("e1", "coarse"), ("e2", "anisotropic")):
+        ct, seg = exam(GRIDS[grid], name)
+        write_volume(root / name / "ct.nii.gz", ct)
+        write_volume(root / name / "seg.nii.gz", seg)
+    (root / "labels.json").write_text(json.dumps(LABELS))
+    (root / "broken").mkdir()
+    (root / "broken" / "ct.nii.gz").write_bytes(b"garbage")
+    (root / "broken" / "seg.nii.gz").write_bytes(b"garbage")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def known_model(monkeypatch):
+    """``--model affine`` is the model with known coordinates; everything else goes the real way."""
+    load = commands._load
+    monkeypatch.setattr(
+        commands, "_load", lambda args: AffineModel() if args.model == "affine" else load(args)
+    )
+
+
+@pytest.fixture(scope="module")
+def template(data, tmp_path_factory):
+    from deepatlas.localize import build_template
+
+    path = tmp_path_factory.mktemp("template") / "t.h5"
+    build_template(AffineModel(), data, ["e1"], size=64).save(path)
+    return path
+
+
+def run(capsys, *argv) -> tuple[int, str, str]:
+    code = cli.main([str(a) for a in argv])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_template_then_segment_then_evaluate(data, tmp_path, capsys):
+    t = tmp_path / "t.h5"
+    base = ("--model", "affine")
+    code, out, err = run(capsys, "template", *base, "--data", data, "--out", t, "--size", 64, "--json")
+    result = json.loads(out)
+    assert code == 0 and result["exams"] == ["e1", "e2"] and result["labels"] == LABELS
+    assert (
+        "broken" in result["skipped"] and "deepatlas: skipped broken:" in err and "template 1/3 liver" in err
+    )
+
+    code, out, err = run(capsys, "segment", *base, "--template", t, data / "e1", data / "e2" / "ct.nii.gz",
+                         "--out", tmp_path / "seg", "--json", "--quiet")  # fmt: skip
+    assert code == 0 and err == "" and set(json.loads(out)["segmented"]) == {"e1", "e2"}
+    assert json.loads((tmp_path / "seg" / "labels.json").read_text()) == LABELS
+    for name in ("e1", "e2"):
+        truth = read_volume(data / name / "seg.nii.gz", labels=True)
+        found = read_volume(tmp_path / "seg" / f"{name}.nii.gz", labels=True)
+        assert found.grid.matches(truth.grid, 1e-3)
+        assert min(dice(truth.array == i, found.array == i) for i in LABELS.values()) > 0.9
+
+    code, out, err = run(
+        capsys, "evaluate", *base, "--template", t, "--data", data, "--out", tmp_path / "eval"
+    )
+    assert code == 0 and "mean over structures" in out and "eq. 16" in out and "report.html" in out
+    assert {p.name for p in (tmp_path / "eval").iterdir()} == {
+        "metrics.csv", "summary.json", "report.html", "figures"
+    }  # fmt: skip
+    assert "deepatlas: skipped broken" in err
+
+
+def test_a_cohort_of_segmentations_goes_on_and_says_so(data, template, tmp_path, capsys):
+    argv = ("segment", "--model", "affine", "--template", template, data, "--out", tmp_path / "o")
+    code, out, err = run(capsys, *argv, "--json")
+    assert code == 1
+    result = json.loads(out)
+    assert set(result["segmented"]) == {"e1", "e2"} and set(result["failed"]) == {"broken"}
+    assert "deepatlas: skipped broken:" in err and "broken/ct.nii.gz" in err
+    assert {p.name for p in (tmp_path / "o").iterdir()} == {"labels.json", "e1.nii.gz", "e2.nii.gz"}
+    code, out, err = run(capsys, *argv, "--strict", "--quiet")
+    assert code == 1 and out == "" and err.count("\n") == 1 and err.startswith("deepatlas: error: ")
+
+
+def test_locate(data, tmp_path, capsys):
+    (tmp_path / "p.csv").write_text("name,x,y,z\ncarina,1,2,3\nfar,-20,10,30\n")
+    argv = (
+        "locate",
+        "--model",
+        "affine",
+        "--from",
+        data / "e1",
+        "--to",
+        data,
+        "--points",
+        tmp_path / "p.csv",
+    )
+    code, out, err = run(capsys, *argv, "--out", tmp_path / "out.csv", "--quiet")
+    assert code == 1 and "skipped broken" in err  # one of the targets could not be read
+    rows = list(csv.DictReader((tmp_path / "out.csv").open()))
+    assert [r["target"] for r in rows] == ["e1", "e1", "e2", "e2"]
+    for row, want in zip(rows, [(1, 2, 3), (-20, 10, 30)] * 2, strict=True):
+        assert row["found"] == "true"
+        np.testing.assert_allclose([float(row[c]) for c in "xyz"], want, atol=0.02)
+
+
+def test_a_template_of_another_model(data, template, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(AffineModel, "fingerprint", "another")
+    argv = ("segment", "--model", "affine", "--template", template, data / "e1", "--out", tmp_path / "o")
+    code, _, err = run(capsys, *argv)
+    assert code == 1 and "made for the model affine-model" in err and "--any-model" in err
+    assert not (tmp_path / "o").exists()
+    code, _, err = run(capsys, *argv, "--any-model")
+    assert code == 0 and "warning" in err and (tmp_path / "o" / "e1.nii.gz").is_file()
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("info", "{tmp}/none.pt"), "none.pt"),
+        (("template", *AFFINE, "--data", "{tmp}/none", "--out", "{tmp}/t.h5"), "no such data directory"),
+        (("template", *AFFINE, "--data", "{data}", "--exams", "e9", "--out", "{tmp}/t.h5"), "no exam 'e9'"),
+        (("segment", *AFFINE, "--template", "{tmp}/no.h5", "{data}/e1", "--out", "{tmp}/o"), "no.h5"),
+        (("evaluate", "--model", "{tmp}/none", "--template", "t", "--data", "d", "--out", "o"), "none"),
+        (("prepare", "{tmp}/none", "{tmp}/x.h5"), "no such data directory"),
+        (("phantom", "{tmp}/p", "--exams", "0"), "--exams must be at least 1"),
+        (("locate", *AFFINE, "--from", "{data}/e1", "--to", "{data}/e2", "--points", "{tmp}/no.csv",
+          "--out", "{tmp}/o.csv"), "no.csv"),
+    ],
+)  # fmt: skip
+def test_errors_are_one_line_and_exit_1(data, tmp_path, capsys, argv, words):
+    code, out, err = run(capsys, *[a.format(tmp=tmp_path, data=data) for a in argv])
+    assert code == 1 and out == ""
+    assert err.startswith("deepatlas: error: ") and err.count("\n") == 1 and words in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_same_name_twice_is_refused(data, template, tmp_path, capsys):
+    other = tmp_path / "e1" / "ct.nii.gz"
+    other.parent.mkdir()
+    other.write_bytes((data / "e1" / "ct.nii.gz").read_bytes())
+    code, _, err = run(capsys, "segment", "--model", "affine", "--template", template, data / "e1", other,
+                       "--out", tmp_path / "o")  # fmt: skip
+    assert code == 1 and "has the same name (e1)" in err
+    assert commands.exam_name(data / "scan.of.me.nii.gz") == "scan.of.me"
+
+
+def test_prepare_and_phantom(data, tmp_path, capsys):
+    code, out, err = run(capsys, "prepare", data, tmp_path / "x.h5", "--json", "--quiet")
+    result = json.loads(out)
+    assert code == 0 and result["exams"] == 2 and "broken" in result["skipped"]
+    code, out, _ = run(capsys, "phantom", tmp_path / "p", "--exams", 1, "--seed", 3, "--quiet")
+    assert code == 0 and len(list((tmp_path / "p").glob("*/ct.nii.gz"))) == 1
+    assert (tmp_path / "p" / "labels.json").is_file()
+
+
+def test_info_names_versions_and_backend(capsys):
+    code, out, _ = run(capsys, "info", "--json")
+    result = json.loads(out)
+    assert code == 0 and result["ops"]["backend"] in ("native", "torch")
+    assert {"deepatlas", "python", "packages", "devices"} <= set(result)
+    code, out, _ = run(capsys, "info", "affine")
+    assert code == 0 and "fingerprint: affine-model" in out and "backend" in out
+
+
+def test_exit_codes_of_interrupts_and_usage(monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "_load", stop)
+    code, out, err = run(capsys, "template", "--model", "m", "--data", "d", "--out", "o")
+    assert (code, out, err) == (130, "", "deepatlas: interrupted\n")
+    assert cli.guarded(lambda: 7) == 7
+    for argv in ([], ["nonsense"], ["segment"], ["evaluate", "--threshold", "2"]):
+        with pytest.raises(SystemExit) as leave:
+            cli.main(argv)
+        assert leave.value.code == 2
+    for broken in (OSError("no\nroom"), DeepAtlasError("bad")):
+
+        def fail(error=broken):
+            raise error
+
+        capsys.readouterr()
+        assert cli.guarded(fail) == 1
+        assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(ZeroDivisionError):  # a bug must show its traceback
+        cli.guarded(lambda: 1 // 0)
+
+
+def test_train_hands_every_argument_on(monkeypatch):
+    import deepatlas.train.__main__ as train
+
+    seen = []
+    monkeypatch.setattr(train, "main", lambda argv: seen.append(argv) or 0)
+    assert cli.main(["train", "--preset", "tiny", "seed=1", "--help"]) == 0
+    assert seen == [["--preset", "tiny", "seed=1", "--help"]]
+
+
+def test_help_is_quick_and_loads_nothing_heavy():
+    code = (
+        "import sys, deepatlas.cli as c\n"
+        "try: c.main(['--help'])\n"
+        "except SystemExit as e: assert e.code == 0\n"
+        "assert not {'torch', 'numpy', 'SimpleITK', 'matplotlib'} & set(sys.modules), 'heavy import'"
+    )
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        times.append(time.perf_counter() - start)
+    assert all(
+        w in done.stdout for w in ("train", "prepare", "template", "segment", "locate", "evaluate", "info")
+    )
+    assert min(times) < 0.5
+
+
+def test_python_m_deepatlas_fails_with_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "deepatlas", "prepare", str(tmp_path / "none"), str(tmp_path / "x.h5")],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("deepatlas: error: ") and done.stderr.count("\n") == 1

@@ -1,0 +1,120 @@
+"""The command from data to result, very small, and what it says to wrong input."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+import deepatlas
+from deepatlas.train.__main__ import main
+
+FAST = [
+    "phantom.train=3", "phantom.test=1", "network.size=16", "network.channels=[8,8,16]", "network.features=8",
+    "network.atlas_size=32", "loss.size=16", "autoencoder.steps=3", "autoencoder.batch=2", "coarse.steps=3",
+    "coarse.batch=2", "train.steps=[2,2,2]", "train.batch=2", "train.head_steps=2",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("DEEPATLAS_CACHE", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, cache):
+    folder = tmp_path_factory.mktemp("runs") / "phantom"
+    assert main(["--preset", "tiny", "--out", str(folder), "--quiet", *FAST]) == 0
+    return folder
+
+
+def test_a_run_leaves_everything_that_is_promised(run):
+    expected = ["config.json", "log.jsonl", "checkpoint.pt", "model.pt", "atlas.nii.gz", "progress.png", "template.h5",
+                "result.json", "evaluation/metrics.csv", "evaluation/summary.json", "evaluation/report.html"]  # fmt: skip
+    assert [name for name in expected if not (run / name).is_file()] == []
+    assert list((run / "evaluation" / "figures").glob("*.png"))
+    assert list((run / "tensorboard").iterdir())
+    assert not list(run.rglob(".*"))  # no temporary file left
+
+
+def test_the_result_holds_dice_and_true_error(run):
+    result = json.loads((run / "result.json").read_text())
+    assert 0 <= result["dice"] <= 1 and result["exams"] == 1
+    assert result["coordinate_error_mm"] > 0 and 0 <= result["folds"] <= 1 and 0 < result["affine_dice"] < 0.75
+    with (run / "evaluation" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert set(rows[0]) == {"exam", "structure", "dice", "hd95_mm", "predicted_ml", "reference_ml"}
+    assert {row["exam"] for row in rows} == {"phantom_0003"}
+
+
+def test_the_log_covers_every_phase(run):
+    phases = [json.loads(line)["phase"] for line in (run / "log.jsonl").read_text().splitlines()]
+    assert list(dict.fromkeys(phases)) == ["autoencoder", "coarse", "level-2", "head-1", "level-1", "head-0", "level-0"]
+
+
+def test_the_model_loads_and_gives_native_coordinates(run):
+    model = deepatlas.load(run)
+    exam = run / "phantom" / "test" / "phantom_0003" / "ct.nii.gz"
+    coords = model.coordinates(exam)
+    size = sitk.ReadImage(str(exam)).GetSize()
+    assert tuple(coords.shape) == (3, *size[::-1])
+    assert np.isfinite(coords.numpy()).all() and coords.abs().max() <= 1.5
+    assert deepatlas.load(run / "model.pt").fingerprint == model.fingerprint
+
+
+def test_a_finished_run_is_not_overwritten_and_resumes_to_the_same_result(run, capsys):
+    assert main(["--preset", "tiny", "--out", str(run), "--quiet", *FAST]) == 1
+    assert f"{run}: holds a run already" in capsys.readouterr().err
+    before = json.loads((run / "result.json").read_text())
+    assert main(["--resume", str(run), "--quiet"]) == 0
+    after = json.loads((run / "result.json").read_text())
+    assert after["dice"] == before["dice"] and after["coordinate_error_mm"] == before["coordinate_error_mm"]
+
+
+def test_training_on_a_directory_holds_labelled_exams_out(run, tmp_path, capsys):
+    settings = [s for s in FAST if "phantom" not in s]
+    data = str(run / "phantom" / "train")
+    arguments = ["--data", data, "--preset", "tiny", "--out", str(tmp_path / "r"), "--quiet", "--json", *settings]
+    assert main(arguments) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert len(result["test_exams"]) == 1 and result["template_exams"][0] not in result["test_exams"]
+    assert "coordinate_error_mm" not in result
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere"], "nowhere: no such data directory"),
+        (["--resume", "nowhere"], "no such file, so nowhere is no run folder"),
+        (["--resume", "nowhere", "--preset", "tiny"], "leave out --preset"),
+        (["--test-exams", "a"], "give --test DIR too"),
+        (["train.batch=x"], "train.batch must be of type int"),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments, message, tmp_path, monkeypatch, capsys, cache):
+    monkeypatch.chdir(tmp_path)
+    assert main([*arguments, "--quiet"]) == 1
+    error = capsys.readouterr().err
+    assert message in error and len(error.strip().splitlines()) == 1
+
+
+def test_a_changed_config_is_refused_on_resume(run, tmp_path, capsys):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    saved = json.loads((copy / "config.json").read_text())
+    saved["config"]["train"]["lr"] = 1.0
+    (copy / "config.json").write_text(json.dumps(saved))
+    assert main(["--resume", str(copy), "--quiet"]) == 1
+    assert "changed since the checkpoint" in capsys.readouterr().err
+
+
+def test_an_unknown_seed_exam_is_named(run, tmp_path, capsys):
+    data = str(run / "phantom" / "train")
+    assert main(["--data", data, "--preset", "tiny", "--out", str(tmp_path / "r"), "--quiet", "--seed-exam", "x"]) == 1
+    assert "no exam 'x'" in capsys.readouterr().err

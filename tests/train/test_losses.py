@@ -1,0 +1,122 @@
+"""The objective: zero where it should be, smaller where coordinates are right, and masked."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from deepatlas.config import LossConfig
+from deepatlas.losses import FeatureSimilarity, RegistrationLoss, prewitt
+from deepatlas.losses.registration import identity_coords
+from deepatlas.losses.similarity import edge_difference, masked_mean
+from deepatlas.nn import Atlas, Autoencoder
+
+
+def smooth(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.rand(shape[0], shape[1], 6, 6, 6, generator=generator)
+    return F.interpolate(noise, size=shape[2:], mode="trilinear", align_corners=True)
+
+
+def test_prewitt_of_a_ramp_is_its_slope():
+    ramp = torch.arange(8.0).expand(1, 1, 8, 8, 8)
+    inner = prewitt(0.1 * ramp)[..., 1:-1, 1:-1, 1:-1]
+    torch.testing.assert_close(inner, torch.full_like(inner, 0.1), atol=2e-3, rtol=0)
+
+
+def test_prewitt_matches_scipy():
+    import numpy as np
+    from scipy import ndimage
+
+    x = smooth(1, 1, 9, 10, 11)
+    parts = [ndimage.prewitt(x[0, 0].numpy(), axis=a, mode="nearest") / 18 for a in range(3)]
+    expected = np.sqrt(sum(p**2 for p in parts) + 1e-6) - 1e-3
+    torch.testing.assert_close(prewitt(x)[0, 0], torch.from_numpy(expected), atol=1e-6, rtol=1e-5)
+
+
+def test_masked_mean_of_an_empty_mask_is_zero():
+    assert masked_mean(torch.ones(1, 2, 3, 3, 3), torch.zeros(1, 1, 3, 3, 3)).item() == 0
+
+
+@pytest.mark.parametrize("kind", ["features", "intensity", "mse"])
+def test_an_image_is_most_similar_to_itself(kind):
+    torch.manual_seed(0)
+    similarity = FeatureSimilarity(Autoencoder().eval(), kind)
+    a, b, mask = smooth(2, 1, 16, 16, 16), smooth(2, 1, 16, 16, 16, seed=1), torch.ones(2, 1, 16, 16, 16)
+    same, other = (similarity(x, similarity.encode(a), mask) for x in (a, b))
+    assert same.abs().max() < 1e-2 and (other > same + 1e-2).all()
+
+
+def test_edges_of_the_same_image_do_not_differ():
+    a, mask = smooth(1, 1, 12, 12, 12), torch.ones(1, 1, 12, 12, 12)
+    assert edge_difference(a, a, mask).item() == 0
+    assert edge_difference(a.flip(4), a, mask).item() > 0.1
+
+
+def pairs(shift, size=16):
+    """Two views of one world, the second moved, with the coordinates that a perfect network would give."""
+    world = smooth(1, 1, 33, 33, 33)
+    atlas = Atlas(33)
+    with torch.no_grad():
+        atlas.values.copy_(world)
+    identity = identity_coords(torch.zeros(1, 1, size, size, size)) * 0.7
+    offset = torch.tensor([shift, 0.0, 0.0]).view(1, 3, 1, 1, 1)
+    coords = torch.cat([identity, identity + offset])
+    return atlas, coords, atlas(coords).detach(), torch.ones(2, 1, size, size, size)
+
+
+def test_right_coordinates_beat_wrong_ones():
+    atlas, coords, image, mask = pairs(0.15)
+    loss = RegistrationLoss(LossConfig(size=16, similarity="intensity"), FeatureSimilarity(None, "intensity"))
+    right = loss(coords, image, mask, atlas)
+    wrong = loss(coords[:1].expand(2, -1, -1, -1, -1), image, mask, atlas)
+    assert right.explicit_similarity < 1e-3 and right.implicit_similarity < 0.02
+    assert right.folds == 0
+    assert wrong.explicit_similarity > 5 * right.explicit_similarity + 1e-2
+    assert wrong.implicit_similarity > right.implicit_similarity + 1e-2
+
+
+def test_gradients_reach_coordinates_and_atlas():
+    atlas, coords, image, mask = pairs(0.1)
+    coords = (coords + 0.02 * torch.randn_like(coords)).requires_grad_()
+    loss = RegistrationLoss(LossConfig(size=16), FeatureSimilarity(Autoencoder().eval()))
+    terms = loss(coords, image, mask, atlas)
+    terms.total.backward()
+    for tensor in (coords, atlas.values):
+        assert torch.isfinite(tensor.grad).all() and tensor.grad.abs().sum() > 0
+    assert set(terms.scalars()) >= {"total", "overlap", "folds"}
+
+
+def test_what_lies_outside_the_mask_does_not_count():
+    atlas, coords, image, mask = pairs(0.1)
+    mask[..., :4, :, :] = 0
+    spoiled = image.clone()
+    spoiled[..., :3, :, :] = 7
+    loss = RegistrationLoss(LossConfig(size=16, prewitt=0, implicit=0), FeatureSimilarity(None, "intensity"))
+    a, b = (loss(coords, x, mask, atlas).total for x in (image, spoiled))
+    torch.testing.assert_close(a, b)
+
+
+def test_pairs_without_overlap_cost_nothing_and_stay_finite():
+    atlas, coords, image, mask = pairs(0.0)
+    coords = torch.cat([coords[:1] * 0.3 - 0.6, coords[1:] * 0.3 + 0.6]).requires_grad_()
+    config = LossConfig(size=16, explicit=0)
+    terms = RegistrationLoss(config, FeatureSimilarity(Autoencoder().eval()))(coords, image, mask, atlas)
+    terms.total.backward()
+    assert terms.overlap == 0 and terms.total == 0
+    assert torch.isfinite(coords.grad).all()
+
+
+def test_a_folded_map_is_counted():
+    atlas, coords, image, mask = pairs(0.0)
+    loss = RegistrationLoss(LossConfig(size=16, implicit=0), FeatureSimilarity(None, "intensity"))
+    assert loss(coords.flip(4), image, mask, atlas).folds == 1
+    assert loss(coords, image, mask, atlas).folds == 0
+
+
+def test_coordinates_reach_a_pooled_loss_grid_without_a_shift():
+    loss = RegistrationLoss(LossConfig(size=8), FeatureSimilarity(None, "intensity"), input_size=16)
+    coords = identity_coords(torch.zeros(1, 1, 16, 16, 16)) * 0.5 + 0.1
+    pooled = F.avg_pool3d(coords, 2)
+    torch.testing.assert_close(loss._on_loss_grid(coords, (8, 8, 8)), pooled)
+    coarse = F.interpolate(coords, size=(4, 4, 4), mode="trilinear", align_corners=True)
+    torch.testing.assert_close(loss._on_loss_grid(coarse, (8, 8, 8)), pooled)
