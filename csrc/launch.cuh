@@ -8,7 +8,7 @@
 namespace deepatlas {
 
 template <class Index, class Functor>
-__global__ void __launch_bounds__(256) for_each_kernel(Index count, const Functor functor) {
+__global__ void __launch_bounds__(256, 2) for_each_kernel(Index count, const Functor functor) {
   const Index stride = Index(gridDim.x) * Index(blockDim.x);
   for (Index i = Index(blockIdx.x) * Index(blockDim.x) + Index(threadIdx.x); i < count;
        i += stride) {

@@ -16,7 +16,7 @@ namespace pairs {
 constexpr int kLanes = 4;  // output voxels a vector; every function below handles that many
 
 inline __m128 load_two(const float* p, int64_t first, int64_t second) {
-  const __m128 low = _mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(p + first)));
+  const __m128 low = _mm_castsi128_ps(_mm_loadu_si64(p + first));
   return _mm_loadh_pi(low, reinterpret_cast<const __m64*>(p + second));
 }
 

@@ -5,13 +5,15 @@
 #include <algorithm>
 #include <vector>
 
+#include "pairs_avx2.h"
+
 namespace deepatlas {
 namespace {
 
 // The linear axis of every output index.
 template <class T>
 struct AxisTable {
-  std::vector<int32_t> base;
+  std::vector<int64_t> base;
   std::vector<T> w0, w1;
   int32_t step;  // to the second voxel: 0 on an axis of size 1
 
@@ -39,8 +41,8 @@ struct AdjointTable {
     const AxisTable<T> table(in, out);
     const auto visit = [&](auto&& f) {
       for (int32_t i = 0; i < out; ++i) {
-        f(table.base[i], i, table.w0[i]);
-        if (table.step > 0) f(table.base[i] + 1, i, table.w1[i]);
+        f(int32_t(table.base[i]), i, table.w0[i]);
+        if (table.step > 0) f(int32_t(table.base[i]) + 1, i, table.w1[i]);
       }
     };
     // Every output between the first and the last of an input index touches it: positions ascend.
@@ -76,14 +78,30 @@ void blend4(const S* const* rows, const T* w, int32_t n, T* __restrict out) {
   }
 }
 
-// Interpolates a row along x.
+// Interpolates a row along x: the first part with pairs_avx2.h where that applies.
+template <class S, class T>
+int32_t pairs_stretch(const T*, const AxisTable<T>&, S*) {
+  return 0;
+}
+
+#ifdef DEEPATLAS_PAIRS
+int32_t pairs_stretch(const float* row, const AxisTable<float>& x, float* out) {
+  const int32_t n = int32_t(x.base.size());
+  if (x.step == 0) return 0;  // no pair
+  int32_t i = 0;
+  for (; i + pairs::kLanes <= n; i += pairs::kLanes) {
+    _mm_storeu_ps(out + i, pairs::fold(pairs::load(row, &x.base[i]), &x.w0[i], &x.w1[i]));
+  }
+  return i;
+}
+#endif
+
 template <class S, class T>
 void stretch(const T* __restrict row, const AxisTable<T>& x, S* __restrict out) {
   const int32_t n = int32_t(x.base.size()), step = x.step;
-  const int32_t* __restrict base = x.base.data();
-  const T* __restrict w0 = x.w0.data(), * __restrict w1 = x.w1.data();
-  for (int32_t i = 0; i < n; ++i)
-    store(out + i, w0[i] * row[base[i]] + w1[i] * row[base[i] + step]);
+  for (int32_t i = pairs_stretch(row, x, out); i < n; ++i) {
+    store(out + i, x.w0[i] * row[x.base[i]] + x.w1[i] * row[x.base[i] + step]);
+  }
 }
 
 template <class S, class T>
@@ -124,8 +142,8 @@ struct Upsampler {
 
   void row(const S* volume, int64_t key, int32_t zi, int32_t yi, S* target) {
     int slot, other;
-    const T* a = fetch(volume, key, zi, y.base[yi], -1, slot);
-    const T* b = fetch(volume, key, zi, y.base[yi] + y.step, slot, other);
+    const T* a = fetch(volume, key, zi, int32_t(y.base[yi]), -1, slot);
+    const T* b = fetch(volume, key, zi, int32_t(y.base[yi]) + y.step, slot, other);
     blend2(a, b, y.w0[yi], y.w1[yi], out.w, line.data());
     narrow(line.data(), out.w, target);
   }

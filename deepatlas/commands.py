@@ -200,7 +200,7 @@ def phantom(args: argparse.Namespace) -> int:
 
     if args.exams < 1:
         raise DeepAtlasError(f"phantom: --exams must be at least 1, got {args.exams}")
-    PhantomCohort(seed=args.seed).write(args.out, range(args.exams))
+    PhantomCohort(seed=args.seed).write(args.out, range(args.exams), progress=not args.quiet)
     _result(args, {"data": str(args.out), "exams": args.exams}, f"{args.out}: {args.exams} phantom exams")
     return 0
 

@@ -54,6 +54,7 @@ class CoarseConfig:
     steps: int = 2_000
     batch: int = 16
     lr: float = 5e-3
+    levels: int | None = 1  # heads that learn, from the coarsest (the paper: that one alone); null is all
     crop: float = 0.4  # smallest fraction of the body axis that a random crop keeps
     elastic: float = 0.08  # standard deviation of a smooth random displacement, normalised; 0 turns it off
     contrast: float = 0.3  # strength of random intensity changes
@@ -170,6 +171,8 @@ class Config:
             (loss.window is None or (loss.window % 2 == 1 and loss.window > 0), "loss.window", "odd or null", loss.window),
             (train.batch >= 2, "train.batch", "at least 2 (the implicit loss needs pairs)", train.batch),
             (self.data.crop in (None, "foreground"), "data.crop", "null or foreground", self.data.crop),
+            (self.coarse.levels is None or 1 <= self.coarse.levels <= levels - net.finest_level, "coarse.levels",
+             f"in 1..{levels - net.finest_level}", self.coarse.levels),
             (0 < train.extent <= 1, "train.extent", "in (0, 1]", train.extent),
             (0 <= train.average < 1, "train.average", "in [0, 1)", train.average),
         ]  # fmt: skip
@@ -222,7 +225,7 @@ PRESETS = {
             size=32, channels=(8, 16, 32, 64), features=32, head_kernel=1, atlas_size=64
         ),
         autoencoder=AutoencoderConfig(steps=200, batch=8, decay=0.9),
-        coarse=CoarseConfig(steps=300, batch=8, lr=2e-3),
+        coarse=CoarseConfig(steps=300, batch=8, lr=2e-3, levels=None),
         loss=LossConfig(size=32),
         train=TrainConfig(
             steps=(50, 100, 200, 300), batch=6, lr=2e-3, level_decay=0.8, warmup=20, head_steps=0, atlas_lr=0.5
@@ -235,7 +238,7 @@ PRESETS = {
             size=64, fold=2, channels=(16, 32, 64, 64), features=32, head_kernel=1, atlas_size=128
         ),
         autoencoder=AutoencoderConfig(steps=300, batch=8, decay=0.9),
-        coarse=CoarseConfig(steps=500, batch=4, lr=2e-3),
+        coarse=CoarseConfig(steps=500, batch=4, lr=2e-3, levels=None),
         loss=LossConfig(size=32),
         train=TrainConfig(
             steps=(50, 150, 400, 600), batch=4, lr=2e-3, level_decay=0.8, warmup=20, head_steps=0, atlas_lr=0.5

@@ -83,9 +83,9 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def atomic_h5(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
     """Like :func:`atomic_path`, giving a new HDF5 file opened for writing.
 
-    HDF5 does not survive a failed write: objects that cannot be flushed crash the process later. So the library
-    writes through a Python file that keeps the first error to itself and drops what follows; the error
-    is raised when the HDF5 file is closed.
+    HDF5 does not survive a failed write: objects that cannot be flushed crash the process later. So the
+    library writes through a Python file that keeps the first error to itself and drops what follows; the
+    error is raised when the HDF5 file is closed.
     """
     import h5py
 

@@ -1,9 +1,9 @@
 """Kernels of DeepATLAS: corner-aligned resampling, inversion of coordinate maps, Jacobians and correlation.
 
-Tensors are [B, C, D, H, W]; a map is [B, 3, D, H, W] with channels x, y, z, normalised so that -1 and +1 are the
-centres of the first and last voxel of an axis (an axis of size 1 sits at 0).  Everything is a pull:
-``resample(volume, coords)[v] = volume(coords[v])``.  Every op runs on CPU and CUDA, is differentiable, and has a
-PyTorch body that runs where the compiled kernels cannot be built (see :func:`use_backend`).
+Tensors are [B, C, D, H, W]; a map is [B, 3, D, H, W] with channels x, y, z, normalised so that -1 and +1 are
+the centres of the first and last voxel of an axis (an axis of size 1 sits at 0). Everything is a pull:
+``resample(volume, coords)[v] = volume(coords[v])``. Every op runs on CPU and CUDA, is differentiable, and
+has a PyTorch body that runs where the compiled kernels cannot be built (see :func:`use_backend`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def build_info() -> dict[str, Any]:
     """What the ops run on: backend, compiler, flags, arch, and the reason if the backend is not native.
 
     Builds and loads the compiled library if that has not been tried yet, unless the backend asked for is
-    ``"torch"``.  ``backend`` is ``"native"`` or ``"torch"``; ``requested`` is what was asked for.
+    ``"torch"``. ``backend`` is ``"native"`` or ``"torch"``; ``requested`` is what was asked for.
     """
     from . import _build
 

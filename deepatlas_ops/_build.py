@@ -279,6 +279,8 @@ def _build(plan: _Plan, directory: Path) -> BuildInfo:
     seconds = time.perf_counter() - start
     for leftover in building.glob("*.o"):
         leftover.unlink()
+    # PyTorch numbers the name when one process builds twice, as after a failed build with CUDA.
+    next(building.glob("*.so")).rename(building / f"{LIBRARY}.so")
     info = plan.info(directory, seconds)
     (building / "build.json").write_text(json.dumps(dataclasses.asdict(info), indent=1))
     os.replace(building, directory)

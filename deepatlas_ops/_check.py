@@ -51,7 +51,7 @@ def same_shape(op: str, argument: str, value: Tensor, other: str, reference: Ten
 
 
 def mask(op: str, value: object, other: str, reference: Tensor) -> Tensor | None:
-    """A mask [B, 1, D, H, W] over ``reference``: bool, integer or the reference's dtype; returned as weights."""
+    """A mask [B, 1, D, H, W] over ``reference``: bool, integer or its dtype; returned as weights."""
     if value is None:
         return None
     expected = f"[{reference.shape[0]}, 1, {', '.join(str(n) for n in reference.shape[2:])}]"
@@ -89,13 +89,18 @@ def positive(op: str, argument: str, value: object, *, zero: bool = False) -> No
         fail(op, argument, "a number of at least 0" if zero else "a number above 0", repr(value))
 
 
+def _autocasts(kind: str) -> bool:
+    """Whether an autocast region is open for a kind of device; not every kind, meta for one, can have any."""
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def autocast(*tensors: Tensor | None, least: torch.dtype | None = None) -> tuple[Tensor | None, ...]:
     """Inside an autocast region, bring the floating tensors to their widest type (at least ``least``).
 
     Outside one they come back as they are, and a mismatch is the caller's error.
     """
     present = [t for t in tensors if isinstance(t, Tensor) and t.is_floating_point()]
-    if not present or not torch.is_autocast_enabled(present[0].device.type):
+    if not present or not _autocasts(present[0].device.type):
         return tensors
     wide = least
     for t in present:
@@ -106,6 +111,6 @@ def autocast(*tensors: Tensor | None, least: torch.dtype | None = None) -> tuple
 def without_autocast(like: Tensor) -> contextlib.AbstractContextManager:
     """Nothing inside an op is rounded by an autocast region around it."""
     kind = like.device.type
-    if torch.is_autocast_enabled(kind):
+    if _autocasts(kind):
         return torch.autocast(kind, enabled=False)
     return contextlib.nullcontext()

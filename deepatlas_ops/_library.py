@@ -1,7 +1,8 @@
 """Registration of the ops and the choice of backend.
 
 Each op is one schema in the namespace ``deepatlas_ops``, with its PyTorch body registered as
-``CompositeExplicitAutograd``, a fake kernel for tracing and an autograd formula whose backward is an op itself.
+``CompositeExplicitAutograd``, a fake kernel for tracing and an autograd formula whose backward is an op
+itself.
 The compiled library only implements the CPU and CUDA keys of the same schemas: before it is loaded the
 PyTorch body runs, afterwards the native kernel wins.
 """
@@ -99,7 +100,9 @@ def runs_reference() -> bool:
     if info.native:
         return False
     if backend == "native":
-        raise RuntimeError(f"{NAMESPACE}: the native backend was asked for but is not available: {info.reason}")
+        raise RuntimeError(
+            f"{NAMESPACE}: the native backend was asked for but is not available: {info.reason}"
+        )
     global _warned
     if not _warned:
         _warned = True

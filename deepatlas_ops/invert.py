@@ -18,7 +18,8 @@ class ImplicitWarp(NamedTuple):
     """What :func:`implicit_warp` returns.
 
     Attributes:
-        displacement: [B, 3, D, H, W], u - identity on the fixed map's grid, normalised units of the moving map.
+        displacement: [B, 3, D, H, W], u - identity on the fixed map's grid, normalised units of the moving
+            map.
         residual: [B, 1, D, H, W], what is left of ``c_fixed - c_moving(u)``, in moving voxels; no gradient.
         valid: [B, 1, D, H, W] bool, |u| <= 1 on every axis and a residual under one voxel.
     """
@@ -40,36 +41,38 @@ def implicit_warp(
 ) -> ImplicitWarp:
     """The warp that matches two coordinate maps: solve ``c_moving(u) = c_fixed(v)`` for u (section 5.1.1).
 
-    ``warp(x_moving, displacement)`` then lies on the fixed exam.  With a grid of template coordinates as
+    ``warp(x_moving, displacement)`` then lies on the fixed exam. With a grid of template coordinates as
     ``c_fixed`` the result is the inverse of the moving map.
 
     Args:
         c_moving: [B, 3, d, h, w], coordinates predicted for the moving exam, channels x, y, z.
         c_fixed: [B, 3, D, H, W], those of the fixed exam; its shape may differ from the moving map's.
         iterations: recursive updates (eqs 6 and 7; the paper takes 20), starting from the identity.
-        tolerance: in moving voxels.  Above 0, a voxel whose update is shorter stops there, and the recursion ends
-            when every voxel has (which costs a host synchronisation an iteration); 0 runs all iterations.
-        step: the matrix of eqs 5 and 7.  ``"moving"``: the inverse of the mean Jacobian of ``c_moving``,
-            which makes the recursion contract whatever the two fields of view are.  ``"fixed"``: the inverse of the
-            mean Jacobian of ``c_fixed`` (the paper names D_q), which needs fields of view of similar size.
-            ``"direction_cosine"``: the column-normalised mean Jacobian of ``c_fixed``, transposed: right for rigidly
-            related grids, slower elsewhere.  A singular mean (a constant map) is replaced by the identity.
-        gradient: ``"implicit"`` differentiates the solution itself (one 3 x 3 solve a voxel and one scatter; nothing
-            is kept per iteration).  Voxels that are not valid, that lie on a fold of ``c_moving``, or where it is
-            so flat that its inverse amplifies more than 20 times against the mean, carry no gradient.
-            ``"unrolled"`` is the exact reverse of the iterations, at every voxel; at convergence the two agree.
-            ``"none"`` detaches.
-        mask: [B, 1, d, h, w] weights of the mean Jacobian of ``c_moving``, on the moving grid (bool, integer or
-            the maps' dtype).  An all-zero mask counts as none.
+        tolerance: in moving voxels. Above 0, a voxel whose update is shorter stops there, and the recursion
+            ends when every voxel has (which costs a host synchronisation an iteration); 0 runs all
+            iterations.
+        step: the matrix of eqs 5 and 7. ``"moving"``: the inverse of the mean Jacobian of ``c_moving``,
+            which makes the recursion contract whatever the two fields of view are. ``"fixed"``: the inverse
+            of the mean Jacobian of ``c_fixed`` (the paper names D_q), which needs fields of view of similar
+            size. ``"direction_cosine"``: the column-normalised mean Jacobian of ``c_fixed``, transposed:
+            right for rigidly related grids, slower elsewhere. A singular mean (a constant map) is replaced
+            by the identity.
+        gradient: ``"implicit"`` differentiates the solution itself (one 3 x 3 solve a voxel and one scatter;
+            nothing is kept per iteration). Voxels that are not valid, that lie on a fold of ``c_moving``, or
+            where it is so flat that its inverse amplifies more than 20 times against the mean, carry no
+            gradient. ``"unrolled"`` is the exact reverse of the iterations, at every voxel; at convergence
+            the two agree. ``"none"`` detaches.
+        mask: [B, 1, d, h, w] weights of the mean Jacobian of ``c_moving``, on the moving grid (bool, integer
+            or the maps' dtype). An all-zero mask counts as none.
 
     Returns:
-        :class:`ImplicitWarp` of displacement, residual and valid, on the fixed map's grid; displacement and residual
-        in the maps' dtype.
+        :class:`ImplicitWarp` of displacement, residual and valid, on the fixed map's grid; displacement and
+        residual in the maps' dtype.
 
-    Beyond the moving grid ``c_moving`` goes on linearly with the inverse of the step matrix, so every u is finite
-    and a voxel the moving exam does not cover is told by |u| > 1.  An axis of size 1 of the moving map is
-    such a continuation throughout.  ``valid`` allows 1e-5 of rounding on |u|.  float64, float32, float16 and
-    bfloat16; half types compute in float32.  Inside an autocast region the maps are brought to float32.
+    Beyond the moving grid ``c_moving`` goes on linearly with the inverse of the step matrix, so every u is
+    finite and a voxel the moving exam does not cover is told by |u| > 1. An axis of size 1 of the moving map
+    is such a continuation throughout. ``valid`` allows 1e-5 of rounding on |u|. float64, float32, float16
+    and bfloat16; half types compute in float32. Inside an autocast region the maps are brought to float32.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, or an option outside those above.
@@ -104,11 +107,13 @@ def implicit_warp(
     return ImplicitWarp(displacement.to(c_fixed.dtype), residual.to(c_fixed.dtype), valid)
 
 
-def _matrices(moving: Tensor, fixed: Tensor, weights: Tensor | None, step: str) -> tuple[Tensor, Tensor]:
-    """The step matrix, and the inverse mean Jacobian of the moving map, by which residuals are measured."""
+def _matrices(
+    moving: Tensor, fixed: Tensor, weights: Tensor | None, step: str
+) -> tuple[Tensor, Tensor | None]:
+    """The step matrix, and the ruler of the residuals if it is another: see solve_inverse."""
     matrix = reference.step_matrix(moving, fixed, weights, step)
     if step == "moving":
-        return matrix, matrix
+        return matrix, None  # they are the same
     with torch.no_grad():
         return matrix, reference.step_matrix(moving, fixed, weights, "moving")
 
@@ -122,7 +127,9 @@ class _Implicit(torch.autograd.Function):
     """The PyTorch solution under autograd: the same gradient as the registered op's."""
 
     @staticmethod
-    def forward(ctx: Any, c_moving: Tensor, c_fixed: Tensor, matrix: Tensor, ruler: Tensor, *options: Any) -> Any:
+    def forward(
+        ctx: Any, c_moving: Tensor, c_fixed: Tensor, matrix: Tensor, ruler: Tensor | None, *options: Any
+    ) -> Any:
         displacement, residual, valid = _body.solve_inverse(c_moving, c_fixed, matrix, ruler, *options)
         ctx.save_for_backward(c_moving, displacement, valid, matrix)
         ctx.mark_non_differentiable(residual, valid)
@@ -140,13 +147,17 @@ def _solve_reference(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _solve_body(
-    c_moving: Tensor, c_fixed: Tensor, matrix: Tensor, ruler: Tensor, iterations: int, tolerance: float
+    c_moving: Tensor, c_fixed: Tensor, matrix: Tensor, ruler: Tensor | None, iterations: int, tolerance: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _body.solve_inverse(c_moving, c_fixed, matrix, ruler, iterations, tolerance, _sample_op)
 
 
+def _solve_backward_body(*args: Tensor) -> tuple[Tensor, Tensor]:
+    return _body.implicit_warp_backward(*args, torch.ops.deepatlas_ops.resample_backward)
+
+
 def _solve_fake(
-    c_moving: Tensor, c_fixed: Tensor, matrix: Tensor, ruler: Tensor, iterations: int, tolerance: float
+    c_moving: Tensor, c_fixed: Tensor, matrix: Tensor, ruler: Tensor | None, iterations: int, tolerance: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     single = (c_fixed.shape[0], 1, *c_fixed.shape[2:])
     return (
@@ -169,7 +180,7 @@ def _solve_backward(ctx: Any, grad: Tensor, *unused: Tensor | None) -> tuple:
 
 _library.register(
     "implicit_warp",
-    "(Tensor c_moving, Tensor c_fixed, Tensor matrix, Tensor ruler, int iterations, float tolerance)"
+    "(Tensor c_moving, Tensor c_fixed, Tensor matrix, Tensor? ruler, int iterations, float tolerance)"
     " -> (Tensor, Tensor, Tensor)",
     _solve_body,
     _solve_fake,
@@ -179,6 +190,9 @@ _library.register(
 _library.register(
     "implicit_warp_backward",
     "(Tensor grad, Tensor c_moving, Tensor displacement, Tensor valid, Tensor matrix) -> (Tensor, Tensor)",
-    reference.implicit_warp_backward,
-    lambda grad, c_moving, displacement, valid, matrix: (c_moving.new_empty(c_moving.shape), grad.new_empty(grad.shape)),
+    _solve_backward_body,
+    lambda grad, c_moving, displacement, valid, matrix: (
+        c_moving.new_empty(c_moving.shape),
+        grad.new_empty(grad.shape),
+    ),
 )

@@ -11,7 +11,7 @@ from . import _check, _library, reference
 
 
 def log_jacobian(field: Tensor, *, normalize_columns: bool = False, eps: float = 1e-3) -> Tensor:
-    """Logarithm of the Jacobian determinant of a coordinate field (D_p and, normalised, D^_p of section 5.1.4).
+    """Logarithm of the Jacobian determinant of a coordinate field (D and D^ of section 5.1.4).
 
     Args:
         field: [B, 3, D, H, W] absolute coordinates, channels x, y, z (identity + displacement, not the
@@ -19,17 +19,17 @@ def log_jacobian(field: Tensor, *, normalize_columns: bool = False, eps: float =
         normalize_columns: divide each column of the Jacobian by its length first, which leaves the
             determinant of the frame's directions, at most 1 (so the logarithm is at most 0).
         eps: determinant below which the logarithm is left: its tangent down to 0, and below 0 the mirrored
-            logarithm log(eps) - 1 - log(1 - det / eps).  The result is finite and increasing in the determinant,
-            with a continuous slope of at most 1 / eps, so a fold costs a bounded amount and is pushed open.  Columns
-            shorter than eps are divided by eps.
+            logarithm log(eps) - 1 - log(1 - det / eps). The result is finite and increasing in the
+            determinant, with a continuous slope of at most 1 / eps, so a fold costs a bounded amount and is
+            pushed open. Columns shorter than eps are divided by eps.
 
     Returns:
         [B, 1, D, H, W], dtype and device of ``field``.
 
     Derivatives are with respect to normalised coordinates, -1 … 1 over each axis: central differences inside,
-    one-sided at the borders, as ``torch.gradient``.  The identity field gives 0.  An axis of size 1 has no
-    difference; its column is that of the identity.  Differentiable; float64, float32, float16 and bfloat16, half
-    types computing in float32; any strides.
+    one-sided at the borders, as ``torch.gradient``. The identity field gives 0. An axis of size 1 has no
+    difference; its column is that of the identity. Differentiable; float64, float32, float16 and bfloat16,
+    half types computing in float32; any strides.
 
     Raises:
         ValueError: a field of the wrong form, or eps not above 0.
@@ -46,23 +46,24 @@ def log_jacobian(field: Tensor, *, normalize_columns: bool = False, eps: float =
 def smoothness_loss(
     field: Tensor, mask: Tensor | None = None, *, delta: float = 0.5, orthonormality: str = "log"
 ) -> Tensor:
-    """Smoothness of a coordinate field, eq. 11: mean of L(D - mean D) + L(D^ - 1), L the Huber loss of eq. 10.
+    """Smoothness of a coordinate field, eq. 11: mean of L(D - mean D) + L(D^ - 1), L the Huber loss.
 
     Args:
         field: [B, 3, D, H, W] absolute coordinates, channels x, y, z.
-        mask: [B, 1, D, H, W] weights (bool, integer or the field's dtype, not negative); every mean, that of D
-            included, is weighted by it.  None weighs all voxels alike.  An all-zero mask gives 0 and no gradient.
-        delta: where the Huber loss turns linear.
+        mask: [B, 1, D, H, W] weights (bool, integer or the field's dtype, not negative); every mean, that of
+            D included, is weighted by it. None weighs all voxels alike. An all-zero mask gives 0 and no
+            gradient.
+        delta: where the Huber loss of eq. 10 turns linear.
         orthonormality: D^ is the logarithm of the column-normalised determinant for ``"log"`` (the letter of
-            eq. 11; as it is at most 0, the term is at least L(-1), and least for an orthonormal frame), and the
-            determinant itself for ``"det"`` (least, 0, for an orthonormal frame, and bounded on folds).
+            eq. 11; as it is at most 0, the term is at least L(-1), and least for an orthonormal frame), and
+            the determinant itself for ``"det"`` (least, 0, for an orthonormal frame, and bounded on folds).
 
     Returns:
         [B], dtype and device of ``field``.
 
-    D and D^ are those of :func:`log_jacobian` with eps 1e-3.  The differences of a voxel at the edge of the mask reach
-    one voxel beyond it; what the field holds further out, even NaN, does not matter.  Differentiable with respect
-    to ``field``.
+    D and D^ are those of :func:`log_jacobian` with eps 1e-3. The differences of a voxel at the edge of the
+    mask reach one voxel beyond it; what the field holds further out, even NaN, does not matter.
+    Differentiable with respect to ``field``.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, delta not above 0, another orthonormality.

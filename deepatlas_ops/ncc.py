@@ -17,25 +17,27 @@ def ncc(
 
     Args:
         a, b: [B, C, D, H, W], same shape, dtype and device.
-        mask: [B, 1, D, H, W] weights (bool, integer or the dtype of ``a``, not negative), broadcast over channels.
-            None weighs all voxels alike.  An all-zero mask gives 0 and no gradient; values under a zero weight are
-            never read, NaN or not.
-        window: None correlates over the whole volume.  An odd k correlates within the k x k x k window around
-            each voxel (weighted by the mask, holding only voxels inside the volume) and returns the weighted mean of
-            these signed correlations.  Note that the LNCC of ANTs, MONAI and VoxelMorph averages their squares.
-        eps: below what spread a map counts as flat, where the correlation falls to 0 instead of becoming noise or
-            NaN.  Global: a standard deviation of eps times the root mean square of the channel.  Windowed: a variance
-            of eps times the variance of the channel over the mask.  Above it the value is exact.
+        mask: [B, 1, D, H, W] weights (bool, integer or the dtype of ``a``, not negative), broadcast over
+            channels. None weighs all voxels alike. An all-zero mask gives 0 and no gradient; values under a
+            zero weight are never read, NaN or not.
+        window: None correlates over the whole volume. An odd k correlates within the k x k x k window around
+            each voxel (weighted by the mask, holding only voxels inside the volume) and returns the weighted
+            mean of these signed correlations. Note that the LNCC of ANTs, MONAI and VoxelMorph averages
+            their squares.
+        eps: below what spread a map counts as flat, where the correlation falls to 0 instead of becoming
+            noise or NaN. Global: a standard deviation of eps times the root mean square of the channel.
+            Windowed: a variance of eps times the variance of the channel over the mask. Above it the value
+            is exact.
 
     Returns:
         [B, C], each in [-1, 1], dtype and device of ``a``; 0 where a map is flat.
 
-    Differentiable with respect to ``a`` and ``b`` (the floors are constants).  float64, float32, float16 and
-    bfloat16, half types computing in float32; the window sums are taken in float64.  Any strides.  Inside an
+    Differentiable with respect to ``a`` and ``b`` (the floors are constants). float64, float32, float16 and
+    bfloat16, half types computing in float32; the window sums are taken in float64. Any strides. Inside an
     autocast region the arguments are brought to float32.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit, an even or non-positive window, eps not above 0.
+        ValueError: shapes, dtypes or devices that do not fit, an even or non-positive window, or a bad eps.
     """
     a, b, mask = _check.autocast(a, b, mask, least=torch.float32)
     _check.tensor("ncc", "a", a)
@@ -58,7 +60,9 @@ def _context(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple:
     need_a, need_b = ctx.needs_input_grad[:2]
-    grad_a, grad_b = torch.ops.deepatlas_ops.ncc_backward(grad, *ctx.saved_tensors, *ctx.options, need_a, need_b)
+    grad_a, grad_b = torch.ops.deepatlas_ops.ncc_backward(
+        grad, *ctx.saved_tensors, *ctx.options, need_a, need_b
+    )
     return grad_a if need_a else None, grad_b if need_b else None, None, None, None
 
 

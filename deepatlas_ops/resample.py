@@ -16,19 +16,20 @@ def resample(volume: Tensor, coords: Tensor, *, mode: str = "linear", padding: s
 
     Args:
         volume: [B, C, D, H, W].
-        coords: [B, 3, d, h, w], channels x, y, z, normalised and corner-aligned: -1 is the centre of the first
-            voxel of an axis of ``volume`` and +1 that of the last.  Every coordinate on an axis of size 1 names
-            its one voxel.  A voxel with a NaN coordinate gives NaN in every channel and passes no gradient on.
+        coords: [B, 3, d, h, w], channels x, y, z, normalised and corner-aligned: -1 is the centre of the
+            first voxel of an axis of ``volume`` and +1 that of the last. Every coordinate on an axis of size
+            1 names its one voxel. A voxel with a NaN coordinate gives NaN in every channel and passes no
+            gradient on.
         mode: ``"linear"`` (trilinear) or ``"nearest"`` (halves to the even voxel).
-        padding: beyond the corner voxels' centres, ``"border"`` holds the nearest value, ``"zeros"`` fades to 0
-            within one voxel, ``"reflection"`` mirrors about the corner voxels' centres.
+        padding: beyond the corner voxels' centres, ``"border"`` holds the nearest value, ``"zeros"`` fades to
+            0 within one voxel, ``"reflection"`` mirrors about the corner voxels' centres.
 
     Returns:
         [B, C, d, h, w], dtype and device of ``volume``, contiguous.
 
     Values and first gradients are those of ``torch.nn.functional.grid_sample(align_corners=True)``, with
-    respect to both arguments (that of the coordinates is 0 for ``"nearest"``).  float64, float32, float16 and
-    bfloat16; half types compute and accumulate in float32.  Any strides; an empty batch is legal.  Inside an
+    respect to both arguments (that of the coordinates is 0 for ``"nearest"``). float64, float32, float16 and
+    bfloat16; half types compute and accumulate in float32. Any strides; an empty batch is legal. Inside an
     autocast region the two arguments are brought to the wider of their types.
 
     Raises:
@@ -51,9 +52,9 @@ def warp(volume: Tensor, displacement: Tensor, *, mode: str = "linear", padding:
 
     Args:
         volume: [B, C, D, H, W].
-        displacement: [B, 3, d, h, w], channels x, y, z in normalised units.  The identity is that of the
+        displacement: [B, 3, d, h, w], channels x, y, z in normalised units. The identity is that of the
             displacement's own grid (coordinate 0 on an axis of size 1), so the output may have another shape
-            than ``volume``.  The sum is never materialised by the compiled kernels.
+            than ``volume``. The sum is never materialised by the compiled kernels.
         mode, padding: as in :func:`resample`.
 
     Returns:
@@ -83,11 +84,11 @@ def resize(volume: Tensor, size: Sequence[int]) -> Tensor:
     Returns:
         [B, C, *size], dtype and device of ``volume``, contiguous.
 
-    Equal to :func:`resample` at the identity coordinates of ``size``.  So an output axis of size 1 sits at
+    Equal to :func:`resample` at the identity coordinates of ``size``. So an output axis of size 1 sits at
     coordinate 0, the middle of the input (``torch.nn.functional.interpolate`` takes the first voxel there);
-    at every other size the values are those of ``interpolate(mode="trilinear", align_corners=True)``.  There is no
-    low-pass filter: halving a fine texture aliases.  Differentiable; float64, float32, float16 and bfloat16, half
-    types computing in float32; any strides; an empty batch is legal.
+    at every other size the values are those of ``interpolate(mode="trilinear", align_corners=True)``. There
+    is no low-pass filter: halving a fine texture aliases. Differentiable; float64, float32, float16 and
+    bfloat16, half types computing in float32; any strides; an empty batch is legal.
 
     Raises:
         ValueError: a volume or a size of the wrong form.
@@ -101,19 +102,21 @@ def resize(volume: Tensor, size: Sequence[int]) -> Tensor:
 def affine_resample(
     volume: Tensor, theta: Tensor, size: Sequence[int], *, mode: str = "linear", padding: str = "zeros"
 ) -> Tensor:
-    """Read a volume through an affine map of the output grid: ``out[b, :, v] = volume[b](theta[b] · (v, 1))``.
+    """Read a volume through an affine map of the output grid: ``out[b, :, v] = volume[b](theta[b] · (v,
+    1))``.
 
     Args:
         volume: [B, C, D, H, W].
-        theta: [B, 3, 4], normalised output coordinates (x, y, z, 1) to normalised coordinates of ``volume``, as in
-            ``torch.nn.functional.affine_grid(align_corners=True)``.
+        theta: [B, 3, 4], normalised output coordinates (x, y, z, 1) to normalised coordinates of ``volume``,
+            as in ``torch.nn.functional.affine_grid(align_corners=True)``.
         size: (D, H, W) of the output, each at least 1; an axis of size 1 sits at coordinate 0.
         mode, padding: as in :func:`resample`; the default fills with 0 beyond the volume.
 
     Returns:
         [B, C, *size], dtype and device of ``volume``, contiguous.
 
-    Differentiable with respect to ``volume`` and ``theta``.  Types, strides, NaN and errors as in :func:`resample`.
+    Differentiable with respect to ``volume`` and ``theta``. Types, strides, NaN and errors as in
+    :func:`resample`.
     """
     volume, theta = _check.autocast(volume, theta)
     _check.choice("affine_resample", "mode", mode, _check.MODES)
@@ -165,7 +168,13 @@ def _sampling_backward(name: str) -> Callable[..., tuple]:
 
 
 def _pair_fake(
-    grad: Tensor, volume: Tensor, position: Tensor, mode: int, padding: int, need_volume: bool, need_position: bool
+    grad: Tensor,
+    volume: Tensor,
+    position: Tensor,
+    mode: int,
+    padding: int,
+    need_volume: bool,
+    need_position: bool,
 ) -> tuple[Tensor, Tensor]:
     return _gradient_like(need_volume, volume), _gradient_like(need_position, position)
 

@@ -1,8 +1,8 @@
 """Is an image file whole? The libraries that decode them do not always say.
 
-ITK reads a truncated NIfTI without a word (the rest of the array is what was in memory), turns NaN voxels of a
-NIfTI into 0, does not test the checksum of an NRRD, and reports a damaged MetaImage on stderr alone. These
-checks run before it and cost one decompression.
+ITK reads a truncated NIfTI without a word (the rest of the array is what was in memory), turns NaN voxels of
+a NIfTI into 0, does not test the checksum of an NRRD, and reports a damaged MetaImage on stderr alone.
+These checks run before it and cost one decompression.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from deepatlas.errors import DataError
 
 _CHUNK = 1 << 20
 _AGAIN = "copy or export it again"
+_RENAME = "give it the suffix of its true format"
 _FLOATS = {16: "f4", 64: "f8"}  # NIfTI datatype codes
 
 
@@ -33,7 +34,7 @@ class _NiftiHeader:
 
 
 def check_nifti(path: Path) -> list[str]:
-    """Raise :class:`DataError` unless header, length and voxels of a NIfTI file hold together; return notes."""
+    """Raise :class:`DataError` unless header and voxels of a NIfTI file hold together; return notes."""
     chunks = _decompressed(path)
     head = next(chunks, b"")
     header = _nifti_header(path, head)
@@ -118,7 +119,7 @@ def _nifti_header(path: Path, head: bytes) -> _NiftiHeader:
         codes = struct.unpack(order + "2i", head[344:352])
         magic = head[4:7]
     else:
-        raise DataError(f"{path}: not a NIfTI file despite its name; give it the suffix of its true format")
+        raise DataError(f"{path}: not a NIfTI file despite its name; {_RENAME}")
     if magic not in (b"n+1", b"n+2"):
         raise DataError(
             f"{path}: not a single-file NIfTI (header and voxels in one .nii or .nii.gz); convert it first"
@@ -128,7 +129,9 @@ def _nifti_header(path: Path, head: bytes) -> _NiftiHeader:
     voxels = 1
     for n in dim[1 : dim[0] + 1]:
         voxels *= n
-    floats = np.dtype(order + _FLOATS[kind]) if kind in _FLOATS else None
+    # An extended header longer than what was read would put the voxels out of step: ITK's 0 for NaN then.
+    countable = kind in _FLOATS and offset <= len(head)
+    floats = np.dtype(order + _FLOATS[kind]) if countable else None
     return _NiftiHeader(int(offset), int(offset) + voxels * bits // 8, floats, any(codes))
 
 

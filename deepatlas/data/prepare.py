@@ -34,7 +34,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 # Raise when the same files would give other arrays, so that stores built before are built again.
-_RECIPE = 3
+_RECIPE = 4
 
 _VOXELS = {"hu": (SIZE,) * 3, "mask": (SIZE,) * 3, "labels": (SIZE,) * 3, "labels_fine": (FINE,) * 3}
 

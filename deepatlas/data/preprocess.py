@@ -79,8 +79,9 @@ def labels_to_grid(seg: Volume, grid: Grid) -> Volume:
 def pool_labels(labels: NDArray, kernel: int) -> NDArray:
     """The most frequent label of each ``kernel``³ block of a (D, H, W) array.
 
-    Nearest-neighbour sampling would take one corner of the block, a fraction of a voxel off its centre. A
-    tie goes to the higher id, so to the structure before the background.
+    Nearest-neighbour sampling would take one corner of the block, a fraction of a voxel off its centre. A tie
+    is settled by the block's first voxel in even blocks and its last in odd ones, as on a chessboard, so
+    that structures neither grow nor move; if that voxel is not among the tied, by the higher id.
     """
     if kernel == 1:
         return labels
@@ -98,6 +99,10 @@ def pool_labels(labels: NDArray, kernel: int) -> NDArray:
         winner = run >= best
         pooled[mixed[winner]] = ordered[winner, column]
         best = np.maximum(best, run)
+    odd = np.indices((d, h, w)).sum(axis=0).ravel()[mixed] % 2
+    judge = blocks[mixed, odd * (kernel**3 - 1)]
+    decides = (blocks[mixed] == judge[:, None]).sum(axis=1) == best
+    pooled[mixed[decides]] = judge[decides]
     return pooled.reshape(d, h, w)
 
 

@@ -98,13 +98,12 @@ class Store:
             self._native_shape = file["native_shape"][:]
             shapes = {name: file[name].shape for name in ("hu", "mask", "labels", "labels_fine")}
         except DataError:
-            self.close()
             raise
         except (OSError, KeyError, ValueError, RuntimeError) as error:
-            self.close()
             raise DataError(f"{self.path}: damaged store ({error}); {_AGAIN}") from error
+        finally:
+            self.close()  # opened again, and then kept open, when an array is indexed
         if any(shape[0] != len(self.ids) for shape in shapes.values()):
-            self.close()
             raise DataError(f"{self.path}: damaged store (arrays of different lengths {shapes}); {_AGAIN}")
         self.labels: dict[str, int] = meta["labels"]
         self.crop: str | None = meta["crop"]

@@ -8,6 +8,7 @@ or needs a display.
 from __future__ import annotations
 
 import base64
+import colorsys
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,8 +37,14 @@ _INK = "#e8e8ec"
 
 
 def colour(index: int) -> str:
-    """Colour of a label id or a row number; the same one in every picture."""
-    return COLOURS[(int(index) - 1) % len(COLOURS)]
+    """Hex colour of a label id (from 1); the same one in every picture, and no two ids share one."""
+    if index <= len(COLOURS):
+        return COLOURS[(int(index) - 1) % len(COLOURS)]
+    step = int(index) - len(COLOURS)  # golden-angle hues never repeat; lightness and saturation alternate
+    rgb = colorsys.hls_to_rgb(
+        (0.07 + 0.618034 * step) % 1, (0.52, 0.68, 0.6)[step % 3], (0.95, 0.65)[step % 2]
+    )
+    return "#" + "".join(f"{round(255 * v):02X}" for v in rgb)
 
 
 def new_figure(width: float, height: float, dpi: int = 100, background: str = "white") -> Figure:
@@ -130,6 +137,7 @@ def show(
     """Draw one oriented slice ``[rows, columns]`` (grey, clipped to ``window``) or RGB ``[..., 3]``."""
     low, high = window
     axes.imshow(image, cmap="gray", vmin=low, vmax=high, aspect=view.aspect(spacing), interpolation="nearest")
+    axes.autoscale(False)  # contours, drawn on a padded grid, must not shrink the picture
     axes.set_axis_off()
     if title:
         axes.set_title(title, color=_INK, fontsize=9, pad=4)

@@ -74,7 +74,7 @@ def atlas_slices(
 
 
 def _box_to_show(image: Volume, *labels: np.ndarray) -> tuple[list[int], list[int]]:
-    """Start and shape (z, y, x) of the patient and every label: pictures without the empty room around them."""
+    """Start and shape (z, y, x) of the patient and every label: pictures without the room around."""
     try:
         start, shape = foreground_box(image)
     except DataError:

@@ -32,7 +32,7 @@ def build_template(
 ) -> Template:
     """Template (eq. 14) of the labelled ``exams`` of a data directory (None: all of them).
 
-    ``names`` restricts it to some structures; ``size`` defaults to 128, or the atlas's if larger. A bad exam is
+    ``names`` restricts it to some structures; ``size`` is 128, or the atlas's if larger. A bad exam is
     skipped and listed in ``meta["skipped"]`` unless ``strict``; ``progress`` receives lines of text;
     ``solver`` goes to :func:`~deepatlas.localize.estimate.estimate_template`. Raises DataError where no
     exam is left or a name is unknown.

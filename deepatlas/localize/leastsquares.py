@@ -118,7 +118,7 @@ class Solution:
 
 
 def _dot(a: Tensor, b: Tensor) -> float:
-    return float((a.double() * b.double()).sum())
+    return float((a * b).sum(dtype=torch.float64))
 
 
 def conjugate_gradients(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["native_coordinates", "segment", "segment_coordinates"]
 
-# Bounds the working memory of a slab: 2^24 mask values are 64 MiB.
-CHUNK_VALUES = 1 << 24
+# A tile of the exam sees a small box of the template, and only the structures that reach into it are sampled:
+# the cost follows the anatomy, not the number of structures times the number of voxels.
+TILE = (16, 32, 32)
 
 
 def segment_coordinates(
@@ -29,22 +31,64 @@ def segment_coordinates(
 ) -> np.ndarray:
     """Label ids ``[D, H, W]`` (uint8, or uint16 for ids above 255) on ``native_grid``; 0 is background.
 
-    ``coords`` ``[1, 3, s, s, s]`` lives on ``model_grid``. A voxel takes the structure whose mask is
-    highest there, if that is at least ``threshold``; a voxel outside the model grid's field of view is
-    background. The work goes slab by slab, so memory does not grow with the number of slices.
+    ``coords`` ``[1, 3, s, s, s]`` lives on ``model_grid``. A voxel takes the structure whose mask is highest
+    there, if that is at least ``threshold``; a voxel outside the model grid's field of view is background.
+    Memory does not grow with the number of slices: the work goes slab by slab.
     """
     if not 0 < threshold <= 1:
         raise DeepAtlasError(f"segment: threshold must be in (0, 1], got {threshold}")
-    masks = torch.from_numpy(template.masks).to(coords.device, coords.dtype)[None]
-    ids = torch.tensor((0, *template.ids), device=coords.device)
+    masks = torch.from_numpy(template.masks).to(coords.device, coords.dtype)
+    ids = torch.tensor((0, *template.ids), dtype=torch.int32, device=coords.device)
+    supports = torch.tensor(_supports(template.masks))
+    last = torch.tensor(masks.shape[:0:-1], dtype=coords.dtype, device=coords.device) - 1
     out = np.zeros(native_grid.shape, dtype=np.uint8 if max(template.ids) < 256 else np.uint16)
-    chunk = CHUNK_VALUES // max(3, len(template.names))
+    chunk = TILE[0] * native_grid.shape[1] * native_grid.shape[2]
     for z, fine in coordinate_slabs(coords, model_grid, native_grid, chunk):
-        best, row = ops.resample(masks, fine.clamp_(-1, 1)).max(dim=1)
-        row = torch.where(best >= threshold, row + 1, 0)
-        out[z] = ids[row[0]].cpu().numpy()
+        # Clamped as border padding does, then in template voxels: [3, d, H, W].
+        index = fine[0].clamp_(-1, 1).add_(1).mul_((last / 2)[:, None, None, None])
+        tiles = list(_tiles(index.shape[2:]))
+        ends = torch.stack([torch.stack([index[t].amin((1, 2, 3)), index[t].amax((1, 2, 3))]) for t in tiles])
+        ends = torch.stack([ends[:, 0].floor(), ends[:, 1].ceil()], dim=1).long().cpu()
+        labels = torch.zeros(index.shape[1:], dtype=torch.int32, device=coords.device)
+        for tile, (low, high) in zip(tiles, ends, strict=True):
+            near = ((supports[:, 0] <= high) & (supports[:, 1] >= low)).all(dim=1).nonzero()[:, 0]
+            if len(near):
+                labels[tile[1:]] = _tile_labels(masks, near, index[tile], low, high, threshold, ids)
+        out[z] = labels.cpu().numpy()
     out[~inside(model_grid, native_grid)] = 0
     return out
+
+
+def _tile_labels(
+    masks: Tensor, near: Tensor, index: Tensor, low: Tensor, high: Tensor, threshold: float, ids: Tensor
+) -> Tensor:
+    """Label ids of one tile: the structures ``near``, read from the template's box ``low`` .. ``high``."""
+    box = tuple(slice(a, b + 1) for a, b in zip(low.flip(0).tolist(), high.flip(0).tolist(), strict=True))
+    near = near.to(masks.device)
+    part = masks[(slice(None), *box)][near]
+    span = (high - low).clamp_min(1).to(index)[:, None, None, None]
+    local = (index - low.to(index)[:, None, None, None]) * (2 / span) - 1
+    best, row = ops.resample(part[None], local[None])[0].max(dim=0)
+    return torch.where(best >= threshold, ids[1:][near][row], 0)
+
+
+def _supports(masks: np.ndarray) -> np.ndarray:
+    """First and last voxel (x, y, z) with a positive value of each mask ``[K, D, H, W]``: ``[K, 2, 3]``."""
+    out = np.empty((len(masks), 2, 3), dtype=np.int64)
+    for row, mask in enumerate(masks > 0):
+        for axis in range(3):
+            used = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+            out[row, :, 2 - axis] = (
+                (used[0], used[-1]) if len(used) else (1 << 30, -1)
+            )  # empty: meets no tile
+    return out
+
+
+def _tiles(shape: tuple[int, int]) -> Iterator[tuple[slice, ...]]:
+    """Index tuples that cut ``[3, d, H, W]`` into tiles of the slab's depth."""
+    for y in range(0, shape[0], TILE[1]):
+        for x in range(0, shape[1], TILE[2]):
+            yield slice(None), slice(None), slice(y, y + TILE[1]), slice(x, x + TILE[2])
 
 
 def segment(model: Model, volume: Volume, template: Template, threshold: float = 0.5) -> Volume:

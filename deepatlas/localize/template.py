@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from deepatlas.errors import DataError, DeepAtlasError
-from deepatlas.files import atomic_path
+from deepatlas.files import atomic_h5
 
 FORMAT = "deepatlas-template"
 VERSION = 1
@@ -81,9 +81,10 @@ class Template:
         """Write an HDF5 file, whole or not at all."""
         import h5py
 
-        with atomic_path(path) as temporary, h5py.File(temporary, "w") as f:
+        with atomic_h5(path) as f:
             f.attrs["format"], f.attrs["version"] = FORMAT, VERSION
-            f.attrs["meta"] = json.dumps(self.meta)
+            # A dataset and no attribute, which may hold 64 KB only: a large cohort lists many exams.
+            f.create_dataset("meta", data=json.dumps(self.meta), dtype=h5py.string_dtype())
             f.create_dataset("names", data=list(self.names), dtype=h5py.string_dtype())
             f.create_dataset("ids", data=np.asarray(self.ids, dtype=np.int32))
             # Chunked by structure: one can be read without the others; mostly zeros, so it compresses well.
@@ -113,7 +114,7 @@ class Template:
                         f"{path}: template format {version}, this version reads {VERSION}; {cure}"
                     )
                 names = tuple(f["names"].asstr()[()])
-                return cls(f["masks"][()], names, tuple(f["ids"][()]), json.loads(f.attrs["meta"]))
+                return cls(f["masks"][()], names, tuple(f["ids"][()]), json.loads(f["meta"].asstr()[()]))
         except DataError:
             raise
         except DeepAtlasError as error:

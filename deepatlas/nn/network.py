@@ -53,8 +53,8 @@ class CoordinateNetwork(nn.Module):
         """Voxels per axis of the coordinate map of ``level``."""
         return max(1, (self.config.size // self.config.fold) >> level)
 
-    def features(self, x: Tensor, level: int) -> Tensor:
-        """Decoder features of every level down to ``level`` and the head feature map f_level, [B, K, s, s, s]."""
+    def features(self, x: Tensor, level: int) -> list[Tensor]:
+        """Head feature maps f_l of every level from the coarsest down to ``level``, each [B, K, s, s, s]."""
         self._check(x, level)
         skips = []
         y = self.stem(_space_to_channels(x, self.config.fold))
@@ -64,16 +64,23 @@ class CoordinateNetwork(nn.Module):
             y = block(y)
             skips.append(y)
         y = self.bottom(y)
-        f = self.heads[-1](y)
+        maps = [self.heads[-1](y)]
         for depth in range(self.levels - 2, level - 1, -1):
             size = (self.level_size(depth),) * 3
             y = skips[depth] + ops.resize(self.decoder[depth](y), size)
-            f = ops.resize(f, size) + self.heads[depth](y)
-        return f
+            maps.append(ops.resize(maps[-1], size) + self.heads[depth](y))
+        return maps
 
     def forward(self, x: Tensor, level: int = 0) -> Tensor:
         """Coordinates predicted at ``level``: [B, 3, s, s, s], s = S / fold / 2**level, channels x, y, z."""
-        return torch.tanh(self.to_coords(self.features(x, level)).float())
+        return self._coords(self.features(x, level)[-1])
+
+    def pyramid(self, x: Tensor, level: int = 0) -> list[Tensor]:
+        """Coordinates of every level from the coarsest down to ``level``."""
+        return [self._coords(f) for f in self.features(x, level)]
+
+    def _coords(self, features: Tensor) -> Tensor:
+        return torch.tanh(self.to_coords(features).float())
 
     def head_parameters(self, level: int) -> list[nn.Parameter]:
         """The parameters that exist only for the head of ``level`` (warm start, section 5.2.3)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import huber_loss
 
 import deepatlas_ops as ops
 from deepatlas.config import CoarseConfig, DataConfig
@@ -86,18 +87,21 @@ class TemplateCrops:
 
 
 def coarse_phase(session: Session, crops: TemplateCrops) -> Phase:
-    """The coarsest head learns the coordinates of known crops: Huber loss over the foreground."""
+    """The coarsest heads learn the coordinates of known crops: Huber loss over the foreground."""
     config = session.config.coarse
     network: CoordinateNetwork = session.modules["network"]
-    level = network.levels - 1
+    finest = session.config.network.finest_level if config.levels is None else network.levels - config.levels
 
     def step(_: int):
         image, coords, mask = crops.draw(config.batch, session.generator)
-        predicted = ops.resize(network(image, level), coords.shape[2:])
-        error = predicted - coords.clamp(-1, 1)
-        loss = masked_mean(torch.nn.functional.huber_loss(predicted, coords.clamp(-1, 1), reduction="none",
-                                                          delta=0.1), mask).mean()  # fmt: skip
-        return 10 * loss, lambda: {"coarse_error": masked_mean(error.detach().abs(), mask).mean().item()}
+        target = coords.clamp(-1, 1)
+        losses = []
+        for predicted in network.pyramid(image, finest):
+            predicted = ops.resize(predicted, target.shape[2:])
+            difference = huber_loss(predicted, target, reduction="none", delta=0.1)
+            losses.append(masked_mean(difference, mask).mean())
+        error = (predicted.detach() - target).abs()
+        return 10 * sum(losses), lambda: {"coarse_error": masked_mean(error, mask).mean().item()}
 
     return Phase(
         name="coarse",

@@ -25,18 +25,18 @@ def score(folder: Path, model: Model, config: Config, request: dict, split: dict
         model, split["data"], split["template"], request["structures"], progress=log.say
     )
     template.save(folder / "template.h5")
-    evaluation = evaluate_cohort(
+    summary = evaluate_cohort(
         model, template, split["test_root"], folder / "evaluation", split["test"], progress=log.say
     )
-    overall = evaluation.summary["overall"]
+    overall = summary["overall"]
     result |= {
         "dice": overall["dice_mean_of_structures"],
         "hd95_mm": overall["hd95_mm_mean_of_structures"],
         "structures": overall["structures"],
         "exams": overall["exams"],
-        "dice_per_structure": {n: s["dice"]["mean"] for n, s in evaluation.summary["structures"].items()},
+        "dice_per_structure": {n: s["dice"]["mean"] for n, s in summary["structures"].items()},
     }
-    log.say(summary_table(evaluation.summary))
+    log.say(summary_table(summary))
     if request["data"] is None:
         result |= phantom_truth(model, config.phantom, split["template"][0])
     return result

@@ -1,7 +1,7 @@
 """The pure-PyTorch bodies of every op: the fallback at run time and the oracle in the tests.
 
 Nothing here checks its arguments (the public functions of ``deepatlas_ops`` do) and nothing here depends on
-the compiled library.  Every forward body is differentiable by ordinary autograd; the ``*_backward`` bodies
+the compiled library. Every forward body is differentiable by ordinary autograd; the ``*_backward`` bodies
 state the same gradients as one call each, which is what the registered ops run.
 """
 

@@ -4,8 +4,8 @@ With the step matrix S and its inverse A, the recursion over the continued map i
 
     u <- u + S (c_fixed(v) - c_moving(clamp u) - A (u - clamp u)) = t - g(clamp u) + clamp u,
 
-where g = S c_moving and t = S c_fixed: one resampling and two sums a step.  ``clamp`` holds u on the moving
-grid; beyond it the map goes on linearly with slope A, so that every u is finite and means something.  An axis
+where g = S c_moving and t = S c_fixed: one resampling and two sums a step. ``clamp`` holds u on the moving
+grid; beyond it the map goes on linearly with slope A, so that every u is finite and means something. An axis
 of size 1 has no extent: its clamp is 0 and the map is linear, with slope A, along all of it.
 """
 
@@ -18,19 +18,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .jacobian import jacobian
-from .sampling import _sample_backward, identity_grid
+from .sampling import identity_grid, resample_backward
 
 STEPS = ("moving", "fixed", "direction_cosine")
 SLACK = 1e-5  # rounding allowed on |u| <= 1, so that the faces of an identity map count as inside
 MAX_AMPLIFICATION = 20.0  # what 20 unrolled steps could amplify at most; beyond it a solution is not resolved
 
 Sampler = Callable[[Tensor, Tensor], Tensor]
+SamplerBackward = Callable[..., tuple[Tensor, Tensor]]  # the arguments of resample_backward
 
 
 def border_sample(volume: Tensor, coords: Tensor) -> Tensor:
     """Linear sampling with border padding: the default sampler of the recursion.
 
-    It skips the NaN rule of resample, which the recursion does not need: its sums carry the NaN of a coordinate.
+    It skips the NaN rule of resample, which the recursion does not need: its sums carry the NaN of a
+    coordinate.
     """
     return F.grid_sample(volume, coords.movedim(1, -1), padding_mode="border", align_corners=True)
 
@@ -63,7 +65,11 @@ def inverse_or_identity(matrix: Tensor) -> Tensor:
     scale = matrix.square().sum((1, 2), keepdim=True).sqrt()
     rows = matrix.unbind(1)
     cofactors = torch.stack(
-        [torch.linalg.cross(rows[1], rows[2]), torch.linalg.cross(rows[2], rows[0]), torch.linalg.cross(rows[0], rows[1])],
+        [
+            torch.linalg.cross(rows[1], rows[2]),
+            torch.linalg.cross(rows[2], rows[0]),
+            torch.linalg.cross(rows[0], rows[1]),
+        ],
         dim=-1,
     )
     det = (rows[0] * cofactors[..., 0]).sum(-1)[:, None, None]
@@ -85,7 +91,7 @@ def step_matrix(c_moving: Tensor, c_fixed: Tensor, mask: Tensor | None, step: st
 
 
 def grid_limit(c_moving: Tensor) -> Tensor:
-    """How far u reaches on each axis of the moving grid: 1, or 0 for an axis of size 1, as [1, 3, 1, 1, 1]."""
+    """How far u reaches on each axis of the moving grid: 1, or 0 for an axis of size 1: [1, 3, 1, 1, 1]."""
     sizes = (c_moving.shape[4], c_moving.shape[3], c_moving.shape[2])
     return c_moving.new_tensor([0.0 if n == 1 else 1.0 for n in sizes]).reshape(1, 3, 1, 1, 1)
 
@@ -139,15 +145,15 @@ def solve_inverse(
     c_moving: Tensor,
     c_fixed: Tensor,
     matrix: Tensor,
-    ruler: Tensor,
+    ruler: Tensor | None,
     iterations: int,
     tolerance: float,
     sample: Sampler | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """displacement, residual (moving voxels) and valid of the recursion with step matrix ``matrix``.
 
-    ``ruler`` [B, 3, 3] turns a difference of coordinates into a distance on the moving grid; it is the
-    inverse mean Jacobian of c_moving whatever matrix drives the steps.
+    ``ruler`` [B, 3, 3] turns a difference of coordinates into one on the moving grid; it is the
+    inverse mean Jacobian of c_moving whatever matrix drives the steps. None: it is ``matrix`` itself.
     """
     limit = grid_limit(c_moving)
     u, rest = continued_inverse(
@@ -156,20 +162,25 @@ def solve_inverse(
     displacement = u - identity_grid(c_fixed.shape[2:], c_fixed)
     with torch.no_grad():
         # rest is S times the difference of coordinates
-        difference = rest if matrix is ruler else matvec(ruler @ inverse_or_identity(matrix), rest)
+        difference = rest if ruler is None else matvec(ruler @ inverse_or_identity(matrix), rest)
         residual = _norm(difference * _half_extent(c_moving))
         valid = (u.abs() <= 1 + SLACK).all(1, keepdim=True) & (residual < 1)
     return displacement, residual, valid
 
 
 def implicit_warp_backward(
-    grad: Tensor, c_moving: Tensor, displacement: Tensor, valid: Tensor, matrix: Tensor
+    grad: Tensor,
+    c_moving: Tensor,
+    displacement: Tensor,
+    valid: Tensor,
+    matrix: Tensor,
+    sample_backward: SamplerBackward = resample_backward,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the solution with respect to c_moving and c_fixed, by the implicit function theorem.
 
     At a solution, dc_moving(u) + J du = dc_fixed with J the Jacobian of the interpolated c_moving there; so
-    lambda = J^-T grad is the gradient of c_fixed, and -lambda scattered at u that of c_moving.  Everything is
-    measured in the frame of the step matrix, where J is near the identity.  A voxel passes nothing on when it
+    lambda = J^-T grad is the gradient of c_fixed, and -lambda scattered at u that of c_moving. Everything is
+    measured in the frame of the step matrix, where J is near the identity. A voxel passes nothing on when it
     is not valid, when it lies on a fold (the recursion cannot settle there), or when J^-1 amplifies more than
     MAX_AMPLIFICATION.
     """
@@ -177,13 +188,18 @@ def implicit_warp_backward(
     g = matvec(matrix, c_moving)
     u = displacement + identity_grid(displacement.shape[2:], displacement)
     # On the border the interpolant's slope is that of the cell inside; border sampling would report 0.
-    grid = _clamp(u, limit * (1 - 1e-6)).movedim(1, -1).contiguous()
+    held = _clamp(u, limit * (1 - 1e-6))
     ones = grad.new_ones((grad.shape[0], 1, *grad.shape[2:]))
     rows = []
     for channel in range(3):
-        row = _sample_backward(ones, g[:, channel : channel + 1], grid, 0, 0, False, True)[1].movedim(-1, 0)
+        row = sample_backward(ones, g[:, channel : channel + 1], held, 0, 0, False, True)[1].unbind(1)
         # an axis of size 1 is continued with slope A: the identity's column in this frame
-        rows.append([row[k] if c_moving.shape[4 - k] > 1 else torch.full_like(row[k], float(k == channel)) for k in range(3)])
+        rows.append(
+            [
+                row[k] if c_moving.shape[4 - k] > 1 else torch.full_like(row[k], float(k == channel))
+                for k in range(3)
+            ]
+        )
     (a, b, c), (d, e, f), (h, i, j) = rows
     cofactors = (  # cofactors[r][k]: derivative of det with respect to row r, column k
         (e * j - f * i, f * h - d * j, d * i - e * h),
@@ -197,6 +213,6 @@ def implicit_warp_backward(
     x, y, z = torch.where(passes[:, None], grad, 0.0).unbind(1)
     # J^-T = cofactors / det
     weight = torch.stack([(row[0] * x + row[1] * y + row[2] * z) * scale for row in cofactors], 1)
-    scattered = _sample_backward(weight, g, grid, 0, 0, True, False)[0]
+    scattered = sample_backward(weight, g, held, 0, 0, True, False)[0]
     transposed = matrix.transpose(1, 2)
     return -matvec(transposed, scattered), matvec(transposed, weight)

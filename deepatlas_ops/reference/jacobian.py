@@ -1,7 +1,8 @@
 """Jacobians of coordinate fields in PyTorch: log-determinant and the smoothness loss of eq. 11.
 
-The forward bodies are differentiable as they stand.  The ``*_backward`` bodies give the same gradients from the
-field alone, by the chain difference -> columns -> determinant -> logarithm, so that nothing else need be kept.
+The forward bodies are differentiable as they stand. The ``*_backward`` bodies give the same gradients from
+the field alone, by the chain difference -> columns -> determinant -> logarithm, so that nothing else need be
+kept.
 """
 
 from __future__ import annotations
@@ -111,10 +112,10 @@ def _unit_grads(columns: Columns, grads: Columns, eps: float) -> Columns:
 def log_determinant(det: Tensor, eps: float) -> Tensor:
     """log(det), made finite and increasing for every det.
 
-    Above eps it is the logarithm.  From eps down to 0 it is the logarithm's tangent at eps.  Below 0, where the
-    tangent would grow without bound (a determinant of -100 would cost 1e5 at eps = 1e-3), it goes on as the
-    mirrored logarithm log(eps) - 1 - log(1 - det / eps): value and slope are continuous at both joints, the
-    slope is at most 1 / eps, falls as 1 / |det|, and still points every fold back towards det > 0.
+    Above eps it is the logarithm. From eps down to 0 it is the logarithm's tangent at eps. Below 0, where
+    the tangent would grow without bound (a determinant of -100 would cost 1e5 at eps = 1e-3), it goes on as
+    the mirrored logarithm log(eps) - 1 - log(1 - det / eps): value and slope are continuous at both joints,
+    the slope is at most 1 / eps, falls as 1 / |det|, and still points every fold back towards det > 0.
     """
     floor = math.log(eps)
     logarithm = det.clamp_min(eps).log()  # each clamp keeps the branch finite, and its gradient 0, elsewhere
@@ -158,8 +159,8 @@ def weighted_mean(x: Tensor, weight: Tensor | None) -> Tensor:
 def _masked_columns(field: Tensor, mask: Tensor | None) -> tuple[Columns, Tensor | None]:
     """The columns and the weights of the smoothness loss, in the compute type.
 
-    Outside the mask the field may be anything, NaN included: a constant frame there keeps both the value and the
-    gradient of those voxels out of every sum.
+    Outside the mask the field may be anything, NaN included: a constant frame there keeps both the value and
+    the gradient of those voxels out of every sum.
     """
     work = compute_dtype(field.dtype)
     columns = jacobian(field.to(work))
@@ -199,7 +200,9 @@ def smoothness_loss_backward(
 ) -> Tensor:
     """Gradient of smoothness_loss with respect to the field."""
     columns, weight = _masked_columns(field, mask)
-    uniformity, orthonormality, units, det, unit_det = _smoothness_residuals(columns, weight, log_orthonormality)
+    uniformity, orthonormality, units, det, unit_det = _smoothness_residuals(
+        columns, weight, log_orthonormality
+    )
     if weight is None:
         share = torch.full_like(det, 1 / math.prod(det.shape[2:]))
     else:

@@ -16,8 +16,8 @@ from .sampling import compute_dtype
 def _box_sum(x: Tensor, window: int) -> Tensor:
     """Sum over the window around each voxel, holding only the voxels inside the volume.
 
-    By integral images, one axis at a time, so that the cost does not grow with the window; x is float64, which
-    keeps the rounding of the long sums out of the short differences.
+    By integral images, one axis at a time, so that the cost does not grow with the window; x is float64,
+    which keeps the rounding of the long sums out of the short differences.
     """
     for axis in (2, 3, 4):
         n = x.shape[axis]
@@ -76,14 +76,20 @@ def _global(a: Tensor, b: Tensor, weight: Tensor | None, eps: float) -> _Moments
 
 
 def _windowed(a: Tensor, b: Tensor, weight: Tensor | None, window: int, eps: float) -> _Moments:
-    # A window's variance is a difference of two sums.  Centring the whole map first keeps the terms small, and
-    # float64 keeps their rounding below the floor where the map is flat but far from its mean (air in a CT).
+    # A window's variance is a difference of two sums. Centring the whole map first keeps the terms small,
+    # and float64 keeps their rounding below the floor where the map is flat but far from its mean (air in a
+    # CT).
     a, b = (_held(x, weight).double() for x in (a, b))
     ones = torch.ones_like(a[:, :1]) if weight is None else weight.double()
     a, b = (_held(x - weighted_mean(x, ones), weight) for x in (a, b))
-    floors = [(eps * weighted_mean(x.detach() ** 2, ones)).clamp_min(torch.finfo(torch.float32).tiny) for x in (a, b)]
+    floors = [
+        (eps * weighted_mean(x.detach() ** 2, ones)).clamp_min(torch.finfo(torch.float32).tiny)
+        for x in (a, b)
+    ]
     c = a.shape[1]
-    sums = _box_sum(torch.cat((ones, a * ones, b * ones, a * a * ones, b * b * ones, a * b * ones), 1), window)
+    sums = _box_sum(
+        torch.cat((ones, a * ones, b * ones, a * a * ones, b * b * ones, a * b * ones), 1), window
+    )
     count, *moments = sums.split((1, c, c, c, c, c), 1)
     count = torch.where(count > 0, count, 1.0)
     a_mean, b_mean, a_square, b_square, product = (moment / count for moment in moments)
@@ -109,13 +115,20 @@ def ncc(a: Tensor, b: Tensor, mask: Tensor | None, window: int, eps: float) -> T
 
 
 def ncc_backward(
-    grad: Tensor, a: Tensor, b: Tensor, mask: Tensor | None, window: int, eps: float, need_a: bool, need_b: bool
+    grad: Tensor,
+    a: Tensor,
+    b: Tensor,
+    mask: Tensor | None,
+    window: int,
+    eps: float,
+    need_a: bool,
+    need_b: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of ncc with respect to a and b; an unneeded one is an empty tensor.
 
     One correlation r with weights w summing to N has dr/da_j = w_j / N [(b_j - mean b) / sqrt(Va Vb)
     - r (a_j - mean a) / Va], the last term absent where Va is held at its floor: linear in a_j and b_j, with
-    coefficients of the window.  With windows a voxel sums those of every window it lies in, a box sum again.
+    coefficients of the window. With windows a voxel sums those of every window it lies in, a box sum again.
     """
     m = _moments(a, b, mask, window, eps)
     a_spread, b_spread = m.spreads()
@@ -131,8 +144,12 @@ def ncc_backward(
         total = torch.where(total == 0, 1.0, total)
     cross = outer / (total * a_spread.sqrt() * b_spread.sqrt())
 
-    def gradient(x: Tensor, x_mean: Tensor, x_variance: Tensor, x_floor: Tensor, y: Tensor, y_mean: Tensor) -> Tensor:
-        own = torch.where(x_variance >= x_floor, -outer * value / (total * torch.maximum(x_variance, x_floor)), 0.0)
+    def gradient(
+        x: Tensor, x_mean: Tensor, x_variance: Tensor, x_floor: Tensor, y: Tensor, y_mean: Tensor
+    ) -> Tensor:
+        own = torch.where(
+            x_variance >= x_floor, -outer * value / (total * torch.maximum(x_variance, x_floor)), 0.0
+        )
         constant = -(cross * y_mean + own * x_mean)
         slopes = (cross, own, constant)
         if window > 0:

@@ -1,7 +1,7 @@
 """Corner-aligned sampling in PyTorch: resample, warp, resize and affine_resample with their gradients.
 
 Modes and paddings are the integers of the op schemas: mode 0 linear, 1 nearest; padding 0 border, 1 zeros,
-2 reflection.  Half types are computed in float32 and rounded once, at the end.
+2 reflection. Half types are computed in float32 and rounded once, at the end.
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ def axis_coordinates(n: int, like: Tensor) -> Tensor:
 def _axes(size: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """x, y and z of a grid, shaped to broadcast over [D, H, W]."""
     d, h, w = size
-    return axis_coordinates(w, like), axis_coordinates(h, like)[:, None], axis_coordinates(d, like)[:, None, None]
+    return (
+        axis_coordinates(w, like),
+        axis_coordinates(h, like)[:, None],
+        axis_coordinates(d, like)[:, None, None],
+    )
 
 
 def identity_grid(size: Sequence[int], like: Tensor) -> Tensor:
@@ -43,7 +47,7 @@ def identity_grid(size: Sequence[int], like: Tensor) -> Tensor:
 
 
 def _sample(volume: Tensor, grid: Tensor, mode: int, padding: int) -> Tensor:
-    """grid_sample with the NaN rule: grid [B, D, H, W, 3]; a NaN coordinate gives NaN and reads nothing odd."""
+    """grid_sample with the NaN rule: grid [B, D, H, W, 3]; a NaN coordinate gives NaN."""
     work = compute_dtype(volume.dtype)
     missing = torch.isnan(grid).any(-1)[:, None]
     sampled = F.grid_sample(
@@ -85,7 +89,13 @@ def resample(volume: Tensor, coords: Tensor, mode: int, padding: int) -> Tensor:
 
 
 def resample_backward(
-    grad: Tensor, volume: Tensor, coords: Tensor, mode: int, padding: int, need_volume: bool, need_coords: bool
+    grad: Tensor,
+    volume: Tensor,
+    coords: Tensor,
+    mode: int,
+    padding: int,
+    need_volume: bool,
+    need_coords: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of resample with respect to volume and coords."""
     grid = coords.to(compute_dtype(coords.dtype)).movedim(1, -1)
@@ -161,7 +171,9 @@ def resize_backward(grad: Tensor, size: Sequence[int]) -> Tensor:
             shape[axis] = n
             spread = work.new_zeros(shape)
             count = middle.stop - middle.start
-            spread.narrow(axis, middle.start, count).copy_((work / count).expand_as(spread.narrow(axis, 0, count)))
+            spread.narrow(axis, middle.start, count).copy_(
+                (work / count).expand_as(spread.narrow(axis, 0, count))
+            )
             work = spread
     return work.to(grad.dtype).contiguous()
 
@@ -173,7 +185,9 @@ def _affine_grid(theta: Tensor, size: Sequence[int]) -> Tensor:
     """
     t = theta.to(compute_dtype(theta.dtype))[..., None, None, None]
     x, y, z = _axes(size, theta)
-    return torch.stack([t[:, i, 0] * x + t[:, i, 1] * y + t[:, i, 2] * z + t[:, i, 3] for i in range(3)], dim=-1)
+    return torch.stack(
+        [t[:, i, 0] * x + t[:, i, 1] * y + t[:, i, 2] * z + t[:, i, 3] for i in range(3)], dim=-1
+    )
 
 
 def affine_resample(volume: Tensor, theta: Tensor, size: Sequence[int], mode: int, padding: int) -> Tensor:

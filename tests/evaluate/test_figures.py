@@ -77,6 +77,11 @@ def test_coordinates_as_colours():
     assert figures.coordinate_colours(coords)[0, 0].tolist() == [0.0, 0.5, 1.0]
 
 
+def test_every_structure_has_its_own_colour():
+    colours = [figures.colour(i) for i in range(1, 121)]
+    assert len(set(colours)) == 120 and all(len(c) == 7 and int(c[1:], 16) > 0 for c in colours)
+
+
 def picture(figure) -> np.ndarray:
     return imread(io.BytesIO(figures.png_bytes(figure)))
 
@@ -88,7 +93,7 @@ def test_contours_lie_on_the_border_of_the_mask():
     labels = np.zeros((40, 40), int)
     labels[10:30, 0:16] = 3  # touches the left edge: the outline must close there
     figures.show(axes, np.zeros((40, 40)), View("axial"), (1, 1, 1), letters=False)
-    figures.draw_contours(axes, labels, [3, 9], width=1)
+    figures.draw_contours(axes, labels, [3, 9], width=3)
     rgb = picture(figure)[..., :3]
     own = np.array([int(figures.colour(3)[i : i + 2], 16) / 255 for i in (1, 3, 5)])
     rows, columns = np.nonzero(np.abs(rgb - own).max(-1) < 0.15)

@@ -1,4 +1,4 @@
-"""Every test of an op runs on both backends; the native one is skipped, with the reason, where it cannot build."""
+"""Every op is tested on both backends; native is skipped, with the reason, where it cannot build."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _seed():
 
 @pytest.fixture(params=["torch", "op"])
 def path(request, monkeypatch):
-    """For ops without native kernels: the PyTorch body under autograd, and the registered op with its own backward."""
+    """For ops without native kernels: the PyTorch body under autograd, and the op with its own backward."""
     from deepatlas_ops import _library
 
     monkeypatch.setattr(_library, "runs_reference", lambda: request.param == "torch")

@@ -18,13 +18,17 @@ def identity(size: tuple[int, int, int], dtype: torch.dtype = torch.float64) -> 
     return torch.stack((x, y, z))[None]
 
 
-def smooth(batch: int, size: tuple[int, int, int], amplitude: float, dtype: torch.dtype = torch.float64) -> Tensor:
+def smooth(
+    batch: int, size: tuple[int, int, int], amplitude: float, dtype: torch.dtype = torch.float64
+) -> Tensor:
     """A smooth random vector field [batch, 3, *size]."""
     knots = torch.randn(batch, 3, 4, 4, 4, dtype=dtype)
     return F.interpolate(knots, size=size, mode="trilinear", align_corners=True) * amplitude
 
 
-def inside(batch: int, size: tuple[int, int, int], reach: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
+def inside(
+    batch: int, size: tuple[int, int, int], reach: float = 1.0, dtype: torch.dtype = torch.float64
+) -> Tensor:
     """Random coordinates in [-reach, reach]."""
     return (2 * torch.rand(batch, 3, *size, dtype=dtype) - 1) * reach
 

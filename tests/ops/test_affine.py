@@ -8,7 +8,9 @@ import torch.nn.functional as F
 
 import deepatlas_ops as ops
 
-pytestmark = pytest.mark.filterwarnings("ignore:Since version 1.3.0, affine_grid")  # the oracle, on axes of one voxel
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Since version 1.3.0, affine_grid"
+)  # the oracle, on axes of one voxel
 
 
 def oracle(volume, theta, size, mode="linear", padding="zeros"):
@@ -27,11 +29,16 @@ def some_theta(batch, dtype=torch.float64):
 def test_values_and_gradients(backend, size, out, mode, padding):
     volume = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
     theta = some_theta(2).requires_grad_()
-    got, want = ops.affine_resample(volume, theta, out, mode=mode, padding=padding), oracle(volume, theta, out, mode, padding)
+    got, want = (
+        ops.affine_resample(volume, theta, out, mode=mode, padding=padding),
+        oracle(volume, theta, out, mode, padding),
+    )
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
     grad = torch.randn_like(want)
     for g, w in zip(
-        torch.autograd.grad(got, (volume, theta), grad), torch.autograd.grad(want, (volume, theta), grad), strict=True
+        torch.autograd.grad(got, (volume, theta), grad),
+        torch.autograd.grad(want, (volume, theta), grad),
+        strict=True,
     ):
         torch.testing.assert_close(g, w, rtol=1e-9, atol=1e-9)
 
@@ -39,7 +46,10 @@ def test_values_and_gradients(backend, size, out, mode, padding):
 def test_float32_matches(backend):
     volume, theta = torch.randn(2, 1, 9, 10, 11), some_theta(2, torch.float32)
     torch.testing.assert_close(
-        ops.affine_resample(volume, theta, (8, 9, 10)), oracle(volume, theta, (8, 9, 10)), rtol=1e-4, atol=1e-4
+        ops.affine_resample(volume, theta, (8, 9, 10)),
+        oracle(volume, theta, (8, 9, 10)),
+        rtol=1e-4,
+        atol=1e-4,
     )
 
 
@@ -56,7 +66,10 @@ def test_gradcheck(backend):
     volume = torch.randn(1, 1, 3, 4, 3, dtype=torch.float64, requires_grad=True)
     theta = some_theta(1).requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda v, t: ops.affine_resample(v, t, (2, 3, 3), padding="border"), (volume, theta), eps=1e-7, atol=1e-5
+        lambda v, t: ops.affine_resample(v, t, (2, 3, 3), padding="border"),
+        (volume, theta),
+        eps=1e-7,
+        atol=1e-5,
     )
 
 
@@ -88,7 +101,9 @@ def test_opcheck():
 
 def test_errors(backend):
     volume = torch.zeros(1, 1, 2, 2, 2)
-    with pytest.raises(ValueError, match=r"affine_resample: theta: expected a tensor \[B, 3, 4\], got \[1, 4, 4\]"):
+    with pytest.raises(
+        ValueError, match=r"affine_resample: theta: expected a tensor \[B, 3, 4\], got \[1, 4, 4\]"
+    ):
         ops.affine_resample(volume, torch.zeros(1, 4, 4), (2, 2, 2))
     with pytest.raises(ValueError, match="affine_resample: theta: expected the batch size of volume, 1"):
         ops.affine_resample(volume, torch.zeros(2, 3, 4), (2, 2, 2))

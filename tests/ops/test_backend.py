@@ -16,7 +16,8 @@ import deepatlas_ops as ops
 from deepatlas_ops import _build, _library
 
 PUBLIC = {
-    "ImplicitWarp", "affine_resample", "build_info", "implicit_warp", "log_jacobian", "ncc", "resample", "resize",
+    "ImplicitWarp", "affine_resample", "build_info", "implicit_warp", "log_jacobian", "ncc", "resample",
+    "resize",
     "smoothness_loss", "use_backend", "warp",
 }  # fmt: skip
 
@@ -46,12 +47,16 @@ def test_an_unknown_backend_is_refused(name):
 def test_the_environment_decides_outside_any_block(monkeypatch):
     unavailable(monkeypatch)
     monkeypatch.setenv(_library.BACKEND_VARIABLE, "native")
-    with pytest.raises(RuntimeError, match="native backend was asked for but is not available: no compiler found"):
+    with pytest.raises(
+        RuntimeError, match="native backend was asked for but is not available: no compiler found"
+    ):
         ops.resize(volume(), (2, 2, 2))
     with ops.use_backend("torch"):  # the block wins
         assert ops.resize(volume(), (2, 2, 2)).shape == (1, 1, 2, 2, 2)
     monkeypatch.setenv(_library.BACKEND_VARIABLE, "gpu")
-    with pytest.raises(ValueError, match="DEEPATLAS_OPS_BACKEND: expected one of native, torch, auto, got 'gpu'"):
+    with pytest.raises(
+        ValueError, match="DEEPATLAS_OPS_BACKEND: expected one of native, torch, auto, got 'gpu'"
+    ):
         ops.resize(volume(), (2, 2, 2))
 
 
@@ -119,8 +124,10 @@ def test_build_info_tells_what_runs():
 
 
 def test_importing_builds_nothing():
-    script = "import deepatlas_ops, torch; from deepatlas_ops import _library; import sys; " \
+    script = (
+        "import deepatlas_ops, torch; from deepatlas_ops import _library; import sys; "
         "assert 'deepatlas_ops._build' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 

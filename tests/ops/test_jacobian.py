@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 import torch
 import torch.nn.functional as F
 from fields import identity, smooth, strided
@@ -22,7 +21,9 @@ EPS = 1e-3
 def columns(field):
     """[B, D, H, W, 3, 3] with torch.gradient."""
     steps = [2 / (n - 1) for n in field.shape[2:]]
-    dz, dy, dx = (torch.gradient(field, spacing=h, dim=axis)[0] for axis, h in zip((2, 3, 4), steps, strict=True))
+    dz, dy, dx = (
+        torch.gradient(field, spacing=h, dim=axis)[0] for axis, h in zip((2, 3, 4), steps, strict=True)
+    )
     return torch.stack((dx, dy, dz), -1).movedim(1, -2)
 
 
@@ -47,6 +48,7 @@ def test_is_the_logarithm_of_the_determinant(path, size, normalize):
 
 
 def test_is_simpleitks_determinant_in_voxels(path):
+    sitk = pytest.importorskip("SimpleITK")
     size, n = (8, 8, 8), 8
     field = regular(1, size, 0.1)
     displacement = (field - identity(size))[0].movedim(0, -1).numpy() * (n - 1) / 2  # normalised -> voxels
@@ -59,7 +61,9 @@ def test_is_simpleitks_determinant_in_voxels(path):
 def test_closed_forms(path):
     x = identity(SIZE)
     assert ops.log_jacobian(x).abs().max() < 1e-12
-    torch.testing.assert_close(ops.log_jacobian(0.5 * x), torch.full((1, 1, *SIZE), 3 * math.log(0.5)).double())
+    torch.testing.assert_close(
+        ops.log_jacobian(0.5 * x), torch.full((1, 1, *SIZE), 3 * math.log(0.5)).double()
+    )
     shear = x.clone()
     shear[:, 0] += x[:, 1]
     want = torch.full((1, 1, *SIZE), -0.5 * math.log(2)).double()  # columns (1,0,0) and (1,1,0)
@@ -110,7 +114,9 @@ def test_folds_are_pushed_open(path):
 @pytest.mark.parametrize("size", [(3, 4, 3), (1, 4, 2)])
 def test_gradcheck_of_log_jacobian(path, size, normalize):
     field = regular(1, size, 0.4).requires_grad_()
-    assert torch.autograd.gradcheck(lambda f: ops.log_jacobian(f, normalize_columns=normalize, eps=0.2), field)
+    assert torch.autograd.gradcheck(
+        lambda f: ops.log_jacobian(f, normalize_columns=normalize, eps=0.2), field
+    )
 
 
 def huber(x, delta):
@@ -122,7 +128,11 @@ def huber(x, delta):
 @pytest.mark.parametrize("orthonormality", ["log", "det"])
 def test_is_equation_11(path, orthonormality, masked, delta):
     field = regular(amplitude=0.1) * torch.tensor([0.5, 1.3, 0.8]).reshape(1, 3, 1, 1, 1)
-    weight = torch.rand(2, 1, *SIZE).double() * (torch.rand(2, 1, *SIZE) > 0.3) if masked else torch.ones(2, 1, *SIZE).double()
+    weight = (
+        torch.rand(2, 1, *SIZE).double() * (torch.rand(2, 1, *SIZE) > 0.3)
+        if masked
+        else torch.ones(2, 1, *SIZE).double()
+    )
     share = weight / weight.sum((1, 2, 3, 4), keepdim=True)
     change = determinant(field).log()
     frame = determinant(field, True)
@@ -134,10 +144,14 @@ def test_is_equation_11(path, orthonormality, masked, delta):
 
 
 def test_rigid_and_scaled_frames_cost_least(path):
-    turn = torch.linalg.matrix_exp(torch.tensor([[0, 0.3, 0], [-0.3, 0, 0.1], [0, -0.1, 0]], dtype=torch.float64))
+    turn = torch.linalg.matrix_exp(
+        torch.tensor([[0, 0.3, 0], [-0.3, 0, 0.1], [0, -0.1, 0]], dtype=torch.float64)
+    )
     rigid = torch.einsum("ij,bjdhw->bidhw", 0.6 * turn, identity(SIZE))
     assert ops.smoothness_loss(rigid, orthonormality="det").item() == pytest.approx(0, abs=1e-12)
-    assert ops.smoothness_loss(rigid).item() == pytest.approx(0.5 * (1 - 0.25))  # L(-1): the letter cannot reach 0
+    assert ops.smoothness_loss(rigid).item() == pytest.approx(
+        0.5 * (1 - 0.25)
+    )  # L(-1): the letter cannot reach 0
     assert ops.smoothness_loss(regular(1)).item() > 0.375
 
 
@@ -147,7 +161,10 @@ def test_gradcheck_of_smoothness_loss(path, amplitude, orthonormality):
     field = regular(2, (3, 4, 3), amplitude).requires_grad_()
     mask = torch.rand(2, 1, 3, 4, 3).double() * (torch.rand(2, 1, 3, 4, 3) > 0.3)
     assert torch.autograd.gradcheck(
-        lambda f: ops.smoothness_loss(f, mask, delta=0.3, orthonormality=orthonormality), field, atol=1e-4, rtol=1e-3
+        lambda f: ops.smoothness_loss(f, mask, delta=0.3, orthonormality=orthonormality),
+        field,
+        atol=1e-4,
+        rtol=1e-3,
     )
     assert torch.autograd.gradcheck(
         lambda f: ops.smoothness_loss(f, orthonormality=orthonormality), field, atol=1e-4, rtol=1e-3
@@ -196,7 +213,12 @@ def test_collapsed_and_exploded_fields_stay_finite(path):
         assert grad.isfinite().all()
 
 
-@given(batch=st.integers(0, 2), size=st.tuples(*[st.integers(1, 6)] * 3), masked=st.booleans(), seed=st.integers(0, 999))
+@given(
+    batch=st.integers(0, 2),
+    size=st.tuples(*[st.integers(1, 6)] * 3),
+    masked=st.booleans(),
+    seed=st.integers(0, 999),
+)
 @settings(max_examples=25, deadline=None, derandomize=True)
 def _any_shape(batch, size, masked, seed):
     torch.manual_seed(seed)
@@ -216,7 +238,9 @@ def test_any_shape_and_strides(path):
 
 def test_an_axis_of_one_voxel_counts_as_the_identitys(path):
     field = identity((1, 6, 7)) * 0.5
-    torch.testing.assert_close(ops.log_jacobian(field), torch.full((1, 1, 1, 6, 7), 2 * math.log(0.5)).double())
+    torch.testing.assert_close(
+        ops.log_jacobian(field), torch.full((1, 1, 1, 6, 7), 2 * math.log(0.5)).double()
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -233,7 +257,9 @@ def test_autocast_runs_in_float32(path):
     field = regular().float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert ops.smoothness_loss(field.bfloat16(), torch.ones(2, 1, *SIZE)).dtype == torch.float32
-        torch.testing.assert_close(ops.log_jacobian(field), ops.log_jacobian(field.double()).float(), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            ops.log_jacobian(field), ops.log_jacobian(field.double()).float(), atol=1e-5, rtol=1e-4
+        )
 
 
 def test_opcheck():
@@ -245,19 +271,29 @@ def test_opcheck():
     torch.library.opcheck(registered.smoothness_loss.default, (field, None, 0.5, False))
     plain = {"test_utils": ("test_schema", "test_faketensor")}
     field = field.detach()
-    torch.library.opcheck(registered.log_jacobian_backward.default, (torch.rand(2, 1, 3, 4, 5), field, False, 1e-3), **plain)
-    torch.library.opcheck(registered.smoothness_loss_backward.default, (torch.rand(2), field, mask, 0.5, True), **plain)
+    torch.library.opcheck(
+        registered.log_jacobian_backward.default, (torch.rand(2, 1, 3, 4, 5), field, False, 1e-3), **plain
+    )
+    torch.library.opcheck(
+        registered.smoothness_loss_backward.default, (torch.rand(2), field, mask, 0.5, True), **plain
+    )
 
 
 def test_errors():
     field = torch.zeros(1, 3, 2, 2, 2)
-    with pytest.raises(ValueError, match=r"log_jacobian: field: expected \[B, 3, D, H, W\], got \[1, 1, 2, 2, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"log_jacobian: field: expected \[B, 3, D, H, W\], got \[1, 1, 2, 2, 2\]"
+    ):
         ops.log_jacobian(field[:, :1])
     with pytest.raises(ValueError, match="log_jacobian: eps: expected a number above 0, got 0"):
         ops.log_jacobian(field, eps=0)
-    with pytest.raises(ValueError, match=r"smoothness_loss: mask: expected \[1, 1, 2, 2, 2\].*got \[1, 3, 2, 2, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"smoothness_loss: mask: expected \[1, 1, 2, 2, 2\].*got \[1, 3, 2, 2, 2\]"
+    ):
         ops.smoothness_loss(field, field)
     with pytest.raises(ValueError, match="smoothness_loss: delta"):
         ops.smoothness_loss(field, delta=-1)
-    with pytest.raises(ValueError, match="smoothness_loss: orthonormality: expected one of log, det, got 'exp'"):
+    with pytest.raises(
+        ValueError, match="smoothness_loss: orthonormality: expected one of log, det, got 'exp'"
+    ):
         ops.smoothness_loss(field, orthonormality="exp")

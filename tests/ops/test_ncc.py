@@ -8,7 +8,6 @@ import torch
 from fields import strided
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monai.losses import LocalNormalizedCrossCorrelationLoss
 
 import deepatlas_ops as ops
 
@@ -63,18 +62,22 @@ def test_masked_is_the_weighted_correlation(path, window):
 
 
 def test_windows_are_monais_where_they_lie_inside(path):
-    # MONAI squares the correlations and pads with zeros; b follows a closely, so that every correlation is positive and
-    # the root of an inner window's square is its signed value.
+    # MONAI squares the correlations and pads with zeros; b follows a closely, so that every correlation is
+    # positive and the root of an inner window's square is its signed value.
     a, b = maps(1, 1, (7, 7, 7))
     b = a + 0.3 * b
-    loss = LocalNormalizedCrossCorrelationLoss(kernel_size=5, reduction="none", smooth_nr=0, smooth_dr=1e-12)
+    losses = pytest.importorskip("monai.losses")
+    loss = losses.LocalNormalizedCrossCorrelationLoss(
+        kernel_size=5, reduction="none", smooth_nr=0, smooth_dr=1e-12
+    )
     monai = (-loss(a, b))[..., 2:5, 2:5, 2:5].sqrt()
     assert monai.shape == (1, 1, 3, 3, 3) and monai.min() > 0.5
     # each inner window cut out and correlated whole (a mask would weigh the windows' voxels as well)
     cut = [(i, j, k) for i in range(3) for j in range(3) for k in range(3)]
     got = [ops.ncc(*(x[..., i : i + 5, j : j + 5, k : k + 5] for x in (a, b))).item() for i, j, k in cut]
     np.testing.assert_allclose(got, monai.flatten().numpy(), rtol=1e-6)
-    # and the windowed form over the whole volume is the mean of those and of the clipped windows at the border
+    # and the windowed form over the whole volume is the mean of those and of the clipped windows at the
+    # border
     want = local(a[0, 0].numpy(), b[0, 0].numpy(), np.ones((7, 7, 7)), 5)
     assert ops.ncc(a, b, window=5).item() == pytest.approx(want, abs=1e-9)
 
@@ -83,7 +86,9 @@ def test_range_sign_and_invariance(path):
     a, b = maps()
     for window in (None, 3):
         torch.testing.assert_close(ops.ncc(a, a, window=window), torch.ones(2, 3).double(), atol=1e-4, rtol=0)
-        torch.testing.assert_close(ops.ncc(a, -2 * a + 5, window=window), -torch.ones(2, 3).double(), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            ops.ncc(a, -2 * a + 5, window=window), -torch.ones(2, 3).double(), atol=1e-4, rtol=0
+        )
         torch.testing.assert_close(ops.ncc(3 * a - 7, b, window=window), ops.ncc(a, b, window=window))
         torch.testing.assert_close(ops.ncc(a, b, window=window), ops.ncc(b, a, window=window))
         assert ops.ncc(a, b, window=window).abs().max() <= 1
@@ -94,7 +99,9 @@ def test_range_sign_and_invariance(path):
 def test_gradcheck(path, window, masked):
     a, b = (x.requires_grad_() for x in maps(2, 2, (3, 4, 3)))
     mask = some_mask(2, (3, 4, 3)) if masked else None
-    assert torch.autograd.gradcheck(lambda x, y: ops.ncc(x, y, mask, window=window), (a, b), atol=1e-4, rtol=1e-3)
+    assert torch.autograd.gradcheck(
+        lambda x, y: ops.ncc(x, y, mask, window=window), (a, b), atol=1e-4, rtol=1e-3
+    )
 
 
 def test_one_gradient_without_the_other(path):
@@ -224,7 +231,9 @@ def test_opcheck():
     torch.library.opcheck(registered.ncc.default, (a, b.detach(), None, 0, 1e-5))
     for window, needs in ((0, (True, False)), (3, (True, True))):
         plain = (torch.rand(2, 2), a.detach(), b.detach(), mask, window, 1e-5, *needs)
-        torch.library.opcheck(registered.ncc_backward.default, plain, test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(
+            registered.ncc_backward.default, plain, test_utils=("test_schema", "test_faketensor")
+        )
 
 
 @pytest.mark.parametrize("window", [0, 4, -3, 3.0, True])
@@ -236,11 +245,15 @@ def test_errors_of_the_window(window):
 
 def test_errors():
     a = torch.zeros(1, 2, 3, 3, 3)
-    with pytest.raises(ValueError, match=r"ncc: b: expected the shape of a, \[1, 2, 3, 3, 3\], got \[1, 1, 3, 3, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"ncc: b: expected the shape of a, \[1, 2, 3, 3, 3\], got \[1, 1, 3, 3, 3\]"
+    ):
         ops.ncc(a, a[:, :1])
     with pytest.raises(ValueError, match="ncc: b: expected the dtype of a, torch.float32, got torch.float16"):
         ops.ncc(a, a.half())
-    with pytest.raises(ValueError, match=r"ncc: mask: expected \[1, 1, 3, 3, 3\], one weight for each voxel of a"):
+    with pytest.raises(
+        ValueError, match=r"ncc: mask: expected \[1, 1, 3, 3, 3\], one weight for each voxel of a"
+    ):
         ops.ncc(a, a, a)
     with pytest.raises(ValueError, match="ncc: eps"):
         ops.ncc(a, a, eps=0.0)

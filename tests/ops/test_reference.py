@@ -58,7 +58,12 @@ def test_affine_resample():
 @pytest.mark.parametrize("size, out", [(SIZE, OUT), ((3, 4, 5), (6, 2, 5)), ((4, 5, 6), (1, 1, 3))])
 def test_resize(size, out):
     volume = torch.randn(2, 3, *size, dtype=torch.float64)
-    compare(lambda v: reference.resize(v, out), lambda g, v, needs: reference.resize_backward(g, size), (volume,), 0)
+    compare(
+        lambda v: reference.resize(v, out),
+        lambda g, v, needs: reference.resize_backward(g, size),
+        (volume,),
+        0,
+    )
     assert reference.resize_backward(torch.zeros(0, 3, *out), size).shape == (0, 3, *size)
 
 

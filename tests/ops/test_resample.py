@@ -66,7 +66,9 @@ def test_corner_voxels_sit_at_plus_and_minus_one(backend):
 def test_linear_gradients_are_the_differences(backend, padding):
     volume = torch.randn(1, 2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     coords = inside(1, (2, 2, 3), 1.6).requires_grad_()
-    assert torch.autograd.gradcheck(lambda v, c: ops.resample(v, c, padding=padding), (volume, coords), eps=1e-7, atol=1e-5)
+    assert torch.autograd.gradcheck(
+        lambda v, c: ops.resample(v, c, padding=padding), (volume, coords), eps=1e-7, atol=1e-5
+    )
 
 
 def test_one_gradient_may_be_wanted_without_the_other(backend):
@@ -95,7 +97,9 @@ def _any_shape(name, batch, channels, size, out, mode, padding, views, seed):
     want = gradients(lambda v, c: oracle(v, c, mode, padding), volume, coords)
 
     def call(v, c):
-        return ops.resample(strided_like(v) if views else v, strided_like(c) if views else c, mode=mode, padding=padding)
+        return ops.resample(
+            strided_like(v) if views else v, strided_like(c) if views else c, mode=mode, padding=padding
+        )
 
     with ops.use_backend(name):
         got = gradients(call, volume, coords)
@@ -150,7 +154,9 @@ def test_nan_coordinates_give_nan_and_pass_nothing_on(backend, mode, padding):
 
 def test_far_and_infinite_coordinates(backend):
     volume = torch.randn(1, 1, 3, 4, 5)
-    far = torch.tensor([float("inf"), 1e30, -1e30, float("-inf")]).reshape(1, 1, 1, 1, 4).expand(1, 3, 1, 1, 4)
+    far = (
+        torch.tensor([float("inf"), 1e30, -1e30, float("-inf")]).reshape(1, 1, 1, 1, 4).expand(1, 3, 1, 1, 4)
+    )
     first, last = volume[0, 0, 0, 0, 0].item(), volume[0, 0, -1, -1, -1].item()
     assert ops.resample(volume, far).flatten().tolist() == pytest.approx([last, last, first, first])
     assert ops.resample(volume, far, padding="zeros").abs().max() == 0
@@ -171,7 +177,10 @@ def test_any_coordinate_on_an_axis_of_one_names_its_voxel(backend, padding):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_types_accumulate_in_float32(backend, dtype, mode):
-    volume, coords = torch.randn(2, 3, 9, 10, 11).to(dtype), inside(2, (8, 8, 8), 1.2, torch.float32).to(dtype)
+    volume, coords = (
+        torch.randn(2, 3, 9, 10, 11).to(dtype),
+        inside(2, (8, 8, 8), 1.2, torch.float32).to(dtype),
+    )
     exact = gradients(lambda v, c: ops.resample(v, c, mode=mode), volume.double(), coords.double())
     got = gradients(lambda v, c: ops.resample(v, c, mode=mode), volume, coords)
     # torch has no half grid_sample on every device; its best possible answer is float32 rounded once
@@ -211,10 +220,19 @@ def test_second_derivatives_are_refused():
 def test_compiles_without_a_graph_break(backend):
     volume, coords = torch.randn(1, 2, 4, 5, 6), inside(1, (3, 3, 3), 0.9, torch.float32)
     torch._dynamo.reset()
-    compiled = torch.compile(lambda v, c: ops.resample(v, c) * 2, fullgraph=True, backend="aot_eager", dynamic=True)
+    compiled = torch.compile(
+        lambda v, c: ops.resample(v, c) * 2, fullgraph=True, backend="aot_eager", dynamic=True
+    )
     torch.testing.assert_close(compiled(volume, coords), ops.resample(volume, coords) * 2)
     coords = inside(1, (5, 4, 3), 0.9, torch.float32)
     torch.testing.assert_close(compiled(volume, coords), ops.resample(volume, coords) * 2)
+
+
+def test_meta_tensors_give_the_shape_alone():
+    volume, coords = torch.empty(2, 3, 4, 5, 6, device="meta"), torch.empty(2, 3, 7, 8, 9, device="meta")
+    with ops.use_backend("auto"):
+        out = ops.resample(volume, coords)
+    assert out.is_meta and out.shape == (2, 3, 7, 8, 9)
 
 
 def test_autocast_brings_the_arguments_to_the_wider_type(backend):
@@ -229,14 +247,23 @@ def test_autocast_brings_the_arguments_to_the_wider_type(backend):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"volume": torch.zeros(2, 4, 4, 4)}, r"resample: volume: expected \[B, C, D, H, W\], got \[2, 4, 4, 4\]"),
+        (
+            {"volume": torch.zeros(2, 4, 4, 4)},
+            r"resample: volume: expected \[B, C, D, H, W\], got \[2, 4, 4, 4\]",
+        ),
         ({"volume": torch.zeros(1, 2, 0, 4, 4)}, "resample: volume: .*at least one voxel.*got"),
-        ({"volume": torch.zeros(1, 2, 4, 4, 4, dtype=torch.int16)}, "resample: volume: expected float64.*int16"),
+        (
+            {"volume": torch.zeros(1, 2, 4, 4, 4, dtype=torch.int16)},
+            "resample: volume: expected float64.*int16",
+        ),
         ({"volume": None}, "resample: volume: expected a tensor.*NoneType"),
         ({"coords": torch.zeros(1, 2, 3, 3, 3)}, r"resample: coords: expected \[B, 3, D, H, W\]"),
         ({"coords": torch.zeros(2, 3, 3, 3, 3)}, "resample: coords: expected the batch size of volume, 1"),
         ({"coords": torch.zeros(1, 3, 3, 3, 3).double()}, "resample: coords: expected the dtype of volume"),
-        ({"coords": torch.zeros(1, 3, 3, 3, 3, device="meta")}, "resample: coords: expected the device of volume"),
+        (
+            {"coords": torch.zeros(1, 3, 3, 3, 3, device="meta")},
+            "resample: coords: expected the device of volume",
+        ),
         ({"mode": "cubic"}, "resample: mode: expected one of linear, nearest, got 'cubic'"),
         ({"padding": "wrap"}, "resample: padding: expected one of border, zeros, reflection, got 'wrap'"),
     ],

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 import deepatlas_ops as ops
 
-SIZES = [((4, 5, 6), (7, 9, 3)), ((8, 8, 8), (4, 4, 4)), ((4, 4, 4), (8, 8, 8)), ((1, 5, 3), (4, 5, 2)), ((3, 2, 9), (3, 2, 9))]
+SIZES = [
+    ((4, 5, 6), (7, 9, 3)),
+    ((8, 8, 8), (4, 4, 4)),
+    ((4, 4, 4), (8, 8, 8)),
+    ((1, 5, 3), (4, 5, 2)),
+    ((3, 2, 9), (3, 2, 9)),
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -22,7 +28,9 @@ def test_values_and_gradient_are_those_of_interpolate(backend, size, out, dtype)
     grad = torch.randn_like(want)
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
-    for a, b in zip(torch.autograd.grad(got, volume, grad), torch.autograd.grad(want, volume, grad), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(got, volume, grad), torch.autograd.grad(want, volume, grad), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
@@ -68,7 +76,10 @@ def test_half_types(backend, dtype):
     grad = torch.randn(1, 2, 9, 3, 8).to(dtype)
     wide = volume.detach().double().requires_grad_()
     exact = F.interpolate(wide, (9, 3, 8), mode="trilinear", align_corners=True)
-    (got_grad,), (exact_grad,) = torch.autograd.grad(out, volume, grad), torch.autograd.grad(exact, wide, grad.double())
+    (got_grad,), (exact_grad,) = (
+        torch.autograd.grad(out, volume, grad),
+        torch.autograd.grad(exact, wide, grad.double()),
+    )
     for g, e in ((out, exact), (got_grad, exact_grad)):
         assert g.dtype == dtype
         rounding = (e.to(dtype).double() - e).abs().max()
@@ -87,7 +98,9 @@ def test_opcheck():
     volume = torch.randn(2, 2, 3, 4, 5, requires_grad=True)
     torch.library.opcheck(torch.ops.deepatlas_ops.resize.default, (volume, [4, 1, 5]))
     back = torch.ops.deepatlas_ops.resize_backward.default
-    torch.library.opcheck(back, (torch.randn(2, 2, 4, 1, 5), [3, 4, 5]), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(
+        back, (torch.randn(2, 2, 4, 1, 5), [3, 4, 5]), test_utils=("test_schema", "test_faketensor")
+    )
 
 
 @pytest.mark.parametrize("size", [(2, 3), (2, 3, 0), (2, 3, 4.0), 5, "abc"])

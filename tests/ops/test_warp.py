@@ -11,7 +11,9 @@ import deepatlas_ops as ops
 
 @pytest.mark.parametrize("padding", ["border", "zeros", "reflection"])
 @pytest.mark.parametrize("mode", ["linear", "nearest"])
-@pytest.mark.parametrize("size, out", [((4, 5, 6), (4, 5, 6)), ((5, 3, 4), (2, 7, 1)), ((1, 5, 6), (3, 1, 9))])
+@pytest.mark.parametrize(
+    "size, out", [((4, 5, 6), (4, 5, 6)), ((5, 3, 4), (2, 7, 1)), ((1, 5, 6), (3, 1, 9))]
+)
 def test_is_resample_at_identity_plus_displacement(backend, size, out, mode, padding):
     volume = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
     displacement = inside(2, out, 0.8).requires_grad_()
@@ -55,7 +57,10 @@ def test_nan_and_empty_batch(backend):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_types_add_the_identity_in_float32(backend, dtype):
-    volume, displacement = torch.randn(1, 2, 9, 9, 9).to(dtype), inside(1, (9, 9, 9), 0.2, torch.float32).to(dtype)
+    volume, displacement = (
+        torch.randn(1, 2, 9, 9, 9).to(dtype),
+        inside(1, (9, 9, 9), 0.2, torch.float32).to(dtype),
+    )
     exact = ops.resample(volume.double(), identity((9, 9, 9)) + displacement.double())
     got = ops.warp(volume, displacement)
     assert got.dtype == dtype
@@ -64,7 +69,9 @@ def test_half_types_add_the_identity_in_float32(backend, dtype):
 
 def test_errors(backend):
     volume, displacement = torch.zeros(1, 1, 2, 2, 2), torch.zeros(1, 3, 2, 2, 2)
-    with pytest.raises(ValueError, match=r"warp: displacement: expected \[B, 3, D, H, W\], got \[1, 1, 2, 2, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"warp: displacement: expected \[B, 3, D, H, W\], got \[1, 1, 2, 2, 2\]"
+    ):
         ops.warp(volume, volume)
     with pytest.raises(ValueError, match="warp: displacement: expected the dtype of volume, torch.float32"):
         ops.warp(volume, displacement.half())

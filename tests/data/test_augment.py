@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from deepatlas.data.augment import (
+    affine_coords,
+    augment_coords,
+    compose,
+    invert,
+    random_affine,
+    rotation_matrix,
+)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_ranges_are_kept_and_filled():
+    theta = random_affine(4000, generator(), dtype=torch.float64)
+    linear, shift = theta[..., :3], theta[..., 3]
+    scales = linear.norm(dim=1)  # of the columns: rotation . diag(scale)
+    assert 0.7 <= scales.min() < 0.71 and 1.29 < scales.max() <= 1.3
+    assert 0.24 < shift.abs().max() <= 0.25
+    rotation = linear / scales[:, None]
+    torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3).double().expand(4000, 3, 3))
+    assert (torch.linalg.det(rotation) > 0).all()
+    angle_y = -torch.asin(rotation[:, 2, 0])
+    angle_x = torch.atan2(rotation[:, 2, 1], rotation[:, 2, 2])
+    angle_z = torch.atan2(rotation[:, 1, 0], rotation[:, 0, 0])
+    for angle in (angle_x, angle_y, angle_z):
+        assert 0.49 < angle.max() <= 0.5 and -0.5 <= angle.min() < -0.49
+    drawn = torch.stack([*scales.unbind(1), *shift.unbind(1), angle_x, angle_y, angle_z])
+    correlation = torch.corrcoef(drawn) - torch.eye(9)
+    assert correlation.abs().max() < 0.06  # independent of each other
+
+
+def test_seed_decides():
+    first = random_affine(3, generator(1))
+    assert torch.equal(first, random_affine(3, generator(1)))
+    assert not torch.equal(first, random_affine(3, generator(2)))
+    assert not torch.equal(first[0], first[1])
+    assert random_affine(0, generator()).shape == (0, 3, 4)
+
+
+def test_arguments():
+    identity = random_affine(2, generator(), scale=(1, 1), rotation=0, translation=0)
+    torch.testing.assert_close(identity, torch.eye(3, 4).expand(2, 3, 4))
+    only_z = random_affine(50, generator(), scale=(1, 1), rotation=0, translation=(0, 0, 0.5))
+    assert (only_z[:, :2, 3] == 0).all() and only_z[:, 2, 3].abs().max() > 0.4
+    for bad in ({"scale": (0, 1)}, {"scale": (2, 1)}, {"rotation": -1.0}, {"translation": (1, 2)}):
+        with pytest.raises(ValueError, match="random_affine"):
+            random_affine(1, generator(), **bad)
+
+
+def test_rotations_turn_about_their_axes():
+    quarter = math.pi / 2
+    about = rotation_matrix(torch.eye(3, dtype=torch.float64) * quarter)
+    x, y, z = torch.eye(3, dtype=torch.float64)
+    torch.testing.assert_close(about[0] @ y, z)
+    torch.testing.assert_close(about[1] @ z, x)
+    torch.testing.assert_close(about[2] @ x, y)
+
+
+@pytest.mark.filterwarnings("ignore:Since version 1.3.0, affine_grid")
+@pytest.mark.parametrize("size", [(5, 6, 7), (4, 1, 3)])
+def test_affine_coords_agree_with_torch(size):
+    theta = random_affine(2, generator(), dtype=torch.float64)
+    expected = torch.nn.functional.affine_grid(theta, [2, 1, *size], align_corners=True).permute(
+        0, 4, 1, 2, 3
+    )
+    torch.testing.assert_close(affine_coords(theta, size), expected)
+
+
+def test_augmented_coords_follow_the_image():
+    """A linear coordinate map stays exact, so that every voxel can be checked."""
+    theta = random_affine(3, generator(4))
+    identity = affine_coords(torch.eye(3, 4).expand(3, 3, 4), 12)
+    coords = 0.8 * identity + 0.1
+    moved, inside = augment_coords(coords, theta)
+    expected = 0.8 * affine_coords(theta, 12) + 0.1
+    assert inside.shape == (3, 1, 12, 12, 12) and 0.2 < inside.float().mean() < 1
+    torch.testing.assert_close(moved * inside, expected * inside, atol=1e-5, rtol=0)
+
+
+def test_compose_and_invert():
+    first, second = random_affine(4, generator(1)).double(), random_affine(4, generator(2)).double()
+    identity = torch.eye(3, 4).double().expand(4, 3, 4)
+    torch.testing.assert_close(compose(first, invert(first)), identity)
+    torch.testing.assert_close(compose(invert(first), first), identity)
+    point = torch.tensor([0.1, -0.2, 0.3, 1.0], dtype=torch.float64)
+    stepwise = first @ torch.cat([second @ point, torch.ones(4, 1)], dim=1)[..., None]
+    torch.testing.assert_close(compose(first, second) @ point, stepwise[..., 0])

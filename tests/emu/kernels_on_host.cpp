@@ -1,0 +1,221 @@
+// Runs the functors that CUDA runs, one call a voxel, on the host, and compares them with the
+// blocked CPU kernels, for every scalar type, source, mode and padding, with NaN, infinite and far
+// coordinates, from several threads. Built with sanitizers: a read outside a volume or a race of
+// two tasks ends it. Prints one line a failure; exit status 1 if there was any.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "kernels.h"
+#include "resample.h"
+#include "resize.h"
+
+using namespace deepatlas;
+
+namespace {
+
+int failures = 0;
+
+template <int Threads>
+Parallel threads() {
+  return {Threads, [](int64_t count, int64_t grain, void* context, Parallel::Body body) {
+            const int64_t piece = std::max(grain, (count + Threads - 1) / Threads);
+            std::vector<std::thread> pool;
+            for (int64_t i = 0; i < count; i += piece) {
+              pool.emplace_back([=] { body(context, i, std::min(count, i + piece)); });
+            }
+            for (auto& thread : pool) thread.join();
+          }};
+}
+
+struct HostAdd {
+  template <class T>
+  void operator()(T* p, T value) const {
+    *p += value;
+  }
+};
+
+std::mt19937 generator(7);
+
+template <class S>
+std::vector<S> random(int64_t n, float scale) {
+  std::normal_distribution<float> normal(0, scale);
+  std::vector<S> values(n);
+  for (auto& v : values) store(&v, Accumulate<S>(normal(generator)));
+  return values;
+}
+
+template <class S>
+bool same_bits(const std::vector<S>& a, const std::vector<S>& b) {
+  return a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(S)) == 0;
+}
+
+template <class S>
+double tolerance() {
+  return sizeof(S) == 8 ? 1e-11 : sizeof(S) == 4 ? 2e-4 : 8e-2;
+}
+
+template <class S, class U>
+void compare(const std::string& what, const std::vector<U>& found, const std::vector<U>& expected) {
+  for (size_t i = 0; i < found.size(); ++i) {
+    const double f = load(found[i]), e = load(expected[i]);
+    if (std::isnan(f) && std::isnan(e)) continue;
+    if (std::abs(f - e) <= tolerance<S>() * (1 + std::abs(e))) continue;
+    std::printf("%s: element %zu is %g, the functor gives %g\n", what.c_str(), i, f, e);
+    ++failures;
+    return;
+  }
+}
+
+template <class Functor>
+void run(int64_t count, const Functor& functor) {
+  for_each(threads<1>(), count, functor);
+}
+
+template <class S, template <class> class SourceT, int M>
+void check_sampling(const std::string& what, SampleArgs a) {
+  using T = Accumulate<S>;
+  using Stored = typename SourceT<S>::Stored;
+  const int64_t n = a.batch * a.channels;
+  const auto volume = random<S>(n * a.in.voxels(), 1), grad = random<S>(n * a.out.voxels(), 1);
+  const bool affine = a.source == Source::kAffine;
+  auto coords = random<Stored>(a.batch * (affine ? 12 : 3 * a.out.voxels()), 0.8f);
+  const double inf = std::numeric_limits<double>::infinity();
+  const double odd[] = {std::nan(""), inf, -inf, 6e4, -6e4, 1, -1};
+  if (!affine) {
+    for (size_t i = 0; i < 7; ++i) store(&coords[(i * 37) % coords.size()], T(odd[i]));
+  }
+  std::vector<S> output(grad.size()), expected(grad.size());
+  a.volume = volume.data();
+  a.coords = coords.data();
+  a.grad = grad.data();
+
+  a.output = expected.data();
+  run(a.batch * a.out.voxels(), SampleForward<S, SourceT, M, int64_t>(a));
+  a.output = output.data();
+  sample_forward_cpu(a, threads<3>());
+  compare<S>(what + " forward", output, expected);
+
+  std::vector<T> by_volume[3];
+  std::vector<Stored> by_coords[3];
+  for (int k = 0; k < 3; ++k) {
+    by_volume[k].assign(volume.size(), T(0));
+    by_coords[k].assign(a.batch * 3 * a.out.voxels(), Stored());
+    a.grad_volume = by_volume[k].data();
+    a.grad_coords = by_coords[k].data();
+    if (k == 0) run(a.batch * a.out.voxels(), SampleBackward<S, SourceT, M, int32_t, HostAdd>(a));
+    if (k == 1) sample_backward_cpu(a, threads<1>());
+    if (k == 2) sample_backward_cpu(a, threads<4>());
+  }
+  compare<S>(what + " volume gradient", by_volume[1], by_volume[0]);
+  compare<S>(what + " coordinate gradient", by_coords[1], by_coords[0]);
+  if (!same_bits(by_volume[1], by_volume[2]) || !same_bits(by_coords[1], by_coords[2])) {
+    std::printf("%s: the gradients depend on the number of threads\n", what.c_str());
+    ++failures;
+  }
+}
+
+template <class S>
+void check_resize(const std::string& what, ResizeArgs a) {
+  const auto volume = random<S>(a.items * a.in.voxels(), 1);
+  const auto grad = random<S>(a.items * a.out.voxels(), 1);
+  std::vector<S> found(grad.size()), expected(grad.size());
+  a.source = volume.data();
+  a.target = expected.data();
+  run(expected.size(), ResizeForward<S, int64_t>(a));
+  a.target = found.data();
+  resize_forward_cpu(a, threads<3>());
+  compare<S>(what + " forward", found, expected);
+
+  found.assign(volume.size(), S());
+  expected.assign(volume.size(), S());
+  a.source = grad.data();
+  a.target = expected.data();
+  run(expected.size(), ResizeBackward<S, int32_t>(a));
+  a.target = found.data();
+  resize_backward_cpu(a, threads<3>());
+  compare<S>(what + " backward", found, expected);
+}
+
+// Every half value survives load and store, and rounding is to the nearest, ties to even.
+void check_half() {
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const Half h{uint16_t(bits)};
+    const float value = load(h);
+    if (value != value) continue;
+    Half back;
+    store(&back, value);
+    const Half above{uint16_t(bits + 1)};
+    Half middle;
+    store(&middle, 0.5f * (value + load(above)));
+    const bool finite_pair = (bits & 0x7fff) < 0x7bff;
+    const uint16_t even = uint16_t(bits + (bits & 1));
+    if (back.bits != bits || (finite_pair && middle.bits != even)) {
+      std::printf("half 0x%04x: back 0x%04x, half way up 0x%04x\n", bits, back.bits, middle.bits);
+      ++failures;
+      return;
+    }
+  }
+}
+
+template <class S>
+void check_all(const std::string& scalar, Scalar code) {
+  struct Case {
+    int64_t batch, channels;
+    Shape3 in, out;
+  };
+  const Case cases[] = {{2, 2, {5, 6, 7}, {4, 9, 11}},
+                        {1, 3, {1, 4, 1}, {3, 1, 5}},
+                        {1, 1, {3, 1, 2}, {1, 1, 1}},
+                        {1, 1, {12, 13, 14}, {23, 24, 25}}};
+  for (size_t i = 0; i < 4; ++i) {
+    const Case& c = cases[i];
+    for (int padding = 0; padding < 3; ++padding) {
+      const std::string what =
+          scalar + " case " + std::to_string(i) + " padding " + std::to_string(padding);
+      SampleArgs a{};
+      a.scalar = code;
+      a.padding = padding;
+      a.batch = c.batch;
+      a.channels = c.channels;
+      a.in = c.in;
+      a.out = c.out;
+      a.mode = kLinear;
+      a.source = Source::kCoords;
+      check_sampling<S, CoordsSource, kLinear>(what + " resample", a);
+      a.source = Source::kDisplacement;
+      check_sampling<S, DisplacementSource, kLinear>(what + " warp", a);
+      a.source = Source::kAffine;
+      check_sampling<S, AffineSource, kLinear>(what + " affine", a);
+      a.mode = kNearest;
+      a.source = Source::kCoords;
+      check_sampling<S, CoordsSource, kNearest>(what + " nearest", a);
+    }
+    ResizeArgs r{};
+    r.scalar = code;
+    r.items = c.batch * c.channels;
+    r.in = c.in;
+    r.out = c.out;
+    check_resize<S>(scalar + " case " + std::to_string(i) + " resize", r);
+    std::swap(r.in, r.out);
+    check_resize<S>(scalar + " case " + std::to_string(i) + " resize back", r);
+  }
+}
+
+}  // namespace
+
+int main() {
+  check_half();
+  check_all<double>("float64", Scalar::kFloat64);
+  check_all<float>("float32", Scalar::kFloat32);
+  check_all<Half>("float16", Scalar::kFloat16);
+  check_all<BFloat16>("bfloat16", Scalar::kBFloat16);
+  std::printf("%d failures\n", failures);
+  return failures != 0;
+}
