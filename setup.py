@@ -15,7 +15,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=[*find_packages(include=["deepatlas", "deepatlas.*", "deepatlas_ops", "deepatlas_ops.*"]), SOURCES],
+    packages=[
+        *find_packages(include=["deepatlas", "deepatlas.*", "deepatlas_ops", "deepatlas_ops.*"]),
+        SOURCES,
+    ],
     package_dir={SOURCES: "csrc"},
     package_data={SOURCES: ["*.h", "*.cuh", "*.cu", "*.cpp"]},
     install_requires=[
@@ -32,7 +35,14 @@ setup(
         "setuptools",  # torch.utils.cpp_extension, which builds the kernels, imports it
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "nibabel>=5.2", "monai>=1.3", "surface-distance>=0.1", "ruff>=0.6"],
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "nibabel>=5.2",
+            "monai>=1.3",
+            "surface-distance>=0.1",
+            "ruff>=0.6",
+        ],
     },
     entry_points={"console_scripts": ["deepatlas=deepatlas.cli:main"]},
     classifiers=[

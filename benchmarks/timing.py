@@ -24,7 +24,7 @@ LEAST_ROUNDS, MOST_ROUNDS = 7, 200
 
 @dataclasses.dataclass
 class Row:
-    """One benchmark. Times in milliseconds; ``ratio[peer]`` is how many times faster the first candidate is."""
+    """One benchmark. Times in milliseconds; ``ratio[peer]`` says how many times faster the native op is."""
 
     name: str
     device: str
@@ -65,7 +65,7 @@ def _seconds(run: Callable[[], object], device: torch.device) -> float:
 def measure(
     name: str, candidates: dict[str, Callable[[], object]], bytes_moved: int, device: torch.device
 ) -> Row:
-    """Time the candidates in turn, round after round, so that a disturbance of the machine hits them alike."""
+    """Time the candidates in turn, round after round, so that a disturbance hits them alike."""
     first, *peers = candidates
     for run in candidates.values():
         _seconds(run, device)

@@ -21,7 +21,8 @@ struct SampleArgs {
   const void* coords;  // [batch, 3, out]; affine: theta [batch, 3, 4] in the accumulate type
   void* output;        // forward: [batch, channels, out]
   const void* grad;    // backward: [batch, channels, out]
-  void* grad_volume;   // backward: zeroed [batch, channels, in], accumulate type; null: not wanted
+  void* grad_volume;   // backward: [batch, channels, in], accumulate type, zeroed by the caller for
+                       // CUDA and by the CPU kernel itself; null: not wanted
   void* grad_coords;   // backward: [batch, 3, out], by normalised coordinates; scalar type, affine:
                        // accumulate type; null: not wanted
 };

@@ -204,12 +204,16 @@ std::tuple<Tensor, Tensor> sample_backward(const char* op, Source source, const 
   const auto accumulate =
       volume.options().dtype(accumulate_type(volume)).memory_format(std::nullopt);
   Tensor grad_volume, grad_field, grad_position;
-  if (need_volume) grad_volume = at::zeros(volume.sizes(), accumulate);
+  const bool any = a.batch * a.out.voxels() > 0;
+  if (need_volume) {
+    grad_volume = any && volume.is_cpu() ? at::empty(volume.sizes(), accumulate)
+                                         : at::zeros(volume.sizes(), accumulate);
+  }
   if (need_field) {
     grad_position = at::empty({a.batch, 3, a.out.d, a.out.h, a.out.w},
                               source == Source::kAffine ? accumulate : field.options());
   }
-  if (a.batch * a.out.voxels() > 0 && (need_volume || need_field)) {
+  if (any && (need_volume || need_field)) {
     const Tensor g = grad.contiguous(), v = volume.contiguous(), f = prepared(source, field);
     a.volume = v.const_data_ptr();
     a.coords = f.const_data_ptr();

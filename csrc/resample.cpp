@@ -127,6 +127,11 @@ void backward_volume(const SampleArgs& a, const Parallel& parallel,
       const int64_t first = b * a.channels + a.channels * group / groups;
       const int64_t last = b * a.channels + a.channels * (group + 1) / groups;
       const int32_t low = cuts[b][slab], high = cuts[b][slab + 1];
+      const int64_t plane = int64_t(a.in.h) * a.in.w;
+      for (int64_t c = first; c < last; ++c) {
+        T* volume = static_cast<T*>(a.grad_volume) + c * voxels;
+        std::fill(volume + low * plane, volume + high * plane, T(0));
+      }
       for (int64_t block = 0; block < blocks && low < high; ++block) {
         const Span span = spans[b * blocks + block];
         if (span.high <= low || span.low >= high) continue;

@@ -73,6 +73,7 @@ class LossConfig:
     window: int | None = None  # NCC window in voxels of the loss grid; None is the global form of eq. 9
     orthonormality: str = "det"
     iterations: int = 20  # of the recursion, eq. 6
+    tolerance: float = 0.0  # voxels; steps smaller than this end it early (0: never)
     step: str = "moving"
     min_overlap: float = 0.05  # pairs that share less of the fixed foreground do not count
 
@@ -155,7 +156,12 @@ class Config:
         checks = [
             (net.size in (16, 32, 64, 128), "network.size", "16, 32, 64 or 128", net.size),
             (net.fold in (1, 2, 4), "network.fold", "1, 2 or 4", net.fold),
-            (net.size // net.fold >> (levels - 1) >= 2, "network.channels", "a coarsest level of at least 2 voxels", levels),
+            (
+                net.size // net.fold >> (levels - 1) >= 2,
+                "network.channels",
+                "a coarsest level of at least 2 voxels",
+                levels,
+            ),
             (0 <= net.finest_level < levels, "network.finest_level", f"in 0..{levels - 1}", net.finest_level),
             (
                 len(train.steps) == levels - net.finest_level,
@@ -164,18 +170,35 @@ class Config:
                 list(train.steps),
             ),
             (all(s >= 0 for s in train.steps), "train.steps", "not negative", list(train.steps)),
-            (loss.size in (8, 16, 32, 64, 128) and loss.size <= net.size, "loss.size", "a power of two up to network.size",
-             loss.size),
-            (loss.similarity in ("features", "intensity", "mse"), "loss.similarity", "features, intensity or mse",
-             loss.similarity),
-            (loss.window is None or (loss.window % 2 == 1 and loss.window > 0), "loss.window", "odd or null", loss.window),
+            (
+                loss.size in (8, 16, 32, 64, 128) and loss.size <= net.size,
+                "loss.size",
+                "a power of two up to network.size",
+                loss.size,
+            ),
+            (
+                loss.similarity in ("features", "intensity", "mse"),
+                "loss.similarity",
+                "features, intensity or mse",
+                loss.similarity,
+            ),
+            (
+                loss.window is None or (loss.window % 2 == 1 and loss.window > 0),
+                "loss.window",
+                "odd or null",
+                loss.window,
+            ),
             (train.batch >= 2, "train.batch", "at least 2 (the implicit loss needs pairs)", train.batch),
             (self.data.crop in (None, "foreground"), "data.crop", "null or foreground", self.data.crop),
-            (self.coarse.levels is None or 1 <= self.coarse.levels <= levels - net.finest_level, "coarse.levels",
-             f"in 1..{levels - net.finest_level}", self.coarse.levels),
+            (
+                self.coarse.levels is None or 1 <= self.coarse.levels <= levels - net.finest_level,
+                "coarse.levels",
+                f"in 1..{levels - net.finest_level}",
+                self.coarse.levels,
+            ),
             (0 < train.extent <= 1, "train.extent", "in (0, 1]", train.extent),
             (0 <= train.average < 1, "train.average", "in [0, 1)", train.average),
-        ]  # fmt: skip
+        ]
         for good, key, expected, got in checks:
             if not good:
                 raise DeepAtlasError(f"setting {key} must be {expected}, got {got}")
@@ -183,7 +206,7 @@ class Config:
 
 
 def preset(name: str) -> Config:
-    """A named starting point: ``tiny`` (minutes on a CPU), ``small`` (an hour on a CPU), ``paper`` (the publication)."""
+    """A named starting point: ``tiny`` (minutes on a CPU), ``small`` (an hour), ``paper`` (the publication)."""
     if name not in PRESETS:
         raise DeepAtlasError(f"preset {name!r} is not known: choose {', '.join(PRESETS)}")
     return PRESETS[name].validate()
@@ -221,14 +244,18 @@ def _convert(hint, value, where):
 PRESETS = {
     "tiny": Config(
         preset="tiny",
-        network=NetworkConfig(
-            size=32, channels=(8, 16, 32, 64), features=32, head_kernel=1, atlas_size=64
-        ),
-        autoencoder=AutoencoderConfig(steps=200, batch=8, decay=0.9),
+        network=NetworkConfig(size=32, channels=(8, 16, 32, 64), features=32, head_kernel=1, atlas_size=64),
+        autoencoder=AutoencoderConfig(steps=150, batch=8, lr=2e-3),
         coarse=CoarseConfig(steps=300, batch=8, lr=2e-3, levels=None),
-        loss=LossConfig(size=32),
+        loss=LossConfig(size=32, tolerance=0.05),
         train=TrainConfig(
-            steps=(50, 100, 200, 300), batch=6, lr=2e-3, level_decay=0.8, warmup=20, head_steps=0, atlas_lr=0.5
+            steps=(50, 100, 200, 300),
+            batch=6,
+            lr=2e-3,
+            level_decay=0.8,
+            warmup=20,
+            head_steps=0,
+            atlas_lr=0.5,
         ),
     ),
     "small": Config(
@@ -237,11 +264,19 @@ PRESETS = {
         network=NetworkConfig(
             size=64, fold=2, channels=(16, 32, 64, 64), features=32, head_kernel=1, atlas_size=128
         ),
-        autoencoder=AutoencoderConfig(steps=300, batch=8, decay=0.9),
-        coarse=CoarseConfig(steps=500, batch=4, lr=2e-3, levels=None),
-        loss=LossConfig(size=32),
+        autoencoder=AutoencoderConfig(steps=150, batch=8, lr=2e-3),
+        coarse=CoarseConfig(steps=400, batch=4, lr=2e-3, levels=None),
+        loss=LossConfig(size=32, smoothness=0.25, tolerance=0.05),
         train=TrainConfig(
-            steps=(50, 150, 400, 600), batch=4, lr=2e-3, level_decay=0.8, warmup=20, head_steps=0, atlas_lr=0.5
+            steps=(20, 60, 200, 500),
+            batch=4,
+            lr=2e-3,
+            level_decay=0.9,
+            decay=0.9,
+            warmup=20,
+            atlas_lr=0.5,
+            average=0.98,
+            head_steps=0,
         ),
     ),
     "paper": Config(),

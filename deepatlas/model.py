@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 import deepatlas_ops as ops
+from deepatlas import checkpoint
 from deepatlas.config import Config
 from deepatlas.data.grid import Grid
 from deepatlas.data.preprocess import normalize, to_model_grid
 from deepatlas.data.volume import Volume
 from deepatlas.errors import DeepAtlasError
 from deepatlas.nn import Atlas, CoordinateNetwork
-from deepatlas import checkpoint
 
 FILE = "model.pt"
 Exam = str | os.PathLike | Volume
@@ -48,7 +48,9 @@ class Model:
         if path.is_dir():
             path = path / FILE
             if not path.is_file():
-                raise DeepAtlasError(f"{path}: the run has no finished model yet; continue it with --resume {name}")
+                raise DeepAtlasError(
+                    f"{path}: the run has no finished model yet; continue it with --resume {name}"
+                )
         state = checkpoint.load(path, "model")
         if state.get("kind") != "model":
             raise DeepAtlasError(f"{path}: a checkpoint of a run, not a model; load the run's {FILE}")
@@ -143,7 +145,7 @@ class Model:
         return segment(self, _read(exam), template, threshold=threshold)
 
     def locate(self, points_mm, source: Exam, target: Exam):
-        """Where points of one exam lie in another; RAS millimetres ``[N, 3]``, see :func:`deepatlas.localize.locate`."""
+        """Where points of one exam lie in another; RAS mm ``[N, 3]``, see :func:`deepatlas.localize.locate`."""
         from deepatlas.localize.points import locate
 
         return locate(self, points_mm, _read(source), _read(target))

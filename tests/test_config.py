@@ -17,13 +17,18 @@ def test_paper_preset_is_the_papers():
     assert config.network.channels == (8, 16, 32, 64, 128) and config.network.size == 64
     assert config.train.steps == (7500,) * 5 and config.train.batch == 64
     assert (config.train.lr, config.train.level_decay, config.train.decay, config.train.warmup) == (
-        0.005, 0.5, 0.995, 500,
-    )  # fmt: skip
+        0.005,
+        0.5,
+        0.995,
+        500,
+    )
     assert (config.autoencoder.batch, config.autoencoder.steps) == (16, 20_000)
 
 
 def test_overrides_are_typed():
-    config = preset("tiny").override(["train.batch=4", "data.crop=foreground", "loss.window=5", "seed=3", "train.lr=1"])
+    config = preset("tiny").override(
+        ["train.batch=4", "data.crop=foreground", "loss.window=5", "seed=3", "train.lr=1"]
+    )
     assert (config.train.batch, config.data.crop, config.loss.window, config.seed) == (4, "foreground", 5, 3)
     assert config.train.lr == 1.0 and isinstance(config.train.lr, float)
     assert config.override(["data.crop=null"]).data.crop is None

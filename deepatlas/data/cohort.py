@@ -153,8 +153,8 @@ def _missing_ct(folder: Path) -> str:
             with open(path, "rb") as handle:
                 if handle.read(132)[128:] == b"DICM":
                     return (
-                        "a DICOM series; convert it to ct.nii.gz "
-                        "(DICOM support: pip install 'deepatlas[dicom]' and `deepatlas prepare`)"
+                        "a DICOM series, which this version does not read; "
+                        "convert it to ct.nii.gz, for example with dcm2niix"
                     )
     return "no ct.nii.gz (or .nii, .nrrd, .mha) in this folder; name the CT so, or remove the folder"
 

@@ -153,7 +153,7 @@ def _check_file(path: Path) -> str:
         if path.is_dir():
             raise DataError(
                 f"{path}: is a folder; give an image file ({', '.join(SUFFIXES)}); convert a DICOM series "
-                "to one (DICOM support: pip install 'deepatlas[dicom]' and `deepatlas prepare`)"
+                "to one, for example with dcm2niix"
             )
         if not path.exists():
             raise DataError(f"{path}: no such file; check the path")
@@ -169,8 +169,8 @@ def _check_file(path: Path) -> str:
         return suffix
     if head[128:132] == b"DICM":
         raise DataError(
-            f"{path}: a DICOM file; convert the series to NIfTI or NRRD "
-            "(DICOM support: pip install 'deepatlas[dicom]' and `deepatlas prepare`)"
+            f"{path}: a DICOM file, which this version does not read; "
+            "convert the series to NIfTI or NRRD, for example with dcm2niix"
         )
     raise DataError(f"{path}: unknown kind of image file; use one of {', '.join(SUFFIXES)}")
 

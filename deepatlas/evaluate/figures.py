@@ -53,7 +53,7 @@ def new_figure(width: float, height: float, dpi: int = 100, background: str = "w
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise DeepAtlasError("pictures need matplotlib; pip install 'deepatlas[report]'") from error
+        raise DeepAtlasError("pictures need matplotlib; pip install matplotlib") from error
     figure = Figure(figsize=(width, height), dpi=dpi, facecolor=background)
     FigureCanvasAgg(figure)
     return figure

@@ -97,7 +97,7 @@ def write_report(path: str | Path, report: Report) -> None:
     try:
         import jinja2
     except ImportError as error:
-        raise DeepAtlasError("the HTML report needs jinja2; pip install 'deepatlas[report]'") from error
+        raise DeepAtlasError("the HTML report needs jinja2; pip install jinja2") from error
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(_TEMPLATE)
     header, cells = summary_cells(report.summary)
     exams = [

@@ -89,7 +89,14 @@ class RegistrationLoss:
         if not cfg.implicit or coords.shape[0] < 2:
             return None, zero
         fixed = torch.roll(torch.arange(coords.shape[0], device=coords.device), -1)
-        warp = ops.implicit_warp(coords, coords[fixed], iterations=cfg.iterations, step=cfg.step, mask=mask)
+        warp = ops.implicit_warp(
+            coords,
+            coords[fixed],
+            iterations=cfg.iterations,
+            tolerance=cfg.tolerance,
+            step=cfg.step,
+            mask=mask,
+        )
         displacement = warp.displacement
         both = torch.cat([image, mask], 1)
         warped, moved_mask = ops.warp(both, displacement, padding="zeros").split(1, 1)

@@ -29,7 +29,7 @@ def prewitt(x: Tensor) -> Tensor:
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean over voxels weighted by ``mask [B, 1, D, H, W]``, ``x [B, C, D, H, W] -> [B]``; 0 where the mask is empty."""
+    """Mean of ``x [B, C, D, H, W]`` weighted by ``mask [B, 1, D, H, W]``: ``[B]``; 0 where the mask is empty."""
     weight = mask.flatten(1).sum(1) * x.shape[1]
     return (x * mask).flatten(1).sum(1) / weight.clamp_min(1e-6)
 

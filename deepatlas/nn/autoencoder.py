@@ -38,7 +38,9 @@ class Autoencoder(nn.Module):
             ResidualBlock(before, after, groups=groups)
             for before, after in zip((channels[0], *channels[:-1]), channels, strict=True)
         )
-        self.heads = nn.ModuleList(PreactivationConv(c, 1, groups=groups, standardize=False) for c in channels)
+        self.heads = nn.ModuleList(
+            PreactivationConv(c, 1, groups=groups, standardize=False) for c in channels
+        )
 
     def features(self, x: Tensor) -> list[Tensor]:
         """``x [B, 1, D, H, W]`` in [0, 1] -> feature maps ``[B, C_l, D / 2**l, H / 2**l, W / 2**l]``."""

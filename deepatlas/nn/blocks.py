@@ -30,7 +30,9 @@ class PreactivationConv(nn.Module):
     zero kernel has no direction) or where its scale is the prediction (the tanh head).
     """
 
-    def __init__(self, inputs: int, outputs: int, *, groups: int = 8, kernel: int = 3, standardize: bool = True):
+    def __init__(
+        self, inputs: int, outputs: int, *, groups: int = 8, kernel: int = 3, standardize: bool = True
+    ):
         super().__init__()
         self.norm = nn.GroupNorm(min(groups, inputs), inputs)
         convolution = StandardizedConv3d if standardize else nn.Conv3d

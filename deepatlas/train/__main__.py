@@ -14,25 +14,50 @@ from deepatlas.errors import DeepAtlasError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``deepatlas train``."""
-    parser.add_argument("--data", type=Path, metavar="DIR", help="exams to train on: DIR/<exam>/ct.nii.gz, labels "
-                        "optional; without it a phantom cohort is made")  # fmt: skip
-    parser.add_argument("--preset", choices=sorted(PRESETS), help="starting point of the settings; default tiny "
-                        "for the phantom, small for --data on a CPU, paper for --data on a GPU")  # fmt: skip
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="exams to train on: DIR/<exam>/ct.nii.gz, labels optional; without it a phantom cohort is made",
+    )
+    parser.add_argument(
+        "--preset",
+        choices=sorted(PRESETS),
+        help="starting point of the settings; default tiny "
+        "for the phantom, small for --data on a CPU, paper for --data on a GPU",
+    )
     parser.add_argument("--out", type=Path, metavar="RUN", help="run folder; default runs/<name of the data>")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue an interrupted run")
-    parser.add_argument("--test", type=Path, metavar="DIR", help="labelled exams for the one-shot score; without it "
-                        "some labelled exams are kept out of training")  # fmt: skip
+    parser.add_argument(
+        "--test",
+        type=Path,
+        metavar="DIR",
+        help="labelled exams for the one-shot score; without it some labelled exams are kept out of training",
+    )
     parser.add_argument("--test-exams", nargs="+", metavar="ID", help="score only these exams of --test")
-    parser.add_argument("--template-exams", nargs="+", metavar="ID", help="labelled training exams that the template "
-                        "is made from; default the best labelled one")  # fmt: skip
-    parser.add_argument("--structures", nargs="+", metavar="NAME", help="score only these structures; default all")
-    parser.add_argument("--seed-exam", metavar="ID", help="exam that the atlas starts from; default the one with the "
-                        "widest coverage")  # fmt: skip
+    parser.add_argument(
+        "--template-exams",
+        nargs="+",
+        metavar="ID",
+        help="labelled training exams that the template is made from; default the best labelled one",
+    )
+    parser.add_argument(
+        "--structures", nargs="+", metavar="NAME", help="score only these structures; default all"
+    )
+    parser.add_argument(
+        "--seed-exam",
+        metavar="ID",
+        help="exam that the atlas starts from; default the one with the widest coverage",
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; default a GPU if there is one")
-    parser.add_argument("--strict", action="store_true", help="stop at the first bad exam instead of skipping it")
+    parser.add_argument(
+        "--strict", action="store_true", help="stop at the first bad exam instead of skipping it"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings, for example train.batch=4 seed=1")
+    parser.add_argument(
+        "settings", nargs="*", metavar="key=value", help="settings, for example train.batch=4 seed=1"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -40,15 +65,30 @@ def run(arguments: argparse.Namespace) -> int:
     from deepatlas.train.experiment import Experiment
 
     if arguments.resume:
-        given = [n for n in ("data", "preset", "out", "test", "test_exams", "template_exams", "structures", "seed_exam")
-                 if getattr(arguments, n)]  # fmt: skip
+        given = [
+            n
+            for n in (
+                "data",
+                "preset",
+                "out",
+                "test",
+                "test_exams",
+                "template_exams",
+                "structures",
+                "seed_exam",
+            )
+            if getattr(arguments, n)
+        ]
         if given or arguments.settings:
             what = f"--{given[0].replace('_', '-')}" if given else arguments.settings[0]
-            raise DeepAtlasError(f"--resume continues a run as it was set up: leave out {what}, or start a new --out")
+            raise DeepAtlasError(
+                f"--resume continues a run as it was set up: leave out {what}, or start a new --out"
+            )
         experiment = Experiment.resume(arguments.resume, device=arguments.device, quiet=arguments.quiet)
     else:
-        experiment = Experiment.create(_settings(arguments), _request(arguments), device=arguments.device,
-                                       quiet=arguments.quiet)  # fmt: skip
+        experiment = Experiment.create(
+            _settings(arguments), _request(arguments), device=arguments.device, quiet=arguments.quiet
+        )
     result = experiment.run()
     if arguments.json:
         print(json.dumps(result, indent=2))

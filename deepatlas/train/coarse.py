@@ -39,9 +39,13 @@ class TemplateCrops:
         boxes = torch.stack([self._box(generator) for _ in range(count)]).to(device)  # [B, 3, 2] x, y, z
         centre, half = boxes.mean(2), (boxes[..., 1] - boxes[..., 0]) / 2
         theta = random_affine(
-            count, generator, scale=self.data.scale, rotation=self.data.rotation,
-            translation=self.data.translation, device=device,
-        )  # fmt: skip
+            count,
+            generator,
+            scale=self.data.scale,
+            rotation=self.data.rotation,
+            translation=self.data.translation,
+            device=device,
+        )
         grid = identity_coords(self.mask.new_zeros(1, 1, *(self.size,) * 3))
         field = torch.einsum("bij,njdhw->bidhw", theta[..., :3], grid) + theta[..., 3, None, None, None]
         coords = centre[..., None, None, None] + half[..., None, None, None] * field

@@ -55,8 +55,12 @@ class Experiment:
         """
         folder = Path(request["out"])
         if (folder / checkpoint.NAME).exists() or (folder / MODEL_FILE).exists():
-            raise DeepAtlasError(f"{folder}: holds a run already; continue it with --resume {folder}, or choose --out")
-        write_text(folder / CONFIG, json.dumps({"config": config.to_dict(), "request": request}, indent=2) + "\n")
+            raise DeepAtlasError(
+                f"{folder}: holds a run already; continue it with --resume {folder}, or choose --out"
+            )
+        write_text(
+            folder / CONFIG, json.dumps({"config": config.to_dict(), "request": request}, indent=2) + "\n"
+        )
         return cls(folder, config, request, device=device, quiet=quiet)
 
     @classmethod
@@ -67,7 +71,9 @@ class Experiment:
             saved = json.loads(path.read_text())
             config, request = Config.from_dict(saved["config"]), saved["request"]
         except FileNotFoundError:
-            raise DeepAtlasError(f"{path}: no such file, so {folder} is no run folder; start one with --out") from None
+            raise DeepAtlasError(
+                f"{path}: no such file, so {folder} is no run folder; start one with --out"
+            ) from None
         except (ValueError, KeyError, TypeError) as error:
             raise DeepAtlasError(f"{path}: damaged ({error}); start a new run with --out") from None
         if request.get("data") is None:
@@ -76,7 +82,9 @@ class Experiment:
         if (Path(folder) / checkpoint.NAME).exists():
             state = checkpoint.load(Path(folder) / checkpoint.NAME)
             if state["config"] != config.to_dict():
-                raise DeepAtlasError(f"{path}: changed since the checkpoint was written; restore it, or start a new run")
+                raise DeepAtlasError(
+                    f"{path}: changed since the checkpoint was written; restore it, or start a new run"
+                )
         return cls(folder, config, request, device=device, quiet=quiet, state=state)
 
     # -- the run ---------------------------------------------------------------------------------------------
@@ -111,14 +119,19 @@ class Experiment:
         """A few lines for the screen."""
         lines = []
         if "dice" in result:
-            lines.append(f"one-shot Dice {result['dice']:.3f} over {result['structures']} structures of "
-                         f"{result['exams']} unseen exams, HD95 {result['hd95_mm']:.1f} mm")  # fmt: skip
+            lines.append(
+                f"one-shot Dice {result['dice']:.3f} over {result['structures']} structures of "
+                f"{result['exams']} unseen exams, HD95 {result['hd95_mm']:.1f} mm"
+            )
         if "coordinate_error_mm" in result:
             lines.append(
                 f"true coordinate error {result['coordinate_error_mm']:.1f} mm (median), "
-                f"folds {100 * result['folds']:.2f} %, affine alignment of the same exam: Dice {result['affine_dice']:.3f}"
+                f"folds {100 * result['folds']:.2f} %; "
+                f"the best affine alignment of the same labelled exam: Dice {result['affine_dice']:.3f}"
             )
-        lines.append(f"{result['training_seconds']:.0f} s of training; model, atlas, figures and report: {self.folder}")
+        lines.append(
+            f"{result['training_seconds']:.0f} s of training; model, atlas, figures and report: {self.folder}"
+        )
         return "\n".join(lines)
 
     # -- parts -----------------------------------------------------------------------------------------------
@@ -133,15 +146,20 @@ class Experiment:
             log.say(f"no --data given: making a cohort of {phantom.train + phantom.test} phantoms in {root}")
             cohort = PhantomCohort(seed=phantom.seed)
             cohort.write(root / "train", range(phantom.train), progress=not self.quiet)
-            cohort.write(root / "test", range(phantom.train, phantom.train + phantom.test), progress=not self.quiet)
+            cohort.write(
+                root / "test", range(phantom.train, phantom.train + phantom.test), progress=not self.quiet
+            )
             data = root / "train"
             self.request |= {"test": os.fspath(root / "test"), "seed_exam": cohort.exam_id(0)}
         if is_store(data):
             return Store(data)
         store = prepare_cohort(
-            data, _store_path(Path(data), self.config.data.crop), crop=self.config.data.crop,
-            strict=self.request["strict"], progress=not self.quiet,
-        )  # fmt: skip
+            data,
+            _store_path(Path(data), self.config.data.crop),
+            crop=self.config.data.crop,
+            strict=self.request["strict"],
+            progress=not self.quiet,
+        )
         for exam, reason in store.skipped.items():
             log.say(f"skipped {exam}: {reason}")
         return store
@@ -160,7 +178,9 @@ class Experiment:
             test = request["test_exams"] or [e.id for e in cohort.exams if e.seg]
             for exam in test:
                 if cohort.exam(exam).seg is None:
-                    raise DataError(f"{cohort.root / exam}: no seg beside the CT, so it cannot be scored; leave it out")
+                    raise DataError(
+                        f"{cohort.root / exam}: no seg beside the CT, so it cannot be scored; leave it out"
+                    )
         elif len(labelled) >= 2 and not is_store(request["data"]):
             test_root = request["data"]
             order = np.random.default_rng(self.config.seed).permutation(sorted(set(labelled) - wanted))
@@ -171,8 +191,15 @@ class Experiment:
             raise DataError(f"{store.root}: {len(train)} exam left to train on; at least 2 are needed")
         seed = request["seed_exam"] or _widest(store, train)
         template = request["template_exams"] or _best_labelled(store, train, seed)
-        return {"train": train, "test": test, "test_root": test_root, "seed": seed, "template": template,
-                "labels": store.labels, "data": store.root}  # fmt: skip
+        return {
+            "train": train,
+            "test": test,
+            "test_root": test_root,
+            "seed": seed,
+            "template": template,
+            "labels": store.labels,
+            "data": store.root,
+        }
 
     def _session(self, log: RunLog) -> Session:
         config = self.config
@@ -224,10 +251,14 @@ class Experiment:
     def _finish(self, session: Session, split: dict) -> Model:
         """Write ``model.pt`` and ``atlas.nii.gz``."""
         card = {
-            "preset": self.config.preset, "seed_exam": split["seed"], "exams": len(split["train"]),
-            "steps": session.overall, "training_seconds": round(session.seconds, 1),
-            "torch": torch.__version__, "backend": ops.build_info()["backend"],
-        }  # fmt: skip
+            "preset": self.config.preset,
+            "seed_exam": split["seed"],
+            "exams": len(split["train"]),
+            "steps": session.overall,
+            "training_seconds": round(session.seconds, 1),
+            "torch": torch.__version__,
+            "backend": ops.build_info()["backend"],
+        }
         model = Model(self.config, session.modules["network"], session.modules["atlas"], card)
         model.save(self.folder / MODEL_FILE)
         save_atlas(model, self.folder / "atlas.nii.gz")
@@ -244,7 +275,9 @@ def save_atlas(model: Model, path: Path) -> None:
     affine = np.diag([step, step, step, 1.0])
     affine[:3, 3] = -100
     try:
-        write_volume(path, Volume((values * 512 - 256).astype(np.float32), Grid(values.shape, affine), "atlas"))
+        write_volume(
+            path, Volume((values * 512 - 256).astype(np.float32), Grid(values.shape, affine), "atlas")
+        )
     except ImportError:  # training from a store needs no image library
         np.save(path.with_name("atlas.npy"), values)
 
@@ -285,6 +318,9 @@ def _best_labelled(store: Store, ids: list[str], seed: str) -> list[str]:
 
 def _store_path(data: Path, crop: str | None) -> Path:
     """Where the prepared form of a data directory is kept: the user's cache, since data are often read-only."""
-    cache = Path(os.environ.get("DEEPATLAS_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "deepatlas")
+    cache = Path(
+        os.environ.get("DEEPATLAS_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "deepatlas"
+    )
     name = hashlib.sha256(f"{data.resolve()} {crop}".encode()).hexdigest()[:16]
     return cache.expanduser() / "stores" / f"{data.resolve().name}-{name}.h5"

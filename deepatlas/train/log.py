@@ -75,9 +75,16 @@ class RunLog:
         except ImportError:
             return _NoBar()
         return tqdm(
-            total=total, initial=done, desc=title, unit="step", leave=True, disable=self.quiet,
-            dynamic_ncols=True, file=sys.stderr, mininterval=0.5 if sys.stderr.isatty() else 30,
-        )  # fmt: skip
+            total=total,
+            initial=done,
+            desc=title,
+            unit="step",
+            leave=True,
+            disable=self.quiet,
+            dynamic_ncols=True,
+            file=sys.stderr,
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+        )
 
     def draw(self) -> None:
         """Redraw ``progress.png``: every logged scalar against the overall step."""

@@ -117,20 +117,32 @@ class Session:
                 optimiser.step()
                 if mean:
                     # Early steps count for more, so that the mean forgets where the phase began.
-                    torch._foreach_lerp_(mean, [p.detach() for p in phase.averaged],
-                                         1 - min(phase.average, (step + 1) / (step + 10)))  # fmt: skip
+                    torch._foreach_lerp_(
+                        mean,
+                        [p.detach() for p in phase.averaged],
+                        1 - min(phase.average, (step + 1) / (step + 10)),
+                    )
                 self.overall += 1
                 bar.update()
                 if wanted:
                     values = scalars()
                     elapsed = time.monotonic() - began
-                    self.log.record(phase.name, step, self.overall, **values, lr=rate,
-                                    steps_per_second=(step + 1 - start) / max(elapsed, 1e-9))  # fmt: skip
-                    bar.set_postfix_str(" ".join(f"{k[:12]}={v:.3g}" for k, v in list(values.items())[:4]), False)
+                    self.log.record(
+                        phase.name,
+                        step,
+                        self.overall,
+                        **values,
+                        lr=rate,
+                        steps_per_second=(step + 1 - start) / max(elapsed, 1e-9),
+                    )
+                    bar.set_postfix_str(
+                        " ".join(f"{k[:12]}={v:.3g}" for k, v in list(values.items())[:4]), False
+                    )
                 due = time.monotonic() - self._saved_at > 60 * self.config.train.checkpoint_minutes
                 if due or stop:
                     self._pause(phase, step + 1, optimiser, mean)
                 if stop:
+                    self.log.say(f"stopped and saved; continue with: deepatlas train --resume {self.folder}")
                     raise KeyboardInterrupt
         self.seconds += time.monotonic() - began
         with torch.no_grad():

@@ -6,18 +6,24 @@ import os
 from pathlib import Path
 
 from deepatlas.config import Config
+from deepatlas.data.cohort import find_exams
 from deepatlas.evaluate.run import evaluate_cohort
 from deepatlas.evaluate.tables import summary_table
 from deepatlas.localize.build import build_template
 from deepatlas.model import Model
 from deepatlas.train.log import RunLog
+from deepatlas.train.overview import save_overview
 from deepatlas.train.truth import phantom_truth
 
 
 def score(folder: Path, model: Model, config: Config, request: dict, split: dict, log: RunLog) -> dict:
     """Template, evaluation and phantom truth, written under ``folder``; returns the figures of ``result.json``."""
-    result: dict = {"preset": config.preset, "seed_exam": split["seed"], "template_exams": split["template"],
-                    "test_exams": split["test"]}  # fmt: skip
+    result: dict = {
+        "preset": config.preset,
+        "seed_exam": split["seed"],
+        "template_exams": split["template"],
+        "test_exams": split["test"],
+    }
     if not split["template"] or not split["test"] or not os.path.isdir(split["data"]):
         log.say("no labelled exams to make a template from and to test on: no one-shot score")
         return result
@@ -28,6 +34,8 @@ def score(folder: Path, model: Model, config: Config, request: dict, split: dict
     summary = evaluate_cohort(
         model, template, split["test_root"], folder / "evaluation", split["test"], progress=log.say
     )
+    exam = find_exams(split["test_root"]).exam(split["test"][0])
+    save_overview(folder / "figures" / "overview.png", model, template, exam.ct, exam.seg)
     overall = summary["overall"]
     result |= {
         "dice": overall["dice_mean_of_structures"],

@@ -11,10 +11,21 @@ import deepatlas
 from deepatlas.train.__main__ import main
 
 FAST = [
-    "phantom.train=3", "phantom.test=1", "network.size=16", "network.channels=[8,8,16]", "network.features=8",
-    "network.atlas_size=32", "loss.size=16", "autoencoder.steps=3", "autoencoder.batch=2", "coarse.steps=3",
-    "coarse.batch=2", "train.steps=[2,2,2]", "train.batch=2", "train.head_steps=2",
-]  # fmt: skip
+    "phantom.train=3",
+    "phantom.test=1",
+    "network.size=16",
+    "network.channels=[8,8,16]",
+    "network.features=8",
+    "network.atlas_size=32",
+    "loss.size=16",
+    "autoencoder.steps=3",
+    "autoencoder.batch=2",
+    "coarse.steps=3",
+    "coarse.batch=2",
+    "train.steps=[2,2,2]",
+    "train.batch=2",
+    "train.head_steps=2",
+]
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +44,20 @@ def run(tmp_path_factory, cache):
 
 
 def test_a_run_leaves_everything_that_is_promised(run):
-    expected = ["config.json", "log.jsonl", "checkpoint.pt", "model.pt", "atlas.nii.gz", "progress.png", "template.h5",
-                "result.json", "evaluation/metrics.csv", "evaluation/summary.json", "evaluation/report.html"]  # fmt: skip
+    expected = [
+        "config.json",
+        "log.jsonl",
+        "checkpoint.pt",
+        "model.pt",
+        "atlas.nii.gz",
+        "progress.png",
+        "template.h5",
+        "result.json",
+        "figures/overview.png",
+        "evaluation/metrics.csv",
+        "evaluation/summary.json",
+        "evaluation/report.html",
+    ]
     assert [name for name in expected if not (run / name).is_file()] == []
     assert list((run / "evaluation" / "figures").glob("*.png"))
     assert list((run / "tensorboard").iterdir())
@@ -44,7 +67,9 @@ def test_a_run_leaves_everything_that_is_promised(run):
 def test_the_result_holds_dice_and_true_error(run):
     result = json.loads((run / "result.json").read_text())
     assert 0 <= result["dice"] <= 1 and result["exams"] == 1
-    assert result["coordinate_error_mm"] > 0 and 0 <= result["folds"] <= 1 and 0 < result["affine_dice"] < 0.75
+    assert (
+        result["coordinate_error_mm"] > 0 and 0 <= result["folds"] <= 1 and 0 < result["affine_dice"] < 0.75
+    )
     with (run / "evaluation" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert set(rows[0]) == {"exam", "structure", "dice", "hd95_mm", "predicted_ml", "reference_ml"}
@@ -53,7 +78,15 @@ def test_the_result_holds_dice_and_true_error(run):
 
 def test_the_log_covers_every_phase(run):
     phases = [json.loads(line)["phase"] for line in (run / "log.jsonl").read_text().splitlines()]
-    assert list(dict.fromkeys(phases)) == ["autoencoder", "coarse", "level-2", "head-1", "level-1", "head-0", "level-0"]
+    assert list(dict.fromkeys(phases)) == [
+        "autoencoder",
+        "coarse",
+        "level-2",
+        "head-1",
+        "level-1",
+        "head-0",
+        "level-0",
+    ]
 
 
 def test_the_model_loads_and_gives_native_coordinates(run):
@@ -78,7 +111,17 @@ def test_a_finished_run_is_not_overwritten_and_resumes_to_the_same_result(run, c
 def test_training_on_a_directory_holds_labelled_exams_out(run, tmp_path, capsys):
     settings = [s for s in FAST if "phantom" not in s]
     data = str(run / "phantom" / "train")
-    arguments = ["--data", data, "--preset", "tiny", "--out", str(tmp_path / "r"), "--quiet", "--json", *settings]
+    arguments = [
+        "--data",
+        data,
+        "--preset",
+        "tiny",
+        "--out",
+        str(tmp_path / "r"),
+        "--quiet",
+        "--json",
+        *settings,
+    ]
     assert main(arguments) == 0
     result = json.loads(capsys.readouterr().out)
     assert len(result["test_exams"]) == 1 and result["template_exams"][0] not in result["test_exams"]
@@ -116,5 +159,10 @@ def test_a_changed_config_is_refused_on_resume(run, tmp_path, capsys):
 
 def test_an_unknown_seed_exam_is_named(run, tmp_path, capsys):
     data = str(run / "phantom" / "train")
-    assert main(["--data", data, "--preset", "tiny", "--out", str(tmp_path / "r"), "--quiet", "--seed-exam", "x"]) == 1
+    assert (
+        main(
+            ["--data", data, "--preset", "tiny", "--out", str(tmp_path / "r"), "--quiet", "--seed-exam", "x"]
+        )
+        == 1
+    )
     assert "no exam 'x'" in capsys.readouterr().err

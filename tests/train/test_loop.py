@@ -25,8 +25,14 @@ def make(folder, steps=12, stop_at=None, bad_at=None):
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
-    session = Session(preset("tiny"), folder, torch.device("cpu"), RunLog(folder, quiet=True), {"network": model},
-                      torch.Generator().manual_seed(1))  # fmt: skip
+    session = Session(
+        preset("tiny"),
+        folder,
+        torch.device("cpu"),
+        RunLog(folder, quiet=True),
+        {"network": model},
+        torch.Generator().manual_seed(1),
+    )
 
     def step(number):
         x = torch.randn(8, 3, generator=session.generator)
@@ -43,8 +49,15 @@ def make(folder, steps=12, stop_at=None, bad_at=None):
 
     def phases():
         for name in ("one", "two"):
-            yield Phase(name, steps, [(list(model.parameters()), 1.0)], Schedule(0.05, 0.9, 3), step,
-                        averaged=tuple(model.parameters()), average=0.9)  # fmt: skip
+            yield Phase(
+                name,
+                steps,
+                [(list(model.parameters()), 1.0)],
+                Schedule(0.05, 0.9, 3),
+                step,
+                averaged=tuple(model.parameters()),
+                average=0.9,
+            )
 
     return session, model, phases
 
@@ -63,8 +76,13 @@ def test_a_stopped_run_continues_bit_for_bit(tmp_path, stop_at):
 
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
-    logs = [[{k: v for k, v in json.loads(line).items() if k != "steps_per_second"}
-             for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("whole", "cut")]  # fmt: skip
+    logs = [
+        [
+            {k: v for k, v in json.loads(line).items() if k != "steps_per_second"}
+            for line in (tmp_path / name / "log.jsonl").read_text().splitlines()
+        ]
+        for name in ("whole", "cut")
+    ]
     assert logs[0] == logs[1]
 
 
@@ -97,3 +115,22 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path):
     torch.save({"format": 99}, tmp_path / "checkpoint.pt")
     with pytest.raises(DeepAtlasError, match="format 99, this version reads"):
         checkpoint.load(tmp_path / "checkpoint.pt")
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_old_checkpoint(tmp_path):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, {"value": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    import signal
+
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, hard))
+    try:
+        with pytest.raises(DeepAtlasError, match="cannot write") as caught:
+            checkpoint.save(path, {"value": torch.rand(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert "\n" not in str(caught.value)
+    assert checkpoint.load(path)["value"] == 1 and [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]

@@ -1,0 +1,40 @@
+"""One picture of what a run has learned: an unseen exam, its coordinates, the atlas warped onto it, the masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import deepatlas_ops as ops
+from deepatlas.data.exam import read_labels_for
+from deepatlas.data.io import read_volume
+from deepatlas.data.preprocess import normalize
+from deepatlas.data.volume import Volume
+from deepatlas.evaluate.figures import progress_figure, save_figure
+from deepatlas.localize.segment import segment
+from deepatlas.localize.template import Template
+from deepatlas.model import Model
+
+
+def save_overview(path: Path, model: Model, template: Template, ct_path: Path, seg_path: Path) -> None:
+    """Write the tri-planar picture of one labelled exam as a PNG."""
+    ct = read_volume(ct_path)
+    seg = read_labels_for(ct, seg_path, template.labels, [])
+    predicted = segment(model, ct, template).canonical()
+    coords = model.coordinates(ct)
+    warped = ops.resample(model.atlas, coords[None].clamp(-1, 1))[0, 0].cpu().numpy()
+    coords = np.stack([Volume(c, ct.grid).canonical().array for c in coords.cpu().numpy()])
+    image, truth = ct.canonical(), seg.canonical().array
+    figure = progress_figure(
+        normalize(torch.as_tensor(image.array, dtype=torch.float32)).numpy(),
+        coords,
+        Volume(warped, ct.grid).canonical().array,
+        image.grid.spacing,
+        prediction=predicted.array,
+        reference=np.where(np.isin(truth, template.ids), truth, 0),
+        names=template.labels,
+        title=ct_path.parent.name,
+    )
+    save_figure(figure, path)
