@@ -104,6 +104,7 @@ class PhantomConfig:
     train: int = 48
     test: int = 8
     seed: int = 0
+    deformation: float = 0.95  # strength of the anatomy's variation, see PhantomCohort
 
 
 @dataclass(frozen=True)

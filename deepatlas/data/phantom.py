@@ -118,7 +118,7 @@ class PhantomCohort:
         # One stream per aspect: the same anatomy returns whatever the field of view or the noise.
         streams = (np.random.default_rng([self.seed, index, aspect]) for aspect in range(4))
         for_pose, for_anatomy, for_view, for_scan = streams
-        strength = 0.4 if index == 0 else 1.0
+        strength = 0.15 if index == 0 else 1.0
         pose = Pose.random(for_pose, strength)
         deformation = Deformation.random(for_anatomy, strength * self.deformation)
         region, grid = self._field_of_view(index, pose, for_view)

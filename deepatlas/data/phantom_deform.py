@@ -19,7 +19,7 @@ SQUARINGS = 6
 MIN_DETERMINANT = 0.2
 
 # Correlation length (sigma of the Gaussian that smooths white noise) and amplitude of each component, in mm.
-SCALES = ((60.0, 10.0), (34.0, 8.0))
+SCALES = ((96.0, 17.0), (40.0, 3.5))
 HEAD_SHARE = 0.5  # of that in the head: a skull bends less than a trunk
 # Organ, centre, reach (sigma) in mm, and sigma of the strain with which it swells or shrinks.
 SWELLING = (

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SETTINGS = "phantom.json"
 # Raise when exam(i) of the same settings changes, so that no folder mixes old and new anatomy.
-ANATOMY_VERSION = 1
+ANATOMY_VERSION = 2
 
 
 def settings(cohort: PhantomCohort) -> dict[str, Any]:

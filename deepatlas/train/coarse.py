@@ -19,15 +19,18 @@ from deepatlas.losses.similarity import masked_mean
 from deepatlas.nn import Atlas, CoordinateNetwork
 from deepatlas.train.loop import Phase, Schedule, Session
 
-ELASTIC_CONTROL = 5  # control points per axis of the random displacement
+# Control points per axis of the random displacement, and their share of its strength.
+ELASTIC = ((5, 1.0), (9, 0.5))
 
 
 class TemplateCrops:
     """Draws (image, coordinates, mask) from the seeded atlas; all on the atlas' device."""
 
-    def __init__(self, atlas: Atlas, mask: Tensor, size: int, coarse: CoarseConfig, data: DataConfig):
-        """``mask [1, 1, N, N, N]``: foreground of the template exam in coordinate space."""
-        self.atlas, self.mask, self.size = atlas, mask, size
+    def __init__(
+        self, atlas: Atlas, mask: Tensor, size: int, extent: float, coarse: CoarseConfig, data: DataConfig
+    ):
+        """``mask [1, 1, N, N, N]``: foreground of the template exam, which fills [-extent, extent]^3."""
+        self.atlas, self.mask, self.size, self.extent = atlas, mask, size, extent
         self.coarse, self.data = coarse, data
         self._filled = mask[0, 0] > 0.5
         if not bool(self._filled.any()):
@@ -50,9 +53,10 @@ class TemplateCrops:
         field = torch.einsum("bij,njdhw->bidhw", theta[..., :3], grid) + theta[..., 3, None, None, None]
         coords = centre[..., None, None, None] + half[..., None, None, None] * field
         if self.coarse.elastic:
-            shape = (count, 3, *(ELASTIC_CONTROL,) * 3)
-            noise = torch.randn(shape, generator=generator, device=generator.device).to(device)
-            coords = coords + self.coarse.elastic * ops.resize(noise, (self.size,) * 3)
+            for control, share in ELASTIC:
+                shape = (count, 3, *(control,) * 3)
+                noise = torch.randn(shape, generator=generator, device=generator.device).to(device)
+                coords = coords + share * self.coarse.elastic * ops.resize(noise, (self.size,) * 3)
         with torch.no_grad():
             image = self.atlas(coords)
             mask = ops.resample(self.mask.expand(count, -1, -1, -1, -1), coords, padding="zeros")
@@ -63,18 +67,17 @@ class TemplateCrops:
         return image, coords, mask.to(image.dtype)
 
     def _box(self, generator: torch.Generator) -> Tensor:
-        """A random range of the body axis, cut to the patient where exams are: bounds [3, 2] in coordinate space."""
+        """A random range of the body axis, cut to the patient where exams are: bounds [3, 2], x, y, z."""
         low, high = _bounds(self._filled.any(2).any(1))
         keep = self.coarse.crop + (1 - self.coarse.crop) * _uniform(generator)
         length = (high - low) * min(1.0, 1.15 * keep)
         start = low + (high - low - length) * _uniform(generator)
         n = self._filled.shape[0]
         first, last = (int(round((v + 1) / 2 * (n - 1))) for v in (start, start + length))
+        y = x = (-self.extent, self.extent)
         if self.data.crop == "foreground":
             slab = self._filled[first : last + 1]
-        else:
-            slab = self._filled
-        y, x = _bounds(slab.any(2).any(0)), _bounds(slab.any(1).any(0))
+            y, x = _bounds(slab.any(2).any(0)), _bounds(slab.any(1).any(0))
         return torch.tensor([x, y, (start, start + length)])
 
     def _recolour(self, image: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:

@@ -81,7 +81,7 @@ class Experiment:
         state = None
         if (Path(folder) / checkpoint.NAME).exists():
             state = checkpoint.load(Path(folder) / checkpoint.NAME)
-            if state["config"] != config.to_dict():
+            if Config.from_dict(state["config"]) != config:
                 raise DeepAtlasError(
                     f"{path}: changed since the checkpoint was written; restore it, or start a new run"
                 )
@@ -144,7 +144,7 @@ class Experiment:
             phantom = self.config.phantom
             root = self.folder / "phantom"
             log.say(f"no --data given: making a cohort of {phantom.train + phantom.test} phantoms in {root}")
-            cohort = PhantomCohort(seed=phantom.seed)
+            cohort = PhantomCohort(seed=phantom.seed, deformation=phantom.deformation)
             cohort.write(root / "train", range(phantom.train), progress=not self.quiet)
             cohort.write(
                 root / "test", range(phantom.train, phantom.train + phantom.test), progress=not self.quiet
@@ -229,7 +229,9 @@ class Experiment:
         if config.loss.similarity == "features":
             session.run([autoencoder_phase(session, batches.images)])
         autoencoder = freeze(modules["autoencoder"])
-        crops = TemplateCrops(modules["atlas"], mask, config.network.size, config.coarse, config.data)
+        crops = TemplateCrops(
+            modules["atlas"], mask, config.network.size, config.train.extent, config.coarse, config.data
+        )
         session.run([coarse_phase(session, crops)])
         similarity = FeatureSimilarity(autoencoder, config.loss.similarity, config.loss.window)
         loss = RegistrationLoss(config.loss, similarity, config.network.size)

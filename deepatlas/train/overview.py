@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 import deepatlas_ops as ops
+from deepatlas.data.cohort import Cohort
 from deepatlas.data.exam import read_labels_for
 from deepatlas.data.io import read_volume
 from deepatlas.data.preprocess import normalize
@@ -18,10 +19,11 @@ from deepatlas.localize.template import Template
 from deepatlas.model import Model
 
 
-def save_overview(path: Path, model: Model, template: Template, ct_path: Path, seg_path: Path) -> None:
-    """Write the tri-planar picture of one labelled exam as a PNG."""
-    ct = read_volume(ct_path)
-    seg = read_labels_for(ct, seg_path, template.labels, [])
+def save_overview(path: Path, model: Model, template: Template, cohort: Cohort, exam: str) -> None:
+    """Write the tri-planar picture of one labelled exam of ``cohort`` as a PNG."""
+    files = cohort.exam(exam)
+    ct = read_volume(files.ct)
+    seg = read_labels_for(ct, files.seg, cohort.labels, [])
     predicted = segment(model, ct, template).canonical()
     coords = model.coordinates(ct)
     warped = ops.resample(model.atlas, coords[None].clamp(-1, 1))[0, 0].cpu().numpy()
@@ -35,6 +37,6 @@ def save_overview(path: Path, model: Model, template: Template, ct_path: Path, s
         prediction=predicted.array,
         reference=np.where(np.isin(truth, template.ids), truth, 0),
         names=template.labels,
-        title=ct_path.parent.name,
+        title=exam,
     )
     save_figure(figure, path)

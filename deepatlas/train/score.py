@@ -34,8 +34,8 @@ def score(folder: Path, model: Model, config: Config, request: dict, split: dict
     summary = evaluate_cohort(
         model, template, split["test_root"], folder / "evaluation", split["test"], progress=log.say
     )
-    exam = find_exams(split["test_root"]).exam(split["test"][0])
-    save_overview(folder / "figures" / "overview.png", model, template, exam.ct, exam.seg)
+    cohort = find_exams(split["test_root"])
+    save_overview(folder / "figures" / "overview.png", model, template, cohort, split["test"][0])
     overall = summary["overall"]
     result |= {
         "dice": overall["dice_mean_of_structures"],

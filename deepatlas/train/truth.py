@@ -25,7 +25,7 @@ def phantom_truth(model: Model, config: PhantomConfig, template_exam: str) -> di
     of the test foreground with a Jacobian determinant of at most 0), and ``affine_dice``: what the best affine
     alignment of ``template_exam`` (known from the true coordinates) scores on the same exams.
     """
-    cohort = PhantomCohort(seed=config.seed)
+    cohort = PhantomCohort(seed=config.seed, deformation=config.deformation)
     generator = np.random.default_rng(config.seed)
     learned, true = [], []
     for index in range(min(FIT_EXAMS, config.train)):
