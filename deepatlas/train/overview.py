@@ -11,7 +11,7 @@ import deepatlas_ops as ops
 from deepatlas.data.cohort import Cohort
 from deepatlas.data.exam import read_labels_for
 from deepatlas.data.io import read_volume
-from deepatlas.data.preprocess import normalize
+from deepatlas.data.preprocess import foreground_box, normalize
 from deepatlas.data.volume import Volume
 from deepatlas.evaluate.figures import progress_figure, save_figure
 from deepatlas.localize.segment import segment
@@ -24,17 +24,21 @@ def save_overview(path: Path, model: Model, template: Template, cohort: Cohort, 
     files = cohort.exam(exam)
     ct = read_volume(files.ct)
     seg = read_labels_for(ct, files.seg, cohort.labels, [])
-    predicted = segment(model, ct, template).canonical()
     coords = model.coordinates(ct)
-    warped = ops.resample(model.atlas, coords[None].clamp(-1, 1))[0, 0].cpu().numpy()
-    coords = np.stack([Volume(c, ct.grid).canonical().array for c in coords.cpu().numpy()])
-    image, truth = ct.canonical(), seg.canonical().array
+    warped = ops.resample(model.atlas, coords[None].clamp(-1, 1))[0, 0]
+    image = ct.canonical()
+    box = foreground_box(image)  # pictures without the room around the patient
+
+    def shown(array: np.ndarray) -> np.ndarray:
+        return Volume(array, ct.grid).canonical().cropped(*box).array
+
+    truth = shown(seg.array)
     figure = progress_figure(
-        normalize(torch.as_tensor(image.array, dtype=torch.float32)).numpy(),
-        coords,
-        Volume(warped, ct.grid).canonical().array,
+        normalize(torch.as_tensor(shown(ct.array), dtype=torch.float32)).numpy(),
+        np.stack([shown(c) for c in coords.cpu().numpy()]),
+        shown(warped.cpu().numpy()),
         image.grid.spacing,
-        prediction=predicted.array,
+        prediction=shown(segment(model, ct, template).array),
         reference=np.where(np.isin(truth, template.ids), truth, 0),
         names=template.labels,
         title=exam,
