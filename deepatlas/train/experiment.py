@@ -258,7 +258,7 @@ class Experiment:
             "exams": len(split["train"]),
             "steps": session.overall,
             "training_seconds": round(session.seconds, 1),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "backend": ops.build_info()["backend"],
         }
         model = Model(self.config, session.modules["network"], session.modules["atlas"], card)
