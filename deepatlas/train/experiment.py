@@ -58,6 +58,9 @@ class Experiment:
             raise DeepAtlasError(
                 f"{folder}: holds a run already; continue it with --resume {folder}, or choose --out"
             )
+        for directory in (request["data"], request["test"]):  # a wrong path should leave no run folder behind
+            if directory and not is_store(directory):
+                find_exams(directory)
         write_text(
             folder / CONFIG, json.dumps({"config": config.to_dict(), "request": request}, indent=2) + "\n"
         )

@@ -107,11 +107,10 @@ class RunLog:
         figure = new_figure(columns * 4.2, rows * 2.4)
         for index, (key, (x, y)) in enumerate(sorted(series.items())):
             axes = figure.add_subplot(rows, columns, index + 1)
-            axes.plot(x, y, linewidth=0.8, color="#56B4E9")
-            axes.set_title(key.replace("_", " "), fontsize=8, color="0.9")
-            axes.set_facecolor("#18181c")
-            axes.tick_params(labelsize=6, colors="0.7")
-            axes.grid(alpha=0.2)
+            axes.plot(x, y, linewidth=0.8, color="#1f5f99")
+            axes.set_title(key.replace("_", " "), fontsize=8)
+            axes.tick_params(labelsize=6)
+            axes.grid(alpha=0.3)
             for start in phases.values():
                 axes.axvline(start, color="0.5", linewidth=0.5)
         figure.tight_layout()

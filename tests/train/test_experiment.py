@@ -143,6 +143,7 @@ def test_wrong_arguments_are_one_line(arguments, message, tmp_path, monkeypatch,
     assert main([*arguments, "--quiet"]) == 1
     error = capsys.readouterr().err
     assert message in error and len(error.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_changed_config_is_refused_on_resume(run, tmp_path, capsys):
