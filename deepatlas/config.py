@@ -104,7 +104,7 @@ class PhantomConfig:
     train: int = 48
     test: int = 8
     seed: int = 0
-    deformation: float = 0.95  # strength of the anatomy's variation, see PhantomCohort
+    deformation: float = 0.88  # strength of the anatomy's variation, see PhantomCohort
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ PRESETS = {
         coarse=CoarseConfig(steps=400, batch=3, lr=4e-3, levels=None, elastic=0.1),
         loss=LossConfig(size=32, smoothness=0.05, tolerance=0.05),
         train=TrainConfig(
-            steps=(10, 20, 250, 750),
+            steps=(10, 20, 220, 900),
             batch=4,
             lr=3e-3,
             level_decay=0.95,
