@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(256, 2) for_each_kernel(Index count, const Fun
   }
 }
 
-// Null on success. The stream belongs to the current device: ops.cpp holds the device guard.
+// Null on success. The stream belongs to the current device: the ops files hold the device guard.
 template <class Index, class Functor>
 const char* for_each_cuda(int64_t count, const Functor& functor, void* stream) {
   if (count <= 0) return nullptr;

@@ -5,7 +5,7 @@
 
 namespace deepatlas {
 
-// The caller's thread pool. ops.cpp passes PyTorch's, so that torch.set_num_threads holds; a test
+// The caller's thread pool. ops.h passes PyTorch's, so that torch.set_num_threads holds; a test
 // passes a serial loop.
 struct Parallel {
   using Body = void (*)(void* context, int64_t begin, int64_t end);

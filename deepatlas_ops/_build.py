@@ -87,9 +87,9 @@ def find_sources() -> Path:
     """The folder of the C++ sources: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent
     for folder in (package / "_csrc", package.parent / "csrc"):
-        if (folder / "ops.cpp").is_file():
+        if any(folder.glob("*.cpp")):
             return folder
-    raise BuildError(f"the C++ sources are missing: no ops.cpp in {package}/_csrc or {package.parent}/csrc")
+    raise BuildError(f"the C++ sources are missing: no .cpp file in {package}/_csrc or {package.parent}/csrc")
 
 
 def cache_directory() -> Path:

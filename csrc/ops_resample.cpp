@@ -1,119 +1,13 @@
-// The only file that knows PyTorch: checks, allocation, dtype, device and stream, registration. The
-// schemas are defined in deepatlas_ops/_library.py.
+// resample, warp and affine_resample for PyTorch.
 #include <ATen/Context.h>
-#include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/matmul.h>
-#include <ATen/ops/zeros.h>
-#include <c10/core/DeviceGuard.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
-#include <torch/library.h>
 
-#include <tuple>
-
-#include "kernels.h"
+#include "ops.h"
 
 namespace deepatlas {
 namespace {
-
-using at::Tensor;
-
-// ---- launching ----------------------------------------------------------------------------------
-
-Parallel torch_threads() {
-  return {at::get_num_threads(),
-          [](int64_t count, int64_t grain, void* context, Parallel::Body body) {
-            at::parallel_for(0, count, grain, [&](int64_t a, int64_t b) { body(context, a, b); });
-          }};
-}
-
-#ifdef WITH_CUDA
-// Runs `launcher` on the current stream of the tensor's device; the caller holds the device guard.
-template <class Args>
-void launch_cuda(const char* op, const char* (*launcher)(const Args&, void*), const Args& args,
-                 const Tensor& like) {
-  const c10::impl::VirtualGuardImpl guard(like.device().type());
-  const char* error = launcher(args, guard.getStream(like.device()).native_handle());
-  TORCH_CHECK(error == nullptr, "deepatlas_ops.", op,
-              ": the CUDA kernel could not be launched: ", error);
-}
-#define DA_LAUNCH(op, name, args, like)         \
-  do {                                          \
-    if ((like).is_cuda()) {                     \
-      launch_cuda(op, name##_cuda, args, like); \
-    } else {                                    \
-      name##_cpu(args, torch_threads());        \
-    }                                           \
-  } while (false)
-#else
-#define DA_LAUNCH(op, name, args, like) name##_cpu(args, torch_threads())
-#endif
-
-// ---- checks -------------------------------------------------------------------------------------
-
-Scalar scalar_of(const char* op, const Tensor& t) {
-  switch (t.scalar_type()) {
-    case at::kDouble:
-      return Scalar::kFloat64;
-    case at::kFloat:
-      return Scalar::kFloat32;
-    case at::kHalf:
-      return Scalar::kFloat16;
-    case at::kBFloat16:
-      return Scalar::kBFloat16;
-    default:
-      TORCH_CHECK(false, "deepatlas_ops.", op,
-                  ": volume must be float64, float32, float16 or bfloat16, got ", t.scalar_type());
-  }
-}
-
-at::ScalarType accumulate_type(const Tensor& t) {
-  return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
-// Positions are computed in the floating type of the data: beyond 2^24 voxels an axis float32 has
-// no voxel resolution, and voxel indices along one axis are 32-bit.
-constexpr int64_t kLongestAxis = int64_t(1) << 24;
-
-Shape3 shape_of(const char* op, const char* name, at::IntArrayRef size) {
-  for (const int64_t n : size) {
-    TORCH_CHECK(n >= 0 && n <= kLongestAxis, "deepatlas_ops.", op, ": every axis of ", name,
-                " must have 0 to ", kLongestAxis, " voxels, got [", size, "]");
-  }
-  return {int32_t(size[0]), int32_t(size[1]), int32_t(size[2])};
-}
-
-void check_volume(const char* op, const char* name, const Tensor& t) {
-  TORCH_CHECK(t.dim() == 5, "deepatlas_ops.", op, ": ", name, " must be [B, C, D, H, W], got ",
-              t.sizes());
-}
-
-// `field` is coords, displacement or theta.
-void check_pair(const char* op, const Tensor& volume, const char* name, const Tensor& field) {
-  TORCH_CHECK(field.device() == volume.device(), "deepatlas_ops.", op, ": ", name, " must be on ",
-              volume.device(), " like volume, got ", field.device());
-  TORCH_CHECK(field.scalar_type() == volume.scalar_type(), "deepatlas_ops.", op, ": ", name,
-              " must be ", volume.scalar_type(), " like volume, got ", field.scalar_type());
-  TORCH_CHECK(field.dim() > 0 && field.size(0) == volume.size(0), "deepatlas_ops.", op, ": ", name,
-              " must have the batch size ", volume.size(0), " of volume, got ", field.sizes());
-}
-
-void check_not_empty(const char* op, const Shape3& in, const Shape3& out) {
-  TORCH_CHECK(in.voxels() > 0 || out.voxels() == 0, "deepatlas_ops.", op,
-              ": volume has no voxels to sample from, got [", in.d, ", ", in.h, ", ", in.w, "]");
-}
-
-void check_options(const char* op, int64_t mode, int64_t padding) {
-  TORCH_CHECK(mode == kLinear || mode == kNearest, "deepatlas_ops.", op,
-              ": mode must be 0 (linear) or 1 (nearest), got ", mode);
-  TORCH_CHECK(padding >= kBorder && padding <= kReflection, "deepatlas_ops.", op,
-              ": padding must be 0 (border), 1 (zeros) or 2 (reflection), got ", padding);
-}
-
-// ---- sampling -----------------------------------------------------------------------------------
 
 const char* name_of(Source source) {
   return source == Source::kCoords   ? "coords"
@@ -269,50 +163,11 @@ std::tuple<Tensor, Tensor> affine_resample_backward(const Tensor& grad, const Te
                          padding, need_volume, need_theta);
 }
 
-// ---- resize -------------------------------------------------------------------------------------
-
-Tensor resize_any(const char* op, bool backward, const Tensor& tensor, at::IntArrayRef size) {
-  const c10::OptionalDeviceGuard guard(tensor.device());
-  check_volume(op, backward ? "grad" : "volume", tensor);
-  TORCH_CHECK(size.size() == 3, "deepatlas_ops.", op, ": size must be (D, H, W), got [", size, "]");
-  ResizeArgs a{};
-  a.scalar = scalar_of(op, tensor);
-  a.items = tensor.size(0) * tensor.size(1);
-  const Shape3 given = shape_of(op, "the input", tensor.sizes().slice(2)),
-               asked = shape_of(op, "size", size);
-  a.in = backward ? asked : given;
-  a.out = backward ? given : asked;
-  check_not_empty(op, a.in, a.out);
-  const Tensor t = tensor.contiguous();
-  Tensor result =
-      at::empty({tensor.size(0), tensor.size(1), size[0], size[1], size[2]}, t.options());
-  if (result.numel() == 0) return result;
-  if (t.numel() == 0) return result.zero_();
-  a.source = t.const_data_ptr();
-  a.target = result.mutable_data_ptr();
-  if (backward) {
-    DA_LAUNCH(op, resize_backward, a, t);
-  } else {
-    DA_LAUNCH(op, resize_forward, a, t);
-  }
-  return result;
-}
-
-Tensor resize(const Tensor& volume, at::IntArrayRef size) {
-  return resize_any("resize", false, volume, size);
-}
-
-Tensor resize_backward(const Tensor& grad, at::IntArrayRef size) {
-  return resize_any("resize_backward", true, grad, size);
-}
-
-void register_all(torch::Library& m) {
+void register_resample(torch::Library& m) {
   m.impl("resample", &resample);
   m.impl("resample_backward", &resample_backward);
   m.impl("warp", &warp);
   m.impl("warp_backward", &warp_backward);
-  m.impl("resize", &resize);
-  m.impl("resize_backward", &resize_backward);
   m.impl("affine_resample", &affine_resample);
   m.impl("affine_resample_backward", &affine_resample_backward);
 }
@@ -320,7 +175,4 @@ void register_all(torch::Library& m) {
 }  // namespace
 }  // namespace deepatlas
 
-TORCH_LIBRARY_IMPL(deepatlas_ops, CPU, m) { deepatlas::register_all(m); }
-#ifdef WITH_CUDA
-TORCH_LIBRARY_IMPL(deepatlas_ops, CUDA, m) { deepatlas::register_all(m); }
-#endif
+DA_REGISTER(deepatlas::register_resample)
