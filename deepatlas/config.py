@@ -20,6 +20,9 @@ class DataConfig:
     scale: tuple[float, float] = (0.7, 1.3)  # augmentation ranges of section 5.5.2
     rotation: float = 0.5  # radians
     translation: float = 0.25  # normalised: 8 voxels of 64
+    elastic: float = (
+        0.0  # standard deviation of a smooth random displacement, normalised; 0 (the paper): none
+    )
 
 
 @dataclass(frozen=True)

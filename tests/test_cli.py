@@ -35,17 +35,6 @@ def data(tmp_path_factory):
     return root
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The volumes are small: on a busy machine threads that wait for each other cost more than they bring."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True)
 def known_model(monkeypatch):
     """``--model affine`` is the model with known coordinates; everything else goes the real way."""

@@ -17,6 +17,8 @@ import deepatlas_ops as ops
 SCALE = (0.7, 1.3)
 ROTATION = 0.5  # radians about each axis
 TRANSLATION = 0.25  # normalised: 8 of 64 voxels
+# Control points per axis of a random displacement, and their share of its strength.
+ELASTIC = ((5, 1.0), (9, 0.5))
 
 
 def random_affine(
@@ -63,6 +65,28 @@ def rotation_matrix(angles: Tensor) -> Tensor:
         [-sy, sx * cy, cx * cy],
     ]
     return torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
+
+
+def random_displacement(
+    batch: int,
+    size: int | Sequence[int],
+    strength: float,
+    generator: torch.Generator | None = None,
+    *,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Draw smooth displacements ``[B, 3, D, H, W]`` (normalised x, y, z), another body of the same plan.
+
+    Normal noise of standard deviation ``strength`` on a coarse grid of control points, and a part of it on a
+    finer one, linearly in between (:data:`ELASTIC`). About 0.1 is the difference between two people.
+    """
+    shape = (size,) * 3 if isinstance(size, int) else tuple(size)
+    source = generator.device if generator is not None else torch.device("cpu")
+    total = torch.zeros((batch, 3, *shape), device=device)
+    for control, share in ELASTIC:
+        noise = torch.randn((batch, 3, *(control,) * 3), generator=generator, device=source).to(device)
+        total += share * strength * ops.resize(noise, shape)
+    return total
 
 
 def affine_coords(theta: Tensor, size: int | Sequence[int]) -> Tensor:

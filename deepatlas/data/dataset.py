@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import deepatlas_ops as ops
-from deepatlas.data.augment import random_affine
+from deepatlas.data.augment import affine_coords, random_affine, random_displacement
 from deepatlas.data.preprocess import normalize
 from deepatlas.data.store import SIZE, Store
 
@@ -66,14 +66,16 @@ class TrainingArray:
         indices: Sequence[int] | Tensor,
         generator: torch.Generator | None = None,
         augment: bool = True,
+        elastic: float = 0.0,
         **ranges: object,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Exams as float32 ``(x, mask, theta)``: ``[B, 1, s, s, s]`` twice and ``[B, 3, 4]``.
 
         With ``augment`` each exam goes through its own random affine map (see
-        :func:`~deepatlas.data.augment.random_affine`, which ``ranges`` are passed to); what comes in from
-        outside is air (0) and not foreground. Without it theta is the identity. The same generator state
-        gives the same batch.
+        :func:`~deepatlas.data.augment.random_affine`, which ``ranges`` are passed to) and, with ``elastic``
+        above 0, a smooth displacement of that strength
+        (:func:`~deepatlas.data.augment.random_displacement`); what comes in from outside is air (0) and not
+        foreground. Without it theta is the identity. The same generator state gives the same batch.
         """
         index = torch.as_tensor(indices, dtype=torch.long, device=self.device)
         x, mask = self.volumes[index].float(), self.masks[index].float()
@@ -82,6 +84,11 @@ class TrainingArray:
             return x, mask, theta
         theta = random_affine(len(index), generator, device=self.device, **ranges)  # type: ignore[arg-type]
         size = (self.size,) * 3
+        if elastic:
+            coords = affine_coords(theta, size)
+            coords += random_displacement(len(index), size, elastic, generator, device=self.device)
+            x = ops.resample(x, coords, padding="zeros")
+            return x, ops.resample(mask, coords, mode="nearest", padding="zeros"), theta
         x = ops.affine_resample(x, theta, size, padding="zeros")
         mask = ops.affine_resample(mask, theta, size, mode="nearest", padding="zeros")
         return x, mask, theta

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import deepatlas_ops as ops
 from deepatlas.config import LossConfig
+from deepatlas.data.augment import affine_coords
 from deepatlas.losses.similarity import FeatureSimilarity, edge_difference
 from deepatlas.nn import Atlas
 
@@ -107,20 +108,12 @@ class RegistrationLoss:
             shared = shared * use[:, None, None, None, None]
             pairs = use.sum().clamp_min(1)
         similarity = self.similarity(warped, [f[fixed] for f in features], shared) * use
-        absolute = displacement + identity_coords(displacement)
+        absolute = displacement + affine_coords(
+            torch.eye(3, 4).to(displacement)[None], displacement.shape[2:]
+        )
         smoothness = ops.smoothness_loss(absolute, shared, orthonormality=cfg.orthonormality) * use
         edges = self._edges(warped, image[fixed], shared) * use
         return tuple(term.sum() / pairs for term in (similarity, smoothness, edges)), overlap.mean()
 
     def _edges(self, moving, fixed, mask):
         return edge_difference(moving, fixed, mask) if self.config.prewitt else moving.new_zeros(1)
-
-
-def identity_coords(like: Tensor) -> Tensor:
-    """The identity map ``[1, 3, D, H, W]`` on the grid, dtype and device of ``like``: channels x, y, z."""
-    axes = [
-        torch.linspace(-1, 1, n, dtype=like.dtype, device=like.device) if n > 1 else like.new_zeros(1)
-        for n in like.shape[2:]
-    ]
-    z, y, x = torch.meshgrid(*axes, indexing="ij")
-    return torch.stack([x, y, z])[None]

@@ -28,7 +28,14 @@ class Atlas(nn.Module):
 
     def forward(self, coords: Tensor) -> Tensor:
         """The atlas seen through coordinate maps (X o c_n, eq. 8): ``[B, 3, D, H, W] -> [B, 1, D, H, W]``."""
-        # One volume serves the whole batch: stacking the maps along z spares a copy of the atlas per exam.
-        batch, _, depth, height, width = coords.shape
-        stacked = coords.transpose(0, 1).reshape(1, 3, batch * depth, height, width)
-        return ops.resample(self.values, stacked).view(batch, 1, depth, height, width)
+        return sample_shared(self.values, coords)
+
+
+def sample_shared(volume: Tensor, coords: Tensor, *, padding: str = "border") -> Tensor:
+    """``ops.resample`` of one volume ``[1, 1, N, N, N]`` by a batch of maps: ``[B, 3, D, H, W] -> [B, 1, D, H, W]``.
+
+    The maps are stacked along z, which spares a copy of the volume per exam.
+    """
+    batch, _, depth, height, width = coords.shape
+    stacked = coords.transpose(0, 1).reshape(1, 3, batch * depth, height, width)
+    return ops.resample(volume, stacked, padding=padding).view(batch, 1, depth, height, width)

@@ -23,6 +23,14 @@ class StandardizedConv3d(nn.Conv3d):
         return self._conv_forward(x, weight.view_as(self.weight), self.bias)
 
 
+class PointwiseConv3d(nn.Conv3d):
+    """A 1x1x1 convolution as a matrix product, many times faster than oneDNN's for the three channels of a map."""
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, Cin, D, H, W] -> [B, Cout, D, H, W]
+        weight = self.weight.flatten(1).expand(x.shape[0], -1, -1)
+        return torch.baddbmm(self.bias[:, None], weight, x.flatten(2)).unflatten(2, x.shape[2:])
+
+
 class PreactivationConv(nn.Module):
     """Group norm, leaky ReLU (slope 0.1), 3x3x3 convolution, in this order.
 
@@ -35,7 +43,8 @@ class PreactivationConv(nn.Module):
     ):
         super().__init__()
         self.norm = nn.GroupNorm(min(groups, inputs), inputs)
-        convolution = StandardizedConv3d if standardize else nn.Conv3d
+        plain = PointwiseConv3d if kernel == 1 else nn.Conv3d
+        convolution = StandardizedConv3d if standardize else plain
         self.conv = convolution(inputs, outputs, kernel, padding=kernel // 2)
 
     def activate(self, x: Tensor) -> Tensor:

@@ -26,7 +26,12 @@ class Batches:
         indices = self._indices(count, generator)
         self.session.last_batch = [self.ids[i] for i in indices]
         x, mask, _theta = self.array.batch(
-            indices, generator, scale=data.scale, rotation=data.rotation, translation=data.translation
+            indices,
+            generator,
+            elastic=data.elastic,
+            scale=data.scale,
+            rotation=data.rotation,
+            translation=data.translation,
         )
         return x, _pool(x, self.pool), (_pool(mask.to(x.dtype), self.pool) > 0.5).to(x.dtype)
 

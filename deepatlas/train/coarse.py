@@ -13,14 +13,11 @@ from torch.nn.functional import huber_loss
 
 import deepatlas_ops as ops
 from deepatlas.config import CoarseConfig, DataConfig
-from deepatlas.data.augment import random_affine
-from deepatlas.losses.registration import identity_coords
+from deepatlas.data.augment import affine_coords, random_affine, random_displacement
 from deepatlas.losses.similarity import masked_mean
 from deepatlas.nn import Atlas, CoordinateNetwork
+from deepatlas.nn.atlas import sample_shared
 from deepatlas.train.loop import Phase, Schedule, Session
-
-# Control points per axis of the random displacement, and their share of its strength.
-ELASTIC = ((5, 1.0), (9, 0.5))
 
 
 class TemplateCrops:
@@ -32,8 +29,9 @@ class TemplateCrops:
         """``mask [1, 1, N, N, N]``: foreground of the template exam, which fills [-extent, extent]^3."""
         self.atlas, self.mask, self.size, self.extent = atlas, mask, size, extent
         self.coarse, self.data = coarse, data
-        self._filled = mask[0, 0] > 0.5
-        if not bool(self._filled.any()):
+        filled = mask[0, 0] > 0.5
+        self._rows, self._columns = filled.any(2), filled.any(1)  # [z, y] and [z, x]: where the patient is
+        if not bool(filled.any()):
             raise ValueError("TemplateCrops: mask is empty, so the template exam shows nothing to learn from")
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -49,35 +47,30 @@ class TemplateCrops:
             translation=self.data.translation,
             device=device,
         )
-        grid = identity_coords(self.mask.new_zeros(1, 1, *(self.size,) * 3))
-        field = torch.einsum("bij,njdhw->bidhw", theta[..., :3], grid) + theta[..., 3, None, None, None]
+        field = affine_coords(theta, self.size)
         coords = centre[..., None, None, None] + half[..., None, None, None] * field
         if self.coarse.elastic:
-            for control, share in ELASTIC:
-                shape = (count, 3, *(control,) * 3)
-                noise = torch.randn(shape, generator=generator, device=generator.device).to(device)
-                coords = coords + share * self.coarse.elastic * ops.resize(noise, (self.size,) * 3)
+            coords += random_displacement(count, self.size, self.coarse.elastic, generator, device=device)
         with torch.no_grad():
             image = self.atlas(coords)
-            mask = ops.resample(self.mask.expand(count, -1, -1, -1, -1), coords, padding="zeros")
+            mask = sample_shared(self.mask, coords, padding="zeros")
             # Beyond the box of the crop there is nothing: a real exam ends there, and augmentation shows its end.
-            inside = (field.abs() <= 1).all(1, keepdim=True)
+            inside = field.abs().amax(1, keepdim=True) <= 1
             image, mask = image * inside, (mask > 0.5) * inside
             image = self._recolour(image, mask, generator)
         return image, coords, mask.to(image.dtype)
 
     def _box(self, generator: torch.Generator) -> Tensor:
         """A random range of the body axis, cut to the patient where exams are: bounds [3, 2], x, y, z."""
-        low, high = _bounds(self._filled.any(2).any(1))
+        low, high = _bounds(self._rows.any(1))
         keep = self.coarse.crop + (1 - self.coarse.crop) * _uniform(generator)
         length = (high - low) * min(1.0, 1.15 * keep)
         start = low + (high - low - length) * _uniform(generator)
-        n = self._filled.shape[0]
+        n = len(self._rows)
         first, last = (int(round((v + 1) / 2 * (n - 1))) for v in (start, start + length))
         y = x = (-self.extent, self.extent)
         if self.data.crop == "foreground":
-            slab = self._filled[first : last + 1]
-            y, x = _bounds(slab.any(2).any(0)), _bounds(slab.any(1).any(0))
+            y, x = (_bounds(side[first : last + 1].any(0)) for side in (self._rows, self._columns))
         return torch.tensor([x, y, (start, start + length)])
 
     def _recolour(self, image: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
@@ -98,13 +91,16 @@ def coarse_phase(session: Session, crops: TemplateCrops) -> Phase:
     config = session.config.coarse
     network: CoordinateNetwork = session.modules["network"]
     finest = session.config.network.finest_level if config.levels is None else network.levels - config.levels
+    grid = (
+        session.config.loss.size,
+    ) * 3  # maps are smooth: no need to compare them on every voxel of the input
 
     def step(_: int):
         image, coords, mask = crops.draw(config.batch, session.generator)
-        target = coords.clamp(-1, 1)
+        target, mask = ops.resize(coords.clamp(-1, 1), grid), ops.resize(mask, grid)
         losses = []
         for predicted in network.pyramid(image, finest):
-            predicted = ops.resize(predicted, target.shape[2:])
+            predicted = ops.resize(predicted, grid)
             difference = huber_loss(predicted, target, reduction="none", delta=0.1)
             losses.append(masked_mean(difference, mask).mean())
         error = (predicted.detach() - target).abs()

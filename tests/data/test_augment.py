@@ -11,6 +11,7 @@ from deepatlas.data.augment import (
     compose,
     invert,
     random_affine,
+    random_displacement,
     rotation_matrix,
 )
 
@@ -94,3 +95,18 @@ def test_compose_and_invert():
     point = torch.tensor([0.1, -0.2, 0.3, 1.0], dtype=torch.float64)
     stepwise = first @ torch.cat([second @ point, torch.ones(4, 1)], dim=1)[..., None]
     torch.testing.assert_close(compose(first, second) @ point, stepwise[..., 0])
+
+
+def test_random_displacements_are_smooth_and_of_the_asked_strength():
+    field = random_displacement(40, 33, 0.1, generator())
+    assert field.shape == (40, 3, 33, 33, 33) and field.dtype == torch.float32
+    assert torch.equal(field, random_displacement(40, (33,) * 3, 0.1, generator()))
+    control = field[..., ::4, ::4, ::4]  # where the points of both control grids lie
+    both = control[..., ::2, ::2, ::2].std().item()
+    assert both == pytest.approx(0.1 * (1 + 0.5**2) ** 0.5, rel=0.1)
+    # Linear between control points: the second difference is 0 off them.
+    second = field[..., 2:] - 2 * field[..., 1:-1] + field[..., :-2]
+    off = [i for i in range(31) if (i + 1) % 4]
+    assert second[..., off].abs().max() < 1e-5 < second.abs().max()
+    assert not random_displacement(2, 9, 0.0, generator()).any()
+    assert random_displacement(0, 9, 0.1, generator()).shape == (0, 3, 9, 9, 9)

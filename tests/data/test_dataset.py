@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_exams import write_cohort
 
-from deepatlas.data.augment import affine_coords
+from deepatlas.data.augment import affine_coords, random_affine, random_displacement
 from deepatlas.data.dataset import TrainingArray
 from deepatlas.data.io import read_volume
 from deepatlas.data.prepare import prepare_cohort
@@ -80,3 +80,19 @@ def test_chosen_exams_and_wrong_size(prepared):
     assert torch.equal(array.volumes[1], TrainingArray(prepared[1], 16).volumes[0])
     with pytest.raises(ValueError, match="size must be one of"):
         TrainingArray(prepared[1], 48)
+
+
+def test_elastic_batches_bend_image_and_mask_alike(prepared):
+    array = TrainingArray(prepared[1], 32)
+    still = dict(scale=(1, 1), rotation=0, translation=0)
+    x, mask, theta = array.batch([0, 1], generator(3), elastic=0.1, **still)
+    assert torch.equal(theta, torch.eye(3, 4).expand(2, 3, 4))
+    state = generator(3)
+    random_affine(2, state, **still)  # what the batch has drawn before the displacement
+    coords = affine_coords(theta, 32) + random_displacement(2, 32, 0.1, state)
+    for found, source, mode in ((x, array.volumes, "bilinear"), (mask, array.masks, "nearest")):
+        expected = torch.nn.functional.grid_sample(
+            source[[0, 1]].float(), coords.permute(0, 2, 3, 4, 1), mode=mode, align_corners=True
+        )
+        assert (found - expected).abs().gt(1e-4).float().mean() < 1e-3  # ties of the nearest voxel
+    assert not torch.allclose(x, array.volumes[[0, 1]].float(), atol=0.1)

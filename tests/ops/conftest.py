@@ -9,8 +9,6 @@ import torch
 
 import deepatlas_ops as ops
 
-torch.set_num_threads(1)  # the inputs are small: a second thread only waits, and on a busy machine for long
-
 
 @functools.lru_cache(maxsize=1)
 def why_not_native() -> str | None:

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from deepatlas.config import LossConfig
+from deepatlas.data.augment import affine_coords
 from deepatlas.losses import FeatureSimilarity, RegistrationLoss, prewitt
-from deepatlas.losses.registration import identity_coords
 from deepatlas.losses.similarity import edge_difference, masked_mean
 from deepatlas.nn import Atlas, Autoencoder
 
@@ -58,7 +58,7 @@ def pairs(shift, size=16):
     atlas = Atlas(33)
     with torch.no_grad():
         atlas.values.copy_(world)
-    identity = identity_coords(torch.zeros(1, 1, size, size, size)) * 0.7
+    identity = affine_coords(torch.eye(3, 4)[None], size) * 0.7
     offset = torch.tensor([shift, 0.0, 0.0]).view(1, 3, 1, 1, 1)
     coords = torch.cat([identity, identity + offset])
     return atlas, coords, atlas(coords).detach(), torch.ones(2, 1, size, size, size)
@@ -115,7 +115,7 @@ def test_a_folded_map_is_counted():
 
 def test_coordinates_reach_a_pooled_loss_grid_without_a_shift():
     loss = RegistrationLoss(LossConfig(size=8), FeatureSimilarity(None, "intensity"), input_size=16)
-    coords = identity_coords(torch.zeros(1, 1, 16, 16, 16)) * 0.5 + 0.1
+    coords = affine_coords(torch.eye(3, 4)[None], 16) * 0.5 + 0.1
     pooled = F.avg_pool3d(coords, 2)
     torch.testing.assert_close(loss._on_loss_grid(coords, (8, 8, 8)), pooled)
     coarse = F.interpolate(coords, size=(4, 4, 4), mode="trilinear", align_corners=True)
