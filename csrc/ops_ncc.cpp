@@ -46,8 +46,7 @@ Inputs inputs_of(const char* op, const Tensor& a, const Tensor& b,
     check_like(op, "mask", *mask, a);
     const auto whole = a.sizes();
     TORCH_CHECK(mask->sizes() == at::IntArrayRef({whole[0], 1, whole[2], whole[3], whole[4]}),
-                "deepatlas_ops.", op, ": mask must be [B, 1, D, H, W] like a, got ",
-                mask->sizes());
+                "deepatlas_ops.", op, ": mask must be [B, 1, D, H, W] like a, got ", mask->sizes());
     in.mask = mask->contiguous();
     in.args.mask = in.mask.const_data_ptr();
   }
