@@ -32,9 +32,11 @@ def ncc(
     Returns:
         [B, C], each in [-1, 1], dtype and device of ``a``; 0 where a map is flat.
 
-    Differentiable with respect to ``a`` and ``b`` (the floors are constants). float64, float32, float16 and
-    bfloat16, half types computing in float32; the window sums are taken in float64. Any strides. Inside an
-    autocast region the arguments are brought to float32.
+    Differentiable once with respect to ``a`` and ``b`` (the floors are constants). float64, float32, float16
+    and bfloat16; the kernels compute in float64 throughout, the PyTorch body only the window sums, the rest
+    in float32 at least. Any strides. Inside an autocast region the arguments are brought to float32. The
+    kernels are deterministic, on the CPU whatever the number of threads. Their cost does not grow with the
+    window, but for the logarithm of its width on the CPU, and its width along x on CUDA.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, an even or non-positive window, or a bad eps.
