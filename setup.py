@@ -43,6 +43,14 @@ setup(
             "surface-distance>=0.1",
             "ruff>=0.6",
         ],
+        # The peers that benchmarks/ measures against, where they are installed.
+        "bench": [
+            "pytest>=8",
+            "monai>=1.3",
+            "SimpleITK>=2.3",
+            "volresample>=0.6",
+            "deformation-inversion-layer>=1.1",
+        ],
     },
     entry_points={"console_scripts": ["deepatlas=deepatlas.cli:main"]},
     classifiers=[

@@ -62,4 +62,30 @@ const char* sample_backward_cuda(const SampleArgs& args, void* stream);
 const char* resize_forward_cuda(const ResizeArgs& args, void* stream);
 const char* resize_backward_cuda(const ResizeArgs& args, void* stream);
 
+// ---- ncc ----------------------------------------------------------------------------------------
+
+struct NccArgs {
+  Scalar scalar;  // of a, b, mask, value and the gradients
+  int64_t batch, channels;
+  Shape3 shape;
+  int64_t window;  // 0: over the whole volume; else odd
+  double eps;
+  const void* a;      // [batch, channels, shape]
+  const void* b;      // [batch, channels, shape]
+  const void* mask;   // [batch, 1, shape], or null
+  double* moments;    // [batch, channels, 6], see ncc.h: written forward, read backward
+  void* value;        // forward: [batch, channels]
+  const void* grad;   // backward: [batch, channels]
+  void* grad_a;       // backward: [batch, channels, shape]; null: not wanted
+  void* grad_b;       // backward: the same
+  double* workspace;  // CUDA: ncc_workspace(args) values
+  int64_t items() const { return batch * channels; }
+};
+
+void ncc_forward_cpu(const NccArgs& args, const Parallel& parallel);
+void ncc_backward_cpu(const NccArgs& args, const Parallel& parallel);
+int64_t ncc_workspace_cuda(const NccArgs& args);  // for both directions
+const char* ncc_forward_cuda(const NccArgs& args, void* stream);
+const char* ncc_backward_cuda(const NccArgs& args, void* stream);
+
 }  // namespace deepatlas

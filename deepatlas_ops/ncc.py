@@ -32,9 +32,11 @@ def ncc(
     Returns:
         [B, C], each in [-1, 1], dtype and device of ``a``; 0 where a map is flat.
 
-    Differentiable with respect to ``a`` and ``b`` (the floors are constants). float64, float32, float16 and
-    bfloat16, half types computing in float32; the window sums are taken in float64. Any strides. Inside an
-    autocast region the arguments are brought to float32.
+    Differentiable once with respect to ``a`` and ``b`` (the floors are constants). float64, float32, float16
+    and bfloat16; the kernels compute in float64 throughout, the PyTorch body only the window sums, the rest
+    in float32 at least. Any strides. Inside an autocast region the arguments are brought to float32. The
+    kernels are deterministic, on the CPU whatever the number of threads. Their cost does not grow with the
+    window, but for the logarithm of its width on the CPU, and its width along x on CUDA.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, an even or non-positive window, or a bad eps.
@@ -50,15 +52,31 @@ def ncc(
         _check.fail("ncc", "window", "None or a positive odd integer", repr(window))
     _check.positive("ncc", "eps", eps)
     with _check.without_autocast(a):
-        return _library.call("ncc", reference.ncc, a, b, weights, window or 0, float(eps))
+        return _library.call("ncc", _differentiable_body, a, b, weights, window or 0, float(eps))[0]
 
 
-def _context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _differentiable_body(*args: Any) -> tuple[Tensor, None]:
+    return reference.ncc(*args), None
+
+
+def _body(a: Tensor, b: Tensor, mask: Tensor | None, window: int, eps: float) -> tuple[Tensor, Tensor]:
+    return reference.ncc(a, b, mask, window, eps), reference.channel_moments(a, b, mask)
+
+
+def _backward_body(
+    grad: Tensor, a: Tensor, b: Tensor, mask: Tensor | None, moments: Tensor, *options: Any
+) -> tuple[Tensor, Tensor]:
+    """The moments spare the kernels a pass; the PyTorch body takes its own."""
+    return reference.ncc_backward(grad, a, b, mask, *options)
+
+
+def _context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     a, b, mask, *ctx.options = inputs
-    ctx.save_for_backward(a, b, mask)
+    ctx.save_for_backward(a, b, mask, output[1])
+    ctx.mark_non_differentiable(output[1])
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple:
+def _backward(ctx: Any, grad: Tensor, unused: Tensor | None) -> tuple:
     need_a, need_b = ctx.needs_input_grad[:2]
     grad_a, grad_b = torch.ops.deepatlas_ops.ncc_backward(
         grad, *ctx.saved_tensors, *ctx.options, need_a, need_b
@@ -68,18 +86,22 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
 
 _library.register(
     "ncc",
-    "(Tensor a, Tensor b, Tensor? mask, int window, float eps) -> Tensor",
-    reference.ncc,
-    lambda a, b, mask, window, eps: a.new_empty(a.shape[:2]),
+    # The second result [B, C, 6] in float64 holds the moments of each channel, for the backward op.
+    "(Tensor a, Tensor b, Tensor? mask, int window, float eps) -> (Tensor, Tensor)",
+    _body,
+    lambda a, b, mask, window, eps: (
+        a.new_empty(a.shape[:2]),
+        a.new_empty((*a.shape[:2], 6), dtype=torch.float64),
+    ),
     setup_context=_context,
     backward=_backward,
 )
 _library.register(
     "ncc_backward",
-    "(Tensor grad, Tensor a, Tensor b, Tensor? mask, int window, float eps, bool need_a, bool need_b)"
-    " -> (Tensor, Tensor)",
-    reference.ncc_backward,
-    lambda grad, a, b, mask, window, eps, need_a, need_b: (
+    "(Tensor grad, Tensor a, Tensor b, Tensor? mask, Tensor moments, int window, float eps,"
+    " bool need_a, bool need_b) -> (Tensor, Tensor)",
+    _backward_body,
+    lambda grad, a, b, mask, moments, window, eps, need_a, need_b: (
         a.new_empty(a.shape) if need_a else a.new_empty(0),
         b.new_empty(b.shape) if need_b else b.new_empty(0),
     ),

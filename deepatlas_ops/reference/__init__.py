@@ -16,7 +16,7 @@ from .jacobian import (
     smoothness_loss,
     smoothness_loss_backward,
 )
-from .ncc import ncc, ncc_backward
+from .ncc import channel_moments, ncc, ncc_backward
 from .sampling import (
     affine_resample,
     affine_resample_backward,
@@ -32,6 +32,7 @@ from .sampling import (
 __all__ = [
     "affine_resample",
     "affine_resample_backward",
+    "channel_moments",
     "continued_inverse",
     "identity_grid",
     "implicit_warp_backward",

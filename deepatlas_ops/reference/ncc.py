@@ -105,6 +105,17 @@ def _moments(a: Tensor, b: Tensor, mask: Tensor | None, window: int, eps: float)
     return _windowed(a.to(work), b.to(work), weight, window, eps)
 
 
+def channel_moments(a: Tensor, b: Tensor, mask: Tensor | None) -> Tensor:
+    """Weight, means, variances and covariance of each channel: [B, C, 6] in float64."""
+    weight = torch.ones_like(a[:, :1]).double() if mask is None else mask.double()
+    a, b = (_held(x.double(), weight) for x in (a, b))
+    means = weighted_mean(a, weight), weighted_mean(b, weight)
+    x, y = a - means[0], b - means[1]
+    spreads = (weighted_mean(p, weight) for p in (x * x, y * y, x * y))
+    total = weight.sum((2, 3, 4), keepdim=True).expand_as(means[0])
+    return torch.cat((total, *means, *spreads), 2).flatten(2)
+
+
 def ncc(a: Tensor, b: Tensor, mask: Tensor | None, window: int, eps: float) -> Tensor:
     """Correlation of a and b [B, C, D, H, W] under mask [B, 1, D, H, W]: [B, C]; window 0 is global."""
     moments = _moments(a, b, mask, window, eps)

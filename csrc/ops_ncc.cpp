@@ -1,0 +1,120 @@
+// ncc for PyTorch.
+#include <optional>
+
+#include "ops.h"
+
+namespace deepatlas {
+namespace {
+
+constexpr int64_t kMoments = 6;  // values a channel: see Moments in ncc.h
+
+// The contiguous tensors behind the pointers of `args`.
+struct Inputs {
+  Tensor a, b, mask, moments, workspace;
+  NccArgs args{};
+};
+
+void check_like(const char* op, const char* name, const Tensor& t, const Tensor& a) {
+  TORCH_CHECK(t.device() == a.device(), "deepatlas_ops.", op, ": ", name, " must be on ",
+              a.device(), " like a, got ", t.device());
+  TORCH_CHECK(t.scalar_type() == a.scalar_type(), "deepatlas_ops.", op, ": ", name, " must be ",
+              a.scalar_type(), " like a, got ", t.scalar_type());
+}
+
+Inputs inputs_of(const char* op, const Tensor& a, const Tensor& b,
+                 const std::optional<Tensor>& mask, int64_t window, double eps) {
+  check_volume(op, "a", a);
+  check_like(op, "b", b, a);
+  TORCH_CHECK(b.sizes() == a.sizes(), "deepatlas_ops.", op, ": b must have the shape ", a.sizes(),
+              " of a, got ", b.sizes());
+  TORCH_CHECK(window == 0 || (window > 0 && window % 2 == 1), "deepatlas_ops.", op,
+              ": window must be 0 (global) or odd, got ", window);
+  Inputs in;
+  in.args.scalar = scalar_of(op, a);
+  in.args.batch = a.size(0);
+  in.args.channels = a.size(1);
+  in.args.shape = shape_of(op, "a", a.sizes().slice(2));
+  in.args.window = window;
+  in.args.eps = eps;
+  TORCH_CHECK(in.args.items() == 0 || in.args.shape.voxels() > 0, "deepatlas_ops.", op,
+              ": a has no voxels, got ", a.sizes());
+  in.a = a.contiguous();
+  in.b = b.contiguous();
+  in.args.a = in.a.const_data_ptr();
+  in.args.b = in.b.const_data_ptr();
+  if (mask) {
+    check_like(op, "mask", *mask, a);
+    const auto whole = a.sizes();
+    TORCH_CHECK(mask->sizes() == at::IntArrayRef({whole[0], 1, whole[2], whole[3], whole[4]}),
+                "deepatlas_ops.", op, ": mask must be [B, 1, D, H, W] like a, got ", mask->sizes());
+    in.mask = mask->contiguous();
+    in.args.mask = in.mask.const_data_ptr();
+  }
+  return in;
+}
+
+void use_moments(Inputs& in, const Tensor& moments) {
+  in.moments = moments;
+  in.args.moments = in.moments.mutable_data_ptr<double>();
+#ifdef WITH_CUDA
+  if (in.a.is_cuda()) {
+    in.workspace = at::empty({ncc_workspace_cuda(in.args)}, moments.options());
+    in.args.workspace = in.workspace.mutable_data_ptr<double>();
+  }
+#endif
+}
+
+std::tuple<Tensor, Tensor> ncc(const Tensor& a, const Tensor& b, const std::optional<Tensor>& mask,
+                               int64_t window, double eps) {
+  const c10::OptionalDeviceGuard guard(a.device());
+  Inputs in = inputs_of("ncc", a, b, mask, window, eps);
+  const Tensor value = at::empty({in.args.batch, in.args.channels}, in.a.options());
+  const Tensor moments =
+      at::empty({in.args.batch, in.args.channels, kMoments}, in.a.options().dtype(at::kDouble));
+  if (value.numel() > 0) {
+    use_moments(in, moments);
+    in.args.value = value.mutable_data_ptr();
+    DA_LAUNCH("ncc", ncc_forward, in.args, in.a);
+  }
+  return {value, moments};
+}
+
+std::tuple<Tensor, Tensor> ncc_backward(const Tensor& grad, const Tensor& a, const Tensor& b,
+                                        const std::optional<Tensor>& mask, const Tensor& moments,
+                                        int64_t window, double eps, bool need_a, bool need_b) {
+  const char* op = "ncc_backward";
+  const c10::OptionalDeviceGuard guard(a.device());
+  Inputs in = inputs_of(op, a, b, mask, window, eps);
+  check_like(op, "grad", grad, a);
+  TORCH_CHECK(grad.sizes() == a.sizes().slice(0, 2), "deepatlas_ops.", op,
+              ": grad must be [B, C], got ", grad.sizes());
+  TORCH_CHECK(moments.device() == a.device() && moments.scalar_type() == at::kDouble &&
+                  moments.sizes() == at::IntArrayRef({a.size(0), a.size(1), kMoments}),
+              "deepatlas_ops.", op, ": moments must be those of ncc, [B, C, ", kMoments,
+              "] in float64 on ", a.device(), ", got ", moments.sizes(), " ",
+              moments.scalar_type());
+  const auto gradient = [&](bool need) {
+    return need ? at::empty(a.sizes(), in.a.options().memory_format(std::nullopt))
+                : at::empty({0}, in.a.options());
+  };
+  const Tensor grad_a = gradient(need_a), grad_b = gradient(need_b);
+  if ((need_a || need_b) && a.numel() > 0) {
+    const Tensor g = grad.contiguous();
+    use_moments(in, moments.contiguous());
+    in.args.grad = g.const_data_ptr();
+    in.args.grad_a = need_a ? grad_a.mutable_data_ptr() : nullptr;
+    in.args.grad_b = need_b ? grad_b.mutable_data_ptr() : nullptr;
+    DA_LAUNCH(op, ncc_backward, in.args, in.a);
+  }
+  return {grad_a, grad_b};
+}
+
+void register_ncc(torch::Library& m) {
+  m.impl("ncc", &ncc);
+  m.impl("ncc_backward", &ncc_backward);
+}
+
+}  // namespace
+}  // namespace deepatlas
+
+DA_REGISTER(deepatlas::register_ncc)

@@ -1,0 +1,181 @@
+// Runs the correlation kernels of CUDA on the host, functors voxel by voxel and reductions with one
+// thread a CUDA thread, and compares them with the CPU kernels: every scalar type, global and
+// windowed, with and without a mask over NaN. Prints one line a failure; exit status 1 if any.
+#include "cuda_on_host.h"
+// above: what the kernels below are written in
+
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "ncc_device.h"
+#include "reduce.cuh"
+
+using namespace deepatlas;
+
+namespace {
+
+int failures = 0;
+
+template <int Threads>
+Parallel threads() {
+  return {Threads, [](int64_t count, int64_t grain, void* context, Parallel::Body body) {
+            const int64_t piece = std::max(grain, (count + Threads - 1) / Threads);
+            std::vector<std::thread> pool;
+            for (int64_t i = 0; i < count; i += piece) {
+              pool.emplace_back([=] { body(context, i, std::min(count, i + piece)); });
+            }
+            for (auto& thread : pool) thread.join();
+          }};
+}
+
+struct HostLaunch {
+  template <class Index, class Functor>
+  const char* each(int64_t count, const Functor& functor) const {
+    for (int64_t i = 0; i < count; ++i) functor(Index(i));
+    return nullptr;
+  }
+  template <class Reducer>
+  const char* reduce(int64_t pieces, const Reducer& reducer) const {
+    constexpr int threads = 16;
+    // Fewer blocks than pieces: each then takes several.
+    const unsigned blocks = unsigned(pieces < 2 ? pieces : 2);
+    launch_on_host(blocks, threads, [&] { reduce_kernel<threads>(pieces, reducer); });
+    return nullptr;
+  }
+};
+
+std::mt19937 generator(7);
+
+template <class S>
+std::vector<S> random(int64_t n, float scale) {
+  std::normal_distribution<float> normal(0, scale);
+  std::vector<S> values(n);
+  for (auto& v : values) store(&v, Accumulate<S>(normal(generator)));
+  return values;
+}
+
+template <class S>
+void compare(const std::string& what, const std::vector<S>& found, const std::vector<S>& expected) {
+  const double tolerance = sizeof(S) == 8 ? 1e-11 : sizeof(S) == 4 ? 1e-6 : 1e-2;
+  double scale = 1e-30;
+  for (const S& value : expected) scale = std::max(scale, std::abs(double(load(value))));
+  for (size_t i = 0; i < found.size(); ++i) {
+    const double f = load(found[i]), e = load(expected[i]);
+    if (std::abs(f - e) <= tolerance * scale) continue;
+    std::printf("%s: element %zu is %g, on the CPU %g\n", what.c_str(), i, f, e);
+    ++failures;
+    return;
+  }
+}
+
+template <class S>
+struct Results {
+  std::vector<S> value, grad_a, grad_b;
+  std::vector<double> moments;
+};
+
+template <class S, class Forward, class Backward>
+Results<S> run(NccArgs args, const Forward& forward, const Backward& backward) {
+  const int64_t all = args.items() * args.shape.voxels();
+  const S sentinel = random<S>(1, 1)[0];
+  Results<S> r{std::vector<S>(args.items(), sentinel), std::vector<S>(all, sentinel),
+               std::vector<S>(all, sentinel), std::vector<double>(args.items() * ncc::kMoments)};
+  args.moments = r.moments.data();
+  args.value = r.value.data();
+  forward(args);
+  args.grad_a = r.grad_a.data();
+  args.grad_b = r.grad_b.data();
+  backward(args);
+  return r;
+}
+
+template <class S>
+bool same(const std::vector<S>& a, const std::vector<S>& b) {
+  return std::memcmp(a.data(), b.data(), a.size() * sizeof(S)) == 0;
+}
+
+template <class S>
+void check(const std::string& what, NccArgs args, bool masked) {
+  const int64_t voxels = args.shape.voxels(), all = args.items() * voxels;
+  auto a = random<S>(all, 1), b = random<S>(all, 1);
+  auto mask = random<S>(args.batch * voxels, 1);
+  const auto grad = random<S>(args.items(), 1);
+  for (int64_t i = 0; i < all; ++i) {
+    store(&b[i], Accumulate<S>(load(a[i]) + load(b[i])));
+  }
+  if (masked) {
+    for (int64_t i = 0; i < args.batch * voxels; ++i) {
+      const double weight = std::abs(double(load(mask[i])));
+      store(&mask[i], Accumulate<S>(weight > 0.7 ? weight : 0));
+      if (weight > 0.7) continue;
+      for (int64_t c = 0; c < args.channels; ++c) {  // never to be seen
+        const int64_t at = (i / voxels * args.channels + c) * voxels + i % voxels;
+        store(&a[at], Accumulate<S>(std::nan("")));
+      }
+    }
+    args.mask = mask.data();
+  }
+  args.a = a.data();
+  args.b = b.data();
+  args.grad = grad.data();
+  const auto cpu = [&](auto parallel) {
+    return run<S>(
+        args, [&](const NccArgs& x) { ncc_forward_cpu(x, parallel); },
+        [&](const NccArgs& x) { ncc_backward_cpu(x, parallel); });
+  };
+  const auto expected = cpu(threads<1>()), threaded = cpu(threads<3>());
+  if (!same(expected.value, threaded.value) || !same(expected.grad_a, threaded.grad_a) ||
+      !same(expected.grad_b, threaded.grad_b)) {
+    std::printf("%s: the results depend on the number of threads\n", what.c_str());
+    ++failures;
+  }
+  std::vector<double> workspace(ncc::device::workspace_size(args));
+  args.workspace = workspace.data();
+  const auto found = run<S>(
+      args, [](const NccArgs& x) { ncc::device::device_forward<S>(x, HostLaunch()); },
+      [](const NccArgs& x) { ncc::device::device_backward<S>(x, HostLaunch()); });
+  compare(what + " value", found.value, expected.value);
+  compare(what + " moments", found.moments, expected.moments);
+  compare(what + " gradient by a", found.grad_a, expected.grad_a);
+  compare(what + " gradient by b", found.grad_b, expected.grad_b);
+}
+
+template <class S>
+void check_all(const std::string& scalar, Scalar code) {
+  struct Case {
+    int64_t batch, channels;
+    Shape3 shape;
+  };
+  const Case cases[] = {{2, 2, {5, 17, 9}}, {1, 3, {1, 4, 1}}, {1, 1, {35, 16, 11}}};
+  for (const Case& c : cases) {
+    for (const int64_t window : {0, 3, 7, 41}) {
+      for (const bool masked : {false, true}) {
+        NccArgs args{};
+        args.scalar = code;
+        args.batch = c.batch;
+        args.channels = c.channels;
+        args.shape = c.shape;
+        args.window = window;
+        args.eps = 1e-5;
+        check<S>(scalar + " depth " + std::to_string(c.shape.d) + " window " +
+                     std::to_string(window) + (masked ? " masked" : ""),
+                 args, masked);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  check_all<double>("float64", Scalar::kFloat64);
+  check_all<float>("float32", Scalar::kFloat32);
+  check_all<Half>("float16", Scalar::kFloat16);
+  check_all<BFloat16>("bfloat16", Scalar::kBFloat16);
+  std::printf("%d failures\n", failures);
+  return failures != 0;
+}
