@@ -65,7 +65,7 @@ def requested_backend() -> str:
 
 
 # Schema, fake kernel and gradient are registered, so that torch.compile and opcheck see them as one op each.
-WITHOUT_KERNEL = frozenset({"log_jacobian", "smoothness_loss", "ncc"})
+WITHOUT_KERNEL = frozenset({"ncc"})
 
 
 @contextlib.contextmanager
