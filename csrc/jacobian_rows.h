@@ -40,25 +40,28 @@ struct Row {
   void read(Difference difference, int32_t x0, int n, Block<T>& block) const {
     const Along along_y(difference, y, shape.h, shape.w);
     const Along along_z(difference, z, shape.d, int64_t(shape.h) * shape.w);
-    const Along first(difference, 0, shape.w, 1), last(difference, shape.w - 1, shape.w, 1);
-    const Along inner(difference, 1, std::max(3, shape.w), 1);
-    const int32_t from = std::max(x0, 1), to = std::min(x0 + n, shape.w - 1);
+    const Along inner(difference, 1, 3, 1);
     for (int k = 0; k < 3; ++k) {
       const S* p = field + k * shape.voxels() + start() + x0;
       T* out = block.column[k];
-      const auto at = [&](int32_t x, const Along& s) {
-        const S* q = p + (x - x0);
-        subtract(q + s.low, q + s.high, s.scale, k == 0 ? s.unit : T(0), 1, out + (x - x0));
-      };
-      if (x0 == 0) at(0, first);
-      if (x0 + n == shape.w) at(shape.w - 1, last);
-      const S* q = p + (from - x0);
-      subtract(q + inner.low, q + inner.high, inner.scale, T(0), to - from, out + (from - x0));
+      // The ends of a row are done as if the rows beside it went on, to keep whole vectors, and then
+      // again; nothing is read outside the field.
+      const int from = p > field ? 0 : 1, to = p + n < field + 3 * shape.voxels() ? n : n - 1;
+      const T scale = inner.scale * T(0.5) * T(shape.w - 1);
+      subtract(p + from + inner.low, p + from + inner.high, scale, T(0), to - from, out + from);
+      if (x0 == 0) edge(difference, 0, p, k, out);
+      if (x0 + n == shape.w) edge(difference, shape.w - 1, p + n - 1, k, out + n - 1);
       subtract(p + along_y.low, p + along_y.high, along_y.scale, k == 1 ? along_y.unit : T(0), n,
                block.column[3 + k]);
       subtract(p + along_z.low, p + along_z.high, along_z.scale, k == 2 ? along_z.unit : T(0), n,
                block.column[6 + k]);
     }
+  }
+
+ private:
+  void edge(Difference difference, int32_t x, const S* p, int k, T* out) const {
+    const Along along(difference, x, shape.w, 1);
+    subtract(p + along.low, p + along.high, along.scale, k == 0 ? along.unit : T(0), 1, out);
   }
 };
 
