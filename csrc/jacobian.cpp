@@ -39,28 +39,31 @@ template <class S, bool Normalize>
 void log_jacobian(const JacobianArgs& a, const Parallel& parallel) {
   using T = Accumulate<S>;
   const LogJacobianPoint<T, Normalize> point(a);
-  map_voxels<S, S>(a, parallel, [&](const Row<S>& row, int32_t x, int n, Block<T>& block, Block<T>&,
-                                    S* __restrict out) {
-    row.read(Difference::kCentral, x, n, block);
-    const auto p = point;
-    for (int i = 0; i < n; ++i) store(out + i, p.value(block.columns(i)));
-  });
+  map_voxels<S, S>(
+      a, parallel,
+      [&](const Row<S>& row, int32_t x, int n, Block<T>& block, Block<T>&, S* __restrict out) {
+        row.read(Difference::kCentral, x, n, block);
+        const auto p = point;
+        for (int i = 0; i < n; ++i) store(out + i, p.value(block.columns(i)));
+      });
 }
 
 template <class S>
 void determinants(const JacobianArgs& a, const Parallel& parallel) {
   using T = Accumulate<S>;
-  map_voxels<S, T>(a, parallel, [&](const Row<S>& row, int32_t x, int n, Block<T>& block,
-                                    Block<T>& other, T* __restrict out) {
-    if (!a.digital) {
-      row.read(Difference::kCentral, x, n, block);
-      for (int i = 0; i < n; ++i) out[i] = determinant(block.columns(i));
-      return;
-    }
-    row.read(Difference::kForward, x, n, block);
-    row.read(Difference::kBackward, x, n, other);
-    for (int i = 0; i < n; ++i) out[i] = least_determinant(block.columns(i), other.columns(i));
-  });
+  map_voxels<S, T>(a, parallel,
+                   [&](const Row<S>& row, int32_t x, int n, Block<T>& block, Block<T>& other,
+                       T* __restrict out) {
+                     if (!a.digital) {
+                       row.read(Difference::kCentral, x, n, block);
+                       for (int i = 0; i < n; ++i) out[i] = determinant(block.columns(i));
+                       return;
+                     }
+                     row.read(Difference::kForward, x, n, block);
+                     row.read(Difference::kBackward, x, n, other);
+                     for (int i = 0; i < n; ++i)
+                       out[i] = least_determinant(block.columns(i), other.columns(i));
+                   });
 }
 
 // ---- smoothness_loss ----------------------------------------------------------------------------

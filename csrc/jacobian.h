@@ -10,6 +10,9 @@ namespace deepatlas {
 
 inline constexpr double kSmoothnessEps = 1e-3;  // as SMOOTHNESS_EPS of the PyTorch body
 
+template <class T>
+inline constexpr T kInfinity = std::numeric_limits<T>::infinity();
+
 // ---- logarithm ----------------------------------------------------------------------------------
 
 DA_HD double bits_to_double(uint64_t bits) {
@@ -81,7 +84,7 @@ DA_HD T log_positive(T x) {
   const T s = f / (T(2) + f), z = s * s;
   const T rest = s * (f - z * log_series<T>(z));  // log(1 + f) = f - rest
   const T value = T(k) * Parts::kHigh + (f - (rest - T(k) * Parts::kLow));
-  return x < std::numeric_limits<T>::infinity() ? value : x;
+  return x < kInfinity<T> ? value : x;
 }
 
 // log(det) made finite and increasing for every det: its tangent from eps down to 0, and below 0
@@ -179,7 +182,7 @@ template <class T>
 DA_HD T least_determinant(const Columns<T>& p, const Columns<T>& q) {
   const Vec3<T> pp = cross(p.b, p.c), pq = cross(p.b, q.c), qp = cross(q.b, p.c),
                 qq = cross(q.b, q.c);
-  T least = std::numeric_limits<T>::infinity();
+  T least = kInfinity<T>;
   least = lesser(least, p.a, pp);
   least = lesser(least, p.a, pq);
   least = lesser(least, p.a, qp);
@@ -253,7 +256,8 @@ struct Statistics {
   double weight;  // sum of the weights, 1 where they sum to 0
 };
 
-// Eq. 11 at one voxel: D and the second Huber loss first, the first one when the mean of D is known.
+// Eq. 11 at one voxel: D and the second Huber loss first, the first one when the mean of D is
+// known.
 template <class T, bool Log>
 struct SmoothnessPoint {
   Logarithm<T> log;

@@ -53,8 +53,8 @@ struct Sides {
 template <class S, class T>
 void gather(const T* __restrict a, const Sides<T>& b, const Sides<T>& c, int32_t width,
             S* __restrict out) {
-  const T *__restrict bl = b.low, *__restrict bh = b.high;
-  const T *__restrict cl = c.low, *__restrict ch = c.high;
+  const T* __restrict bl = b.low, * __restrict bh = b.high;
+  const T* __restrict cl = c.low, * __restrict ch = c.high;
   const T bls = b.low_sign, bhs = b.high_sign, cls = c.low_sign, chs = c.high_sign;
   const auto rest = [&](int32_t i) {
     return (bls * bl[i] - bhs * bh[i]) + (cls * cl[i] - chs * ch[i]);
@@ -120,9 +120,8 @@ class Backward {
     Block<T> block, gradients;
     in_blocks(s.w, [&](int32_t x, int n) {
       row.read(Difference::kCentral, x, n, block);
-      gradient(row.start() + x, n, block, [&](const auto& at) {
-        fill_block(n, sx, sy, sz, at, gradients);
-      });
+      gradient(row.start() + x, n, block,
+               [&](const auto& at) { fill_block(n, sx, sy, sz, at, gradients); });
       for (int k = 0; k < 9; ++k) std::copy_n(gradients.column[k], n, to + k * s.w + x);
     });
     for (int k = 0; k < 3; ++k) {  // one-sided differences have twice the scale

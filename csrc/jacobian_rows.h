@@ -44,8 +44,8 @@ struct Row {
     for (int k = 0; k < 3; ++k) {
       const S* p = field + k * shape.voxels() + start() + x0;
       T* out = block.column[k];
-      // The ends of a row are done as if the rows beside it went on, to keep whole vectors, and then
-      // again; nothing is read outside the field.
+      // The ends of a row are done as if the rows beside it went on, to keep whole vectors, and
+      // then again; nothing is read outside the field.
       const int from = p > field ? 0 : 1, to = p + n < field + 3 * shape.voxels() ? n : n - 1;
       const T scale = inner.scale * T(0.5) * T(shape.w - 1);
       subtract(p + from + inner.low, p + from + inner.high, scale, T(0), to - from, out + from);
