@@ -22,7 +22,7 @@ void check_like(const char* op, const char* name, const Tensor& t, const Tensor&
   TORCH_CHECK(t.device() == field.device() && t.scalar_type() == field.scalar_type(),
               "deepatlas_ops.", op, ": ", name, " must be ", field.scalar_type(), " on ",
               field.device(), " like field, got ", t.scalar_type(), " on ", t.device());
-  TORCH_CHECK(t.sizes() == size, "deepatlas_ops.", op, ": ", name, " must be [", size, "], got ",
+  TORCH_CHECK(t.sizes() == size, "deepatlas_ops.", op, ": ", name, " must be ", size, ", got ",
               t.sizes());
 }
 

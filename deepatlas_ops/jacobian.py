@@ -164,9 +164,7 @@ def log_jacobian_std(field: Tensor, mask: Tensor | None = None, *, convention: s
 
 def _determinant(field: Tensor, digital: bool) -> Tensor:
     """[B, 1, D, H, W], float32 for half types."""
-    return _library.call(
-        "jacobian_determinant", reference.jacobian_determinant, field.detach(), digital
-    )
+    return _library.call("jacobian_determinant", reference.jacobian_determinant, field.detach(), digital)
 
 
 def _weighted_mean(x: Tensor, weights: Tensor | None) -> Tensor:
