@@ -99,7 +99,7 @@ def folds(field: Tensor, mask: Tensor | None = None, *, differences: str = "cent
             (either along each axis) is at most 0; at a border only the difference that exists is taken. These
             are eight of the ten determinants that Liu et al. ask to be positive of a digital diffeomorphism,
             "On Finite Difference Jacobian Computation in Deformable Image Registration", IJCV 2024 (the two
-            others belong to tetrahedra that hold no corner of the voxel's cube), so 0 is necessary for one.
+            others take differences to diagonal neighbours), so 0 is necessary for one but not sufficient.
 
     Returns:
         [B], on the device of ``field``: float64 for a float64 field, else float32. Not differentiable. A NaN
