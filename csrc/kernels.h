@@ -88,4 +88,42 @@ int64_t ncc_workspace_cuda(const NccArgs& args);  // for both directions
 const char* ncc_forward_cuda(const NccArgs& args, void* stream);
 const char* ncc_backward_cuda(const NccArgs& args, void* stream);
 
+// ---- Jacobians ----------------------------------------------------------------------------------
+
+struct JacobianArgs {
+  Scalar scalar;  // of field, weight, grad, output and grad_field
+  int64_t batch;
+  Shape3 shape;
+  const void* field;   // [batch, 3, shape], absolute coordinates
+  const void* weight;  // smoothness: [batch, shape]; null: all alike
+  bool normalize;      // log_jacobian: columns over their lengths
+  bool logarithm;      // smoothness: second term on the logarithm
+  bool digital;        // determinant: the least of forward and backward differences
+  double eps;          // log_jacobian
+  double delta;        // smoothness
+  void* output;        // log_jacobian: [batch, shape]; determinant: the same, accumulate type;
+                       // smoothness: [batch]
+  const void* grad;    // backward: like the output
+  void* grad_field;    // backward: [batch, 3, shape]
+  double* statistics;  // smoothness: [batch, 3], written by forward and read by backward
+  void* change;        // smoothness forward: scratch [batch, shape], accumulate type
+  double* sums;        // smoothness forward: scratch of smoothness_sums() numbers
+  void* columns;       // backward on CUDA: scratch [batch, 9, shape], accumulate type
+};
+
+// Partial sums of smoothness_loss: one set a plane on the CPU, one a thread on CUDA.
+int64_t smoothness_sums_cpu(const JacobianArgs& args);
+int64_t smoothness_sums_cuda(const JacobianArgs& args);
+
+void log_jacobian_forward_cpu(const JacobianArgs& args, const Parallel& parallel);
+void log_jacobian_backward_cpu(const JacobianArgs& args, const Parallel& parallel);
+void jacobian_determinant_cpu(const JacobianArgs& args, const Parallel& parallel);
+void smoothness_forward_cpu(const JacobianArgs& args, const Parallel& parallel);
+void smoothness_backward_cpu(const JacobianArgs& args, const Parallel& parallel);
+const char* log_jacobian_forward_cuda(const JacobianArgs& args, void* stream);
+const char* log_jacobian_backward_cuda(const JacobianArgs& args, void* stream);
+const char* jacobian_determinant_cuda(const JacobianArgs& args, void* stream);
+const char* smoothness_forward_cuda(const JacobianArgs& args, void* stream);
+const char* smoothness_backward_cuda(const JacobianArgs& args, void* stream);
+
 }  // namespace deepatlas

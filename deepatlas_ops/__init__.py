@@ -12,7 +12,7 @@ from typing import Any
 
 from ._library import requested_backend, use_backend
 from .invert import ImplicitWarp, implicit_warp
-from .jacobian import log_jacobian, smoothness_loss
+from .jacobian import folds, log_jacobian, log_jacobian_std, smoothness_loss
 from .ncc import ncc
 from .resample import affine_resample, resample, resize, warp
 
@@ -20,8 +20,10 @@ __all__ = [
     "ImplicitWarp",
     "affine_resample",
     "build_info",
+    "folds",
     "implicit_warp",
     "log_jacobian",
+    "log_jacobian_std",
     "ncc",
     "resample",
     "resize",

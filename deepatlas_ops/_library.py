@@ -64,10 +64,6 @@ def requested_backend() -> str:
     return chosen
 
 
-# Schema, fake kernel and gradient are registered, so that torch.compile and opcheck see them as one op each.
-WITHOUT_KERNEL = frozenset({"log_jacobian", "smoothness_loss"})
-
-
 @contextlib.contextmanager
 def use_backend(backend: str) -> Iterator[None]:
     """Choose where the ops run, for the calls inside the ``with`` block (of this thread or task).
@@ -115,15 +111,21 @@ def runs_reference() -> bool:
             RuntimeWarning,
             stacklevel=2,
         )
-    return False  # the ops themselves fall back to the same bodies
+    return False
 
 
 def call(name: str, reference: Callable[..., Any], *args: Any) -> Any:
     """Run op ``name``, or its PyTorch body under ordinary autograd when the backend is "torch".
 
-    Ops that have no native kernel yet run as their body too, outside of compiled code: their own backward op
-    recomputes the forward, which spares memory but takes two to four times as long as ordinary autograd.
+    Without native kernels the body runs too, outside of compiled code: the backward op of a body recomputes
+    the forward, which spares memory but takes two to four times as long as ordinary autograd.
     """
-    if runs_reference() or (name in WITHOUT_KERNEL and not torch.compiler.is_compiling()):
+    if runs_reference() or not (torch.compiler.is_compiling() or _native()):
         return reference(*args)
     return getattr(torch.ops.deepatlas_ops, name)(*args)
+
+
+def _native() -> bool:
+    from . import _build
+
+    return _build.load().native

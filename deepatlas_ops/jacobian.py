@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _check, _library, reference
+from .reference.sampling import compute_dtype
 
 
 def log_jacobian(field: Tensor, *, normalize_columns: bool = False, eps: float = 1e-3) -> Tensor:
@@ -74,14 +75,104 @@ def smoothness_loss(
     _check.positive("smoothness_loss", "delta", delta)
     _check.choice("smoothness_loss", "orthonormality", orthonormality, ("log", "det"))
     with _check.without_autocast(field):
-        return _library.call(
+        loss, _ = _library.call(
             "smoothness_loss",
-            reference.smoothness_loss,
+            lambda *args: (reference.smoothness_loss(*args), None),
             field,
             weights,
             float(delta),
             orthonormality == "log",
         )
+    return loss
+
+
+def folds(field: Tensor, mask: Tensor | None = None, *, differences: str = "central") -> Tensor:
+    """Fraction of a coordinate field's voxels where it folds: a Jacobian determinant of at most 0.
+
+    Args:
+        field: [B, 3, D, H, W] absolute coordinates, channels x, y, z.
+        mask: [B, 1, D, H, W] weights (bool, integer or the field's dtype, not negative); None weighs all
+            voxels alike. An all-zero mask gives 0.
+        differences: ``"central"`` takes the determinant of :func:`log_jacobian`, as registration papers
+            usually report, which does not see the voxel itself and so misses folds between neighbours.
+            ``"digital"`` counts a voxel if any of the eight determinants of forward and backward differences
+            (either along each axis) is at most 0; at a border only the difference that exists is taken. These
+            are eight of the ten determinants that Liu et al. ask to be positive of a digital diffeomorphism,
+            "On Finite Difference Jacobian Computation in Deformable Image Registration", IJCV 2024 (the two
+            others take differences to diagonal neighbours), so 0 is necessary for one but not sufficient.
+
+    Returns:
+        [B], on the device of ``field``: float64 for a float64 field, else float32. Not differentiable. A NaN
+        determinant is no fold.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, other differences.
+    """
+    field, mask = _check.autocast(field, mask, least=torch.float32)
+    _check.tensor("folds", "field", field, channels=3)
+    weights = _check.mask("folds", mask, "field", field)
+    _check.choice("folds", "differences", differences, ("central", "digital"))
+    with _check.without_autocast(field), torch.no_grad():
+        det = _determinant(field, differences == "digital")
+        return _weighted_mean((det <= 0).to(det.dtype), weights)
+
+
+def log_jacobian_std(field: Tensor, mask: Tensor | None = None, *, convention: str = "plain") -> Tensor:
+    """Standard deviation of the logarithm of the Jacobian determinant, a measure of irregularity.
+
+    Args:
+        field: [B, 3, D, H, W] absolute coordinates, channels x, y, z.
+        mask: [B, 1, D, H, W] weights (bool, integer or the field's dtype, not negative); None weighs all
+            voxels alike. An all-zero mask gives 0.
+        convention: ``"plain"`` takes :func:`log_jacobian` of every voxel. ``"learn2reg"`` is SDlogJ of the
+            Learn2Reg challenge (``evaluation/utils.py`` and ``evaluation.py`` of MDL-UzL/L2R): the logarithm
+            of the determinant plus 3, clipped to 1e-9 ... 1e9, without the two outermost layers of voxels.
+
+    Returns:
+        [B], on the device of ``field``: float64 for a float64 field, else float32. Not differentiable. The
+        deviation is that of a population (divided by the sum of the weights).
+
+    The challenge takes the determinant of a displacement in voxels. For a field that maps a grid onto itself
+    that is the determinant here, since the steps of an axis cancel. For a field into a grid of another size
+    n' the one in voxels is larger by the product of (n' - 1) / (n - 1) over the axes: ``"plain"`` does not
+    change with such a constant factor, ``"learn2reg"`` does.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit, another convention, or an axis of less than five
+            voxels for ``"learn2reg"``.
+    """
+    field, mask = _check.autocast(field, mask, least=torch.float32)
+    _check.tensor("log_jacobian_std", "field", field, channels=3)
+    weights = _check.mask("log_jacobian_std", mask, "field", field)
+    _check.choice("log_jacobian_std", "convention", convention, ("plain", "learn2reg"))
+    learn2reg = convention == "learn2reg"
+    if learn2reg and min(field.shape[2:]) < 5:
+        _check.fail(
+            "log_jacobian_std", "field", "at least five voxels on each axis for learn2reg", list(field.shape)
+        )
+    with _check.without_autocast(field), torch.no_grad():
+        det = _determinant(field, False)
+        if learn2reg:
+            inner = (..., slice(2, -2), slice(2, -2), slice(2, -2))
+            logarithm = (det[inner] + 3).clamp(1e-9, 1e9).log()
+            weights = None if weights is None else weights[inner]
+        else:
+            logarithm = reference.log_determinant(det, reference.SMOOTHNESS_EPS)
+        mean = _weighted_mean(logarithm, weights)
+        return _weighted_mean((logarithm - mean[:, None, None, None, None]) ** 2, weights).sqrt()
+
+
+def _determinant(field: Tensor, digital: bool) -> Tensor:
+    """[B, 1, D, H, W], float32 for half types."""
+    return _library.call("jacobian_determinant", reference.jacobian_determinant, field.detach(), digital)
+
+
+def _weighted_mean(x: Tensor, weights: Tensor | None) -> Tensor:
+    """[B]; what lies where there is no weight may be anything, NaN included."""
+    if weights is not None:
+        weights = weights.to(x.dtype)
+        x = torch.where(weights > 0, x, 0.0)
+    return reference.weighted_mean(x, weights).flatten()
 
 
 def _log_jacobian_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -94,14 +185,27 @@ def _log_jacobian_backward(ctx: Any, grad: Tensor) -> tuple:
     return torch.ops.deepatlas_ops.log_jacobian_backward(grad, field, *ctx.options), None, None
 
 
-def _smoothness_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _smoothness_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     field, mask, *ctx.options = inputs
-    ctx.save_for_backward(field, mask)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(field, mask, output[1])
 
 
-def _smoothness_backward(ctx: Any, grad: Tensor) -> tuple:
-    field, mask = ctx.saved_tensors
-    return torch.ops.deepatlas_ops.smoothness_loss_backward(grad, field, mask, *ctx.options), None, None, None
+def _smoothness_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple:
+    grad_field = torch.ops.deepatlas_ops.smoothness_loss_backward(grad, *ctx.saved_tensors, *ctx.options)
+    return grad_field, None, None, None
+
+
+def _smoothness_backward_body(
+    grad: Tensor,
+    field: Tensor,
+    mask: Tensor | None,
+    statistics: Tensor,
+    delta: float,
+    log_orthonormality: bool,
+) -> Tensor:
+    # It has D of every voxel at hand again, and so has the statistics.
+    return reference.smoothness_loss_backward(grad, field, mask, delta, log_orthonormality)
 
 
 _library.register(
@@ -119,16 +223,27 @@ _library.register(
     lambda grad, field, normalize_columns, eps: field.new_empty(field.shape),
 )
 _library.register(
+    "jacobian_determinant",
+    "(Tensor field, bool digital) -> Tensor",
+    reference.jacobian_determinant,
+    lambda field, digital: field.new_empty(
+        (field.shape[0], 1, *field.shape[2:]), dtype=compute_dtype(field.dtype)
+    ),
+)
+_library.register(
     "smoothness_loss",
-    "(Tensor field, Tensor? mask, float delta, bool log_orthonormality) -> Tensor",
-    reference.smoothness_loss,
-    lambda field, mask, delta, log_orthonormality: field.new_empty(field.shape[:1]),
+    "(Tensor field, Tensor? mask, float delta, bool log_orthonormality) -> (Tensor, Tensor)",
+    reference.smoothness_loss_and_statistics,
+    lambda field, mask, delta, log_orthonormality: (
+        field.new_empty(field.shape[:1]),
+        field.new_empty((field.shape[0], 3), dtype=torch.float64),
+    ),
     setup_context=_smoothness_context,
     backward=_smoothness_backward,
 )
 _library.register(
     "smoothness_loss_backward",
-    "(Tensor grad, Tensor field, Tensor? mask, float delta, bool log_orthonormality) -> Tensor",
-    reference.smoothness_loss_backward,
-    lambda grad, field, mask, delta, log_orthonormality: field.new_empty(field.shape),
+    "(Tensor grad, Tensor field, Tensor? mask, Tensor statistics, float delta, bool log_orthonormality) -> Tensor",
+    _smoothness_backward_body,
+    lambda grad, field, mask, statistics, delta, log_orthonormality: field.new_empty(field.shape),
 )

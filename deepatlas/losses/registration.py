@@ -52,10 +52,8 @@ class RegistrationLoss:
         coords = self._on_loss_grid(coords, image.shape[2:])
         with torch.no_grad():
             features = self.similarity.encode(image)
-            determinant = ops.log_jacobian(coords, eps=1e-6)
-            # Below eps the logarithm is continued linearly, so that det <= 0 reads as log(eps) - 1 or less.
-            folded = (determinant <= torch.log(determinant.new_tensor(1e-6)) - 1).to(mask.dtype)
-            folds = (folded * mask).sum() / mask.sum().clamp_min(1)
+            weight = mask.flatten(1).sum(1)
+            folds = (ops.folds(coords, mask) * weight).sum() / weight.sum().clamp_min(1)
 
         explicit = self._explicit(coords, image, features, mask, atlas)
         implicit, overlap = self._implicit(coords, image, features, mask)

@@ -67,13 +67,5 @@ def _homogeneous(points: np.ndarray) -> np.ndarray:
 def _folds(model: Model, exam: PhantomExam) -> float:
     """Fraction of foreground voxels of the model grid where the coordinate map turns over (det J <= 0)."""
     coords, _, hu = model.coordinates_on_model_grid(exam.volume)
-    mask = foreground_mask(hu.array)
-    folded = fold_map(coords)[0, 0].cpu().numpy()
-    return float(folded[mask].mean()) if mask.any() else 0.0
-
-
-def fold_map(coords: torch.Tensor) -> torch.Tensor:
-    """Where the Jacobian determinant of ``coords [B, 3, D, H, W]`` is at most 0: bool ``[B, 1, D, H, W]``."""
-    eps = 1e-6
-    # The logarithm is continued linearly below eps: det = 0 gives log(eps) - 1.
-    return ops.log_jacobian(coords, eps=eps) <= np.log(eps) - 1
+    mask = torch.from_numpy(foreground_mask(hu.array))[None, None].to(coords.device)
+    return float(ops.folds(coords, mask))

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from .invert import continued_inverse, implicit_warp_backward, solve_inverse, step_matrix
 from .jacobian import (
+    SMOOTHNESS_EPS,
     jacobian,
+    jacobian_determinant,
     log_determinant,
     log_jacobian,
     log_jacobian_backward,
     smoothness_loss,
+    smoothness_loss_and_statistics,
     smoothness_loss_backward,
+    weighted_mean,
 )
 from .ncc import channel_moments, ncc, ncc_backward
 from .sampling import (
@@ -30,6 +34,7 @@ from .sampling import (
 )
 
 __all__ = [
+    "SMOOTHNESS_EPS",
     "affine_resample",
     "affine_resample_backward",
     "channel_moments",
@@ -37,6 +42,7 @@ __all__ = [
     "identity_grid",
     "implicit_warp_backward",
     "jacobian",
+    "jacobian_determinant",
     "log_determinant",
     "log_jacobian",
     "log_jacobian_backward",
@@ -47,9 +53,11 @@ __all__ = [
     "resize",
     "resize_backward",
     "smoothness_loss",
+    "smoothness_loss_and_statistics",
     "smoothness_loss_backward",
     "solve_inverse",
     "step_matrix",
     "warp",
     "warp_backward",
+    "weighted_mean",
 ]

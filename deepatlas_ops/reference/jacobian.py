@@ -7,6 +7,7 @@ kept.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -128,6 +129,36 @@ def _log_determinant_slope(det: Tensor, eps: float) -> Tensor:
     return 1 / torch.where(det >= 0, det.clamp_min(eps), eps - det)
 
 
+def jacobian_determinant(field: Tensor, digital: bool) -> Tensor:
+    """The determinant in the compute type, [B, 1, D, H, W], so that its sign survives half types.
+
+    With ``digital`` it is the smallest of the eight determinants of forward and backward differences, passing
+    over NaN; at a border only the one-sided difference that exists is taken.
+    """
+    field = field.to(compute_dtype(field.dtype))
+    if not digital:
+        return _determinant(*jacobian(field))
+    least = torch.full_like(field[:, :1], math.inf)
+    for columns in itertools.product(*_one_sided_columns(field)):
+        det = _determinant(*columns)
+        least = torch.where(det < least, det, least)
+    return least
+
+
+def _one_sided_columns(field: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """For x, y and z the columns of forward and of backward differences."""
+    pairs = []
+    for column, axis in zip(jacobian(field), (4, 3, 2), strict=True):
+        n = field.shape[axis]
+        if n == 1:
+            pairs.append((column, column))
+            continue
+        steps = field.diff(dim=axis) * ((n - 1) / 2)
+        first, last = steps.narrow(axis, 0, 1), steps.narrow(axis, n - 2, 1)
+        pairs.append((torch.cat((steps, last), axis), torch.cat((first, steps), axis)))
+    return pairs
+
+
 def log_jacobian(field: Tensor, normalize_columns: bool, eps: float) -> Tensor:
     """The logarithm of the Jacobian determinant of field [B, 3, D, H, W]: [B, 1, D, H, W]."""
     columns = jacobian(field.to(compute_dtype(field.dtype)))
@@ -189,10 +220,34 @@ def smoothness_loss(field: Tensor, mask: Tensor | None, delta: float, log_orthon
     """Eq. 11 of field [B, 3, D, H, W] under mask [B, 1, D, H, W]: [B]."""
     columns, weight = _masked_columns(field, mask)
     uniformity, orthonormality, *_ = _smoothness_residuals(columns, weight, log_orthonormality)
+    return _huber_mean(uniformity, orthonormality, weight, delta).to(field.dtype)
+
+
+def _huber_mean(uniformity: Tensor, orthonormality: Tensor, weight: Tensor | None, delta: float) -> Tensor:
     zero = torch.zeros_like(uniformity)
     loss = F.huber_loss(uniformity, zero, reduction="none", delta=delta)
     loss = loss + F.huber_loss(orthonormality, zero, reduction="none", delta=delta)
-    return weighted_mean(loss, weight).flatten().to(field.dtype)
+    return weighted_mean(loss, weight).flatten()
+
+
+def smoothness_loss_and_statistics(
+    field: Tensor, mask: Tensor | None, delta: float, log_orthonormality: bool
+) -> tuple[Tensor, Tensor]:
+    """smoothness_loss and what its gradient needs of all voxels together: [B, 3] float64.
+
+    They are the mean of D, the mean of the first Huber loss's derivative, and the sum of the weights (1 where
+    that is 0).
+    """
+    columns, weight = _masked_columns(field, mask)
+    uniformity, orthonormality, _, det, _ = _smoothness_residuals(columns, weight, log_orthonormality)
+    loss = _huber_mean(uniformity, orthonormality, weight, delta).to(field.dtype)
+    mean = weighted_mean(log_determinant(det, SMOOTHNESS_EPS), weight)
+    pull = weighted_mean(uniformity.clamp(-delta, delta), weight)
+    total = torch.full_like(mean, math.prod(det.shape[2:]))
+    if weight is not None:
+        total = weight.sum((2, 3, 4), keepdim=True)
+        total = torch.where(total == 0, 1.0, total)
+    return loss, torch.cat((mean, pull, total), 1).flatten(1).double()
 
 
 def smoothness_loss_backward(

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import why_not_native
 from fields import identity, smooth, strided
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import deepatlas_ops as ops
+from deepatlas_ops import reference
 
 SIZE = (5, 6, 7)
 EPS = 1e-3
@@ -40,14 +42,14 @@ def regular(batch=2, size=SIZE, amplitude=0.05):
 
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("size", [SIZE, (2, 9, 3)])
-def test_is_the_logarithm_of_the_determinant(path, size, normalize):
+def test_is_the_logarithm_of_the_determinant(backend, size, normalize):
     field = regular(size=size, amplitude=0.1) * torch.tensor([0.5, 1.3, 0.8]).reshape(1, 3, 1, 1, 1)
     det = determinant(field, normalize)
     assert det.min() > 0.05
     torch.testing.assert_close(ops.log_jacobian(field, normalize_columns=normalize), det.log())
 
 
-def test_is_simpleitks_determinant_in_voxels(path):
+def test_is_simpleitks_determinant_in_voxels(backend):
     sitk = pytest.importorskip("SimpleITK")
     size, n = (8, 8, 8), 8
     field = regular(1, size, 0.1)
@@ -58,7 +60,7 @@ def test_is_simpleitks_determinant_in_voxels(path):
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
-def test_closed_forms(path):
+def test_closed_forms(backend):
     x = identity(SIZE)
     assert ops.log_jacobian(x).abs().max() < 1e-12
     torch.testing.assert_close(
@@ -78,7 +80,7 @@ def flipped(det):
 
 
 @pytest.mark.parametrize("eps", [1e-3, 0.1])
-def test_the_logarithm_goes_on_below_eps_bounded_and_rising(path, eps):
+def test_the_logarithm_goes_on_below_eps_bounded_and_rising(backend, eps):
     dets = [2.0, eps * 1.001, eps * 0.999, eps * 0.5, eps * 1e-3, -eps * 1e-3, -eps, -1.0, -100.0, -1e6]
     values, slopes = [], []
     for det in dets:
@@ -96,7 +98,7 @@ def test_the_logarithm_goes_on_below_eps_bounded_and_rising(path, eps):
     assert slopes[-2] == pytest.approx(0.01, rel=0.01) and slopes[-1] < 1e-5
 
 
-def test_folds_are_pushed_open(path):
+def test_folds_are_pushed_open(backend):
     # one voxel folded over its neighbours: descent brings its determinant back above 0
     field = identity(SIZE).clone()
     field[0, 0, 2, 3, 3] += 0.9
@@ -112,7 +114,7 @@ def test_folds_are_pushed_open(path):
 
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("size", [(3, 4, 3), (1, 4, 2)])
-def test_gradcheck_of_log_jacobian(path, size, normalize):
+def test_gradcheck_of_log_jacobian(backend, size, normalize):
     field = regular(1, size, 0.4).requires_grad_()
     assert torch.autograd.gradcheck(
         lambda f: ops.log_jacobian(f, normalize_columns=normalize, eps=0.2), field
@@ -126,7 +128,7 @@ def huber(x, delta):
 @pytest.mark.parametrize("delta", [0.5, 0.05])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("orthonormality", ["log", "det"])
-def test_is_equation_11(path, orthonormality, masked, delta):
+def test_is_equation_11(backend, orthonormality, masked, delta):
     field = regular(amplitude=0.1) * torch.tensor([0.5, 1.3, 0.8]).reshape(1, 3, 1, 1, 1)
     weight = (
         torch.rand(2, 1, *SIZE).double() * (torch.rand(2, 1, *SIZE) > 0.3)
@@ -143,7 +145,7 @@ def test_is_equation_11(path, orthonormality, masked, delta):
     torch.testing.assert_close(got, want)
 
 
-def test_rigid_and_scaled_frames_cost_least(path):
+def test_rigid_and_scaled_frames_cost_least(backend):
     turn = torch.linalg.matrix_exp(
         torch.tensor([[0, 0.3, 0], [-0.3, 0, 0.1], [0, -0.1, 0]], dtype=torch.float64)
     )
@@ -157,7 +159,7 @@ def test_rigid_and_scaled_frames_cost_least(path):
 
 @pytest.mark.parametrize("orthonormality", ["log", "det"])
 @pytest.mark.parametrize("amplitude", [0.1, 0.3])
-def test_gradcheck_of_smoothness_loss(path, amplitude, orthonormality):
+def test_gradcheck_of_smoothness_loss(backend, amplitude, orthonormality):
     field = regular(2, (3, 4, 3), amplitude).requires_grad_()
     mask = torch.rand(2, 1, 3, 4, 3).double() * (torch.rand(2, 1, 3, 4, 3) > 0.3)
     assert torch.autograd.gradcheck(
@@ -172,7 +174,7 @@ def test_gradcheck_of_smoothness_loss(path, amplitude, orthonormality):
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float64])
-def test_masks_of_any_type_weigh_alike(path, dtype):
+def test_masks_of_any_type_weigh_alike(backend, dtype):
     mask = torch.rand(2, 1, *SIZE) > 0.4
     field = regular()
     torch.testing.assert_close(
@@ -180,7 +182,7 @@ def test_masks_of_any_type_weigh_alike(path, dtype):
     )
 
 
-def test_what_lies_beyond_the_masks_neighbours_does_not_matter(path):
+def test_what_lies_beyond_the_masks_neighbours_does_not_matter(backend):
     field = regular()
     mask = torch.zeros(2, 1, *SIZE, dtype=torch.bool)
     mask[..., :3] = True
@@ -194,7 +196,7 @@ def test_what_lies_beyond_the_masks_neighbours_does_not_matter(path):
     assert grad[..., :4].abs().max() > 0
 
 
-def test_an_all_zero_mask_gives_zero_and_no_gradient(path):
+def test_an_all_zero_mask_gives_zero_and_no_gradient(backend):
     field = regular().requires_grad_()
     mask = torch.ones(2, 1, *SIZE)
     mask[1] = 0
@@ -204,7 +206,7 @@ def test_an_all_zero_mask_gives_zero_and_no_gradient(path):
     assert (grad[1] == 0).all() and grad[0].abs().max() > 0
 
 
-def test_collapsed_and_exploded_fields_stay_finite(path):
+def test_collapsed_and_exploded_fields_stay_finite(backend):
     for field in (torch.zeros(1, 3, *SIZE), 1e4 * torch.randn(1, 3, *SIZE), identity(SIZE).float() * -1):
         field.requires_grad_()
         loss = ops.smoothness_loss(field)
@@ -232,11 +234,11 @@ def _any_shape(batch, size, masked, seed):
     torch.testing.assert_close(ops.smoothness_loss(again, mask, orthonormality="det"), loss.detach())
 
 
-def test_any_shape_and_strides(path):
+def test_any_shape_and_strides(backend):
     _any_shape()
 
 
-def test_an_axis_of_one_voxel_counts_as_the_identitys(path):
+def test_an_axis_of_one_voxel_counts_as_the_identitys(backend):
     field = identity((1, 6, 7)) * 0.5
     torch.testing.assert_close(
         ops.log_jacobian(field), torch.full((1, 1, 1, 6, 7), 2 * math.log(0.5)).double()
@@ -244,7 +246,7 @@ def test_an_axis_of_one_voxel_counts_as_the_identitys(path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_types_compute_in_float32(path, dtype):
+def test_half_types_compute_in_float32(backend, dtype):
     field = regular().to(dtype).requires_grad_()
     for function in (ops.log_jacobian, ops.smoothness_loss):
         got, exact = function(field), function(field.double())
@@ -253,7 +255,7 @@ def test_half_types_compute_in_float32(path, dtype):
         assert torch.autograd.grad(got.sum(), field)[0].dtype == dtype
 
 
-def test_autocast_runs_in_float32(path):
+def test_autocast_runs_in_float32(backend):
     field = regular().float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert ops.smoothness_loss(field.bfloat16(), torch.ones(2, 1, *SIZE)).dtype == torch.float32
@@ -275,8 +277,11 @@ def test_opcheck():
         registered.log_jacobian_backward.default, (torch.rand(2, 1, 3, 4, 5), field, False, 1e-3), **plain
     )
     torch.library.opcheck(
-        registered.smoothness_loss_backward.default, (torch.rand(2), field, mask, 0.5, True), **plain
+        registered.smoothness_loss_backward.default,
+        (torch.rand(2), field, mask, torch.rand(2, 3).double(), 0.5, True),
+        **plain,
     )
+    torch.library.opcheck(registered.jacobian_determinant.default, (field, True), **plain)
 
 
 def test_errors():
@@ -297,3 +302,91 @@ def test_errors():
         ValueError, match="smoothness_loss: orthonormality: expected one of log, det, got 'exp'"
     ):
         ops.smoothness_loss(field, orthonormality="exp")
+
+
+native_only = pytest.mark.skipif(why_not_native() is not None, reason="no native kernels")
+FUNCTIONS = {
+    "log_jacobian": lambda f, m: ops.log_jacobian(f),
+    "normalized": lambda f, m: ops.log_jacobian(f, normalize_columns=True),
+    "smoothness": lambda f, m: ops.smoothness_loss(f, m),
+    "smoothness of det": lambda f, m: ops.smoothness_loss(f, None, orthonormality="det"),
+}
+
+
+def value_and_gradient(name, backend, field, mask):
+    field = field.clone().requires_grad_()
+    with ops.use_backend(backend):
+        value = FUNCTIONS[name](field, mask.to(field.dtype))
+        return value.detach(), torch.autograd.grad((value * value).sum(), field)[0]
+
+
+@native_only
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_native_errors_are_at_most_twice_the_bodys(name, dtype):
+    # 261 voxels along x straddle two blocks of the CPU kernels, 70 rows two of its tiles
+    for size in ((3, 4, 261), (9, 70, 33)):
+        field, mask = regular(size=size).to(dtype), (torch.rand(2, 1, *size) > 0.3).to(dtype)
+        exact = value_and_gradient(name, "torch", field.double(), mask)
+        native = value_and_gradient(name, "native", field, mask)
+        body = value_and_gradient(name, "torch", field, mask)
+        for e, n, b in zip(exact, native, body, strict=True):
+            one_rounding = torch.finfo(dtype).eps * e.abs().max()
+            assert (n.double() - e).abs().max() <= 2 * (b.double() - e).abs().max() + one_rounding
+
+
+@native_only
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_native_results_do_not_depend_on_the_threads(name):
+    field, mask = regular(size=(19, 40, 33)).float(), torch.rand(2, 1, 19, 40, 33)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            results.append(value_and_gradient(name, "native", field, mask))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+@native_only
+def test_the_statistics_of_the_native_loss_are_the_bodys():
+    field, mask = regular(amplitude=0.2), torch.rand(2, 1, *SIZE).double()
+    mask[1] = 0
+    for log in (True, False):
+        got = torch.ops.deepatlas_ops.smoothness_loss(field, mask, 0.1, log)
+        want = reference.smoothness_loss_and_statistics(field, mask, 0.1, log)
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@native_only
+def test_the_native_kernels_are_the_ones_that_run():
+    for name in ("log_jacobian", "smoothness_loss"):
+        for suffix in ("", "_backward"):
+            assert torch._C._dispatch_has_kernel_for_dispatch_key(f"deepatlas_ops::{name}{suffix}", "CPU")
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("deepatlas_ops::jacobian_determinant", "CPU")
+
+
+@native_only
+def test_the_native_ops_check_what_they_are_given():
+    registered, field = torch.ops.deepatlas_ops, torch.zeros(1, 3, 2, 2, 2)
+    with pytest.raises(RuntimeError, match=r"log_jacobian: field must be \[B, 3, D, H, W\]"):
+        registered.log_jacobian(field[:, :2], False, 1e-3)
+    with pytest.raises(RuntimeError, match="smoothness_loss: mask must be Float"):
+        registered.smoothness_loss(field, torch.zeros(1, 1, 2, 2, 2).double(), 0.5, True)
+    with pytest.raises(RuntimeError, match=r"smoothness_loss: mask must be \[1, 1, 2, 2, 2\]"):
+        registered.smoothness_loss(field, field, 0.5, True)
+    with pytest.raises(RuntimeError, match="smoothness_loss_backward: statistics must be float64"):
+        registered.smoothness_loss_backward(torch.zeros(1), field, None, torch.zeros(1, 3), 0.5, True)
+
+
+def test_second_derivatives_are_refused():
+    if why_not_native():
+        pytest.skip(why_not_native())
+    field = regular().requires_grad_()
+    with ops.use_backend("native"):
+        (grad,) = torch.autograd.grad(ops.smoothness_loss(field).sum(), field, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivatives are not implemented"):
+        grad.sum().backward()

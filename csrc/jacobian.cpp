@@ -1,0 +1,201 @@
+// Jacobians on the CPU, a row of voxels at a time: the nine differences go to small arrays first,
+// then every voxel is the same arithmetic without a branch, which the compiler vectorises.
+#include <vector>
+
+#include "jacobian_rows.h"
+
+namespace deepatlas {
+namespace {
+
+// f(batch item, Row) over the rows of the planes [begin, end) of the whole batch.
+template <class S, class F>
+void over_rows(const JacobianArgs& a, int64_t begin, int64_t end, const F& f) {
+  for (int64_t plane = begin; plane < end; ++plane) {
+    const int64_t item = plane / a.shape.d;
+    Row<S> row{static_cast<const S*>(a.field) + item * 3 * a.shape.voxels(), a.shape,
+               int32_t(plane - item * a.shape.d), 0};
+    for (; row.y < a.shape.h; ++row.y) f(item, row);
+  }
+}
+
+int64_t planes_a_task(const JacobianArgs& a) {
+  return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, int64_t(a.shape.h) * a.shape.w));
+}
+
+// out[i] = f(i-th columns) for every voxel of a plain map.
+template <class S, class Out, class F>
+void map_voxels(const JacobianArgs& a, const Parallel& parallel, const F& f) {
+  using T = Accumulate<S>;
+  parallel(a.batch * a.shape.d, planes_a_task(a), [&](int64_t begin, int64_t end) {
+    Block<T> block, other;
+    over_rows<S>(a, begin, end, [&](int64_t item, const Row<S>& row) {
+      Out* out = static_cast<Out*>(a.output) + item * a.shape.voxels() + row.start();
+      in_blocks(a.shape.w, [&](int32_t x, int n) { f(row, x, n, block, other, out + x); });
+    });
+  });
+}
+
+template <class S, bool Normalize>
+void log_jacobian(const JacobianArgs& a, const Parallel& parallel) {
+  using T = Accumulate<S>;
+  const LogJacobianPoint<T, Normalize> point(a);
+  map_voxels<S, S>(
+      a, parallel,
+      [&](const Row<S>& row, int32_t x, int n, Block<T>& block, Block<T>&, S* __restrict out) {
+        row.read(Difference::kCentral, x, n, block);
+        const auto p = point;
+        for (int i = 0; i < n; ++i) store(out + i, p.value(block.columns(i)));
+      });
+}
+
+template <class S>
+void determinants(const JacobianArgs& a, const Parallel& parallel) {
+  using T = Accumulate<S>;
+  map_voxels<S, T>(a, parallel,
+                   [&](const Row<S>& row, int32_t x, int n, Block<T>& block, Block<T>& other,
+                       T* __restrict out) {
+                     if (!a.digital) {
+                       row.read(Difference::kCentral, x, n, block);
+                       for (int i = 0; i < n; ++i) out[i] = determinant(block.columns(i));
+                       return;
+                     }
+                     row.read(Difference::kForward, x, n, block);
+                     row.read(Difference::kBackward, x, n, other);
+                     for (int i = 0; i < n; ++i)
+                       out[i] = least_determinant(block.columns(i), other.columns(i));
+                   });
+}
+
+// ---- smoothness_loss ----------------------------------------------------------------------------
+
+// Sums over the rows of a plane, kept apart by x so that they vectorise, in double from time to
+// time.
+template <class T>
+class PlaneSums {
+ public:
+  explicit PlaneSums(int32_t width) : lanes_(std::min(width, int32_t(kBlock))) {}
+
+  template <class F>  // f(i, first, second, third) adds to the three sums
+  void add(int n, const F& f) {
+    T* __restrict a = lane_[0], * __restrict b = lane_[1], * __restrict c = lane_[2];
+    for (int i = 0; i < n; ++i) f(i, a[i], b[i], c[i]);
+    if (++blocks_ == 32) flush();
+  }
+  void finish(double* sums) {
+    flush();
+    for (int k = 0; k < 3; ++k) sums[k] = total_[k], total_[k] = 0;
+  }
+
+ private:
+  void flush() {
+    for (int k = 0; k < 3; ++k) {
+      for (int i = 0; i < lanes_; ++i) total_[k] += double(lane_[k][i]), lane_[k][i] = T(0);
+    }
+    blocks_ = 0;
+  }
+  int32_t lanes_;
+  int blocks_ = 0;
+  double total_[3] = {0, 0, 0};
+  alignas(64) T lane_[3][kBlock] = {};
+};
+
+// Sums of the planes of each batch item, in order.
+template <class F>
+void total_planes(const JacobianArgs& a, const F& f) {
+  for (int64_t item = 0; item < a.batch; ++item) {
+    double sums[3] = {0, 0, 0};
+    for (int32_t z = 0; z < a.shape.d; ++z) {
+      for (int k = 0; k < 3; ++k) sums[k] += a.sums[3 * (item * a.shape.d + z) + k];
+    }
+    f(item, sums);
+  }
+}
+
+template <class S, bool Log>
+void smoothness(const JacobianArgs& a, const Parallel& parallel) {
+  using T = Accumulate<S>;
+  const int64_t planes = a.batch * a.shape.d, voxels = a.shape.voxels();
+  auto* statistics = reinterpret_cast<Statistics*>(a.statistics);
+  std::vector<double> second(a.batch);
+  const SmoothnessPoint<T, Log> point(a);
+
+  // D of every voxel is kept, so that the second pass need not read the field.
+  parallel(planes, planes_a_task(a), [&](int64_t begin, int64_t end) {
+    Block<T> block;
+    alignas(64) T weight[kBlock];
+    PlaneSums<T> sums(a.shape.w);
+    over_rows<S>(a, begin, end, [&](int64_t item, const Row<S>& row) {
+      in_blocks(a.shape.w, [&](int32_t x, int n) {
+        const int64_t offset = item * voxels + row.start() + x;
+        row.read(Difference::kCentral, x, n, block);
+        read_weights<S>(a, offset, n, weight);
+        T* __restrict kept = static_cast<T*>(a.change) + offset;
+        const auto p = point;
+        sums.add(n, [&](int i, T& by_weight, T& by_change, T& by_frame) {
+          T frame;
+          const T w = weight[i], change = p.change(hold(block.columns(i), w > T(0)), frame);
+          kept[i] = change;
+          by_weight += w;
+          by_change += w * change;
+          by_frame += w * frame;
+        });
+      });
+      if (row.y == a.shape.h - 1) sums.finish(a.sums + 3 * (item * a.shape.d + row.z));
+    });
+  });
+  total_planes(a, [&](int64_t item, const double* sums) {
+    const double weight = sums[0] == 0 ? 1 : sums[0];
+    statistics[item] = {sums[1] / weight, 0, weight};
+    second[item] = sums[2] / weight;
+  });
+
+  parallel(planes, 4 * planes_a_task(a), [&](int64_t begin, int64_t end) {
+    alignas(64) T weight[kBlock];
+    PlaneSums<T> sums(kBlock);
+    const int64_t plane_voxels = int64_t(a.shape.h) * a.shape.w;
+    for (int64_t plane = begin; plane < end; ++plane) {
+      const T mean = T(statistics[plane / a.shape.d].change), delta = T(a.delta);
+      for (int64_t v = 0; v < plane_voxels; v += kBlock) {
+        const int n = int(std::min<int64_t>(kBlock, plane_voxels - v));
+        const int64_t offset = plane * plane_voxels + v;
+        read_weights<S>(a, offset, n, weight);
+        const T* __restrict kept = static_cast<const T*>(a.change) + offset;
+        sums.add(n, [&](int i, T& by_loss, T& by_pull, T&) {
+          const T x = kept[i] - mean;
+          by_loss += weight[i] * huber(x, delta);
+          by_pull += weight[i] * clamp(x, -delta, delta);
+        });
+      }
+      sums.finish(a.sums + 3 * plane);
+    }
+  });
+  total_planes(a, [&](int64_t item, const double* sums) {
+    Statistics& s = statistics[item];
+    s.pull = sums[1] / s.weight;
+    store(static_cast<S*>(a.output) + item, T(sums[0] / s.weight + second[item]));
+  });
+}
+
+}  // namespace
+
+int64_t smoothness_sums_cpu(const JacobianArgs& a) { return 3 * a.batch * a.shape.d; }
+
+void log_jacobian_forward_cpu(const JacobianArgs& args, const Parallel& parallel) {
+  with_scalar(args.scalar, [&](auto s) {
+    args.normalize ? log_jacobian<decltype(s), true>(args, parallel)
+                   : log_jacobian<decltype(s), false>(args, parallel);
+  });
+}
+
+void jacobian_determinant_cpu(const JacobianArgs& args, const Parallel& parallel) {
+  with_scalar(args.scalar, [&](auto s) { determinants<decltype(s)>(args, parallel); });
+}
+
+void smoothness_forward_cpu(const JacobianArgs& args, const Parallel& parallel) {
+  with_scalar(args.scalar, [&](auto s) {
+    args.logarithm ? smoothness<decltype(s), true>(args, parallel)
+                   : smoothness<decltype(s), false>(args, parallel);
+  });
+}
+
+}  // namespace deepatlas

@@ -1,0 +1,153 @@
+// log_jacobian, the determinant and smoothness_loss for PyTorch.
+#include <optional>
+
+#include "ops.h"
+
+namespace deepatlas {
+namespace {
+
+// Everything but the pointers; checks what the ops share.
+JacobianArgs jacobian_args(const char* op, const Tensor& field) {
+  TORCH_CHECK(field.dim() == 5 && field.size(1) == 3, "deepatlas_ops.", op,
+              ": field must be [B, 3, D, H, W], got ", field.sizes());
+  JacobianArgs a{};
+  a.scalar = scalar_of(op, field);
+  a.batch = field.size(0);
+  a.shape = shape_of(op, "field", field.sizes().slice(2));
+  return a;
+}
+
+void check_like(const char* op, const char* name, const Tensor& t, const Tensor& field,
+                at::IntArrayRef size) {
+  TORCH_CHECK(t.device() == field.device() && t.scalar_type() == field.scalar_type(),
+              "deepatlas_ops.", op, ": ", name, " must be ", field.scalar_type(), " on ",
+              field.device(), " like field, got ", t.scalar_type(), " on ", t.device());
+  TORCH_CHECK(t.sizes() == size, "deepatlas_ops.", op, ": ", name, " must be ", size, ", got ",
+              t.sizes());
+}
+
+std::vector<int64_t> size_of(const Tensor& field, int64_t channels) {
+  return {field.size(0), channels, field.size(2), field.size(3), field.size(4)};
+}
+
+at::TensorOptions accumulating(const Tensor& field) {
+  return field.options().dtype(accumulate_type(field)).memory_format(std::nullopt);
+}
+
+Tensor empty_columns(const Tensor& field) {  // only CUDA keeps all of them at once
+  return at::empty(field.is_cuda() ? size_of(field, 9) : std::vector<int64_t>{0},
+                   accumulating(field));
+}
+
+Tensor log_jacobian(const Tensor& field, bool normalize, double eps) {
+  const c10::OptionalDeviceGuard guard(field.device());
+  JacobianArgs a = jacobian_args("log_jacobian", field);
+  const Tensor f = field.contiguous(), output = at::empty(size_of(field, 1), f.options());
+  if (output.numel() == 0) return output;
+  a.normalize = normalize;
+  a.eps = eps;
+  a.field = f.const_data_ptr();
+  a.output = output.mutable_data_ptr();
+  DA_LAUNCH("log_jacobian", log_jacobian_forward, a, f);
+  return output;
+}
+
+Tensor log_jacobian_backward(const Tensor& grad, const Tensor& field, bool normalize, double eps) {
+  const char* op = "log_jacobian_backward";
+  const c10::OptionalDeviceGuard guard(field.device());
+  JacobianArgs a = jacobian_args(op, field);
+  check_like(op, "grad", grad, field, size_of(field, 1));
+  const Tensor f = field.contiguous(), g = grad.contiguous();
+  const Tensor result = at::empty(size_of(field, 3), f.options()), columns = empty_columns(f);
+  if (result.numel() == 0) return result;
+  a.normalize = normalize;
+  a.eps = eps;
+  a.field = f.const_data_ptr();
+  a.grad = g.const_data_ptr();
+  a.grad_field = result.mutable_data_ptr();
+  a.columns = columns.mutable_data_ptr();
+  DA_LAUNCH(op, log_jacobian_backward, a, f);
+  return result;
+}
+
+Tensor jacobian_determinant(const Tensor& field, bool digital) {
+  const c10::OptionalDeviceGuard guard(field.device());
+  JacobianArgs a = jacobian_args("jacobian_determinant", field);
+  const Tensor f = field.contiguous(), output = at::empty(size_of(field, 1), accumulating(f));
+  if (output.numel() == 0) return output;
+  a.digital = digital;
+  a.field = f.const_data_ptr();
+  a.output = output.mutable_data_ptr();
+  DA_LAUNCH("jacobian_determinant", jacobian_determinant, a, f);
+  return output;
+}
+
+std::tuple<Tensor, Tensor> smoothness_loss(const Tensor& field, const std::optional<Tensor>& mask,
+                                           double delta, bool logarithm) {
+  const char* op = "smoothness_loss";
+  const c10::OptionalDeviceGuard guard(field.device());
+  JacobianArgs a = jacobian_args(op, field);
+  if (mask) check_like(op, "mask", *mask, field, size_of(field, 1));
+  a.delta = delta;
+  a.logarithm = logarithm;
+  const Tensor f = field.contiguous(), w = mask ? mask->contiguous() : Tensor();
+  const auto wide = f.options().dtype(at::kDouble);
+  const Tensor loss = at::empty({a.batch}, f.options()), statistics = at::empty({a.batch, 3}, wide);
+  if (f.numel() == 0) return {loss.zero_(), statistics.zero_()};
+#ifdef WITH_CUDA
+  const int64_t count = f.is_cuda() ? smoothness_sums_cuda(a) : smoothness_sums_cpu(a);
+#else
+  const int64_t count = smoothness_sums_cpu(a);
+#endif
+  const Tensor sums = at::empty({count}, wide);
+  const Tensor change = at::empty({a.batch, a.shape.voxels()}, accumulating(f));
+  a.field = f.const_data_ptr();
+  a.weight = mask ? w.const_data_ptr() : nullptr;
+  a.output = loss.mutable_data_ptr();
+  a.statistics = statistics.mutable_data_ptr<double>();
+  a.change = change.mutable_data_ptr();
+  a.sums = sums.mutable_data_ptr<double>();
+  DA_LAUNCH(op, smoothness_forward, a, f);
+  return {loss, statistics};
+}
+
+Tensor smoothness_loss_backward(const Tensor& grad, const Tensor& field,
+                                const std::optional<Tensor>& mask, const Tensor& statistics,
+                                double delta, bool logarithm) {
+  const char* op = "smoothness_loss_backward";
+  const c10::OptionalDeviceGuard guard(field.device());
+  JacobianArgs a = jacobian_args(op, field);
+  check_like(op, "grad", grad, field, {a.batch});
+  if (mask) check_like(op, "mask", *mask, field, size_of(field, 1));
+  TORCH_CHECK(statistics.scalar_type() == at::kDouble && statistics.device() == field.device() &&
+                  statistics.sizes() == at::IntArrayRef({a.batch, 3}),
+              "deepatlas_ops.", op, ": statistics must be float64 [", a.batch, ", 3] on ",
+              field.device(), ", got ", statistics.scalar_type(), " ", statistics.sizes());
+  a.delta = delta;
+  a.logarithm = logarithm;
+  const Tensor f = field.contiguous(), g = grad.contiguous(), s = statistics.contiguous();
+  const Tensor w = mask ? mask->contiguous() : Tensor();
+  const Tensor result = at::empty(size_of(field, 3), f.options()), columns = empty_columns(f);
+  if (result.numel() == 0) return result;
+  a.field = f.const_data_ptr();
+  a.weight = mask ? w.const_data_ptr() : nullptr;
+  a.grad = g.const_data_ptr();
+  a.grad_field = result.mutable_data_ptr();
+  a.statistics = const_cast<double*>(s.const_data_ptr<double>());
+  a.columns = columns.mutable_data_ptr();
+  DA_LAUNCH(op, smoothness_backward, a, f);
+  return result;
+}
+
+void register_jacobian(torch::Library& m) {
+  m.impl("log_jacobian", &log_jacobian);
+  m.impl("log_jacobian_backward", &log_jacobian_backward);
+  m.impl("jacobian_determinant", &jacobian_determinant);
+  m.impl("smoothness_loss", &smoothness_loss);
+  m.impl("smoothness_loss_backward", &smoothness_loss_backward);
+}
+
+}  // namespace
+}  // namespace deepatlas
+
+DA_REGISTER(deepatlas::register_jacobian)
