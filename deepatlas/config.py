@@ -155,57 +155,44 @@ class Config:
 
     def validate(self) -> Config:
         """Raise on combinations that cannot run; returns itself."""
-        net, loss, train = self.network, self.loss, self.train
+        net, loss, train, coarse = self.network, self.loss, self.train, self.coarse
         levels = len(net.channels)
-        checks = [
-            (net.size in (16, 32, 64, 128), "network.size", "16, 32, 64 or 128", net.size),
-            (net.fold in (1, 2, 4), "network.fold", "1, 2 or 4", net.fold),
-            (
+        trained = levels - net.finest_level
+        rules = {
+            "data.crop": (self.data.crop in (None, "foreground"), "null or foreground"),
+            "network.size": (net.size in (16, 32, 64, 128), "16, 32, 64 or 128"),
+            "network.fold": (net.fold in (1, 2, 4), "1, 2 or 4"),
+            "network.channels": (
                 net.size // net.fold >> (levels - 1) >= 2,
-                "network.channels",
-                "a coarsest level of at least 2 voxels",
-                levels,
+                "so many levels that the coarsest has at least 2 voxels",
             ),
-            (0 <= net.finest_level < levels, "network.finest_level", f"in 0..{levels - 1}", net.finest_level),
-            (
-                len(train.steps) == levels - net.finest_level,
-                "train.steps",
-                f"one number for each of the {levels - net.finest_level} trained levels",
-                list(train.steps),
+            "network.finest_level": (0 <= net.finest_level < levels, f"in 0..{levels - 1}"),
+            "coarse.levels": (
+                coarse.levels is None or 1 <= coarse.levels <= trained,
+                f"null or in 1..{trained}",
             ),
-            (all(s >= 0 for s in train.steps), "train.steps", "not negative", list(train.steps)),
-            (
+            "loss.size": (
                 loss.size in (8, 16, 32, 64, 128) and loss.size <= net.size,
-                "loss.size",
-                "a power of two up to network.size",
-                loss.size,
+                "a power of two, from 8 to network.size",
             ),
-            (
+            "loss.similarity": (
                 loss.similarity in ("features", "intensity", "mse"),
-                "loss.similarity",
                 "features, intensity or mse",
-                loss.similarity,
             ),
-            (
-                loss.window is None or (loss.window % 2 == 1 and loss.window > 0),
-                "loss.window",
-                "odd or null",
-                loss.window,
+            "loss.window": (loss.window is None or (loss.window % 2 == 1 and loss.window > 0), "odd or null"),
+            "train.steps": (
+                len(train.steps) == trained and all(s >= 0 for s in train.steps),
+                f"one number for each of the {trained} trained levels, none negative",
             ),
-            (train.batch >= 2, "train.batch", "at least 2 (the implicit loss needs pairs)", train.batch),
-            (self.data.crop in (None, "foreground"), "data.crop", "null or foreground", self.data.crop),
-            (
-                self.coarse.levels is None or 1 <= self.coarse.levels <= levels - net.finest_level,
-                "coarse.levels",
-                f"in 1..{levels - net.finest_level}",
-                self.coarse.levels,
-            ),
-            (0 < train.extent <= 1, "train.extent", "in (0, 1]", train.extent),
-            (0 <= train.average < 1, "train.average", "in [0, 1)", train.average),
-        ]
-        for good, key, expected, got in checks:
+            "train.batch": (train.batch >= 2, "at least 2 (the implicit loss needs pairs)"),
+            "train.extent": (0 < train.extent <= 1, "in (0, 1]"),
+            "train.average": (0 <= train.average < 1, "in [0, 1)"),
+        }
+        values = self.to_dict()
+        for key, (good, expected) in rules.items():
             if not good:
-                raise DeepAtlasError(f"setting {key} must be {expected}, got {got}")
+                section, name = key.split(".")
+                raise DeepAtlasError(f"setting {key} must be {expected}, got {values[section][name]}")
         return self
 
 

@@ -82,11 +82,13 @@ def random_displacement(
     """
     shape = (size,) * 3 if isinstance(size, int) else tuple(size)
     source = generator.device if generator is not None else torch.device("cpu")
-    total = torch.zeros((batch, 3, *shape), device=device)
+    # The coarser points are among the finer ones, so the sum on those is the sum everywhere.
+    finest = max(control for control, _ in ELASTIC)
+    total = torch.zeros((batch, 3, *(finest,) * 3), device=device)
     for control, share in ELASTIC:
         noise = torch.randn((batch, 3, *(control,) * 3), generator=generator, device=source).to(device)
-        total += share * strength * ops.resize(noise, shape)
-    return total
+        total += share * strength * ops.resize(noise, (finest,) * 3)
+    return ops.resize(total, shape)
 
 
 def affine_coords(theta: Tensor, size: int | Sequence[int]) -> Tensor:
