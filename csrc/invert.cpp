@@ -24,9 +24,26 @@ void for_each_block(const Parallel& parallel, const InvertArgs& a, const F& body
   });
 }
 
+// What the functor Pack does, a row at a time.
 template <class S>
 void pack(const InvertArgs& a, const Parallel& parallel) {
-  for_each(parallel, a.batch * packed_shape(a.in).voxels(), Pack<S, int64_t>(a));
+  using T = Accumulate<S>;
+  const Shape3 packed = packed_shape(a.in);
+  const int64_t voxels = a.in.voxels(), rows = int64_t(a.in.d) * a.in.h;
+  parallel(a.batch * rows, std::max(1, 8192 / packed.w), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t b = row / rows;
+      const auto matrix = Matrix3<T>::read(static_cast<const T*>(a.matrix) + 9 * b);
+      const S* x = static_cast<const S*>(a.moving) + b * 3 * voxels + (row - b * rows) * a.in.w;
+      const S *y = x + voxels, *z = y + voxels;
+      Packed<T>* __restrict to = static_cast<Packed<T>*>(a.packed) + row * packed.w;
+      for (int32_t i = 0; i < a.in.w; ++i) {
+        const Vec3<T> g = matrix(Vec3<T>{load(x[i]), load(y[i]), load(z[i])});
+        to[i] = {g.x, g.y, g.z, T(0)};
+      }
+      if (a.in.w == 1) to[1] = to[0];
+    }
+  });
 }
 
 template <class T>
@@ -58,9 +75,8 @@ void forward(const InvertArgs& a, const Parallel& parallel) {
     T* residual = static_cast<T*>(a.residual) + b * voxels + n;
     bool* valid = a.valid + b * voxels + n;
     const bool ruled = a.ruler != nullptr;
-    const auto ruler =
-        Matrix3<T>::read(ruled ? static_cast<const T*>(a.ruler) + 9 * b
-                               : static_cast<const T*>(a.matrix) + 9 * b);
+    const auto ruler = Matrix3<T>::read(ruled ? static_cast<const T*>(a.ruler) + 9 * b
+                                              : static_cast<const T*>(a.matrix) + 9 * b);
     for (int i = 0; i < count; ++i) {
       const Vec3<T> rest = work.next[i] - u[i];
       const Vec3<T> left = ruled ? ruler(rest) : rest;
@@ -188,9 +204,9 @@ void implicit(const InvertArgs& a, const Parallel& parallel) {
     load_lanes(static_cast<const T*>(a.grad) + b * 3 * voxels + n, voxels, count, work.next);
     const bool* valid = a.valid + b * voxels + n;
     for (int i = 0; i < count; ++i) {
-      work.next.set(i, matrix.transposed(implicit_weight(grid, valid[i], work.next[i],
-                                                         work.slopes.by_x[i], work.slopes.by_y[i],
-                                                         work.slopes.by_z[i])));
+      work.next.set(
+          i, matrix.transposed(implicit_weight(grid, valid[i], work.next[i], work.slopes.by_x[i],
+                                               work.slopes.by_y[i], work.slopes.by_z[i])));
     }
     store_lanes(work.next, voxels, count, static_cast<T*>(a.grad_fixed) + b * 3 * voxels + n);
     spans[b * blocks + block] = {a.in.d, 0};
@@ -198,22 +214,21 @@ void implicit(const InvertArgs& a, const Parallel& parallel) {
   });
   if (a.grad_moving == nullptr) return;
   T* scratch = static_cast<T*>(a.packed);  // the packed map has done its duty
-  for_each_slab(parallel, a, spans, scratch,
-                [&](int64_t b, int64_t, int64_t n, int count, int32_t low, int32_t high) {
-                  Cells<T> cells;
-                  Lanes<T> weight;
-                  Quads<T> quads;
-                  locate_solution(a, grid, b, n, count, cells);
-                  load_lanes(static_cast<const T*>(a.grad_fixed) + b * 3 * voxels + n, voxels,
-                             count, weight);
-                  to_quads(weight, count, quads);
-                  for (int i = 0; i < count; ++i) {  // its place may be a NaN
-                    cells.z[i] = dot(weight[i], weight[i]) > T(0) ? cells.z[i] : kNowhere;
-                  }
-                  const PackedMap<T> map(scratch, grid, b);
-                  scatter(scratch + 4 * b * grid.packed.voxels(), map, cells, quads, count, low,
-                          high);
-                });
+  for_each_slab(
+      parallel, a, spans, scratch,
+      [&](int64_t b, int64_t, int64_t n, int count, int32_t low, int32_t high) {
+        Cells<T> cells;
+        Lanes<T> weight;
+        Quads<T> quads;
+        locate_solution(a, grid, b, n, count, cells);
+        load_lanes(static_cast<const T*>(a.grad_fixed) + b * 3 * voxels + n, voxels, count, weight);
+        to_quads(weight, count, quads);
+        for (int i = 0; i < count; ++i) {  // its place may be a NaN
+          cells.z[i] = dot(weight[i], weight[i]) > T(0) ? cells.z[i] : kNowhere;
+        }
+        const PackedMap<T> map(scratch, grid, b);
+        scatter(scratch + 4 * b * grid.packed.voxels(), map, cells, quads, count, low, high);
+      });
 }
 
 // ---- the exact reverse --------------------------------------------------------------------------
@@ -264,8 +279,8 @@ int walk(const InvertArgs& a, const MovingGrid<T>& grid, const PackedMap<T>& map
 
 // Step k backwards.
 template <class T>
-void reverse_step(const MovingGrid<T>& grid, const PackedMap<T>& map, int k, int count,
-                  int32_t low, int32_t high, T* sums, Path<T>& path) {
+void reverse_step(const MovingGrid<T>& grid, const PackedMap<T>& map, int k, int count, int32_t low,
+                  int32_t high, T* sums, Path<T>& path) {
   const Lanes<T>& u = path.trail[k % path.trail.size()];
   Work<T>& work = path.work;
   locate(grid, u, whole(count), work.cells);
@@ -317,25 +332,25 @@ void unrolled(const InvertArgs& a, const Parallel& parallel) {
     });
   }
   T* scratch = static_cast<T*>(a.scattered);
-  for_each_slab(
-      parallel, a, spans, scratch,
-      [&](int64_t b, int64_t block, int64_t n, int count, int32_t low, int32_t high) {
-        const PackedMap<T> map(a.packed, grid, b);
-        T* sums = scratch + 4 * b * grid.packed.voxels();
-        Path<T> path(a.iterations);
-        start<S>(a, b, n, count, path);
-        load_lanes(static_cast<const T*>(a.grad) + b * 3 * voxels + n, voxels, count,
-                   path.incoming);
-        path.sum = {};
-        for (int end = a.iterations; end > 0;) {
-          int k = walk(a, grid, map, end, count, path, nullptr);
-          end = std::max(0, k - kTrail);
-          while (k-- > end) reverse_step(grid, map, k, count, low, high, sums, path);
-        }
-        const int32_t first = spans[b * blocks + block].low;
-        if (first < low || first >= high) return;  // another slab's task writes it
-        store_lanes(path.sum, voxels, count, static_cast<T*>(a.grad_fixed) + b * 3 * voxels + n);
-      });
+  for_each_slab(parallel, a, spans, scratch,
+                [&](int64_t b, int64_t block, int64_t n, int count, int32_t low, int32_t high) {
+                  const PackedMap<T> map(a.packed, grid, b);
+                  T* sums = scratch + 4 * b * grid.packed.voxels();
+                  Path<T> path(a.iterations);
+                  start<S>(a, b, n, count, path);
+                  load_lanes(static_cast<const T*>(a.grad) + b * 3 * voxels + n, voxels, count,
+                             path.incoming);
+                  path.sum = {};
+                  for (int end = a.iterations; end > 0;) {
+                    int k = walk(a, grid, map, end, count, path, nullptr);
+                    end = std::max(0, k - kTrail);
+                    while (k-- > end) reverse_step(grid, map, k, count, low, high, sums, path);
+                  }
+                  const int32_t first = spans[b * blocks + block].low;
+                  if (first < low || first >= high) return;  // another slab's task writes it
+                  store_lanes(path.sum, voxels, count,
+                              static_cast<T*>(a.grad_fixed) + b * 3 * voxels + n);
+                });
   finish<S>(a, a.in, a.moving, a.grad_moving, a.partial_moving, parallel);
   finish<S>(a, a.out, a.fixed, a.grad_fixed, a.partial_fixed, parallel);
 }

@@ -27,9 +27,8 @@ bool fits_32_bit(const InvertArgs& a) {
 // f with a value of the C++ type of the maps and one of the index type.
 template <class F>
 const char* dispatch(const InvertArgs& a, const F& f) {
-  return with_scalar(a.scalar, [&](auto s) {
-    return fits_32_bit(a) ? f(s, int32_t()) : f(s, int64_t());
-  });
+  return with_scalar(a.scalar,
+                     [&](auto s) { return fits_32_bit(a) ? f(s, int32_t()) : f(s, int64_t()); });
 }
 
 template <class S, class Index>
@@ -51,9 +50,9 @@ const char* invert_forward_cuda(const InvertArgs& a, void* stream) {
     using S = decltype(s);
     using Index = decltype(i);
     const char* error = pack<S, Index>(a, stream);
-    return error != nullptr ? error
-                            : for_each_cuda<Index>(a.batch * a.out.voxels(), Solve<S, Index>(a),
-                                                   stream);
+    return error != nullptr
+               ? error
+               : for_each_cuda<Index>(a.batch * a.out.voxels(), Solve<S, Index>(a), stream);
   });
 }
 

@@ -2,9 +2,9 @@
 // gradients. The functors run as they are on CUDA (invert.cu); invert.cpp runs the same inline
 // arithmetic in blocks of voxels.
 //
-// With the step matrix S, g = S c_moving and t = S c_fixed, one step is u <- clamp(u) - g(clamp u) + t.
-// clamp holds u on the moving grid; beyond it g goes on with slope 1, so that every u is finite. An
-// axis of size 1 is such a continuation throughout.
+// With the step matrix S, g = S c_moving and t = S c_fixed, one step is u <- clamp(u) - g(clamp u)
+// + t. clamp holds u on the moving grid; beyond it g goes on with slope 1, so that every u is
+// finite. An axis of size 1 is such a continuation throughout.
 #pragma once
 
 #include "interpolate.h"
@@ -57,9 +57,7 @@ struct Matrix3 {
   DA_HD Vec3<T> operator()(const Vec3<T>& v) const {
     return {dot(row0, v), dot(row1, v), dot(row2, v)};
   }
-  DA_HD Vec3<T> transposed(const Vec3<T>& v) const {
-    return row0 * v.x + row1 * v.y + row2 * v.z;
-  }
+  DA_HD Vec3<T> transposed(const Vec3<T>& v) const { return row0 * v.x + row1 * v.y + row2 * v.z; }
 };
 
 // The inverse of a Jacobian with columns a, b, c, for as long as it is one worth having: no fold,
@@ -161,10 +159,9 @@ template <class T>
 DA_HD Vec3<T> implicit_weight(const MovingGrid<T>& grid, bool valid, const Vec3<T>& grad,
                               const Vec3<T>& by_x, const Vec3<T>& by_y, const Vec3<T>& by_z) {
   const T zero(0), one(1);
-  const Inverse<T> inverse(
-      column<T>(by_x, grid.half.x, grid.limit.x == zero, {one, zero, zero}),
-      column<T>(by_y, grid.half.y, grid.limit.y == zero, {zero, one, zero}),
-      column<T>(by_z, grid.half.z, grid.limit.z == zero, {zero, zero, one}));
+  const Inverse<T> inverse(column<T>(by_x, grid.half.x, grid.limit.x == zero, {one, zero, zero}),
+                           column<T>(by_y, grid.half.y, grid.limit.y == zero, {zero, one, zero}),
+                           column<T>(by_z, grid.half.z, grid.limit.z == zero, {zero, zero, one}));
   const Vec3<T> weight = inverse.transposed(grad);
   const bool passes = valid & inverse.good;
   return {passes ? weight.x : zero, passes ? weight.y : zero, passes ? weight.z : zero};

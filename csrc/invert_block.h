@@ -1,7 +1,11 @@
-// Inversion of one block of voxels on the CPU: the arithmetic of invert.h in stages. The voxels of a
-// block are the lanes of loops that the compiler vectorises; the loads of the eight corners, which it
-// cannot, take all channels of a corner at once.
+// Inversion of one block of voxels on the CPU: the arithmetic of invert.h in stages. The voxels of
+// a block are the lanes of loops that the compiler vectorises; the loads of the eight corners,
+// which it cannot, take all channels of a corner at once.
 #pragma once
+
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
 
 #include <algorithm>
 #include <cstring>
@@ -75,8 +79,8 @@ void place(const Shape3& out, int64_t n, int count, Lanes<T>& identity) {
 template <class S, class T>
 void aim(const S* fixed, int64_t voxels, const Matrix3<T>& matrix, int count, Lanes<T>& target) {
   for (int i = 0; i < count; ++i) {
-    target.set(i, matrix(Vec3<T>{load(fixed[i]), load(fixed[i + voxels]),
-                                 load(fixed[i + 2 * voxels])}));
+    target.set(
+        i, matrix(Vec3<T>{load(fixed[i]), load(fixed[i + voxels]), load(fixed[i + 2 * voxels])}));
   }
   for (int i = count; i < whole(count); ++i) target.set(i, {T(0), T(0), T(0)});
 }
@@ -123,19 +127,52 @@ DA_HD Four<T>& four(T* p) {
   return *reinterpret_cast<Four<T>*>(p);
 }
 
+// The two voxels of a corner pair along x, which are neighbours in memory.
+template <class T>
+struct Pair {
+  Four<T> near, far;
+  DA_HD explicit Pair(const T* p) : near(four(p)), far(four(p + 4)) {}
+  DA_HD Pair(const Four<T>& a, const Four<T>& b) : near(a), far(b) {}
+  DA_HD Pair minus(const Pair& other) const { return {near - other.near, far - other.far}; }
+  DA_HD Pair plus(const Pair& other, T f) const {
+    return {near + f * other.near, far + f * other.far};
+  }
+  DA_HD void along(Four<T>& to) const { to = far - near; }
+  DA_HD void at(T f, Four<T>& to) const { to = near + f * (far - near); }
+};
+
+#if defined(__AVX__) && defined(__FMA__)
+// Both in one register.
+template <>
+struct Pair<float> {
+  __m256 both;
+  DA_HD explicit Pair(const float* p) : both(_mm256_loadu_ps(p)) {}
+  DA_HD explicit Pair(const __m256& v) : both(v) {}
+  DA_HD Pair minus(const Pair& other) const { return Pair(_mm256_sub_ps(both, other.both)); }
+  DA_HD Pair plus(const Pair& other, float f) const {
+    return Pair(_mm256_fmadd_ps(_mm256_set1_ps(f), other.both, both));
+  }
+  DA_HD void along(Four<float>& to) const {
+    to = _mm_sub_ps(_mm256_extractf128_ps(both, 1), _mm256_castps256_ps128(both));
+  }
+  DA_HD void at(float f, Four<float>& to) const {
+    const __m128 near = _mm256_castps256_ps128(both);
+    to = _mm_fmadd_ps(_mm_set1_ps(f), _mm_sub_ps(_mm256_extractf128_ps(both, 1), near), near);
+  }
+};
+#endif
+
 // The same sums as Solver::sample.
 template <class T>
 void read(const PackedMap<T>& map, const Cells<T>& cells, int count, Quads<T>& value) {
   for (int i = 0; i < count; ++i) {
     const T* p = map.voxels + 4 * cells.offset[i];
     const T* q = p + map.along_z;
-    const T fx = cells.fraction.x[i], fy = cells.fraction.y[i], fz = cells.fraction.z[i];
-    const Four<T> low0 = four(p) + fy * (four(p + map.along_y) - four(p));
-    const Four<T> low1 = four(p + 4) + fy * (four(p + map.along_y + 4) - four(p + 4));
-    const Four<T> high0 = four(q) + fy * (four(q + map.along_y) - four(q));
-    const Four<T> high1 = four(q + 4) + fy * (four(q + map.along_y + 4) - four(q + 4));
-    const Four<T> left = low0 + fz * (high0 - low0), right = low1 + fz * (high1 - low1);
-    four(value.at[i]) = left + fx * (right - left);
+    const T fy = cells.fraction.y[i];
+    const Pair<T> p0(p), q0(q);
+    const Pair<T> low = p0.plus(Pair<T>(p + map.along_y).minus(p0), fy);
+    const Pair<T> high = q0.plus(Pair<T>(q + map.along_y).minus(q0), fy);
+    low.plus(high.minus(low), cells.fraction.z[i]).at(cells.fraction.x[i], four(value.at[i]));
   }
 }
 
@@ -146,18 +183,14 @@ void read(const PackedMap<T>& map, const Cells<T>& cells, int count, Quads<T>& v
     const T* p = map.voxels + 4 * cells.offset[i];
     const T* q = p + map.along_z;
     const T fx = cells.fraction.x[i], fy = cells.fraction.y[i], fz = cells.fraction.z[i];
-    const Four<T> p0 = four(p + map.along_y) - four(p);
-    const Four<T> p1 = four(p + map.along_y + 4) - four(p + 4);
-    const Four<T> q0 = four(q + map.along_y) - four(q);
-    const Four<T> q1 = four(q + map.along_y + 4) - four(q + 4);
-    const Four<T> low0 = four(p) + fy * p0, low1 = four(p + 4) + fy * p1;
-    const Four<T> rise0 = four(q) + fy * q0 - low0, rise1 = four(q + 4) + fy * q1 - low1;
-    const Four<T> left = low0 + fz * rise0, right = low1 + fz * rise1;
-    const Four<T> dy0 = p0 + fz * (q0 - p0), dy1 = p1 + fz * (q1 - p1);
-    four(value.at[i]) = left + fx * (right - left);
-    four(slopes.by_x.at[i]) = right - left;
-    four(slopes.by_y.at[i]) = dy0 + fx * (dy1 - dy0);
-    four(slopes.by_z.at[i]) = rise0 + fx * (rise1 - rise0);
+    const Pair<T> p0(p), q0(q);
+    const Pair<T> dp = Pair<T>(p + map.along_y).minus(p0), dq = Pair<T>(q + map.along_y).minus(q0);
+    const Pair<T> low = p0.plus(dp, fy), rise = q0.plus(dq, fy).minus(low);
+    const Pair<T> row = low.plus(rise, fz);
+    row.at(fx, four(value.at[i]));
+    row.along(four(slopes.by_x.at[i]));
+    dp.plus(dq.minus(dp), fz).at(fx, four(slopes.by_y.at[i]));
+    rise.at(fx, four(slopes.by_z.at[i]));
   }
 }
 

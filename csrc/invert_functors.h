@@ -28,8 +28,8 @@ struct Pack {
     const Index x = i - row * Index(packed.w), voxels = Index(in.voxels());
     const Index n = row * Index(in.w) + (in.w > 1 ? x : 0) - b * voxels;
     const S* c = moving + b * 3 * voxels + n;
-    const Vec3<T> g = Matrix3<T>::read(matrix + 9 * b)(
-        Vec3<T>{load(c[0]), load(c[voxels]), load(c[2 * voxels])});
+    const Vec3<T> g =
+        Matrix3<T>::read(matrix + 9 * b)(Vec3<T>{load(c[0]), load(c[voxels]), load(c[2 * voxels])});
     to[i] = {g.x, g.y, g.z, T(0)};
   }
 };
@@ -211,8 +211,8 @@ struct ImplicitBackward : Solver<S, Index> {
   DA_HD void operator()(Index i) const {
     const auto v = this->voxel(i);
     const auto s = this->sample(v.b, v.identity + this->read(displacement, v));
-    const Vec3<T> weight = implicit_weight(this->grid, valid[i], this->read(grad, v), s.by_x,
-                                           s.by_y, s.by_z);
+    const Vec3<T> weight =
+        implicit_weight(this->grid, valid[i], this->read(grad, v), s.by_x, s.by_y, s.by_z);
     const Vec3<T> share = Matrix3<T>::read(this->matrix + 9 * v.b).transposed(weight);
     this->write(grad_fixed, v, share);
     if (grad_moving == nullptr || dot(share, share) == T(0)) return;
@@ -263,10 +263,9 @@ struct UnrolledBackward : Solver<S, Index> {
         sum = sum + incoming;
         scatter<T, Index>(to, this->in, s.z, s.y, s.x, s.fraction, incoming * T(-1), add);
         const MovingGrid<T>& grid = this->grid;
-        incoming = {
-            reversed(incoming.x, dot(s.by_x, incoming), grid.half.x, u.x, grid.limit.x),
-            reversed(incoming.y, dot(s.by_y, incoming), grid.half.y, u.y, grid.limit.y),
-            reversed(incoming.z, dot(s.by_z, incoming), grid.half.z, u.z, grid.limit.z)};
+        incoming = {reversed(incoming.x, dot(s.by_x, incoming), grid.half.x, u.x, grid.limit.x),
+                    reversed(incoming.y, dot(s.by_y, incoming), grid.half.y, u.y, grid.limit.y),
+                    reversed(incoming.z, dot(s.by_z, incoming), grid.half.z, u.z, grid.limit.z)};
       }
     }
     this->write(grad_fixed, v, sum);
@@ -292,7 +291,8 @@ struct Finish {
         partial(static_cast<T*>(partial_)) {}
 
   DA_HD void operator()(Index i) const {
-    const Index rows = Index(shape.d) * Index(shape.h), b = i / rows, voxels = Index(shape.voxels());
+    const Index rows = Index(shape.d) * Index(shape.h), b = i / rows,
+                voxels = Index(shape.voxels());
     const Index start = b * 3 * voxels + (i - b * rows) * Index(shape.w);
     const Matrix3<T> m = Matrix3<T>::read(matrix + 9 * b);
     Vec3<T> sx{T(0), T(0), T(0)}, sy = sx, sz = sx;

@@ -169,9 +169,7 @@ def _solve_body(
     newton: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     adjoint = _sample_backward_op if newton else None
-    return _body.solve_inverse(
-        c_moving, c_fixed, matrix, ruler, iterations, tolerance, _sample_op, adjoint
-    )
+    return _body.solve_inverse(c_moving, c_fixed, matrix, ruler, iterations, tolerance, _sample_op, adjoint)
 
 
 def _backward_body(*args: Any) -> tuple[Tensor, Tensor]:

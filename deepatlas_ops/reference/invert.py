@@ -51,21 +51,26 @@ def mean_jacobian(field: Tensor, mask: Tensor | None) -> Tensor:
     The mean of the differences along an axis telescopes: without weights only its faces are read, and with
     weights the difference is taken of those, which have one channel.
     """
-    columns = [_mean_difference(field, axis) for axis in (4, 3, 2)]
+    everywhere = torch.stack([_mean_difference(field, axis) for axis in (4, 3, 2)], -1)
     if mask is None:
-        return torch.stack(columns, -1)
-    field = field.to(compute_dtype(field.dtype))
+        return everywhere
+    field = field.to(everywhere.dtype)
     weight = mask.to(field.dtype)
-    total = weight.sum((2, 3, 4))
-    empty = total == 0
-    total = torch.where(empty, 1.0, total)
-    for k, axis in enumerate((4, 3, 2)):
-        if field.shape[axis] > 1:
-            share = _difference_adjoint(weight, axis)
-            # where no weight asks for a value it may be anything, NaN included
-            mean = (torch.where(share != 0, field, 0.0) * share).sum((2, 3, 4)) / total
-            columns[k] = torch.where(empty, columns[k], mean)  # an empty mask counts as none
-    return torch.stack(columns, -1)
+    total = weight.sum((2, 3, 4))[..., None]
+    shares = torch.cat(
+        [
+            torch.zeros_like(weight) if field.shape[axis] == 1 else _difference_adjoint(weight, axis)
+            for axis in (4, 3, 2)
+        ],
+        1,
+    )
+    # where no weight asks for a value it may be anything, NaN included
+    values = torch.where((shares != 0).any(1, keepdim=True), field, 0.0)
+    mean = torch.bmm(values.flatten(2), shares.flatten(2).transpose(1, 2)) / torch.where(
+        total == 0, 1.0, total
+    )
+    long = torch.tensor([field.shape[axis] > 1 for axis in (4, 3, 2)], device=field.device)
+    return torch.where((total == 0) | ~long, everywhere, mean)  # an empty mask counts as none
 
 
 def _mean_difference(field: Tensor, axis: int) -> Tensor:
@@ -153,9 +158,7 @@ class _Inverse(NamedTuple):
         return torch.stack([(c[0] * x + c[1] * y + c[2] * z) * self.scale for c in columns], 1)
 
 
-def _inverse(
-    g: Tensor, held: Tensor, continued: Tensor | None, sample_backward: SamplerBackward
-) -> _Inverse:
+def _inverse(g: Tensor, held: Tensor, continued: Tensor | None, sample_backward: SamplerBackward) -> _Inverse:
     """Inverse of the Jacobian of the interpolated g at ``held``, where it is worth having.
 
     It is not on a fold, nor where it amplifies more than MAX_AMPLIFICATION. Columns of ``continued``
