@@ -298,6 +298,7 @@ struct Finish {
     Vec3<T> sx{T(0), T(0), T(0)}, sy = sx, sz = sx;
     for (Index n = start; n < start + Index(shape.w); ++n) {
       const Vec3<T> g{grad[n], grad[n + voxels], grad[n + 2 * voxels]};
+      if (dot(g, g) == T(0)) continue;  // the map may hold a NaN there
       const Vec3<T> c{load(map[n]), load(map[n + voxels]), load(map[n + 2 * voxels])};
       sx = sx + c * g.x;
       sy = sy + c * g.y;
