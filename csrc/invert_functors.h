@@ -119,11 +119,14 @@ struct Solver {
             y.base,
             x.base};
   }
-  DA_HD Vec3<T> advance(Index b, const Vec3<T>& u, const Vec3<T>& t) const {
+  DA_HD Vec3<T> plain_step(Index b, const Vec3<T>& u, const Vec3<T>& t) const {
     const Sample s = sample(b, u);
-    const Vec3<T> next = s.held - s.value + t;
-    if (!newton) return next;
-    return u + newton_step(grid, u, next - u, s.by_x, s.by_y, s.by_z);
+    return s.held - s.value + t;
+  }
+  DA_HD Vec3<T> advance(Index b, const Vec3<T>& u, const Vec3<T>& t) const {
+    if (!newton) return plain_step(b, u, t);
+    const Sample s = sample(b, u);
+    return u + newton_step(grid, u, s.held - s.value + t - u, s.by_x, s.by_y, s.by_z);
   }
   // Whether a voxel that moved from u to next goes on.
   DA_HD bool moves(const Vec3<T>& u, const Vec3<T>& next) const {
@@ -173,11 +176,14 @@ DA_HD void scatter(T* p, const Shape3& in, int32_t z, int32_t y, int32_t x, cons
   const Steps<Index> step(in);
   const Index voxels = Index(in.voxels());
   p += (Index(z) * Index(in.h) + Index(y)) * Index(in.w) + Index(x);
-  const T share[4] = {(T(1) - f.z) * (T(1) - f.y), (T(1) - f.z) * f.y, f.z * (T(1) - f.y),
-                      f.z * f.y};
+#if defined(__CUDACC__)
+#pragma unroll 1  // the registers are needed elsewhere
+#endif
   for (int corner = 0; corner < 4; ++corner) {
-    T* q = p + (corner & 1 ? step.y : Index(0)) + (corner & 2 ? step.z : Index(0));
-    const T right = share[corner] * f.x, left = share[corner] - right;
+    const bool next_y = corner & 1, next_z = corner & 2;
+    const T share = (next_z ? f.z : T(1) - f.z) * (next_y ? f.y : T(1) - f.y);
+    T* q = p + (next_y ? step.y : Index(0)) + (next_z ? step.z : Index(0));
+    const T right = share * f.x, left = share - right;
     add(q, left * weight.x);
     add(q + voxels, left * weight.y);
     add(q + 2 * voxels, left * weight.z);
@@ -250,7 +256,7 @@ struct UnrolledBackward : Solver<S, Index> {
       int steps = 0;
       for (bool moves = true; moves && steps < end; ++steps) {
         trail[steps % kTrail] = u;
-        const Vec3<T> next = this->advance(v.b, u, t);
+        const Vec3<T> next = this->plain_step(v.b, u, t);
         moves = this->moves(u, next);
         u = next;
       }
@@ -260,12 +266,13 @@ struct UnrolledBackward : Solver<S, Index> {
       for (int k = steps - 1; k >= end; --k) {
         u = trail[k % kTrail];
         const auto s = this->sample(v.b, u);
-        sum = sum + incoming;
-        scatter<T, Index>(to, this->in, s.z, s.y, s.x, s.fraction, incoming * T(-1), add);
         const MovingGrid<T>& grid = this->grid;
-        incoming = {reversed(incoming.x, dot(s.by_x, incoming), grid.half.x, u.x, grid.limit.x),
-                    reversed(incoming.y, dot(s.by_y, incoming), grid.half.y, u.y, grid.limit.y),
-                    reversed(incoming.z, dot(s.by_z, incoming), grid.half.z, u.z, grid.limit.z)};
+        const Vec3<T> share = incoming;
+        sum = sum + share;
+        incoming = {reversed(share.x, dot(s.by_x, share), grid.half.x, u.x, grid.limit.x),
+                    reversed(share.y, dot(s.by_y, share), grid.half.y, u.y, grid.limit.y),
+                    reversed(share.z, dot(s.by_z, share), grid.half.z, u.z, grid.limit.z)};
+        scatter<T, Index>(to, this->in, s.z, s.y, s.x, s.fraction, share * T(-1), add);
       }
     }
     this->write(grad_fixed, v, sum);

@@ -81,9 +81,9 @@ struct InvertArgs {
   void* residual;      // T [batch, out]
   bool* valid;         // [batch, out]; read by the implicit gradient
   const void* grad;    // T [batch, 3, out], of displacement
-  void* grad_moving;   // T [batch, 3, in], zeroed by the caller for CUDA; implicit: null: not wanted
-  void* grad_fixed;    // T [batch, 3, out]
-  void* scattered;     // as packed, scratch of the unrolled gradient on the CPU
+  void* grad_moving;  // T [batch, 3, in], zeroed by the caller for CUDA; implicit: null: not wanted
+  void* grad_fixed;   // T [batch, 3, out]
+  void* scattered;    // as packed, scratch of the unrolled gradient on the CPU
   void* partial_moving;  // T [batch, in.d * in.h, 9] and
   void* partial_fixed;   // T [batch, out.d * out.h, 9]: parts of the unrolled gradient by matrix
 };

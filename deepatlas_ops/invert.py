@@ -48,14 +48,18 @@ def implicit_warp(
         c_fixed: [B, 3, D, H, W], those of the fixed exam; its shape may differ from the moving map's.
         iterations: recursive updates (eqs 6 and 7; the paper takes 20), starting from the identity.
         tolerance: in moving voxels. Above 0, a voxel whose update is shorter stops there, and the recursion
-            ends when every voxel has (which costs a host synchronisation an iteration); 0 runs all
-            iterations.
+            ends when every voxel has (which costs the PyTorch body a host synchronisation an iteration); 0
+            runs all iterations.
         step: the matrix of eqs 5 and 7. ``"moving"``: the inverse of the mean Jacobian of ``c_moving``,
             which makes the recursion contract whatever the two fields of view are. ``"fixed"``: the inverse
             of the mean Jacobian of ``c_fixed`` (the paper names D_q), which needs fields of view of similar
             size. ``"direction_cosine"``: the column-normalised mean Jacobian of ``c_fixed``, transposed:
             right for rigidly related grids, slower elsewhere. A singular mean (a constant map) is replaced
-            by the identity.
+            by the identity. ``"newton"``: the Jacobian of the interpolated ``c_moving`` at each voxel's
+            place, and the matrix of ``"moving"`` where that is folded, too flat or not finite. It settles in
+            half the steps or fewer, each of which costs 1.4 times as much (PyTorch body: four times), so it pays
+            where deformations are strong and the tolerance is tight; on a folded map it may settle on
+            another solution.
         gradient: ``"implicit"`` differentiates the solution itself (one 3 x 3 solve a voxel and one scatter;
             nothing is kept per iteration). Voxels that are not valid, that lie on a fold of ``c_moving``, or
             where it is so flat that its inverse amplifies more than 20 times against the mean, carry no
@@ -138,11 +142,14 @@ class _Implicit(torch.autograd.Function):
         )
         ctx.save_for_backward(c_moving, displacement, valid, matrix)
         ctx.mark_non_differentiable(residual, valid)
+        ctx.set_materialize_grads(False)
         return displacement, residual, valid
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor, *unused: Tensor | None) -> tuple:
+    def backward(ctx: Any, grad: Tensor | None, *unused: Tensor | None) -> tuple:
+        if grad is None:
+            return (None,) * 7
         need_moving = ctx.needs_input_grad[0]
         moving, fixed = _body.implicit_warp_backward(grad, *ctx.saved_tensors, need_moving)
         return moving if need_moving else None, fixed, None, None, None, None, None
@@ -210,9 +217,12 @@ def _implicit_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Ten
     displacement, residual, valid = output
     ctx.save_for_backward(inputs[0], displacement, valid, inputs[2])
     ctx.mark_non_differentiable(residual, valid)
+    ctx.set_materialize_grads(False)  # no zeros for the outputs that have no gradient
 
 
-def _implicit_backward(ctx: Any, grad: Tensor, *unused: Tensor | None) -> tuple:
+def _implicit_backward(ctx: Any, grad: Tensor | None, *unused: Tensor | None) -> tuple:
+    if grad is None:
+        return (None,) * 7
     need_moving = ctx.needs_input_grad[0]
     moving, fixed = torch.ops.deepatlas_ops.implicit_warp_backward(grad, *ctx.saved_tensors, need_moving)
     return moving if need_moving else None, fixed, None, None, None, None, None
@@ -222,9 +232,12 @@ def _unrolled_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Ten
     c_moving, c_fixed, matrix, _, *ctx.options = inputs
     ctx.save_for_backward(c_moving, c_fixed, matrix)
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
 
 
-def _unrolled_backward(ctx: Any, grad: Tensor, *unused: Tensor | None) -> tuple:
+def _unrolled_backward(ctx: Any, grad: Tensor | None, *unused: Tensor | None) -> tuple:
+    if grad is None:
+        return (None,) * 6
     op = torch.ops.deepatlas_ops.implicit_warp_unrolled_backward
     moving, fixed, matrix = op(grad, *ctx.saved_tensors, *ctx.options)
     return moving, fixed, matrix, None, None, None
