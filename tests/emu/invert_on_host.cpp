@@ -32,6 +32,16 @@ Parallel threads() {
           }};
 }
 
+// Four pieces, the last one first: what a piece writes outside its own slab survives.
+Parallel backwards() {
+  return {4, [](int64_t count, int64_t grain, void* context, Parallel::Body body) {
+            const int64_t piece = std::max(grain, (count + 3) / 4);
+            for (int64_t i = (count - 1) / piece * piece; i >= 0; i -= piece) {
+              body(context, i, std::min(count, i + piece));
+            }
+          }};
+}
+
 struct HostAdd {
   template <class T>
   void operator()(T* p, T value) const {
@@ -127,7 +137,7 @@ void check(const std::string& what, InvertArgs a) {
   a.ruler = a.newton ? matrix.data() : nullptr;
   a.grad = grad.data();
 
-  Results<T> functor(a), one(a), many(a);
+  Results<T> functor(a), one(a), many(a), last_first(a);
   functor.attach(a);
   run(a.batch * packed_shape(a.in).voxels(), Pack<S, int32_t>(a));
   run(count, Solve<S, int64_t>(a));
@@ -142,17 +152,21 @@ void check(const std::string& what, InvertArgs a) {
   same_bits(what + " valid", one.valid, functor.valid);
 
   // The gradients are taken at one and the same solution.
-  one.displacement = many.displacement = functor.displacement;
+  one.displacement = many.displacement = last_first.displacement = functor.displacement;
+  last_first.valid = functor.valid;
   functor.attach(a);
   run(count, ImplicitBackward<S, int32_t, HostAdd>(a));
   one.attach(a);
   invert_implicit_cpu(a, threads<1>());
   many.attach(a);
   invert_implicit_cpu(a, threads<4>());
+  last_first.attach(a);
+  invert_implicit_cpu(a, backwards());
   compare(what + " implicit, moving", one.by_moving, functor.by_moving);
   compare(what + " implicit, fixed", one.by_fixed, functor.by_fixed);
   same_bits(what + " implicit, moving", one.by_moving, many.by_moving);
   same_bits(what + " implicit, fixed", one.by_fixed, many.by_fixed);
+  same_bits(what + " implicit, last first", one.by_moving, last_first.by_moving);
   if (a.newton) return;
 
   std::fill(functor.by_moving.begin(), functor.by_moving.end(), T(0));
@@ -166,11 +180,14 @@ void check(const std::string& what, InvertArgs a) {
   invert_unrolled_cpu(a, threads<1>());
   many.attach(a);
   invert_unrolled_cpu(a, threads<4>());
+  last_first.attach(a);
+  invert_unrolled_cpu(a, backwards());
   compare(what + " unrolled, moving", one.by_moving, functor.by_moving);
   compare(what + " unrolled, fixed", one.by_fixed, functor.by_fixed);
   compare(what + " unrolled, matrix by moving", one.rows, functor.rows);
   same_bits(what + " unrolled, moving", one.by_moving, many.by_moving);
   same_bits(what + " unrolled, fixed", one.by_fixed, many.by_fixed);
+  same_bits(what + " unrolled, last first", one.by_moving, last_first.by_moving);
   same_bits(what + " unrolled, matrix by fixed", one.columns, many.columns);
 }
 
