@@ -126,4 +126,37 @@ const char* jacobian_determinant_cuda(const JacobianArgs& args, void* stream);
 const char* smoothness_forward_cuda(const JacobianArgs& args, void* stream);
 const char* smoothness_backward_cuda(const JacobianArgs& args, void* stream);
 
+// ---- implicit_warp ------------------------------------------------------------------------------
+
+// T is the accumulate type of `scalar`.
+struct InvertArgs {
+  Scalar scalar;  // of moving and fixed
+  int64_t batch;
+  Shape3 in, out;  // the moving and the fixed grid
+  int iterations;
+  bool newton;
+  double tolerance;    // voxels of the moving grid; 0: no early exit
+  const void* moving;  // [batch, 3, in]
+  const void* fixed;   // [batch, 3, out]; not used by the implicit gradient
+  const void* matrix;  // T [batch, 3, 3], the step matrix
+  const void* ruler;   // T [batch, 3, 3], from what is left to moving coordinates; null: identity
+  void* packed;        // T [batch, invert::packed_shape(in), 4], scratch
+  void* displacement;  // T [batch, 3, out]; read by the implicit gradient
+  void* residual;      // T [batch, out]
+  bool* valid;         // [batch, out]; read by the implicit gradient
+  const void* grad;    // T [batch, 3, out], of displacement
+  void* grad_moving;  // T [batch, 3, in], zeroed by the caller for CUDA; implicit: null: not wanted
+  void* grad_fixed;   // T [batch, 3, out]
+  void* scattered;    // as packed, scratch of the unrolled gradient on the CPU
+  void* partial_moving;  // T [batch, in.d * in.h, 9] and
+  void* partial_fixed;   // T [batch, out.d * out.h, 9]: parts of the unrolled gradient by matrix
+};
+
+void invert_forward_cpu(const InvertArgs& args, const Parallel& parallel);
+void invert_implicit_cpu(const InvertArgs& args, const Parallel& parallel);
+void invert_unrolled_cpu(const InvertArgs& args, const Parallel& parallel);
+const char* invert_forward_cuda(const InvertArgs& args, void* stream);
+const char* invert_implicit_cuda(const InvertArgs& args, void* stream);
+const char* invert_unrolled_cuda(const InvertArgs& args, void* stream);
+
 }  // namespace deepatlas

@@ -7,7 +7,13 @@ state the same gradients as one call each, which is what the registered ops run.
 
 from __future__ import annotations
 
-from .invert import continued_inverse, implicit_warp_backward, solve_inverse, step_matrix
+from .invert import (
+    continued_inverse,
+    implicit_warp_backward,
+    implicit_warp_unrolled_backward,
+    solve_inverse,
+    step_matrix,
+)
 from .jacobian import (
     SMOOTHNESS_EPS,
     jacobian,
@@ -41,6 +47,7 @@ __all__ = [
     "continued_inverse",
     "identity_grid",
     "implicit_warp_backward",
+    "implicit_warp_unrolled_backward",
     "jacobian",
     "jacobian_determinant",
     "log_determinant",

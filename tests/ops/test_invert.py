@@ -27,7 +27,7 @@ def pair(amplitude=0.08, size=SIZE, fixed_size=SIZE, scale=0.8, batch=1):
 
 
 @pytest.mark.parametrize("fixed_size", [SIZE, (5, 12, 7)])
-def test_affine_maps_have_the_affine_answer(path, fixed_size):
+def test_affine_maps_have_the_affine_answer(backend, fixed_size):
     a = torch.tensor([[0.7, 0.2, 0.0], [-0.1, 0.9, 0.1], [0.0, -0.2, 1.1]], dtype=torch.float64)
     b = torch.tensor([0.1, -0.2, 0.3], dtype=torch.float64)
     moving, v = apply(a, b, identity(SIZE)), identity(fixed_size)
@@ -43,7 +43,7 @@ def test_affine_maps_have_the_affine_answer(path, fixed_size):
 
 
 @pytest.mark.parametrize("step", ["moving", "fixed", "direction_cosine"])
-def test_a_known_diffeomorphism_is_found(path, step):
+def test_a_known_diffeomorphism_is_found(backend, step):
     moving = identity(SIZE) + smooth(2, SIZE, 0.04)
     known = 0.9 * identity(SIZE) + 0.05 * torch.sin(math.pi * identity(SIZE).flip(1))
     fixed = ops.resample(moving, known.expand(2, -1, -1, -1, -1))  # so that u = known solves it exactly
@@ -54,7 +54,7 @@ def test_a_known_diffeomorphism_is_found(path, step):
     )
 
 
-def test_a_template_grid_gives_the_inverse_map(path):
+def test_a_template_grid_gives_the_inverse_map(backend):
     moving, _ = pair()
     warp = ops.implicit_warp(moving, identity((7, 7, 7)))
     template = ops.resample(moving, warp.displacement + identity((7, 7, 7)))
@@ -64,7 +64,7 @@ def test_a_template_grid_gives_the_inverse_map(path):
 
 
 @pytest.mark.parametrize("scale", [0.3, 0.7, 1.4])
-def test_twenty_steps_leave_under_a_voxel_at_99_percent(path, scale):
+def test_twenty_steps_leave_under_a_voxel_at_99_percent(backend, scale):
     size = (24, 24, 24)
     moving = scale * (identity(size, torch.float32) + smooth(2, size, 0.06, torch.float32))
     fixed = scale * (0.8 * identity(size, torch.float32) + smooth(2, size, 0.06, torch.float32))
@@ -79,7 +79,7 @@ def test_twenty_steps_leave_under_a_voxel_at_99_percent(path, scale):
     assert u.abs().max() < 4
 
 
-def test_fields_of_view_three_times_apart_need_the_moving_matrix(path):
+def test_fields_of_view_three_times_apart_need_the_moving_matrix(backend):
     moving = 3 * (identity(SIZE) + smooth(1, SIZE, 0.05))
     fixed = identity(SIZE) + smooth(1, SIZE, 0.05)
     assert (ops.implicit_warp(moving, fixed).residual < 1).all()
@@ -87,7 +87,7 @@ def test_fields_of_view_three_times_apart_need_the_moving_matrix(path):
     assert (ops.implicit_warp(moving, fixed, step="fixed").residual < 1).double().mean() < 0.05
 
 
-def test_the_residual_is_in_moving_voxels(path):
+def test_the_residual_is_in_moving_voxels(backend):
     moving, fixed = pair(amplitude=0.1, scale=0.7)
     warp = ops.implicit_warp(moving, fixed, iterations=2)
     columns = [np.gradient(moving.numpy(), 2 / (n - 1), axis=axis) for axis, n in ((4, 11), (3, 10), (2, 9))]
@@ -106,7 +106,7 @@ def gradients(moving, fixed, weight, **options):
 
 @pytest.mark.parametrize("fixed_size", [SIZE, (5, 7, 6)])
 @pytest.mark.parametrize("step", ["moving", "direction_cosine"])
-def test_implicit_and_unrolled_gradients_agree_at_convergence(path, step, fixed_size):
+def test_implicit_and_unrolled_gradients_agree_at_convergence(backend, step, fixed_size):
     moving, fixed = pair(fixed_size=fixed_size, scale=1.1)  # some voxels fall outside
     weight = torch.randn(1, 3, *fixed_size, dtype=torch.float64)
     implicit = gradients(moving, fixed, weight, iterations=60, step=step)
@@ -116,7 +116,7 @@ def test_implicit_and_unrolled_gradients_agree_at_convergence(path, step, fixed_
 
 
 @pytest.mark.parametrize("gradient", ["implicit", "unrolled"])
-def test_gradients_are_the_finite_differences(path, gradient):
+def test_gradients_are_the_finite_differences(backend, gradient):
     moving, fixed = pair(size=(4, 5, 4), fixed_size=(3, 3, 4), scale=0.6)
     moving.requires_grad_(), fixed.requires_grad_()
 
@@ -128,7 +128,7 @@ def test_gradients_are_the_finite_differences(path, gradient):
     assert torch.autograd.gradcheck(displacement, (moving, fixed), eps=1e-7, atol=1e-4, rtol=1e-3)
 
 
-def test_few_unrolled_steps_are_differentiated_exactly(path):
+def test_few_unrolled_steps_are_differentiated_exactly(backend):
     moving, fixed = pair(size=(4, 4, 4), fixed_size=(3, 3, 3), scale=0.6)
     moving.requires_grad_(), fixed.requires_grad_()
 
@@ -138,7 +138,7 @@ def test_few_unrolled_steps_are_differentiated_exactly(path):
     assert torch.autograd.gradcheck(displacement, (moving, fixed), eps=1e-7, atol=1e-5)
 
 
-def test_voxels_that_are_not_valid_carry_no_gradient(path):
+def test_voxels_that_are_not_valid_carry_no_gradient(backend):
     moving, fixed = pair(scale=1.5)
     fixed.requires_grad_()
     warp = ops.implicit_warp(moving, fixed)
@@ -148,7 +148,7 @@ def test_voxels_that_are_not_valid_carry_no_gradient(path):
     assert torch.equal(carries, warp.valid)
 
 
-def test_folds_and_plateaus_keep_the_gradient_bounded(path):
+def test_folds_and_plateaus_keep_the_gradient_bounded(backend):
     moving = identity(SIZE) + smooth(1, SIZE, 0.4)  # strongly folded
     moving[..., 3:7, 3:7, 3:7] = moving[..., 4:5, 4:5, 4:5]  # and constant in the middle
     fixed = identity(SIZE).requires_grad_()
@@ -161,7 +161,7 @@ def test_folds_and_plateaus_keep_the_gradient_bounded(path):
     assert grads[1].norm(dim=1).max() <= 20 * math.sqrt(3) * spread
 
 
-def test_gradient_none_detaches(path):
+def test_gradient_none_detaches(backend):
     moving, fixed = (x.requires_grad_() for x in pair())
     assert not ops.implicit_warp(moving, fixed, gradient="none").displacement.requires_grad
     warp = ops.implicit_warp(moving, fixed)
@@ -170,7 +170,7 @@ def test_gradient_none_detaches(path):
     )
 
 
-def test_the_mask_keeps_meaningless_coordinates_out_of_the_mean(path):
+def test_the_mask_keeps_meaningless_coordinates_out_of_the_mean(backend):
     moving, fixed = pair(scale=0.3)
     mask = torch.ones(1, 1, *SIZE, dtype=torch.float64)
     mask[..., 8:] = 0
@@ -186,7 +186,7 @@ def test_the_mask_keeps_meaningless_coordinates_out_of_the_mean(path):
     )
 
 
-def test_tolerance_stops_early_and_close(path):
+def test_tolerance_stops_early_and_close(backend):
     moving, fixed = pair()
     full = ops.implicit_warp(moving, fixed, iterations=40)
     early = ops.implicit_warp(moving, fixed, iterations=40, tolerance=0.01)
@@ -203,7 +203,7 @@ def test_tolerance_stops_early_and_close(path):
     assert 2 < len(count) < 30
 
 
-def test_a_map_onto_itself_is_the_identity_and_valid_to_the_faces(path):
+def test_a_map_onto_itself_is_the_identity_and_valid_to_the_faces(backend):
     moving = (identity(SIZE) * 0.37 + smooth(1, SIZE, 0.02)).float()
     warp = ops.implicit_warp(moving, moving)
     assert warp.valid.all()
@@ -213,7 +213,7 @@ def test_a_map_onto_itself_is_the_identity_and_valid_to_the_faces(path):
 @pytest.mark.parametrize(
     "size, fixed_size", [((1, 6, 7), (1, 5, 4)), ((5, 1, 1), (5, 4, 1)), ((5, 6, 7), (1, 1, 1))]
 )
-def test_axes_of_one_voxel(path, size, fixed_size):
+def test_axes_of_one_voxel(backend, size, fixed_size):
     moving, fixed = identity(size).clone(), identity(fixed_size) * 0.5 + 0.1
     moving.requires_grad_(), fixed.requires_grad_()
     warp = ops.implicit_warp(moving, fixed)
@@ -225,7 +225,7 @@ def test_axes_of_one_voxel(path, size, fixed_size):
 
 
 @pytest.mark.parametrize("gradient", ["implicit", "unrolled"])
-def test_empty_batch_constant_maps_and_nan(path, gradient):
+def test_empty_batch_constant_maps_and_nan(backend, gradient):
     moving, fixed = (x.requires_grad_() for x in pair())
     empty = ops.implicit_warp(moving[:0], fixed[:0], gradient=gradient, tolerance=0.1)
     assert [tuple(t.shape) for t in empty] == [(0, 3, *SIZE), (0, 1, *SIZE), (0, 1, *SIZE)]
@@ -247,7 +247,7 @@ def test_empty_batch_constant_maps_and_nan(path, gradient):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_types_iterate_in_float32(path, dtype):
+def test_half_types_iterate_in_float32(backend, dtype):
     moving, fixed = (x.to(dtype) for x in pair())
     warp = ops.implicit_warp(moving.requires_grad_(), fixed)
     exact = ops.implicit_warp(moving.double(), fixed.double())
@@ -260,7 +260,7 @@ def test_half_types_iterate_in_float32(path, dtype):
     assert grad.dtype == dtype and grad.isfinite().all()
 
 
-def test_autocast_runs_in_float32(path):
+def test_autocast_runs_in_float32(backend):
     moving, fixed = (x.float() for x in pair())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = ops.implicit_warp(moving, fixed)
@@ -288,18 +288,26 @@ def test_a_registration_loss_compiles_as_one_graph(name):
     torch.testing.assert_close(*grads)
 
 
-def test_opcheck():
-    moving, fixed = (x.requires_grad_() for x in pair(size=(4, 5, 6), fixed_size=(3, 4, 3)))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_opcheck(dtype):
+    moving, fixed = (x.to(dtype).requires_grad_() for x in pair(size=(4, 5, 6), fixed_size=(3, 4, 3)))
     matrix = reference.step_matrix(moving, fixed, None, "moving").detach()
-    solve = torch.ops.deepatlas_ops.implicit_warp.default
-    torch.library.opcheck(solve, (moving, fixed, matrix, None, 5, 0.0))
-    torch.library.opcheck(solve, (moving, fixed, matrix.mT.contiguous(), matrix, 5, 0.5))
-    displacement, _, valid = reference.solve_inverse(moving.detach(), fixed.detach(), matrix, None, 5, 0.0)
-    torch.library.opcheck(
-        torch.ops.deepatlas_ops.implicit_warp_backward.default,
-        (torch.randn_like(displacement), moving.detach(), displacement, valid, matrix),
-        test_utils=("test_schema", "test_faketensor"),
-    )
+    check, ops_ = torch.library.opcheck, torch.ops.deepatlas_ops
+    check(ops_.implicit_warp.default, (moving, fixed, matrix, None, 5, 0.0, False))
+    check(ops_.implicit_warp.default, (moving, fixed, matrix.mT.contiguous(), matrix, 5, 0.5, True))
+    step = matrix.clone().requires_grad_()
+    check(ops_.implicit_warp_unrolled.default, (moving, fixed, step, None, 3, 0.0))
+    check(ops_.implicit_warp_unrolled.default, (moving, fixed, step, matrix, 3, 0.5))
+
+    moving, fixed = moving.detach(), fixed.detach()
+    displacement, _, valid = reference.solve_inverse(moving, fixed, matrix, None, 5, 0.0)
+    grad = torch.randn_like(displacement)
+    tests = ("test_schema", "test_faketensor")
+    for need_moving in (True, False):
+        arguments = (grad, moving, displacement, valid, matrix, need_moving)
+        check(ops_.implicit_warp_backward.default, arguments, test_utils=tests)
+    arguments = (grad, moving, fixed, matrix, 5, 0.1)
+    check(ops_.implicit_warp_unrolled_backward.default, arguments, test_utils=tests)
 
 
 @pytest.mark.parametrize(
@@ -319,8 +327,12 @@ def test_opcheck():
         ({"tolerance": -1.0}, "implicit_warp: tolerance"),
         ({"tolerance": float("nan")}, "implicit_warp: tolerance"),
         (
-            {"step": "newton"},
-            "implicit_warp: step: expected one of moving, fixed, direction_cosine, got 'newton'",
+            {"step": "mean"},
+            "implicit_warp: step: expected one of moving, fixed, direction_cosine, newton, got 'mean'",
+        ),
+        (
+            {"step": "newton", "gradient": "unrolled"},
+            "implicit_warp: gradient: expected implicit or none with the newton step, got 'unrolled'",
         ),
         ({"gradient": True}, "implicit_warp: gradient: expected one of implicit, unrolled, none, got True"),
     ],

@@ -1,0 +1,302 @@
+// Inversion of one block of voxels on the CPU: the arithmetic of invert.h in stages. The voxels of
+// a block are the lanes of loops that the compiler vectorises; the loads of the eight corners,
+// which it cannot, take all channels of a corner at once.
+#pragma once
+
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
+#include <algorithm>
+#include <cstring>
+
+#include "invert.h"
+
+namespace deepatlas {
+namespace invert {
+
+constexpr int kBlock = 128;  // voxels a block: all of its state stays in the first-level cache
+
+// Four channels of a voxel as one vector, in GCC's and Clang's notation, which every target has.
+template <class T>
+struct FourOf {
+  typedef T type __attribute__((vector_size(4 * sizeof(T)), aligned(alignof(T)), may_alias));
+};
+template <class T>
+using Four = typename FourOf<T>::type;
+
+template <class T>
+struct Lanes {
+  alignas(64) T x[kBlock], y[kBlock], z[kBlock];
+  DA_HD Vec3<T> operator[](int i) const { return {x[i], y[i], z[i]}; }
+  DA_HD void set(int i, const Vec3<T>& v) {
+    x[i] = v.x;
+    y[i] = v.y;
+    z[i] = v.z;
+  }
+};
+
+// Vectors of voxels as the corners give them.
+template <class T>
+struct Quads {
+  alignas(64) T at[kBlock][4];
+  DA_HD Vec3<T> operator[](int i) const { return {at[i][0], at[i][1], at[i][2]}; }
+};
+
+// Where the lanes stand on the packed map.
+template <class T>
+struct Cells {
+  Lanes<T> held, fraction;
+  alignas(64) int32_t z[kBlock], y[kBlock], x[kBlock];
+  alignas(64) int64_t offset[kBlock];
+};
+
+template <class T>
+struct Slopes {
+  Quads<T> by_x, by_y, by_z;
+};
+
+// Loops run over whole vectors: lanes beyond `count` hold old values, which are harmless.
+inline int whole(int count) { return (count + 15) / 16 * 16; }
+
+// ---- stages -------------------------------------------------------------------------------------
+
+template <class T>
+void place(const Shape3& out, int64_t n, int count, Lanes<T>& identity) {
+  const int64_t line = n / out.w;
+  int32_t z = int32_t(line / out.h), y = int32_t(line - int64_t(z) * out.h);
+  int32_t x = int32_t(n - line * out.w);
+  for (int i = 0; i < count;) {
+    const int stretch = std::min(count - i, out.w - x);
+    for (int k = 0; k < stretch; ++k) identity.set(i + k, normalised<T>(out, z, y, x + k));
+    i += stretch;
+    x = 0;
+    if (++y == out.h) y = 0, ++z;
+  }
+  for (int i = count; i < whole(count); ++i) identity.set(i, {T(0), T(0), T(0)});
+}
+
+template <class S, class T>
+void aim(const S* fixed, int64_t voxels, const Matrix3<T>& matrix, int count, Lanes<T>& target) {
+  for (int i = 0; i < count; ++i) {
+    target.set(
+        i, matrix(Vec3<T>{load(fixed[i]), load(fixed[i + voxels]), load(fixed[i + 2 * voxels])}));
+  }
+  for (int i = count; i < whole(count); ++i) target.set(i, {T(0), T(0), T(0)});
+}
+
+template <class T>
+void locate(const MovingGrid<T>& grid, const Lanes<T>& u, int count, Cells<T>& to) {
+  const auto axis = [count](const T* __restrict from, T limit, T half, T last, T* __restrict held,
+                            T* __restrict fraction, int32_t* __restrict base) {
+    for (int i = 0; i < count; ++i) {
+      const Held<T> at(from[i], limit, half, last);
+      held[i] = at.held;
+      fraction[i] = at.fraction;
+      base[i] = at.base;
+    }
+  };
+  axis(u.z, grid.limit.z, grid.half.z, grid.last.z, to.held.z, to.fraction.z, to.z);
+  axis(u.y, grid.limit.y, grid.half.y, grid.last.y, to.held.y, to.fraction.y, to.y);
+  axis(u.x, grid.limit.x, grid.half.x, grid.last.x, to.held.x, to.fraction.x, to.x);
+  const int32_t h = grid.packed.h, w = grid.packed.w;
+  if (grid.packed.voxels() <= INT32_MAX) {  // 32-bit products vectorise on every machine
+    for (int i = 0; i < count; ++i) to.offset[i] = (to.z[i] * h + to.y[i]) * w + to.x[i];
+  } else {
+    for (int i = 0; i < count; ++i) to.offset[i] = (int64_t(to.z[i]) * h + to.y[i]) * w + to.x[i];
+  }
+}
+
+// The packed map of one batch item with the way from a corner to the next.
+template <class T>
+struct PackedMap {
+  const T* voxels;
+  int64_t along_y, along_z;  // in scalars
+  PackedMap(const void* packed, const MovingGrid<T>& grid, int64_t b)
+      : voxels(static_cast<const T*>(packed) + 4 * b * grid.packed.voxels()),
+        along_y(grid.packed.h > 1 ? 4 * int64_t(grid.packed.w) : 0),
+        along_z(grid.packed.d > 1 ? 4 * int64_t(grid.packed.w) * grid.packed.h : 0) {}
+};
+
+template <class T>
+DA_HD const Four<T>& four(const T* p) {
+  return *reinterpret_cast<const Four<T>*>(p);
+}
+template <class T>
+DA_HD Four<T>& four(T* p) {
+  return *reinterpret_cast<Four<T>*>(p);
+}
+
+// The two voxels of a corner pair along x, which are neighbours in memory.
+template <class T>
+struct Pair {
+  Four<T> near, far;
+  DA_HD explicit Pair(const T* p) : near(four(p)), far(four(p + 4)) {}
+  DA_HD Pair(const Four<T>& a, const Four<T>& b) : near(a), far(b) {}
+  DA_HD Pair minus(const Pair& other) const { return {near - other.near, far - other.far}; }
+  DA_HD Pair plus(const Pair& other, T f) const {
+    return {near + f * other.near, far + f * other.far};
+  }
+  DA_HD void along(Four<T>& to) const { to = far - near; }
+  DA_HD void at(T f, Four<T>& to) const { to = near + f * (far - near); }
+};
+
+#if defined(__AVX__) && defined(__FMA__)
+// Both in one register.
+template <>
+struct Pair<float> {
+  __m256 both;
+  DA_HD explicit Pair(const float* p) : both(_mm256_loadu_ps(p)) {}
+  DA_HD explicit Pair(const __m256& v) : both(v) {}
+  DA_HD Pair minus(const Pair& other) const { return Pair(_mm256_sub_ps(both, other.both)); }
+  DA_HD Pair plus(const Pair& other, float f) const {
+    return Pair(_mm256_fmadd_ps(_mm256_set1_ps(f), other.both, both));
+  }
+  DA_HD void along(Four<float>& to) const {
+    to = _mm_sub_ps(_mm256_extractf128_ps(both, 1), _mm256_castps256_ps128(both));
+  }
+  DA_HD void at(float f, Four<float>& to) const {
+    const __m128 near = _mm256_castps256_ps128(both);
+    to = _mm_fmadd_ps(_mm_set1_ps(f), _mm_sub_ps(_mm256_extractf128_ps(both, 1), near), near);
+  }
+};
+#endif
+
+// The same sums as Solver::sample.
+template <class T>
+void read(const PackedMap<T>& map, const Cells<T>& cells, int count, Quads<T>& value) {
+  for (int i = 0; i < count; ++i) {
+    const T* p = map.voxels + 4 * cells.offset[i];
+    const T* q = p + map.along_z;
+    const T fy = cells.fraction.y[i];
+    const Pair<T> p0(p), q0(q);
+    const Pair<T> low = p0.plus(Pair<T>(p + map.along_y).minus(p0), fy);
+    const Pair<T> high = q0.plus(Pair<T>(q + map.along_y).minus(q0), fy);
+    low.plus(high.minus(low), cells.fraction.z[i]).at(cells.fraction.x[i], four(value.at[i]));
+  }
+}
+
+template <class T>
+void read(const PackedMap<T>& map, const Cells<T>& cells, int count, Quads<T>& value,
+          Slopes<T>& slopes) {
+  for (int i = 0; i < count; ++i) {
+    const T* p = map.voxels + 4 * cells.offset[i];
+    const T* q = p + map.along_z;
+    const T fx = cells.fraction.x[i], fy = cells.fraction.y[i], fz = cells.fraction.z[i];
+    const Pair<T> p0(p), q0(q);
+    const Pair<T> dp = Pair<T>(p + map.along_y).minus(p0), dq = Pair<T>(q + map.along_y).minus(q0);
+    const Pair<T> low = p0.plus(dp, fy), rise = q0.plus(dq, fy).minus(low);
+    const Pair<T> row = low.plus(rise, fz);
+    row.at(fx, four(value.at[i]));
+    row.along(four(slopes.by_x.at[i]));
+    dp.plus(dq.minus(dp), fz).at(fx, four(slopes.by_y.at[i]));
+    rise.at(fx, four(slopes.by_z.at[i]));
+  }
+}
+
+// What a block iterates with.
+template <class T>
+struct Work {
+  Cells<T> cells;
+  Quads<T> value;
+  Slopes<T> slopes;
+  Lanes<T> next;
+  alignas(64) T moved[kBlock];  // length of the last step, voxels
+};
+
+template <class T>
+void plain_steps(const Cells<T>& __restrict cells, const Quads<T>& __restrict value,
+                 const Lanes<T>& __restrict target, int lanes, Lanes<T>& __restrict next) {
+  for (int i = 0; i < lanes; ++i) next.set(i, cells.held[i] - value[i] + target[i]);
+}
+
+template <class T>
+void newton_steps(const MovingGrid<T>& grid, const Slopes<T>& __restrict slopes,
+                  const Lanes<T>& __restrict u, int lanes, Lanes<T>& __restrict next) {
+  for (int i = 0; i < lanes; ++i) {
+    next.set(i, u[i] + newton_step(grid, u[i], next[i] - u[i], slopes.by_x[i], slopes.by_y[i],
+                                   slopes.by_z[i]));
+  }
+}
+
+// One step of every lane, in place; `measure`: work.moved says how far.
+template <class T>
+void advance(const MovingGrid<T>& grid, const PackedMap<T>& map, bool newton, bool measure,
+             const Lanes<T>& target, int count, Lanes<T>& u, Work<T>& work) {
+  const int lanes = whole(count);
+  locate(grid, u, lanes, work.cells);
+  if (newton) {
+    read(map, work.cells, count, work.value, work.slopes);
+  } else {
+    read(map, work.cells, count, work.value);
+  }
+  plain_steps(work.cells, work.value, target, lanes, work.next);
+  if (newton) newton_steps(grid, work.slopes, u, lanes, work.next);
+  if (measure) {
+    for (int i = 0; i < lanes; ++i) {
+      work.moved[i] = length(scaled(work.next[i] - u[i], grid.half));
+    }
+  }
+  for (int i = 0; i < lanes; ++i) u.set(i, work.next[i]);
+}
+
+// Runs the recursion in place. A lane that stops early makes room for the last one, so that the
+// stages only run over those that still move.
+template <class T>
+void solve(const MovingGrid<T>& grid, const PackedMap<T>& map, const InvertArgs& a, int count,
+           const Lanes<T>& target, Lanes<T>& u, Work<T>& work) {
+  const T tolerance = T(a.tolerance);
+  if (!(tolerance > T(0))) {
+    for (int k = 0; k < a.iterations; ++k) {
+      advance(grid, map, a.newton, false, target, count, u, work);
+    }
+    return;
+  }
+  Lanes<T> moving = u, aims = target;
+  int lane[kBlock];
+  for (int i = 0; i < count; ++i) lane[i] = i;
+  int left = count;
+  for (int k = 0; k < a.iterations && left > 0; ++k) {
+    advance(grid, map, a.newton, true, aims, left, moving, work);
+    int stopped = 0;
+    for (int i = 0; i < left; ++i) stopped += !(work.moved[i] >= tolerance);
+    for (int i = left - 1; i >= 0 && stopped > 0; --i) {
+      if (work.moved[i] >= tolerance) continue;
+      --stopped;
+      u.set(lane[i], moving[i]);
+      --left;
+      moving.set(i, moving[left]);
+      aims.set(i, aims[left]);
+      lane[i] = lane[left];
+    }
+  }
+  for (int i = 0; i < left; ++i) u.set(lane[i], moving[i]);
+}
+
+constexpr int32_t kNowhere = -2;  // the level of a lane that scatters nothing
+
+// Adds -weight, shared out between the corners, to the levels [low, high) of a packed volume.
+template <class T>
+void scatter(T* volume, const PackedMap<T>& map, const Cells<T>& cells, const Quads<T>& weight,
+             int count, int32_t low, int32_t high) {
+  for (int i = 0; i < count; ++i) {
+    const Four<T> all = four(weight.at[i]);
+    T* p = volume + 4 * cells.offset[i];
+    const T fx = cells.fraction.x[i], fy = cells.fraction.y[i], fz = cells.fraction.z[i];
+    const int32_t z = cells.z[i];
+    const auto level = [&](T* to, const Four<T>& share) __attribute__((always_inline)) {
+      const Four<T> far = share * fy, near = share - far;
+      const Four<T> near1 = near * fx, far1 = far * fx;
+      four(to) -= near - near1;
+      four(to + 4) -= near1;
+      four(to + map.along_y) -= far - far1;
+      four(to + map.along_y + 4) -= far1;
+    };
+    const Four<T> upper = all * fz;
+    if (z >= low && z < high) level(p, all - upper);
+    if (z + 1 >= low && z + 1 < high) level(p + map.along_z, upper);
+  }
+}
+
+}  // namespace invert
+}  // namespace deepatlas

@@ -1,0 +1,328 @@
+// The functors of inversion, one call a voxel: what CUDA runs, and the definition the CPU kernels
+// are tested against.
+#pragma once
+
+#include "invert.h"
+
+namespace deepatlas {
+namespace invert {
+
+// Packs g = S c_moving; one call a packed voxel.
+template <class S, class Index>
+struct Pack {
+  using T = Accumulate<S>;
+  Shape3 in, packed;
+  const S* moving;
+  const T* matrix;
+  Packed<T>* to;
+
+  explicit Pack(const InvertArgs& a)
+      : in(a.in),
+        packed(packed_shape(a.in)),
+        moving(static_cast<const S*>(a.moving)),
+        matrix(static_cast<const T*>(a.matrix)),
+        to(static_cast<Packed<T>*>(a.packed)) {}
+
+  DA_HD void operator()(Index i) const {
+    const Index row = i / Index(packed.w), b = row / (Index(in.d) * Index(in.h));
+    const Index x = i - row * Index(packed.w), voxels = Index(in.voxels());
+    const Index n = row * Index(in.w) + (in.w > 1 ? x : 0) - b * voxels;
+    const S* c = moving + b * 3 * voxels + n;
+    const Vec3<T> g =
+        Matrix3<T>::read(matrix + 9 * b)(Vec3<T>{load(c[0]), load(c[voxels]), load(c[2 * voxels])});
+    to[i] = {g.x, g.y, g.z, T(0)};
+  }
+};
+
+// One voxel of the fixed grid: where it starts and what it looks for.
+template <class S, class Index>
+struct Solver {
+  using T = Accumulate<S>;
+  MovingGrid<T> grid;
+  Shape3 in, out;
+  Index packed_voxels, out_voxels;
+  int iterations;
+  bool newton;
+  T tolerance;
+  const S* fixed;
+  const T* matrix;
+  const Packed<T>* packed;
+
+  explicit Solver(const InvertArgs& a)
+      : grid(a.in),
+        in(a.in),
+        out(a.out),
+        packed_voxels(Index(packed_shape(a.in).voxels())),
+        out_voxels(Index(a.out.voxels())),
+        iterations(a.iterations),
+        newton(a.newton),
+        tolerance(T(a.tolerance)),
+        fixed(static_cast<const S*>(a.fixed)),
+        matrix(static_cast<const T*>(a.matrix)),
+        packed(static_cast<const Packed<T>*>(a.packed)) {}
+
+  struct Voxel {
+    Index b, n;
+    Vec3<T> identity;
+  };
+  DA_HD Voxel voxel(Index i) const {
+    const Index b = i / out_voxels, n = i - b * out_voxels;
+    const Index line = n / Index(out.w), z = line / Index(out.h);
+    return {b, n,
+            normalised<T>(out, int32_t(z), int32_t(line - z * Index(out.h)),
+                          int32_t(n - line * Index(out.w)))};
+  }
+  template <class F>
+  DA_HD Vec3<T> read(const F* field, const Voxel& v) const {
+    const F* p = field + v.b * 3 * out_voxels + v.n;
+    return {load(p[0]), load(p[out_voxels]), load(p[2 * out_voxels])};
+  }
+  template <class F>
+  DA_HD void write(F* field, const Voxel& v, const Vec3<T>& value) const {
+    F* p = field + v.b * 3 * out_voxels + v.n;
+    p[0] = value.x;
+    p[out_voxels] = value.y;
+    p[2 * out_voxels] = value.z;
+  }
+  DA_HD Vec3<T> target(const Voxel& v) const {
+    return Matrix3<T>::read(matrix + 9 * v.b)(read(fixed, v));
+  }
+
+  // g and its slopes by voxels at clamp(u).
+  struct Sample {
+    Vec3<T> held, fraction, value, by_x, by_y, by_z;
+    int32_t z, y, x;
+  };
+  DA_HD static Vec3<T> at(const Packed<T>& p) { return {p.x, p.y, p.z}; }
+  DA_HD Sample sample(Index b, const Vec3<T>& u) const {
+    const Held<T> x = grid.along_x(u.x), y = grid.along_y(u.y), z = grid.along_z(u.z);
+    const Steps<Index> step(in);
+    const Packed<T>* p = packed + b * packed_voxels +
+                         (Index(z.base) * Index(in.h) + Index(y.base)) * Index(grid.packed.w) +
+                         Index(x.base);
+    const Index along_y = in.h > 1 ? Index(grid.packed.w) : 0;
+    const Packed<T>* q = p + (in.d > 1 ? Index(in.h) * Index(grid.packed.w) : 0);
+    const Vec3<T> p00 = at(p[0]), p01 = at(p[1]), p10 = at(p[along_y]), p11 = at(p[along_y + 1]);
+    const Vec3<T> q00 = at(q[0]), q01 = at(q[1]), q10 = at(q[along_y]), q11 = at(q[along_y + 1]);
+    // blended along y, then along z, then along x
+    const Vec3<T> low0 = lerp(p00, p10, y.fraction), low1 = lerp(p01, p11, y.fraction);
+    const Vec3<T> high0 = lerp(q00, q10, y.fraction), high1 = lerp(q01, q11, y.fraction);
+    const Vec3<T> left = lerp(low0, high0, z.fraction), right = lerp(low1, high1, z.fraction);
+    return {{x.held, y.held, z.held},
+            {x.fraction, y.fraction, z.fraction},
+            lerp(left, right, x.fraction),
+            right - left,
+            lerp(lerp(p10 - p00, q10 - q00, z.fraction), lerp(p11 - p01, q11 - q01, z.fraction),
+                 x.fraction),
+            lerp(high0 - low0, high1 - low1, x.fraction),
+            z.base,
+            y.base,
+            x.base};
+  }
+  DA_HD Vec3<T> plain_step(Index b, const Vec3<T>& u, const Vec3<T>& t) const {
+    const Sample s = sample(b, u);
+    return s.held - s.value + t;
+  }
+  DA_HD Vec3<T> advance(Index b, const Vec3<T>& u, const Vec3<T>& t) const {
+    if (!newton) return plain_step(b, u, t);
+    const Sample s = sample(b, u);
+    return u + newton_step(grid, u, s.held - s.value + t - u, s.by_x, s.by_y, s.by_z);
+  }
+  // Whether a voxel that moved from u to next goes on.
+  DA_HD bool moves(const Vec3<T>& u, const Vec3<T>& next) const {
+    return !(tolerance > T(0)) || length(scaled(next - u, grid.half)) >= tolerance;
+  }
+};
+
+template <class S, class Index>
+struct Solve : Solver<S, Index> {
+  using T = Accumulate<S>;
+  const T* ruler;
+  T* displacement;
+  T* residual;
+  bool* valid;
+
+  explicit Solve(const InvertArgs& a)
+      : Solver<S, Index>(a),
+        ruler(static_cast<const T*>(a.ruler)),
+        displacement(static_cast<T*>(a.displacement)),
+        residual(static_cast<T*>(a.residual)),
+        valid(a.valid) {}
+
+  DA_HD void operator()(Index i) const {
+    const auto v = this->voxel(i);
+    const Vec3<T> t = this->target(v);
+    Vec3<T> u = v.identity;
+    for (int k = 0; k < this->iterations; ++k) {
+      const Vec3<T> next = this->advance(v.b, u, t);
+      const bool moves = this->moves(u, next);
+      u = next;
+      if (!moves) break;
+    }
+    const auto s = this->sample(v.b, u);
+    Vec3<T> rest = s.held - s.value + t - u;
+    if (ruler != nullptr) rest = Matrix3<T>::read(ruler + 9 * v.b)(rest);
+    const T left = length(scaled(rest, this->grid.half));
+    this->write(displacement, v, u - v.identity);
+    residual[i] = left;
+    valid[i] = inside(u) & (left < T(1));
+  }
+};
+
+// The adjoint of a sample: `weight` shared out between the eight corners of one batch item.
+template <class T, class Index, class Add>
+DA_HD void scatter(T* p, const Shape3& in, int32_t z, int32_t y, int32_t x, const Vec3<T>& f,
+                   const Vec3<T>& weight, const Add& add) {
+  const Steps<Index> step(in);
+  const Index voxels = Index(in.voxels());
+  p += (Index(z) * Index(in.h) + Index(y)) * Index(in.w) + Index(x);
+#if defined(__CUDACC__)
+#pragma unroll 1  // the registers are needed elsewhere
+#endif
+  for (int corner = 0; corner < 4; ++corner) {
+    const bool next_y = corner & 1, next_z = corner & 2;
+    const T share = (next_z ? f.z : T(1) - f.z) * (next_y ? f.y : T(1) - f.y);
+    T* q = p + (next_y ? step.y : Index(0)) + (next_z ? step.z : Index(0));
+    const T right = share * f.x, left = share - right;
+    add(q, left * weight.x);
+    add(q + voxels, left * weight.y);
+    add(q + 2 * voxels, left * weight.z);
+    if (right == T(0)) continue;
+    q += step.x;
+    add(q, right * weight.x);
+    add(q + voxels, right * weight.y);
+    add(q + 2 * voxels, right * weight.z);
+  }
+}
+
+// Gradients of the solution by both maps, by the implicit function theorem.
+template <class S, class Index, class Add>
+struct ImplicitBackward : Solver<S, Index> {
+  using T = Accumulate<S>;
+  const T* displacement;
+  const bool* valid;
+  const T* grad;
+  T* grad_moving;
+  T* grad_fixed;
+  Add add;
+
+  explicit ImplicitBackward(const InvertArgs& a)
+      : Solver<S, Index>(a),
+        displacement(static_cast<const T*>(a.displacement)),
+        valid(a.valid),
+        grad(static_cast<const T*>(a.grad)),
+        grad_moving(static_cast<T*>(a.grad_moving)),
+        grad_fixed(static_cast<T*>(a.grad_fixed)) {}
+
+  DA_HD void operator()(Index i) const {
+    const auto v = this->voxel(i);
+    const auto s = this->sample(v.b, v.identity + this->read(displacement, v));
+    const Vec3<T> weight =
+        implicit_weight(this->grid, valid[i], this->read(grad, v), s.by_x, s.by_y, s.by_z);
+    const Vec3<T> share = Matrix3<T>::read(this->matrix + 9 * v.b).transposed(weight);
+    this->write(grad_fixed, v, share);
+    if (grad_moving == nullptr || dot(share, share) == T(0)) return;
+    scatter<T, Index>(grad_moving + v.b * 3 * Index(this->in.voxels()), this->in, s.z, s.y, s.x,
+                      s.fraction, share * T(-1), add);
+  }
+};
+
+// The exact reverse of the iterations, in the frame of S: see Finish. A voxel that holds a NaN
+// passes nothing on.
+template <class S, class Index, class Add>
+struct UnrolledBackward : Solver<S, Index> {
+  using T = Accumulate<S>;
+  const T* grad;
+  T* grad_moving;
+  T* grad_fixed;
+  Add add;
+
+  explicit UnrolledBackward(const InvertArgs& a)
+      : Solver<S, Index>(a),
+        grad(static_cast<const T*>(a.grad)),
+        grad_moving(static_cast<T*>(a.grad_moving)),
+        grad_fixed(static_cast<T*>(a.grad_fixed)) {}
+
+  DA_HD void operator()(Index i) const {
+    const auto v = this->voxel(i);
+    const Vec3<T> t = this->target(v);
+    Vec3<T> incoming = this->read(grad, v), sum{T(0), T(0), T(0)};
+    T* const to = grad_moving + v.b * 3 * Index(this->in.voxels());
+    Vec3<T> trail[kTrail];
+    // The path up to `end`, of which the trail holds the last kTrail places, is walked backwards;
+    // the part before it is computed again.
+    for (int end = this->iterations; end > 0;) {
+      Vec3<T> u = v.identity;
+      int steps = 0;
+      for (bool moves = true; moves && steps < end; ++steps) {
+        trail[steps % kTrail] = u;
+        const Vec3<T> next = this->plain_step(v.b, u, t);
+        moves = this->moves(u, next);
+        u = next;
+      }
+      const T check = u.x + u.y + u.z;
+      if (check != check) break;
+      end = steps > kTrail ? steps - kTrail : 0;
+      for (int k = steps - 1; k >= end; --k) {
+        u = trail[k % kTrail];
+        const auto s = this->sample(v.b, u);
+        const MovingGrid<T>& grid = this->grid;
+        const Vec3<T> share = incoming;
+        sum = sum + share;
+        incoming = {reversed(share.x, dot(s.by_x, share), grid.half.x, u.x, grid.limit.x),
+                    reversed(share.y, dot(s.by_y, share), grid.half.y, u.y, grid.limit.y),
+                    reversed(share.z, dot(s.by_z, share), grid.half.z, u.z, grid.limit.z)};
+        scatter<T, Index>(to, this->in, s.z, s.y, s.x, s.fraction, share * T(-1), add);
+      }
+    }
+    this->write(grad_fixed, v, sum);
+  }
+};
+
+// Brings a gradient by S c to one by the map c, in place, and sums it against c for the gradient by
+// S: one call a row of the map.
+template <class S, class Index>
+struct Finish {
+  using T = Accumulate<S>;
+  Shape3 shape;
+  const S* map;
+  const T* matrix;
+  T* grad;
+  T* partial;  // [batch, rows, 9]
+
+  Finish(const InvertArgs& a, const Shape3& shape_, const void* map_, void* grad_, void* partial_)
+      : shape(shape_),
+        map(static_cast<const S*>(map_)),
+        matrix(static_cast<const T*>(a.matrix)),
+        grad(static_cast<T*>(grad_)),
+        partial(static_cast<T*>(partial_)) {}
+
+  DA_HD void operator()(Index i) const {
+    const Index rows = Index(shape.d) * Index(shape.h), b = i / rows,
+                voxels = Index(shape.voxels());
+    const Index start = b * 3 * voxels + (i - b * rows) * Index(shape.w);
+    const Matrix3<T> m = Matrix3<T>::read(matrix + 9 * b);
+    Vec3<T> sx{T(0), T(0), T(0)}, sy = sx, sz = sx;
+    for (Index n = start; n < start + Index(shape.w); ++n) {
+      const Vec3<T> g{grad[n], grad[n + voxels], grad[n + 2 * voxels]};
+      if (dot(g, g) == T(0)) continue;  // the map may hold a NaN there
+      const Vec3<T> c{load(map[n]), load(map[n + voxels]), load(map[n + 2 * voxels])};
+      sx = sx + c * g.x;
+      sy = sy + c * g.y;
+      sz = sz + c * g.z;
+      const Vec3<T> back = m.transposed(g);
+      grad[n] = back.x;
+      grad[n + voxels] = back.y;
+      grad[n + 2 * voxels] = back.z;
+    }
+    const Vec3<T> sums[3] = {sx, sy, sz};
+    for (int k = 0; k < 3; ++k) {
+      partial[9 * i + 3 * k] = sums[k].x;
+      partial[9 * i + 3 * k + 1] = sums[k].y;
+      partial[9 * i + 3 * k + 2] = sums[k].z;
+    }
+  }
+};
+
+}  // namespace invert
+}  // namespace deepatlas

@@ -1,0 +1,254 @@
+// implicit_warp for PyTorch.
+#include <ATen/Context.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <algorithm>
+
+#include "invert.h"
+#include "ops.h"
+
+namespace deepatlas {
+namespace {
+
+void check_map(const char* op, const char* name, const Tensor& t) {
+  TORCH_CHECK(t.dim() == 5 && t.size(1) == 3, "deepatlas_ops.", op, ": ", name,
+              " must be [B, 3, D, H, W], got ", t.sizes());
+}
+
+void check_same(const char* op, const char* name, const Tensor& t, at::ScalarType type,
+                const Tensor& moving) {
+  TORCH_CHECK(t.scalar_type() == type && t.device() == moving.device(), "deepatlas_ops.", op, ": ",
+              name, " must be ", type, " on ", moving.device(), " with this c_moving, got ",
+              t.scalar_type(), " on ", t.device());
+}
+
+// Everything of the maps but their pointers; `fixed` may be the gradient on the fixed grid.
+InvertArgs invert_args(const char* op, const Tensor& moving, const char* name, const Tensor& fixed,
+                       const Tensor& matrix) {
+  check_map(op, "c_moving", moving);
+  check_map(op, name, fixed);
+  check_same(op, "matrix", matrix, accumulate_type(moving), moving);
+  TORCH_CHECK(matrix.dim() == 3 && matrix.size(0) == moving.size(0) && matrix.size(1) == 3 &&
+                  matrix.size(2) == 3,
+              "deepatlas_ops.", op, ": matrix must be [B, 3, 3], got ", matrix.sizes());
+  TORCH_CHECK(fixed.size(0) == moving.size(0), "deepatlas_ops.", op, ": ", name,
+              " must have the batch size ", moving.size(0), " of c_moving, got ", fixed.sizes());
+  InvertArgs a{};
+  a.scalar = scalar_of(op, moving);
+  a.in = shape_of(op, "c_moving", moving.sizes().slice(2));
+  a.out = shape_of(op, name, fixed.sizes().slice(2));
+  check_not_empty(op, a.in, a.out);
+  return a;
+}
+
+void set_iterations(const char* op, InvertArgs& a, int64_t iterations, double tolerance) {
+  TORCH_CHECK(iterations >= 0 && iterations <= INT32_MAX, "deepatlas_ops.", op,
+              ": iterations must be 0 to 2^31 - 1, got ", iterations);
+  a.iterations = int(iterations);
+  a.tolerance = tolerance;
+}
+
+// How many batch items run at once. The scratch of the packed map is kept small; more than one item
+// where items are small, and at least `least`.
+int64_t together(const InvertArgs& a, int64_t batch, const Tensor& like, int64_t least) {
+  const int64_t bytes =
+      4 * invert::packed_shape(a.in).voxels() * (a.scalar == Scalar::kFloat64 ? 8 : 4);
+  const int64_t most = int64_t(like.is_cuda() ? 128 : 4) << 20;
+  return std::clamp<int64_t>(std::max(most / bytes, least), 1, batch);
+}
+
+Tensor scratch(const InvertArgs& a, int64_t items, const at::TensorOptions& options) {
+  return at::empty({items * invert::packed_shape(a.in).voxels(), 4}, options);
+}
+
+// Pointer to batch item `b` of a contiguous tensor.
+void* item(const Tensor& t, int64_t b) {
+  if (!t.defined() || t.numel() == 0) return nullptr;
+  return static_cast<char*>(const_cast<void*>(t.const_data_ptr())) +
+         b * (t.numel() / t.size(0)) * t.element_size();
+}
+
+at::TensorOptions accumulating(const Tensor& map) {
+  return map.options().dtype(accumulate_type(map)).memory_format(std::nullopt);
+}
+
+std::tuple<Tensor, Tensor, Tensor> solve(const char* op, const Tensor& moving, const Tensor& fixed,
+                                         const Tensor& matrix, const std::optional<Tensor>& ruler,
+                                         int64_t iterations, double tolerance, bool newton) {
+  const c10::OptionalDeviceGuard guard(moving.device());
+  InvertArgs a = invert_args(op, moving, "c_fixed", fixed, matrix);
+  check_same(op, "c_fixed", fixed, moving.scalar_type(), moving);
+  set_iterations(op, a, iterations, tolerance);
+  a.newton = newton;
+  if (ruler.has_value()) {
+    check_same(op, "ruler", *ruler, accumulate_type(moving), moving);
+    TORCH_CHECK(ruler->sizes() == matrix.sizes(), "deepatlas_ops.", op,
+                ": ruler must be [B, 3, 3], got ", ruler->sizes());
+  }
+  const int64_t batch = moving.size(0);
+  const auto options = accumulating(moving);
+  const Tensor displacement = at::empty(fixed.sizes(), options);
+  const Tensor residual = at::empty({batch, 1, a.out.d, a.out.h, a.out.w}, options);
+  const Tensor valid = at::empty(residual.sizes(), options.dtype(at::kBool));
+  if (residual.numel() == 0) return {displacement, residual, valid};
+  const Tensor m = moving.contiguous(), f = fixed.contiguous(), s = matrix.contiguous();
+  const Tensor r = ruler.has_value() ? ruler->contiguous() : Tensor();
+  const int64_t items = together(a, batch, m, 1);
+  const Tensor packed = scratch(a, items, options);
+  a.packed = packed.mutable_data_ptr();
+  for (int64_t b = 0; b < batch; b += items) {
+    a.batch = std::min(items, batch - b);
+    a.moving = item(m, b);
+    a.fixed = item(f, b);
+    a.matrix = item(s, b);
+    a.ruler = item(r, b);
+    a.displacement = item(displacement, b);
+    a.residual = item(residual, b);
+    a.valid = static_cast<bool*>(item(valid, b));
+    DA_LAUNCH(op, invert_forward, a, m);
+  }
+  return {displacement, residual, valid};
+}
+
+std::tuple<Tensor, Tensor, Tensor> implicit_warp(const Tensor& moving, const Tensor& fixed,
+                                                 const Tensor& matrix,
+                                                 const std::optional<Tensor>& ruler,
+                                                 int64_t iterations, double tolerance,
+                                                 bool newton) {
+  return solve("implicit_warp", moving, fixed, matrix, ruler, iterations, tolerance, newton);
+}
+
+std::tuple<Tensor, Tensor, Tensor> implicit_warp_unrolled(const Tensor& moving, const Tensor& fixed,
+                                                          const Tensor& matrix,
+                                                          const std::optional<Tensor>& ruler,
+                                                          int64_t iterations, double tolerance) {
+  return solve("implicit_warp_unrolled", moving, fixed, matrix, ruler, iterations, tolerance,
+               false);
+}
+
+void alert(const Tensor& moving) {
+  if (moving.is_cuda()) {
+    at::globalContext().alertNotDeterministic(
+        "deepatlas_ops: the CUDA gradient of implicit_warp by c_moving");
+  }
+}
+
+// The CPU kernels write every element themselves; the atomics of the CUDA kernels need zeros.
+Tensor gradient(const Tensor& like, const at::TensorOptions& options) {
+  return like.is_cpu() && like.numel() > 0 ? at::empty(like.sizes(), options)
+                                           : at::zeros(like.sizes(), options);
+}
+
+std::tuple<Tensor, Tensor> implicit_warp_backward(const Tensor& grad, const Tensor& moving,
+                                                  const Tensor& displacement, const Tensor& valid,
+                                                  const Tensor& matrix, bool need_moving) {
+  const char* op = "implicit_warp_backward";
+  const c10::OptionalDeviceGuard guard(moving.device());
+  InvertArgs a = invert_args(op, moving, "grad", grad, matrix);
+  check_same(op, "grad", grad, accumulate_type(moving), moving);
+  check_same(op, "displacement", displacement, accumulate_type(moving), moving);
+  check_same(op, "valid", valid, at::kBool, moving);
+  TORCH_CHECK(displacement.sizes() == grad.sizes() && valid.numel() * 3 == grad.numel(),
+              "deepatlas_ops.", op, ": displacement and valid must fit grad, ", grad.sizes(),
+              ", got ", displacement.sizes(), " and ", valid.sizes());
+  if (need_moving) alert(moving);
+  const int64_t batch = moving.size(0);
+  const auto options = accumulating(moving);
+  const bool any = grad.numel() > 0;
+  Tensor grad_moving, grad_fixed = at::empty(grad.sizes(), options);
+  if (need_moving) {
+    grad_moving = any ? gradient(moving, options) : at::zeros(moving.sizes(), options);
+  }
+  if (any) {
+    const Tensor g = grad.contiguous(), m = moving.contiguous(), u = displacement.contiguous();
+    const Tensor v = valid.contiguous(), s = matrix.contiguous();
+    const int64_t items = together(a, batch, m, 1);
+    const Tensor packed = scratch(a, items, options);
+    a.packed = packed.mutable_data_ptr();
+    for (int64_t b = 0; b < batch; b += items) {
+      a.batch = std::min(items, batch - b);
+      a.moving = item(m, b);
+      a.matrix = item(s, b);
+      a.displacement = item(u, b);
+      a.valid = static_cast<bool*>(item(v, b));
+      a.grad = item(g, b);
+      a.grad_moving = item(grad_moving, b);
+      a.grad_fixed = item(grad_fixed, b);
+      DA_LAUNCH(op, invert_implicit, a, m);
+    }
+  }
+  return {need_moving ? grad_moving.to(moving.scalar_type()) : at::empty({0}, moving.options()),
+          grad_fixed.to(moving.scalar_type())};
+}
+
+// Sum over the rows; on the CPU in one order, whatever the number of threads.
+Tensor sum_rows(const Tensor& partial) {
+  if (partial.is_cuda()) return partial.sum(1);
+  Tensor sum = at::zeros({partial.size(0), 9}, partial.options().dtype(at::kDouble));
+  double* to = sum.mutable_data_ptr<double>();
+  with_scalar(partial.scalar_type() == at::kDouble ? Scalar::kFloat64 : Scalar::kFloat32,
+              [&](auto s) {
+                const auto* from = static_cast<const decltype(s)*>(partial.const_data_ptr());
+                const int64_t each = partial.size(1) * 9;
+                for (int64_t i = 0; i < partial.numel(); ++i) {
+                  to[i / each * 9 + i % 9] += double(load(from[i]));
+                }
+              });
+  return sum.to(partial.scalar_type());
+}
+
+std::tuple<Tensor, Tensor, Tensor> implicit_warp_unrolled_backward(
+    const Tensor& grad, const Tensor& moving, const Tensor& fixed, const Tensor& matrix,
+    int64_t iterations, double tolerance) {
+  const char* op = "implicit_warp_unrolled_backward";
+  const c10::OptionalDeviceGuard guard(moving.device());
+  InvertArgs a = invert_args(op, moving, "c_fixed", fixed, matrix);
+  check_same(op, "c_fixed", fixed, moving.scalar_type(), moving);
+  check_same(op, "grad", grad, accumulate_type(moving), moving);
+  TORCH_CHECK(grad.sizes() == fixed.sizes(), "deepatlas_ops.", op,
+              ": grad must have the shape of c_fixed, ", fixed.sizes(), ", got ", grad.sizes());
+  set_iterations(op, a, iterations, tolerance);
+  alert(moving);
+  const int64_t batch = moving.size(0);
+  const auto options = accumulating(moving);
+  if (grad.numel() == 0) {
+    return {at::zeros_like(moving), at::zeros_like(fixed), at::zeros_like(matrix)};
+  }
+  const Tensor grad_moving = gradient(moving, options), grad_fixed = gradient(fixed, options);
+  const Tensor by_moving = at::empty({batch, int64_t(a.in.d) * a.in.h, 9}, options);
+  const Tensor by_fixed = at::empty({batch, int64_t(a.out.d) * a.out.h, 9}, options);
+  const Tensor g = grad.contiguous(), m = moving.contiguous(), f = fixed.contiguous();
+  const Tensor s = matrix.contiguous();
+  // A thread for each item spares the work that two slabs of one item do twice.
+  const int64_t items = together(a, batch, m, m.is_cuda() ? 1 : at::get_num_threads());
+  const Tensor packed = scratch(a, items, options);
+  const Tensor scattered = m.is_cuda() ? Tensor() : scratch(a, items, options);
+  a.packed = packed.mutable_data_ptr();
+  a.scattered = m.is_cuda() ? nullptr : scattered.mutable_data_ptr();
+  for (int64_t b = 0; b < batch; b += items) {
+    a.batch = std::min(items, batch - b);
+    a.moving = item(m, b);
+    a.fixed = item(f, b);
+    a.matrix = item(s, b);
+    a.grad = item(g, b);
+    a.grad_moving = item(grad_moving, b);
+    a.grad_fixed = item(grad_fixed, b);
+    a.partial_moving = item(by_moving, b);
+    a.partial_fixed = item(by_fixed, b);
+    DA_LAUNCH(op, invert_unrolled, a, m);
+  }
+  return {grad_moving.to(moving.scalar_type()), grad_fixed.to(moving.scalar_type()),
+          sum_rows(by_moving).add(sum_rows(by_fixed)).view({batch, 3, 3})};
+}
+
+void register_invert(torch::Library& m) {
+  m.impl("implicit_warp", &implicit_warp);
+  m.impl("implicit_warp_backward", &implicit_warp_backward);
+  m.impl("implicit_warp_unrolled", &implicit_warp_unrolled);
+  m.impl("implicit_warp_unrolled_backward", &implicit_warp_unrolled_backward);
+}
+
+}  // namespace
+}  // namespace deepatlas
+
+DA_REGISTER(deepatlas::register_invert)

@@ -1,0 +1,234 @@
+// The functors of inversion that CUDA runs, one call a voxel, against the blocked CPU kernels, for
+// every scalar type, with NaN and infinite coordinates, from several threads. Built with
+// sanitizers. Prints one line a failure; exit status 1 if there was any.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "invert_functors.h"
+
+using namespace deepatlas;
+using namespace deepatlas::invert;
+
+namespace {
+
+int failures = 0;
+
+template <int Threads>
+Parallel threads() {
+  return {Threads, [](int64_t count, int64_t grain, void* context, Parallel::Body body) {
+            const int64_t piece = std::max(grain, (count + Threads - 1) / Threads);
+            std::vector<std::thread> pool;
+            for (int64_t i = 0; i < count; i += piece) {
+              pool.emplace_back([=] { body(context, i, std::min(count, i + piece)); });
+            }
+            for (auto& thread : pool) thread.join();
+          }};
+}
+
+// Four pieces, the last one first: what a piece writes outside its own slab survives.
+Parallel backwards() {
+  return {4, [](int64_t count, int64_t grain, void* context, Parallel::Body body) {
+            const int64_t piece = std::max(grain, (count + 3) / 4);
+            for (int64_t i = (count - 1) / piece * piece; i >= 0; i -= piece) {
+              body(context, i, std::min(count, i + piece));
+            }
+          }};
+}
+
+struct HostAdd {
+  template <class T>
+  void operator()(T* p, T value) const {
+    *p += value;
+  }
+};
+
+std::mt19937 generator(11);
+
+// Identity times `scale` plus noise weak enough for the recursion to contract.
+template <class S>
+std::vector<S> map(int64_t batch, const Shape3& s, float scale, float noise) {
+  std::normal_distribution<float> normal(0, noise);
+  const int64_t voxels = s.voxels();
+  std::vector<S> values(batch * 3 * voxels);
+  for (int64_t i = 0; i < batch * 3 * voxels; ++i) {
+    const int64_t n = i % voxels, x = n % s.w, y = n / s.w % s.h, z = n / s.w / s.h;
+    const auto at = normalised<float>(s, int32_t(z), int32_t(y), int32_t(x));
+    const float axis[3] = {at.x, at.y, at.z};
+    store(&values[i], Accumulate<S>(scale * axis[i / voxels % 3] + normal(generator)));
+  }
+  return values;
+}
+
+template <class T>
+void compare(const std::string& what, const std::vector<T>& found, const std::vector<T>& expected) {
+  const double tolerance = sizeof(T) == 8 ? 1e-10 : 3e-4;
+  for (size_t i = 0; i < found.size(); ++i) {
+    const double f = found[i], e = expected[i];
+    if ((std::isnan(f) && std::isnan(e)) || f == e) continue;
+    if (std::abs(f - e) <= tolerance * (1 + std::abs(e))) continue;
+    std::printf("%s: element %zu is %g, the functor gives %g\n", what.c_str(), i, f, e);
+    ++failures;
+    return;
+  }
+}
+
+template <class T>
+void same_bits(const std::string& what, const std::vector<T>& a, const std::vector<T>& b) {
+  if (std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0) return;
+  std::printf("%s: depends on the number of threads\n", what.c_str());
+  ++failures;
+}
+
+template <class Functor>
+void run(int64_t count, const Functor& functor) {
+  for_each(threads<1>(), count, functor);
+}
+
+// All outputs of one way to run the kernels.
+template <class T>
+struct Results {
+  std::vector<T> packed, scattered, displacement, residual, by_moving, by_fixed, rows, columns;
+  std::vector<uint8_t> valid;
+  explicit Results(const InvertArgs& a)
+      : packed(a.batch * 4 * packed_shape(a.in).voxels(), T(7)),
+        scattered(packed),
+        displacement(a.batch * 3 * a.out.voxels()),
+        residual(a.batch * a.out.voxels()),
+        by_moving(a.batch * 3 * a.in.voxels()),
+        by_fixed(displacement),
+        rows(a.batch * 9 * a.in.d * a.in.h),
+        columns(a.batch * 9 * a.out.d * a.out.h),
+        valid(residual.size()) {}
+  void attach(InvertArgs& a) {
+    a.packed = packed.data();
+    a.scattered = scattered.data();
+    a.residual = residual.data();
+    a.displacement = displacement.data();
+    a.valid = reinterpret_cast<bool*>(valid.data());
+    a.grad_moving = by_moving.data();
+    a.grad_fixed = by_fixed.data();
+    a.partial_moving = rows.data();
+    a.partial_fixed = columns.data();
+  }
+};
+
+template <class S>
+void check(const std::string& what, InvertArgs a) {
+  using T = Accumulate<S>;
+  const int64_t count = a.batch * a.out.voxels();
+  const auto moving = map<S>(a.batch, a.in, 1, 0.02f);
+  auto fixed = map<S>(a.batch, a.out, 1.1f, 0.05f);
+  const auto grad = map<T>(a.batch, a.out, 0, 1);
+  std::vector<T> matrix = map<T>(a.batch, {1, 1, 3}, 0, 0.03f);
+  for (size_t i = 0; i < matrix.size(); ++i) matrix[i] += T(i % 9 % 4 == 0);
+  const double inf = std::numeric_limits<double>::infinity();
+  const double odd[] = {std::nan(""), inf, -inf, 6e4};
+  for (size_t i = 0; i < 4; ++i) store(&fixed[(i * 37) % fixed.size()], T(odd[i]));
+  a.moving = moving.data();
+  a.fixed = fixed.data();
+  a.matrix = matrix.data();
+  a.ruler = a.newton ? matrix.data() : nullptr;
+  a.grad = grad.data();
+
+  Results<T> functor(a), one(a), many(a), last_first(a);
+  functor.attach(a);
+  run(a.batch * packed_shape(a.in).voxels(), Pack<S, int32_t>(a));
+  run(count, Solve<S, int64_t>(a));
+  one.attach(a);
+  invert_forward_cpu(a, threads<1>());
+  many.attach(a);
+  invert_forward_cpu(a, threads<3>());
+  compare(what + " packed map", one.packed, functor.packed);
+  compare(what + " displacement", one.displacement, functor.displacement);
+  compare(what + " residual", one.residual, functor.residual);
+  same_bits(what + " displacement", one.displacement, many.displacement);
+  same_bits(what + " valid", one.valid, functor.valid);
+
+  // The gradients are taken at one and the same solution.
+  one.displacement = many.displacement = last_first.displacement = functor.displacement;
+  last_first.valid = functor.valid;
+  functor.attach(a);
+  run(count, ImplicitBackward<S, int32_t, HostAdd>(a));
+  one.attach(a);
+  invert_implicit_cpu(a, threads<1>());
+  many.attach(a);
+  invert_implicit_cpu(a, threads<4>());
+  last_first.attach(a);
+  invert_implicit_cpu(a, backwards());
+  compare(what + " implicit, moving", one.by_moving, functor.by_moving);
+  compare(what + " implicit, fixed", one.by_fixed, functor.by_fixed);
+  same_bits(what + " implicit, moving", one.by_moving, many.by_moving);
+  same_bits(what + " implicit, fixed", one.by_fixed, many.by_fixed);
+  same_bits(what + " implicit, last first", one.by_moving, last_first.by_moving);
+  if (a.newton) return;
+
+  std::fill(functor.by_moving.begin(), functor.by_moving.end(), T(0));
+  functor.attach(a);
+  run(count, UnrolledBackward<S, int32_t, HostAdd>(a));
+  run(a.batch * a.in.d * a.in.h,
+      Finish<S, int64_t>(a, a.in, a.moving, a.grad_moving, a.partial_moving));
+  run(a.batch * a.out.d * a.out.h,
+      Finish<S, int32_t>(a, a.out, a.fixed, a.grad_fixed, a.partial_fixed));
+  one.attach(a);
+  invert_unrolled_cpu(a, threads<1>());
+  many.attach(a);
+  invert_unrolled_cpu(a, threads<4>());
+  last_first.attach(a);
+  invert_unrolled_cpu(a, backwards());
+  compare(what + " unrolled, moving", one.by_moving, functor.by_moving);
+  compare(what + " unrolled, fixed", one.by_fixed, functor.by_fixed);
+  compare(what + " unrolled, matrix by moving", one.rows, functor.rows);
+  same_bits(what + " unrolled, moving", one.by_moving, many.by_moving);
+  same_bits(what + " unrolled, fixed", one.by_fixed, many.by_fixed);
+  same_bits(what + " unrolled, last first", one.by_moving, last_first.by_moving);
+  same_bits(what + " unrolled, matrix by fixed", one.columns, many.columns);
+}
+
+template <class S>
+void check_all(const std::string& scalar, Scalar code) {
+  struct Case {
+    int64_t batch;
+    Shape3 in, out;
+    int iterations;
+    double tolerance;
+    bool newton;
+  };
+  const Case cases[] = {{2, {5, 6, 7}, {4, 9, 5}, 12, 0, false},
+                        {2, {5, 6, 7}, {4, 9, 5}, 12, 0.03, false},
+                        {2, {5, 6, 7}, {4, 9, 5}, 3, 0, true},
+                        {1, {6, 5, 4}, {4, 4, 5}, 12, 0.02, true},
+                        {1, {1, 4, 1}, {3, 1, 5}, 5, 0, false},
+                        {1, {3, 1, 2}, {1, 1, 1}, 5, 0.01, true},
+                        {1, {4, 4, 4}, {3, 4, 5}, 2 * kTrail + 3, 0, false},
+                        {1, {4, 4, 4}, {3, 4, 5}, 3 * kTrail, 1e-4, false},
+                        {1, {9, 8, 7}, {17, 16, 17}, 4, 0, false}};
+  for (const Case& c : cases) {
+    InvertArgs a{};
+    a.scalar = code;
+    a.batch = c.batch;
+    a.in = c.in;
+    a.out = c.out;
+    a.iterations = c.iterations;
+    a.tolerance = c.tolerance;
+    a.newton = c.newton;
+    check<S>(scalar + " case " + std::to_string(&c - cases), a);
+  }
+}
+
+}  // namespace
+
+int main() {
+  check_all<double>("float64", Scalar::kFloat64);
+  check_all<float>("float32", Scalar::kFloat32);
+  check_all<Half>("float16", Scalar::kFloat16);
+  check_all<BFloat16>("bfloat16", Scalar::kBFloat16);
+  std::printf("%d failures\n", failures);
+  return failures != 0;
+}
