@@ -33,6 +33,13 @@ def build_parser() -> argparse.ArgumentParser:
             "--model", required=True, metavar="M", help="run folder, model file or shipped name"
         )
         command.add_argument("--device", help="cpu, cuda … (default: a GPU if there is one)")
+        command.add_argument(
+            "--refine",
+            type=_steps,
+            default=0,
+            metavar="N",
+            help="registration steps per exam after the network's pass (0; 20 is plenty); the same for the template",
+        )
         if template:
             command.add_argument(
                 "--template", required=True, type=Path, metavar="T", help="file of `template`"
@@ -117,7 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     c = add("info", run.info, "versions, devices, kernel backend and the model's card")
     c.add_argument("model", nargs="?", metavar="MODEL", help="run folder, model file or shipped name")
-    c.set_defaults(device=None)
+    c.set_defaults(device=None, refine=0)
     return parser
 
 
@@ -125,6 +132,13 @@ def _fraction(text: str) -> float:
     value = float(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"must be in (0, 1], got {text}")
+    return value
+
+
+def _steps(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
     return value
 
 

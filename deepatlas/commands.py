@@ -35,7 +35,7 @@ def _list_skipped(skipped: dict[str, str]) -> None:
 def _load(args: argparse.Namespace):
     from deepatlas.model import Model
 
-    return Model.load(args.model, device=args.device)
+    return Model.load(args.model, device=args.device, refine=args.refine)
 
 
 def _template(args: argparse.Namespace, model):
@@ -49,6 +49,13 @@ def _template(args: argparse.Namespace, model):
             raise DeepAtlasError(f"{error} (or --any-model to use it all the same)") from None
         print(f"{PROGRAM}: warning: {error}", file=sys.stderr)
         template.meta = {**template.meta, "model": None}
+    steps = template.meta.get("refine", 0)
+    if bool(steps) != bool(model.refine):
+        print(
+            f"{PROGRAM}: warning: {args.template}: made with --refine {steps}, now it is {model.refine}; "
+            "masks fit best when both are refined or neither",
+            file=sys.stderr,
+        )
     return template
 
 

@@ -14,7 +14,7 @@ import deepatlas_ops as ops
 from deepatlas import checkpoint
 from deepatlas.config import Config
 from deepatlas.data.grid import Grid
-from deepatlas.data.preprocess import normalize, to_model_grid
+from deepatlas.data.preprocess import foreground_mask, normalize, to_model_grid
 from deepatlas.data.volume import Volume
 from deepatlas.errors import DeepAtlasError
 from deepatlas.nn import Atlas, CoordinateNetwork
@@ -26,20 +26,31 @@ Exam = str | os.PathLike | Volume
 class Model:
     """Network and atlas of one run. Not a ``torch.nn.Module``: those are ``network`` and ``atlas_module``."""
 
-    def __init__(self, config: Config, network: CoordinateNetwork, atlas: Atlas, card: dict | None = None):
+    def __init__(
+        self,
+        config: Config,
+        network: CoordinateNetwork,
+        atlas: Atlas,
+        card: dict | None = None,
+        *,
+        refine: int = 0,
+    ):
         self.config, self.card = config, dict(card or {})
+        self.refine = refine  # steps of refine_coordinates for every exam
         self.network = network.eval().requires_grad_(False)
         self.atlas_module = atlas.requires_grad_(False)
 
     # -- loading and saving ----------------------------------------------------------------------------------
 
     @classmethod
-    def load(cls, name: str | os.PathLike, device: str | None = None) -> Model:
+    def load(cls, name: str | os.PathLike, device: str | None = None, *, refine: int = 0) -> Model:
         """Load a model.
 
         Args:
             name: a run folder (its ``model.pt`` is taken) or a model file.
             device: ``"cpu"``, ``"cuda"`` …; by default a GPU if there is one.
+            refine: steps by which the coordinates of every exam are refined after the network's one pass (see
+                :func:`~deepatlas.localize.refine.refine_coordinates`); 0: none. Use the same for the template.
 
         Raises:
             DeepAtlasError: nothing there, damaged, or written by another format version.
@@ -58,7 +69,7 @@ class Model:
         network, atlas = CoordinateNetwork(config.network), Atlas(config.network.atlas_size)
         network.load_state_dict(state["network"])
         atlas.load_state_dict(state["atlas"])
-        model = cls(config, network, atlas, state["card"])
+        model = cls(config, network, atlas, state["card"], refine=refine)
         return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def save(self, path: str | os.PathLike) -> None:
@@ -111,13 +122,8 @@ class Model:
     # -- use -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def predict(self, x: Tensor) -> Tensor:
-        """One forward pass: normalised input ``[B, 1, S, S, S]`` -> coordinates ``[B, 3, S, S, S]``."""
-        coords = self.network(x, self.config.network.finest_level)
-        return ops.resize(coords, x.shape[2:])
-
     def coordinates_on_model_grid(self, volume: Exam) -> tuple[Tensor, Grid, Volume]:
-        """Coordinates where the network made them.
+        """Coordinates where the network made them: one forward pass, then ``self.refine`` steps.
 
         Returns:
             ``coords [1, 3, S, S, S]`` float32 on the model's device, the grid of these S^3 voxels (RAS, cropped as
@@ -125,7 +131,14 @@ class Model:
         """
         hu = to_model_grid(_read(volume), self.size, crop=self.crop)
         x = normalize(torch.as_tensor(np.ascontiguousarray(hu.array), dtype=torch.float32))
-        return self.predict(x[None, None].to(self.device)), hu.grid, hu
+        x = x[None, None].to(self.device)
+        coords = self.network(x, self.config.network.finest_level)
+        if self.refine:
+            from deepatlas.localize.refine import refine_coordinates
+
+            mask = torch.as_tensor(foreground_mask(hu.array), dtype=x.dtype, device=x.device)[None, None]
+            coords = refine_coordinates(coords, x, mask, self.atlas_module, self.config, self.refine)
+        return ops.resize(coords, x.shape[2:]), hu.grid, hu
 
     def coordinates(self, exam: Exam) -> Tensor:
         """Anatomical coordinates of every voxel of an exam, ``[3, D, H, W]`` float32 (x, y, z in [-1, 1]) on its grid.

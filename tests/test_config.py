@@ -54,7 +54,7 @@ def test_wrong_overrides_are_named(setting, message):
     ("setting", "message"),
     [
         ("train.batch=1", "train.batch must be at least 2"),
-        ("train.steps=[1,2]", "one number for each of the"),
+        ("train.steps=[1,2,3]", "one number for each of the"),
         ("network.size=48", "network.size must be 16, 32, 64 or 128"),
         ("loss.window=4", "loss.window must be odd"),
         ("data.crop=half", "data.crop must be null or foreground"),

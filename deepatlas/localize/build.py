@@ -64,6 +64,7 @@ def build_template(
         )
     meta = {
         "model": model.fingerprint,
+        "refine": model.refine,
         "exams": [i.labels.name for i in items],
         "skipped": selection.skipped,
         "unlabelled": selection.unlabelled,

@@ -132,6 +132,15 @@ class Experiment:
                 f"folds {100 * result['folds']:.2f} %; "
                 f"the best affine alignment of the same labelled exam: Dice {result['affine_dice']:.3f}"
             )
+        if "refined" in result:
+            refined = result["refined"]
+            line = (
+                f"with {refined['steps']} steps of refinement per exam: Dice {refined['dice']:.3f}, "
+                f"HD95 {refined['hd95_mm']:.1f} mm"
+            )
+            if "coordinate_error_mm" in refined:
+                line += f", coordinate error {refined['coordinate_error_mm']:.1f} mm"
+            lines.append(line)
         lines.append(
             f"{result['training_seconds']:.0f} s of training; model, atlas, figures and report: {self.folder}"
         )

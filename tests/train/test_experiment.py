@@ -14,10 +14,14 @@ FAST = [
     "phantom.train=3",
     "phantom.test=1",
     "network.size=16",
+    "network.fold=1",
+    "network.finest_level=0",
     "network.channels=[8,8,16]",
     "network.features=8",
     "network.atlas_size=32",
     "loss.size=16",
+    "loss.similarity=features",
+    "refine.steps=2",
     "autoencoder.steps=3",
     "autoencoder.batch=2",
     "coarse.steps=3",
@@ -57,6 +61,8 @@ def test_a_run_leaves_everything_that_is_promised(run):
         "evaluation/metrics.csv",
         "evaluation/summary.json",
         "evaluation/report.html",
+        "template-refined.h5",
+        "evaluation-refined/metrics.csv",
     ]
     assert [name for name in expected if not (run / name).is_file()] == []
     assert list((run / "evaluation" / "figures").glob("*.png"))
@@ -70,6 +76,9 @@ def test_the_result_holds_dice_and_true_error(run):
     assert (
         result["coordinate_error_mm"] > 0 and 0 <= result["folds"] <= 1 and 0 < result["affine_dice"] < 0.75
     )
+    refined = result["refined"]
+    assert refined["steps"] == 2 and 0 <= refined["dice"] <= 1 and refined["coordinate_error_mm"] > 0
+    assert refined["dice"] != result["dice"] and "affine_dice" not in refined
     with (run / "evaluation" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert set(rows[0]) == {"exam", "structure", "dice", "hd95_mm", "predicted_ml", "reference_ml"}
