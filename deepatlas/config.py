@@ -115,10 +115,10 @@ class RefineConfig:
 class PhantomConfig:
     """The cohort that is made when no data are given."""
 
-    train: int = 128
+    train: int = 144
     test: int = 8
     seed: int = 0
-    deformation: float = 0.88  # strength of the anatomy's variation, see PhantomCohort
+    deformation: float = 1.0  # strength of the anatomy's variation, see PhantomCohort
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,7 @@ PRESETS = {
         coarse=CoarseConfig(steps=1_000, batch=4, lr=2e-3, levels=None, elastic=0.1),
         loss=LossConfig(size=32, smoothness=0.25, similarity="intensity", tolerance=0.05),
         train=TrainConfig(
-            steps=(20, 2_500),
+            steps=(20, 2_800),
             batch=4,
             lr=2.5e-3,
             level_decay=0.95,
