@@ -18,11 +18,13 @@ def pytest_addoption(parser):
     parser.addoption(
         "--benchmark", action="store_true", help="measure instead of a tiny run of each benchmark"
     )
+    parser.addoption("--results", type=Path, default=RESULTS, help="folder for the JSON (benchmarks/results)")
     parser.addoption("--threads", type=int, default=None, help="CPU threads of PyTorch (default: its own)")
 
 
 def pytest_collect_file(file_path, parent):
-    if file_path.suffix == ".py" and file_path.name.startswith("bench_"):
+    named = parent.session.isinitpath(file_path)  # such a file pytest collects by itself
+    if file_path.suffix == ".py" and file_path.name.startswith("bench_") and not named:
         return pytest.Module.from_parent(parent, path=file_path)
 
 
@@ -76,10 +78,10 @@ def device(request):
     return torch.device(request.param)
 
 
-def pytest_terminal_summary(terminalreporter):
+def pytest_terminal_summary(terminalreporter, config):
     if _recorder is None or not _recorder.rows:
         return
     report = timing.report(_recorder.rows, ops.build_info())
     terminalreporter.section("benchmarks")
     terminalreporter.write_line(timing.table(report))
-    terminalreporter.write_line(f"written to {timing.save(report, RESULTS)}")
+    terminalreporter.write_line(f"written to {timing.save(report, config.getoption('--results'))}")

@@ -1,4 +1,4 @@
-// Device side of a launch: grid-stride loop over a functor, atomic add, launch error as text.
+// Device side of a launch: grid-stride loop over a functor, launch error as text.
 #pragma once
 
 #include <cuda_runtime.h>

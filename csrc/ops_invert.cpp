@@ -42,8 +42,8 @@ InvertArgs invert_args(const char* op, const Tensor& moving, const char* name, c
 }
 
 void set_iterations(const char* op, InvertArgs& a, int64_t iterations, double tolerance) {
-  TORCH_CHECK(iterations >= 0 && iterations <= INT32_MAX, "deepatlas_ops.", op,
-              ": iterations must be 0 to 2^31 - 1, got ", iterations);
+  TORCH_CHECK(iterations >= 1 && iterations <= INT32_MAX, "deepatlas_ops.", op,
+              ": iterations must be 1 to 2^31 - 1, got ", iterations);
   a.iterations = int(iterations);
   a.tolerance = tolerance;
 }

@@ -180,8 +180,8 @@ void forward(const ResizeArgs& a, const Parallel& parallel) {
 }
 
 template <class S, class T>
-void add_row(const S* __restrict row, T w, int32_t n, T* __restrict sum) {
-  for (int32_t i = 0; i < n; ++i) sum[i] += w * load(row[i]);
+void add_row(const S* __restrict row, T w, int64_t n, T* __restrict sum) {
+  for (int64_t i = 0; i < n; ++i) sum[i] += w * load(row[i]);
 }
 
 constexpr int32_t kTile = 16;  // input rows a task: the output rows they share are gathered once
@@ -210,7 +210,7 @@ void backward(const ResizeArgs& a, const Parallel& parallel) {
       for (int32_t k = 0; k < z.count[zi]; ++k) {
         const int64_t level = item * a.out.d + z.begin[zi] + k;
         const S* grad = static_cast<const S*>(a.source) + (level * a.out.h + low) * w;
-        add_row(grad, z.at(zi, k, a.in.d), (high - low) * w, gathered.data());
+        add_row(grad, z.at(zi, k, a.in.d), int64_t(high - low) * w, gathered.data());
       }
       for (int32_t j = first; j < last; ++j) {
         std::fill(line.begin(), line.end(), T(0));

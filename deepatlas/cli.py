@@ -29,9 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
         return command
 
     def needs_model(command: argparse.ArgumentParser, template: bool = False) -> None:
-        command.add_argument(
-            "--model", required=True, metavar="M", help="run folder, model file or shipped name"
-        )
+        command.add_argument("--model", required=True, metavar="M", help="run folder or model file")
         command.add_argument("--device", help="cpu, cuda … (default: a GPU if there is one)")
         command.add_argument(
             "--refine",
@@ -73,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     c.add_argument("--exams", nargs="+", metavar="ID", help="use these exams only (default: all labelled)")
     c.add_argument("--structures", nargs="+", metavar="NAME", help="these structures only (default: all)")
     c.add_argument(
-        "--size", type=_positive, help="template voxels per axis (default 128, or the atlas's if larger)"
+        "--size", type=_side, help="template voxels per axis (default 128, or the atlas's if larger)"
     )
     c.add_argument("--out", required=True, type=Path, metavar="T", help="template file to write (.h5)")
     is_strict(c)
@@ -123,30 +121,29 @@ def build_parser() -> argparse.ArgumentParser:
     c.add_argument("--seed", type=int, default=0, metavar="S", help="cohort seed (0)")
 
     c = add("info", run.info, "versions, devices, kernel backend and the model's card")
-    c.add_argument("model", nargs="?", metavar="MODEL", help="run folder, model file or shipped name")
+    c.add_argument("model", nargs="?", metavar="MODEL", help="run folder or model file")
     c.set_defaults(device=None, refine=0)
     return parser
 
 
-def _fraction(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"must be in (0, 1], got {text}")
-    return value
+def _number(kind: type, good: Callable[[float], bool], expected: str) -> Callable[[str], float]:
+    """A type for argparse: numbers that are ``good``, and one message for those that are not."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not good(value):
+            raise argparse.ArgumentTypeError(f"must be {expected}, got {text}")
+        return value
+
+    return parse
 
 
-def _steps(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 2:
-        raise argparse.ArgumentTypeError(f"must be at least 2, got {text}")
-    return value
+_fraction = _number(float, lambda v: 0 < v <= 1, "in (0, 1]")
+_side = _number(int, lambda v: v >= 2, "a whole number of at least 2")
+_steps = _number(int, lambda v: v >= 0, "a whole number, 0 or more")
 
 
 def guarded(run: Callable[..., int], *arguments: object) -> int:

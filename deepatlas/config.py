@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 
 from deepatlas.errors import DeepAtlasError
 
+# Step matrices of implicit_warp that a loss may use (named here: settings are read without importing torch).
+STEPS = ("moving", "fixed", "direction_cosine", "newton")
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -20,9 +23,7 @@ class DataConfig:
     scale: tuple[float, float] = (0.7, 1.3)  # augmentation ranges of section 5.5.2
     rotation: float = 0.5  # radians
     translation: float = 0.25  # normalised: 8 voxels of 64
-    elastic: float = (
-        0.0  # standard deviation of a smooth random displacement, normalised; 0 (the paper): none
-    )
+    elastic: float = 0.0  # strength of smooth random displacements (random_displacement); 0 (the paper): none
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,10 @@ class CoarseConfig:
     batch: int = 16
     lr: float = 5e-3
     levels: int | None = 1  # heads that learn, from the coarsest (the paper: that one alone); null is all
-    crop: float = 0.4  # smallest fraction of the body axis that a random crop keeps
-    elastic: float = 0.08  # standard deviation of a smooth random displacement, normalised; 0 turns it off
+    crop: float = 0.4  # random crops keep this fraction of the body axis and up, times 1.15, at most all
+    elastic: float = (
+        0.08  # strength of smooth random displacements (random_displacement), normalised; 0: none
+    )
     contrast: float = 0.3  # strength of random intensity changes
 
 
@@ -172,26 +175,48 @@ class Config:
         trained = levels - net.finest_level
         rules = {
             "data.crop": (self.data.crop in (None, "foreground"), "null or foreground"),
-            "network.size": (net.size in (16, 32, 64, 128), "16, 32, 64 or 128"),
+            "network.size": (net.size in (16, 32, 64), "16, 32 or 64"),
             "network.fold": (net.fold in (1, 2, 4), "1, 2 or 4"),
             "network.channels": (
                 net.size // net.fold >> (levels - 1) >= 2,
                 "so many levels that the coarsest has at least 2 voxels",
             ),
+            "network.groups": (
+                net.groups > 0 and all(c % min(net.groups, c) == 0 for c in (*net.channels, net.features)),
+                "a divisor of network.channels and network.features",
+            ),
+            "network.head_kernel": (net.head_kernel in (1, 3, 5), "1, 3 or 5"),
             "network.finest_level": (0 <= net.finest_level < levels, f"in 0..{levels - 1}"),
+            "data.scale": (
+                0 < self.data.scale[0] <= self.data.scale[1],
+                "two numbers above 0, the lower first",
+            ),
+            "data.rotation": (self.data.rotation >= 0, "not negative"),
+            "data.translation": (self.data.translation >= 0, "not negative"),
+            "autoencoder.batch": (self.autoencoder.batch >= 1, "at least 1"),
+            "coarse.batch": (coarse.batch >= 1, "at least 1"),
+            "coarse.crop": (0 < coarse.crop <= 1, "in (0, 1]"),
             "coarse.levels": (
                 coarse.levels is None or 1 <= coarse.levels <= trained,
                 f"null or in 1..{trained}",
             ),
             "loss.size": (
-                loss.size in (8, 16, 32, 64, 128) and loss.size <= net.size,
+                loss.size in (8, 16, 32, 64) and loss.size <= net.size,
                 "a power of two, from 8 to network.size",
             ),
+            "loss.step": (loss.step in STEPS, f"one of {', '.join(STEPS)}"),
+            "loss.orthonormality": (loss.orthonormality in ("log", "det"), "log or det"),
+            "loss.iterations": (loss.iterations >= 1, "at least 1"),
+            "loss.tolerance": (loss.tolerance >= 0, "not negative"),
             "loss.similarity": (
                 loss.similarity in ("features", "intensity", "mse"),
                 "features, intensity or mse",
             ),
             "loss.window": (_is_window(loss.window), "odd or null"),
+            "phantom.train": (self.phantom.train >= 2, "at least 2"),
+            "phantom.test": (self.phantom.test >= 1, "at least 1"),
+            "phantom.deformation": (self.phantom.deformation >= 0, "not negative"),
+            "refine.lr": (refine.lr > 0, "above 0"),
             "refine.steps": (refine.steps >= 0, "not negative"),
             "refine.control": (refine.control >= 2, "at least 2"),
             "refine.window": (_is_window(refine.window), "odd or null"),
@@ -212,7 +237,7 @@ class Config:
 
 
 def preset(name: str) -> Config:
-    """A named starting point: ``tiny`` (minutes on a CPU), ``small`` (an hour), ``paper`` (the publication)."""
+    """A named starting point: ``tiny`` (phantoms, CPU), ``small`` (real exams, CPU), ``paper`` (the publication)."""
     if name not in PRESETS:
         raise DeepAtlasError(f"preset {name!r} is not known: choose {', '.join(PRESETS)}")
     return PRESETS[name].validate()
@@ -276,6 +301,7 @@ PRESETS = {
             head_steps=0,
         ),
     ),
+    # Refinement was measured to lower the Dice of head-and-neck CTs, from 0.612 to 0.550.
     "small": Config(
         preset="small",
         data=DataConfig(crop="foreground"),
@@ -296,6 +322,7 @@ PRESETS = {
             average=0.98,
             head_steps=0,
         ),
+        refine=RefineConfig(steps=0),
     ),
-    "paper": Config(),
+    "paper": Config(refine=RefineConfig(steps=0)),
 }

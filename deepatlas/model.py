@@ -23,6 +23,18 @@ FILE = "model.pt"
 Exam = str | os.PathLike | Volume
 
 
+def pick_device(name: str | torch.device | None = None) -> torch.device:
+    """The named device, or a GPU if there is one; DeepAtlasError where PyTorch cannot use it."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:  # the latter from a build without CUDA
+        reason = str(error).splitlines()[0]
+        raise DeepAtlasError(f"device {name} cannot be used here ({reason}); take cpu") from None
+
+
 class Model:
     """Network and atlas of one run. Not a ``torch.nn.Module``: those are ``network`` and ``atlas_module``."""
 
@@ -36,6 +48,8 @@ class Model:
         refine: int = 0,
     ):
         self.config, self.card = config, dict(card or {})
+        if not isinstance(refine, int) or refine < 0:
+            raise DeepAtlasError(f"refine must be a number of steps, 0 or more, got {refine!r}")
         self.refine = refine  # steps of refine_coordinates for every exam
         self.network = network.eval().requires_grad_(False)
         self.atlas_module = atlas.requires_grad_(False)
@@ -70,7 +84,7 @@ class Model:
         network.load_state_dict(state["network"])
         atlas.load_state_dict(state["atlas"])
         model = cls(config, network, atlas, state["card"], refine=refine)
-        return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return model.to(pick_device(device))
 
     def save(self, path: str | os.PathLike) -> None:
         """Write one file that :meth:`load` reads, atomically."""

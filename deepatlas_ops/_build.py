@@ -30,7 +30,6 @@ import torch
 
 LIBRARY = "deepatlas_ops_native"
 CACHE_VARIABLE = "DEEPATLAS_OPS_CACHE"
-BACKEND_VARIABLE = "DEEPATLAS_OPS_BACKEND"
 # Architectures of a CUDA build where no GPU can be asked: A100 and H100, and PTX for what comes later.
 DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 # A failed build is not tried again for so long: the processes of one job would fail one after another.
@@ -224,8 +223,6 @@ def _first_line(command: list[str]) -> str:
 
 
 def _load() -> BuildInfo:
-    if os.environ.get(BACKEND_VARIABLE) == "torch":
-        return BuildInfo(native=False, reason=f"{BACKEND_VARIABLE}=torch")
     try:
         with _tool_path():
             plan = _plan()
@@ -254,8 +251,11 @@ def _load_or_build(plan: _Plan) -> BuildInfo:
         torch.ops.load_library(directory / f"{LIBRARY}.so")
     except OSError:  # a damaged cache entry: build it anew, once
         with _file_lock(directory.with_suffix(".lock")):
-            shutil.rmtree(directory, ignore_errors=True)
-            return _build(plan, directory)
+            try:  # another process may have mended it while this one waited
+                torch.ops.load_library(directory / f"{LIBRARY}.so")
+            except OSError:
+                shutil.rmtree(directory, ignore_errors=True)
+                return _build(plan, directory)
     return plan.info(directory, _seconds(directory) or 0.0)
 
 

@@ -117,15 +117,23 @@ def runs_reference() -> bool:
 def call(name: str, reference: Callable[..., Any], *args: Any) -> Any:
     """Run op ``name``, or its PyTorch body under ordinary autograd when the backend is "torch".
 
-    Without native kernels the body runs too, outside of compiled code: the backward op of a body recomputes
-    the forward, which spares memory but takes two to four times as long as ordinary autograd.
+    Without a native kernel for the device of the first tensor the body runs too, outside of compiled code: the
+    backward op of a body recomputes the forward, which spares memory but takes two to four times as long as
+    ordinary autograd.
     """
-    if runs_reference() or not (torch.compiler.is_compiling() or _native()):
+    if runs_reference() or not (torch.compiler.is_compiling() or _has_kernel(args)):
         return reference(*args)
     return getattr(torch.ops.deepatlas_ops, name)(*args)
 
 
-def _native() -> bool:
+def _has_kernel(args: tuple) -> bool:
+    """Whether the library holds kernels for the device; RuntimeError if not and "native" was asked for."""
     from . import _build
 
-    return _build.load().native
+    info = _build.load()
+    kind = next(a.device.type for a in args if isinstance(a, torch.Tensor))
+    found = info.native and (kind == "cpu" or (kind == "cuda" and info.cuda))
+    if not found and requested_backend() == "native":
+        reason = info.cuda_reason or f"there are none for {kind}"
+        raise RuntimeError(f"{NAMESPACE}: no native kernels for {kind} tensors: {reason}")
+    return found

@@ -55,7 +55,12 @@ def test_wrong_overrides_are_named(setting, message):
     [
         ("train.batch=1", "train.batch must be at least 2"),
         ("train.steps=[1,2,3]", "one number for each of the"),
-        ("network.size=48", "network.size must be 16, 32, 64 or 128"),
+        ("data.scale=[1.3,0.7]", "data.scale must be two numbers above 0"),
+        ("network.groups=3", "network.groups must be a divisor"),
+        ("loss.step=x", "loss.step must be one of moving, fixed"),
+        ("refine.lr=0", "refine.lr must be above 0"),
+        ("phantom.train=1", "phantom.train must be at least 2"),
+        ("network.size=48", "network.size must be 16, 32 or 64"),
         ("loss.window=4", "loss.window must be odd"),
         ("data.crop=half", "data.crop must be null or foreground"),
     ],

@@ -211,6 +211,7 @@ def evaluate_cohort(
         "unlabelled": selection.unlabelled,
         "not_in_labels": [n for n in template.names if n not in structures],
         "model": model.fingerprint,
+        "refine": model.refine,
         "template": {"exams": template.meta.get("exams"), "structures": list(template.names)},
         "data": str(data_dir),
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -236,7 +237,6 @@ def _write(out_dir: Path, rows: list[Row], summary: dict, pages: list[ExamFigure
     if pictures and rows:
         figure = figures.dice_figure(rows, list(summary["structures"]))
         plot = figures.save_figure(figure, out_dir / "figures" / "dice.png")
-    ranked = sorted(
-        pages, key=lambda p: statistics(r.dice for r in p.rows)["mean"] or math.inf
-    )  # worst first
+    means = {page.exam: statistics(r.dice for r in page.rows)["mean"] for page in pages}
+    ranked = sorted(pages, key=lambda p: math.inf if means[p.exam] is None else means[p.exam])  # worst first
     write_report(out_dir / "report.html", Report("One-shot segmentation", summary, ranked, plot))

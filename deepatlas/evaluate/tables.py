@@ -72,7 +72,7 @@ def summarise(rows: Sequence[Row], structures: Sequence[str] | None = None) -> d
     return {"structures": table, "overall": overall}
 
 
-def _number(value: float | None, digits: int) -> str:
+def number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
@@ -84,8 +84,8 @@ def summary_cells(summary: dict) -> tuple[list[str], list[list[str]]]:
         d, h = t["dice"], t["hd95_mm"]
         cells.append(
             [name, str(d["n"])]
-            + [_number(d[k], 3) for k in ("mean", "median", "std")]
-            + [_number(h[k], 2) for k in ("mean", "median", "std")]
+            + [number(d[k], 3) for k in ("mean", "median", "std")]
+            + [number(h[k], 2) for k in ("mean", "median", "std")]
             + [str(t["missed"])]
         )
     o = summary["overall"]
@@ -93,7 +93,7 @@ def summary_cells(summary: dict) -> tuple[list[str], list[list[str]]]:
         ("mean over structures", "of_structures", o["structures"]),
         ("mean over rows", "of_rows", o["rows"]),
     ):
-        dice, hd95 = _number(o[f"dice_mean_{key}"], 3), _number(o[f"hd95_mm_mean_{key}"], 2)
+        dice, hd95 = number(o[f"dice_mean_{key}"], 3), number(o[f"hd95_mm_mean_{key}"], 2)
         cells.append([label, str(n), dice, "", "", hd95, "", "", str(o["missed"])])
     return header, cells
 

@@ -1,8 +1,8 @@
 """A few steps of registration to the atlas, for one exam and with the network frozen.
 
 The network answers in one pass; what it leaves is a smooth error of about half a voxel of its input. The explicit
-loss of section 2.3, which it was trained with, is followed a little further for the exam at hand: a displacement
-on a coarse control grid is added to its coordinates.
+loss of section 2.3, with image intensities whatever the network was trained with, is followed for the exam at hand: a
+displacement on a coarse control grid is added to its coordinates.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def refine_coordinates(
     if not steps or not weight.any():
         return coords
     objective = RegistrationLoss(
-        replace(config.loss, implicit=0.0, smoothness=settings.smoothness),
+        replace(config.loss, explicit=1.0, implicit=0.0, smoothness=settings.smoothness),
         FeatureSimilarity(None, "intensity", settings.window),
         image.shape[-1],
     )

@@ -1,4 +1,4 @@
-"""Supervised pretraining of the coarsest head on known crops of the template exam (section 5.2.5).
+"""Supervised pretraining on known crops of the template exam (section 5.2.5), of the coarsest head or of more.
 
 The atlas starts as the template exam, so a crop is drawn as a map into coordinate space: looked up in the
 atlas it gives the image, and it is itself the answer the network should give. Beside the affine crops of the
@@ -74,7 +74,7 @@ class TemplateCrops:
         return torch.tensor([x, y, (start, start + length)])
 
     def _recolour(self, image: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
-        """Random gamma, gain inside the patient and noise: contrast phases, scanners and kernels differ."""
+        """Random gamma and gain, and noise inside the patient: contrast phases, scanners and kernels differ."""
         strength = self.coarse.contrast
         if not strength:
             return image

@@ -21,11 +21,12 @@ from deepatlas.data.preprocess import foreground_mask, normalize, to_model_grid
 from deepatlas.data.store import Store, is_store
 from deepatlas.data.volume import Volume
 from deepatlas.errors import DataError, DeepAtlasError
+from deepatlas.evaluate.tables import number
 from deepatlas.files import write_text
 from deepatlas.losses import FeatureSimilarity, RegistrationLoss
 from deepatlas.losses.similarity import freeze
 from deepatlas.model import FILE as MODEL_FILE
-from deepatlas.model import Model
+from deepatlas.model import Model, pick_device
 from deepatlas.nn import Atlas, Autoencoder, CoordinateNetwork, parameter_count
 from deepatlas.train.autoencoder import autoencoder_phase
 from deepatlas.train.batches import Batches
@@ -43,7 +44,7 @@ class Experiment:
 
     def __init__(self, folder: Path, config: Config, request: dict, *, device=None, quiet=False, state=None):
         self.folder, self.config, self.request, self.quiet = Path(folder), config, request, quiet
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = pick_device(device)
         self.state = state
 
     @classmethod
@@ -79,8 +80,6 @@ class Experiment:
             ) from None
         except (ValueError, KeyError, TypeError) as error:
             raise DeepAtlasError(f"{path}: damaged ({error}); start a new run with --out") from None
-        if request.get("data") is None:
-            request["out"] = os.fspath(folder)
         state = None
         if (Path(folder) / checkpoint.NAME).exists():
             state = checkpoint.load(Path(folder) / checkpoint.NAME)
@@ -123,8 +122,8 @@ class Experiment:
         lines = []
         if "dice" in result:
             lines.append(
-                f"one-shot Dice {result['dice']:.3f} over {result['structures']} structures of "
-                f"{result['exams']} unseen exams, HD95 {result['hd95_mm']:.1f} mm"
+                f"one-shot Dice {number(result['dice'], 3)} over {result['structures']} structures of "
+                f"{result['exams']} unseen exams, HD95 {number(result['hd95_mm'], 1)} mm"
             )
         if "coordinate_error_mm" in result:
             lines.append(
@@ -135,8 +134,8 @@ class Experiment:
         if "refined" in result:
             refined = result["refined"]
             line = (
-                f"with {refined['steps']} steps of refinement per exam: Dice {refined['dice']:.3f}, "
-                f"HD95 {refined['hd95_mm']:.1f} mm"
+                f"with {refined['steps']} steps of refinement per exam: Dice {number(refined['dice'], 3)}, "
+                f"HD95 {number(refined['hd95_mm'], 1)} mm"
             )
             if "coordinate_error_mm" in refined:
                 line += f", coordinate error {refined['coordinate_error_mm']:.1f} mm"
@@ -198,6 +197,11 @@ class Experiment:
             order = np.random.default_rng(self.config.seed).permutation(sorted(set(labelled) - wanted))
             test = sorted(order[: min(self.config.data.holdout, len(labelled) // 2)].tolist())
         same = test_root and Path(test_root).resolve() == Path(store.root).resolve()
+        if clash := wanted & set(test) if same else None:
+            raise DataError(
+                f"{test_root}: {', '.join(sorted(clash))} is both tested on and named for the atlas or the template; "
+                "leave it out of one (--test-exams, --seed-exam, --template-exams)"
+            )
         train = [i for i in ids if not (same and i in test)]
         if len(train) < 2:
             raise DataError(f"{store.root}: {len(train)} exam left to train on; at least 2 are needed")
@@ -209,7 +213,6 @@ class Experiment:
             "test_root": test_root,
             "seed": seed,
             "template": template,
-            "labels": store.labels,
             "data": store.root,
         }
 

@@ -10,6 +10,7 @@ from deepatlas.data.cohort import find_exams
 from deepatlas.evaluate.run import evaluate_cohort
 from deepatlas.evaluate.tables import summary_table
 from deepatlas.localize.build import build_template
+from deepatlas.localize.template import Template
 from deepatlas.model import Model
 from deepatlas.train.log import RunLog
 from deepatlas.train.overview import save_overview
@@ -17,7 +18,11 @@ from deepatlas.train.truth import phantom_truth
 
 
 def score(folder: Path, model: Model, config: Config, request: dict, split: dict, log: RunLog) -> dict:
-    """Template, evaluation and phantom truth, written under ``folder``; returns the figures of ``result.json``."""
+    """Template, evaluation and phantom truth, written under ``folder``; returns the figures of ``result.json``.
+
+    What ``config.refine.steps`` above 0 adds is under ``"refined"``: the same figures with every exam's coordinates
+    refined, the template's too.
+    """
     result: dict = {
         "preset": config.preset,
         "seed_exam": split["seed"],
@@ -27,53 +32,55 @@ def score(folder: Path, model: Model, config: Config, request: dict, split: dict
     if not split["template"] or not split["test"] or not os.path.isdir(split["data"]):
         log.say("no labelled exams to make a template from and to test on: no one-shot score")
         return result
+    template, summary = _one_shot(folder, "", model, request, split, log)
+    used = list(summary["seconds"]["per_exam"])
+    save_overview(
+        folder / "figures" / "overview.png", model, template, find_exams(split["test_root"]), used[0]
+    )
+    log.say(summary_table(summary))
+    result |= _figures(summary) | {"test_exams": used, "skipped": summary["skipped"]}
+    if request["data"] is None:
+        result |= phantom_truth(model, config.phantom, split["template"][0])
+    if steps := config.refine.steps:
+        log.say(f"the same with {steps} steps of refinement per exam")
+        refining = Model(config, model.network, model.atlas_module, model.card, refine=steps)
+        _, summary = _one_shot(folder, "-refined", refining, request, split, log, pictures=False)
+        result["refined"] = {"steps": steps} | _figures(summary)
+        if request["data"] is None:
+            result["refined"] |= phantom_truth(refining, config.phantom, split["template"][0], baseline=False)
+    return result
+
+
+def _one_shot(
+    folder: Path, suffix: str, model: Model, request: dict, split: dict, log: RunLog, pictures: bool = True
+) -> tuple[Template, dict]:
+    """``template<suffix>.h5`` and ``evaluation<suffix>/``; a bad exam is skipped and said unless the run is strict."""
+    strict = request["strict"]
     template = build_template(
-        model, split["data"], split["template"], request["structures"], progress=log.say
+        model, split["data"], split["template"], request["structures"], strict=strict, progress=log.say
     )
-    template.save(folder / "template.h5")
+    template.save(folder / f"template{suffix}.h5")
     summary = evaluate_cohort(
-        model, template, split["test_root"], folder / "evaluation", split["test"], progress=log.say
+        model,
+        template,
+        split["test_root"],
+        folder / f"evaluation{suffix}",
+        split["test"],
+        strict,
+        pictures=pictures,
+        progress=log.say,
     )
-    cohort = find_exams(split["test_root"])
-    save_overview(folder / "figures" / "overview.png", model, template, cohort, split["test"][0])
+    for exam, reason in (template.meta["skipped"] | summary["skipped"]).items():
+        log.say(f"skipped {exam}: {reason}")
+    return template, summary
+
+
+def _figures(summary: dict) -> dict:
     overall = summary["overall"]
-    result |= {
+    return {
         "dice": overall["dice_mean_of_structures"],
         "hd95_mm": overall["hd95_mm_mean_of_structures"],
         "structures": overall["structures"],
         "exams": overall["exams"],
         "dice_per_structure": {n: s["dice"]["mean"] for n, s in summary["structures"].items()},
     }
-    log.say(summary_table(summary))
-    if request["data"] is None:
-        result |= phantom_truth(model, config.phantom, split["template"][0])
-    if config.refine.steps:
-        result["refined"] = _refined(folder, model, config, request, split, log)
-    return result
-
-
-def _refined(folder: Path, model: Model, config: Config, request: dict, split: dict, log: RunLog) -> dict:
-    """The same scores with every exam's coordinates refined, the template's too; no pictures."""
-    log.say(f"the same with {config.refine.steps} steps of refinement per exam")
-    refining = Model(config, model.network, model.atlas_module, model.card, refine=config.refine.steps)
-    template = build_template(refining, split["data"], split["template"], request["structures"])
-    template.save(folder / "template-refined.h5")
-    summary = evaluate_cohort(
-        refining,
-        template,
-        split["test_root"],
-        folder / "evaluation-refined",
-        split["test"],
-        pictures=False,
-    )
-    overall = summary["overall"]
-    figures = {
-        "steps": config.refine.steps,
-        "dice": overall["dice_mean_of_structures"],
-        "hd95_mm": overall["hd95_mm_mean_of_structures"],
-        "dice_per_structure": {n: s["dice"]["mean"] for n, s in summary["structures"].items()},
-    }
-    if request["data"] is None:
-        truth = phantom_truth(refining, config.phantom, split["template"][0], baseline=False)
-        figures |= truth
-    return figures

@@ -112,8 +112,8 @@ def step_matrix(c_moving: Tensor, c_fixed: Tensor, mask: Tensor | None, step: st
     mean = mean_jacobian(c_fixed, None)
     if step == "fixed":
         return inverse_or_identity(mean)
-    length = mean.square().sum(1, keepdim=True).sqrt()
-    cosines = mean / torch.where(length > 0, length, 1.0)
+    squared = mean.square().sum(1, keepdim=True)
+    cosines = mean / torch.where(squared > 0, squared, 1.0).sqrt()  # no root of 0: its slope is infinite
     # (c_q - c_p) · D_q is a row vector times D_q: its transpose times the column vector.
     return cosines.transpose(1, 2)
 

@@ -32,12 +32,3 @@ def backend(request):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-
-
-@pytest.fixture(params=["torch", "op"])
-def path(request, monkeypatch):
-    """For ops without native kernels: the PyTorch body under autograd, and the op with its own backward."""
-    from deepatlas_ops import _library
-
-    monkeypatch.setattr(_library, "runs_reference", lambda: request.param == "torch")
-    return request.param

@@ -76,8 +76,20 @@ def test_torch_runs_no_registered_op(monkeypatch):
         ops.resize(volume(), (2, 2, 2))
     assert not calls
     monkeypatch.setattr(_library, "runs_reference", lambda: False)
+    monkeypatch.setattr(_library, "_has_kernel", lambda args: True)
     ops.resize(volume(), (2, 2, 2))
     assert len(calls) == 1
+
+
+def test_a_device_without_kernels_takes_the_body_or_says_so(monkeypatch):
+    """As CUDA tensors do beside a library that was built without nvcc; meta stands for them here."""
+    found = _build.BuildInfo(native=True, reason=None, cuda=False, cuda_reason="no nvcc found")
+    monkeypatch.setattr(_build, "load", lambda: found)
+    there = torch.zeros(1, 1, 3, 3, 3, device="meta")
+    with ops.use_backend("auto"):
+        assert ops.resize(there, (2, 2, 2)).shape == (1, 1, 2, 2, 2)
+    with ops.use_backend("native"), pytest.raises(RuntimeError, match="for meta tensors: no nvcc found"):
+        ops.resize(there, (2, 2, 2))
 
 
 def test_auto_warns_once_with_the_reason_and_goes_on(monkeypatch):

@@ -189,7 +189,7 @@ def test_second_derivatives_are_refused():
         ({"c_fixed": torch.zeros(1, 3, 3, 3, 3).double()}, "c_fixed must be .*[Ff]loat.*got .*[Dd]ouble"),
         ({"matrix": torch.zeros(1, 3, 4)}, r"matrix must be \[B, 3, 3\], got \[1, 3, 4\]"),
         ({"ruler": torch.zeros(1, 4, 3)}, r"ruler must be \[B, 3, 3\], got \[1, 4, 3\]"),
-        ({"iterations": -1}, "iterations must be 0 to 2\\^31 - 1, got -1"),
+        ({"iterations": 0}, "iterations must be 1 to 2\\^31 - 1, got 0"),
     ],
 )
 def test_the_op_itself_checks(change, message):

@@ -192,7 +192,7 @@ def test_what_lies_beyond_the_masks_neighbours_does_not_matter(backend):
     loss = ops.smoothness_loss(spoilt, mask)
     torch.testing.assert_close(loss, ops.smoothness_loss(field, mask))
     (grad,) = torch.autograd.grad(loss.sum(), spoilt)
-    assert grad.isfinite().all() and (grad[..., 4:] == 0).all() and grad[..., :3].abs().min() >= 0
+    assert grad.isfinite().all() and (grad[..., 4:] == 0).all() and grad[..., :3].abs().max() > 0
     assert grad[..., :4].abs().max() > 0
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import why_not_native
 from fields import inside, strided
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -208,6 +209,7 @@ def test_opcheck(size, out, dtype):
             torch.library.opcheck(back, plain, test_utils=("test_schema", "test_faketensor"))
 
 
+@pytest.mark.skipif(why_not_native() is not None, reason="the bodies run under ordinary autograd")
 def test_second_derivatives_are_refused():
     volume = torch.randn(1, 1, 3, 3, 3, requires_grad=True)
     with ops.use_backend("auto"):
