@@ -122,20 +122,25 @@ def _build(
         raise write_error(parts, error) from error
     ready: list[tuple[str, Path]] = []
 
-    def job(exam: ExamFiles) -> Path:
-        part = parts / f"{keys[exam.id]}.h5"
-        if not part.is_file():
-            _write_part(part, prepare_exam(exam, cohort.labels, meta["crop"]))
-        return part
+    def part_of(exam: str) -> Path:
+        return parts / f"{keys[exam]}.h5"
+
+    def job(exam: ExamFiles) -> PreparedExam | None:
+        """None where the part is there already. HDF5 is left to the calling thread alone."""
+        return None if part_of(exam.id).is_file() else prepare_exam(exam, cohort.labels, meta["crop"])
 
     try:
         for exam, result in _bar(_in_order(job, cohort.exams, workers), len(cohort), progress):
             try:
-                ready.append((exam.id, result()))
+                prepared = result()
             except ExamError as error:
                 if strict:
                     raise DataError(error) from error
                 meta["skipped"][exam.id] = str(error)
+                continue
+            if prepared is not None:
+                _write_part(part_of(exam.id), prepared)
+            ready.append((exam.id, part_of(exam.id)))
         if not ready:
             first = next(iter(meta["skipped"].values()))
             raise DataError(
@@ -226,15 +231,15 @@ def _alone(store_path: Path) -> Iterator[None]:
 
 
 def _in_order(
-    job: Callable[[ExamFiles], Path], exams: list[ExamFiles], workers: int
-) -> Iterator[tuple[ExamFiles, Callable[[], Path]]]:
+    job: Callable[[ExamFiles], Any], exams: list[ExamFiles], workers: int
+) -> Iterator[tuple[ExamFiles, Callable[[], Any]]]:
     """Yield each exam with a call that gives or raises its result, a few exams ahead in threads."""
     if workers < 2:
         for exam in exams:
             yield exam, lambda exam=exam: job(exam)
         return
     queue = iter(exams)
-    waiting: list[tuple[ExamFiles, Future[Path]]] = []
+    waiting: list[tuple[ExamFiles, Future[Any]]] = []
     pool = ThreadPoolExecutor(workers)
     try:
         waiting = [(exam, pool.submit(job, exam)) for exam in islice(queue, 2 * workers)]
