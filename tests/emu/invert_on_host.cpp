@@ -8,29 +8,16 @@
 #include <limits>
 #include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
+#include "host.h"
 #include "invert_functors.h"
 
 using namespace deepatlas;
+using namespace deepatlas::host;
 using namespace deepatlas::invert;
 
 namespace {
-
-int failures = 0;
-
-template <int Threads>
-Parallel threads() {
-  return {Threads, [](int64_t count, int64_t grain, void* context, Parallel::Body body) {
-            const int64_t piece = std::max(grain, (count + Threads - 1) / Threads);
-            std::vector<std::thread> pool;
-            for (int64_t i = 0; i < count; i += piece) {
-              pool.emplace_back([=] { body(context, i, std::min(count, i + piece)); });
-            }
-            for (auto& thread : pool) thread.join();
-          }};
-}
 
 // Four pieces, the last one first: what a piece writes outside its own slab survives.
 Parallel backwards() {
@@ -41,15 +28,6 @@ Parallel backwards() {
             }
           }};
 }
-
-struct HostAdd {
-  template <class T>
-  void operator()(T* p, T value) const {
-    *p += value;
-  }
-};
-
-std::mt19937 generator(11);
 
 // Identity times `scale` plus noise weak enough for the recursion to contract.
 template <class S>
@@ -225,10 +203,6 @@ void check_all(const std::string& scalar, Scalar code) {
 }  // namespace
 
 int main() {
-  check_all<double>("float64", Scalar::kFloat64);
-  check_all<float>("float32", Scalar::kFloat32);
-  check_all<Half>("float16", Scalar::kFloat16);
-  check_all<BFloat16>("bfloat16", Scalar::kBFloat16);
-  std::printf("%d failures\n", failures);
-  return failures != 0;
+  return every_scalar(
+      [](auto s, const char* name, Scalar code) { check_all<decltype(s)>(name, code); });
 }

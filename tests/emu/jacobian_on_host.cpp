@@ -9,30 +9,15 @@
 #include <limits>
 #include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
+#include "host.h"
 #include "jacobian_functors.h"
 
 using namespace deepatlas;
+using namespace deepatlas::host;
 
 namespace {
-
-int failures = 0;
-
-template <int Threads>
-Parallel threads() {
-  return {Threads, [](int64_t count, int64_t grain, void* context, Parallel::Body body) {
-            const int64_t piece = std::max(grain, (count + Threads - 1) / Threads);
-            std::vector<std::thread> pool;
-            for (int64_t i = 0; i < count; i += piece) {
-              pool.emplace_back([=] { body(context, i, std::min(count, i + piece)); });
-            }
-            for (auto& thread : pool) thread.join();
-          }};
-}
-
-std::mt19937 generator(7);
 
 template <class S, class U>
 void compare(const std::string& what, const std::vector<U>& found, const std::vector<U>& expected) {
@@ -229,10 +214,6 @@ void check_logarithm(const char* name, double bound) {
 int main() {
   check_logarithm<float>("float32", 1.2);
   check_logarithm<double>("float64", 1.2);
-  check_all<double>("float64", Scalar::kFloat64);
-  check_all<float>("float32", Scalar::kFloat32);
-  check_all<Half>("float16", Scalar::kFloat16);
-  check_all<BFloat16>("bfloat16", Scalar::kBFloat16);
-  std::printf("%d failures\n", failures);
-  return failures != 0;
+  return every_scalar(
+      [](auto s, const char* name, Scalar code) { check_all<decltype(s)>(name, code); });
 }

@@ -2,54 +2,22 @@
 // blocked CPU kernels, for every scalar type, source, mode and padding, with NaN, infinite and far
 // coordinates, from several threads. Built with sanitizers: a read outside a volume or a race of
 // two tasks ends it. Prints one line a failure; exit status 1 if there was any.
-#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <limits>
-#include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
+#include "host.h"
 #include "kernels.h"
 #include "resample.h"
 #include "resize.h"
 
 using namespace deepatlas;
+using namespace deepatlas::host;
 
 namespace {
-
-int failures = 0;
-
-template <int Threads>
-Parallel threads() {
-  return {Threads, [](int64_t count, int64_t grain, void* context, Parallel::Body body) {
-            const int64_t piece = std::max(grain, (count + Threads - 1) / Threads);
-            std::vector<std::thread> pool;
-            for (int64_t i = 0; i < count; i += piece) {
-              pool.emplace_back([=] { body(context, i, std::min(count, i + piece)); });
-            }
-            for (auto& thread : pool) thread.join();
-          }};
-}
-
-struct HostAdd {
-  template <class T>
-  void operator()(T* p, T value) const {
-    *p += value;
-  }
-};
-
-std::mt19937 generator(7);
-
-template <class S>
-std::vector<S> random(int64_t n, float scale) {
-  std::normal_distribution<float> normal(0, scale);
-  std::vector<S> values(n);
-  for (auto& v : values) store(&v, Accumulate<S>(normal(generator)));
-  return values;
-}
 
 template <class S>
 bool same_bits(const std::vector<S>& a, const std::vector<S>& b) {
@@ -212,10 +180,6 @@ void check_all(const std::string& scalar, Scalar code) {
 
 int main() {
   check_half();
-  check_all<double>("float64", Scalar::kFloat64);
-  check_all<float>("float32", Scalar::kFloat32);
-  check_all<Half>("float16", Scalar::kFloat16);
-  check_all<BFloat16>("bfloat16", Scalar::kBFloat16);
-  std::printf("%d failures\n", failures);
-  return failures != 0;
+  return every_scalar(
+      [](auto s, const char* name, Scalar code) { check_all<decltype(s)>(name, code); });
 }

@@ -7,30 +7,17 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <random>
 #include <string>
 #include <vector>
 
+#include "host.h"
 #include "ncc_device.h"
 #include "reduce.cuh"
 
 using namespace deepatlas;
+using namespace deepatlas::host;
 
 namespace {
-
-int failures = 0;
-
-template <int Threads>
-Parallel threads() {
-  return {Threads, [](int64_t count, int64_t grain, void* context, Parallel::Body body) {
-            const int64_t piece = std::max(grain, (count + Threads - 1) / Threads);
-            std::vector<std::thread> pool;
-            for (int64_t i = 0; i < count; i += piece) {
-              pool.emplace_back([=] { body(context, i, std::min(count, i + piece)); });
-            }
-            for (auto& thread : pool) thread.join();
-          }};
-}
 
 struct HostLaunch {
   template <class Index, class Functor>
@@ -47,16 +34,6 @@ struct HostLaunch {
     return nullptr;
   }
 };
-
-std::mt19937 generator(7);
-
-template <class S>
-std::vector<S> random(int64_t n, float scale) {
-  std::normal_distribution<float> normal(0, scale);
-  std::vector<S> values(n);
-  for (auto& v : values) store(&v, Accumulate<S>(normal(generator)));
-  return values;
-}
 
 template <class S>
 void compare(const std::string& what, const std::vector<S>& found, const std::vector<S>& expected) {
@@ -172,10 +149,6 @@ void check_all(const std::string& scalar, Scalar code) {
 }  // namespace
 
 int main() {
-  check_all<double>("float64", Scalar::kFloat64);
-  check_all<float>("float32", Scalar::kFloat32);
-  check_all<Half>("float16", Scalar::kFloat16);
-  check_all<BFloat16>("bfloat16", Scalar::kBFloat16);
-  std::printf("%d failures\n", failures);
-  return failures != 0;
+  return every_scalar(
+      [](auto s, const char* name, Scalar code) { check_all<decltype(s)>(name, code); });
 }

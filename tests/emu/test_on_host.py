@@ -1,0 +1,27 @@
+"""The functors and kernels that CUDA runs agree with the CPU kernels, under sanitizers and without a GPU."""
+
+from __future__ import annotations
+
+import pytest
+from on_host import MEMORY, PORTABLE, RACES, build_and_run
+
+
+@pytest.mark.parametrize("flags", [MEMORY, PORTABLE, RACES])
+def test_sampling_and_resizing(flags, tmp_path):
+    build_and_run("kernels_on_host", ["resample.cpp", "resize.cpp"], flags, tmp_path)
+
+
+@pytest.mark.parametrize("flags", [MEMORY, PORTABLE, RACES])
+def test_inversion(flags, tmp_path):
+    build_and_run("invert_on_host", ["invert.cpp"], flags, tmp_path)
+
+
+@pytest.mark.parametrize("flags", [MEMORY, PORTABLE, RACES])
+def test_jacobians(flags, tmp_path):
+    build_and_run("jacobian_on_host", ["jacobian.cpp", "jacobian_backward.cpp"], flags, tmp_path)
+
+
+# Each CUDA thread is a thread here: a missing __syncthreads is a race.
+@pytest.mark.parametrize("flags", [MEMORY, RACES])
+def test_correlation_with_shared_memory(flags, tmp_path):
+    build_and_run("ncc_on_host", ["ncc.cpp", "ncc_window.cpp"], flags, tmp_path, "c++20")
