@@ -75,7 +75,7 @@ class LossConfig:
     implicit: float = 1.0
     smoothness: float = 0.5
     prewitt: float = 0.5
-    similarity: str = "features"  # features | intensity | mse
+    similarity: str = "features"  # features | histogram | intensity | mse
     window: int | None = None  # NCC window in voxels of the loss grid; None is the global form of eq. 9
     orthonormality: str = "det"
     iterations: int = 20  # of the recursion, eq. 6
@@ -209,8 +209,8 @@ class Config:
             "loss.iterations": (loss.iterations >= 1, "at least 1"),
             "loss.tolerance": (loss.tolerance >= 0, "not negative"),
             "loss.similarity": (
-                loss.similarity in ("features", "intensity", "mse"),
-                "features, intensity or mse",
+                loss.similarity in ("features", "histogram", "intensity", "mse"),
+                "features, histogram, intensity or mse",
             ),
             "loss.window": (_is_window(loss.window), "odd or null"),
             "phantom.train": (self.phantom.train >= 2, "at least 2"),

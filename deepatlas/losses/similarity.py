@@ -8,6 +8,7 @@ from torch import Tensor
 
 import deepatlas_ops as ops
 from deepatlas.nn import Autoencoder
+from deepatlas.nn.autoencoder import histogram_map
 
 
 def prewitt(x: Tensor) -> Tensor:
@@ -38,6 +39,7 @@ class FeatureSimilarity:
     """Dissimilarity of two images over a mask, ``1 - NCC`` averaged over channels and feature levels (eq. 9).
 
     ``kind``: ``"features"`` correlates autoencoder features; ``"intensity"`` correlates the images themselves;
+    ``"histogram"`` correlates them after the contrast curve of section 5.3.1, which spreads soft tissue;
     ``"mse"`` is the ablation of section 5.4.3. ``window`` is the side of the NCC window in voxels of the
     finest level (halved, and kept odd, at each further level); ``None`` is the global form.
     """
@@ -49,7 +51,9 @@ class FeatureSimilarity:
 
     def encode(self, image: Tensor) -> list[Tensor]:
         """Feature maps in which images ``[B, 1, D, H, W]`` are compared, finest first."""
-        return self.autoencoder.features(image) if self.kind == "features" else [image]
+        if self.kind == "features":
+            return self.autoencoder.features(image)
+        return [histogram_map(image) if self.kind == "histogram" else image]
 
     def __call__(self, moving: Tensor, fixed_features: list[Tensor], mask: Tensor) -> Tensor:
         """Dissimilarity ``[B]`` of the images ``moving [B, 1, D, H, W]`` to encoded fixed images."""

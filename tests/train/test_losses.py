@@ -37,7 +37,7 @@ def test_masked_mean_of_an_empty_mask_is_zero():
     assert masked_mean(torch.ones(1, 2, 3, 3, 3), torch.zeros(1, 1, 3, 3, 3)).item() == 0
 
 
-@pytest.mark.parametrize("kind", ["features", "intensity", "mse"])
+@pytest.mark.parametrize("kind", ["features", "histogram", "intensity", "mse"])
 def test_an_image_is_most_similar_to_itself(kind):
     torch.manual_seed(0)
     similarity = FeatureSimilarity(Autoencoder().eval(), kind)
