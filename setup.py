@@ -20,7 +20,7 @@ setup(
         SOURCES,
     ],
     package_dir={SOURCES: "csrc"},
-    package_data={SOURCES: ["*.h", "*.cuh", "*.cu", "*.cpp"]},
+    package_data={SOURCES: ["*.h", "*.cuh", "*.cu", "*.cpp"], "deepatlas": ["pretrained/*/*"]},
     install_requires=[
         "torch>=2.11,<2.14",
         "numpy>=1.26",

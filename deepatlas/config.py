@@ -237,7 +237,11 @@ class Config:
 
 
 def preset(name: str) -> Config:
-    """A named starting point: ``tiny`` (phantoms, CPU), ``small`` (real exams, CPU), ``paper`` (the publication)."""
+    """A named starting point.
+
+    ``tiny`` (phantoms, CPU), ``small`` (real exams, CPU), ``headneck`` (the shipped model, CPU), ``paper`` (the
+    publication).
+    """
     if name not in PRESETS:
         raise DeepAtlasError(f"preset {name!r} is not known: choose {', '.join(PRESETS)}")
     return PRESETS[name].validate()
@@ -320,6 +324,28 @@ PRESETS = {
             warmup=20,
             atlas_lr=0.5,
             average=0.98,
+            head_steps=0,
+        ),
+        refine=RefineConfig(steps=0),
+    ),
+    # The recipe of the shipped head-and-neck model, for one CPU thread. Against "small", Dice on labelled exams
+    # whose labels it never saw: less augmentation .490 -> .536 in the same time; coordinates at 16^3 instead of
+    # 32^3 or 8^3 (.55, .53, .47 to .49); images compared at 64^3 instead of 32^3 .548 -> .566.
+    "headneck": Config(
+        preset="headneck",
+        data=DataConfig(crop="foreground", scale=(0.85, 1.15), rotation=0.2, translation=0.1),
+        network=NetworkConfig(size=64, fold=4, channels=(16, 32, 64), features=32, head_kernel=1),
+        coarse=CoarseConfig(steps=600, batch=4, lr=2e-3, levels=None),
+        loss=LossConfig(smoothness=1.5, similarity="histogram", window=9, tolerance=0.05),
+        train=TrainConfig(
+            steps=(20, 60, 3_400),
+            batch=4,
+            lr=2e-3,
+            level_decay=0.9,
+            decay=0.965,
+            warmup=20,
+            atlas_lr=0.5,
+            average=0.99,
             head_steps=0,
         ),
         refine=RefineConfig(steps=0),

@@ -20,6 +20,7 @@ from deepatlas.errors import DeepAtlasError
 from deepatlas.nn import Atlas, CoordinateNetwork
 
 FILE = "model.pt"
+PRETRAINED = Path(__file__).with_name("pretrained")  # <name>/model.pt, with a model card beside it
 Exam = str | os.PathLike | Volume
 
 
@@ -33,6 +34,11 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # the latter from a build without CUDA
         reason = str(error).splitlines()[0]
         raise DeepAtlasError(f"device {name} cannot be used here ({reason}); take cpu") from None
+
+
+def shipped() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.parent.name for path in PRETRAINED.glob(f"*/{FILE}"))
 
 
 class Model:
@@ -61,7 +67,7 @@ class Model:
         """Load a model.
 
         Args:
-            name: a run folder (its ``model.pt`` is taken) or a model file.
+            name: a run folder (its ``model.pt`` is taken), a model file, or a shipped model (:func:`shipped`).
             device: ``"cpu"``, ``"cuda"`` …; by default a GPU if there is one.
             refine: steps by which the coordinates of every exam are refined after the network's one pass (see
                 :func:`~deepatlas.localize.refine.refine_coordinates`); 0: none. Use the same for the template.
@@ -70,12 +76,18 @@ class Model:
             DeepAtlasError: nothing there, damaged, or written by another format version.
         """
         path = Path(name)
+        if str(name) in shipped() and not path.exists():
+            path = PRETRAINED / path / FILE
         if path.is_dir():
             path = path / FILE
             if not path.is_file():
                 raise DeepAtlasError(
                     f"{path}: the run has no finished model yet; continue it with --resume {name}"
                 )
+        if not path.exists():
+            raise DeepAtlasError(
+                f"{name}: no run folder or model file there, and no shipped model; shipped are: {', '.join(shipped())}"
+            )
         state = checkpoint.load(path, "model")
         if state.get("kind") != "model":
             raise DeepAtlasError(f"{path}: a checkpoint of a run, not a model; load the run's {FILE}")
@@ -86,13 +98,14 @@ class Model:
         model = cls(config, network, atlas, state["card"], refine=refine)
         return model.to(pick_device(device))
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write one file that :meth:`load` reads, atomically."""
+    def save(self, path: str | os.PathLike, *, half: bool = False) -> None:
+        """Write one file that :meth:`load` reads, atomically; ``half`` rounds to float16, for models that travel."""
+        number = torch.float16 if half else torch.float32
         state = {
             "kind": "model",
             "config": self.config.to_dict(),
-            "network": self.network.state_dict(),
-            "atlas": self.atlas_module.state_dict(),
+            "network": {k: v.to(number) for k, v in self.network.state_dict().items()},
+            "atlas": {k: v.to(number) for k, v in self.atlas_module.state_dict().items()},
             "card": self.card,
         }
         checkpoint.save(Path(path), state)
