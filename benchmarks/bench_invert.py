@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import memory
+import peers
 import pytest
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,7 @@ def composition(c_moving, c_fixed):
     step = torch.linalg.inv(torch.stack([c.mean((2, 3, 4)) for c in columns], -1))
     g = torch.einsum("bij,bj...->bi...", step, c_moving)
     t = torch.einsum("bij,bj...->bi...", step, c_fixed)
-    grid = identity(c_fixed.shape[-1], c_fixed.device)
+    grid = identity(c_fixed.shape[-1], c_fixed.device).to(c_fixed.dtype)
     u = grid.expand_as(c_fixed)
     for _ in range(ITERATIONS):
         held = u.clamp(-1, 1)
@@ -84,8 +84,14 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("strength", STRENGTHS)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("strength", "variant"),
+    [
+        *(("smooth", variant) for variant in VARIANTS),
+        ("strong", "20 steps"),
+        ("strong", "newton, 1e-3 voxel"),
+    ],
+)
 def test_forward(record, device, variant, strength):
     inputs = maps(record, device, strength)
     name = f"implicit_warp {strength}, {variant}"
@@ -99,15 +105,55 @@ def test_forward_and_backward(record, device, gradient):
     record(f"implicit_warp {gradient} + backward", runs, bytes_of(inputs, True), device)
 
 
-@pytest.mark.parametrize("gradient", ["implicit", "unrolled"])
-def test_peak_memory(record, device, gradient):
-    inputs = maps(record, device)
-    runs = candidates(inputs, True, gradient=gradient)
-    peaks = {name: memory.peak_megabytes(run, device) for name, run in runs.items()}
-    print(f"\npeak memory, {gradient} + backward, MB: " + ", ".join(f"{n} {p:.1f}" for n, p in peaks.items()))
-    assert peaks["native"] < peaks["20 grid_sample"] / (
-        10 if gradient == "implicit" and record.measuring else 1
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_types(record, device, dtype):
+    inputs = tuple(x[:1].to(dtype) for x in maps(record, device))
+    runs = candidates(inputs, True)
+    # The composition works in the half type itself, in which the recursion does not settle.
+    runs.pop("20 grid_sample" if dtype.itemsize < 4 else "", None)
+    name = f"implicit_warp implicit {str(dtype).split('.')[1]} + backward"
+    record(
+        name, runs, bytes_of(inputs, True) * dtype.itemsize // 4, device, 1e-3 if dtype.itemsize > 2 else 0.5
     )
+
+
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_inverse_of_a_displacement(record, device, size):
+    """The task that other libraries solve too; one field, to a thousandth of a voxel."""
+    size = size if record.measuring else SIZE_WHEN_TINY
+    grid = identity(size, device)
+    # It ends at the border, so that every library sees the same problem there.
+    displacement = (maps(record, device)[0][:1] - identity(SIZE if record.measuring else size, device)) / 2
+    displacement = ops.resize(displacement, (size,) * 3) * (1 - grid**2).prod(1, keepdim=True)
+
+    def op():
+        return ops.implicit_warp(grid + displacement, grid, tolerance=1e-3, gradient="none").displacement
+
+    def on(backend):
+        def call():
+            with ops.use_backend(backend):
+                return op()
+
+        return call
+
+    runs = {"native": on("native"), "torch body": on("torch")}
+    if device.type == "cpu":
+        runs |= peers.inverses(displacement)
+    if record.measuring:
+        _print_residuals(runs, displacement, grid)
+    record(f"inverse of a displacement {size}^3", runs, 4 * 2 * displacement.numel(), device, tolerance=2e-3)
+
+
+def _print_residuals(runs, displacement, grid):
+    half = (grid.shape[-1] - 1) / 2
+    print()
+    for name, run in runs.items():
+        found = run()
+        left = found + ops.warp(displacement, found)
+        voxels = half * left.norm(dim=1).flatten()
+        print(
+            f"  {name}: residual {voxels.quantile(0.99):.1e} voxel (99th percentile), {voxels.max():.1e} (largest)"
+        )
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import peers
 import pytest
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,34 @@ def test_jacobian(record, device, op, which, backward):
     elements = read + written + (read + written + 3 if backward else 0)
     name = f"{op} {size}^3" + (" + backward" if backward else "")
     record(name, candidates(OPS[op], field, mask, backward), 4 * elements * voxels, device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_types(record, device, dtype):
+    size = SIZES[0] if record.measuring else SIZES_WHEN_TINY[0]
+    field, mask = field_and_mask(size, device)
+    runs = candidates(OPS["smoothness_loss"], field.to(dtype), mask, True)
+    name = f"smoothness_loss {str(dtype).split('.')[1]} {size}^3 + backward"
+    record(name, runs, dtype.itemsize * 9 * size**3, device, 1e-3 if dtype.itemsize > 2 else 0.1)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_determinant(record, device, size):
+    """The determinant alone, which other libraries have too, inside the borders."""
+    size = size if record.measuring else SIZES_WHEN_TINY[0]
+    field, mask = field_and_mask(size, device)
+    grid = torch.stack(torch.meshgrid(*(torch.linspace(-1, 1, size),) * 3, indexing="ij")[::-1])[None]
+    inside = (..., *(slice(1, -1),) * 3)
+
+    def determinant(run):
+        return lambda: run().exp_()
+
+    runs = {n: determinant(r) for n, r in candidates(OPS["log_jacobian"], field, mask, False).items()}
+    if device.type == "cpu":
+        runs |= peers.determinant(field, grid)
+    if not record.measuring:
+        runs = {n: (lambda r=r: r()[inside]) for n, r in runs.items()}
+    record(f"determinant {size}^3", runs, 4 * 4 * size**3, device)
 
 
 @pytest.mark.parametrize("differences", ["central", "digital"])

@@ -1,7 +1,8 @@
-"""resample, warp, affine_resample and resize against their PyTorch bodies and PyTorch's own functions."""
+"""resample, warp, affine_resample and resize against their PyTorch bodies, PyTorch itself and other libraries."""
 
 from __future__ import annotations
 
+import peers
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,10 +12,12 @@ import deepatlas_ops as ops
 
 SIZE, SIZE_WHEN_TINY = 64, 8
 CHANNELS = (1, 8, 32)
+OTHER_SIZES = (32, 128)
+OTHER_TYPES = (torch.float64, torch.float16, torch.bfloat16)
 
 
-def size_of(record):
-    return SIZE if record.measuring else SIZE_WHEN_TINY
+def size_of(record, size=SIZE):
+    return size if record.measuring else SIZE_WHEN_TINY
 
 
 def identity(size: int, device: torch.device) -> Tensor:
@@ -37,8 +40,11 @@ def volume(size: int, channels: int, device: torch.device) -> Tensor:
     return torch.randn(1, channels, size, size, size, generator=torch.Generator().manual_seed(1)).to(device)
 
 
-def candidates(name, function, peer, inputs, backward):
-    """Native op, PyTorch body and peer; with ``backward`` each also takes the gradient by every input."""
+def candidates(name, function, peer, inputs, backward, others=None):
+    """Native op, PyTorch body and peers; with ``backward`` each also takes the gradient by every input.
+
+    ``others`` are ready to be called and go only forward.
+    """
 
     def on(backend, run):
         def call():
@@ -52,19 +58,24 @@ def candidates(name, function, peer, inputs, backward):
 
         return call
 
-    return {"native": on("native", function), "torch body": on("torch", function), name: on("torch", peer)}
+    runs = {"native": on("native", function), "torch body": on("torch", function), name: on("torch", peer)}
+    return runs | ((others or {}) if not backward else {})
 
 
 def bytes_of(inputs, output_elements, backward):
     """Every input read and the output written once; backward: gradient read, gradients written as well."""
     elements = sum(tensor.numel() for tensor in inputs)
     forward = elements + output_elements
-    return 4 * (forward + (output_elements + 2 * elements if backward else 0))
+    return inputs[0].element_size() * (forward + (output_elements + 2 * elements if backward else 0))
 
 
 def label(op, size, channels, extra, backward):
     words = [op, f"{size}^3 x {channels}", extra, "+ backward" if backward else ""]
     return " ".join(word for word in words if word)
+
+
+def grid_sample(v, c):
+    return F.grid_sample(v, c.movedim(1, -1), padding_mode="border", align_corners=True)
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "both"])
@@ -73,17 +84,36 @@ def label(op, size, channels, extra, backward):
 def test_resample(record, device, channels, kind, backward):
     size = size_of(record)
     inputs = [volume(size, channels, device), identity(size, device) + displacement(size, device, kind)]
+    others = peers.resample(*inputs) if device.type == "cpu" else {}
+    runs = candidates("grid_sample", ops.resample, grid_sample, inputs, backward, others)
+    name = label("resample", size, channels, kind, backward)
+    record(name, runs, bytes_of(inputs, inputs[0].numel(), backward), device)
 
-    def peer(v, c):
-        return F.grid_sample(v, c.movedim(1, -1), padding_mode="border", align_corners=True)
 
-    runs = candidates("grid_sample", ops.resample, peer, inputs, backward)
-    record(
-        label("resample", size, channels, kind, backward),
-        runs,
-        bytes_of(inputs, inputs[0].numel(), backward),
-        device,
-    )
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "both"])
+@pytest.mark.parametrize("size", OTHER_SIZES)
+def test_resample_sizes(record, device, size, backward):
+    size = size_of(record, size)
+    inputs = [volume(size, 1, device), identity(size, device) + displacement(size, device, "smooth")]
+    others = peers.resample(*inputs) if device.type == "cpu" else {}
+    runs = candidates("grid_sample", ops.resample, grid_sample, inputs, backward, others)
+    name = label("resample", size, 1, "smooth", backward)
+    record(name, runs, bytes_of(inputs, inputs[0].numel(), backward), device)
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "both"])
+@pytest.mark.parametrize("dtype", OTHER_TYPES, ids=str)
+def test_resample_types(record, device, dtype, backward):
+    size = size_of(record)
+    inputs = [volume(size, 8, device), identity(size, device) + displacement(size, device, "smooth")]
+    # The same coordinates for all, of which a half type holds few digits: grid_sample works in the type it is given.
+    inputs = [x.to(dtype) for x in inputs]
+    runs = candidates("grid_sample", ops.resample, grid_sample, inputs, backward)
+    if dtype.itemsize < 4:
+        del runs["grid_sample"]  # it computes in the half type itself: another problem, with errors of voxels
+    name = label("resample", size, 8, str(dtype).split(".")[1], backward)
+    tolerance = 1e-3 if dtype.itemsize > 2 else 0.5
+    record(name, runs, bytes_of(inputs, inputs[0].numel(), backward), device, tolerance)
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "both"])
@@ -94,9 +124,11 @@ def test_warp(record, device, channels, backward):
     grid = identity(size, device)
 
     def peer(v, d):
-        return F.grid_sample(v, (grid + d).movedim(1, -1), padding_mode="border", align_corners=True)
+        return grid_sample(v, grid + d)
 
     runs = candidates("grid_sample", ops.warp, peer, inputs, backward)
+    for name, function in peers.warp(*inputs).items():
+        runs |= {name: candidates(name, ops.warp, function, inputs, backward)[name]}
     record(
         label("warp", size, channels, "smooth", backward),
         runs,
@@ -143,7 +175,8 @@ def test_resize(record, device, channels, factor, backward):
     def peer(v):
         return F.interpolate(v, size=(target,) * 3, mode="trilinear", align_corners=True)
 
-    runs = candidates("interpolate", op, peer, inputs, backward)
+    others = peers.resize(inputs[0], (target,) * 3) if device.type == "cpu" else {}
+    runs = candidates("interpolate", op, peer, inputs, backward, others)
     record(
         label("resize", size, channels, f"to {target}^3", backward),
         runs,

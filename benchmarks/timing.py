@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import memory
 import torch
+from peers import OUTSIDE_PYTORCH
 from torch import Tensor
 
-SECONDS = 1.5  # a benchmark runs its candidates in turn for about so long
-LEAST_ROUNDS, MOST_ROUNDS = 7, 200
+SECONDS = 1.2  # a benchmark runs its candidates in turn for about so long
+LEAST_ROUNDS, MOST_ROUNDS = 5, 200
 
 
 @dataclasses.dataclass
@@ -35,14 +37,19 @@ class Row:
     gigabytes_per_second: float
     bandwidth_fraction: float  # of the machine's measured copy bandwidth
     rounds: int
+    peak_megabytes: dict[str, float]  # beyond the inputs, of what allocates through PyTorch
 
     def line(self) -> str:
         first, *peers = self.milliseconds
         return (
             f"{self.name:42s} {self.device:5s} {self.milliseconds[first]:9.3f} ms ±{self.spread[first]:4.0%} "
-            f"{self.gigabytes_per_second:7.1f} GB/s {self.bandwidth_fraction:6.1%}  "
-            + "  ".join(f"{self.ratio[p]:6.2f}x {p} ({self.milliseconds[p]:.3f} ms)" for p in peers)
+            f"{self.gigabytes_per_second:7.1f} GB/s {self.bandwidth_fraction:6.1%} "
+            f"{self.peak_megabytes.get(first, 0):7.1f} MB  " + "  ".join(map(self._against, peers))
         )
+
+    def _against(self, peer: str) -> str:
+        peak = f", {self.peak_megabytes[peer]:.1f} MB" if peer in self.peak_megabytes else ""
+        return f"{self.ratio[peer]:6.2f}x {peer} ({self.milliseconds[peer]:.3f} ms{peak})"
 
 
 def tensors(result: object) -> list[Tensor]:
@@ -91,6 +98,11 @@ def measure(
         gigabytes_per_second=rate,
         bandwidth_fraction=rate / copy_bandwidth(device.type),
         rounds=rounds,
+        peak_megabytes={
+            candidate: memory.peak_megabytes(run, device)
+            for candidate, run in candidates.items()
+            if candidate not in OUTSIDE_PYTORCH
+        },
     )
 
 
@@ -133,7 +145,8 @@ def table(result: dict[str, Any]) -> str:
     for device, name in result["devices"].items():
         rate = result["copy_gigabytes_per_second"][device]
         lines.append(
-            f"{device}: {name}, copies at {rate:.1f} GB/s; % is of that; 2.00x: twice as fast as the peer"
+            f"{device}: {name}, copies at {rate:.1f} GB/s; % is of that; MB: peak beyond the inputs; "
+            "2.00x: twice as fast as the peer"
         )
     return "\n".join([*lines, *(Row(**row).line() for row in result["rows"])])
 
