@@ -8,9 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from deepatlas import commands as run
-from deepatlas.errors import DeepAtlasError
-
-PROGRAM = run.PROGRAM
+from deepatlas.errors import PROGRAM, guarded
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,7 +27,9 @@ def build_parser() -> argparse.ArgumentParser:
         return command
 
     def needs_model(command: argparse.ArgumentParser, template: bool = False) -> None:
-        command.add_argument("--model", required=True, metavar="M", help="run folder or model file")
+        command.add_argument(
+            "--model", required=True, metavar="M", help="run folder, model file, or a shipped model"
+        )
         command.add_argument("--device", help="cpu, cuda … (default: a GPU if there is one)")
         command.add_argument(
             "--refine",
@@ -121,7 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
     c.add_argument("--seed", type=int, default=0, metavar="S", help="cohort seed (0)")
 
     c = add("info", run.info, "versions, devices, kernel backend and the model's card")
-    c.add_argument("model", nargs="?", metavar="MODEL", help="run folder or model file")
+    c.add_argument("model", nargs="?", metavar="MODEL", help="run folder, model file, or a shipped model")
     c.set_defaults(device=None, refine=0)
     return parser
 
@@ -144,21 +144,6 @@ def _number(kind: type, good: Callable[[float], bool], expected: str) -> Callabl
 _fraction = _number(float, lambda v: 0 < v <= 1, "in (0, 1]")
 _side = _number(int, lambda v: v >= 2, "a whole number of at least 2")
 _steps = _number(int, lambda v: v >= 0, "a whole number, 0 or more")
-
-
-def guarded(run: Callable[..., int], *arguments: object) -> int:
-    """``run(*arguments)`` with an error or Ctrl-C as one line on stderr; returns the exit code (1, 130)."""
-    try:
-        return run(*arguments)
-    except BrokenPipeError:  # the reader of our output (head, less) has gone
-        sys.stderr.close()
-        return 1
-    except (DeepAtlasError, OSError) as error:
-        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
-        return 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,9 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from deepatlas.errors import DataError, DeepAtlasError
-
-PROGRAM = "deepatlas"
+from deepatlas.errors import PROGRAM, DataError, DeepAtlasError
 
 
 def _say(args: argparse.Namespace) -> Callable[[str], None] | None:

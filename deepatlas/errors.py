@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
+PROGRAM = "deepatlas"
+
 
 class DeepAtlasError(ValueError):
     """Something the user can put right. ``str(error)`` is a single line: what, where, cure."""
@@ -16,3 +21,18 @@ class DataError(DeepAtlasError):
 
 class DataWarning(UserWarning):
     """An exam that can be used but looks odd (for example, not in Hounsfield units)."""
+
+
+def guarded(run: Callable[..., int], *arguments: object) -> int:
+    """``run(*arguments)`` with an error or Ctrl-C as one line on stderr; returns the exit code (1, 130)."""
+    try:
+        return run(*arguments)
+    except BrokenPipeError:  # the reader of our output (head, less) has gone
+        sys.stderr.close()
+        return 1
+    except (DeepAtlasError, OSError) as error:
+        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return 130

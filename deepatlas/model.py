@@ -168,8 +168,10 @@ class Model:
         return ops.resize(coords, x.shape[2:]), hu.grid, hu
 
     def coordinates(self, exam: Exam) -> Tensor:
-        """Anatomical coordinates of every voxel of an exam, ``[3, D, H, W]`` float32 (x, y, z in [-1, 1]) on its grid.
+        """Anatomical coordinates of every voxel of an exam, ``[3, D, H, W]`` float32 (x, y, z) on its grid.
 
+        They lie in [-1, 1] where the network sees; voxels beyond (the rim of the field of view, what ``crop`` took
+        away) continue the map linearly and may lie outside.
         ``exam`` is a file or a :class:`Volume` in Hounsfield units; orientation and spacing are free.
         """
         from deepatlas.localize.segment import native_coordinates

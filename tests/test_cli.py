@@ -39,9 +39,15 @@ def data(tmp_path_factory):
 def known_model(monkeypatch):
     """``--model affine`` is the model with known coordinates; everything else goes the real way."""
     load = commands._load
-    monkeypatch.setattr(
-        commands, "_load", lambda args: AffineModel() if args.model == "affine" else load(args)
-    )
+
+    def known(args):
+        if args.model != "affine":
+            return load(args)
+        model = AffineModel()
+        model.refine = args.refine
+        return model
+
+    monkeypatch.setattr(commands, "_load", known)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +63,25 @@ def run(capsys, *argv) -> tuple[int, str, str]:
     code = cli.main([str(a) for a in argv])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
+
+
+def test_refinement_is_handed_on_and_a_template_without_it_is_warned_of(data, tmp_path, capsys):
+    from deepatlas.localize.template import Template
+
+    t, out = tmp_path / "t.h5", tmp_path / "seg"
+    made = run(capsys, "template", *AFFINE, "--data", data, "--exams", "e1", "--out", t, "--size", 64,
+               "--refine", 3)  # fmt: skip
+    assert made[0] == 0 and Template.load(t).meta["refine"] == 3
+    for steps, warned in ((0, True), (5, False)):
+        code, _, err = run(capsys, "segment", *AFFINE, "--template", t, data / "e2", "--out", out / str(steps),
+                           "--refine", steps)  # fmt: skip
+        assert code == 0 and (f"made with --refine 3, now it is {steps}" in err) == warned
+    code, text, _ = run(capsys, "evaluate", *AFFINE, "--template", t, "--data", data, "--exams", "e2",
+                        "--out", tmp_path / "report", "--refine", 4, "--no-pictures", "--json")  # fmt: skip
+    assert code == 0 and json.loads((tmp_path / "report" / "summary.json").read_text())["refine"] == 4
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["segment", *AFFINE, "--template", str(t), "e2", "--out", str(out), "--refine", "-1"])
+    assert stopped.value.code == 2 and "a whole number, 0 or more, got -1" in capsys.readouterr().err
 
 
 def test_template_then_segment_then_evaluate(data, tmp_path, capsys):

@@ -71,5 +71,5 @@ def test_settings_that_cannot_run_are_named(setting, message):
 
 
 def test_unknown_preset_lists_the_known():
-    with pytest.raises(DeepAtlasError, match="choose tiny, small, paper"):
+    with pytest.raises(DeepAtlasError, match="choose tiny, small, headneck, paper"):
         preset("huge")

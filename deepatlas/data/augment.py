@@ -1,4 +1,4 @@
-"""Random affine augmentation on the device, and the coordinates that go with it (paper 5.5.2).
+"""Random augmentation on the device (paper 5.5.2).
 
 A ``theta`` [B, 3, 4] maps the normalised coordinates (x, y, z) of an augmented sample to those of its
 original: ``augmented(v) = original(theta v)``, what ``ops.affine_resample`` takes.
@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 import deepatlas_ops as ops
+from deepatlas.config import DataConfig
 
-SCALE = (0.7, 1.3)
-ROTATION = 0.5  # radians about each axis
-TRANSLATION = 0.25  # normalised: 8 of 64 voxels
 # Control points per axis of a random displacement, and their share of its strength.
 ELASTIC = ((5, 1.0), (9, 0.5))
 
@@ -25,9 +23,9 @@ def random_affine(
     batch: int,
     generator: torch.Generator | None = None,
     *,
-    scale: tuple[float, float] = SCALE,
-    rotation: float | Sequence[float] = ROTATION,
-    translation: float | Sequence[float] = TRANSLATION,
+    scale: tuple[float, float] = DataConfig.scale,
+    rotation: float | Sequence[float] = DataConfig.rotation,
+    translation: float | Sequence[float] = DataConfig.translation,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
@@ -104,36 +102,6 @@ def affine_coords(theta: Tensor, size: int | Sequence[int]) -> Tensor:
     z, y, x = axes
     linear, shift = theta[:, :, :3, None, None, None], theta[:, :, 3, None, None, None]
     return linear[:, :, 0] * x + linear[:, :, 1] * y[:, None] + linear[:, :, 2] * z[:, None, None] + shift
-
-
-def augment_coords(coords: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-    """The coordinate that each augmented voxel should have, given the original's map.
-
-    Args:
-        coords: ``template_from_original`` ``[B, 3, D, H, W]``, normalised.
-        theta: ``[B, 3, 4]``.
-
-    Returns:
-        ``template_from_augmented`` of the same shape, and a bool mask ``[B, 1, D, H, W]`` of the voxels whose
-        place lies inside the original; elsewhere the value is that of the original's border.
-    """
-    size = tuple(coords.shape[2:])
-    moved = ops.affine_resample(coords, theta.to(coords.dtype), size, padding="border")
-    inside = (affine_coords(theta, size).abs() <= 1 + 1e-6).all(dim=1, keepdim=True)
-    return moved, inside
-
-
-def compose(outer: Tensor, inner: Tensor) -> Tensor:
-    """The map ``outer(inner(v))`` of two thetas [B, 3, 4]."""
-    linear = outer[..., :3] @ inner[..., :3]
-    shift = outer[..., :3] @ inner[..., 3:] + outer[..., 3:]
-    return torch.cat([linear, shift], dim=-1)
-
-
-def invert(theta: Tensor) -> Tensor:
-    """The map ``augmented_from_original`` of a theta [B, 3, 4] that is ``original_from_augmented``."""
-    inverse = torch.linalg.inv(theta[..., :3])
-    return torch.cat([inverse, -inverse @ theta[..., 3:]], dim=-1)
 
 
 def _per_axis(value: float | Sequence[float], name: str) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -92,10 +92,3 @@ class TrainingArray:
         x = ops.affine_resample(x, theta, size, padding="zeros")
         mask = ops.affine_resample(mask, theta, size, mode="nearest", padding="zeros")
         return x, mask, theta
-
-    def epoch(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Tensor]:
-        """Index tensors of one shuffled pass; a short last batch is dropped unless it is the only one."""
-        source = generator.device if generator is not None else "cpu"
-        order = torch.randperm(len(self), generator=generator, device=source).to(self.device)
-        for start in range(0, max(1, len(order) - batch_size + 1), batch_size):
-            yield order[start : start + batch_size]

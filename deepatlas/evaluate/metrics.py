@@ -118,8 +118,3 @@ def hausdorff95(
     Both masks empty -> nan, one empty -> inf.
     """
     return surface_distances(reference, prediction, spacing).percentile(95.0, convention)
-
-
-def volume_ml(mask: np.ndarray, spacing: Sequence[float]) -> float:
-    """Volume of a mask in millilitres; ``spacing`` in mm."""
-    return float(np.count_nonzero(mask)) * float(np.prod([float(s) for s in spacing])) / 1000.0

@@ -10,12 +10,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import deepatlas_ops as ops
 from deepatlas.config import Config
-from deepatlas.losses import FeatureSimilarity, RegistrationLoss
+from deepatlas.losses import FeatureSimilarity, RegistrationLoss, on_loss_grid
 from deepatlas.nn import Atlas
 
 
@@ -37,9 +36,7 @@ def refine_coordinates(
         steps did not lower the loss.
     """
     settings = config.refine
-    pool = image.shape[-1] // config.loss.size
-    small = F.avg_pool3d(image, pool) if pool > 1 else image
-    weight = ((F.avg_pool3d(mask, pool) if pool > 1 else mask) > 0.5).to(image.dtype)
+    small, weight = on_loss_grid(image, mask, config.loss.size)
     if not steps or not weight.any():
         return coords
     objective = RegistrationLoss(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import deepatlas_ops as ops
@@ -12,6 +13,14 @@ from deepatlas.config import LossConfig
 from deepatlas.data.augment import affine_coords
 from deepatlas.losses.similarity import FeatureSimilarity, edge_difference
 from deepatlas.nn import Atlas
+
+
+def on_loss_grid(image: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Network input and foreground ``[B, 1, S, S, S]`` as block means of side ``size``; the mask by majority."""
+    factor = image.shape[-1] // size
+    if factor > 1:
+        image, mask = F.avg_pool3d(image, factor), F.avg_pool3d(mask.to(image.dtype), factor)
+    return image, (mask > 0.5).to(image.dtype)
 
 
 @dataclass

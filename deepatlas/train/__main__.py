@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from deepatlas.config import PRESETS, preset
-from deepatlas.errors import DeepAtlasError
+from deepatlas.errors import DeepAtlasError, guarded
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -129,8 +129,6 @@ def _request(arguments) -> dict:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; errors are one line on standard error."""
-    from deepatlas.cli import guarded
-
     parser = argparse.ArgumentParser(prog="python -m deepatlas.train", description=__doc__)
     add_arguments(parser)
     arguments = parser.parse_intermixed_args(argv)

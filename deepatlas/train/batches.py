@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from deepatlas.losses import on_loss_grid
 from deepatlas.train.loop import Session
 
 
@@ -17,8 +17,6 @@ class Batches:
 
     def __init__(self, session: Session, array, ids: list[str]):
         self.session, self.array, self.ids = session, array, ids
-        config = session.config
-        self.pool = config.network.size // config.loss.size
 
     def __call__(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Network input ``[n, 1, S, S, S]``, and image and mask on the loss grid, ``[n, 1, s, s, s]``."""
@@ -33,7 +31,7 @@ class Batches:
             rotation=data.rotation,
             translation=data.translation,
         )
-        return x, _pool(x, self.pool), (_pool(mask.to(x.dtype), self.pool) > 0.5).to(x.dtype)
+        return x, *on_loss_grid(x, mask, self.session.config.loss.size)
 
     def images(self, count: int) -> tuple[Tensor, Tensor]:
         """Image and mask on the loss grid only."""
@@ -47,7 +45,3 @@ class Batches:
             order = torch.randperm(total, generator=generator, device=generator.device)
             picked += order[: count - len(picked)].tolist()
         return picked
-
-
-def _pool(x: Tensor, factor: int) -> Tensor:
-    return x if factor == 1 else F.avg_pool3d(x, factor)

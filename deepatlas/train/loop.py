@@ -89,13 +89,14 @@ class Session:
         optimiser = torch.optim.Adam(groups, lr=phase.schedule.lr, foreach=True)
         mean = [p.detach().clone() for p in phase.averaged] if phase.average else []
         start = 0
+        self.last_batch = []  # a phase that draws no exams names none
         if self._pending and self._pending["phase"] == phase.name:
             optimiser.load_state_dict(self._pending["optimiser"])
             start = self._pending["step"]
             mean = [m.to(self.device) for m in self._pending["mean"]]
         everything = [p for group in groups for p in group["params"]]
         bar = self.log.bar(phase.steps, start, phase.name)
-        began = time.monotonic()
+        began, before = time.monotonic(), self.seconds
         with _deferred_signals() as stop, contextlib.closing(bar):
             for step in range(start, phase.steps):
                 rate = phase.schedule.at(step)
@@ -138,13 +139,13 @@ class Session:
                     bar.set_postfix_str(
                         " ".join(f"{k[:12]}={v:.3g}" for k, v in list(values.items())[:4]), False
                     )
+                self.seconds = before + time.monotonic() - began
                 due = time.monotonic() - self._saved_at > 60 * self.config.train.checkpoint_minutes
                 if due or stop:
                     self._pause(phase, step + 1, optimiser, mean)
                 if stop:
                     self.log.say(f"stopped and saved; continue with: deepatlas train --resume {self.folder}")
                     raise KeyboardInterrupt
-        self.seconds += time.monotonic() - began
         with torch.no_grad():
             for parameter, value in zip(phase.averaged if mean else (), mean, strict=True):
                 parameter.copy_(value)

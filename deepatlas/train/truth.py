@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import deepatlas_ops as ops
 from deepatlas.config import PhantomConfig
+from deepatlas.data.grid import Grid
 from deepatlas.data.phantom import PhantomCohort, PhantomExam, affine_baseline
 from deepatlas.data.preprocess import foreground_mask
+from deepatlas.localize.native import native_coordinates
 from deepatlas.model import Model
 
 FIT_EXAMS = 8
@@ -22,15 +25,16 @@ def phantom_truth(model: Model, config: PhantomConfig, template_exam: str, *, ba
     true coordinates (least squares over the foreground of training phantoms) is taken off first.
 
     Returns ``coordinate_error_mm`` (median over the test foreground) and its 95th percentile, ``folds`` (fraction
-    of the test foreground with a Jacobian determinant of at most 0), and ``affine_dice``: what the best affine
-    alignment of ``template_exam`` (known from the true coordinates) scores on the same exams; that one only with
-    ``baseline``, since it does not depend on the model.
+    of the test foreground, on the model grid, with a Jacobian determinant of at most 0), and ``affine_dice``: what
+    the best affine alignment of ``template_exam`` (known from the true coordinates) scores on the same exams; that
+    one only with ``baseline``, since it does not depend on the model.
     """
     cohort = PhantomCohort(seed=config.seed, deformation=config.deformation)
     generator = np.random.default_rng(config.seed)
     learned, true = [], []
     for index in range(min(FIT_EXAMS, config.train)):
-        a, b = _pairs(model, cohort.exam(index))
+        exam = cohort.exam(index)
+        a, b = _pairs(exam, *model.coordinates_on_model_grid(exam.volume)[:2])
         pick = generator.choice(len(a), min(FIT_VOXELS, len(a)), replace=False)
         learned.append(a[pick])
         true.append(b[pick])
@@ -41,9 +45,11 @@ def phantom_truth(model: Model, config: PhantomConfig, template_exam: str, *, ba
     errors, folds, affine_dice = [], [], {}
     for index in range(config.train, config.train + config.test):
         exam = cohort.exam(index)
-        a, b = _pairs(model, exam)
+        coords, grid, hu = model.coordinates_on_model_grid(exam.volume)
+        a, b = _pairs(exam, coords, grid)
         errors.append(np.linalg.norm(_homogeneous(a) @ affine - b, axis=1))
-        folds.append(_folds(model, exam))
+        mask = torch.from_numpy(foreground_mask(hu.array))[None, None].to(coords.device)
+        folds.append(float(ops.folds(coords, mask)))
         if baseline:
             for name, dice in affine_baseline(source, exam).items():
                 affine_dice.setdefault(name, []).append(dice)
@@ -58,18 +64,11 @@ def phantom_truth(model: Model, config: PhantomConfig, template_exam: str, *, ba
     return result
 
 
-def _pairs(model: Model, exam: PhantomExam) -> tuple[np.ndarray, np.ndarray]:
+def _pairs(exam: PhantomExam, coords: Tensor, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     """Learned (normalised) and true (mm) coordinates of the foreground voxels, ``[N, 3]`` each."""
-    coords = model.coordinates(exam.volume).cpu().numpy()
+    coords = native_coordinates(coords, grid, exam.volume.grid).cpu().numpy()
     return coords[:, exam.foreground].T, exam.coords[:, exam.foreground].T.astype(np.float64)
 
 
 def _homogeneous(points: np.ndarray) -> np.ndarray:
     return np.column_stack([points, np.ones(len(points))])
-
-
-def _folds(model: Model, exam: PhantomExam) -> float:
-    """Fraction of foreground voxels of the model grid where the coordinate map turns over (det J <= 0)."""
-    coords, _, hu = model.coordinates_on_model_grid(exam.volume)
-    mask = torch.from_numpy(foreground_mask(hu.array))[None, None].to(coords.device)
-    return float(ops.folds(coords, mask))

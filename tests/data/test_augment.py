@@ -7,9 +7,6 @@ import torch
 
 from deepatlas.data.augment import (
     affine_coords,
-    augment_coords,
-    compose,
-    invert,
     random_affine,
     random_displacement,
     rotation_matrix,
@@ -74,27 +71,6 @@ def test_affine_coords_agree_with_torch(size):
         0, 4, 1, 2, 3
     )
     torch.testing.assert_close(affine_coords(theta, size), expected)
-
-
-def test_augmented_coords_follow_the_image():
-    """A linear coordinate map stays exact, so that every voxel can be checked."""
-    theta = random_affine(3, generator(4))
-    identity = affine_coords(torch.eye(3, 4).expand(3, 3, 4), 12)
-    coords = 0.8 * identity + 0.1
-    moved, inside = augment_coords(coords, theta)
-    expected = 0.8 * affine_coords(theta, 12) + 0.1
-    assert inside.shape == (3, 1, 12, 12, 12) and 0.2 < inside.float().mean() < 1
-    torch.testing.assert_close(moved * inside, expected * inside, atol=1e-5, rtol=0)
-
-
-def test_compose_and_invert():
-    first, second = random_affine(4, generator(1)).double(), random_affine(4, generator(2)).double()
-    identity = torch.eye(3, 4).double().expand(4, 3, 4)
-    torch.testing.assert_close(compose(first, invert(first)), identity)
-    torch.testing.assert_close(compose(invert(first), first), identity)
-    point = torch.tensor([0.1, -0.2, 0.3, 1.0], dtype=torch.float64)
-    stepwise = first @ torch.cat([second @ point, torch.ones(4, 1)], dim=1)[..., None]
-    torch.testing.assert_close(compose(first, second) @ point, stepwise[..., 0])
 
 
 def test_random_displacements_are_smooth_and_of_the_asked_strength():

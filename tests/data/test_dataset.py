@@ -66,14 +66,6 @@ def test_batch_is_decided_by_the_generator(prepared):
     torch.testing.assert_close(still[0], array.volumes[:1].float(), atol=1e-5, rtol=0)
 
 
-def test_epoch_visits_every_exam(prepared):
-    array = TrainingArray(prepared[1], 16)
-    batches = [b.tolist() for b in array.epoch(1, generator(1))]
-    assert sorted(sum(batches, [])) == [0, 1, 2]
-    assert [len(b) for b in array.epoch(2, generator(1))] == [2]
-    assert [len(b) for b in array.epoch(8, generator(1))] == [3]
-
-
 def test_chosen_exams_and_wrong_size(prepared):
     array = TrainingArray(prepared[1], 16, exams=[2, 0])
     assert array.ids == ["e3", "e1"]
