@@ -5,13 +5,12 @@
 
 #include <algorithm>
 
+#include "blocks.h"
 #include "pairs_avx2.h"
 #include "resample.h"
 
 namespace deepatlas {
 namespace block {
-
-constexpr int kBlock = 128;  // voxels a block: the staged arrays stay inside the first-level cache
 
 template <class T>
 struct Positions {

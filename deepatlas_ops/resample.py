@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from . import _check, _library, reference
@@ -156,8 +155,10 @@ def _sampling_backward(name: str) -> Callable[..., tuple]:
         volume, position = ctx.saved_tensors
         *extra, mode, padding = ctx.options
         need_volume, need_position = ctx.needs_input_grad[:2]
-        op = getattr(torch.ops.deepatlas_ops, f"{name}_backward")
-        grad_volume, grad_position = op(grad, volume, position, mode, padding, need_volume, need_position)
+        needs = (need_volume, need_position)
+        grad_volume, grad_position = _library.run(
+            f"{name}_backward", grad, volume, position, mode, padding, *needs
+        )
         return (
             grad_volume if need_volume else None,
             grad_position if need_position else None,
@@ -218,7 +219,12 @@ def _resize_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _resize_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    return torch.ops.deepatlas_ops.resize_backward(grad, list(ctx.size)), None
+    return _library.run("resize_backward", grad, list(ctx.size)), None
+
+
+def _resize_twice_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    """resize is linear: the adjoint of its adjoint is resize."""
+    return _library.run("resize", grad, list(ctx.size)), None
 
 
 _library.register(
@@ -234,4 +240,6 @@ _library.register(
     "(Tensor grad, SymInt[] size) -> Tensor",
     reference.resize_backward,
     lambda grad, size: grad.new_empty((*grad.shape[:2], *size)),
+    setup_context=_resize_context,
+    backward=_resize_twice_backward,
 )
