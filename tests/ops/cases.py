@@ -72,7 +72,7 @@ CASES = {
     "implicit_warp": Case(two_maps, lambda m, a, b: ops.implicit_warp(a, b, mask=m).displacement, ()),
     "implicit_warp newton": Case(
         two_maps,
-        lambda m, a, b: ops.implicit_warp(a, b, mask=m, step="newton", tolerance=1e-3).displacement,
+        lambda m, a, b: ops.implicit_warp(a, b, mask=m, step="newton", iterations=12).displacement,
         (),
     ),
     "implicit_warp unrolled": Case(
