@@ -85,7 +85,7 @@ inline constexpr int64_t kLongestAxis = int64_t(1) << 24;
 inline Shape3 shape_of(const char* op, const char* name, at::IntArrayRef size) {
   for (const int64_t n : size) {
     TORCH_CHECK(n >= 0 && n <= kLongestAxis, "deepatlas_ops.", op, ": every axis of ", name,
-                " must have 0 to ", kLongestAxis, " voxels, got [", size, "]");
+                " must have 0 to ", kLongestAxis, " voxels, got ", size);
   }
   return {int32_t(size[0]), int32_t(size[1]), int32_t(size[2])};
 }

@@ -25,8 +25,7 @@ SampleArgs sample_args(const char* op, Source source, const Tensor& volume, cons
   if (source == Source::kAffine) {
     TORCH_CHECK(field.dim() == 3 && field.size(1) == 3 && field.size(2) == 4, "deepatlas_ops.", op,
                 ": theta must be [B, 3, 4], got ", field.sizes());
-    TORCH_CHECK(size.size() == 3, "deepatlas_ops.", op, ": size must be (D, H, W), got [", size,
-                "]");
+    TORCH_CHECK(size.size() == 3, "deepatlas_ops.", op, ": size must be (D, H, W), got ", size);
   } else {
     check_map(op, name_of(source), field);
   }

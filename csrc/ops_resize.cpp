@@ -8,7 +8,7 @@ Tensor resize_any(const char* op, bool backward, const Tensor& tensor, at::IntAr
   const c10::OptionalDeviceGuard guard(tensor.device());
   const char* name = backward ? "grad" : "volume";
   check_volume(op, name, tensor);
-  TORCH_CHECK(size.size() == 3, "deepatlas_ops.", op, ": size must be (D, H, W), got [", size, "]");
+  TORCH_CHECK(size.size() == 3, "deepatlas_ops.", op, ": size must be (D, H, W), got ", size);
   ResizeArgs a{};
   a.scalar = scalar_of(op, name, tensor);
   a.items = tensor.size(0) * tensor.size(1);

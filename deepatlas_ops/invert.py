@@ -214,7 +214,9 @@ def _implicit_backward_by_pytorch(ctx: Any, grad: Tensor | None, *unused: Tensor
     if grad is None:
         return (None,) * 7
     need_moving = ctx.needs_input_grad[0]
-    moving, fixed = _ImplicitBackwardByPytorch.apply(grad, *ctx.saved_tensors, need_moving)
+    compiling = torch.compiler.is_compiling()  # see _implicit_by_pytorch
+    run = _body.implicit_warp_backward if compiling else _ImplicitBackwardByPytorch.apply
+    moving, fixed = run(grad, *ctx.saved_tensors, need_moving)
     return moving if need_moving else None, fixed, None, None, None, None, None
 
 
@@ -225,6 +227,10 @@ _ImplicitBackwardByPytorch = _transforms.function(
 
 
 def _implicit_by_pytorch(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    if torch.compiler.is_compiling():
+        # Dynamo takes the variable arguments of such a function for a context where nothing is differentiated
+        differentiates = torch.is_grad_enabled() and (args[0].requires_grad or args[1].requires_grad)
+        return _ImplicitByPytorch.apply(*args) if differentiates else _solve_by_pytorch(*args)
     _transforms.refuse_forward_mode("deepatlas_ops.implicit_warp", args)
     return _ImplicitByPytorch.apply(*args)
 

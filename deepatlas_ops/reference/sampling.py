@@ -69,7 +69,8 @@ def _sample(volume: Tensor, grid: Tensor, mode: int, padding: int) -> Tensor:
 
 
 def _without_nan(grid: Tensor) -> Tensor:
-    return torch.nan_to_num(grid, nan=0.0, posinf=float("inf"), neginf=float("-inf"))
+    """Infinity becomes a far place: times the extent 0 of an axis of one voxel it would be NaN."""
+    return torch.nan_to_num(grid, nan=0.0, posinf=1e9, neginf=-1e9)
 
 
 def _sample_backward(
