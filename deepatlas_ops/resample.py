@@ -29,7 +29,12 @@ def resample(volume: Tensor, coords: Tensor, *, mode: str = "linear", padding: s
     Values and first gradients are those of ``torch.nn.functional.grid_sample(align_corners=True)``, with
     respect to both arguments (that of the coordinates is 0 for ``"nearest"``). float64, float32, float16 and
     bfloat16; half types compute and accumulate in float32. Any strides; an empty batch is legal. Inside an
-    autocast region the two arguments are brought to the wider of their types.
+    autocast region the two arguments are brought to the wider of their types: coordinates that come in float32 stay
+    so, and a half volume beside them is read as float32.
+
+    ``torch.func.vmap``, ``grad`` and their compositions work; forward mode and, on the kernels, second derivatives
+    are refused. The gradient by ``volume`` is deterministic on the CPU; on CUDA it adds with atomics and raises under
+    ``torch.use_deterministic_algorithms``.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, or an unknown mode or padding.
@@ -86,8 +91,8 @@ def resize(volume: Tensor, size: Sequence[int]) -> Tensor:
     Equal to :func:`resample` at the identity coordinates of ``size``. So an output axis of size 1 sits at
     coordinate 0, the middle of the input (``torch.nn.functional.interpolate`` takes the first voxel there);
     at every other size the values are those of ``interpolate(mode="trilinear", align_corners=True)``. There
-    is no low-pass filter: halving a fine texture aliases. Differentiable; float64, float32, float16 and
-    bfloat16, half types computing in float32; any strides; an empty batch is legal.
+    is no low-pass filter: halving a fine texture aliases. Differentiable any number of times;
+    float64, float32, float16 and bfloat16, half types computing in float32; any strides; an empty batch is legal.
 
     Raises:
         ValueError: a volume or a size of the wrong form.
