@@ -112,11 +112,6 @@ DA_HD void store(Half* p, float v) {
 #endif
 }
 
-template <class T>
-struct Vec3 {
-  T x, y, z;
-};
-
 // Keeps NaN: every comparison with it is false.
 template <class T>
 DA_HD T clamp(T x, T low, T high) {

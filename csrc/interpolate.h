@@ -1,7 +1,7 @@
 // The arithmetic of one interpolated voxel, shared by sampling and resizing.
 #pragma once
 
-#include "common.h"
+#include "vec3.h"
 
 namespace deepatlas {
 

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <vector>
 
-#include "invert_block.h"
 #include "invert_functors.h"
 #include "invert_slabs.h"
 
@@ -46,33 +45,34 @@ void forward(const InvertArgs& a, const Parallel& parallel) {
   const MovingGrid<T> grid(a.in);
   const int64_t voxels = a.out.voxels();
   pack<S>(a, parallel);
-  for_each_block(parallel, a, [&](int64_t b, int64_t, int64_t n, int count) {
-    const PackedMap<T> map(a.packed, grid, b);
-    const auto matrix = Matrix3<T>::read(static_cast<const T*>(a.matrix) + 9 * b);
-    Lanes<T> identity, target;
-    Work<T> work;
-    place(a.out, n, count, identity);
-    aim(static_cast<const S*>(a.fixed) + b * 3 * voxels + n, voxels, matrix, count, target);
-    Lanes<T> u = identity;
-    solve(grid, map, a, count, target, u, work);
+  for_each_block(
+      parallel, a.batch, a.out, kBlocksATask, [&](int64_t b, int64_t, int64_t n, int count) {
+        const PackedMap<T> map(a.packed, grid, b);
+        const auto matrix = Matrix3<T>::read(static_cast<const T*>(a.matrix) + 9 * b);
+        Lanes<T> identity, target;
+        Work<T> work;
+        place(a.out, n, count, identity);
+        aim(static_cast<const S*>(a.fixed) + b * 3 * voxels + n, voxels, matrix, count, target);
+        Lanes<T> u = identity;
+        solve(grid, map, a, count, target, u, work);
 
-    locate(grid, u, whole(count), work.cells);
-    read(map, work.cells, count, work.value);
-    plain_steps(work.cells, work.value, target, count, work.next);
-    T* residual = static_cast<T*>(a.residual) + b * voxels + n;
-    bool* valid = a.valid + b * voxels + n;
-    const bool ruled = a.ruler != nullptr;
-    const auto ruler = Matrix3<T>::read(ruled ? static_cast<const T*>(a.ruler) + 9 * b
-                                              : static_cast<const T*>(a.matrix) + 9 * b);
-    for (int i = 0; i < count; ++i) {
-      const Vec3<T> rest = work.next[i] - u[i];
-      const Vec3<T> left = ruled ? ruler(rest) : rest;
-      residual[i] = length(scaled(left, grid.half));
-      valid[i] = inside(u[i]) & (residual[i] < T(1));
-      identity.set(i, u[i] - identity[i]);
-    }
-    store_lanes(identity, voxels, count, static_cast<T*>(a.displacement) + b * 3 * voxels + n);
-  });
+        locate(grid, u, whole(count), work.cells);
+        read(map, work.cells, count, work.value);
+        plain_steps(work.cells, work.value, target, count, work.next);
+        T* residual = static_cast<T*>(a.residual) + b * voxels + n;
+        bool* valid = a.valid + b * voxels + n;
+        const bool ruled = a.ruler != nullptr;
+        const auto ruler = Matrix3<T>::read(ruled ? static_cast<const T*>(a.ruler) + 9 * b
+                                                  : static_cast<const T*>(a.matrix) + 9 * b);
+        for (int i = 0; i < count; ++i) {
+          const Vec3<T> rest = work.next[i] - u[i];
+          const Vec3<T> left = ruled ? ruler(rest) : rest;
+          residual[i] = length(scaled(left, grid.half));
+          valid[i] = inside(u[i]) & (residual[i] < T(1));
+          identity.set(i, u[i] - identity[i]);
+        }
+        store_lanes(identity, voxels, count, static_cast<T*>(a.displacement) + b * 3 * voxels + n);
+      });
 }
 
 // ---- the implicit gradient ----------------------------------------------------------------------
@@ -114,23 +114,24 @@ void implicit(const InvertArgs& a, const Parallel& parallel) {
   const int64_t voxels = a.out.voxels(), blocks = blocks_of(a.out);
   std::vector<Span> spans(a.batch * blocks);
   pack<S>(a, parallel);
-  for_each_block(parallel, a, [&](int64_t b, int64_t block, int64_t n, int count) {
-    const PackedMap<T> map(a.packed, grid, b);
-    const auto matrix = Matrix3<T>::read(static_cast<const T*>(a.matrix) + 9 * b);
-    Work<T> work;
-    locate_solution(a, grid, b, n, count, work.cells);
-    read(map, work.cells, count, work.value, work.slopes);
-    load_lanes(static_cast<const T*>(a.grad) + b * 3 * voxels + n, voxels, count, work.next);
-    const bool* valid = a.valid + b * voxels + n;
-    for (int i = 0; i < count; ++i) {
-      work.next.set(
-          i, matrix.transposed(implicit_weight(grid, valid[i], work.next[i], work.slopes.by_x[i],
+  for_each_block(
+      parallel, a.batch, a.out, kBlocksATask, [&](int64_t b, int64_t block, int64_t n, int count) {
+        const PackedMap<T> map(a.packed, grid, b);
+        const auto matrix = Matrix3<T>::read(static_cast<const T*>(a.matrix) + 9 * b);
+        Work<T> work;
+        locate_solution(a, grid, b, n, count, work.cells);
+        read(map, work.cells, count, work.value, work.slopes);
+        load_lanes(static_cast<const T*>(a.grad) + b * 3 * voxels + n, voxels, count, work.next);
+        const bool* valid = a.valid + b * voxels + n;
+        for (int i = 0; i < count; ++i) {
+          work.next.set(i, matrix.transposed(
+                               implicit_weight(grid, valid[i], work.next[i], work.slopes.by_x[i],
                                                work.slopes.by_y[i], work.slopes.by_z[i])));
-    }
-    store_lanes(work.next, voxels, count, static_cast<T*>(a.grad_fixed) + b * 3 * voxels + n);
-    spans[b * blocks + block] = {a.in.d, 0};
-    spans[b * blocks + block].add(work.cells.z, count, a.in.d);
-  });
+        }
+        store_lanes(work.next, voxels, count, static_cast<T*>(a.grad_fixed) + b * 3 * voxels + n);
+        spans[b * blocks + block] = {a.in.d, 0};
+        spans[b * blocks + block].add(work.cells.z, count, a.in.d);
+      });
   if (a.grad_moving == nullptr) return;
   T* scratch = static_cast<T*>(a.packed);  // the packed map has done its duty
   for_each_slab(
@@ -143,7 +144,7 @@ void implicit(const InvertArgs& a, const Parallel& parallel) {
         load_lanes(static_cast<const T*>(a.grad_fixed) + b * 3 * voxels + n, voxels, count, weight);
         to_quads(weight, count, quads);
         for (int i = 0; i < count; ++i) {  // its place may be a NaN
-          cells.z[i] = dot(weight[i], weight[i]) > T(0) ? cells.z[i] : kNowhere;
+          cells.z[i] = is_zero(weight[i]) ? kNowhere : cells.z[i];
         }
         const PackedMap<T> map(scratch, grid, b);
         scatter(scratch + 4 * b * grid.packed.voxels(), map, cells, quads, count, low, high);
@@ -189,26 +190,25 @@ int walk(const InvertArgs& a, const MovingGrid<T>& grid, const PackedMap<T>& map
       --moving;
     }
   }
-  for (int i = 0; i < count; ++i) {  // a lane with a NaN passes nothing on
-    const T check = path.u.x[i] + path.u.y[i] + path.u.z[i];
-    path.steps[i] = check == check ? path.steps[i] : 0;
-  }
   return k;
 }
 
-// Step k backwards.
+// Step k backwards, as UnrolledBackward does.
 template <class T>
 void reverse_step(const MovingGrid<T>& grid, const PackedMap<T>& map, int k, int count, int32_t low,
                   int32_t high, T* sums, Path<T>& path) {
   const Lanes<T>& u = path.trail[k % path.trail.size()];
   Work<T>& work = path.work;
   locate(grid, u, whole(count), work.cells);
+  bool active[kBlock], placed[kBlock];
   for (int i = 0; i < count; ++i) {
-    const bool active = k < path.steps[i];
-    work.cells.z[i] = active ? work.cells.z[i] : kNowhere;
-    path.sum.x[i] += active ? path.incoming.x[i] : T(0);
-    path.sum.y[i] += active ? path.incoming.y[i] : T(0);
-    path.sum.z[i] += active ? path.incoming.z[i] : T(0);
+    const Vec3<T> in = path.incoming[i], f = work.cells.fraction[i];
+    active[i] = (k < path.steps[i]) & !is_zero(in);
+    placed[i] = active[i] & (f.x + f.y + f.z == f.x + f.y + f.z);
+    work.cells.z[i] = placed[i] ? work.cells.z[i] : kNowhere;
+    path.sum.x[i] += active[i] ? in.x : T(0);
+    path.sum.y[i] += active[i] ? in.y : T(0);
+    path.sum.z[i] += active[i] ? in.z : T(0);
   }
   to_quads(path.incoming, count, path.weight);
   scatter(sums, map, work.cells, path.weight, count, low, high);
@@ -216,20 +216,20 @@ void reverse_step(const MovingGrid<T>& grid, const PackedMap<T>& map, int k, int
   read(map, work.cells, count, work.value, work.slopes);
   const Slopes<T>& slopes = work.slopes;
   for (int i = 0; i < count; ++i) {
-    const bool active = k < path.steps[i];
     const Vec3<T> in = path.incoming[i];
-    const T x = reversed(in.x, dot(slopes.by_x[i], in), grid.half.x, u.x[i], grid.limit.x);
-    const T y = reversed(in.y, dot(slopes.by_y[i], in), grid.half.y, u.y[i], grid.limit.y);
-    const T z = reversed(in.z, dot(slopes.by_z[i], in), grid.half.z, u.z[i], grid.limit.z);
-    path.incoming.set(i, {active ? x : in.x, active ? y : in.y, active ? z : in.z});
+    const auto slope = [&](const Vec3<T>& by) { return placed[i] ? dot(by, in) : T(0); };
+    const T x = reversed(in.x, slope(slopes.by_x[i]), grid.half.x, u.x[i], grid.limit.x);
+    const T y = reversed(in.y, slope(slopes.by_y[i]), grid.half.y, u.y[i], grid.limit.y);
+    const T z = reversed(in.z, slope(slopes.by_z[i]), grid.half.z, u.z[i], grid.limit.z);
+    path.incoming.set(i, {active[i] ? x : in.x, active[i] ? y : in.y, active[i] ? z : in.z});
   }
 }
 
 template <class S>
 void finish(const InvertArgs& a, const Shape3& shape, const void* map, void* grad, void* partial,
             const Parallel& parallel) {
-  const Finish<S, int64_t> functor(a, shape, map, grad, partial);
-  parallel(a.batch * shape.d * shape.h, 64, [&](int64_t begin, int64_t end) {
+  const Finish<S, int64_t> functor(a, shape, kAlongRows, map, grad, partial);
+  parallel(a.batch * functor.lines.count, 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) functor(i);
   });
 }
@@ -242,13 +242,14 @@ void unrolled(const InvertArgs& a, const Parallel& parallel) {
   pack<S>(a, parallel);
   std::vector<Span> spans(a.batch * blocks, Span{0, a.in.d});
   if (slabs_of(a, parallel) > 1) {
-    for_each_block(parallel, a, [&](int64_t b, int64_t block, int64_t n, int count) {
-      Path<T> path(a.iterations);
-      start<S>(a, b, n, count, path);
-      spans[b * blocks + block] = {a.in.d, 0};
-      walk(a, grid, PackedMap<T>(a.packed, grid, b), a.iterations, count, path,
-           &spans[b * blocks + block]);
-    });
+    for_each_block(parallel, a.batch, a.out, kBlocksATask,
+                   [&](int64_t b, int64_t block, int64_t n, int count) {
+                     Path<T> path(a.iterations);
+                     start<S>(a, b, n, count, path);
+                     spans[b * blocks + block] = {a.in.d, 0};
+                     walk(a, grid, PackedMap<T>(a.packed, grid, b), a.iterations, count, path,
+                          &spans[b * blocks + block]);
+                   });
   }
   T* scratch = static_cast<T*>(a.scattered);
   for_each_slab(parallel, a, spans, scratch,

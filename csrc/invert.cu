@@ -7,17 +7,6 @@ namespace {
 
 using namespace invert;
 
-struct AtomicAdd {
-  template <class T>
-  DA_HD void operator()(T* p, T value) const {
-#if defined(__CUDA_ARCH__)
-    atomicAdd(p, value);
-#else
-    *p += value;
-#endif
-  }
-};
-
 // 32-bit indices halve the address arithmetic; all offsets of every tensor must fit.
 bool fits_32_bit(const InvertArgs& a) {
   const int64_t in = packed_shape(a.in).voxels(), out = a.out.voxels();
@@ -39,8 +28,8 @@ const char* pack(const InvertArgs& a, void* stream) {
 template <class S, class Index>
 const char* finish(const InvertArgs& a, const Shape3& shape, const void* map, void* grad,
                    void* partial, void* stream) {
-  return for_each_cuda<Index>(a.batch * shape.d * shape.h,
-                              Finish<S, Index>(a, shape, map, grad, partial), stream);
+  const Finish<S, Index> functor(a, shape, kAlongColumns, map, grad, partial);
+  return for_each_cuda<Index>(a.batch * functor.lines.count, functor, stream);
 }
 
 }  // namespace

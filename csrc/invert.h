@@ -17,36 +17,7 @@ constexpr double kSlack = 1e-5;      // rounding allowed on |u| <= 1: the faces 
 constexpr double kAmplified = 20.0;  // an inverse Jacobian that amplifies more is not used
 constexpr int kTrail = 32;           // iterations a voxel keeps of its path before it recomputes
 
-// ---- vectors ------------------------------------------------------------------------------------
-
-template <class T>
-DA_HD Vec3<T> operator+(const Vec3<T>& a, const Vec3<T>& b) {
-  return {a.x + b.x, a.y + b.y, a.z + b.z};
-}
-template <class T>
-DA_HD Vec3<T> operator-(const Vec3<T>& a, const Vec3<T>& b) {
-  return {a.x - b.x, a.y - b.y, a.z - b.z};
-}
-template <class T>
-DA_HD Vec3<T> operator*(const Vec3<T>& a, T s) {
-  return {a.x * s, a.y * s, a.z * s};
-}
-template <class T>
-DA_HD Vec3<T> scaled(const Vec3<T>& a, const Vec3<T>& b) {
-  return {a.x * b.x, a.y * b.y, a.z * b.z};
-}
-template <class T>
-DA_HD T dot(const Vec3<T>& a, const Vec3<T>& b) {
-  return a.x * b.x + a.y * b.y + a.z * b.z;
-}
-template <class T>
-DA_HD Vec3<T> cross(const Vec3<T>& a, const Vec3<T>& b) {
-  return {a.y * b.z - a.z * b.y, a.z * b.x - a.x * b.z, a.x * b.y - a.y * b.x};
-}
-template <class T>
-DA_HD Vec3<T> lerp(const Vec3<T>& a, const Vec3<T>& b, T f) {
-  return a + (b - a) * f;
-}
+// ---- matrices -----------------------------------------------------------------------------------
 
 template <class T>
 struct Matrix3 {
@@ -172,11 +143,6 @@ DA_HD Vec3<T> implicit_weight(const MovingGrid<T>& grid, bool valid, const Vec3<
 template <class T>
 DA_HD T reversed(T incoming, T slope, T half, T u, T limit) {
   return std::fabs(u) >= limit ? T(0) : incoming - half * slope;
-}
-
-template <class T>
-DA_HD T length(const Vec3<T>& v) {
-  return std::sqrt(dot(v, v));
 }
 
 template <class T>

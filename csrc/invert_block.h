@@ -10,12 +10,11 @@
 #include <algorithm>
 #include <cstring>
 
+#include "blocks.h"
 #include "invert.h"
 
 namespace deepatlas {
 namespace invert {
-
-constexpr int kBlock = 128;  // voxels a block: all of its state stays in the first-level cache
 
 // Four channels of a voxel as one vector, in GCC's and Clang's notation, which every target has.
 template <class T>

@@ -187,7 +187,7 @@ DA_HD void scatter(T* p, const Shape3& in, int32_t z, int32_t y, int32_t x, cons
     add(q, left * weight.x);
     add(q + voxels, left * weight.y);
     add(q + 2 * voxels, left * weight.z);
-    if (right == T(0)) continue;
+    if (step.x == Index(0)) continue;
     q += step.x;
     add(q, right * weight.x);
     add(q + voxels, right * weight.y);
@@ -221,14 +221,14 @@ struct ImplicitBackward : Solver<S, Index> {
         implicit_weight(this->grid, valid[i], this->read(grad, v), s.by_x, s.by_y, s.by_z);
     const Vec3<T> share = Matrix3<T>::read(this->matrix + 9 * v.b).transposed(weight);
     this->write(grad_fixed, v, share);
-    if (grad_moving == nullptr || dot(share, share) == T(0)) return;
+    if (grad_moving == nullptr || is_zero(share)) return;  // its place may be a NaN
     scatter<T, Index>(grad_moving + v.b * 3 * Index(this->in.voxels()), this->in, s.z, s.y, s.x,
                       s.fraction, share * T(-1), add);
   }
 };
 
-// The exact reverse of the iterations, in the frame of S: see Finish. A voxel that holds a NaN
-// passes nothing on.
+// The exact reverse of the iterations, in the frame of S: see Finish. A gradient of exactly zero
+// stays zero, whatever the maps hold there; a place that is a NaN depends on no voxel of the map.
 template <class S, class Index, class Add>
 struct UnrolledBackward : Solver<S, Index> {
   using T = Accumulate<S>;
@@ -260,18 +260,21 @@ struct UnrolledBackward : Solver<S, Index> {
         moves = this->moves(u, next);
         u = next;
       }
-      const T check = u.x + u.y + u.z;
-      if (check != check) break;
       end = steps > kTrail ? steps - kTrail : 0;
       for (int k = steps - 1; k >= end; --k) {
+        const Vec3<T> share = incoming;
+        if (is_zero(share)) continue;
+        sum = sum + share;
         u = trail[k % kTrail];
         const auto s = this->sample(v.b, u);
+        const T check = s.fraction.x + s.fraction.y + s.fraction.z;
+        const bool placed = check == check;
+        const auto slope = [&](const Vec3<T>& by) { return placed ? dot(by, share) : T(0); };
         const MovingGrid<T>& grid = this->grid;
-        const Vec3<T> share = incoming;
-        sum = sum + share;
-        incoming = {reversed(share.x, dot(s.by_x, share), grid.half.x, u.x, grid.limit.x),
-                    reversed(share.y, dot(s.by_y, share), grid.half.y, u.y, grid.limit.y),
-                    reversed(share.z, dot(s.by_z, share), grid.half.z, u.z, grid.limit.z)};
+        incoming = {reversed(share.x, slope(s.by_x), grid.half.x, u.x, grid.limit.x),
+                    reversed(share.y, slope(s.by_y), grid.half.y, u.y, grid.limit.y),
+                    reversed(share.z, slope(s.by_z), grid.half.z, u.z, grid.limit.z)};
+        if (!placed) continue;
         scatter<T, Index>(to, this->in, s.z, s.y, s.x, s.fraction, share * T(-1), add);
       }
     }
@@ -279,33 +282,52 @@ struct UnrolledBackward : Solver<S, Index> {
   }
 };
 
+// Lines of voxels through a map: along x where one thread takes a row through, along y where
+// neighbouring threads walk side by side through neighbouring memory.
+enum Lines : bool { kAlongRows, kAlongColumns };
+
+struct LinesOf {
+  int32_t length,
+      inner;      // voxels of a line; lines side by side, and so from one of its voxels to the next
+  int64_t count;  // lines of an item
+  LinesOf(const Shape3& s, Lines lines)
+      : length(lines == kAlongRows ? s.w : s.h),
+        inner(lines == kAlongRows ? 1 : s.w),
+        count(int64_t(s.d) * (lines == kAlongRows ? s.h : s.w)) {}
+};
+
 // Brings a gradient by S c to one by the map c, in place, and sums it against c for the gradient by
-// S: one call a row of the map.
+// S: one call a line of the map.
 template <class S, class Index>
 struct Finish {
   using T = Accumulate<S>;
-  Shape3 shape;
+  LinesOf lines;
+  Index voxels;
   const S* map;
   const T* matrix;
   T* grad;
-  T* partial;  // [batch, rows, 9]
+  T* partial;  // [batch, lines, 9]
 
-  Finish(const InvertArgs& a, const Shape3& shape_, const void* map_, void* grad_, void* partial_)
-      : shape(shape_),
+  Finish(const InvertArgs& a, const Shape3& shape, Lines lines_, const void* map_, void* grad_,
+         void* partial_)
+      : lines(shape, lines_),
+        voxels(Index(shape.voxels())),
         map(static_cast<const S*>(map_)),
         matrix(static_cast<const T*>(a.matrix)),
         grad(static_cast<T*>(grad_)),
         partial(static_cast<T*>(partial_)) {}
 
   DA_HD void operator()(Index i) const {
-    const Index rows = Index(shape.d) * Index(shape.h), b = i / rows,
-                voxels = Index(shape.voxels());
-    const Index start = b * 3 * voxels + (i - b * rows) * Index(shape.w);
+    const Index b = i / Index(lines.count), line = i - b * Index(lines.count);
+    const Index outer = line / Index(lines.inner);
+    const Index start = b * 3 * voxels + outer * Index(lines.inner) * Index(lines.length) +
+                        (line - outer * Index(lines.inner));
     const Matrix3<T> m = Matrix3<T>::read(matrix + 9 * b);
     Vec3<T> sx{T(0), T(0), T(0)}, sy = sx, sz = sx;
-    for (Index n = start; n < start + Index(shape.w); ++n) {
+    for (int32_t k = 0; k < lines.length; ++k) {
+      const Index n = start + Index(k) * Index(lines.inner);
       const Vec3<T> g{grad[n], grad[n + voxels], grad[n + 2 * voxels]};
-      if (dot(g, g) == T(0)) continue;  // the map may hold a NaN there
+      if (is_zero(g)) continue;  // the map may hold a NaN there
       const Vec3<T> c{load(map[n]), load(map[n + voxels]), load(map[n + 2 * voxels])};
       sx = sx + c * g.x;
       sy = sy + c * g.y;

@@ -113,16 +113,6 @@ struct Logarithm {
 
 // ---- columns ------------------------------------------------------------------------------------
 
-template <class T>
-DA_HD T dot(const Vec3<T>& u, const Vec3<T>& v) {
-  return u.x * v.x + u.y * v.y + u.z * v.z;
-}
-
-template <class T>
-DA_HD Vec3<T> cross(const Vec3<T>& u, const Vec3<T>& v) {
-  return {u.y * v.z - u.z * v.y, u.z * v.x - u.x * v.z, u.x * v.y - u.y * v.x};
-}
-
 // d field / dx, d field / dy and d field / dz; also their gradients.
 template <class T>
 struct Columns {

@@ -79,6 +79,8 @@ struct NccArgs {
   void* grad_a;       // backward: [batch, channels, shape]; null: not wanted
   void* grad_b;       // backward: the same
   double* workspace;  // CUDA: ncc_workspace(args) values
+  // CUDA: how many of them a group of channels may take (256 MB), if it is more than one channel
+  int64_t group_values = int64_t(1) << 25;
   int64_t items() const { return batch * channels; }
 };
 
@@ -148,8 +150,8 @@ struct InvertArgs {
   void* grad_moving;  // T [batch, 3, in], zeroed by the caller for CUDA; implicit: null: not wanted
   void* grad_fixed;   // T [batch, 3, out]
   void* scattered;    // as packed, scratch of the unrolled gradient on the CPU
-  void* partial_moving;  // T [batch, in.d * in.h, 9] and
-  void* partial_fixed;   // T [batch, out.d * out.h, 9]: parts of the unrolled gradient by matrix
+  void* partial_moving;  // T [batch, in.d * in.h, 9] (CUDA: in.d * in.w) and
+  void* partial_fixed;   // the same of out: parts of the unrolled gradient by matrix
 };
 
 void invert_forward_cpu(const InvertArgs& args, const Parallel& parallel);

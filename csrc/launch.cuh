@@ -1,11 +1,25 @@
-// Device side of a launch: grid-stride loop over a functor, launch error as text.
+// Device side of a launch: grid-stride loop over a functor, launch error as text, atomic sums.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
 
+#include "common.h"
+
 namespace deepatlas {
+
+// How functors add to what other threads add to.
+struct AtomicAdd {
+  template <class T>
+  DA_HD void operator()(T* p, T value) const {
+#if defined(__CUDA_ARCH__)
+    atomicAdd(p, value);
+#else
+    *p += value;  // the functors are host functions too
+#endif
+  }
+};
 
 template <class Index, class Functor>
 __global__ void __launch_bounds__(256, 2) for_each_kernel(Index count, const Functor functor) {

@@ -1,4 +1,4 @@
-// Host side of a launch: a thread pool given by the caller, and for_each over a functor.
+// Host side of a launch: a thread pool given by the caller.
 #pragma once
 
 #include <cstdint>
@@ -20,13 +20,5 @@ struct Parallel {
         [](void* context, int64_t begin, int64_t end) { (*static_cast<F*>(context))(begin, end); });
   }
 };
-
-// The CPU counterpart of launch.cuh: the same functor, one call an element.
-template <class Functor>
-void for_each(const Parallel& parallel, int64_t count, const Functor& functor) {
-  parallel(count, 4096, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) functor(i);
-  });
-}
 
 }  // namespace deepatlas

@@ -9,10 +9,9 @@ namespace deepatlas {
 namespace ncc {
 namespace device {
 
-constexpr int32_t kColumn = 16;               // voxels a thread's running sum goes through
-constexpr int64_t kGroup = int64_t(1) << 25;  // values of the workspace aimed at: 256 MB
-constexpr int kMaps = 6;   // sums of a, b, aa, bb, ab and, under a mask, of the weights
-constexpr int kTerms = 5;  // cross and, by a and by b, own and constant
+constexpr int32_t kColumn = 16;  // voxels a thread's running sum goes through
+constexpr int kMaps = 6;         // sums of a, b, aa, bb, ab and, under a mask, of the weights
+constexpr int kTerms = 5;        // cross and, by a and by b, own and constant
 
 DA_HD int64_t pieces_of(int64_t n, int64_t piece) { return (n + piece - 1) / piece; }
 
@@ -20,7 +19,7 @@ inline int64_t maps_of(const NccArgs& args) { return args.mask ? kMaps : kMaps -
 
 // How many channels go through the workspace at a time.
 inline int64_t group_size(const NccArgs& args) {
-  const int64_t fitting = kGroup / (2 * maps_of(args) * args.shape.voxels());
+  const int64_t fitting = args.group_values / (2 * maps_of(args) * args.shape.voxels());
   return fitting < 1 ? 1 : (fitting < args.items() ? fitting : args.items());
 }
 

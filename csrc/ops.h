@@ -11,6 +11,7 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/library.h>
 
+#include <optional>
 #include <tuple>
 
 #include "kernels.h"
@@ -52,7 +53,7 @@ void launch_cuda(const char* op, const char* (*launcher)(const Args&, void*), co
 
 // ---- checks -------------------------------------------------------------------------------------
 
-inline Scalar scalar_of(const char* op, const Tensor& t) {
+inline Scalar scalar_of(const char* op, const char* name, const Tensor& t) {
   switch (t.scalar_type()) {
     case at::kDouble:
       return Scalar::kFloat64;
@@ -63,13 +64,18 @@ inline Scalar scalar_of(const char* op, const Tensor& t) {
     case at::kBFloat16:
       return Scalar::kBFloat16;
     default:
-      TORCH_CHECK(false, "deepatlas_ops.", op,
-                  ": volume must be float64, float32, float16 or bfloat16, got ", t.scalar_type());
+      TORCH_CHECK(false, "deepatlas_ops.", op, ": ", name,
+                  " must be float64, float32, float16 or bfloat16, got ", t.scalar_type());
   }
 }
 
 inline at::ScalarType accumulate_type(const Tensor& t) {
   return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// For tensors of what the kernels accumulate in, contiguous whatever `t` is.
+inline at::TensorOptions accumulating(const Tensor& t) {
+  return t.options().dtype(accumulate_type(t)).memory_format(std::nullopt);
 }
 
 // Positions are computed in the floating type of the data: beyond 2^24 voxels an axis float32 has
@@ -79,7 +85,7 @@ inline constexpr int64_t kLongestAxis = int64_t(1) << 24;
 inline Shape3 shape_of(const char* op, const char* name, at::IntArrayRef size) {
   for (const int64_t n : size) {
     TORCH_CHECK(n >= 0 && n <= kLongestAxis, "deepatlas_ops.", op, ": every axis of ", name,
-                " must have 0 to ", kLongestAxis, " voxels, got [", size, "]");
+                " must have 0 to ", kLongestAxis, " voxels, got ", size);
   }
   return {int32_t(size[0]), int32_t(size[1]), int32_t(size[2])};
 }
@@ -89,20 +95,40 @@ inline void check_volume(const char* op, const char* name, const Tensor& t) {
               t.sizes());
 }
 
-// `field` is coords, displacement or theta.
-inline void check_pair(const char* op, const Tensor& volume, const char* name,
-                       const Tensor& field) {
-  TORCH_CHECK(field.device() == volume.device(), "deepatlas_ops.", op, ": ", name, " must be on ",
-              volume.device(), " like volume, got ", field.device());
-  TORCH_CHECK(field.scalar_type() == volume.scalar_type(), "deepatlas_ops.", op, ": ", name,
-              " must be ", volume.scalar_type(), " like volume, got ", field.scalar_type());
-  TORCH_CHECK(field.dim() > 0 && field.size(0) == volume.size(0), "deepatlas_ops.", op, ": ", name,
-              " must have the batch size ", volume.size(0), " of volume, got ", field.sizes());
+inline void check_map(const char* op, const char* name, const Tensor& t) {
+  TORCH_CHECK(t.dim() == 5 && t.size(1) == 3, "deepatlas_ops.", op, ": ", name,
+              " must be [B, 3, D, H, W], got ", t.sizes());
 }
 
-inline void check_not_empty(const char* op, const Shape3& in, const Shape3& out) {
-  TORCH_CHECK(in.voxels() > 0 || out.voxels() == 0, "deepatlas_ops.", op,
-              ": volume has no voxels to sample from, got [", in.d, ", ", in.h, ", ", in.w, "]");
+// `t` has that type, and the device of the argument `other`, which is called `other_name`.
+inline void check_type(const char* op, const char* name, const Tensor& t, at::ScalarType type,
+                       const char* other_name, const Tensor& other) {
+  TORCH_CHECK(t.device() == other.device(), "deepatlas_ops.", op, ": ", name, " must be on ",
+              other.device(), " like ", other_name, ", got ", t.device());
+  TORCH_CHECK(t.scalar_type() == type, "deepatlas_ops.", op, ": ", name, " must be ", type,
+              type == other.scalar_type() ? " like " : " beside this ", other_name, ", got ",
+              t.scalar_type());
+}
+
+inline void check_like(const char* op, const char* name, const Tensor& t, const char* other_name,
+                       const Tensor& other) {
+  check_type(op, name, t, other.scalar_type(), other_name, other);
+}
+
+inline void check_batch(const char* op, const char* name, const Tensor& t, const char* other_name,
+                        const Tensor& other) {
+  TORCH_CHECK(t.dim() > 0 && t.size(0) == other.size(0), "deepatlas_ops.", op, ": ", name,
+              " must have the batch size ", other.size(0), " of ", other_name, ", got ", t.sizes());
+}
+
+inline void check_size(const char* op, const char* name, const Tensor& t, at::IntArrayRef size) {
+  TORCH_CHECK(t.sizes() == size, "deepatlas_ops.", op, ": ", name, " must be ", size, ", got ",
+              t.sizes());
+}
+
+inline void check_not_empty(const char* op, const char* name, const Shape3& in, const Shape3& out) {
+  TORCH_CHECK(in.voxels() > 0 || out.voxels() == 0, "deepatlas_ops.", op, ": ", name,
+              " has no voxels to sample from, got [", in.d, ", ", in.h, ", ", in.w, "]");
 }
 
 inline void check_options(const char* op, int64_t mode, int64_t padding) {

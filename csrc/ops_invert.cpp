@@ -10,34 +10,31 @@
 namespace deepatlas {
 namespace {
 
-void check_map(const char* op, const char* name, const Tensor& t) {
-  TORCH_CHECK(t.dim() == 5 && t.size(1) == 3, "deepatlas_ops.", op, ": ", name,
-              " must be [B, 3, D, H, W], got ", t.sizes());
+constexpr const char* kMoving = "c_moving";
+
+// What the kernels accumulate in beside the maps.
+void check_wide(const char* op, const char* name, const Tensor& t, const Tensor& moving) {
+  check_type(op, name, t, accumulate_type(moving), kMoving, moving);
 }
 
-void check_same(const char* op, const char* name, const Tensor& t, at::ScalarType type,
-                const Tensor& moving) {
-  TORCH_CHECK(t.scalar_type() == type && t.device() == moving.device(), "deepatlas_ops.", op, ": ",
-              name, " must be ", type, " on ", moving.device(), " with this c_moving, got ",
-              t.scalar_type(), " on ", t.device());
+void check_matrix(const char* op, const char* name, const Tensor& t, const Tensor& moving) {
+  check_wide(op, name, t, moving);
+  TORCH_CHECK(t.dim() == 3 && t.size(0) == moving.size(0) && t.size(1) == 3 && t.size(2) == 3,
+              "deepatlas_ops.", op, ": ", name, " must be [B, 3, 3], got ", t.sizes());
 }
 
 // Everything of the maps but their pointers; `fixed` may be the gradient on the fixed grid.
 InvertArgs invert_args(const char* op, const Tensor& moving, const char* name, const Tensor& fixed,
                        const Tensor& matrix) {
-  check_map(op, "c_moving", moving);
+  check_map(op, kMoving, moving);
   check_map(op, name, fixed);
-  check_same(op, "matrix", matrix, accumulate_type(moving), moving);
-  TORCH_CHECK(matrix.dim() == 3 && matrix.size(0) == moving.size(0) && matrix.size(1) == 3 &&
-                  matrix.size(2) == 3,
-              "deepatlas_ops.", op, ": matrix must be [B, 3, 3], got ", matrix.sizes());
-  TORCH_CHECK(fixed.size(0) == moving.size(0), "deepatlas_ops.", op, ": ", name,
-              " must have the batch size ", moving.size(0), " of c_moving, got ", fixed.sizes());
+  check_matrix(op, "matrix", matrix, moving);
+  check_batch(op, name, fixed, kMoving, moving);
   InvertArgs a{};
-  a.scalar = scalar_of(op, moving);
-  a.in = shape_of(op, "c_moving", moving.sizes().slice(2));
+  a.scalar = scalar_of(op, kMoving, moving);
+  a.in = shape_of(op, kMoving, moving.sizes().slice(2));
   a.out = shape_of(op, name, fixed.sizes().slice(2));
-  check_not_empty(op, a.in, a.out);
+  check_not_empty(op, kMoving, a.in, a.out);
   return a;
 }
 
@@ -61,15 +58,39 @@ Tensor scratch(const InvertArgs& a, int64_t items, const at::TensorOptions& opti
   return at::empty({items * invert::packed_shape(a.in).voxels(), 4}, options);
 }
 
-// Pointer to batch item `b` of a contiguous tensor.
+// Pointer to batch item `b` of a contiguous tensor; null where there is none.
 void* item(const Tensor& t, int64_t b) {
   if (!t.defined() || t.numel() == 0) return nullptr;
   return static_cast<char*>(const_cast<void*>(t.const_data_ptr())) +
          b * (t.numel() / t.size(0)) * t.element_size();
 }
 
-at::TensorOptions accumulating(const Tensor& map) {
-  return map.options().dtype(accumulate_type(map)).memory_format(std::nullopt);
+// The tensors behind the pointers of InvertArgs, contiguous, of a whole batch; some undefined.
+struct Batch {
+  Tensor moving, fixed, matrix, ruler, displacement, residual, valid, grad, grad_moving, grad_fixed,
+      partial_moving, partial_fixed;
+};
+
+// Calls launch(args) for the whole batch, `items` of it at a time.
+template <class Launch>
+void in_turns(InvertArgs a, const Batch& t, int64_t items, const Launch& launch) {
+  const int64_t batch = t.moving.size(0);
+  for (int64_t b = 0; b < batch; b += items) {
+    a.batch = std::min(items, batch - b);
+    a.moving = item(t.moving, b);
+    a.fixed = item(t.fixed, b);
+    a.matrix = item(t.matrix, b);
+    a.ruler = item(t.ruler, b);
+    a.displacement = item(t.displacement, b);
+    a.residual = item(t.residual, b);
+    a.valid = static_cast<bool*>(item(t.valid, b));
+    a.grad = item(t.grad, b);
+    a.grad_moving = item(t.grad_moving, b);
+    a.grad_fixed = item(t.grad_fixed, b);
+    a.partial_moving = item(t.partial_moving, b);
+    a.partial_fixed = item(t.partial_fixed, b);
+    launch(a);
+  }
 }
 
 std::tuple<Tensor, Tensor, Tensor> solve(const char* op, const Tensor& moving, const Tensor& fixed,
@@ -77,36 +98,29 @@ std::tuple<Tensor, Tensor, Tensor> solve(const char* op, const Tensor& moving, c
                                          int64_t iterations, double tolerance, bool newton) {
   const c10::OptionalDeviceGuard guard(moving.device());
   InvertArgs a = invert_args(op, moving, "c_fixed", fixed, matrix);
-  check_same(op, "c_fixed", fixed, moving.scalar_type(), moving);
+  check_like(op, "c_fixed", fixed, kMoving, moving);
   set_iterations(op, a, iterations, tolerance);
   a.newton = newton;
-  if (ruler.has_value()) {
-    check_same(op, "ruler", *ruler, accumulate_type(moving), moving);
-    TORCH_CHECK(ruler->sizes() == matrix.sizes(), "deepatlas_ops.", op,
-                ": ruler must be [B, 3, 3], got ", ruler->sizes());
-  }
+  if (ruler) check_matrix(op, "ruler", *ruler, moving);
   const int64_t batch = moving.size(0);
   const auto options = accumulating(moving);
   const Tensor displacement = at::empty(fixed.sizes(), options);
   const Tensor residual = at::empty({batch, 1, a.out.d, a.out.h, a.out.w}, options);
   const Tensor valid = at::empty(residual.sizes(), options.dtype(at::kBool));
   if (residual.numel() == 0) return {displacement, residual, valid};
-  const Tensor m = moving.contiguous(), f = fixed.contiguous(), s = matrix.contiguous();
-  const Tensor r = ruler.has_value() ? ruler->contiguous() : Tensor();
-  const int64_t items = together(a, batch, m, 1);
+  Batch t;
+  t.moving = moving.contiguous();
+  t.fixed = fixed.contiguous();
+  t.matrix = matrix.contiguous();
+  if (ruler) t.ruler = ruler->contiguous();
+  t.displacement = displacement;
+  t.residual = residual;
+  t.valid = valid;
+  const int64_t items = together(a, batch, moving, 1);
   const Tensor packed = scratch(a, items, options);
   a.packed = packed.mutable_data_ptr();
-  for (int64_t b = 0; b < batch; b += items) {
-    a.batch = std::min(items, batch - b);
-    a.moving = item(m, b);
-    a.fixed = item(f, b);
-    a.matrix = item(s, b);
-    a.ruler = item(r, b);
-    a.displacement = item(displacement, b);
-    a.residual = item(residual, b);
-    a.valid = static_cast<bool*>(item(valid, b));
-    DA_LAUNCH(op, invert_forward, a, m);
-  }
+  in_turns(a, t, items,
+           [&](const InvertArgs& part) { DA_LAUNCH(op, invert_forward, part, moving); });
   return {displacement, residual, valid};
 }
 
@@ -145,14 +159,13 @@ std::tuple<Tensor, Tensor> implicit_warp_backward(const Tensor& grad, const Tens
   const char* op = "implicit_warp_backward";
   const c10::OptionalDeviceGuard guard(moving.device());
   InvertArgs a = invert_args(op, moving, "grad", grad, matrix);
-  check_same(op, "grad", grad, accumulate_type(moving), moving);
-  check_same(op, "displacement", displacement, accumulate_type(moving), moving);
-  check_same(op, "valid", valid, at::kBool, moving);
+  check_wide(op, "grad", grad, moving);
+  check_wide(op, "displacement", displacement, moving);
+  check_type(op, "valid", valid, at::kBool, kMoving, moving);
   TORCH_CHECK(displacement.sizes() == grad.sizes() && valid.numel() * 3 == grad.numel(),
               "deepatlas_ops.", op, ": displacement and valid must fit grad, ", grad.sizes(),
               ", got ", displacement.sizes(), " and ", valid.sizes());
   if (need_moving) alert(moving);
-  const int64_t batch = moving.size(0);
   const auto options = accumulating(moving);
   const bool any = grad.numel() > 0;
   Tensor grad_moving, grad_fixed = at::empty(grad.sizes(), options);
@@ -160,29 +173,26 @@ std::tuple<Tensor, Tensor> implicit_warp_backward(const Tensor& grad, const Tens
     grad_moving = any ? gradient(moving, options) : at::zeros(moving.sizes(), options);
   }
   if (any) {
-    const Tensor g = grad.contiguous(), m = moving.contiguous(), u = displacement.contiguous();
-    const Tensor v = valid.contiguous(), s = matrix.contiguous();
-    const int64_t items = together(a, batch, m, 1);
+    Batch t;
+    t.moving = moving.contiguous();
+    t.matrix = matrix.contiguous();
+    t.displacement = displacement.contiguous();
+    t.valid = valid.contiguous();
+    t.grad = grad.contiguous();
+    t.grad_moving = grad_moving;
+    t.grad_fixed = grad_fixed;
+    const int64_t items = together(a, moving.size(0), moving, 1);
     const Tensor packed = scratch(a, items, options);
     a.packed = packed.mutable_data_ptr();
-    for (int64_t b = 0; b < batch; b += items) {
-      a.batch = std::min(items, batch - b);
-      a.moving = item(m, b);
-      a.matrix = item(s, b);
-      a.displacement = item(u, b);
-      a.valid = static_cast<bool*>(item(v, b));
-      a.grad = item(g, b);
-      a.grad_moving = item(grad_moving, b);
-      a.grad_fixed = item(grad_fixed, b);
-      DA_LAUNCH(op, invert_implicit, a, m);
-    }
+    in_turns(a, t, items,
+             [&](const InvertArgs& part) { DA_LAUNCH(op, invert_implicit, part, moving); });
   }
   return {need_moving ? grad_moving.to(moving.scalar_type()) : at::empty({0}, moving.options()),
           grad_fixed.to(moving.scalar_type())};
 }
 
-// Sum over the rows; on the CPU in one order, whatever the number of threads.
-Tensor sum_rows(const Tensor& partial) {
+// Sum over the lines; on the CPU in one order, whatever the number of threads.
+Tensor sum_lines(const Tensor& partial) {
   if (partial.is_cuda()) return partial.sum(1);
   Tensor sum = at::zeros({partial.size(0), 9}, partial.options().dtype(at::kDouble));
   double* to = sum.mutable_data_ptr<double>();
@@ -203,8 +213,8 @@ std::tuple<Tensor, Tensor, Tensor> implicit_warp_unrolled_backward(
   const char* op = "implicit_warp_unrolled_backward";
   const c10::OptionalDeviceGuard guard(moving.device());
   InvertArgs a = invert_args(op, moving, "c_fixed", fixed, matrix);
-  check_same(op, "c_fixed", fixed, moving.scalar_type(), moving);
-  check_same(op, "grad", grad, accumulate_type(moving), moving);
+  check_like(op, "c_fixed", fixed, kMoving, moving);
+  check_wide(op, "grad", grad, moving);
   TORCH_CHECK(grad.sizes() == fixed.sizes(), "deepatlas_ops.", op,
               ": grad must have the shape of c_fixed, ", fixed.sizes(), ", got ", grad.sizes());
   set_iterations(op, a, iterations, tolerance);
@@ -215,30 +225,27 @@ std::tuple<Tensor, Tensor, Tensor> implicit_warp_unrolled_backward(
     return {at::zeros_like(moving), at::zeros_like(fixed), at::zeros_like(matrix)};
   }
   const Tensor grad_moving = gradient(moving, options), grad_fixed = gradient(fixed, options);
-  const Tensor by_moving = at::empty({batch, int64_t(a.in.d) * a.in.h, 9}, options);
-  const Tensor by_fixed = at::empty({batch, int64_t(a.out.d) * a.out.h, 9}, options);
-  const Tensor g = grad.contiguous(), m = moving.contiguous(), f = fixed.contiguous();
-  const Tensor s = matrix.contiguous();
+  const bool cuda = moving.is_cuda();
+  const auto lines = [&](const Shape3& s) { return int64_t(s.d) * (cuda ? s.w : s.h); };
+  Batch t;
+  t.moving = moving.contiguous();
+  t.fixed = fixed.contiguous();
+  t.matrix = matrix.contiguous();
+  t.grad = grad.contiguous();
+  t.grad_moving = grad_moving;
+  t.grad_fixed = grad_fixed;
+  t.partial_moving = at::empty({batch, lines(a.in), 9}, options);
+  t.partial_fixed = at::empty({batch, lines(a.out), 9}, options);
   // A thread for each item spares the work that two slabs of one item do twice.
-  const int64_t items = together(a, batch, m, m.is_cuda() ? 1 : at::get_num_threads());
+  const int64_t items = together(a, batch, moving, cuda ? 1 : at::get_num_threads());
   const Tensor packed = scratch(a, items, options);
-  const Tensor scattered = m.is_cuda() ? Tensor() : scratch(a, items, options);
+  const Tensor scattered = cuda ? Tensor() : scratch(a, items, options);
   a.packed = packed.mutable_data_ptr();
-  a.scattered = m.is_cuda() ? nullptr : scattered.mutable_data_ptr();
-  for (int64_t b = 0; b < batch; b += items) {
-    a.batch = std::min(items, batch - b);
-    a.moving = item(m, b);
-    a.fixed = item(f, b);
-    a.matrix = item(s, b);
-    a.grad = item(g, b);
-    a.grad_moving = item(grad_moving, b);
-    a.grad_fixed = item(grad_fixed, b);
-    a.partial_moving = item(by_moving, b);
-    a.partial_fixed = item(by_fixed, b);
-    DA_LAUNCH(op, invert_unrolled, a, m);
-  }
+  a.scattered = cuda ? nullptr : scattered.mutable_data_ptr();
+  in_turns(a, t, items,
+           [&](const InvertArgs& part) { DA_LAUNCH(op, invert_unrolled, part, moving); });
   return {grad_moving.to(moving.scalar_type()), grad_fixed.to(moving.scalar_type()),
-          sum_rows(by_moving).add(sum_rows(by_fixed)).view({batch, 3, 3})};
+          sum_lines(t.partial_moving).add(sum_lines(t.partial_fixed)).view({batch, 3, 3})};
 }
 
 void register_invert(torch::Library& m) {

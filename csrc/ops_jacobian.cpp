@@ -1,6 +1,4 @@
 // log_jacobian, the determinant and smoothness_loss for PyTorch.
-#include <optional>
-
 #include "ops.h"
 
 namespace deepatlas {
@@ -8,30 +6,23 @@ namespace {
 
 // Everything but the pointers; checks what the ops share.
 JacobianArgs jacobian_args(const char* op, const Tensor& field) {
-  TORCH_CHECK(field.dim() == 5 && field.size(1) == 3, "deepatlas_ops.", op,
-              ": field must be [B, 3, D, H, W], got ", field.sizes());
+  check_map(op, "field", field);
   JacobianArgs a{};
-  a.scalar = scalar_of(op, field);
+  a.scalar = scalar_of(op, "field", field);
   a.batch = field.size(0);
   a.shape = shape_of(op, "field", field.sizes().slice(2));
   return a;
 }
 
-void check_like(const char* op, const char* name, const Tensor& t, const Tensor& field,
-                at::IntArrayRef size) {
-  TORCH_CHECK(t.device() == field.device() && t.scalar_type() == field.scalar_type(),
-              "deepatlas_ops.", op, ": ", name, " must be ", field.scalar_type(), " on ",
-              field.device(), " like field, got ", t.scalar_type(), " on ", t.device());
-  TORCH_CHECK(t.sizes() == size, "deepatlas_ops.", op, ": ", name, " must be ", size, ", got ",
-              t.sizes());
+// `t` is like `field` but for its size.
+void check_sized(const char* op, const char* name, const Tensor& t, const Tensor& field,
+                 at::IntArrayRef size) {
+  check_like(op, name, t, "field", field);
+  check_size(op, name, t, size);
 }
 
 std::vector<int64_t> size_of(const Tensor& field, int64_t channels) {
   return {field.size(0), channels, field.size(2), field.size(3), field.size(4)};
-}
-
-at::TensorOptions accumulating(const Tensor& field) {
-  return field.options().dtype(accumulate_type(field)).memory_format(std::nullopt);
 }
 
 Tensor empty_columns(const Tensor& field) {  // only CUDA keeps all of them at once
@@ -56,7 +47,7 @@ Tensor log_jacobian_backward(const Tensor& grad, const Tensor& field, bool norma
   const char* op = "log_jacobian_backward";
   const c10::OptionalDeviceGuard guard(field.device());
   JacobianArgs a = jacobian_args(op, field);
-  check_like(op, "grad", grad, field, size_of(field, 1));
+  check_sized(op, "grad", grad, field, size_of(field, 1));
   const Tensor f = field.contiguous(), g = grad.contiguous();
   const Tensor result = at::empty(size_of(field, 3), f.options()), columns = empty_columns(f);
   if (result.numel() == 0) return result;
@@ -87,7 +78,7 @@ std::tuple<Tensor, Tensor> smoothness_loss(const Tensor& field, const std::optio
   const char* op = "smoothness_loss";
   const c10::OptionalDeviceGuard guard(field.device());
   JacobianArgs a = jacobian_args(op, field);
-  if (mask) check_like(op, "mask", *mask, field, size_of(field, 1));
+  if (mask) check_sized(op, "mask", *mask, field, size_of(field, 1));
   a.delta = delta;
   a.logarithm = logarithm;
   const Tensor f = field.contiguous(), w = mask ? mask->contiguous() : Tensor();
@@ -117,8 +108,8 @@ Tensor smoothness_loss_backward(const Tensor& grad, const Tensor& field,
   const char* op = "smoothness_loss_backward";
   const c10::OptionalDeviceGuard guard(field.device());
   JacobianArgs a = jacobian_args(op, field);
-  check_like(op, "grad", grad, field, {a.batch});
-  if (mask) check_like(op, "mask", *mask, field, size_of(field, 1));
+  check_sized(op, "grad", grad, field, {a.batch});
+  if (mask) check_sized(op, "mask", *mask, field, size_of(field, 1));
   TORCH_CHECK(statistics.scalar_type() == at::kDouble && statistics.device() == field.device() &&
                   statistics.sizes() == at::IntArrayRef({a.batch, 3}),
               "deepatlas_ops.", op, ": statistics must be float64 [", a.batch, ", 3] on ",

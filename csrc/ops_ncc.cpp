@@ -1,6 +1,4 @@
 // ncc for PyTorch.
-#include <optional>
-
 #include "ops.h"
 
 namespace deepatlas {
@@ -14,23 +12,16 @@ struct Inputs {
   NccArgs args{};
 };
 
-void check_like(const char* op, const char* name, const Tensor& t, const Tensor& a) {
-  TORCH_CHECK(t.device() == a.device(), "deepatlas_ops.", op, ": ", name, " must be on ",
-              a.device(), " like a, got ", t.device());
-  TORCH_CHECK(t.scalar_type() == a.scalar_type(), "deepatlas_ops.", op, ": ", name, " must be ",
-              a.scalar_type(), " like a, got ", t.scalar_type());
-}
-
 Inputs inputs_of(const char* op, const Tensor& a, const Tensor& b,
                  const std::optional<Tensor>& mask, int64_t window, double eps) {
   check_volume(op, "a", a);
-  check_like(op, "b", b, a);
+  check_like(op, "b", b, "a", a);
   TORCH_CHECK(b.sizes() == a.sizes(), "deepatlas_ops.", op, ": b must have the shape ", a.sizes(),
               " of a, got ", b.sizes());
   TORCH_CHECK(window == 0 || (window > 0 && window % 2 == 1), "deepatlas_ops.", op,
               ": window must be 0 (global) or odd, got ", window);
   Inputs in;
-  in.args.scalar = scalar_of(op, a);
+  in.args.scalar = scalar_of(op, "a", a);
   in.args.batch = a.size(0);
   in.args.channels = a.size(1);
   in.args.shape = shape_of(op, "a", a.sizes().slice(2));
@@ -43,7 +34,7 @@ Inputs inputs_of(const char* op, const Tensor& a, const Tensor& b,
   in.args.a = in.a.const_data_ptr();
   in.args.b = in.b.const_data_ptr();
   if (mask) {
-    check_like(op, "mask", *mask, a);
+    check_like(op, "mask", *mask, "a", a);
     const auto whole = a.sizes();
     TORCH_CHECK(mask->sizes() == at::IntArrayRef({whole[0], 1, whole[2], whole[3], whole[4]}),
                 "deepatlas_ops.", op, ": mask must be [B, 1, D, H, W] like a, got ", mask->sizes());
@@ -85,7 +76,7 @@ std::tuple<Tensor, Tensor> ncc_backward(const Tensor& grad, const Tensor& a, con
   const char* op = "ncc_backward";
   const c10::OptionalDeviceGuard guard(a.device());
   Inputs in = inputs_of(op, a, b, mask, window, eps);
-  check_like(op, "grad", grad, a);
+  check_like(op, "grad", grad, "a", a);
   TORCH_CHECK(grad.sizes() == a.sizes().slice(0, 2), "deepatlas_ops.", op,
               ": grad must be [B, C], got ", grad.sizes());
   TORCH_CHECK(moments.device() == a.device() && moments.scalar_type() == at::kDouble &&

@@ -2,7 +2,6 @@
 #include <ATen/Context.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/matmul.h>
 
 #include "ops.h"
 
@@ -21,18 +20,17 @@ SampleArgs sample_args(const char* op, Source source, const Tensor& volume, cons
                        at::IntArrayRef size, int64_t mode, int64_t padding) {
   check_volume(op, "volume", volume);
   check_options(op, mode, padding);
-  check_pair(op, volume, name_of(source), field);
+  check_like(op, name_of(source), field, "volume", volume);
+  check_batch(op, name_of(source), field, "volume", volume);
   if (source == Source::kAffine) {
     TORCH_CHECK(field.dim() == 3 && field.size(1) == 3 && field.size(2) == 4, "deepatlas_ops.", op,
                 ": theta must be [B, 3, 4], got ", field.sizes());
-    TORCH_CHECK(size.size() == 3, "deepatlas_ops.", op, ": size must be (D, H, W), got [", size,
-                "]");
+    TORCH_CHECK(size.size() == 3, "deepatlas_ops.", op, ": size must be (D, H, W), got ", size);
   } else {
-    TORCH_CHECK(field.dim() == 5 && field.size(1) == 3, "deepatlas_ops.", op, ": ", name_of(source),
-                " must be [B, 3, D, H, W], got ", field.sizes());
+    check_map(op, name_of(source), field);
   }
   SampleArgs a{};
-  a.scalar = scalar_of(op, volume);
+  a.scalar = scalar_of(op, "volume", volume);
   a.source = source;
   a.mode = int(mode);
   a.padding = int(padding);
@@ -40,7 +38,7 @@ SampleArgs sample_args(const char* op, Source source, const Tensor& volume, cons
   a.channels = volume.size(1);
   a.in = shape_of(op, "volume", volume.sizes().slice(2));
   a.out = shape_of(op, "the output", size);
-  check_not_empty(op, a.in, a.out);
+  check_not_empty(op, "volume", a.in, a.out);
   return a;
 }
 
@@ -65,15 +63,16 @@ Tensor sample(const char* op, Source source, const Tensor& volume, const Tensor&
 }
 
 // Gradient by theta from the gradient by the normalised sampling position [B, 3, D, H, W]: its
-// first moments over the separable identity grid. Plain reductions, hence deterministic.
+// first moments over the separable identity grid. Plain reductions, hence deterministic, and no
+// matrix product, which autocast would round to a half type and CUDA may round to TF32.
 Tensor theta_gradient(const Tensor& g, const Tensor& theta) {
   const auto identity = [&](int64_t n) {
     return at::arange(1 - n, n, 2, g.options()).div(double(n > 1 ? n - 1 : 1));  // [-1, 1], or 0
   };
   const Tensor rows = g.sum(-1), planes = rows.sum(-1);
-  const Tensor along_x = at::matmul(g.sum(at::IntArrayRef{2, 3}), identity(g.size(4)));
-  const Tensor along_y = at::matmul(rows.sum(2), identity(g.size(3)));
-  const Tensor along_z = at::matmul(planes, identity(g.size(2)));
+  const Tensor along_x = g.sum(at::IntArrayRef{2, 3}).mul(identity(g.size(4))).sum(-1);
+  const Tensor along_y = rows.sum(2).mul(identity(g.size(3))).sum(-1);
+  const Tensor along_z = planes.mul(identity(g.size(2))).sum(-1);
   const Tensor moments = at::cat({along_x.unsqueeze(2), along_y.unsqueeze(2), along_z.unsqueeze(2),
                                   planes.sum(-1).unsqueeze(2)},
                                  2);
@@ -87,7 +86,8 @@ std::tuple<Tensor, Tensor> sample_backward(const char* op, Source source, const 
   check_volume(op, "grad", grad);
   const auto size = grad.sizes().slice(2);
   SampleArgs a = sample_args(op, source, volume, field, size, mode, padding);
-  check_pair(op, volume, "grad", grad);
+  check_like(op, "grad", grad, "volume", volume);
+  check_batch(op, "grad", grad, "volume", volume);
   TORCH_CHECK(
       grad.size(1) == a.channels && (source == Source::kAffine || field.sizes().slice(2) == size),
       "deepatlas_ops.", op, ": grad must have the shape of the output, got ", grad.sizes());
@@ -95,8 +95,7 @@ std::tuple<Tensor, Tensor> sample_backward(const char* op, Source source, const 
     at::globalContext().alertNotDeterministic(
         "deepatlas_ops: the CUDA gradient by the sampled volume");
   }
-  const auto accumulate =
-      volume.options().dtype(accumulate_type(volume)).memory_format(std::nullopt);
+  const auto accumulate = accumulating(volume);
   Tensor grad_volume, grad_field, grad_position;
   const bool any = a.batch * a.out.voxels() > 0;
   if (need_volume) {

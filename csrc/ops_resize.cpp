@@ -6,16 +6,17 @@ namespace {
 
 Tensor resize_any(const char* op, bool backward, const Tensor& tensor, at::IntArrayRef size) {
   const c10::OptionalDeviceGuard guard(tensor.device());
-  check_volume(op, backward ? "grad" : "volume", tensor);
-  TORCH_CHECK(size.size() == 3, "deepatlas_ops.", op, ": size must be (D, H, W), got [", size, "]");
+  const char* name = backward ? "grad" : "volume";
+  check_volume(op, name, tensor);
+  TORCH_CHECK(size.size() == 3, "deepatlas_ops.", op, ": size must be (D, H, W), got ", size);
   ResizeArgs a{};
-  a.scalar = scalar_of(op, tensor);
+  a.scalar = scalar_of(op, name, tensor);
   a.items = tensor.size(0) * tensor.size(1);
-  const Shape3 given = shape_of(op, "the input", tensor.sizes().slice(2)),
+  const Shape3 given = shape_of(op, name, tensor.sizes().slice(2)),
                asked = shape_of(op, "size", size);
   a.in = backward ? asked : given;
   a.out = backward ? given : asked;
-  check_not_empty(op, a.in, a.out);
+  check_not_empty(op, backward ? "size" : "volume", a.in, a.out);
   const Tensor t = tensor.contiguous();
   Tensor result =
       at::empty({tensor.size(0), tensor.size(1), size[0], size[1], size[2]}, t.options());

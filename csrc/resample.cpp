@@ -9,19 +9,8 @@ namespace {
 
 using namespace block;
 
-int64_t blocks_of(const Shape3& s) { return (s.voxels() + kBlock - 1) / kBlock; }
-
-// Calls body(b, block, first voxel, count) for every block of every batch item, in parallel.
-template <class F>
-void for_each_block(const Parallel& parallel, const SampleArgs& a, const F& body) {
-  const int64_t blocks = blocks_of(a.out), voxels = a.out.voxels();
-  const int64_t grain = std::max<int64_t>(1, 8192 / (kBlock * std::max<int64_t>(a.channels, 1)));
-  parallel(a.batch * blocks, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t b = i / blocks, n = (i - b * blocks) * kBlock;
-      body(b, i - b * blocks, n, int(std::min<int64_t>(kBlock, voxels - n)));
-    }
-  });
+int64_t grain_of(const SampleArgs& a) {
+  return std::max<int64_t>(1, 8192 / (kBlock * std::max<int64_t>(a.channels, 1)));
 }
 
 template <class S, template <class> class SourceT>
@@ -30,27 +19,23 @@ void forward(const SampleArgs& a, const Parallel& parallel) {
   const SourceT<S> source(a);
   const Stage<T> stage = stage_of<T>(a.mode, a.padding);
   const int64_t voxels = a.in.voxels(), out_voxels = a.out.voxels();
-  for_each_block(parallel, a, [&](int64_t b, int64_t, int64_t n, int count) {
-    Positions<T> positions;
-    Corners<T> corners;
-    place(source, a.out, b, n, count, positions);
-    stage(positions, a.in, count, corners);
-    for (int64_t c = b * a.channels; c < (b + 1) * a.channels; ++c) {
-      const S* volume = static_cast<const S*>(a.volume) + c * voxels;
-      S* out = static_cast<S*>(a.output) + c * out_voxels + n;
-      if (a.mode == kNearest) {
-        read_nearest(volume, corners, count, out);
-      } else {
-        read_linear(volume, a.in, corners, count, out);
-      }
-    }
-  });
+  for_each_block(parallel, a.batch, a.out, grain_of(a),
+                 [&](int64_t b, int64_t, int64_t n, int count) {
+                   Positions<T> positions;
+                   Corners<T> corners;
+                   place(source, a.out, b, n, count, positions);
+                   stage(positions, a.in, count, corners);
+                   for (int64_t c = b * a.channels; c < (b + 1) * a.channels; ++c) {
+                     const S* volume = static_cast<const S*>(a.volume) + c * voxels;
+                     S* out = static_cast<S*>(a.output) + c * out_voxels + n;
+                     if (a.mode == kNearest) {
+                       read_nearest(volume, corners, count, out);
+                     } else {
+                       read_linear(volume, a.in, corners, count, out);
+                     }
+                   }
+                 });
 }
-
-// Levels of the volume that a block touches.
-struct Span {
-  int32_t low, high;
-};
 
 // Gradient by the coordinates, and the span of every block for the scatter that follows.
 template <class S, template <class> class SourceT>
@@ -60,63 +45,47 @@ void backward_coords(const SampleArgs& a, const Parallel& parallel, std::vector<
   const SourceT<S> source(a);
   const Stage<T> stage = stage_of<T>(a.mode, a.padding);
   const int64_t voxels = a.in.voxels(), out_voxels = a.out.voxels(), blocks = blocks_of(a.out);
-  for_each_block(parallel, a, [&](int64_t b, int64_t block, int64_t n, int count) {
-    Positions<T> positions;
-    Corners<T> corners;
-    place(source, a.out, b, n, count, positions);
-    stage(positions, a.in, count, corners);
-    const auto span = std::minmax_element(corners.z, corners.z + count);
-    spans[b * blocks + block] = {*span.first, std::min(*span.second + 2, a.in.d)};
-    if (a.grad_coords == nullptr) return;
-    Positions<T> sum;
-    std::fill_n(sum.x, count, T(0));
-    std::fill_n(sum.y, count, T(0));
-    std::fill_n(sum.z, count, T(0));
-    for (int64_t c = b * a.channels; c < (b + 1) * a.channels && a.mode == kLinear; ++c) {
-      read_gradient(static_cast<const S*>(a.volume) + c * voxels,
-                    static_cast<const S*>(a.grad) + c * out_voxels + n, a.in, corners, count, sum);
-    }
-    if (a.mode == kLinear) clear_undefined(corners, count, sum);
-    Stored* out = static_cast<Stored*>(a.grad_coords) + b * 3 * out_voxels + n;
-    for (int i = 0; i < count; ++i) {
-      store(out + i, sum.x[i] * source.half.x);
-      store(out + out_voxels + i, sum.y[i] * source.half.y);
-      store(out + 2 * out_voxels + i, sum.z[i] * source.half.z);
-    }
-  });
+  for_each_block(
+      parallel, a.batch, a.out, grain_of(a), [&](int64_t b, int64_t block, int64_t n, int count) {
+        Positions<T> positions;
+        Corners<T> corners;
+        place(source, a.out, b, n, count, positions);
+        stage(positions, a.in, count, corners);
+        spans[b * blocks + block] = {a.in.d, 0};
+        spans[b * blocks + block].add(corners.z, count, a.in.d);
+        if (a.grad_coords == nullptr) return;
+        Positions<T> sum;
+        std::fill_n(sum.x, count, T(0));
+        std::fill_n(sum.y, count, T(0));
+        std::fill_n(sum.z, count, T(0));
+        for (int64_t c = b * a.channels; c < (b + 1) * a.channels && a.mode == kLinear; ++c) {
+          read_gradient(static_cast<const S*>(a.volume) + c * voxels,
+                        static_cast<const S*>(a.grad) + c * out_voxels + n, a.in, corners, count,
+                        sum);
+        }
+        if (a.mode == kLinear) clear_undefined(corners, count, sum);
+        Stored* out = static_cast<Stored*>(a.grad_coords) + b * 3 * out_voxels + n;
+        for (int i = 0; i < count; ++i) {
+          store(out + i, sum.x[i] * source.half.x);
+          store(out + out_voxels + i, sum.y[i] * source.half.y);
+          store(out + 2 * out_voxels + i, sum.z[i] * source.half.z);
+        }
+      });
 }
 
-// Cuts the levels of one batch item into `pieces` slabs that blocks touch about equally often.
-std::vector<int32_t> cut(const Span* spans, int64_t blocks, int32_t depth, int pieces) {
-  std::vector<int64_t> load(depth, 0);
-  for (int64_t i = 0; i < blocks; ++i) ++load[(spans[i].low + spans[i].high - 1) / 2];
-  std::vector<int32_t> cuts(pieces + 1, depth);
-  cuts[0] = 0;
-  int64_t seen = 0;
-  int piece = 1;
-  for (int32_t z = 0; z < depth && piece < pieces; ++z) {
-    seen += load[z];
-    while (piece < pieces && seen * pieces >= blocks * piece) cuts[piece++] = z + 1;
-  }
-  return cuts;
-}
-
-// Gradient by the volume. Each task owns a batch item, some channels and a slab of levels, and adds
-// to them in the order of the output voxels: no atomics, and the sums do not depend on how the
-// volume was cut, so the result is the same for any number of threads.
+// Gradient by the volume. Each task owns a batch item, some channels and a slab of levels.
 template <class S, template <class> class SourceT>
 void backward_volume(const SampleArgs& a, const Parallel& parallel,
                      const std::vector<Span>& spans) {
   using T = Accumulate<S>;
   const SourceT<S> source(a);
   const Stage<T> stage = stage_of<T>(a.mode, a.padding);
-  const int64_t voxels = a.in.voxels(), out_voxels = a.out.voxels(), blocks = blocks_of(a.out);
+  const int64_t voxels = a.in.voxels(), out_voxels = a.out.voxels();
   const bool small = out_voxels * a.batch * a.channels < 8192;
   const int64_t wanted = small ? 1 : (parallel.threads + a.batch - 1) / a.batch;
-  const int slabs = int(std::min<int64_t>(wanted, a.in.d));
+  const int64_t slabs = std::min<int64_t>(wanted, a.in.d);
   const int64_t groups = std::max<int64_t>(1, std::min<int64_t>(a.channels, wanted / slabs));
-  std::vector<std::vector<int32_t>> cuts(a.batch);
-  for (int64_t b = 0; b < a.batch; ++b) cuts[b] = cut(&spans[b * blocks], blocks, a.in.d, slabs);
+  const Slabs cuts(spans, a.batch, a.out, a.in.d, slabs);
 
   parallel(a.batch * slabs * groups, small ? a.batch : 1, [&](int64_t begin, int64_t end) {
     Positions<T> positions;
@@ -126,17 +95,13 @@ void backward_volume(const SampleArgs& a, const Parallel& parallel,
       const int64_t group = rest / slabs, slab = rest - group * slabs;
       const int64_t first = b * a.channels + a.channels * group / groups;
       const int64_t last = b * a.channels + a.channels * (group + 1) / groups;
-      const int32_t low = cuts[b][slab], high = cuts[b][slab + 1];
+      const int32_t low = cuts.low(b, slab), high = cuts.high(b, slab);
       const int64_t plane = int64_t(a.in.h) * a.in.w;
       for (int64_t c = first; c < last; ++c) {
         T* volume = static_cast<T*>(a.grad_volume) + c * voxels;
         std::fill(volume + low * plane, volume + high * plane, T(0));
       }
-      for (int64_t block = 0; block < blocks && low < high; ++block) {
-        const Span span = spans[b * blocks + block];
-        if (span.high <= low || span.low >= high) continue;
-        const int64_t n = block * kBlock;
-        const int count = int(std::min<int64_t>(kBlock, out_voxels - n));
+      cuts.for_each_block(b, low, high, [&](int64_t, int64_t n, int count) {
         place(source, a.out, b, n, count, positions);
         stage(positions, a.in, count, corners);
         mark_skipped(a.mode, count, corners);
@@ -149,7 +114,7 @@ void backward_volume(const SampleArgs& a, const Parallel& parallel,
             scatter_linear(volume, grad, a.in, corners, count, low, high);
           }
         }
-      }
+      });
     }
   });
 }

@@ -5,17 +5,6 @@
 namespace deepatlas {
 namespace {
 
-struct AtomicAdd {
-  template <class T>
-  DA_HD void operator()(T* p, T value) const {
-#if defined(__CUDA_ARCH__)
-    atomicAdd(p, value);
-#else
-    *p += value;
-#endif
-  }
-};
-
 // 32-bit indices halve the address arithmetic; all offsets of every tensor must fit.
 bool fits_32_bit(const SampleArgs& a) {
   const int64_t wide = a.channels > 3 ? a.channels : 3;

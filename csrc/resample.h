@@ -254,7 +254,7 @@ struct SampleBackward {
     const auto z = locate_linear(padding, v.position.z, in.d);
     const auto y = locate_linear(padding, v.position.y, in.h);
     const auto x = locate_linear(padding, v.position.x, in.w);
-    const T check = z.w1 + y.w1 + x.w1;
+    const T check = z.w0 + y.w0 + x.w0;  // w1 is 0 on an axis of size 1
     if (check == check) {
       const Steps<Index> step(in);
       Index offset =

@@ -5,13 +5,12 @@
 
 #include <algorithm>
 
+#include "blocks.h"
 #include "pairs_avx2.h"
 #include "resample.h"
 
 namespace deepatlas {
 namespace block {
-
-constexpr int kBlock = 128;  // voxels a block: the staged arrays stay inside the first-level cache
 
 template <class T>
 struct Positions {
@@ -131,7 +130,7 @@ void mark_skipped(int mode, int count, Corners<T>& c) {
     for (int i = 0; i < count; ++i) c.offset[i] = c.zy00[i] == T(1) ? c.offset[i] : -1;
   } else {
     for (int i = 0; i < count; ++i) {
-      const T check = c.zw1[i] + c.yw1[i] + c.xw1[i];
+      const T check = c.zw0[i] + c.yw0[i] + c.xw0[i];
       c.offset[i] = check == check ? c.offset[i] : -1;
     }
   }
@@ -238,7 +237,7 @@ void read_gradient(const S* volume, const S* grad, const Shape3& in, const Corne
 template <class T>
 void clear_undefined(const Corners<T>& c, int count, Positions<T>& sum) {
   for (int i = 0; i < count; ++i) {
-    const T check = c.zw1[i] + c.yw1[i] + c.xw1[i];
+    const T check = c.zw0[i] + c.yw0[i] + c.xw0[i];
     sum.x[i] = check == check ? sum.x[i] : T(0);
     sum.y[i] = check == check ? sum.y[i] : T(0);
     sum.z[i] = check == check ? sum.z[i] : T(0);

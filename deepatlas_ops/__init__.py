@@ -3,7 +3,9 @@
 Tensors are [B, C, D, H, W]; a map is [B, 3, D, H, W] with channels x, y, z, normalised so that -1 and +1 are
 the centres of the first and last voxel of an axis (an axis of size 1 sits at 0). Everything is a pull:
 ``resample(volume, coords)[v] = volume(coords[v])``. Every op runs on CPU and CUDA, is differentiable, and
-has a PyTorch body that runs where the compiled kernels cannot be built (see :func:`use_backend`).
+has a PyTorch body that runs where the compiled kernels cannot be built (see :func:`use_backend`). Every op
+works under ``torch.compile(fullgraph=True)``, ``torch.func.vmap`` and ``torch.func.grad``; forward mode is refused,
+and so are second derivatives where neither the kernels nor the body have them.
 """
 
 from __future__ import annotations

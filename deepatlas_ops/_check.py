@@ -54,10 +54,10 @@ def mask(op: str, value: object, other: str, reference: Tensor) -> Tensor | None
     """A mask [B, 1, D, H, W] over ``reference``: bool, integer or its dtype; returned as weights."""
     if value is None:
         return None
-    expected = f"[{reference.shape[0]}, 1, {', '.join(str(n) for n in reference.shape[2:])}]"
     if not isinstance(value, Tensor):
-        fail(op, "mask", f"a tensor {expected}", type(value).__name__)
+        fail(op, "mask", "a tensor [B, 1, D, H, W]", type(value).__name__)
     if value.shape != (reference.shape[0], 1, *reference.shape[2:]):
+        expected = _shape(reference[:, :1])
         fail(op, "mask", f"{expected}, one weight for each voxel of {other}", _shape(value))
     if value.device != reference.device:
         fail(op, "mask", f"the device of {other}, {reference.device}", value.device)

@@ -17,7 +17,8 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from . import _transforms
 
 NAMESPACE = "deepatlas_ops"
 BACKENDS = ("native", "torch", "auto")
@@ -26,6 +27,7 @@ BACKEND_VARIABLE = "DEEPATLAS_OPS_BACKEND"
 _library = torch.library.Library(NAMESPACE, "DEF")  # noqa: TOR901 - the module lives as long as the process
 _chosen: ContextVar[str | None] = ContextVar("deepatlas_ops_backend", default=None)
 _warned = False
+_functions: dict[str, type[torch.autograd.Function]] = {}  # by op, for torch.func
 
 
 def register(
@@ -46,11 +48,11 @@ def register(
     _library.impl(name, body, "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, fake, lib=_library)
     if backward is None:
-
-        def backward(ctx: Any, *grads: Tensor) -> Any:
-            raise RuntimeError(f"{qualified}: second derivatives are not implemented")
-
+        backward = _transforms.refusing(f"{NAMESPACE}.{name}")
     torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_library)
+    _functions[name] = _transforms.function(
+        lambda *args: getattr(torch.ops.deepatlas_ops, name)(*args), setup_context, backward
+    )
 
 
 def requested_backend() -> str:
@@ -123,6 +125,15 @@ def call(name: str, reference: Callable[..., Any], *args: Any) -> Any:
     """
     if runs_reference() or not (torch.compiler.is_compiling() or _has_kernel(args)):
         return reference(*args)
+    return run(name, *args)
+
+
+def run(name: str, *args: Any) -> Any:
+    """Run the registered op ``name``, under the transforms of torch.func too."""
+    if not torch.compiler.is_compiling():
+        _transforms.refuse_forward_mode(f"{NAMESPACE}.{name}", args)
+        if _transforms.active():
+            return _functions[name].apply(*args)
     return getattr(torch.ops.deepatlas_ops, name)(*args)
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _check, _library, reference
+from . import _check, _library, _transforms, reference
 from .reference import invert as _body
 
 GRADIENTS = ("implicit", "unrolled", "none")
@@ -108,7 +108,7 @@ def implicit_warp(
             with torch.no_grad():  # the fixed point does not depend on the matrix that leads to it
                 matrix, ruler = _matrices(c_moving, c_fixed, weights, step)
             solution = _library.call(
-                "implicit_warp", _Implicit.apply, c_moving, c_fixed, matrix, ruler, *options, newton
+                "implicit_warp", _implicit_by_pytorch, c_moving, c_fixed, matrix, ruler, *options, newton
             )
     displacement, residual, valid = solution
     return ImplicitWarp(displacement.to(c_fixed.dtype), residual.to(c_fixed.dtype), valid)
@@ -127,32 +127,6 @@ def _matrices(
         left = reference.step_matrix(moving, fixed, weights, "moving")
         right = _body.inverse_or_identity(matrix)
         return matrix, (left[:, :, :, None] * right[:, None]).sum(2)
-
-
-class _Implicit(torch.autograd.Function):
-    """The PyTorch solution under autograd: the same gradient as the registered op's."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, c_moving: Tensor, c_fixed: Tensor, matrix: Tensor, ruler: Tensor | None, *options: Any
-    ) -> Any:
-        *options, newton = options
-        displacement, residual, valid = _body.solve_inverse(
-            c_moving, c_fixed, matrix, ruler, *options, None, reference.resample_backward if newton else None
-        )
-        ctx.save_for_backward(c_moving, displacement, valid, matrix)
-        ctx.mark_non_differentiable(residual, valid)
-        ctx.set_materialize_grads(False)
-        return displacement, residual, valid
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, *unused: Tensor | None) -> tuple:
-        if grad is None:
-            return (None,) * 7
-        need_moving = ctx.needs_input_grad[0]
-        moving, fixed = _body.implicit_warp_backward(grad, *ctx.saved_tensors, need_moving)
-        return moving if need_moving else None, fixed, None, None, None, None, None
 
 
 # ---- bodies that run through the dispatcher: their samplers are native where those are loaded --------
@@ -224,8 +198,41 @@ def _implicit_backward(ctx: Any, grad: Tensor | None, *unused: Tensor | None) ->
     if grad is None:
         return (None,) * 7
     need_moving = ctx.needs_input_grad[0]
-    moving, fixed = torch.ops.deepatlas_ops.implicit_warp_backward(grad, *ctx.saved_tensors, need_moving)
+    moving, fixed = _library.run("implicit_warp_backward", grad, *ctx.saved_tensors, need_moving)
     return moving if need_moving else None, fixed, None, None, None, None, None
+
+
+# The PyTorch solution under autograd, without the dispatcher: the same gradient as the registered op's.
+
+
+def _solve_by_pytorch(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *args, newton = args
+    return _body.solve_inverse(*args, None, reference.resample_backward if newton else None)
+
+
+def _implicit_backward_by_pytorch(ctx: Any, grad: Tensor | None, *unused: Tensor | None) -> tuple:
+    if grad is None:
+        return (None,) * 7
+    need_moving = ctx.needs_input_grad[0]
+    compiling = torch.compiler.is_compiling()  # see _implicit_by_pytorch
+    run = _body.implicit_warp_backward if compiling else _ImplicitBackwardByPytorch.apply
+    moving, fixed = run(grad, *ctx.saved_tensors, need_moving)
+    return moving if need_moving else None, fixed, None, None, None, None, None
+
+
+_ImplicitByPytorch = _transforms.function(_solve_by_pytorch, _implicit_context, _implicit_backward_by_pytorch)
+_ImplicitBackwardByPytorch = _transforms.function(
+    _body.implicit_warp_backward, None, _transforms.refusing("deepatlas_ops.implicit_warp")
+)
+
+
+def _implicit_by_pytorch(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    if torch.compiler.is_compiling():
+        # Dynamo takes the variable arguments of such a function for a context where nothing is differentiated
+        differentiates = torch.is_grad_enabled() and (args[0].requires_grad or args[1].requires_grad)
+        return _ImplicitByPytorch.apply(*args) if differentiates else _solve_by_pytorch(*args)
+    _transforms.refuse_forward_mode("deepatlas_ops.implicit_warp", args)
+    return _ImplicitByPytorch.apply(*args)
 
 
 def _unrolled_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -238,8 +245,8 @@ def _unrolled_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Ten
 def _unrolled_backward(ctx: Any, grad: Tensor | None, *unused: Tensor | None) -> tuple:
     if grad is None:
         return (None,) * 6
-    op = torch.ops.deepatlas_ops.implicit_warp_unrolled_backward
-    moving, fixed, matrix = op(grad, *ctx.saved_tensors, *ctx.options)
+    name = "implicit_warp_unrolled_backward"
+    moving, fixed, matrix = _library.run(name, grad, *ctx.saved_tensors, *ctx.options)
     return moving, fixed, matrix, None, None, None
 
 

@@ -182,7 +182,7 @@ def _log_jacobian_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _log_jacobian_backward(ctx: Any, grad: Tensor) -> tuple:
     (field,) = ctx.saved_tensors
-    return torch.ops.deepatlas_ops.log_jacobian_backward(grad, field, *ctx.options), None, None
+    return _library.run("log_jacobian_backward", grad, field, *ctx.options), None, None
 
 
 def _smoothness_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -192,7 +192,7 @@ def _smoothness_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) 
 
 
 def _smoothness_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple:
-    grad_field = torch.ops.deepatlas_ops.smoothness_loss_backward(grad, *ctx.saved_tensors, *ctx.options)
+    grad_field = _library.run("smoothness_loss_backward", grad, *ctx.saved_tensors, *ctx.options)
     return grad_field, None, None, None
 
 

@@ -19,7 +19,7 @@ def ncc(
         a, b: [B, C, D, H, W], same shape, dtype and device.
         mask: [B, 1, D, H, W] weights (bool, integer or the dtype of ``a``, not negative), broadcast over
             channels. None weighs all voxels alike. An all-zero mask gives 0 and no gradient; values under a
-            zero weight are never read, NaN or not.
+            zero weight are never used, NaN or not.
         window: None correlates over the whole volume. An odd k correlates within the k x k x k window around
             each voxel (weighted by the mask, holding only voxels inside the volume) and returns the weighted
             mean of these signed correlations. Note that the LNCC of ANTs, MONAI and VoxelMorph averages
@@ -78,9 +78,7 @@ def _context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 def _backward(ctx: Any, grad: Tensor, unused: Tensor | None) -> tuple:
     need_a, need_b = ctx.needs_input_grad[:2]
-    grad_a, grad_b = torch.ops.deepatlas_ops.ncc_backward(
-        grad, *ctx.saved_tensors, *ctx.options, need_a, need_b
-    )
+    grad_a, grad_b = _library.run("ncc_backward", grad, *ctx.saved_tensors, *ctx.options, need_a, need_b)
     return grad_a if need_a else None, grad_b if need_b else None, None, None, None
 
 

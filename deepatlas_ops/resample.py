@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from . import _check, _library, reference
@@ -30,7 +29,12 @@ def resample(volume: Tensor, coords: Tensor, *, mode: str = "linear", padding: s
     Values and first gradients are those of ``torch.nn.functional.grid_sample(align_corners=True)``, with
     respect to both arguments (that of the coordinates is 0 for ``"nearest"``). float64, float32, float16 and
     bfloat16; half types compute and accumulate in float32. Any strides; an empty batch is legal. Inside an
-    autocast region the two arguments are brought to the wider of their types.
+    autocast region the two arguments are brought to the wider of their types: coordinates that come in float32 stay
+    so, and a half volume beside them is read as float32.
+
+    ``torch.func.vmap``, ``grad`` and their compositions work; forward mode and, on the kernels, second derivatives
+    are refused. The gradient by ``volume`` is deterministic on the CPU; on CUDA it adds with atomics and raises under
+    ``torch.use_deterministic_algorithms``.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, or an unknown mode or padding.
@@ -87,8 +91,8 @@ def resize(volume: Tensor, size: Sequence[int]) -> Tensor:
     Equal to :func:`resample` at the identity coordinates of ``size``. So an output axis of size 1 sits at
     coordinate 0, the middle of the input (``torch.nn.functional.interpolate`` takes the first voxel there);
     at every other size the values are those of ``interpolate(mode="trilinear", align_corners=True)``. There
-    is no low-pass filter: halving a fine texture aliases. Differentiable; float64, float32, float16 and
-    bfloat16, half types computing in float32; any strides; an empty batch is legal.
+    is no low-pass filter: halving a fine texture aliases. Differentiable any number of times;
+    float64, float32, float16 and bfloat16, half types computing in float32; any strides; an empty batch is legal.
 
     Raises:
         ValueError: a volume or a size of the wrong form.
@@ -156,8 +160,10 @@ def _sampling_backward(name: str) -> Callable[..., tuple]:
         volume, position = ctx.saved_tensors
         *extra, mode, padding = ctx.options
         need_volume, need_position = ctx.needs_input_grad[:2]
-        op = getattr(torch.ops.deepatlas_ops, f"{name}_backward")
-        grad_volume, grad_position = op(grad, volume, position, mode, padding, need_volume, need_position)
+        needs = (need_volume, need_position)
+        grad_volume, grad_position = _library.run(
+            f"{name}_backward", grad, volume, position, mode, padding, *needs
+        )
         return (
             grad_volume if need_volume else None,
             grad_position if need_position else None,
@@ -218,7 +224,12 @@ def _resize_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _resize_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    return torch.ops.deepatlas_ops.resize_backward(grad, list(ctx.size)), None
+    return _library.run("resize_backward", grad, list(ctx.size)), None
+
+
+def _resize_twice_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    """resize is linear: the adjoint of its adjoint is resize."""
+    return _library.run("resize", grad, list(ctx.size)), None
 
 
 _library.register(
@@ -234,4 +245,6 @@ _library.register(
     "(Tensor grad, SymInt[] size) -> Tensor",
     reference.resize_backward,
     lambda grad, size: grad.new_empty((*grad.shape[:2], *size)),
+    setup_context=_resize_context,
+    backward=_resize_twice_backward,
 )

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .jacobian import _difference_adjoint
-from .sampling import compute_dtype, identity_grid, resample_backward
+from .sampling import batch_first, compute_dtype, identity_grid, resample_backward
 
 STEPS = ("moving", "fixed", "direction_cosine", "newton")
 SLACK = 1e-5  # rounding allowed on |u| <= 1, so that the faces of an identity map count as inside
@@ -35,7 +35,8 @@ def border_sample(volume: Tensor, coords: Tensor) -> Tensor:
     It skips the NaN rule of resample, which the recursion does not need: its sums carry the NaN of a
     coordinate.
     """
-    return F.grid_sample(volume, coords.movedim(1, -1), padding_mode="border", align_corners=True)
+    grid = batch_first(coords.movedim(1, -1))
+    return F.grid_sample(batch_first(volume), grid, padding_mode="border", align_corners=True)
 
 
 def matvec(matrix: Tensor, field: Tensor) -> Tensor:
@@ -66,9 +67,7 @@ def mean_jacobian(field: Tensor, mask: Tensor | None) -> Tensor:
     )
     # where no weight asks for a value it may be anything, NaN included
     values = torch.where((shares != 0).any(1, keepdim=True), field, 0.0)
-    mean = torch.bmm(values.flatten(2), shares.flatten(2).transpose(1, 2)) / torch.where(
-        total == 0, 1.0, total
-    )
+    mean = _outer(values, shares) / torch.where(total == 0, 1.0, total)
     long = torch.tensor([field.shape[axis] > 1 for axis in (4, 3, 2)], device=field.device)
     return torch.where((total == 0) | ~long, everywhere, mean)  # an empty mask counts as none
 
@@ -197,6 +196,11 @@ def _newton(
     return torch.where(inverse.good[:, None], u + inverse(rest), advanced)
 
 
+def _may_look() -> bool:
+    """Whether the number of steps may depend on the data; all steps give the same, since no voxel moves."""
+    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+
+
 def _steps(
     g: Tensor,
     t: Tensor,
@@ -220,7 +224,7 @@ def _steps(
             goes_on = _norm((advanced - before).detach() * voxels) >= tolerance
             moving = goes_on if moving is None else moving & goes_on
         yield before, moved, u
-        if moving is not None and not bool(moving.any()):
+        if moving is not None and _may_look() and not bool(moving.any()):
             return
 
 
@@ -325,7 +329,10 @@ def implicit_warp_unrolled_backward(
     sample: Sampler | None = None,
     sample_backward: SamplerBackward = resample_backward,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the iterations with respect to c_moving, c_fixed and matrix: their exact reverse."""
+    """Gradients of the iterations with respect to c_moving, c_fixed and matrix: their exact reverse.
+
+    A gradient of exactly zero stays zero, whatever the maps hold there, NaN included.
+    """
     moving_map, fixed_map = c_moving.to(grad.dtype), c_fixed.to(grad.dtype)
     g, t = matvec(matrix, moving_map), matvec(matrix, fixed_map)
     limit = grid_limit(g)
@@ -338,7 +345,9 @@ def implicit_warp_unrolled_backward(
         by_volume, by_place = sample_backward(passed.contiguous(), g, _clamp(u, limit), 0, 0, True, True)
         by_t += passed
         by_g -= by_volume
-        back = torch.where(u.abs() >= limit, 0.0, passed - by_place)
+        # zero times the slope of a NaN would be NaN
+        still = (u.abs() >= limit) | (passed == 0).all(1, keepdim=True)
+        back = torch.where(still, 0.0, passed - by_place)
         incoming = back if moving is None else torch.where(moving, back, incoming)
     by_matrix = _outer(by_g, moving_map) + _outer(by_t, fixed_map)
     transposed = matrix.transpose(1, 2)
@@ -346,5 +355,6 @@ def implicit_warp_unrolled_backward(
 
 
 def _outer(a: Tensor, b: Tensor) -> Tensor:
-    """Sum over the voxels of a b^T: [B, 3, 3]."""
+    """Sum over the voxels of a b^T: [B, 3, 3]; where a is 0, b may be NaN. No matrix unit rounds it."""
+    b = torch.where((a == 0).all(1, keepdim=True), 0.0, b)
     return torch.stack([(a[:, i : i + 1] * b).sum((2, 3, 4)) for i in range(3)], 1)

@@ -46,18 +46,31 @@ def identity_grid(size: Sequence[int], like: Tensor) -> Tensor:
     return torch.stack((x, y, z))[None]
 
 
+def batch_first(x: Tensor) -> Tensor:
+    """x with the axes that torch.vmap hides in front of its own.
+
+    PyTorch's rules for grid_sample are silently wrong where they lie elsewhere (seen in 2.13): a sum moves them.
+    """
+    return x + x.new_zeros(()) if torch._C._are_functorch_transforms_active() else x
+
+
 def _sample(volume: Tensor, grid: Tensor, mode: int, padding: int) -> Tensor:
     """grid_sample with the NaN rule: grid [B, D, H, W, 3]; a NaN coordinate gives NaN."""
     work = compute_dtype(volume.dtype)
     missing = torch.isnan(grid).any(-1)[:, None]
     sampled = F.grid_sample(
-        volume.to(work),
-        torch.nan_to_num(grid, nan=0.0, posinf=float("inf"), neginf=float("-inf")),
+        batch_first(volume.to(work)),
+        batch_first(_without_nan(grid)),
         mode=MODES[mode],
         padding_mode=PADDINGS[padding],
         align_corners=True,
     )
     return sampled.masked_fill(missing, float("nan")).to(volume.dtype).contiguous()
+
+
+def _without_nan(grid: Tensor) -> Tensor:
+    """Infinity becomes a far place: times the extent 0 of an axis of one voxel it would be NaN."""
+    return torch.nan_to_num(grid, nan=0.0, posinf=1e9, neginf=-1e9)
 
 
 def _sample_backward(
@@ -67,9 +80,9 @@ def _sample_backward(
     work = compute_dtype(volume.dtype)
     missing = torch.isnan(grid).any(-1)  # such a voxel's value is a constant, NaN: it passes nothing on
     grad_volume, grad_grid = torch.ops.aten.grid_sampler_3d_backward(
-        grad.to(work).masked_fill(missing[:, None], 0.0),
-        volume.to(work),
-        torch.nan_to_num(grid, nan=0.0, posinf=float("inf"), neginf=float("-inf")),
+        batch_first(grad.to(work).masked_fill(missing[:, None], 0.0)),
+        batch_first(volume.to(work)),
+        batch_first(_without_nan(grid)),
         mode,
         _ATEN_PADDING[padding],
         True,

@@ -31,6 +31,14 @@ Parallel threads() {
           }};
 }
 
+// A functor as CUDA runs it (launch.cuh): one call an element.
+template <class Functor>
+void for_each(const Parallel& parallel, int64_t count, const Functor& functor) {
+  parallel(count, 4096, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) functor(i);
+  });
+}
+
 // In place of atomicAdd: the functors run one after the other.
 struct HostAdd {
   template <class T>

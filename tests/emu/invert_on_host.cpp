@@ -72,7 +72,8 @@ void run(int64_t count, const Functor& functor) {
 // All outputs of one way to run the kernels.
 template <class T>
 struct Results {
-  std::vector<T> packed, scattered, displacement, residual, by_moving, by_fixed, rows, columns;
+  std::vector<T> packed, scattered, displacement, residual, by_moving, by_fixed, by_matrix,
+      by_matrix_of_fixed;
   std::vector<uint8_t> valid;
   explicit Results(const InvertArgs& a)
       : packed(a.batch * 4 * packed_shape(a.in).voxels(), T(7)),
@@ -81,8 +82,8 @@ struct Results {
         residual(a.batch * a.out.voxels()),
         by_moving(a.batch * 3 * a.in.voxels()),
         by_fixed(displacement),
-        rows(a.batch * 9 * a.in.d * a.in.h),
-        columns(a.batch * 9 * a.out.d * a.out.h),
+        by_matrix(a.batch * 9 * a.in.d * std::max(a.in.h, a.in.w)),
+        by_matrix_of_fixed(a.batch * 9 * a.out.d * std::max(a.out.h, a.out.w)),
         valid(residual.size()) {}
   void attach(InvertArgs& a) {
     a.packed = packed.data();
@@ -92,23 +93,36 @@ struct Results {
     a.valid = reinterpret_cast<bool*>(valid.data());
     a.grad_moving = by_moving.data();
     a.grad_fixed = by_fixed.data();
-    a.partial_moving = rows.data();
-    a.partial_fixed = columns.data();
+    a.partial_moving = by_matrix.data();
+    a.partial_fixed = by_matrix_of_fixed.data();
   }
 };
 
+// Of the lines of each item: the CPU sums along rows, CUDA along columns.
+template <class T>
+std::vector<T> sums(const std::vector<T>& partial, int64_t batch, int64_t lines) {
+  std::vector<T> total(9 * batch);
+  for (int64_t i = 0; i < 9 * batch * lines; ++i) total[i / (9 * lines) * 9 + i % 9] += partial[i];
+  return total;
+}
+
 template <class S>
-void check(const std::string& what, InvertArgs a) {
+void check(const std::string& what, InvertArgs a, bool spoilt) {
   using T = Accumulate<S>;
   const int64_t count = a.batch * a.out.voxels();
-  const auto moving = map<S>(a.batch, a.in, 1, 0.02f);
+  auto moving = map<S>(a.batch, a.in, 1, 0.02f);
   auto fixed = map<S>(a.batch, a.out, 1.1f, 0.05f);
-  const auto grad = map<T>(a.batch, a.out, 0, 1);
+  auto grad = map<T>(a.batch, a.out, 0, 1);
   std::vector<T> matrix = map<T>(a.batch, {1, 1, 3}, 0, 0.03f);
   for (size_t i = 0; i < matrix.size(); ++i) matrix[i] += T(i % 9 % 4 == 0);
   const double inf = std::numeric_limits<double>::infinity();
   const double odd[] = {std::nan(""), inf, -inf, 6e4};
   for (size_t i = 0; i < 4; ++i) store(&fixed[(i * 37) % fixed.size()], T(odd[i]));
+  if (spoilt) {  // also where it is read and where it comes back
+    store(&moving[moving.size() / 2], T(odd[0]));
+    grad[grad.size() / 3] = T(odd[0]);
+    for (size_t i = 0; i < grad.size(); i += 5) grad[i] = T(0);
+  }
   a.moving = moving.data();
   a.fixed = fixed.data();
   a.matrix = matrix.data();
@@ -150,10 +164,10 @@ void check(const std::string& what, InvertArgs a) {
   std::fill(functor.by_moving.begin(), functor.by_moving.end(), T(0));
   functor.attach(a);
   run(count, UnrolledBackward<S, int32_t, HostAdd>(a));
-  run(a.batch * a.in.d * a.in.h,
-      Finish<S, int64_t>(a, a.in, a.moving, a.grad_moving, a.partial_moving));
-  run(a.batch * a.out.d * a.out.h,
-      Finish<S, int32_t>(a, a.out, a.fixed, a.grad_fixed, a.partial_fixed));
+  run(a.batch * a.in.d * a.in.w,
+      Finish<S, int64_t>(a, a.in, kAlongColumns, a.moving, a.grad_moving, a.partial_moving));
+  run(a.batch * a.out.d * a.out.w,
+      Finish<S, int32_t>(a, a.out, kAlongColumns, a.fixed, a.grad_fixed, a.partial_fixed));
   one.attach(a);
   invert_unrolled_cpu(a, threads<1>());
   many.attach(a);
@@ -162,11 +176,16 @@ void check(const std::string& what, InvertArgs a) {
   invert_unrolled_cpu(a, backwards());
   compare(what + " unrolled, moving", one.by_moving, functor.by_moving);
   compare(what + " unrolled, fixed", one.by_fixed, functor.by_fixed);
-  compare(what + " unrolled, matrix by moving", one.rows, functor.rows);
+  compare(what + " unrolled, matrix by moving", sums<T>(one.by_matrix, a.batch, a.in.d * a.in.h),
+          sums<T>(functor.by_matrix, a.batch, a.in.d * a.in.w));
+  compare(what + " unrolled, matrix by fixed",
+          sums<T>(one.by_matrix_of_fixed, a.batch, a.out.d * a.out.h),
+          sums<T>(functor.by_matrix_of_fixed, a.batch, a.out.d * a.out.w));
   same_bits(what + " unrolled, moving", one.by_moving, many.by_moving);
   same_bits(what + " unrolled, fixed", one.by_fixed, many.by_fixed);
   same_bits(what + " unrolled, last first", one.by_moving, last_first.by_moving);
-  same_bits(what + " unrolled, matrix by fixed", one.columns, many.columns);
+  same_bits(what + " unrolled, matrix by moving", one.by_matrix, many.by_matrix);
+  same_bits(what + " unrolled, matrix by fixed", one.by_matrix_of_fixed, many.by_matrix_of_fixed);
 }
 
 template <class S>
@@ -196,7 +215,9 @@ void check_all(const std::string& scalar, Scalar code) {
     a.iterations = c.iterations;
     a.tolerance = c.tolerance;
     a.newton = c.newton;
-    check<S>(scalar + " case " + std::to_string(&c - cases), a);
+    const std::string what = scalar + " case " + std::to_string(&c - cases);
+    check<S>(what, a, false);
+    check<S>(what + " with NaN in the maps and the gradient", a, true);
   }
 }
 

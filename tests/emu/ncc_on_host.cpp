@@ -38,7 +38,7 @@ struct HostLaunch {
 template <class S>
 void compare(const std::string& what, const std::vector<S>& found, const std::vector<S>& expected) {
   const double tolerance = sizeof(S) == 8 ? 1e-11 : sizeof(S) == 4 ? 1e-6 : 1e-2;
-  double scale = 1e-30;
+  double scale = 1e-3;  // below it there is nothing but rounding
   for (const S& value : expected) scale = std::max(scale, std::abs(double(load(value))));
   for (size_t i = 0; i < found.size(); ++i) {
     const double f = load(found[i]), e = load(expected[i]);
@@ -110,6 +110,10 @@ void check(const std::string& what, NccArgs args, bool masked) {
     std::printf("%s: the results depend on the number of threads\n", what.c_str());
     ++failures;
   }
+  if (args.window > 0 && args.items() > 2 && ncc::device::group_size(args) != 2) {
+    std::printf("%s: the channels are not cut into groups of two\n", what.c_str());
+    ++failures;
+  }
   std::vector<double> workspace(ncc::device::workspace_size(args));
   args.workspace = workspace.data();
   const auto found = run<S>(
@@ -127,7 +131,7 @@ void check_all(const std::string& scalar, Scalar code) {
     int64_t batch, channels;
     Shape3 shape;
   };
-  const Case cases[] = {{2, 2, {5, 17, 9}}, {1, 3, {1, 4, 1}}, {1, 1, {35, 16, 11}}};
+  const Case cases[] = {{1, 3, {5, 17, 9}}, {2, 3, {1, 4, 1}}, {1, 1, {35, 16, 11}}};
   for (const Case& c : cases) {
     for (const int64_t window : {0, 3, 7, 41}) {
       for (const bool masked : {false, true}) {
@@ -138,6 +142,8 @@ void check_all(const std::string& scalar, Scalar code) {
         args.shape = c.shape;
         args.window = window;
         args.eps = 1e-5;
+        // room for two channels at a time, where there are more: the last group is then smaller
+        args.group_values = 2 * 2 * ncc::device::kMaps * c.shape.voxels();
         check<S>(scalar + " depth " + std::to_string(c.shape.d) + " window " +
                      std::to_string(window) + (masked ? " masked" : ""),
                  args, masked);

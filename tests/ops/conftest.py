@@ -29,6 +29,31 @@ def backend(request):
         yield request.param
 
 
+@pytest.fixture
+def native():
+    """The test runs on the native kernels."""
+    if why_not_native():
+        pytest.skip(why_not_native())
+    with ops.use_backend("native"):
+        yield
+
+
+@pytest.fixture
+def cuda(native):
+    """A GPU, with native kernels for it, on which the test runs."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    if not ops.build_info()["cuda"]:
+        pytest.skip(f"no CUDA kernels: {ops.build_info()['cuda_reason']}")
+    return torch.device("cuda")
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request):
+    """A device with native kernels."""
+    return request.getfixturevalue("cuda") if request.param == "cuda" else torch.device("cpu")
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

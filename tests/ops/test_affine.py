@@ -90,15 +90,6 @@ def test_nan_and_empty_batch(backend):
     assert ops.affine_resample(volume[:0], theta[:0], (2, 2, 2)).shape == (0, 1, 2, 2, 2)
 
 
-def test_opcheck():
-    volume = torch.randn(2, 2, 3, 4, 5, requires_grad=True)
-    theta = some_theta(2, torch.float32).requires_grad_()
-    torch.library.opcheck(torch.ops.deepatlas_ops.affine_resample.default, (volume, theta, [2, 3, 4], 0, 1))
-    plain = (torch.randn(2, 2, 2, 3, 4), volume.detach(), theta.detach(), 0, 1, False, True)
-    back = torch.ops.deepatlas_ops.affine_resample_backward.default
-    torch.library.opcheck(back, plain, test_utils=("test_schema", "test_faketensor"))
-
-
 def test_errors(backend):
     volume = torch.zeros(1, 1, 2, 2, 2)
     with pytest.raises(

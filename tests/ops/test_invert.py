@@ -260,56 +260,6 @@ def test_half_types_iterate_in_float32(backend, dtype):
     assert grad.dtype == dtype and grad.isfinite().all()
 
 
-def test_autocast_runs_in_float32(backend):
-    moving, fixed = (x.float() for x in pair())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = ops.implicit_warp(moving, fixed)
-    torch.testing.assert_close(got.displacement, ops.implicit_warp(moving, fixed).displacement)
-    assert got.displacement.dtype == torch.float32
-
-
-@pytest.mark.parametrize("name", ["torch", "auto"])
-def test_a_registration_loss_compiles_as_one_graph(name):
-    moving, fixed = (x.float() for x in pair(size=(6, 7, 8), fixed_size=(6, 7, 8)))
-    image = torch.rand(1, 1, 6, 7, 8)
-    moving.requires_grad_()
-
-    def loss(c_moving, c_fixed, x):
-        warp = ops.implicit_warp(c_moving, c_fixed)
-        similarity = ops.ncc(ops.warp(x, warp.displacement), x, warp.valid).mean()
-        return ops.smoothness_loss(c_fixed + warp.displacement, warp.valid).mean() - similarity
-
-    torch._dynamo.reset()
-    with ops.use_backend(name):
-        eager = loss(moving, fixed, image)
-        compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)(moving, fixed, image)
-        torch.testing.assert_close(compiled, eager)
-        grads = [torch.autograd.grad(x, moving)[0] for x in (eager, compiled)]
-    torch.testing.assert_close(*grads)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_opcheck(dtype):
-    moving, fixed = (x.to(dtype).requires_grad_() for x in pair(size=(4, 5, 6), fixed_size=(3, 4, 3)))
-    matrix = reference.step_matrix(moving, fixed, None, "moving").detach()
-    check, ops_ = torch.library.opcheck, torch.ops.deepatlas_ops
-    check(ops_.implicit_warp.default, (moving, fixed, matrix, None, 5, 0.0, False))
-    check(ops_.implicit_warp.default, (moving, fixed, matrix.mT.contiguous(), matrix, 5, 0.5, True))
-    step = matrix.clone().requires_grad_()
-    check(ops_.implicit_warp_unrolled.default, (moving, fixed, step, None, 3, 0.0))
-    check(ops_.implicit_warp_unrolled.default, (moving, fixed, step, matrix, 3, 0.5))
-
-    moving, fixed = moving.detach(), fixed.detach()
-    displacement, _, valid = reference.solve_inverse(moving, fixed, matrix, None, 5, 0.0)
-    grad = torch.randn_like(displacement)
-    tests = ("test_schema", "test_faketensor")
-    for need_moving in (True, False):
-        arguments = (grad, moving, displacement, valid, matrix, need_moving)
-        check(ops_.implicit_warp_backward.default, arguments, test_utils=tests)
-    arguments = (grad, moving, fixed, matrix, 5, 0.1)
-    check(ops_.implicit_warp_unrolled_backward.default, arguments, test_utils=tests)
-
-
 @pytest.mark.parametrize(
     "change, message",
     [

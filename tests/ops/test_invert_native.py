@@ -88,15 +88,6 @@ def test_any_shapes_strides_and_masks(size, fixed_size, batch, views, options, m
         torch.testing.assert_close(g, w, rtol=1e-5, atol=1e-5)  # the bodies step back 1e-6 from the border
 
 
-def test_channels_last_maps():
-    moving, fixed = pair((5, 6, 7), (4, 5, 6), batch=2)
-    weight = torch.randn_like(fixed)
-    want = run("native", moving, fixed, weight)
-    last = [x.to(memory_format=torch.channels_last_3d) for x in (moving, fixed, weight)]
-    for g, w in zip(run("native", *last), want, strict=True):
-        torch.testing.assert_close(g, w, rtol=0, atol=1e-13)  # the means are summed in another order
-
-
 @pytest.mark.parametrize("gradient", ["implicit", "unrolled"])
 def test_the_result_does_not_depend_on_the_number_of_threads(gradient):
     moving, fixed = pair((16, 17, 18), (17, 17, 18), dtype=torch.float32)
@@ -166,16 +157,6 @@ def test_infinite_and_nan_maps_read_nothing_outside_and_spoil_only_themselves():
         torch.testing.assert_close(got[3], want[3])
     everything = torch.full_like(moving, float("nan"))
     assert not run("native", everything, fixed, weight)[2].any()
-
-
-def test_second_derivatives_are_refused():
-    moving, fixed = (x.requires_grad_() for x in pair((3, 3, 3), (3, 3, 3)))
-    for gradient in ("implicit", "unrolled"):
-        with ops.use_backend("native"):
-            warp = ops.implicit_warp(moving, fixed, gradient=gradient)
-        (first,) = torch.autograd.grad(warp.displacement.square().sum(), moving, create_graph=True)
-        with pytest.raises(RuntimeError, match="second derivatives are not implemented"):
-            torch.autograd.grad(first.sum(), moving)
 
 
 @pytest.mark.parametrize(

@@ -255,35 +255,6 @@ def test_half_types_compute_in_float32(backend, dtype):
         assert torch.autograd.grad(got.sum(), field)[0].dtype == dtype
 
 
-def test_autocast_runs_in_float32(backend):
-    field = regular().float()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert ops.smoothness_loss(field.bfloat16(), torch.ones(2, 1, *SIZE)).dtype == torch.float32
-        torch.testing.assert_close(
-            ops.log_jacobian(field), ops.log_jacobian(field.double()).float(), atol=1e-5, rtol=1e-4
-        )
-
-
-def test_opcheck():
-    field = regular(2, (3, 4, 5)).float().requires_grad_()
-    mask = torch.rand(2, 1, 3, 4, 5)
-    registered = torch.ops.deepatlas_ops
-    torch.library.opcheck(registered.log_jacobian.default, (field, True, 1e-3))
-    torch.library.opcheck(registered.smoothness_loss.default, (field, mask, 0.5, True))
-    torch.library.opcheck(registered.smoothness_loss.default, (field, None, 0.5, False))
-    plain = {"test_utils": ("test_schema", "test_faketensor")}
-    field = field.detach()
-    torch.library.opcheck(
-        registered.log_jacobian_backward.default, (torch.rand(2, 1, 3, 4, 5), field, False, 1e-3), **plain
-    )
-    torch.library.opcheck(
-        registered.smoothness_loss_backward.default,
-        (torch.rand(2), field, mask, torch.rand(2, 3).double(), 0.5, True),
-        **plain,
-    )
-    torch.library.opcheck(registered.jacobian_determinant.default, (field, True), **plain)
-
-
 def test_errors():
     field = torch.zeros(1, 3, 2, 2, 2)
     with pytest.raises(
@@ -380,13 +351,3 @@ def test_the_native_ops_check_what_they_are_given():
         registered.smoothness_loss(field, field, 0.5, True)
     with pytest.raises(RuntimeError, match="smoothness_loss_backward: statistics must be float64"):
         registered.smoothness_loss_backward(torch.zeros(1), field, None, torch.zeros(1, 3), 0.5, True)
-
-
-def test_second_derivatives_are_refused():
-    if why_not_native():
-        pytest.skip(why_not_native())
-    field = regular().requires_grad_()
-    with ops.use_backend("native"):
-        (grad,) = torch.autograd.grad(ops.smoothness_loss(field).sum(), field, create_graph=True)
-    with pytest.raises(RuntimeError, match="second derivatives are not implemented"):
-        grad.sum().backward()

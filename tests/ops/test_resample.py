@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import why_not_native
 from fields import inside, strided
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -192,58 +191,11 @@ def test_half_types_accumulate_in_float32(backend, dtype, mode):
         assert (g.double() - e).abs().max().item() <= 2 * best + 1e-7
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
-@pytest.mark.parametrize("size, out", SIZES[:2])
-def test_opcheck(size, out, dtype):
-    volume = torch.randn(2, 2, *size, dtype=dtype, requires_grad=True)
-    coords = inside(2, out, 0.9, dtype).requires_grad_()
-    grad = torch.randn(2, 2, *out, dtype=dtype)
-    for name in ("resample", "warp"):
-        tolerance = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.float16 else {}
-        op = getattr(torch.ops.deepatlas_ops, name).default
-        torch.library.opcheck(op, (volume, coords, 0, 0), **tolerance)
-        torch.library.opcheck(op, (volume.detach(), coords, 1, 1), **tolerance)
-        back = getattr(torch.ops.deepatlas_ops, f"{name}_backward").default
-        for needs in ((True, True), (True, False), (False, True)):
-            plain = (grad, volume.detach(), coords.detach(), 0, 2, *needs)
-            torch.library.opcheck(back, plain, test_utils=("test_schema", "test_faketensor"))
-
-
-@pytest.mark.skipif(why_not_native() is not None, reason="the bodies run under ordinary autograd")
-def test_second_derivatives_are_refused():
-    volume = torch.randn(1, 1, 3, 3, 3, requires_grad=True)
-    with ops.use_backend("auto"):
-        coords = inside(1, (2, 2, 2), 0.9, torch.float32).requires_grad_()
-        (grad,) = torch.autograd.grad(ops.resample(volume, coords).sum(), coords, create_graph=True)
-        with pytest.raises(RuntimeError, match="second derivatives"):
-            grad.sum().backward()
-
-
-def test_compiles_without_a_graph_break(backend):
-    volume, coords = torch.randn(1, 2, 4, 5, 6), inside(1, (3, 3, 3), 0.9, torch.float32)
-    torch._dynamo.reset()
-    compiled = torch.compile(
-        lambda v, c: ops.resample(v, c) * 2, fullgraph=True, backend="aot_eager", dynamic=True
-    )
-    torch.testing.assert_close(compiled(volume, coords), ops.resample(volume, coords) * 2)
-    coords = inside(1, (5, 4, 3), 0.9, torch.float32)
-    torch.testing.assert_close(compiled(volume, coords), ops.resample(volume, coords) * 2)
-
-
 def test_meta_tensors_give_the_shape_alone():
     volume, coords = torch.empty(2, 3, 4, 5, 6, device="meta"), torch.empty(2, 3, 7, 8, 9, device="meta")
     with ops.use_backend("auto"):
         out = ops.resample(volume, coords)
     assert out.is_meta and out.shape == (2, 3, 7, 8, 9)
-
-
-def test_autocast_brings_the_arguments_to_the_wider_type(backend):
-    volume, coords = torch.randn(1, 2, 4, 5, 6), inside(1, (3, 3, 3), 0.9, torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = ops.resample(volume.bfloat16(), coords)
-        assert out.dtype == torch.float32
-        assert ops.resample(volume.bfloat16(), coords.bfloat16()).dtype == torch.bfloat16
-    torch.testing.assert_close(out, ops.resample(volume.bfloat16().float(), coords))
 
 
 @pytest.mark.parametrize(

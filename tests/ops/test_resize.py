@@ -94,15 +94,6 @@ def test_strides_and_empty_batches(backend):
     assert ops.resize(volume[:0], (3, 7, 2)).shape == (0, 3, 3, 7, 2)
 
 
-def test_opcheck():
-    volume = torch.randn(2, 2, 3, 4, 5, requires_grad=True)
-    torch.library.opcheck(torch.ops.deepatlas_ops.resize.default, (volume, [4, 1, 5]))
-    back = torch.ops.deepatlas_ops.resize_backward.default
-    torch.library.opcheck(
-        back, (torch.randn(2, 2, 4, 1, 5), [3, 4, 5]), test_utils=("test_schema", "test_faketensor")
-    )
-
-
 @pytest.mark.parametrize("size", [(2, 3), (2, 3, 0), (2, 3, 4.0), 5, "abc"])
 def test_errors(backend, size):
     with pytest.raises(ValueError, match=r"resize: size: expected three .*\(D, H, W\), got"):

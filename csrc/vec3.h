@@ -1,0 +1,51 @@
+// Three numbers a voxel, and what the kernels do with them.
+#pragma once
+
+#include "common.h"
+
+namespace deepatlas {
+
+template <class T>
+struct Vec3 {
+  T x, y, z;
+};
+
+template <class T>
+DA_HD Vec3<T> operator+(const Vec3<T>& a, const Vec3<T>& b) {
+  return {a.x + b.x, a.y + b.y, a.z + b.z};
+}
+template <class T>
+DA_HD Vec3<T> operator-(const Vec3<T>& a, const Vec3<T>& b) {
+  return {a.x - b.x, a.y - b.y, a.z - b.z};
+}
+template <class T>
+DA_HD Vec3<T> operator*(const Vec3<T>& a, T s) {
+  return {a.x * s, a.y * s, a.z * s};
+}
+template <class T>
+DA_HD Vec3<T> scaled(const Vec3<T>& a, const Vec3<T>& b) {
+  return {a.x * b.x, a.y * b.y, a.z * b.z};
+}
+template <class T>
+DA_HD T dot(const Vec3<T>& a, const Vec3<T>& b) {
+  return a.x * b.x + a.y * b.y + a.z * b.z;
+}
+template <class T>
+DA_HD Vec3<T> cross(const Vec3<T>& a, const Vec3<T>& b) {
+  return {a.y * b.z - a.z * b.y, a.z * b.x - a.x * b.z, a.x * b.y - a.y * b.x};
+}
+template <class T>
+DA_HD Vec3<T> lerp(const Vec3<T>& a, const Vec3<T>& b, T f) {
+  return a + (b - a) * f;
+}
+template <class T>
+DA_HD T length(const Vec3<T>& v) {
+  return std::sqrt(dot(v, v));
+}
+// Exactly: neither a NaN nor a product that underflows counts.
+template <class T>
+DA_HD bool is_zero(const Vec3<T>& v) {
+  return (v.x == T(0)) & (v.y == T(0)) & (v.z == T(0));
+}
+
+}  // namespace deepatlas

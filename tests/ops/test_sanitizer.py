@@ -1,0 +1,60 @@
+"""The whole native library, bindings included, under the address and undefined-behaviour sanitizers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import why_not_native
+
+from deepatlas_ops import _build
+
+SCRIPT = Path(__file__).with_name("under_sanitizers.py")
+
+
+def runtime(name):
+    """Path of a library of the compiler, or a skip: Python must have it loaded before anything else."""
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None or why_not_native():
+        pytest.skip(why_not_native() or "no C++ compiler")
+    found = subprocess.run(
+        [compiler, f"-print-file-name={name}"], capture_output=True, text=True
+    ).stdout.strip()
+    if not os.path.isabs(found):
+        pytest.skip(f"the compiler has no {name}")
+    return os.path.realpath(found)
+
+
+@pytest.fixture(scope="module")
+def environment():
+    # libstdc++ as well: the sanitizer looks for its exceptions before PyTorch would bring it
+    libraries = [runtime(name) for name in ("libasan.so", "libubsan.so", "libstdc++.so.6")]
+    return {
+        **os.environ,
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+        _build.CACHE_VARIABLE: str(_build.cache_directory()),
+    }
+
+
+def run(environment, *arguments):
+    command = [sys.executable, "-W", "ignore", str(SCRIPT), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+
+
+@pytest.mark.slow
+def test_hostile_inputs_touch_nothing_they_should_not(environment):
+    done = run(environment)
+    assert done.returncode == 0 and done.stdout == "clean\n", done.stdout + done.stderr[-4000:]
+
+
+@pytest.mark.slow
+def test_and_the_sanitizer_would_have_seen_it(environment):
+    done = run(environment, "with a bug")
+    assert done.returncode != 0
+    assert "AddressSanitizer: heap-buffer-overflow" in done.stderr, done.stderr[-4000:]
