@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,7 +91,7 @@ def determinant(field: Tensor, identity: Tensor) -> dict[str, Callable[[], Tenso
 
         def run() -> Tensor:
             result = sitk.DisplacementFieldJacobianDeterminant(image)
-            return torch.from_numpy(np.asarray(sitk.GetArrayViewFromImage(result)))[None, None].float()
+            return torch.from_numpy(sitk.GetArrayFromImage(result))[None, None].float()
 
         found["SimpleITK"] = run
     return found
