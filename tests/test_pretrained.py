@@ -1,0 +1,65 @@
+"""The models that come with the package."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import deepatlas
+from deepatlas.data.io import read_volume
+from deepatlas.errors import DeepAtlasError
+from deepatlas.evaluate.metrics import dice
+from deepatlas.localize import build_template
+from deepatlas.model import FILE, PRETRAINED, shipped
+
+OPENKBP = Path(os.environ.get("DEEPATLAS_DATA", Path(__file__).parents[2] / "shared" / "data")) / "openkbp"
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_shipped_model_loads_by_name_is_small_and_has_a_card(name):
+    model = deepatlas.load(name, device="cpu")
+    assert (PRETRAINED / name / FILE).stat().st_size < 15e6
+    assert model.network.training is False and all(p.isfinite().all() for p in model.network.parameters())
+    assert "## Limits" in (PRETRAINED / name / "README.md").read_text() and model.card["commit"]
+
+
+def test_the_name_of_no_model_lists_those_there_are(tmp_path):
+    assert shipped() == ["headneck"]
+    with pytest.raises(
+        DeepAtlasError, match="kneck: no run folder or model file there.*shipped are: headneck"
+    ):
+        deepatlas.load("kneck")
+
+
+def test_a_file_of_that_name_goes_before_the_shipped_model(tmp_path, monkeypatch):
+    (tmp_path / "headneck").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DeepAtlasError, match="no finished model yet"):
+        deepatlas.load("headneck")
+
+
+def test_half_precision_travels_in_half_the_space(tmp_path):
+    model = deepatlas.load("headneck", device="cpu")
+    sizes = {}
+    for half in (True, False):
+        model.save(tmp_path / f"{half}.pt", half=half)
+        sizes[half] = (tmp_path / f"{half}.pt").stat().st_size
+        assert deepatlas.load(tmp_path / f"{half}.pt", device="cpu").fingerprint == model.fingerprint
+    assert sizes[True] < 0.55 * sizes[False]
+
+
+@pytest.mark.skipif(not OPENKBP.is_dir(), reason=f"no OpenKBP exams in {OPENKBP} (set DEEPATLAS_DATA)")
+def test_headneck_finds_structures_of_an_exam_from_one_example():
+    model = deepatlas.load("headneck", device="cpu")
+    names = ["Brainstem", "RightParotid", "LeftParotid", "Mandible"]
+    template = build_template(model, OPENKBP / "train", ["pt_122"], names)
+    folder = OPENKBP / "validation" / "pt_222"
+    truth, found = (
+        read_volume(folder / "seg.nii.gz", labels=True),
+        model.segment(folder / "ct.nii.gz", template),
+    )
+    assert found.grid.matches(truth.grid, 1e-3)
+    scores = [dice(truth.array == i, found.array == i) for i in template.labels.values()]
+    assert min(scores) > 0.4 and sum(scores) / len(scores) > 0.6
