@@ -40,7 +40,11 @@ def build_parser() -> argparse.ArgumentParser:
         )
         if template:
             command.add_argument(
-                "--template", required=True, type=Path, metavar="T", help="file of `template`"
+                "--template",
+                required=True,
+                type=Path,
+                metavar="T",
+                help="file of `template`, or a shipped model",
             )
             command.add_argument(
                 "--any-model", action="store_true", help="accept a template of another model"

@@ -18,9 +18,9 @@ from deepatlas.data.preprocess import foreground_mask, normalize, to_model_grid
 from deepatlas.data.volume import Volume
 from deepatlas.errors import DeepAtlasError
 from deepatlas.nn import Atlas, CoordinateNetwork
+from deepatlas.pretrained import MODEL as FILE
+from deepatlas.pretrained import resolve, shipped
 
-FILE = "model.pt"
-PRETRAINED = Path(__file__).with_name("pretrained")  # <name>/model.pt, with a model card beside it
 Exam = str | os.PathLike | Volume
 
 
@@ -34,11 +34,6 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # the latter from a build without CUDA
         reason = str(error).splitlines()[0]
         raise DeepAtlasError(f"device {name} cannot be used here ({reason}); take cpu") from None
-
-
-def shipped() -> list[str]:
-    """Names of the models that come with the package."""
-    return sorted(path.parent.name for path in PRETRAINED.glob(f"*/{FILE}"))
 
 
 class Model:
@@ -67,7 +62,7 @@ class Model:
         """Load a model.
 
         Args:
-            name: a run folder (its ``model.pt`` is taken), a model file, or a shipped model (:func:`shipped`).
+            name: a run folder (its ``model.pt`` is taken), a model file, or a shipped model (``"headneck"``).
             device: ``"cpu"``, ``"cuda"`` …; by default a GPU if there is one.
             refine: steps by which the coordinates of every exam are refined after the network's one pass (see
                 :func:`~deepatlas.localize.refine.refine_coordinates`); 0: none. Use the same for the template.
@@ -75,9 +70,7 @@ class Model:
         Raises:
             DeepAtlasError: nothing there, damaged, or written by another format version.
         """
-        path = Path(name)
-        if str(name) in shipped() and not path.exists():
-            path = PRETRAINED / path / FILE
+        path = resolve(name, FILE)
         if path.is_dir():
             path = path / FILE
             if not path.is_file():

@@ -12,7 +12,7 @@ from deepatlas.data.io import read_volume
 from deepatlas.errors import DeepAtlasError
 from deepatlas.evaluate.metrics import dice
 from deepatlas.localize import build_template
-from deepatlas.model import FILE, PRETRAINED, shipped
+from deepatlas.pretrained import FOLDER, MODEL, shipped
 
 OPENKBP = Path(os.environ.get("DEEPATLAS_DATA", Path(__file__).parents[2] / "shared" / "data")) / "openkbp"
 
@@ -20,9 +20,12 @@ OPENKBP = Path(os.environ.get("DEEPATLAS_DATA", Path(__file__).parents[2] / "sha
 @pytest.mark.parametrize("name", shipped())
 def test_a_shipped_model_loads_by_name_is_small_and_has_a_card(name):
     model = deepatlas.load(name, device="cpu")
-    assert (PRETRAINED / name / FILE).stat().st_size < 15e6
+    assert (FOLDER / name / MODEL).stat().st_size < 15e6
     assert model.network.training is False and all(p.isfinite().all() for p in model.network.parameters())
-    assert "## Limits" in (PRETRAINED / name / "README.md").read_text() and model.card["commit"]
+    template = deepatlas.Template.load(name)
+    template.check_model(model.fingerprint)
+    assert sum(f.stat().st_size for f in (FOLDER / name).iterdir()) < 15e6 and template.masks.max() > 0.5
+    assert "## Limits" in (FOLDER / name / "README.md").read_text() and model.card["commit"]
 
 
 def test_the_name_of_no_model_lists_those_there_are(tmp_path):

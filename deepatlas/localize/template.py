@@ -10,6 +10,7 @@ import numpy as np
 
 from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.files import atomic_h5
+from deepatlas.pretrained import TEMPLATE, resolve
 
 FORMAT = "deepatlas-template"
 VERSION = 1
@@ -96,10 +97,13 @@ class Template:
 
     @classmethod
     def load(cls, path: str | Path) -> Template:
-        """Read a file of :meth:`save`. Raises DataError naming the file, what is wrong and the cure."""
+        """Read a file of :meth:`save`, or the template of a shipped model by that model's name.
+
+        Raises DataError naming the file, what is wrong and the cure.
+        """
         import h5py
 
-        path = Path(path)
+        path = resolve(path, TEMPLATE)
         if not path.is_file():
             raise DataError(f"{path}: no such template file; make one with `deepatlas template`")
         cure = "make it again with `deepatlas template`"
