@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
         "src", type=Path, metavar="SRC", help="data directory: <exam>/ct.nii.gz [seg.nii.gz], labels.json"
     )
     c.add_argument("dst", type=Path, metavar="DST", help="HDF5 file to write")
-    c.add_argument("--crop", choices=("foreground",), help="crop every exam to the patient first")
+    c.add_argument("--crop", choices=("foreground", "midline"), help="crop every exam to the patient first")
     is_strict(c)
 
     c = add("template", run.template, "solve for masks in coordinate space from labelled exams (eq. 14)")

@@ -18,7 +18,7 @@ STEPS = ("moving", "fixed", "direction_cosine", "newton")
 class DataConfig:
     """How exams become network input (section 5.5.2)."""
 
-    crop: str | None = None  # "foreground": cut to the patient before the fixed-shape resampling
+    crop: str | None = None  # before the fixed-shape resampling: "foreground" or "midline", see to_model_grid
     holdout: int = 8  # labelled exams kept out of training for the one-shot score, where no test set is given
     scale: tuple[float, float] = (0.7, 1.3)  # augmentation ranges of section 5.5.2
     rotation: float = 0.5  # radians
@@ -174,7 +174,7 @@ class Config:
         levels = len(net.channels)
         trained = levels - net.finest_level
         rules = {
-            "data.crop": (self.data.crop in (None, "foreground"), "null or foreground"),
+            "data.crop": (self.data.crop in (None, "foreground", "midline"), "null, foreground or midline"),
             "network.size": (net.size in (16, 32, 64), "16, 32 or 64"),
             "network.fold": (net.fold in (1, 2, 4), "1, 2 or 4"),
             "network.channels": (
@@ -333,7 +333,7 @@ PRESETS = {
     # 32^3 or 8^3 (.55, .53, .47 to .49); images compared at 64^3 instead of 32^3 .548 -> .566.
     "headneck": Config(
         preset="headneck",
-        data=DataConfig(crop="foreground", scale=(0.85, 1.15), rotation=0.2, translation=0.1),
+        data=DataConfig(crop="midline", scale=(0.85, 1.15), rotation=0.2, translation=0.1),
         network=NetworkConfig(size=64, fold=4, channels=(16, 32, 64), features=32, head_kernel=1),
         coarse=CoarseConfig(steps=600, batch=4, lr=2e-3, levels=None),
         loss=LossConfig(smoothness=1.5, similarity="histogram", window=9, tolerance=0.05),

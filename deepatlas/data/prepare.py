@@ -56,7 +56,8 @@ def prepare_cohort(
         store_path: the HDF5 file to write. An existing store there is reused when files, labels and options
             are the same (path, size and modification time), and replaced otherwise; any other file is left
             alone.
-        crop: ``"foreground"`` crops to the patient first, ``None`` keeps the whole field of view.
+        crop: ``"foreground"`` crops to the patient first, ``"midline"`` also to the middle 240 mm from left to right,
+            ``None`` keeps the whole field of view.
         strict: stop at the first exam that cannot be used; otherwise it is skipped, listed on stderr, and
             kept in ``store.skipped`` with the reason.
         progress: show a bar (where tqdm is installed) and the list of skipped exams on stderr.
@@ -67,7 +68,7 @@ def prepare_cohort(
             written, no usable exam at all, and (strict) the first bad exam.
     """
     if crop not in CROPS:
-        raise ValueError(f"prepare_cohort: crop must be None or 'foreground', got {crop!r}")
+        raise ValueError(f"prepare_cohort: crop must be one of {CROPS}, got {crop!r}")
     root, store_path = Path(root), Path(store_path)
     if is_store(root):
         return _open_as_is(root, crop)

@@ -18,7 +18,8 @@ from deepatlas.errors import DataError
 HU_RANGE = (-256.0, 256.0)
 AIR = -1024.0  # scanners pad outside their field of view with less; it is clamped before anything is averaged
 FINE_SIZE = 128
-CROPS = (None, "foreground")
+CROPS = (None, "foreground", "midline")
+MIDLINE_MM = 240.0  # left to right: any head and neck with some room, and of the shoulders only the middle
 
 _MASK_SIGMA = 0.7  # voxels, paper 5.5.3
 _MASK_THRESHOLD = -900.0  # HU, paper 5.5.3
@@ -33,7 +34,8 @@ _COMPANION = 0.25  # a second body part (the other leg) has at least this share 
 def to_model_grid(volume: Volume, size: int = 64, crop: str | None = None) -> Volume:
     """Resample a CT to ``size``³ as the network sees it (paper 5.5.2), still in Hounsfield units.
 
-    The voxels are put in RAS order, cropped to the patient if ``crop="foreground"``, resized to 128³ with
+    The voxels are put in RAS order, cropped to the patient if ``crop="foreground"`` (and from left to right to the
+    middle 240 mm of the patient at most if ``crop="midline"``, see :func:`midline_box`), resized to 128³ with
     corner-aligned linear interpolation and average-pooled by ``128 // size``.
 
     Returns a float32 :class:`Volume` whose grid is exact, the half-voxel shift of the pooling included.
@@ -48,10 +50,12 @@ def to_model_grid(volume: Volume, size: int = 64, crop: str | None = None) -> Vo
 def to_fine_grid(volume: Volume, crop: str | None = None) -> Volume:
     """The 128³ volume, in Hounsfield units, that :func:`to_model_grid` pools."""
     if crop not in CROPS:
-        raise ValueError(f"preprocess: crop must be None or 'foreground', got {crop!r}")
+        raise ValueError(f"preprocess: crop must be one of {CROPS}, got {crop!r}")
     volume = volume.canonical()
-    if crop == "foreground":
+    if crop:
         volume = volume.cropped(*foreground_box(volume))
+    if crop == "midline":
+        volume = volume.cropped(*midline_box(volume))
     tensor = torch.from_numpy(np.ascontiguousarray(volume.array, dtype=np.float32)).clamp(min=AIR)
     fine = ops.resize(tensor[None, None], (FINE_SIZE,) * 3)[0, 0]
     return replace(volume, array=fine.numpy(), grid=volume.grid.resized(FINE_SIZE))
@@ -166,6 +170,26 @@ def foreground_box(volume: Volume) -> tuple[Shape, Shape]:
         start.append(low)
         shape.append(high - low)
     return tuple(start), tuple(shape)  # type: ignore[return-value]
+
+
+def midline_box(volume: Volume) -> tuple[Shape, Shape]:
+    """Box ``(start, shape)`` in voxels (z, y, x) of a RAS image: its middle ``MIDLINE_MM`` from left to right.
+
+    The middle is the median over the axial slices of the patient's centre in each. For heads and necks: a whole
+    image is as wide as the shoulders, three times a head, or as narrow as the field of view, so a head would take
+    a third of the network's input in one exam and all of it in the next.
+    """
+    depth, height, width = volume.grid.shape
+    keep = min(width, round(MIDLINE_MM / volume.grid.spacing[0]))
+    body = ndimage.binary_opening(np.asarray(volume.array) > _BODY_THRESHOLD, _IN_PLANE)
+    columns = body.sum(axis=1)  # [z, x]
+    filled = columns.sum(axis=1)
+    if keep == width or not filled.any():
+        start = (width - keep) // 2
+    else:
+        centres = (columns @ np.arange(width))[filled > 0] / filled[filled > 0]
+        start = min(max(0, round(float(np.median(centres)) - (keep - 1) / 2)), width - keep)
+    return (0, 0, start), (depth, height, keep)
 
 
 def _full_slices(body: NDArray[np.bool_], kernel: tuple[int, ...], volume: Volume) -> NDArray[np.bool_]:

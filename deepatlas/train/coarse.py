@@ -69,7 +69,7 @@ class TemplateCrops:
         n = len(self._rows)
         first, last = (int(round((v + 1) / 2 * (n - 1))) for v in (start, start + length))
         y = x = (-self.extent, self.extent)
-        if self.data.crop == "foreground":
+        if self.data.crop:
             y, x = (_bounds(side[first : last + 1].any(0)) for side in (self._rows, self._columns))
         return torch.tensor([x, y, (start, start + length)])
 
