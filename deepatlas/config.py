@@ -100,6 +100,13 @@ class TrainConfig:
     average: float = 0.0  # decay of a running mean of the weights, which is what is kept; 0 turns it off
     head_steps: int = 200  # warm start of a new head (section 5.2.3)
     extent: float = 0.85  # half-width of the seed exam in coordinate space
+    accumulate: int = (
+        1  # parts that a batch is computed in, one after another: less memory, the same gradient
+    )
+    precision: str = (
+        "float32"  # of the networks' convolutions: float32 | bfloat16; coordinates and losses are float32
+    )
+    compile: bool = False  # the networks through torch.compile
     checkpoint_minutes: float = 5.0
 
 
@@ -225,6 +232,9 @@ class Config:
                 f"one number for each of the {trained} trained levels, none negative",
             ),
             "train.batch": (train.batch >= 2, "at least 2 (the implicit loss needs pairs)"),
+            "train.accumulate": (1 <= train.accumulate <= train.batch, "in 1..train.batch"),
+            "train.precision": (train.precision in ("float32", "bfloat16"), "float32 or bfloat16"),
+            "train.checkpoint_minutes": (train.checkpoint_minutes >= 0, "not negative"),
             "train.extent": (0 < train.extent <= 1, "in (0, 1]"),
             "train.average": (0 <= train.average < 1, "in [0, 1)"),
         }

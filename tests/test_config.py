@@ -62,7 +62,7 @@ def test_wrong_overrides_are_named(setting, message):
         ("phantom.train=1", "phantom.train must be at least 2"),
         ("network.size=48", "network.size must be 16, 32 or 64"),
         ("loss.window=4", "loss.window must be odd"),
-        ("data.crop=half", "data.crop must be null or foreground"),
+        ("data.crop=half", "data.crop must be null, foreground or midline"),
     ],
 )
 def test_settings_that_cannot_run_are_named(setting, message):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -79,14 +80,47 @@ def random_displacement(
     finer one, linearly in between (:data:`ELASTIC`). About 0.1 is the difference between two people.
     """
     shape = (size,) * 3 if isinstance(size, int) else tuple(size)
+    return ops.resize(_control_points(batch, strength, generator).to(device), shape)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The random maps of a batch as they were drawn: small tensors, from which any of its exams can be made.
+
+    ``theta`` ``[B, 3, 4]``; ``control`` ``[B, 3, c, c, c]``, control points of smooth displacements, or None.
+    """
+
+    theta: Tensor
+    control: Tensor | None = None
+
+    @classmethod
+    def draw(cls, batch: int, generator: torch.Generator | None = None, *, elastic: float = 0.0, **ranges):
+        """``ranges`` are those of :func:`random_affine`, ``elastic`` the strength of :func:`random_displacement`."""
+        theta = random_affine(batch, generator, **ranges)
+        return cls(theta, _control_points(batch, elastic, generator) if elastic else None)
+
+    def rows(self, rows: Sequence[int]) -> Augmentation:
+        """The maps of some exams of the batch."""
+        index = torch.as_tensor(rows, device=self.theta.device)
+        return Augmentation(self.theta[index], None if self.control is None else self.control[index])
+
+    def coords(self, size: int | Sequence[int], device: torch.device | str) -> Tensor:
+        """Where each augmented voxel lies in its original, ``[B, 3, D, H, W]``."""
+        coords = affine_coords(self.theta.to(device), size)
+        return (
+            coords if self.control is None else coords + ops.resize(self.control.to(device), coords.shape[2:])
+        )
+
+
+def _control_points(batch: int, strength: float, generator: torch.Generator | None) -> Tensor:
     source = generator.device if generator is not None else torch.device("cpu")
     # The coarser points are among the finer ones, so the sum on those is the sum everywhere.
     finest = max(control for control, _ in ELASTIC)
-    total = torch.zeros((batch, 3, *(finest,) * 3), device=device)
+    total = torch.zeros((batch, 3, *(finest,) * 3), device=source)
     for control, share in ELASTIC:
-        noise = torch.randn((batch, 3, *(control,) * 3), generator=generator, device=source).to(device)
+        noise = torch.randn((batch, 3, *(control,) * 3), generator=generator, device=source)
         total += share * strength * ops.resize(noise, (finest,) * 3)
-    return ops.resize(total, shape)
+    return total
 
 
 def affine_coords(theta: Tensor, size: int | Sequence[int]) -> Tensor:

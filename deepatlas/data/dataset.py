@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import deepatlas_ops as ops
-from deepatlas.data.augment import affine_coords, random_affine, random_displacement
+from deepatlas.data.augment import Augmentation
 from deepatlas.data.preprocess import normalize
 from deepatlas.data.store import SIZE, Store
 
@@ -77,18 +77,22 @@ class TrainingArray:
         (:func:`~deepatlas.data.augment.random_displacement`); what comes in from outside is air (0) and not
         foreground. Without it theta is the identity. The same generator state gives the same batch.
         """
+        drawn = Augmentation.draw(len(indices), generator, elastic=elastic, **ranges) if augment else None
+        theta = torch.eye(3, 4).repeat(len(indices), 1, 1) if drawn is None else drawn.theta
+        return *self.take(indices, drawn), theta.to(self.device)
+
+    def take(
+        self, indices: Sequence[int] | Tensor, augmentation: Augmentation | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``(x, mask)`` of :meth:`batch` under maps that were drawn before; as they are without."""
         index = torch.as_tensor(indices, dtype=torch.long, device=self.device)
         x, mask = self.volumes[index].float(), self.masks[index].float()
-        if not augment:
-            theta = torch.eye(3, 4, device=self.device).expand(len(index), 3, 4).contiguous()
-            return x, mask, theta
-        theta = random_affine(len(index), generator, device=self.device, **ranges)  # type: ignore[arg-type]
-        size = (self.size,) * 3
-        if elastic:
-            coords = affine_coords(theta, size)
-            coords += random_displacement(len(index), size, elastic, generator, device=self.device)
+        if augmentation is None:
+            return x, mask
+        if augmentation.control is not None:
+            coords = augmentation.coords(self.size, self.device)
             x = ops.resample(x, coords, padding="zeros")
-            return x, ops.resample(mask, coords, mode="nearest", padding="zeros"), theta
+            return x, ops.resample(mask, coords, mode="nearest", padding="zeros")
+        theta, size = augmentation.theta.to(self.device), (self.size,) * 3
         x = ops.affine_resample(x, theta, size, padding="zeros")
-        mask = ops.affine_resample(mask, theta, size, mode="nearest", padding="zeros")
-        return x, mask, theta
+        return x, ops.affine_resample(mask, theta, size, mode="nearest", padding="zeros")

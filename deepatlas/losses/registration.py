@@ -25,7 +25,10 @@ def on_loss_grid(image: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor
 
 @dataclass
 class LossTerms:
-    """The objective and its parts, each a mean over the batch (0-d tensors)."""
+    """The objective and its parts, each a mean over the batch (0-d tensors).
+
+    A part of a batch holds its share of the means, so that those of all parts add up.
+    """
 
     total: Tensor
     explicit_similarity: Tensor
@@ -35,7 +38,7 @@ class LossTerms:
     implicit_smoothness: Tensor
     implicit_edges: Tensor
     overlap: Tensor  # fraction of the fixed foreground that a pair shares
-    folds: Tensor  # fraction of the foreground where the coordinate map folds
+    folds: Tensor  # fraction of an exam's foreground where its coordinate map folds
 
     def scalars(self) -> dict[str, float]:
         names = list(self.__dataclass_fields__)
@@ -55,17 +58,26 @@ class RegistrationLoss:
         size = input_size or config.size
         self._extent = 1 - (size // config.size - 1) / max(1, size - 1)
 
-    def __call__(self, coords: Tensor, image: Tensor, mask: Tensor, atlas: Atlas) -> LossTerms:
-        """``coords [B, 3, s, s, s]`` of any resolution; ``image``, ``mask`` ``[B, 1, n, n, n]`` on the loss grid."""
+    def __call__(
+        self, coords: Tensor, image: Tensor, mask: Tensor, atlas: Atlas, count: int | None = None
+    ) -> LossTerms:
+        """``coords [B, 3, s, s, s]`` of any resolution; ``image``, ``mask`` ``[B, 1, n, n, n]`` on the loss grid.
+
+        Exam i is moved onto exam i + 1, the last one onto the first. ``count`` tells that these are consecutive exams
+        of a larger batch of ``count``: the last one is then there for the pair before it alone.
+        """
         cfg = self.config
         coords = self._on_loss_grid(coords, image.shape[2:])
+        own = len(coords) if count is None else len(coords) - 1
+        count = count or own
         with torch.no_grad():
             features = self.similarity.encode(image)
-            weight = mask.flatten(1).sum(1)
-            folds = (ops.folds(coords, mask) * weight).sum() / weight.sum().clamp_min(1)
+            folds = ops.folds(coords[:own], mask[:own]).sum() / count
 
-        explicit = self._explicit(coords, image, features, mask, atlas)
-        implicit, overlap = self._implicit(coords, image, features, mask)
+        explicit = self._explicit(
+            coords[:own], image[:own], [f[:own] for f in features], mask[:own], atlas, count
+        )
+        implicit, overlap = self._implicit(coords, image, features, mask, own, count)
         zero = coords.new_zeros(())
         explicit = explicit or (zero,) * 3
         implicit = implicit or (zero,) * 3
@@ -80,47 +92,47 @@ class RegistrationLoss:
         theta = self._extent * torch.eye(3, 4, dtype=coords.dtype, device=coords.device)
         return ops.affine_resample(coords, theta.expand(len(coords), 3, 4), size, padding="border")
 
-    def _explicit(self, coords, image, features, mask, atlas):
+    def _explicit(self, coords, image, features, mask, atlas, count):
         if not self.config.explicit:
             return None
         warped = atlas(coords)
-        return (
-            self.similarity(warped, features, mask).mean(),
-            ops.smoothness_loss(coords, mask, orthonormality=self.config.orthonormality).mean(),
-            self._edges(warped, image, mask).mean(),
+        terms = (
+            self.similarity(warped, features, mask),
+            ops.smoothness_loss(coords, mask, orthonormality=self.config.orthonormality),
+            self._edges(warped, image, mask),
         )
+        return tuple(term.sum() / count for term in terms)
 
-    def _implicit(self, coords, image, features, mask):
-        """Pairs are (i, i + 1) around the batch: exam i moves onto exam i + 1."""
+    def _implicit(self, coords, image, features, mask, own, count):
+        """A pair that does not share enough to be compared counts as none, and adds nothing."""
         cfg = self.config
         zero = coords.new_zeros(())
         if not cfg.implicit or coords.shape[0] < 2:
             return None, zero
-        fixed = torch.roll(torch.arange(coords.shape[0], device=coords.device), -1)
+        fixed = (torch.arange(own, device=coords.device) + 1) % coords.shape[0]
         warp = ops.implicit_warp(
-            coords,
+            coords[:own],
             coords[fixed],
             iterations=cfg.iterations,
             tolerance=cfg.tolerance,
             step=cfg.step,
-            mask=mask,
+            mask=mask[:own],
         )
         displacement = warp.displacement
-        both = torch.cat([image, mask], 1)
+        both = torch.cat([image[:own], mask[:own]], 1)
         warped, moved_mask = ops.warp(both, displacement, padding="zeros").split(1, 1)
         with torch.no_grad():
             shared = mask[fixed] * (moved_mask > 0.5) * warp.valid
             overlap = shared.flatten(1).sum(1) / mask[fixed].flatten(1).sum(1).clamp_min(1)
             use = (overlap >= cfg.min_overlap).to(shared.dtype)
             shared = shared * use[:, None, None, None, None]
-            pairs = use.sum().clamp_min(1)
         similarity = self.similarity(warped, [f[fixed] for f in features], shared) * use
         absolute = displacement + affine_coords(
             torch.eye(3, 4).to(displacement)[None], displacement.shape[2:]
         )
         smoothness = ops.smoothness_loss(absolute, shared, orthonormality=cfg.orthonormality) * use
         edges = self._edges(warped, image[fixed], shared) * use
-        return tuple(term.sum() / pairs for term in (similarity, smoothness, edges)), overlap.mean()
+        return tuple(term.sum() / count for term in (similarity, smoothness, edges)), overlap.sum() / count
 
     def _edges(self, moving, fixed, mask):
         return edge_difference(moving, fixed, mask) if self.config.prewitt else moving.new_zeros(1)

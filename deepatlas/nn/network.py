@@ -80,7 +80,9 @@ class CoordinateNetwork(nn.Module):
         return [self._coords(f) for f in self.features(x, level)]
 
     def _coords(self, features: Tensor) -> Tensor:
-        return torch.tanh(self.to_coords(features).float())
+        # In float32 whatever the features are: bfloat16 would leave steps of a tenth of a voxel.
+        with torch.autocast(features.device.type, enabled=False):
+            return torch.tanh(self.to_coords(features.float()))
 
     def head_parameters(self, level: int) -> list[nn.Parameter]:
         """The parameters that exist only for the head of ``level`` (warm start, section 5.2.3)."""

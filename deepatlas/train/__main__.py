@@ -90,6 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
             _settings(arguments), _request(arguments), device=arguments.device, quiet=arguments.quiet
         )
     result = experiment.run()
+    if not experiment.world.main:
+        return 0
     if arguments.json:
         print(json.dumps(result, indent=2))
     else:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from torch import Tensor
-
 from deepatlas.nn import Autoencoder
+from deepatlas.train.batches import Batches
 from deepatlas.train.loop import Phase, Schedule, Session
 
 
-def autoencoder_phase(session: Session, batch: Callable[[int], tuple[Tensor, Tensor]]) -> Phase:
-    """``batch(n)`` draws augmented images and masks on the loss grid, ``[n, 1, D, H, W]``."""
+def autoencoder_phase(session: Session, batches: Batches) -> Phase:
+    """Reconstruction of augmented images on the loss grid."""
     config = session.config.autoencoder
     model: Autoencoder = session.modules["autoencoder"]
 
     def step(_: int):
-        image, _mask = batch(config.batch)
-        loss = model.loss(image)
-        return loss, lambda: {"reconstruction_mse": loss.item()}
+        drawn = batches.draw(config.batch, session.generator)
+        for rows in session.parts(config.batch):
+            _x, image, _mask = batches.take(drawn, rows)
+            with session.autocast():
+                loss = model.loss(image) * (len(rows) / config.batch)
+            yield loss, lambda loss=loss: {"reconstruction_mse": loss.item()}
 
     return Phase(
         name="autoencoder",
@@ -26,5 +26,6 @@ def autoencoder_phase(session: Session, batch: Callable[[int], tuple[Tensor, Ten
         parameters=[(list(model.parameters()), 1.0)],
         schedule=Schedule(config.lr, config.decay),
         step=step,
+        batch=lambda generator: batches.record(config.batch, generator),
         clip=session.config.train.clip,
     )

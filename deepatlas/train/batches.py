@@ -1,41 +1,62 @@
-"""Random augmented batches for the two kinds of phases."""
+"""Random augmented batches of exams, drawn as a whole and computed in parts."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from deepatlas.config import DataConfig
+from deepatlas.data.augment import Augmentation
 from deepatlas.losses import on_loss_grid
-from deepatlas.train.loop import Session
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A batch as its random numbers decide it: rows of the training array and how each is augmented."""
+
+    indices: list[int]
+    augmentation: Augmentation
 
 
 class Batches:
-    """Draws exams without replacement, epoch after epoch, augmented on the device.
+    """Draws exams without replacement, each under its own random map.
 
-    ``array`` is a :class:`deepatlas.data.dataset.TrainingArray` of network-sized volumes.
+    ``array`` is a :class:`deepatlas.data.dataset.TrainingArray` of network-sized volumes, ``loss_size`` the side of
+    the loss grid.
     """
 
-    def __init__(self, session: Session, array, ids: list[str]):
-        self.session, self.array, self.ids = session, array, ids
+    def __init__(self, array, ids: list[str], data: DataConfig, loss_size: int):
+        self.array, self.ids, self.data, self.loss_size = array, ids, data, loss_size
 
-    def __call__(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Network input ``[n, 1, S, S, S]``, and image and mask on the loss grid, ``[n, 1, s, s, s]``."""
-        data, generator = self.session.config.data, self.session.generator
+    def draw(self, count: int, generator: torch.Generator) -> Drawn:
+        """The random numbers of a batch: the same for the same state of the generator, on any machine."""
         indices = self._indices(count, generator)
-        self.session.last_batch = [self.ids[i] for i in indices]
-        x, mask, _theta = self.array.batch(
-            indices,
+        data = self.data
+        augmentation = Augmentation.draw(
+            count,
             generator,
             elastic=data.elastic,
             scale=data.scale,
             rotation=data.rotation,
             translation=data.translation,
         )
-        return x, *on_loss_grid(x, mask, self.session.config.loss.size)
+        return Drawn(indices, augmentation)
 
-    def images(self, count: int) -> tuple[Tensor, Tensor]:
-        """Image and mask on the loss grid only."""
-        return self(count)[1:]
+    def take(self, drawn: Drawn, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Some exams: network input ``[n, 1, S, S, S]``, image and mask on the loss grid, ``[n, 1, s, s, s]``."""
+        x, mask = self.array.take([drawn.indices[r] for r in rows], drawn.augmentation.rows(rows))
+        return x, *on_loss_grid(x, mask, self.loss_size)
+
+    def record(self, count: int, generator: torch.Generator) -> dict:
+        """The batch that ``draw`` gives with this generator, for a file: exam ids, maps, input, image, mask."""
+        drawn = self.draw(count, generator)
+        x, image, mask = self.take(drawn, range(count))
+        maps = {"theta": drawn.augmentation.theta, "control": drawn.augmentation.control}
+        exams = [self.ids[i] for i in drawn.indices]
+        return {"exams": exams, **maps, "input": x, "image": image, "mask": mask}
 
     def _indices(self, count: int, generator: torch.Generator) -> list[int]:
         total = len(self.ids)

@@ -7,17 +7,30 @@ paper the maps bend smoothly and the intensities change, since one exam has to s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.functional import huber_loss
 
 import deepatlas_ops as ops
 from deepatlas.config import CoarseConfig, DataConfig
-from deepatlas.data.augment import affine_coords, random_affine, random_displacement
+from deepatlas.data.augment import Augmentation, affine_coords
 from deepatlas.losses.similarity import masked_mean
 from deepatlas.nn import Atlas, CoordinateNetwork
 from deepatlas.nn.atlas import sample_shared
 from deepatlas.train.loop import Phase, Schedule, Session
+
+
+@dataclass(frozen=True)
+class DrawnCrops:
+    """A batch of crops as its random numbers decide it."""
+
+    boxes: Tensor  # [B, 3, 2]: bounds in coordinate space, x, y, z
+    augmentation: Augmentation
+    contrast: Tensor  # [3, B, 1, 1, 1, 1] in [-1, 1]
+    noise: Tensor | None  # [B, 1, S, S, S]
 
 
 class TemplateCrops:
@@ -34,30 +47,43 @@ class TemplateCrops:
         if not bool(filled.any()):
             raise ValueError("TemplateCrops: mask is empty, so the template exam shows nothing to learn from")
 
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Image ``[B, 1, S, S, S]`` in [0, 1], coordinates ``[B, 3, S, S, S]``, mask ``[B, 1, S, S, S]``."""
-        device = self.mask.device
-        boxes = torch.stack([self._box(generator) for _ in range(count)]).to(device)  # [B, 3, 2] x, y, z
-        centre, half = boxes.mean(2), (boxes[..., 1] - boxes[..., 0]) / 2
-        theta = random_affine(
+    def draw(self, count: int, generator: torch.Generator) -> DrawnCrops:
+        """The random numbers of a batch: the same for the same state of the generator, on any machine."""
+        boxes = torch.stack([self._box(generator) for _ in range(count)])
+        data, size = self.data, (count, 1, *(self.size,) * 3)
+        augmentation = Augmentation.draw(
             count,
             generator,
-            scale=self.data.scale,
-            rotation=self.data.rotation,
-            translation=self.data.translation,
-            device=device,
+            elastic=self.coarse.elastic,
+            scale=data.scale,
+            rotation=data.rotation,
+            translation=data.translation,
         )
-        field = affine_coords(theta, self.size)
+        contrast = 2 * torch.rand((3, count, 1, 1, 1, 1), generator=generator, device=generator.device) - 1
+        noise = (
+            torch.randn(size, generator=generator, device=generator.device) if self.coarse.contrast else None
+        )
+        return DrawnCrops(boxes, augmentation, contrast, noise)
+
+    def take(self, drawn: DrawnCrops, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Image ``[n, 1, S, S, S]`` in [0, 1], coordinates ``[n, 3, S, S, S]``, mask ``[n, 1, S, S, S]``."""
+        device, rows = self.mask.device, list(rows)
+        boxes, augmentation = drawn.boxes[rows].to(device), drawn.augmentation.rows(rows)
+        centre, half = boxes.mean(2), (boxes[..., 1] - boxes[..., 0]) / 2
+        field = affine_coords(augmentation.theta.to(device), self.size)
         coords = centre[..., None, None, None] + half[..., None, None, None] * field
-        if self.coarse.elastic:
-            coords += random_displacement(count, self.size, self.coarse.elastic, generator, device=device)
+        if augmentation.control is not None:
+            coords += ops.resize(augmentation.control.to(device), (self.size,) * 3)
         with torch.no_grad():
             image = self.atlas(coords)
             mask = sample_shared(self.mask, coords, padding="zeros")
             # Beyond the box of the crop there is nothing: a real exam ends there, and augmentation shows its end.
             inside = field.abs().amax(1, keepdim=True) <= 1
             image, mask = image * inside, (mask > 0.5) * inside
-            image = self._recolour(image, mask, generator)
+            if drawn.noise is not None:
+                image = self._recolour(
+                    image, mask, drawn.contrast[:, rows].to(image), drawn.noise[rows].to(image)
+                )
         return image, coords, mask.to(image.dtype)
 
     def _box(self, generator: torch.Generator) -> Tensor:
@@ -73,14 +99,9 @@ class TemplateCrops:
             y, x = (_bounds(side[first : last + 1].any(0)) for side in (self._rows, self._columns))
         return torch.tensor([x, y, (start, start + length)])
 
-    def _recolour(self, image: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
+    def _recolour(self, image: Tensor, mask: Tensor, draw: Tensor, noise: Tensor) -> Tensor:
         """Random gamma and gain, and noise inside the patient: contrast phases, scanners and kernels differ."""
         strength = self.coarse.contrast
-        if not strength:
-            return image
-        shape = (3, image.shape[0], 1, 1, 1, 1)
-        draw = (2 * torch.rand(shape, generator=generator, device=generator.device) - 1).to(image)
-        noise = torch.randn(image.shape, generator=generator, device=generator.device).to(image)
         changed = image.clamp(0, 1) ** (1 + strength * draw[0]) * (1 + 0.5 * strength * draw[1])
         changed = changed + 0.1 * strength * (1 + draw[2]) * noise * mask
         return changed.clamp(0, 1)
@@ -96,15 +117,23 @@ def coarse_phase(session: Session, crops: TemplateCrops) -> Phase:
     ) * 3  # maps are smooth: no need to compare them on every voxel of the input
 
     def step(_: int):
-        image, coords, mask = crops.draw(config.batch, session.generator)
-        target, mask = ops.resize(coords.clamp(-1, 1), grid), ops.resize(mask, grid)
-        losses = []
-        for predicted in network.pyramid(image, finest):
-            predicted = ops.resize(predicted, grid)
-            difference = huber_loss(predicted, target, reduction="none", delta=0.1)
-            losses.append(masked_mean(difference, mask).mean())
-        error = (predicted.detach() - target).abs()
-        return 10 * sum(losses), lambda: {"coarse_error": masked_mean(error, mask).mean().item()}
+        drawn = crops.draw(config.batch, session.generator)
+        for rows in session.parts(config.batch):
+            image, coords, mask = crops.take(drawn, rows)
+            target, mask = ops.resize(coords.clamp(-1, 1), grid), ops.resize(mask, grid)
+            losses = []
+            with session.autocast():
+                pyramid = network.pyramid(image, finest)
+            for predicted in pyramid:
+                predicted = ops.resize(predicted, grid)
+                difference = huber_loss(predicted, target, reduction="none", delta=0.1)
+                losses.append(masked_mean(difference, mask).sum() / config.batch)
+            error = masked_mean((predicted.detach() - target).abs(), mask).sum() / config.batch
+            yield 10 * sum(losses), lambda error=error: {"coarse_error": error.item()}
+
+    def record(generator: torch.Generator) -> dict:
+        image, coords, mask = crops.take(crops.draw(config.batch, generator), range(config.batch))
+        return {"exams": [session.facts["seed_exam"]], "input": image, "coords": coords, "mask": mask}
 
     return Phase(
         name="coarse",
@@ -112,6 +141,7 @@ def coarse_phase(session: Session, crops: TemplateCrops) -> Phase:
         parameters=[(list(network.parameters()), 1.0)],
         schedule=Schedule(config.lr, session.config.train.decay, session.config.train.warmup),
         step=step,
+        batch=record,
         clip=session.config.train.clip,
     )
 

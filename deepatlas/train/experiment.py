@@ -31,21 +31,30 @@ from deepatlas.nn import Atlas, Autoencoder, CoordinateNetwork, parameter_count
 from deepatlas.train.autoencoder import autoencoder_phase
 from deepatlas.train.batches import Batches
 from deepatlas.train.coarse import TemplateCrops, coarse_phase
-from deepatlas.train.log import RunLog
+from deepatlas.train.log import NullLog, RunLog
 from deepatlas.train.loop import Session
+from deepatlas.train.panel import save_panel
 from deepatlas.train.score import score
 from deepatlas.train.stages import stage_phases
+from deepatlas.train.world import World
 
 CONFIG, RESULT = "config.json", "result.json"
+PANEL_EXAMS = 4  # in the picture at the end of a level
 
 
 class Experiment:
     """A run folder and what happens in it. Make one with :meth:`create` or :meth:`resume`."""
 
-    def __init__(self, folder: Path, config: Config, request: dict, *, device=None, quiet=False, state=None):
-        self.folder, self.config, self.request, self.quiet = Path(folder), config, request, quiet
-        self.device = pick_device(device)
+    def __init__(self, folder: Path, config: Config, request: dict, world: World, *, quiet=False, state=None):
+        self.folder, self.config, self.request, self.world = Path(folder), config, request, world
+        self.quiet = quiet or not world.main
         self.state = state
+        if world.size > min(config.train.batch, config.coarse.batch, config.autoencoder.batch):
+            raise DeepAtlasError(
+                f"{world.size} processes cannot share a batch smaller than that: start fewer, or raise train.batch, "
+                f"coarse.batch and autoencoder.batch ({config.train.batch}, {config.coarse.batch}, "
+                f"{config.autoencoder.batch})"
+            )
 
     @classmethod
     def create(cls, config: Config, request: dict, *, device=None, quiet=False) -> Experiment:
@@ -54,18 +63,12 @@ class Experiment:
         Raises:
             DeepAtlasError: the folder holds another run (its checkpoint is not overwritten).
         """
+        world = World(pick_device(device))
         folder = Path(request["out"])
-        if (folder / checkpoint.NAME).exists() or (folder / MODEL_FILE).exists():
-            raise DeepAtlasError(
-                f"{folder}: holds a run already; continue it with --resume {folder}, or choose --out"
-            )
-        for directory in (request["data"], request["test"]):  # a wrong path should leave no run folder behind
-            if directory and not is_store(directory):
-                find_exams(directory)
-        write_text(
-            folder / CONFIG, json.dumps({"config": config.to_dict(), "request": request}, indent=2) + "\n"
-        )
-        return cls(folder, config, request, device=device, quiet=quiet)
+        with world.main_first():
+            if world.main:
+                _start_folder(folder, config, request)
+        return cls(folder, config, request, world, quiet=quiet)
 
     @classmethod
     def resume(cls, folder: Path, *, device=None, quiet=False) -> Experiment:
@@ -87,26 +90,30 @@ class Experiment:
                 raise DeepAtlasError(
                     f"{path}: changed since the checkpoint was written; restore it, or start a new run"
                 )
-        return cls(folder, config, request, device=device, quiet=quiet, state=state)
+        return cls(folder, config, request, World(pick_device(device)), quiet=quiet, state=state)
 
     # -- the run ---------------------------------------------------------------------------------------------
 
     def run(self) -> dict:
-        """Everything that is still to be done; returns what ``result.json`` holds."""
+        """Everything that is still to be done; returns what ``result.json`` holds, in the first process."""
         began = time.monotonic()
         torch.manual_seed(self.config.seed)
-        log = RunLog(self.folder, quiet=self.quiet)
+        log = RunLog(self.folder, quiet=self.quiet) if self.world.main else NullLog()
         try:
-            store = self._store(log)
+            with self.world.main_first():
+                store = self._store(log)
             split = self._split(store)
             session = self._session(log)
             if self.state:
                 session.restore(self.state)
             log.say(
                 f"{len(split['train'])} exams to learn from, {len(split['test'])} to test on; network of "
-                f"{parameter_count(session.modules['network']):,} parameters on {self.device}"
+                f"{parameter_count(session.modules['network']):,} parameters on {self._where()}"
             )
             self._train(session, store, split)
+            self.world.close()
+            if not self.world.main:
+                return {}
             model = self._finish(session, split)
             result = score(self.folder, model, self.config, self.request, split, log)
             result["training_seconds"] = round(session.seconds, 1)
@@ -144,6 +151,13 @@ class Experiment:
             f"{result['training_seconds']:.0f} s of training; model, atlas, figures and report: {self.folder}"
         )
         return "\n".join(lines)
+
+    def _where(self) -> str:
+        return (
+            f"{self.world.device}"
+            if self.world.size == 1
+            else f"{self.world.size} x {self.world.device.type}"
+        )
 
     # -- parts -----------------------------------------------------------------------------------------------
 
@@ -223,26 +237,31 @@ class Experiment:
             "atlas": Atlas(config.network.atlas_size),
             "autoencoder": Autoencoder(config.autoencoder.channels, config.network.groups),
         }
-        if self.device.type == "cpu":
-            # Convolutions with few channels are twice as fast in this layout on a CPU.
+        device = self.world.device
+        if device.type == "cpu" or config.train.precision == "bfloat16":
+            # Convolutions with few channels are twice as fast in this layout on a CPU, and tensor cores ask for it.
             modules["network"].to(memory_format=torch.channels_last_3d)
             modules["autoencoder"].to(memory_format=torch.channels_last_3d)
         for module in modules.values():
-            module.to(self.device)
+            module.to(device)
         generator = torch.Generator().manual_seed(config.seed)
-        return Session(config, self.folder, self.device, log, modules, generator)
+        return Session(config, self.folder, self.world, log, modules, generator)
 
     def _train(self, session: Session, store: Store, split: dict) -> None:
         config, modules = self.config, session.modules
         rows = [store.index(i) for i in split["train"]]
-        array = TrainingArray(store, config.network.size, self.device, exams=rows)
-        batches = Batches(session, array, split["train"])
+        device = self.world.device
+        array = TrainingArray(store, config.network.size, device, exams=rows)
+        batches = Batches(array, split["train"], config.data, config.loss.size)
         if not session.done and session.overall == 0:
             self._seed_atlas(session, store, split["seed"])
-        mask = session.facts["seed_mask"].to(self.device)
+        mask = session.facts["seed_mask"].to(device)
+        compiled = [modules["network"], modules["autoencoder"]] if config.train.compile else []
+        for module in compiled:
+            module.features = torch.compile(module.features)
 
         if config.loss.similarity == "features":
-            session.run([autoencoder_phase(session, batches.images)])
+            session.run([autoencoder_phase(session, batches)])
         autoencoder = freeze(modules["autoencoder"])
         crops = TemplateCrops(
             modules["atlas"], mask, config.network.size, config.train.extent, config.coarse, config.data
@@ -250,7 +269,15 @@ class Experiment:
         session.run([coarse_phase(session, crops)])
         similarity = FeatureSimilarity(autoencoder, config.loss.similarity, config.loss.window)
         loss = RegistrationLoss(config.loss, similarity, config.network.size)
-        session.run(stage_phases(session, batches, loss))
+        grids = [store.grid(row) for row in rows[:PANEL_EXAMS]]
+
+        def picture(level: int) -> None:
+            path = self.folder / "figures" / f"level-{level}.png"
+            save_panel(path, modules["network"], modules["atlas"], array, grids, level)
+
+        session.run(stage_phases(session, batches, loss, picture))
+        for module in compiled:
+            del module.features  # the method of the class again: what follows are single exams
 
     def _seed_atlas(self, session: Session, store: Store, exam: str) -> None:
         """The atlas starts as one exam (sections 5.1.2 and 5.2.5), as sharp as its file is."""
@@ -259,7 +286,7 @@ class Experiment:
         hu = torch.as_tensor(np.ascontiguousarray(volume.array), dtype=torch.float32)[None, None]
         extent = self.config.train.extent
         atlas: Atlas = session.modules["atlas"]
-        atlas.seed(normalize(hu).to(self.device), extent)
+        atlas.seed(normalize(hu).to(self.world.device), extent)
         mask = torch.as_tensor(foreground_mask(volume.array), dtype=torch.float32)[None, None]
         scale = torch.eye(3, 4)[None] / extent
         inside = ops.affine_resample(mask, scale, atlas.values.shape[2:], padding="zeros") > 0.5
@@ -280,6 +307,17 @@ class Experiment:
         model.save(self.folder / MODEL_FILE)
         save_atlas(model, self.folder / "atlas.nii.gz")
         return model
+
+
+def _start_folder(folder: Path, config: Config, request: dict) -> None:
+    if (folder / checkpoint.NAME).exists() or (folder / MODEL_FILE).exists():
+        raise DeepAtlasError(
+            f"{folder}: holds a run already; continue it with --resume {folder}, or choose --out"
+        )
+    for directory in (request["data"], request["test"]):  # a wrong path should leave no run folder behind
+        if directory and not is_store(directory):
+            find_exams(directory)
+    write_text(folder / CONFIG, json.dumps({"config": config.to_dict(), "request": request}, indent=2) + "\n")
 
 
 def save_atlas(model: Model, path: Path) -> None:

@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from deepatlas import checkpoint
 from deepatlas.config import Config
 from deepatlas.errors import DeepAtlasError
-from deepatlas.train.log import RunLog
+from deepatlas.train.log import NullLog, RunLog
+from deepatlas.train.world import World
 
 LOG_EVERY = 10
+BAD_BATCH = "bad_batch.pt"  # what a loss that is not finite leaves in the run folder
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,22 @@ class Schedule:
 class Phase:
     """One optimisation: what moves, how fast, and what a step minimises.
 
-    ``parameters`` are (tensors, factor on the learning rate). ``step`` maps the step number to the loss and a
-    function that gives the scalars to log (called only when they are wanted: reading a scalar waits for the device).
+    ``parameters`` are (tensors, factor on the learning rate). ``step`` maps the step number to the parts of a batch,
+    one after another: each part's share of the loss, and a function that gives its share of the scalars to log (called
+    only when they are wanted: reading a scalar waits for the device). ``batch`` gives what a step works on that
+    starts with this generator, exam ids under ``"exams"``. ``ended`` is called when the phase is over.
     """
 
     name: str
     steps: int
     parameters: list[tuple[list[nn.Parameter], float]]
     schedule: Schedule
-    step: Callable[[int], tuple[Tensor, Callable[[], dict[str, float]]]]
+    step: Callable[[int], Iterator[tuple[Tensor, Callable[[], dict[str, float]]]]]
+    batch: Callable[[torch.Generator], dict]
     clip: float = 0.0
     averaged: tuple[Tensor, ...] = ()  # tensors of which the run keeps a running mean
     average: float = 0.0
+    ended: Callable[[], None] | None = None
 
 
 @dataclass
@@ -62,23 +68,37 @@ class Session:
 
     config: Config
     folder: Path
-    device: torch.device
-    log: RunLog
+    world: World
+    log: RunLog | NullLog
     modules: dict[str, nn.Module]
     generator: torch.Generator
     facts: dict = field(default_factory=dict)  # exam ids and the like that later phases need
     done: list[str] = field(default_factory=list)
     overall: int = 0
     seconds: float = 0.0
-    last_batch: list[str] = field(default_factory=list)  # exam ids, for the error message
     _pending: dict | None = None
     _saved_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def device(self) -> torch.device:
+        return self.world.device
+
+    def parts(self, count: int) -> list[range]:
+        """Rows of a batch that this process computes, one part after another."""
+        return self.world.parts(count, self.config.train.accumulate)
+
+    def autocast(self) -> torch.autocast:
+        """Where networks run: in bfloat16 if the settings say so."""
+        half = self.config.train.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
 
     def run(self, phases: Iterable[Phase]) -> None:
         """Run the phases that are not done yet, the interrupted one from where it stopped."""
         for phase in phases:
             if phase.name not in self.done:
                 self._optimise(phase)
+                if phase.ended and self.world.main:
+                    phase.ended()
                 self.done.append(phase.name)
                 self._pending = None
                 self.save()
@@ -89,7 +109,6 @@ class Session:
         optimiser = torch.optim.Adam(groups, lr=phase.schedule.lr, foreach=True)
         mean = [p.detach().clone() for p in phase.averaged] if phase.average else []
         start = 0
-        self.last_batch = []  # a phase that draws no exams names none
         if self._pending and self._pending["phase"] == phase.name:
             optimiser.load_state_dict(self._pending["optimiser"])
             start = self._pending["step"]
@@ -97,24 +116,30 @@ class Session:
         everything = [p for group in groups for p in group["params"]]
         bar = self.log.bar(phase.steps, start, phase.name)
         began, before = time.monotonic(), self.seconds
+        unread: list[tuple[int, Tensor, Tensor]] = []  # steps whose loss nobody has looked at yet
         with _deferred_signals() as stop, contextlib.closing(bar):
             for step in range(start, phase.steps):
                 rate = phase.schedule.at(step)
                 for group in optimiser.param_groups:
                     group["lr"] = rate * group["factor"]
-                loss, scalars = phase.step(step)
+                state = self.generator.get_state()
                 optimiser.zero_grad(set_to_none=True)
-                loss.backward()
-                if phase.clip:
-                    torch.nn.utils.clip_grad_norm_(everything, phase.clip)
+                losses, scalars = [], []
+                for loss, values in phase.step(step):
+                    loss.backward()
+                    losses.append(loss.detach())
+                    scalars.append(values)
+                asked = torch.tensor(float(len(stop) > 0))
+                loss, asked = self.world.sum_gradients(everything, torch.stack(losses).sum(), asked)
+                norm = torch.nn.utils.clip_grad_norm_(everything, phase.clip or math.inf)
+                unread.append((step, state, loss + 0 * norm))  # not finite if either is not
                 wanted = step % LOG_EVERY == 0 or step == phase.steps - 1
-                # Reading the loss makes a GPU wait, so there it is looked at now and then only.
-                if (wanted or self.device.type == "cpu") and not math.isfinite(loss.item()):
-                    raise DeepAtlasError(
-                        f"{self.folder}: loss is not finite in phase {phase.name} at step {step}, exams "
-                        f"{', '.join(self.last_batch) or '-'}; continue from the last checkpoint with a lower "
-                        f"train.lr, or look at these exams"
-                    )
+                due = time.monotonic() - self._saved_at > 60 * self.config.train.checkpoint_minutes
+                # Reading a number makes a GPU wait, so there it is looked at now and then only.
+                look = wanted or self.device.type == "cpu" or (due and self.world.main)
+                if look:
+                    self._insist_on_finite(phase, unread)
+                    unread.clear()
                 optimiser.step()
                 if mean:
                     # Early steps count for more, so that the mean forgets where the phase began.
@@ -126,7 +151,8 @@ class Session:
                 self.overall += 1
                 bar.update()
                 if wanted:
-                    values = scalars()
+                    parts = [values() for values in scalars]
+                    values = self.world.sum_scalars({k: sum(part[k] for part in parts) for k in parts[0]})
                     elapsed = time.monotonic() - began
                     self.log.record(
                         phase.name,
@@ -136,14 +162,18 @@ class Session:
                         lr=rate,
                         steps_per_second=(step + 1 - start) / max(elapsed, 1e-9),
                     )
-                    bar.set_postfix_str(
-                        " ".join(f"{k[:12]}={v:.3g}" for k, v in list(values.items())[:4]), False
-                    )
+                    bar.set_postfix_str(_brief(values), False)
                 self.seconds = before + time.monotonic() - began
-                due = time.monotonic() - self._saved_at > 60 * self.config.train.checkpoint_minutes
-                if due or stop:
+                # Together: a process that stopped alone would leave the others waiting for its gradients.
+                stopping = (
+                    stop
+                    if self.world.size == 1
+                    else (wanted or self.device.type == "cpu") and asked.item() > 0
+                )
+                if due or stopping:
                     self._pause(phase, step + 1, optimiser, mean)
-                if stop:
+                if stopping:
+                    self.world.barrier()  # torchrun ends the others as soon as one has left: first the checkpoint
                     self.log.say(f"stopped and saved; continue with: deepatlas train --resume {self.folder}")
                     raise KeyboardInterrupt
         with torch.no_grad():
@@ -154,8 +184,32 @@ class Session:
         self._pending = {"phase": phase.name, "step": step, "optimiser": optimiser.state_dict(), "mean": mean}
         self.save()
 
+    def _insist_on_finite(self, phase: Phase, unread: list[tuple[int, Tensor, Tensor]]) -> None:
+        """Stop at the first step whose loss or gradient is not finite, and leave its batch for a look."""
+        finite = torch.stack([loss for *_, loss in unread]).isfinite().tolist()
+        if all(finite):
+            return
+        step, state, loss = unread[finite.index(False)]
+        generator = torch.Generator(self.generator.device)
+        generator.set_state(state)
+        batch = phase.batch(generator)
+        path = self.folder / BAD_BATCH
+        if self.world.main:
+            modules = {name: module.state_dict() for name, module in self.modules.items()}
+            # With a GPU the steps since have moved the weights already.
+            facts = {"phase": phase.name, "step": step, "steps_since": unread[-1][0] - step}
+            checkpoint.save(path, facts | batch | {"modules": modules})
+        raise DeepAtlasError(
+            f"{self.folder}: loss or gradient is not finite in phase {phase.name} at step {step}, exams "
+            f"{', '.join(batch['exams'])}; the batch is in {path}: look at these exams, or start a run with a lower "
+            f"train.lr (--resume goes back to the last checkpoint)"
+        )
+
     def save(self) -> None:
-        """Write ``RUN/checkpoint.pt``."""
+        """Write ``RUN/checkpoint.pt``; of several processes the first one does."""
+        self._saved_at = time.monotonic()
+        if not self.world.main:
+            return
         state = {
             "config": self.config.to_dict(),
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
@@ -167,7 +221,6 @@ class Session:
             "pending": self._pending,
         }
         checkpoint.save(self.folder / checkpoint.NAME, state)
-        self._saved_at = time.monotonic()
 
     def restore(self, state: dict) -> None:
         """Continue from what :meth:`save` wrote."""
@@ -178,6 +231,16 @@ class Session:
         self.done, self.overall, self.seconds = state["done"], state["overall"], state["seconds"]
         self._pending = state["pending"]
         self.log.rewind(self.overall)
+
+
+def _brief(values: dict[str, float]) -> str:
+    """The scalars that say how it goes, for the progress bar."""
+    shown = {
+        k.removesuffix("_similarity"): v
+        for k, v in values.items()
+        if not k.endswith(("_smoothness", "_edges"))
+    }
+    return " ".join(f"{k}={v:.3g}" for k, v in shown.items())
 
 
 @contextlib.contextmanager

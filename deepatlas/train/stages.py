@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
-from torch import Tensor
 
 import deepatlas_ops as ops
 from deepatlas.losses import RegistrationLoss
 from deepatlas.losses.similarity import masked_mean
 from deepatlas.nn import Atlas, CoordinateNetwork
+from deepatlas.train.batches import Batches
 from deepatlas.train.loop import Phase, Schedule, Session
 
-Batch = Callable[[int], tuple[Tensor, Tensor, Tensor]]
 
-
-def stage_phases(session: Session, batch: Batch, loss: RegistrationLoss) -> Iterator[Phase]:
+def stage_phases(
+    session: Session, batches: Batches, loss: RegistrationLoss, picture: Callable[[int], None] | None = None
+) -> Iterator[Phase]:
     """Phases of every level down to the finest, each after the warm start of its head.
 
-    ``batch(n)`` draws augmented network input ``[n, 1, S, S, S]`` and, on the loss grid, image and mask.
+    ``picture(level)`` is called when a level has ended.
     """
     config = session.config
     network: CoordinateNetwork = session.modules["network"]
@@ -28,7 +29,7 @@ def stage_phases(session: Session, batch: Batch, loss: RegistrationLoss) -> Iter
     for order, steps in enumerate(config.train.steps):
         level = coarsest - order
         if order and config.train.head_steps:
-            yield _head_phase(session, batch, level)
+            yield _head_phase(session, batches, level)
         yield Phase(
             name=f"level-{level}",
             steps=steps,
@@ -42,35 +43,51 @@ def stage_phases(session: Session, batch: Batch, loss: RegistrationLoss) -> Iter
                 config.train.warmup,
                 config.train.warmup_from,
             ),
-            step=_registration_step(network, atlas, level, config.train.batch, batch, loss),
+            step=_registration_step(session, batches, loss, level),
+            batch=lambda generator: batches.record(config.train.batch, generator),
+            ended=None if picture is None else partial(picture, level),
             clip=config.train.clip,
             averaged=tuple(network.parameters()),
             average=config.train.average,
         )
 
 
-def _registration_step(network, atlas, level, count, batch, loss):
+def _registration_step(session: Session, batches: Batches, loss: RegistrationLoss, level: int):
+    network, atlas = session.modules["network"], session.modules["atlas"]
+    count = session.config.train.batch
+
     def step(_: int):
-        network_input, image, mask = batch(count)
-        terms = loss(network(network_input, level), image, mask, atlas)
-        return terms.total, terms.scalars
+        drawn = batches.draw(count, session.generator)
+        for rows in session.parts(count):
+            # A part of the batch also computes the exam that its last one is paired with: that of the next part.
+            whole = len(rows) == count
+            x, image, mask = batches.take(drawn, rows if whole else [*rows, rows.stop % count])
+            with session.autocast():
+                coords = network(x, level)
+            terms = loss(coords, image, mask, atlas, None if whole else count)
+            yield terms.total, terms.scalars
 
     return step
 
 
-def _head_phase(session: Session, batch: Batch, level: int) -> Phase:
+def _head_phase(session: Session, batches: Batches, level: int) -> Phase:
     """A new head learns to repeat the upsampled prediction of the level below; all else is frozen."""
     config = session.config
     network: CoordinateNetwork = session.modules["network"]
 
+    count = config.train.batch
+
     def step(_: int):
-        network_input, _image, _mask = batch(config.train.batch)
-        with torch.no_grad():
-            below = network(network_input, level + 1)
-        predicted = network(network_input, level)
-        difference = (predicted - ops.resize(below, predicted.shape[2:])).square()
-        loss = masked_mean(difference, torch.ones_like(difference[:, :1])).mean()
-        return 100 * loss, lambda: {"head_difference": loss.item() ** 0.5}
+        drawn = batches.draw(count, session.generator)
+        for rows in session.parts(count):
+            x, _image, _mask = batches.take(drawn, rows)
+            with session.autocast():
+                with torch.no_grad():
+                    below = network(x, level + 1)
+                predicted = network(x, level)
+            difference = (predicted - ops.resize(below, predicted.shape[2:])).square()
+            loss = masked_mean(difference, torch.ones_like(difference[:, :1])).sum() / count
+            yield 100 * loss, lambda loss=loss: {"head_mse": loss.item()}
 
     return Phase(
         name=f"head-{level}",
@@ -78,5 +95,6 @@ def _head_phase(session: Session, batch: Batch, level: int) -> Phase:
         parameters=[(network.head_parameters(level), 1.0)],
         schedule=Schedule(config.train.lr, config.train.decay, config.train.warmup, config.train.warmup_from),
         step=step,
+        batch=lambda generator: batches.record(count, generator),
         clip=config.train.clip,
     )

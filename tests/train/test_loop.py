@@ -10,7 +10,8 @@ from deepatlas import checkpoint
 from deepatlas.config import preset
 from deepatlas.errors import DeepAtlasError
 from deepatlas.train.log import RunLog
-from deepatlas.train.loop import Phase, Schedule, Session
+from deepatlas.train.loop import BAD_BATCH, Phase, Schedule, Session
+from deepatlas.train.world import World
 
 
 def test_schedule_warms_up_and_decays_every_fifty_steps():
@@ -28,15 +29,17 @@ def make(folder, steps=12, stop_at=None, bad_at=None):
     session = Session(
         preset("tiny"),
         folder,
-        torch.device("cpu"),
+        World(torch.device("cpu")),
         RunLog(folder, quiet=True),
         {"network": model},
         torch.Generator().manual_seed(1),
     )
 
+    def batch(generator):
+        return {"exams": ["exam_7"], "x": torch.randn(8, 3, generator=generator)}
+
     def step(number):
-        x = torch.randn(8, 3, generator=session.generator)
-        session.last_batch = ["exam_7"]
+        x = batch(session.generator)["x"]
         loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
         if number == stop_at:
             import os
@@ -45,7 +48,7 @@ def make(folder, steps=12, stop_at=None, bad_at=None):
             os.kill(os.getpid(), signal.SIGTERM)
         if number == bad_at:
             loss = loss * float("nan")
-        return loss, lambda: {"mse": loss.item()}
+        yield loss, lambda: {"mse": loss.item()}
 
     def phases():
         for name in ("one", "two"):
@@ -55,6 +58,7 @@ def make(folder, steps=12, stop_at=None, bad_at=None):
                 [(list(model.parameters()), 1.0)],
                 Schedule(0.05, 0.9, 3),
                 step,
+                batch,
                 averaged=tuple(model.parameters()),
                 average=0.9,
             )
@@ -91,6 +95,14 @@ def test_a_loss_that_is_not_finite_names_the_exams_and_spares_the_weights(tmp_pa
     with pytest.raises(DeepAtlasError, match="not finite in phase one at step 3, exams exam_7"):
         session.run(phases())
     assert all(torch.isfinite(p).all() for p in model.parameters())
+
+    saved = checkpoint.load(tmp_path / BAD_BATCH)
+    assert (saved["phase"], saved["step"], saved["exams"]) == ("one", 3, ["exam_7"])
+    generator = torch.Generator().manual_seed(1)
+    drawn = [torch.randn(8, 3, generator=generator) for _ in range(4)]
+    assert torch.equal(saved["x"], drawn[3])  # the batch of that very step
+    for name, value in model.state_dict().items():
+        assert torch.equal(saved["modules"]["network"][name], value)
 
 
 def test_records_after_the_checkpoint_are_forgotten(tmp_path):

@@ -120,3 +120,38 @@ def test_coordinates_reach_a_pooled_loss_grid_without_a_shift():
     torch.testing.assert_close(loss._on_loss_grid(coords, (8, 8, 8)), pooled)
     coarse = F.interpolate(coords, size=(4, 4, 4), mode="trilinear", align_corners=True)
     torch.testing.assert_close(loss._on_loss_grid(coarse, (8, 8, 8)), pooled)
+
+
+@pytest.mark.parametrize("bounds", [(0, 2, 5), (0, 1, 2, 3, 4, 5), (0, 4, 5)])
+def test_parts_of_a_batch_add_up_to_it(bounds):
+    """Gradients of accumulation and of several processes are those of the whole batch, pairs across parts included."""
+    generator = torch.Generator().manual_seed(3)
+    count, size = 5, 12
+    world = smooth(1, 1, 33, 33, 33)
+    theta = torch.eye(3, 4) * 0.7 + 0.1 * torch.randn(count, 3, 4, generator=generator)
+    coords = affine_coords(theta, size) + 0.1 * (smooth(count, 3, size, size, size, seed=4) - 0.5)
+    image = smooth(count, 1, size, size, size, seed=5).double()
+    mask = (smooth(count, 1, size, size, size, seed=6) > 0.3).double()
+    loss = RegistrationLoss(LossConfig(size=size, window=5), FeatureSimilarity(None, "histogram", 5))
+
+    def gradients(parts):
+        atlas = Atlas(33).double()
+        with torch.no_grad():
+            atlas.values.copy_(world)
+        maps = coords.double().requires_grad_()
+        total = {}
+        for rows in parts:
+            whole = len(rows) == count
+            index = torch.tensor(rows if whole else [*rows, (rows[-1] + 1) % count])
+            terms = loss(maps[index], image[index], mask[index], atlas, None if whole else count)
+            terms.total.backward()
+            for name, value in terms.scalars().items():
+                total[name] = total.get(name, 0) + value
+        return maps.grad, atlas.values.grad, total
+
+    parts = [list(range(a, b)) for a, b in zip(bounds, bounds[1:], strict=False)]
+    whole, found = gradients([list(range(count))]), gradients(parts)
+    assert whole[2]["implicit_similarity"] > 0.01 and 0 < whole[2]["overlap"] < 1
+    for a, b in zip(found[:2], whole[:2], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    assert found[2] == pytest.approx(whole[2], rel=1e-5)

@@ -1,0 +1,121 @@
+"""Several processes, one run (torchrun): who computes which exams of a batch, and how their gradients become one.
+
+Every process draws the random numbers of the whole batch from the same generator and computes its own rows, so a run
+does not depend on how many processes share it. Gradients are summed in one all-reduce per step after the
+backward pass: a few megabytes that need no overlap with it, and unlike DistributedDataParallel this allows heads that
+do not learn yet and batches computed in parts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from deepatlas.errors import DeepAtlasError
+
+# Ranks wait this long for the first one, which prepares the data.
+_PATIENCE = datetime.timedelta(days=2)
+
+
+class World:
+    """The processes of a run. Without torchrun there is one, and nothing here costs anything.
+
+    Attributes: ``rank`` (0 is the one that writes), ``size``, ``device``.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.rank = int(os.environ.get("RANK", 0))
+        self.size = int(os.environ.get("WORLD_SIZE", 1))
+        self.device = device
+        self._waiting = None
+        if self.size == 1:
+            return
+        if device.type == "cuda":
+            if device.index is None:
+                local = int(os.environ.get("LOCAL_RANK", self.rank)) % torch.cuda.device_count()
+                self.device = torch.device("cuda", local)
+            torch.cuda.set_device(self.device)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        with self._peers():
+            if not dist.is_initialized():
+                dist.init_process_group(backend)
+            self._waiting = dist.new_group(backend="gloo", timeout=_PATIENCE)
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes the run folder and talks to the user."""
+        return self.rank == 0
+
+    def parts(self, count: int, accumulate: int = 1) -> list[range]:
+        """Rows of a batch of ``count`` exams that this process computes, in ``accumulate`` parts one after another."""
+        mine = _split(range(count), self.size)[self.rank]
+        return [part for part in _split(mine, accumulate) if len(part)]
+
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The first process goes through the block before all others: it makes what they then find."""
+        if not self.main:
+            self.barrier()
+        yield
+        if self.main:
+            self.barrier()
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter], *numbers: Tensor) -> list[Tensor]:
+        """Replace every gradient by its sum over the processes; returns the sums of ``numbers`` (0-d tensors)."""
+        if self.size == 1:
+            return list(numbers)
+        grads = [p.grad for p in parameters if p.grad is not None]
+        tail = torch.stack([n.detach().to(self.device, torch.float32) for n in numbers])
+        flat = torch.cat([*(g.reshape(-1) for g in grads), tail])
+        self._all_reduce(flat)
+        place = 0
+        for grad in grads:
+            grad.copy_(flat[place : place + grad.numel()].view_as(grad))
+            place += grad.numel()
+        return list(flat[place:].unbind())
+
+    def sum_scalars(self, values: dict[str, float]) -> dict[str, float]:
+        """The sums over the processes of numbers that all of them hold."""
+        if self.size == 1:
+            return values
+        flat = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+        self._all_reduce(flat)
+        return dict(zip(values, flat.tolist(), strict=True))
+
+    def close(self) -> None:
+        """Let the other processes go: what follows is done by the first one alone."""
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            with self._peers():
+                dist.barrier(group=self._waiting)
+
+    def _all_reduce(self, flat: Tensor) -> None:
+        with self._peers():
+            dist.all_reduce(flat)
+
+    @contextlib.contextmanager
+    def _peers(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # torch.distributed has no type of its own for a lost connection
+            reason = str(error).strip().splitlines()[0][:160]
+            raise DeepAtlasError(
+                f"process {self.rank} of {self.size} lost the others ({reason}); --resume continues the run from its "
+                "last checkpoint, on any number of processes"
+            ) from None
+
+
+def _split(rows: range, pieces: int) -> list[range]:
+    """Consecutive pieces whose lengths differ by at most one."""
+    bounds = [rows.start + len(rows) * i // pieces for i in range(pieces + 1)]
+    return [range(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]

@@ -1,0 +1,186 @@
+"""Real processes: a run that is killed and resumed, and runs that several processes share."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from test_experiment import FAST
+
+import deepatlas
+from deepatlas import checkpoint
+from deepatlas.data.phantom import PhantomCohort
+
+SETTINGS = [
+    *(s for s in FAST if "phantom" not in s),
+    "autoencoder.batch=3",
+    "coarse.batch=3",
+    "train.batch=3",
+    "train.steps=[3,3,25]",
+    "coarse.steps=25",  # enough for the pairs to overlap
+    "coarse.lr=0.01",
+    "train.warmup=5",
+    "loss.min_overlap=0",
+    "data.elastic=0.05",
+]
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    """Three phantoms without labels: training ends without a score."""
+    root = tmp_path_factory.mktemp("cohort") / "data"
+    PhantomCohort(seed=0).write(root, range(3), progress=False)
+    for seg in root.glob("*/seg.nii.gz"):
+        seg.unlink()
+    return root
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    cache = str(tmp_path_factory.mktemp("cache"))
+    return os.environ | {"DEEPATLAS_CACHE": cache, "OMP_NUM_THREADS": "1"}
+
+
+def command(cohort, out, *settings, processes=0):
+    return [
+        *launcher(processes), "--data", str(cohort), "--preset", "tiny", "--out", str(out), "--device", "cpu",
+        *SETTINGS, *settings,
+    ]  # fmt: skip
+
+
+def resume(out, processes=0):
+    return [*launcher(processes), "--resume", str(out), "--device", "cpu"]
+
+
+def launcher(processes):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [sys.executable, *(torchrun if processes else []), "-m", "deepatlas.train"]
+
+
+def execute(arguments, environment):
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def weights(out):
+    return checkpoint.load(out / "checkpoint.pt")["modules"]
+
+
+def records(out):
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "steps_per_second"} for line in lines]
+
+
+def logged(out):
+    return (out / "log.jsonl").read_text().count("\n") if (out / "log.jsonl").exists() else 0
+
+
+def stop(arguments, environment, out, number, lines):
+    """Start a run and send it a signal when it has logged so many records."""
+    process = subprocess.Popen(
+        arguments, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while logged(out) < lines:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.01)
+    victim = process.pid
+    if callable(number):
+        number, victim = signal.SIGKILL, number(process.pid)
+    os.kill(victim, number)
+    error = process.communicate(timeout=120)[1]
+    return process.returncode, error
+
+
+@pytest.fixture(scope="module")
+def whole(cohort, environment, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    execute(command(cohort, out), environment)
+    assert all(r["overlap"] > 0.1 and r["implicit_similarity"] > 0 for r in records(out) if "overlap" in r)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("number", "lines"), [(signal.SIGKILL, 5), (signal.SIGKILL, 14), (signal.SIGTERM, 11)]
+)
+def test_a_killed_run_resumes_bit_for_bit(cohort, environment, whole, tmp_path, number, lines):
+    out = tmp_path / "run"
+    # Stops at whatever step the signal finds it at; every step is saved, or what SIGTERM saves itself.
+    often = ["train.checkpoint_minutes=0"] if number == signal.SIGKILL else []
+    code, error = stop(command(cohort, out, *often), environment, out, number, lines)
+    assert code == (-signal.SIGKILL if number == signal.SIGKILL else 130), error
+    assert not (out / "model.pt").exists()
+    execute(resume(out), environment)
+    for module, values in weights(whole).items():
+        for name, value in weights(out)[module].items():
+            assert torch.equal(value, values[name]), (module, name)
+    assert records(out) == records(whole)
+
+
+def test_a_batch_in_parts_is_the_same_batch(cohort, environment, whole, tmp_path):
+    out = tmp_path / "run"
+    execute(command(cohort, out, "train.accumulate=2"), environment)
+    same_run(out, whole)
+
+
+def test_two_processes_compute_the_run_of_one(cohort, environment, whole, tmp_path):
+    out = tmp_path / "run"
+    done = execute(command(cohort, out, processes=2), environment)
+    same_run(out, whole)
+    assert (out / "model.pt").exists() and done.stderr.count("exams to learn from") == 1  # one process talks
+
+
+def same_run(out, whole):
+    """Sums in another order: the same losses and coordinates, roughly. test_parts.py compares the gradients strictly.
+
+    Adam divides a gradient by its own size, so a bias ahead of a normalisation, whose gradient is rounding noise, goes
+    its own way, and a few dozen steps make percents of it.
+    """
+    ours, theirs = records(out), records(whole)
+    assert [(r["phase"], r["step"]) for r in ours] == [(r["phase"], r["step"]) for r in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        assert set(a) == set(b)
+        for key in set(a) - {"phase", "folds", "overlap"}:
+            assert a[key] == pytest.approx(b[key], rel=5e-2, abs=1e-3), (a["phase"], a["step"], key)
+    x = torch.rand(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    a, b = (deepatlas.load(folder) for folder in (out, whole))
+    with torch.no_grad():
+        torch.testing.assert_close(a.network(x), b.network(x), atol=5e-2, rtol=0)
+    torch.testing.assert_close(a.atlas, b.atlas, atol=5e-3, rtol=0)
+
+
+def last_child(pid):
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
+    return int(children.stdout.split()[-1])
+
+
+def test_a_killed_process_ends_the_job_and_another_number_goes_on(cohort, environment, whole, tmp_path):
+    out = tmp_path / "run"
+    often = "train.checkpoint_minutes=0"
+    code, error = stop(command(cohort, out, often, processes=2), environment, out, last_child, 11)
+    assert code not in (0, None)
+    assert "lost the others" in error or "SIGKILL" in error or "Signal 9" in error, error
+    saved = checkpoint.load(out / "checkpoint.pt")
+    assert 0 < saved["overall"] and not (out / "model.pt").exists()
+    execute(resume(out), environment)
+    same_run(out, whole)
+
+
+def test_sigterm_to_the_launcher_saves_first(cohort, environment, whole, tmp_path):
+    out = tmp_path / "run"
+    code, _error = stop(command(cohort, out, processes=2), environment, out, signal.SIGTERM, 7)
+    assert code != 0
+    assert checkpoint.load(out / "checkpoint.pt")["pending"] is not None
+    execute(resume(out, processes=3), environment)
+    same_run(out, whole)
+
+
+def test_more_processes_than_exams_in_a_batch(cohort, environment, tmp_path):
+    arguments = command(cohort, tmp_path / "run", processes=4)
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0 and "4 processes cannot share a batch smaller than that" in done.stderr
