@@ -1,0 +1,160 @@
+"""A step of training, level by level and part by part: native ops against PyTorch ones, compiled against eager."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import deepatlas_ops as ops
+from deepatlas.config import Config, preset
+from deepatlas.data.augment import Augmentation
+from deepatlas.data.dataset import TrainingArray
+from deepatlas.data.phantom import PhantomCohort
+from deepatlas.data.prepare import prepare_cohort
+from deepatlas.losses import FeatureSimilarity, RegistrationLoss
+from deepatlas.losses.similarity import freeze
+from deepatlas.nn import Atlas, Autoencoder, CoordinateNetwork
+from deepatlas.train.batches import Batches, Drawn
+
+EXAMS = 4
+# Preset, level, exams in a batch. The paper's own batch of 64 is for a GPU; a CPU is asked for two exams of it.
+STEPS = [("tiny", 1), ("headneck", 0), ("small", 0), *(("paper", level) for level in (4, 3, 2, 1, 0))]
+TINY = {
+    "network.size": 16, "network.fold": 1, "network.channels": [8, 16], "network.atlas_size": 24, "loss.size": 16,
+    "network.finest_level": 0, "coarse.levels": 1, "train.steps": [1, 1],
+}  # fmt: skip
+
+
+@functools.cache
+def store():
+    folder = Path(tempfile.mkdtemp(prefix="deepatlas-benchmark-"))
+    PhantomCohort(seed=0).write(folder / "data", range(EXAMS), progress=False)
+    return prepare_cohort(folder / "data", folder / "store.h5", progress=False)
+
+
+@dataclasses.dataclass
+class Setting:
+    """Everything of one step, with coordinates as a trained network gives them: those of its exams, nearly."""
+
+    config: Config
+    level: int
+    device: torch.device
+    batch: int
+
+    def __post_init__(self):
+        config, device = self.config, self.device
+        torch.manual_seed(0)
+        self.network = CoordinateNetwork(config.network).to(device)
+        self.autoencoder = freeze(Autoencoder(config.autoencoder.channels).to(device))
+        if device.type == "cpu":
+            self.network.to(memory_format=torch.channels_last_3d)
+            self.autoencoder.to(memory_format=torch.channels_last_3d)
+        self.atlas = Atlas(config.network.atlas_size).to(device)
+        array = TrainingArray(store(), config.network.size, device)
+        self.atlas.seed(array.volumes[:1].float(), config.train.extent)
+        self.batches = Batches(array, array.ids, config.data, config.loss.size)
+        similarity = FeatureSimilarity(self.autoencoder, config.loss.similarity, config.loss.window)
+        self.loss = RegistrationLoss(config.loss, similarity, config.network.size)
+        generator = torch.Generator().manual_seed(1)
+        indices = [i % EXAMS for i in range(self.batch)]
+        data = config.data
+        ranges = {"scale": data.scale, "rotation": data.rotation, "translation": data.translation}
+        self.drawn = Drawn(indices, Augmentation.draw(self.batch, generator, elastic=0.05, **ranges))
+        self.x, self.image, self.mask = self.augment()
+        size = self.network.level_size(self.level)
+        self.coords = config.train.extent * self.drawn.augmentation.coords(size, device).clamp(-1.1, 1.1)
+        self.parameters = [*self.network.parameters(), *self.atlas.parameters()]
+        self.adam = torch.optim.Adam(self.parameters, 0.0, foreach=True)
+
+    def augment(self):
+        return self.batches.take(self.drawn, range(self.batch))
+
+    def predict(self, network=None):
+        return (self.network if network is None else network)(self.x, self.level)
+
+    def predict_and_back(self):
+        self.predict().square().mean().backward()
+
+    def losses(self):
+        """Everything but the coordinate network: both tasks, forward and backward."""
+        leaf = self.coords.detach().requires_grad_()
+        total = self.loss(leaf, self.image, self.mask, self.atlas).total
+        return total, torch.autograd.grad(total, leaf)[0]
+
+    def step(self, network=None, half=False):
+        self.x, self.image, self.mask = self.augment()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            predicted = self.predict(network)
+        coords = self.coords + (predicted - predicted.detach())
+        total = self.loss(coords, self.image, self.mask, self.atlas).total
+        self.adam.zero_grad()
+        total.backward()
+        self.adam.step()
+        return total
+
+    def bytes(self):
+        """Of coordinates, image and mask, read once, and the gradient, written once."""
+        return 4 * self.batch * (6 * self.coords[0, 0].numel() + 2 * self.image[0].numel())
+
+
+def on(backend, run):
+    def call():
+        with ops.use_backend(backend):
+            return run()
+
+    return call
+
+
+def setting(record, device, name, level) -> Setting:
+    config = preset(name)
+    if not record.measuring:
+        values = config.to_dict()
+        for key, value in TINY.items():
+            section, entry = key.split(".")
+            values[section][entry] = value
+        return Setting(Config.from_dict(values).validate(), min(level, 1), device, 2)
+    batch = config.train.batch if name != "paper" or device.type == "cuda" else 2
+    return Setting(config, level, device, batch)
+
+
+@pytest.mark.parametrize(("name", "level"), STEPS, ids=lambda v: str(v))
+def test_step(record, device, name, level):
+    s = setting(record, device, name, level)
+    runs = {"native": on("native", s.step), "torch ops": on("torch", s.step)}
+    record(f"step of {name}, level {level}, batch {s.batch}", runs, s.bytes(), device)
+
+
+@pytest.mark.parametrize(
+    ("name", "level"), [("tiny", 1), ("headneck", 0), ("small", 0), ("paper", 0)], ids=str
+)
+def test_losses(record, device, name, level):
+    s = setting(record, device, name, level)
+    runs = {"native": on("native", s.losses), "torch ops": on("torch", s.losses)}
+    record(f"losses of {name}, level {level}, batch {s.batch}", runs, s.bytes(), device, 5e-3)
+
+
+@pytest.mark.parametrize("part", ["augment", "predict", "predict_and_back", "losses", "adam.step"])
+@pytest.mark.parametrize(("name", "level"), [("tiny", 1), ("headneck", 0), ("paper", 0)], ids=str)
+def test_part(record, device, name, level, part):
+    s = setting(record, device, name, level)
+    s.step()
+    run = functools.reduce(getattr, part.split("."), s)
+    record(f"part of {name}, level {level}: {part}", {"native": on("native", run)}, s.bytes(), device)
+
+
+@pytest.mark.parametrize(("name", "level"), [("headneck", 0), ("paper", 0)], ids=str)
+def test_compiled(record, device, name, level):
+    """The network eager in float32, through torch.compile, and in bfloat16; the rest of the step is the same."""
+    s = setting(record, device, name, level)
+    network = torch.compile(s.network, backend="inductor" if record.measuring else "aot_eager")
+    runs = {
+        "native": on("native", s.step),
+        "compiled": on("native", lambda: s.step(network)),
+        "bfloat16": on("native", lambda: s.step(half=True)),
+    }
+    record(f"step of {name}, level {level}, eager", runs, s.bytes(), device)
