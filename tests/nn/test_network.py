@@ -29,6 +29,19 @@ def test_every_level_predicts_coordinates_of_its_resolution(level):
     assert coords.abs().max() <= 1
 
 
+def test_coordinates_are_float32_under_autocast():
+    torch.manual_seed(0)
+    network = CoordinateNetwork(SMALL)
+    network.to_coords.conv.weight.data.normal_(std=0.2)  # coordinates of some size
+    x = torch.rand(2, 1, 16, 16, 16)
+    expected = network(x, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        half, features = network(x, 1), network.features(x, 1)[-1]
+    assert half.dtype == torch.float32 and features.dtype == torch.bfloat16
+    assert expected.std() > 0.05 and (half - expected).abs().max() < 0.05
+    assert not torch.equal(half, half.bfloat16().float())  # not rounded to eight bits at the end
+
+
 def test_a_new_head_starts_as_the_upsampled_level_below():
     torch.manual_seed(0)
     network = CoordinateNetwork(SMALL)

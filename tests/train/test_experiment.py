@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 import deepatlas
 from deepatlas.train.__main__ import main
@@ -58,6 +59,8 @@ def test_a_run_leaves_everything_that_is_promised(run):
         "template.h5",
         "result.json",
         "figures/overview.png",
+        "figures/level-2.png",
+        "figures/level-0.png",
         "evaluation/metrics.csv",
         "evaluation/summary.json",
         "evaluation/report.html",
@@ -135,6 +138,29 @@ def test_training_on_a_directory_holds_labelled_exams_out(run, tmp_path, capsys)
     result = json.loads(capsys.readouterr().out)
     assert len(result["test_exams"]) == 1 and result["template_exams"][0] not in result["test_exams"]
     assert "coordinate_error_mm" not in result
+
+
+def test_bfloat16_and_compiled_networks_train_and_are_kept_as_ever(run, tmp_path, monkeypatch, capsys):
+    backends = []
+
+    def compiled(function):
+        backends.append(function)
+        return torch_compile(
+            function, backend="aot_eager"
+        )  # as inductor, without the minutes of a C++ compiler
+
+    torch_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", compiled)
+    settings = [s for s in FAST if "phantom" not in s]
+    data, out = str(run / "phantom" / "train"), tmp_path / "r"
+    half = ["train.compile=true", "train.precision=bfloat16"]
+    assert main(["--data", data, "--preset", "tiny", "--out", str(out), "--quiet", *settings, *half]) == 0
+    assert len(backends) == 2  # network and autoencoder
+    model = deepatlas.load(out)
+    assert all(p.dtype == torch.float32 for p in model.network.parameters())
+    assert set(model.network.state_dict()) == set(deepatlas.load(run).network.state_dict())
+    losses = [json.loads(line).get("total", 0.0) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert np.isfinite(losses).all() and max(losses) > 0
 
 
 @pytest.mark.parametrize(
