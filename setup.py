@@ -28,6 +28,7 @@ setup(
         "h5py>=3.10",
         "ninja>=1.11",
         "SimpleITK>=2.3",
+        "pydicom>=3.0",
         "matplotlib>=3.8",
         "jinja2>=3.1",
         "tqdm>=4.66",
