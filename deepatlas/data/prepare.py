@@ -23,6 +23,7 @@ import numpy as np
 
 from deepatlas.data.cohort import Cohort, ExamFiles, find_exams
 from deepatlas.data.exam import ExamError, PreparedExam, prepare_exam
+from deepatlas.data.packed import PackedWriter
 from deepatlas.data.preprocess import CROPS
 from deepatlas.data.store import FINE, FORMAT, SIZE, VERSION, Store, StoreVersionError, is_store
 from deepatlas.errors import DataError
@@ -286,23 +287,23 @@ def _assemble(file: h5py.File, ready: list[tuple[str, Path]], meta: dict[str, An
     """Write the store from its parts; ``meta["notes"]`` is filled on the way."""
     count, structures = len(ready), len(meta["labels"])
     label_dtype = np.uint8 if max(meta["labels"].values(), default=0) < 256 else np.uint16
-    dtypes = {"hu": np.int16, "mask": np.uint8, "labels": label_dtype, "labels_fine": label_dtype}
     file.attrs["format"] = FORMAT
     file.attrs["version"] = VERSION
-    voxels = {
+    packed = PackedWriter(file, count)
+    label_maps = {
         name: file.create_dataset(
             name,
             (count, *shape),
-            dtype=dtypes[name],
+            dtype=label_dtype,
             chunks=(1, *shape),
             fillvalue=0,  # an exam without seg takes no space
-            # Labels compress a hundredfold with gzip; the rest is read more often than it is stored.
-            compression="gzip" if name.startswith("labels") else "lzf",
-            compression_opts=1 if name.startswith("labels") else None,
-            shuffle=dtypes[name] != np.uint8,
+            compression="gzip",
+            compression_opts=1,
+            shuffle=label_dtype != np.uint8,
             fletcher32=True,  # a damaged block is an error, not a strange exam
         )
         for name, shape in _VOXELS.items()
+        if name.startswith("labels")
     }
     tables = {
         "has_label": np.zeros((count, structures), dtype=np.uint8),
@@ -313,7 +314,8 @@ def _assemble(file: h5py.File, ready: list[tuple[str, Path]], meta: dict[str, An
     }
     for i, (name, part) in enumerate(ready):
         with h5py.File(part, "r") as source:
-            for key, dataset in voxels.items():
+            packed.write(i, source["hu"][:], source["mask"][:])
+            for key, dataset in label_maps.items():
                 if key in source:
                     dataset[i] = source[key][:]
             for key, table in tables.items():

@@ -1,10 +1,11 @@
 """A prepared cohort: one HDF5 file with everything that training reads.
 
-Reading needs h5py and numpy alone. Layout of format 1, for N exams and K structures:
+Reading needs h5py and numpy alone. Layout of format 2, for N exams and K structures:
 
 ===============  ======================  ==================================================================
 ``hu``           int16 [N, 64, 64, 64]   Hounsfield units on the model grid (RAS order, z, y, x)
-``mask``         uint8 [N, 64, 64, 64]   foreground of paper 5.5.3
+``mask``         uint8 [N, 32768]        foreground of paper 5.5.3, a bit a voxel (``numpy.packbits``)
+``crc32``        uint32 [N, 2]           checksums of an exam's bytes in ``hu`` and in ``mask``
 ``labels``       uint [N, 64, 64, 64]    label ids: the majority over 2x2x2 of ``labels_fine``; 0 without seg
 ``labels_fine``  uint [N, 128, ...]      label ids on the 128 grid before pooling, nearest neighbour
 ``has_label``    uint8 [N, K]            1 where the structure occurs in the exam's seg
@@ -14,6 +15,9 @@ Reading needs h5py and numpy alone. Layout of format 1, for N exams and K struct
 ``ids``          string [N]              exam ids
 ``meta``         JSON                    label names and ids, crop, sources, skipped exams, notes, fingerprint
 ===============  ======================  ==================================================================
+
+``hu`` and ``mask`` are what every batch of training reads: contiguous and not compressed (see
+:mod:`deepatlas.data.packed`). The labels are compressed, and HDF5 keeps their checksums.
 """
 
 from __future__ import annotations
@@ -28,13 +32,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepatlas.data.grid import Grid
+from deepatlas.data.packed import AGAIN, SIZE, PackedReader
 from deepatlas.errors import DataError
 
 FORMAT = "deepatlas-cohort"
-VERSION = 1
-SIZE = 64
+VERSION = 2
 FINE = 128
-_AGAIN = "delete it and prepare it again"
 
 
 class StoreVersionError(DataError):
@@ -62,7 +65,32 @@ class StoreArray:
         try:
             return self._store._open()[self._name][index]
         except OSError as error:
-            raise DataError(f"{self._store.path}: {self._name} is damaged; {_AGAIN}") from error
+            raise DataError(f"{self._store.path}: {self._name} is damaged; {AGAIN}") from error
+
+
+class PackedArray:
+    """``hu`` or ``mask`` of a store, ``[N, 64, 64, 64]``, read on indexing like :class:`StoreArray`."""
+
+    def __init__(self, store: Store, name: str, dtype: type) -> None:
+        self._store, self._name, self.dtype = store, name, np.dtype(dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self), SIZE, SIZE, SIZE)
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __getitem__(self, index: Any) -> NDArray:
+        first, *within = index if isinstance(index, tuple) else (index,)
+        rows = np.arange(len(self))[first]
+        read = getattr(self._store.packed(), self._name)
+        if rows.ndim == 0:
+            return read(int(rows))[tuple(within)]
+        out = np.empty((len(rows), SIZE, SIZE, SIZE), self.dtype)
+        for place, row in enumerate(rows):
+            out[place] = read(int(row))
+        return out[(slice(None), *within)]
 
 
 class Store:
@@ -80,6 +108,7 @@ class Store:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._file: h5py.File | None = None
+        self._packed: PackedReader | None = None
         try:
             file = self._open()
             if file.attrs.get("format") != FORMAT:
@@ -89,10 +118,11 @@ class Store:
             if int(file.attrs["version"]) != VERSION:
                 raise StoreVersionError(
                     f"{self.path}: store format {file.attrs['version']}, this program reads {VERSION}; "
-                    f"{_AGAIN}"
+                    f"{AGAIN}"
                 )
             meta = json.loads(file["meta"][()])
             self.ids: list[str] = [i.decode() for i in file["ids"][:]]
+            self._rows = {exam: row for row, exam in enumerate(self.ids)}
             self.has_label: NDArray[np.bool_] = file["has_label"][:].astype(bool)
             self._affines = {name: file[name][:] for name in ("grid", "fine_grid", "native_grid")}
             self._native_shape = file["native_shape"][:]
@@ -100,11 +130,11 @@ class Store:
         except DataError:
             raise
         except (OSError, KeyError, ValueError, RuntimeError) as error:
-            raise DataError(f"{self.path}: damaged store ({error}); {_AGAIN}") from error
+            raise DataError(f"{self.path}: damaged store ({error}); {AGAIN}") from error
         finally:
             self.close()  # opened again, and then kept open, when an array is indexed
         if any(shape[0] != len(self.ids) for shape in shapes.values()):
-            raise DataError(f"{self.path}: damaged store (arrays of different lengths {shapes}); {_AGAIN}")
+            raise DataError(f"{self.path}: damaged store (arrays of different lengths {shapes}); {AGAIN}")
         self.labels: dict[str, int] = meta["labels"]
         self.crop: str | None = meta["crop"]
         self.fingerprint: str = meta["fingerprint"]
@@ -112,8 +142,8 @@ class Store:
         self.root: str = meta["root"]
         self.skipped: dict[str, str] = meta["skipped"]
         self.notes: dict[str, list[str]] = meta["notes"]
-        self.hu = StoreArray(self, "hu")
-        self.mask = StoreArray(self, "mask")
+        self.hu = PackedArray(self, "hu", np.int16)
+        self.mask = PackedArray(self, "mask", np.uint8)
         self.labels_64 = StoreArray(self, "labels")
         self.labels_128 = StoreArray(self, "labels_fine")
 
@@ -125,8 +155,8 @@ class Store:
 
     def index(self, exam: str) -> int:
         """Position of an exam id; :class:`~deepatlas.errors.DataError` if it is not here."""
-        if exam in self.ids:
-            return self.ids.index(exam)
+        if exam in self._rows:
+            return self._rows[exam]
         why = (
             f"it was skipped ({self.skipped[exam]})"
             if exam in self.skipped
@@ -150,10 +180,21 @@ class Store:
         """The CT that the exam was prepared from (it may have moved since)."""
         return Path(self.root) / str(self.sources[self.ids[index]]["ct"])
 
+    def packed(self) -> PackedReader:
+        """What reads ``hu`` and ``mask`` in threads; it is closed with the store."""
+        if self._packed is None:
+            if not self.path.is_file():
+                raise DataError(f"{self.path}: no such store; prepare the cohort first")
+            self._packed = PackedReader(self.path, self.ids)
+        return self._packed
+
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
+        if self._packed is not None:
+            self._packed.close()
+            self._packed = None
 
     def __enter__(self) -> Store:
         return self
@@ -162,7 +203,7 @@ class Store:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:  # a data-loading process opens the file for itself
-        return {**self.__dict__, "_file": None}
+        return {**self.__dict__, "_file": None, "_packed": None}
 
     def _open(self) -> h5py.File:
         if self._file is None:
@@ -189,7 +230,7 @@ def _open_reason(path: Path, error: OSError) -> str:
     if "signature not found" in text:
         return "not a prepared cohort (not an HDF5 file); give the file `prepare` wrote"
     if "truncated" in text:
-        return f"truncated store; {_AGAIN}"
+        return f"truncated store; {AGAIN}"
     if isinstance(error, PermissionError):
         return "permission denied; check who may read it"
-    return f"damaged store ({text.splitlines()[-1]}); {_AGAIN}"
+    return f"damaged store ({text.splitlines()[-1]}); {AGAIN}"

@@ -121,7 +121,7 @@ def test_an_older_format_is_built_again(cohort_dir, tmp_path):
     path = ready(cohort_dir, tmp_path).path
     with h5py.File(path, "r+") as file:
         file.attrs["version"] = 0
-    with pytest.raises(DataError, match="store format 0, this program reads 1"):
+    with pytest.raises(DataError, match="store format 0, this program reads 2"):
         Store(path)
     assert built(path, cohort_dir)
 
@@ -318,15 +318,19 @@ def test_damaged_stores(cohort_dir, tmp_path):
         Store(cut)
     one_line(error.value)
     with h5py.File(path, "r") as file:
-        place = file["hu"].id.get_chunk_info(1)
+        hu, labels = file["hu"].id.get_offset(), file["labels_fine"].id.get_chunk_info(1)
     wrong = bytearray(whole)
-    for k in range(place.byte_offset + place.size // 2, place.byte_offset + place.size // 2 + 8):
+    wrong[hu + 64**3 * 2 + 1000] ^= 1  # one bit of the second exam
+    for k in range(labels.byte_offset + labels.size // 2, labels.byte_offset + labels.size // 2 + 8):
         wrong[k] ^= 0xFF
     cut.write_bytes(bytes(wrong))
     store = Store(cut)
-    store.hu[0]
-    with pytest.raises(DataError, match="hu is damaged; delete it") as error:
+    assert store.hu[0].any() and store.mask[:].any() and store.labels_128[0].any()
+    with pytest.raises(DataError, match="hu is damaged in exam e2; delete it") as error:
         store.hu[1]
+    one_line(error.value)
+    with pytest.raises(DataError, match="labels_fine is damaged; delete it") as error:
+        store.labels_128[1]
     one_line(error.value)
     with h5py.File(path, "r+") as file:
         del file["native_grid"]
