@@ -81,6 +81,7 @@ class Structures:
     present: list[str] = field(default_factory=list)  # names (as mapped) that have voxels
     warnings: list[str] = field(default_factory=list)
     ignored: dict[str, str] = field(default_factory=dict)  # {name in the source: why it was left out}
+    refused: list[Refusal] = field(default_factory=list)  # files of which nothing went in
 
 
 @dataclass(frozen=True)
