@@ -1,0 +1,156 @@
+"""Values of a DICOM header whatever its state: missing, empty, of the wrong type, for all frames or for each."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepatlas.errors import DataError
+
+
+def pydicom_module() -> Any:
+    """pydicom, or a one-line error where it is missing."""
+    try:
+        import pydicom
+    except ImportError as error:
+        raise DataError("reading DICOM needs pydicom; pip install 'pydicom>=3'") from error
+    return pydicom
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """pydicom without its warnings and log lines, which quote the values of a header."""
+    pydicom_module()
+    from pydicom import config
+
+    logger = logging.getLogger("pydicom")
+    level, mode = logger.level, config.settings.reading_validation_mode
+    logger.setLevel(logging.CRITICAL)
+    config.settings.reading_validation_mode = config.IGNORE
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+        config.settings.reading_validation_mode = mode
+
+
+class Plain:
+    """The values of a classic image, as a table of one frame."""
+
+    def __init__(self, ds: Any) -> None:
+        self._ds = ds
+
+    def numbers(self, keyword: str, count: int) -> NDArray[np.float64] | None:
+        values = floats_of(self._ds, keyword)
+        return np.array([values]) if len(values) == count and np.isfinite(values).all() else None
+
+    def number(self, keyword: str) -> float | None:
+        values = floats_of(self._ds, keyword)
+        return values[0] if values and math.isfinite(values[0]) else None
+
+    def text(self, keyword: str) -> str:
+        return str(next(iter(values_of(self._ds, keyword)), "")).strip()
+
+    def rescale(self) -> NDArray[np.float64]:
+        slope, intercept = self.number("RescaleSlope"), self.number("RescaleIntercept")
+        return np.array([[np.nan if v is None else v for v in (slope, intercept)]])
+
+    @staticmethod
+    def same(values: NDArray, tolerance: float = 1e-6) -> bool:
+        return bool(np.ptp(values, axis=0).max() <= tolerance)
+
+
+class FunctionalGroups(Plain):
+    """The values of an enhanced image: for all frames (shared) or for each."""
+
+    _GROUP = {
+        "PixelSpacing": "PixelMeasuresSequence",
+        "SliceThickness": "PixelMeasuresSequence",
+        "ImageOrientationPatient": "PlaneOrientationSequence",
+        "ImagePositionPatient": "PlanePositionSequence",
+        "RescaleSlope": "PixelValueTransformationSequence",
+        "RescaleIntercept": "PixelValueTransformationSequence",
+        "RescaleType": "PixelValueTransformationSequence",
+        "ConvolutionKernel": "CTReconstructionSequence",
+        "KVP": "CTXRayDetailsSequence",
+        "WindowWidth": "FrameVOILUTSequence",
+    }
+
+    def __init__(self, ds: Any, frames: int) -> None:
+        super().__init__(ds)
+        self._shared = next(iter(values_of(ds, "SharedFunctionalGroupsSequence")), None)
+        self._frames = list(values_of(ds, "PerFrameFunctionalGroupsSequence"))
+        self._count = frames
+
+    def _items(self, keyword: str) -> list[Any]:
+        """For each frame the data set that holds ``keyword``, or None."""
+        group = self._GROUP[keyword]
+
+        def inside(item: Any) -> Any:
+            found = next(iter(values_of(item, group)), None) if item is not None else None
+            return found if found is not None and keyword in found else None
+
+        shared = inside(self._shared)
+        own = [inside(item) for item in self._frames]
+        if len(own) != self._count:
+            own = [None] * self._count
+        return [mine if mine is not None else shared for mine in own]
+
+    def numbers(self, keyword: str, count: int) -> NDArray[np.float64] | None:
+        rows = [floats_of(item, keyword) if item is not None else [] for item in self._items(keyword)]
+        if any(len(row) != count for row in rows) or not np.isfinite(rows).all():
+            return None
+        return np.array(rows)
+
+    def number(self, keyword: str) -> float | None:
+        values = floats_of(next((i for i in self._items(keyword) if i is not None), None), keyword)
+        return values[0] if values and math.isfinite(values[0]) else None
+
+    def text(self, keyword: str) -> str:
+        item = next((i for i in self._items(keyword) if i is not None), None)
+        return str(next(iter(values_of(item, keyword)), "")).strip()
+
+    def rescale(self) -> NDArray[np.float64]:
+        slopes, intercepts = self.numbers("RescaleSlope", 1), self.numbers("RescaleIntercept", 1)
+        none = np.full((self._count, 1), np.nan)
+        return np.hstack([none if slopes is None else slopes, none if intercepts is None else intercepts])
+
+
+def values_of(ds: Any, keyword: str) -> list[Any]:
+    """The values of an element as a list; empty where it is missing, empty or not what its type says."""
+    if ds is None or keyword not in ds:
+        return []
+    try:
+        value = ds[keyword].value
+    except Exception:  # a number that is no number: pydicom converts on access
+        return []
+    if value is None or value == "":
+        return []
+    if isinstance(value, str | bytes | int | float):
+        return [value]
+    return list(value) if hasattr(value, "__iter__") and not hasattr(value, "components") else [value]
+
+
+def text_of(ds: Any, keyword: str) -> str:
+    return "\\".join(str(v) for v in values_of(ds, keyword)).strip().strip("\0")
+
+
+def floats_of(ds: Any, keyword: str) -> list[float]:
+    try:
+        return [float(v) for v in values_of(ds, keyword)]
+    except (TypeError, ValueError):
+        return []
+
+
+def int_of(ds: Any, keyword: str) -> int | None:
+    values = floats_of(ds, keyword)
+    return int(values[0]) if values and math.isfinite(values[0]) else None
