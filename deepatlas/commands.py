@@ -68,14 +68,16 @@ def exam_name(path: Path) -> str:
 
 
 def exam_files(arguments: Sequence[str | Path]) -> dict[str, Path]:
-    """``{name: file}`` of EXAM arguments: images, exam folders (their CT), data directories (all exams)."""
+    """``{name: file}`` of EXAM arguments: images, exam folders (their CT or DICOM), data directories (all exams)."""
     from deepatlas.data.cohort import find_exams
-    from deepatlas.data.io import SUFFIXES
+    from deepatlas.data.io import SUFFIXES, holds_dicom
 
     found: dict[str, Path] = {}
     for path in map(Path, arguments):
         if path.is_dir():
             ct = [p for s in SUFFIXES if (p := path / f"ct{s}").is_file()]
+            if not ct and any(p.is_file() and holds_dicom(p) for p in sorted(path.iterdir())[:8]):
+                ct = [path]
             files = ct[:1] or [e.ct for e in find_exams(path).exams]
         else:
             files = [path]

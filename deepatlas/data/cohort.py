@@ -8,11 +8,11 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deepatlas.data.io import SUFFIXES
+from deepatlas.data.io import SUFFIXES, holds_dicom
 from deepatlas.errors import DataError
 
 LAYOUT = (
-    "expected <root>/<exam>/ct.nii.gz (or .nii, .nrrd, .mha), optional seg.nii.gz beside it, "
+    "expected <root>/<exam>/ct.nii.gz (or .nii, .nrrd, .mha, or a DICOM series), optional seg.nii.gz beside it, "
     "and <root>/labels.json"
 )
 _MAX_ID = 65535
@@ -20,7 +20,7 @@ _MAX_ID = 65535
 
 @dataclass(frozen=True)
 class ExamFiles:
-    """One exam's files: ``ct``, and ``seg`` (a label image on the same grid) where it was drawn."""
+    """One exam's files: ``ct`` (its folder, where that holds DICOM), and ``seg`` (on the same grid) where drawn."""
 
     id: str
     ct: Path
@@ -74,7 +74,7 @@ def find_exams(root: str | os.PathLike[str]) -> Cohort:
         except DataError as error:
             skipped[folder.name] = str(error)
     if not exams:
-        if _images(root, "ct"):
+        if _images(root, "ct") or holds_dicom(root):
             raise DataError(
                 f"{root}: is a single exam, not a data directory; give the folder above it ({LAYOUT})"
             )
@@ -132,8 +132,14 @@ def _short(value: object) -> str:
 def _exam(folder: Path) -> ExamFiles:
     try:
         ct, seg = _images(folder, "ct"), _images(folder, "seg")
+        if not ct and holds_dicom(folder):
+            ct = [folder]
         if not ct:
-            raise DataError(f"{folder}: {_missing_ct(folder)}")
+            any(folder.iterdir())  # an unreadable folder says so
+            raise DataError(
+                f"{folder}: no ct.nii.gz (or .nii, .nrrd, .mha) and no DICOM series in this folder; name the CT so, "
+                "or remove the folder"
+            )
     except OSError as error:
         raise DataError(f"{folder}: cannot read: {error.strerror}; check its permissions") from error
     for found in (ct, seg):
@@ -145,18 +151,6 @@ def _exam(folder: Path) -> ExamFiles:
 
 def _images(folder: Path, stem: str) -> list[Path]:
     return [path for suffix in SUFFIXES if (path := folder / (stem + suffix)).is_file()]
-
-
-def _missing_ct(folder: Path) -> str:
-    for path in sorted(folder.iterdir())[:3]:
-        if path.is_file():
-            with open(path, "rb") as handle:
-                if handle.read(132)[128:] == b"DICM":
-                    return (
-                        "a DICOM series, which this version does not read; "
-                        "convert it to ct.nii.gz, for example with dcm2niix"
-                    )
-    return "no ct.nii.gz (or .nii, .nrrd, .mha) in this folder; name the CT so, or remove the folder"
 
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:

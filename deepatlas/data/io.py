@@ -1,4 +1,4 @@
-"""Volumes from and to NIfTI, NRRD and MetaImage files.
+"""Volumes from and to NIfTI, NRRD and MetaImage files; DICOM series are read through ``deepatlas.intake``.
 
 SimpleITK does the decoding and is imported on first use, so that training from a store does not need it. It
 works in LPS millimetres; everything inside deepatlas is RAS+, and the sign of x and y changes here and
@@ -31,6 +31,7 @@ _READERS = {
     ".mhd": "MetaImageIO",
 }
 SUFFIXES = tuple(_READERS)
+_TRIED = 50  # files of a folder that are looked at in search of DICOM
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
 MIN_VOXELS = 4  # along every axis: fewer slices hold no anatomy to learn from or to locate
 _LPS = np.diag([-1.0, -1.0, 1.0])
@@ -48,7 +49,9 @@ def read_volume(
     """Read a 3-D scalar image.
 
     Args:
-        path: ``.nii``, ``.nii.gz``, ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd``.
+        path: ``.nii``, ``.nii.gz``, ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd``; or, for a CT, a folder that holds
+            a DICOM series (of several the axial soft-tissue reconstruction with the most slices is taken, see
+            :func:`deepatlas.intake.dicom_read.read_folder`) or an enhanced multi-frame DICOM file.
         labels: the file is a label image; otherwise a CT in Hounsfield units.
         notes: oddities that do not forbid use are appended here; without it they become
             :class:`~deepatlas.errors.DataWarning`.
@@ -65,18 +68,54 @@ def read_volume(
     """
     path = Path(path)
     found: list[str] = []
-    image = _read_image(path, found)
-    array, grid = _array(image), _grid(image, path)
-    if labels:
-        array = _as_labels(array, path)
+    if not labels and holds_dicom(path):
+        volume = _read_dicom(path, found)
     else:
-        array = _as_hounsfield(array, path, found)
+        image = _read_image(path, found)
+        array, grid = _array(image), _grid(image, path)
+        array = _as_labels(array, path) if labels else _as_hounsfield(array, path, found)
+        volume = Volume(array, grid, name=str(path))
     if notes is None:
         for note in found:
             warnings.warn(f"{path}: {note}", DataWarning, stacklevel=2)
     else:
         notes.extend(found)
-    return Volume(array, grid, name=str(path))
+    return volume
+
+
+def holds_dicom(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is DICOM, or one of the first files in and below a folder is; opens only their beginning."""
+    path = Path(path)
+    try:
+        if not path.is_dir():
+            return not image_suffix(path) and path.is_file() and _starts_as_dicom(path)
+        tried = 0
+        for place, folders, names in os.walk(path):
+            folders.sort()
+            for name in sorted(names):
+                file = Path(place, name)
+                if file.is_file() and _starts_as_dicom(file):
+                    return True
+                tried += 1
+                if tried >= _TRIED:
+                    return False
+    except OSError:
+        pass  # reading it will say so
+    return False
+
+
+def _starts_as_dicom(path: Path) -> bool:
+    from deepatlas.intake.dicom_header import looks_like_dicom
+
+    return looks_like_dicom(path)
+
+
+def _read_dicom(path: Path, notes: list[str]) -> Volume:
+    from deepatlas.intake.dicom_read import read_folder  # which needs pydicom, and imports this module
+
+    reading = read_folder(path)
+    notes += [*reading.corrections, *reading.warnings]
+    return reading.volume
 
 
 def write_volume(path: str | os.PathLike[str], volume: Volume) -> Path:
@@ -152,8 +191,8 @@ def _check_file(path: Path) -> str:
     try:
         if path.is_dir():
             raise DataError(
-                f"{path}: is a folder; give an image file ({', '.join(SUFFIXES)}); convert a DICOM series "
-                "to one, for example with dcm2niix"
+                f"{path}: is a folder without a DICOM series; give one with a series, or an image file "
+                f"({', '.join(SUFFIXES)})"
             )
         if not path.exists():
             raise DataError(f"{path}: no such file; check the path")
@@ -169,8 +208,8 @@ def _check_file(path: Path) -> str:
         return suffix
     if head[128:132] == b"DICM":
         raise DataError(
-            f"{path}: a DICOM file, which this version does not read; "
-            "convert the series to NIfTI or NRRD, for example with dcm2niix"
+            f"{path}: a DICOM file, which is no label image; give the labels as NIfTI, NRRD or MetaImage, or "
+            "prepare the exam with its RTSTRUCT or DICOM-SEG (deepatlas prepare)"
         )
     raise DataError(f"{path}: unknown kind of image file; use one of {', '.join(SUFFIXES)}")
 

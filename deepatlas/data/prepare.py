@@ -172,6 +172,13 @@ def _sources(cohort: Cohort) -> dict[str, dict[str, Any]]:
 
 def _stat(path: Path) -> list[int]:
     try:
+        if path.is_dir():  # DICOM: of all its files
+            found = [p.stat() for p in path.rglob("*") if p.is_file()]
+            return (
+                [len(found), sum(s.st_size for s in found), max(s.st_mtime_ns for s in found)]
+                if found
+                else []
+            )
         status = path.stat()
     except OSError:  # gone since it was listed: reading it will say so
         return []

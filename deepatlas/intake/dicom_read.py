@@ -16,7 +16,7 @@ from deepatlas.data.volume import Volume
 from deepatlas.errors import DataError
 from deepatlas.intake.dicom_choose import choose_series
 from deepatlas.intake.dicom_geometry import Stack, arrange, axes_of
-from deepatlas.intake.dicom_header import Header, looks_like_dicom, read_header
+from deepatlas.intake.dicom_header import Header, read_header
 from deepatlas.intake.dicom_kernel import known_kernel, tissue
 from deepatlas.intake.dicom_pixels import AIR, read_pixels
 from deepatlas.intake.dicom_scan import scan_dicom
@@ -92,6 +92,8 @@ def read_folder(path: str | os.PathLike[str], override: str | int | None = None)
         why = f" ({scan.refusals[0].reason})" if scan.refusals else ""
         raise DataError(f"{path}: holds no DICOM image{why}; give the folder of a CT series")
     (series,) = exams.values()
+    if not path.is_dir() and series[0].facts["images"] == 1 and series[0].facts["kind"] == "CT Image":
+        raise DataError(f"{path}: one slice of a series; give the folder that holds all of them")
     try:
         taken = choose_series(series, override).taken
         if taken is None and len(alone := [s for s in series if _volume(s)]) == 1:
@@ -106,18 +108,6 @@ def read_folder(path: str | os.PathLike[str], override: str | int | None = None)
         raise DataError(f"{path}: {error}") from error
     reading.volume.name = str(path)
     return reading
-
-
-def holds_dicom(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder (or one of the folders just below) holds a DICOM file; looks at the first files of each."""
-    folder = Path(folder)
-    try:
-        places = [folder, *sorted(p for p in folder.iterdir() if p.is_dir())[:8]]
-        return any(
-            looks_like_dicom(p) for place in places for p in sorted(place.iterdir())[:8] if p.is_file()
-        )
-    except OSError:
-        return False
 
 
 def _volume(series: DicomSeries) -> bool:

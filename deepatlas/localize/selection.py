@@ -42,9 +42,8 @@ class Selection:
         self.files = [self.cohort.exam(name) for name in dict.fromkeys(self.exams)]
         for exam in self.files:
             if not exam.seg:
-                raise DataError(
-                    f"{exam.ct.parent}: exam {exam.id} has no seg file; add seg.nii.gz beside its CT"
-                )
+                folder = exam.ct if exam.ct.is_dir() else exam.ct.parent
+                raise DataError(f"{folder}: exam {exam.id} has no seg file; add seg.nii.gz beside its CT")
 
     def __len__(self) -> int:
         return len(self.files)

@@ -46,13 +46,21 @@ def test_labels_of_the_folder_above(tmp_path, monkeypatch):
 
 
 def test_bad_folders_are_listed_with_the_reason(tmp_path):
-    touch(tmp_path, "a/ct.nii", "b/CT_image.nii", "c/ct.nii", "c/ct.nrrd", "d/IM1")
-    (tmp_path / "d" / "IM1").write_bytes(bytes(128) + b"DICM")
+    touch(tmp_path, "a/ct.nii", "b/CT_image.nii", "c/ct.nii", "c/ct.nrrd")
     cohort = find_exams(tmp_path)
     assert [exam.id for exam in cohort.exams] == ["a"]
     assert "no ct.nii.gz" in cohort.skipped["b"]
     assert "more than one image (ct.nii, ct.nrrd)" in cohort.skipped["c"]
-    assert "DICOM" in cohort.skipped["d"]
+
+
+def test_a_folder_with_dicom_is_an_exam(tmp_path):
+    touch(tmp_path, "a/readme.txt", "b/readme.txt", "c/ct.nii", "c/IM1")
+    for name in ("a/IM1", "b/deeper/IM1", "c/IM1"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(128) + b"DICM" + bytes(8))
+    exams = {exam.id: exam.ct for exam in find_exams(tmp_path).exams}
+    assert exams == {"a": tmp_path / "a", "b": tmp_path / "b", "c": tmp_path / "c" / "ct.nii"}
+    assert "single exam" in error_of(tmp_path / "b" / "deeper")
 
 
 def test_missing_and_empty_directories(tmp_path):

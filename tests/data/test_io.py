@@ -111,7 +111,8 @@ def test_missing_and_foreign_files(tmp_path):
     (tmp_path / "a.txt").write_text("hello")
     assert "unknown kind" in message(tmp_path / "a.txt")
     (tmp_path / "IM0001").write_bytes(b"\0" * 128 + b"DICM" + b"\0" * 64)
-    assert "DICOM" in message(tmp_path / "IM0001") and "dcm2niix" in message(tmp_path / "IM0001")
+    assert "holds no DICOM image" in message(tmp_path / "IM0001")
+    assert "no label image" in message(tmp_path / "IM0001", labels=True)
     assert image_suffix("x/ct.v2.NII.GZ") == ".nii.gz" and image_suffix("x/ct.gz") == ""
 
 
