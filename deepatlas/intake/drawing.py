@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +46,7 @@ class Drawing:
     number: int
     draw: Callable[[Grid, list[str]], Patch]
     outline: bool = False  # the outer contour of the body, which holds all others
+    given: bool = False  # the name is from a label table that somebody wrote, and taken as it is
     refusal: str = ""  # why it is not to be drawn, known without drawing
 
 
@@ -154,3 +157,10 @@ def dicom_errors(what: str) -> Iterator[None]:
             raise DataError(
                 f"{what} is damaged or incomplete ({type(error).__name__}); export it again"
             ) from error
+
+
+def without_path(error: DataError, path: Path) -> str:
+    """An error's message without the paths and names of the file and of what lies beside it."""
+    text = re.sub(rf"^{re.escape(str(path.parent))}[^:]*: ", "", str(error).replace(str(path), "the file"))
+    text = re.sub(r"its voxels are in .*, which is missing", "the file of its voxels is missing", text)
+    return text.removeprefix("the file: ")

@@ -22,6 +22,7 @@ _PLANNING = ("ptv", "ctv", "itv", "gtv")
 _REGEX = "regex:"
 _CURE = 'write {"wanted name": ["alias", "regex:^lung.*l"], …}'
 _DATE = re.compile(r"(?<!\d)((19|20)\d\d[-_ ]\d{1,2}[-_ ]\d{1,2}|\d{1,2}[-_ ]\d{1,2}[-_ ](19|20)\d\d)(?!\d)")
+_GROUPS = re.compile(r"\d+([-_ ]+\d+){2,}")  # telephone and social security numbers
 _NUMBER = re.compile(r"\d{6}")  # record numbers and dates without separators; doses and indices are shorter
 # Words of anatomy and of planning that stand in many PatientIDs of public collections ("LUNG1-003",
 # "Pancreas-CT-0001") and are no identifiers: without them, exactly the structure of interest would be withheld.
@@ -57,10 +58,10 @@ def identifier_tokens(values: Iterable[str]) -> frozenset[str]:
 def why_private(name: str, identifiers: frozenset[str] = frozenset()) -> str:
     """Why a source's name may not be written into a dataset, or the empty string if it may.
 
-    It may if it is made of letters, digits, ``_``, ``-`` and spaces, is at most 64 characters long, has a letter,
-    holds no run of six digits, no date and none of ``identifiers`` (:func:`identifier_tokens` of its file's header).
-    A name on its own cannot be told from a structure; the header's are caught, whatever else is in free text needs
-    a map.
+    It may if it is made of letters, digits, ``_``, ``-`` and spaces, has a letter and at most 64 characters, and holds
+    no run of six digits, no date, no three groups of digits as in a telephone number, and none of ``identifiers``
+    (:func:`identifier_tokens` of its file's header). Somebody else's surname cannot be told from a structure; where
+    names are typed so freely, use a map.
     """
     name = unicodedata.normalize("NFKC", name).strip()
     if not any(c.isalpha() for c in name):
@@ -69,7 +70,8 @@ def why_private(name: str, identifiers: frozenset[str] = frozenset()) -> str:
         return f"its name is longer than {MAX_NAME} characters"
     if not all(c.isalnum() or c in "_- " for c in name):
         return "its name holds more than letters, digits, space, _ and -"
-    if _NUMBER.search(name) or _DATE.search(name):
+    groups = _GROUPS.search(name)
+    if _NUMBER.search(name) or _DATE.search(name) or (groups and sum(map(str.isdigit, groups[0])) >= 7):
         return "its name holds a date or a long number, which may identify somebody"
     words = set(clean_name(name).split("_"))
     squeezed = compact(name)
