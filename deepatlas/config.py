@@ -24,6 +24,7 @@ class DataConfig:
     rotation: float = 0.5  # radians
     translation: float = 0.25  # normalised: 8 voxels of 64
     elastic: float = 0.0  # strength of smooth random displacements (random_displacement); 0 (the paper): none
+    resident: str | bool = "auto"  # all exams in the device's memory (true), or read ahead of use (false)
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,7 @@ class Config:
                 0 < self.data.scale[0] <= self.data.scale[1],
                 "two numbers above 0, the lower first",
             ),
+            "data.resident": (self.data.resident in ("auto", True, False), "auto, true or false"),
             "data.rotation": (self.data.rotation >= 0, "not negative"),
             "data.translation": (self.data.translation >= 0, "not negative"),
             "autoencoder.batch": (self.autoencoder.batch >= 1, "at least 1"),
@@ -275,8 +277,8 @@ def _convert(hint, value, where):
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, where)
     if isinstance(hint, types.UnionType):
-        if value is None and type(None) in hint.__args__:
-            return None
+        if type(value) in hint.__args__:
+            return value
         hint = next(h for h in hint.__args__ if h is not type(None))
     if typing.get_origin(hint) is tuple:
         items = typing.get_args(hint)

@@ -32,6 +32,11 @@ def test_overrides_are_typed():
     assert (config.train.batch, config.data.crop, config.loss.window, config.seed) == (4, "foreground", 5, 3)
     assert config.train.lr == 1.0 and isinstance(config.train.lr, float)
     assert config.override(["data.crop=null"]).data.crop is None
+    assert [config.override([f"data.resident={v}"]).data.resident for v in ("auto", "true", "false")] == [
+        "auto",
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -43,6 +48,7 @@ def test_overrides_are_typed():
         ("train.batch=many", "train.batch must be of type int, got 'many'"),
         ("train.batch=4.5", "train.batch must be of type int"),
         ("train.steps=3", "train.steps must be of type"),
+        ("data.resident=1", "data.resident must be of type"),
     ],
 )
 def test_wrong_overrides_are_named(setting, message):
@@ -62,6 +68,7 @@ def test_wrong_overrides_are_named(setting, message):
         ("phantom.train=1", "phantom.train must be at least 2"),
         ("network.size=48", "network.size must be 16, 32 or 64"),
         ("loss.window=4", "loss.window must be odd"),
+        ("data.resident=maybe", "data.resident must be auto, true or false"),
         ("data.crop=half", "data.crop must be null, foreground or midline"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from deepatlas.config import DataConfig
 from deepatlas.data.augment import Augmentation
+from deepatlas.data.dataset import ExamArray
 from deepatlas.losses import on_loss_grid
 
 
@@ -21,18 +23,54 @@ class Drawn:
     augmentation: Augmentation
 
 
+@dataclass(frozen=True)
+class _Foreseen:
+    """A batch drawn before it is asked for, between two states of the generator."""
+
+    before: Tensor
+    drawn: Drawn
+    after: Tensor
+
+    def begins(self, count: int, state: Tensor) -> bool:
+        return len(self.drawn.indices) == count and torch.equal(self.before, state)
+
+
 class Batches:
     """Draws exams without replacement, each under its own random map.
 
-    ``array`` is a :class:`deepatlas.data.dataset.TrainingArray` of network-sized volumes, ``loss_size`` the side of
-    the loss grid.
+    ``array`` holds network-sized volumes, ``loss_size`` is the side of the loss grid. An array that reads ahead is
+    told what the next batches take: they are drawn early, from a copy of the generator, and count only if that has
+    come to the very state that they were drawn from. So neither the random sequence nor a checkpoint knows of it.
+    Which rows of a batch this process takes, and in what parts, is what it took of the last batch of that size.
     """
 
-    def __init__(self, array, ids: list[str], data: DataConfig, loss_size: int):
+    def __init__(self, array: ExamArray, ids: list[str], data: DataConfig, loss_size: int):
         self.array, self.ids, self.data, self.loss_size = array, ids, data, loss_size
+        self._next: deque[_Foreseen] = deque()
+        self._parts: dict[int, list[list[int]]] = {}  # by the size of the batch
+        self._current: Drawn | None = None
 
     def draw(self, count: int, generator: torch.Generator) -> Drawn:
         """The random numbers of a batch: the same for the same state of the generator, on any machine."""
+        if not self.array.ahead:
+            return self._draw(count, generator)
+        state = generator.get_state()
+        if self._next and not self._next[0].begins(count, state):
+            self._next.clear()
+        copy = torch.Generator(generator.device)
+        while len(self._next) <= self.array.ahead:
+            before = self._next[-1].after if self._next else state
+            copy.set_state(before)
+            self._next.append(_Foreseen(before, self._draw(count, copy), copy.get_state()))
+        now = self._next.popleft()
+        generator.set_state(now.after)
+        parts = self._parts.get(count, [])
+        coming = [now.drawn, *(batch.drawn for batch in self._next)]
+        self.array.expect([[drawn.indices[r] for r in rows] for drawn in coming for rows in parts])
+        self._current, self._parts[count] = now.drawn, []
+        return now.drawn
+
+    def _draw(self, count: int, generator: torch.Generator) -> Drawn:
         indices = self._indices(count, generator)
         data = self.data
         augmentation = Augmentation.draw(
@@ -47,12 +85,14 @@ class Batches:
 
     def take(self, drawn: Drawn, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Some exams: network input ``[n, 1, S, S, S]``, image and mask on the loss grid, ``[n, 1, s, s, s]``."""
+        if drawn is self._current:
+            self._parts[len(drawn.indices)].append(list(rows))
         x, mask = self.array.take([drawn.indices[r] for r in rows], drawn.augmentation.rows(rows))
         return x, *on_loss_grid(x, mask, self.loss_size)
 
     def record(self, count: int, generator: torch.Generator) -> dict:
         """The batch that ``draw`` gives with this generator, for a file: exam ids, maps, input, image, mask."""
-        drawn = self.draw(count, generator)
+        drawn = self._draw(count, generator)
         x, image, mask = self.take(drawn, range(count))
         maps = {"theta": drawn.augmentation.theta, "control": drawn.augmentation.control}
         exams = [self.ids[i] for i in drawn.indices]

@@ -15,10 +15,11 @@ import deepatlas_ops as ops
 from deepatlas import checkpoint
 from deepatlas.config import Config
 from deepatlas.data.cohort import find_exams
-from deepatlas.data.dataset import TrainingArray
+from deepatlas.data.dataset import ExamArray
 from deepatlas.data.prepare import prepare_cohort
 from deepatlas.data.preprocess import foreground_mask, normalize, to_model_grid
 from deepatlas.data.store import Store, is_store
+from deepatlas.data.streaming import StreamingArray, training_array
 from deepatlas.data.volume import Volume
 from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.evaluate.tables import number
@@ -248,10 +249,16 @@ class Experiment:
         return Session(config, self.folder, self.world, log, modules, generator)
 
     def _train(self, session: Session, store: Store, split: dict) -> None:
+        rows, data = [store.index(i) for i in split["train"]], self.config.data
+        size, device = self.config.network.size, self.world.device
+        with training_array(store, size, device, exams=rows, resident=data.resident) as array:
+            if isinstance(array, StreamingArray):
+                session.log.say(f"exams are read from {store.path} as they are needed")
+            self._phases(session, store, split, array)
+
+    def _phases(self, session: Session, store: Store, split: dict, array: ExamArray) -> None:
         config, modules = self.config, session.modules
-        rows = [store.index(i) for i in split["train"]]
         device = self.world.device
-        array = TrainingArray(store, config.network.size, device, exams=rows)
         batches = Batches(array, split["train"], config.data, config.loss.size)
         if not session.done and session.overall == 0:
             self._seed_atlas(session, store, split["seed"])
@@ -269,7 +276,7 @@ class Experiment:
         session.run([coarse_phase(session, crops)])
         similarity = FeatureSimilarity(autoencoder, config.loss.similarity, config.loss.window)
         loss = RegistrationLoss(config.loss, similarity, config.network.size)
-        grids = [store.grid(row) for row in rows[:PANEL_EXAMS]]
+        grids = [store.grid(row) for row in array.rows[:PANEL_EXAMS]]
 
         def picture(level: int) -> None:
             path = self.folder / "figures" / f"level-{level}.png"

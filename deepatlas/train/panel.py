@@ -10,7 +10,7 @@ import torch
 
 import deepatlas_ops as ops
 from deepatlas.data.augment import affine_coords
-from deepatlas.data.dataset import TrainingArray
+from deepatlas.data.dataset import ExamArray
 from deepatlas.data.grid import Grid
 from deepatlas.evaluate.figures import View, coordinate_colours, new_figure, save_figure, show
 from deepatlas.nn import Atlas, CoordinateNetwork
@@ -23,7 +23,7 @@ def save_panel(
     path: Path,
     network: CoordinateNetwork,
     atlas: Atlas,
-    array: TrainingArray,
+    array: ExamArray,
     grids: Sequence[Grid],
     level: int,
 ) -> None:

@@ -105,13 +105,17 @@ def whole(cohort, environment, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("number", "lines"), [(signal.SIGKILL, 5), (signal.SIGKILL, 14), (signal.SIGTERM, 11)]
+    ("number", "lines", "resident"),
+    [(signal.SIGKILL, 5, "auto"), (signal.SIGKILL, 14, "false"), (signal.SIGTERM, 11, "auto")],
 )
-def test_a_killed_run_resumes_bit_for_bit(cohort, environment, whole, tmp_path, number, lines):
+def test_a_killed_run_resumes_bit_for_bit(cohort, environment, whole, tmp_path, number, lines, resident):
+    """Whether its exams are held in memory, as those of the whole run, or read from the store ahead of use."""
     out = tmp_path / "run"
     # Stops at whatever step the signal finds it at; every step is saved, or what SIGTERM saves itself.
     often = ["train.checkpoint_minutes=0"] if number == signal.SIGKILL else []
-    code, error = stop(command(cohort, out, *often), environment, out, number, lines)
+    arguments = command(cohort, out, *often, f"data.resident={resident}")
+    code, error = stop(arguments, environment, out, number, lines)
+    assert ("read from" in error) == (resident == "false")
     assert code == (-signal.SIGKILL if number == signal.SIGKILL else 130), error
     assert not (out / "model.pt").exists()
     execute(resume(out), environment)
