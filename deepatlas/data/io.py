@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepatlas.data.grid import Grid
-from deepatlas.data.integrity import check_metaimage, check_nifti, check_nrrd, nonfinite_error
+from deepatlas.data.integrity import Checked, compare_geometry, nonfinite_error
+from deepatlas.data.integrity_nifti import check_nifti
+from deepatlas.data.integrity_text import check_metaimage, check_nrrd
 from deepatlas.data.volume import Volume
 from deepatlas.errors import DataError, DataWarning
 from deepatlas.files import atomic_path
@@ -33,6 +35,7 @@ _READERS = {
 SUFFIXES = tuple(_READERS)
 _TRIED = 50  # files of a folder that are looked at in search of DICOM
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
+_CHECKS = {"NiftiImageIO": check_nifti, "NrrdImageIO": check_nrrd, "MetaImageIO": check_metaimage}
 MIN_VOXELS = 4  # along every axis: fewer slices hold no anatomy to learn from or to locate
 _LPS = np.diag([-1.0, -1.0, 1.0])
 
@@ -71,8 +74,10 @@ def read_volume(
     if not labels and holds_dicom(path):
         volume = _read_dicom(path, found)
     else:
-        image = _read_image(path, found)
+        image, checked = _read_image(path)
         array, grid = _array(image), _grid(image, path)
+        compare_geometry(path, grid, checked)
+        found += checked.notes
         array = _as_labels(array, path) if labels else _as_hounsfield(array, path, found)
         volume = Volume(array, grid, name=str(path))
     if notes is None:
@@ -142,7 +147,7 @@ def write_volume(path: str | os.PathLike[str], volume: Volume) -> Path:
         try:
             sitk.WriteImage(image, str(temporary), useCompression=suffix != ".nii")
             whole = np.array_equal(
-                _array(_read_image(temporary, [])), array, equal_nan=array.dtype.kind == "f"
+                _array(_read_image(temporary)[0]), array, equal_nan=array.dtype.kind == "f"
             )
         except (RuntimeError, DataError) as error:
             raise DataError(f"{path}: cannot write: {_unwritable(temporary, error)}") from error
@@ -162,17 +167,12 @@ def _sitk() -> Any:
     return sitk
 
 
-def _read_image(path: Path, notes: list[str]) -> Any:
-    """Check and decode a file into a 3-D scalar SimpleITK image."""
+def _read_image(path: Path) -> tuple[Any, Checked]:
+    """Check and decode a file into a 3-D scalar SimpleITK image, and what its header says."""
     suffix = _check_file(path)
     sitk = _sitk()
     try:
-        if _READERS[suffix] == "NiftiImageIO":
-            notes += check_nifti(path)
-        elif _READERS[suffix] == "MetaImageIO":
-            check_metaimage(path)
-        else:
-            check_nrrd(path)
+        checked = _CHECKS[_READERS[suffix]](path)
         reader = sitk.ImageFileReader()
         reader.SetImageIO(_READERS[suffix])
         reader.SetFileName(str(path))
@@ -181,7 +181,7 @@ def _read_image(path: Path, notes: list[str]) -> Any:
         if len(shape) > 3 and all(n == 1 for n in shape[3:]):
             reader.SetExtractSize([*shape[:3], *[0] * (len(shape) - 3)])
         _check_shape(path, shape, reader.GetNumberOfComponents())
-        return reader.Execute()
+        return reader.Execute(), checked
     except (RuntimeError, OSError) as error:
         raise DataError(f"{path}: {_reason(error)}") from error
 

@@ -288,3 +288,127 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         write_volume(path, volume(1))
     one_line(error.value)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
+
+
+# -- headers that contradict themselves or the file -------------------------------------------------
+
+
+def nifti_with(path, *, qform=None, sform=None, pixdim=None, extra=b""):
+    array = np.random.default_rng(0).integers(-900, 900, size=(5, 6, 7)).astype(np.int16)
+    image = nib.Nifti1Image(array, None)
+    image.header.set_zooms((1, 1, 1))
+    image.set_qform(qform, code=0 if qform is None else 1)
+    image.set_sform(sform, code=0 if sform is None else 1)
+    nib.save(image, path)
+    data = bytearray(path.read_bytes())
+    if pixdim:
+        data[80:92] = np.array(pixdim, dtype="<f4").tobytes()
+    path.write_bytes(bytes(data) + extra)
+    return path
+
+
+def noted(path) -> list[str]:
+    notes: list[str] = []
+    read_volume(path, notes=notes)
+    return notes
+
+
+def test_nifti_with_two_geometries(tmp_path):
+    """The one that is used is noted; where ITK mixes them into a third one, the file is refused."""
+    here, there = np.diag([-2.0, 2, 3, 1]), np.diag([-2.0, 2, 3, 1])
+    there[:3, 3] = 10, 0, 0
+    assert noted(nifti_with(tmp_path / "a.nii", qform=here, sform=here)) == []
+    (note,) = noted(nifti_with(tmp_path / "b.nii", qform=here, sform=there))
+    assert "geometries 10 mm apart (qform, sform)" in note
+    mixed = nifti_with(tmp_path / "c.nii", sform=here, pixdim=(2, 2, 5))
+    try:
+        read = read_volume(mixed)
+    except DataError as error:
+        assert "contradicts itself" in one_line(error)
+    else:  # an ITK that takes the spacing from the sform
+        np.testing.assert_allclose(read.grid.affine, here, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_geometry_of_a_nifti_header_is_nibabels(tmp_path, seed):
+    """Quaternions of every kind, half turns and left-handed axes among them, without a contradiction."""
+    rng = np.random.default_rng(seed)
+    affine = (
+        oblique(rng, angle=3.0).affine
+        if seed < 4
+        else np.diag([1.0, -1, -1, 1] if seed == 4 else [-1.0, -1, 1, 1])
+    )
+    path = nifti_with(tmp_path / "a.nii", qform=affine, sform=affine if seed % 2 else None)
+    assert noted(path) == []
+    np.testing.assert_allclose(read_volume(path).grid.affine, nib.load(path).affine, atol=1e-3)
+
+
+def test_bytes_that_the_header_does_not_know(tmp_path):
+    here = np.diag([2.0, 2, 3, 1])
+    assert "12 bytes more" in noted(nifti_with(tmp_path / "a.nii", qform=here, extra=bytes(12)))[0]
+    for suffix in (".nrrd", ".mha"):
+        image = sitk.GetImageFromArray(volume().array)
+        sitk.WriteImage(image, str(tmp_path / f"a{suffix}"))
+        with open(tmp_path / f"a{suffix}", "ab") as file:
+            file.write(bytes(12))
+        assert any("12 bytes more" in note for note in noted(tmp_path / f"a{suffix}"))
+    path = write_volume(tmp_path / "b.nrrd", volume())  # compressed: what comes out of the stream counts
+    path.write_bytes(path.read_bytes().replace(b"sizes: 28", b"sizes: 14"))
+    assert any("bytes more than its header says" in note for note in noted(path))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "old", "new", "words"),
+    [
+        (".mha", b"CompressedDataSize", b"CompressedDateSize", "CompressedDataSize is missing"),
+        (".mha", b"ElementSpacing = ", b"ElementSpacing = 1 ", "ElementSpacing"),
+        (".mha", b"ElementSpacing = ", b"ElementSpacing = x", "ElementSpacing"),
+        (".mha", b"DimSize = 28", b"DimSize = 28.", "DimSize"),
+        (".mha", b"MET_SHORT", b"MET_SHOUT", "ElementType"),
+        (".mha", b"CompressedData = True", b"CompressedData = Tree", "CompressedData Tree"),
+        (".mha", b"NDims = 3", b"NDims = 4", "DimSize"),
+        (".nrrd", b"space origin: (", b"space origin: (1,", "space origin"),
+        (".nrrd", b"space origin: (", b"space origin: (&", "space origin"),
+        (".nrrd", b"endian: little", b"endian: lottle", "endian"),
+        (".nrrd", b"type: short", b"type: shirt", "type"),
+    ],
+)
+def test_a_header_is_read_strictly(tmp_path, suffix, old, new, words, capfd):
+    path = write_volume(tmp_path / f"a{suffix}", volume())
+    data = path.read_bytes()
+    assert data.count(old) == 1
+    path.write_bytes(data.replace(old, new))
+    text = message(path)
+    assert "damaged" in text and words in text
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("suffix", "key"),
+    [
+        (".mha", b"Offset"),
+        (".mha", b"TransformMatrix"),
+        (".nrrd", b"space origin"),
+        (".nrrd", b"space directions"),
+    ],
+)
+def test_a_geometry_that_is_not_given_is_noted(tmp_path, suffix, key):
+    path = write_volume(tmp_path / f"a{suffix}", volume())
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join(line for line in lines if not line.startswith(key)))
+    assert any(f"has no {key.decode()}" in note for note in noted(path))
+
+
+def test_voxels_in_another_file(tmp_path):
+    image = sitk.GetImageFromArray(volume().array)
+    for suffix in (".mhd", ".nhdr"):
+        sitk.WriteImage(image, str(tmp_path / f"a{suffix}"))
+        np.testing.assert_array_equal(read_volume(tmp_path / f"a{suffix}").array, volume().array)
+    raw = tmp_path / "a.raw"
+    raw.write_bytes(raw.read_bytes()[:-1])
+    for suffix in (".mhd", ".nhdr"):
+        with pytest.raises(DataError, match="truncated"):
+            read_volume(tmp_path / f"a{suffix}")
+    raw.unlink()
+    for suffix in (".mhd", ".nhdr"):
+        assert "in another file, which is missing" in message(tmp_path / f"a{suffix}")
