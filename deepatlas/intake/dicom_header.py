@@ -25,6 +25,7 @@ CT = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 LEGACY_ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.2"
 CT_CLASSES = (CT, ENHANCED_CT, LEGACY_ENHANCED_CT)
+BIG_ENDIAN = "1.2.840.10008.1.2.2"
 DEFLATED = "1.2.840.10008.1.2.1.99"
 DIRECTORY = "1.2.840.10008.1.3.10"
 RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
@@ -90,6 +91,7 @@ class Header:
     padding: tuple[int, int] | None
     referenced: tuple[str, ...]  # SeriesInstanceUIDs that an RTSTRUCT or a segmentation refers to
     lossy: bool  # compressed with a loss at some time
+    surplus: int  # bytes of uncompressed pixel data beyond what size and number of frames ask for
     complete: bool  # as far as the length of the file tells
 
     @property
@@ -162,8 +164,8 @@ def _read(found: Found, handle: BinaryIO) -> Header:
     pydicom = pydicom_module()
     with quiet():
         ds = pydicom.dcmread(handle, stop_before_pixels=True, force=True, specific_tags=_TAGS)
-        left = _left(handle)
         meta = ds.file_meta
+        declared, held = _pixel_bytes(handle, text_of(meta, "TransferSyntaxUID") == BIG_ENDIAN)
         sop_class = text_of(ds, "SOPClassUID") or text_of(meta, "MediaStorageSOPClassUID")
         modality = text_of(ds, "Modality")
         if sop_class == DIRECTORY:
@@ -177,11 +179,17 @@ def _read(found: Found, handle: BinaryIO) -> Header:
             referenced = _referenced(pydicom.dcmread(found.path, stop_before_pixels=True, force=True))
         elif not _is_image(ds, sop_class):
             raise _Useless(f"{_kind(sop_class, modality)}: not an image of the body")
-        return _header(found, ds, sop_class, modality, referenced, left)
+        return _header(found, ds, sop_class, modality, referenced, declared, held)
 
 
 def _header(
-    found: Found, ds: Any, sop_class: str, modality: str, referenced: tuple[str, ...], left: int
+    found: Found,
+    ds: Any,
+    sop_class: str,
+    modality: str,
+    referenced: tuple[str, ...],
+    declared: int,
+    held: int,
 ) -> Header:
     folder = found.name.rpartition("/")[0]
     study = text_of(ds, "StudyInstanceUID") or f"folder:{folder}"
@@ -193,6 +201,7 @@ def _header(
     groups = FunctionalGroups(ds, frames) if sop_class in CT_CLASSES[1:] else Plain(ds)
     spacing, orientation = groups.numbers("PixelSpacing", 2), groups.numbers("ImageOrientationPatient", 6)
     signed = int_of(ds, "PixelRepresentation") == 1
+    native = not is_encapsulated(syntax) and syntax != DEFLATED
     need = rows * columns * samples * frames * allocated // 8
     return Header(
         found=found,
@@ -243,7 +252,8 @@ def _header(
         padding=_padding(ds, signed, allocated),
         referenced=referenced,
         lossy=text_of(ds, "LossyImageCompression") == "01",
-        complete=left >= (12 if is_encapsulated(syntax) else need) or syntax == DEFLATED,
+        surplus=max(declared - need - need % 2, 0) if native else 0,
+        complete=syntax == DEFLATED or held >= (need if native else 1),
     )
 
 
@@ -259,10 +269,15 @@ def _padding(ds: Any, signed: bool, allocated: int) -> tuple[int, int] | None:
     return min(wrapped), max(wrapped)
 
 
-def _left(handle: BinaryIO) -> int:
-    """Bytes from here, where the pixel data begins, to the end of the file."""
-    here = handle.tell()
-    return handle.seek(0, 2) - here
+def _pixel_bytes(handle: BinaryIO, big_endian: bool) -> tuple[int, int]:
+    """Length of the pixel data that starts here: as declared (-1: not declared), and what the file holds of it."""
+    head = handle.read(12)
+    order = "big" if big_endian else "little"
+    explicit = head[4:6] in (b"OW", b"OB")
+    length = int.from_bytes(head[8:12] if explicit else head[4:8], order)
+    start = handle.tell() - (0 if explicit else 4)
+    here = max(handle.seek(0, 2) - start, 0) if len(head) == 12 else 0
+    return (-1 if length == 0xFFFFFFFF else length), here
 
 
 def is_encapsulated(syntax: str) -> bool:

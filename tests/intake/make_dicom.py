@@ -190,8 +190,8 @@ def write_ct(
             _frame(positions[k], slopes[k], intercepts[k], index) for index, k in enumerate(order, 1)
         ]
         ds.NumberOfFrames = len(order)
-        set_tags(ds, tags or {})
         _pixels(ds, stored[order], syntax)
+        set_tags(ds, tags or {})
         return [_save(ds, folder / name.format(1), preamble)]
     numbers = np.arange(1, len(jobs) + 1)
     if shuffle is not None:
@@ -210,8 +210,8 @@ def write_ct(
             "AcquisitionNumber": 1,
         }
         ds = base(CTImageStorage, study, series, uid(series, place), common)
-        set_tags(ds, {**own, **(tags or {}), **(slice_tags or {}).get(k, {})})
-        _pixels(ds, stored[k : k + 1], syntax)
+        _pixels(set_tags(ds, own), stored[k : k + 1], syntax)
+        set_tags(ds, {**(tags or {}), **(slice_tags or {}).get(k, {})})
         paths.append(_save(ds, folder / name.format(int(numbers[place])), preamble))
     return paths
 
