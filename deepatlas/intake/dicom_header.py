@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -104,6 +105,11 @@ class Header:
         return self.rescale_type.upper() in ("", "HU", "HU_MOD")
 
     @property
+    def known_syntax(self) -> str:
+        """The transfer syntax if it is one of the standard's (a damaged or private one may hold anything)."""
+        return self.syntax if re.fullmatch(r"1\.2\.840\.10008\.1\.2[.0-9]*", self.syntax) else ""
+
+    @property
     def is_multiframe(self) -> bool:
         return self.sop_class in CT_CLASSES[1:]
 
@@ -178,7 +184,7 @@ def _read(found: Found, handle: BinaryIO) -> Header:
         if sop_class == RTSTRUCT or sop_class in SEGMENTATIONS:
             referenced = _referenced(pydicom.dcmread(found.path, stop_before_pixels=True, force=True))
         elif not _is_image(ds, sop_class):
-            raise _Useless(f"{_kind(sop_class, modality)}: not an image of the body")
+            raise _Useless(f"{object_type(sop_class)}: not an image of the body")
         return _header(found, ds, sop_class, modality, referenced, declared, held)
 
 
@@ -291,13 +297,11 @@ def _is_image(ds: Any, sop_class: str) -> bool:
     return bool(int_of(ds, "Rows") and int_of(ds, "Columns"))
 
 
-def _kind(sop_class: str, modality: str) -> str:
-    """What kind of object it is, in words of the standard alone."""
-    pydicom = pydicom_module()
-    name = pydicom.uid.UID(sop_class).name
-    if name != sop_class:
-        return name
-    return "a DICOM object of unknown type" + (" (CT)" if modality == "CT" else "")
+def object_type(sop_class: str) -> str:
+    """What kind of object it is, in words of the standard alone: "CT Image", "Comprehensive SR" …"""
+    with quiet():
+        name = str(pydicom_module().uid.UID(sop_class).name)
+    return name.removesuffix(" Storage") if name != sop_class else "object of unknown type"
 
 
 def _referenced(ds: Any) -> tuple[str, ...]:

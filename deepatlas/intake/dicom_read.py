@@ -261,7 +261,7 @@ def _facts(headers: Sequence[Header], stack: Stack) -> dict[str, Any]:
     kernel = known_kernel(head.kernel)
     return {
         "modality": head.modality,
-        "transfer_syntax": head.syntax,
+        "transfer_syntax": head.known_syntax,
         "kernel": kernel,
         "tissue": tissue(kernel, head.window),
         "kvp": head.kvp,

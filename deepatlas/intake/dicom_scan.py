@@ -16,12 +16,13 @@ import numpy as np
 from deepatlas.data.io import MIN_VOXELS
 from deepatlas.errors import DataError
 from deepatlas.intake.dicom_geometry import arrange, orientation_class
-from deepatlas.intake.dicom_header import RTSTRUCT, SEGMENTATIONS, Header, read_header
+from deepatlas.intake.dicom_header import RTSTRUCT, SEGMENTATIONS, Header, object_type, read_header
 from deepatlas.intake.dicom_kernel import known_kernel, tissue
 from deepatlas.intake.types import DicomSeries, Found, Refusal
 
 SAME_ORIENTATION = 1e-3  # largest difference of a direction cosine
 SAME_SPACING = 1e-4  # mm
+_MODALITIES = {"CT", "MR", "PT", "NM", "US", "CR", "DX", "MG", "XA", "RF", "OT", "RTIMAGE", "SC"}
 _SCOUTS = {"LOCALIZER", "SCOUT"}
 # Values of ImageType that the standard or makers define; others are free text and are not passed on.
 _IMAGE_TYPES = {
@@ -108,8 +109,8 @@ def scan_dicom(files: Iterable[Found]) -> Scan:
 
     ================ ==============================================================================================
     number           SeriesNumber, or None
-    modality         "CT", "MR", "PT" …
-    kind             "CT image", "secondary capture" …: the object's type in the standard's words
+    modality         "CT", "MR", "PT" …, or "" if it is none of the usual
+    kind             "CT Image", "Secondary Capture Image" …: the object's type in the standard's words
     image_type       the defined values of ImageType, joined by a backslash
     localizer        whether it is a scout
     orientation      "axial", "coronal", "sagittal", "oblique", or None without a position
@@ -276,8 +277,8 @@ def _facts(members: list[Header]) -> dict[str, Any]:
     types = [v for v in head.image_type if v in _IMAGE_TYPES]
     facts: dict[str, Any] = {
         "number": head.number,
-        "modality": head.modality if head.modality.isalpha() and len(head.modality) <= 6 else "",
-        "kind": _kind_of(head),
+        "modality": head.modality if head.modality in _MODALITIES else "",
+        "kind": object_type(head.sop_class),
         "image_type": "\\".join(types),
         "localizer": bool(_SCOUTS & set(head.image_type)),
         "orientation": None,
@@ -293,7 +294,7 @@ def _facts(members: list[Header]) -> dict[str, Any]:
         "contrast": head.contrast,
         "kvp": head.kvp,
         "multiframe": head.is_multiframe,
-        "syntax": head.syntax,
+        "syntax": head.known_syntax,
         "hounsfield": head.hounsfield,
         "problem": None,
         "order": sorted(range(len(members)), key=lambda i: (members[i].instance or 0, members[i].found.name)),
@@ -329,10 +330,3 @@ def _place(members: list[Header], facts: dict[str, Any]) -> None:
         facts["order"] = [i for plane in stack.planes for i in plane]
     if len(stack.planes) < MIN_VOXELS:
         raise DataError(f"it has {len(stack.planes)} slices; a volume needs at least {MIN_VOXELS}")
-
-
-def _kind_of(header: Header) -> str:
-    from pydicom.uid import UID
-
-    name = UID(header.sop_class).name
-    return name.removesuffix(" Storage") if name != header.sop_class else "unknown object"
