@@ -1,4 +1,4 @@
-"""For all tests. Its place also puts this folder on the import path: affine_model."""
+"""For all tests. Its place also puts this folder on the import path: affine_model, small_exams."""
 
 import torch
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deepatlas.data.io import SUFFIXES, holds_dicom
+from deepatlas.data.store import DATASET, Store, is_dataset
 from deepatlas.errors import DataError
 
 LAYOUT = (
@@ -20,7 +21,10 @@ _MAX_ID = 65535
 
 @dataclass(frozen=True)
 class ExamFiles:
-    """One exam's files: ``ct`` (its folder, where that holds DICOM), and ``seg`` (on the same grid) where drawn."""
+    """One exam's files: ``ct`` (its folder, where that holds DICOM), and ``seg`` (on the same grid) where drawn.
+
+    In a dataset both are the exam's one file: :func:`~deepatlas.data.io.read_volume` finds either in it.
+    """
 
     id: str
     ct: Path
@@ -29,7 +33,7 @@ class ExamFiles:
 
 @dataclass(frozen=True)
 class Cohort:
-    """A data directory. ``labels`` maps structure name to id; ``skipped`` maps folder to reason."""
+    """A data directory or dataset. ``labels`` maps structure name to id; ``skipped`` maps folder to reason."""
 
     root: Path
     exams: list[ExamFiles]
@@ -52,6 +56,7 @@ class Cohort:
 def find_exams(root: str | os.PathLike[str]) -> Cohort:
     """List the exams of a data directory, in natural order (``pt_2`` before ``pt_10``), reading no image.
 
+    The folder that ``deepatlas prepare`` wrote will do as well: its exams, with the labels of the whole dataset.
     ``labels.json`` may also lie in the directory above, shared by several splits. Folders without a usable
     pair of files are listed in ``skipped`` with the reason.
 
@@ -63,6 +68,8 @@ def find_exams(root: str | os.PathLike[str]) -> Cohort:
         raise DataError(f"{root}: no such data directory; {LAYOUT}")
     if not root.is_dir():
         raise DataError(f"{root}: is a file, not a data directory; {LAYOUT}")
+    if is_dataset(root):
+        return _of_dataset(root)
     try:
         folders = sorted((p for p in root.iterdir() if p.is_dir() and p.name[0] not in "._"), key=_natural)
     except OSError as error:
@@ -78,6 +85,8 @@ def find_exams(root: str | os.PathLike[str]) -> Cohort:
             raise DataError(
                 f"{root}: is a single exam, not a data directory; give the folder above it ({LAYOUT})"
             )
+        if any((root / "exams").glob("*/*.h5")):
+            raise DataError(f"{root}: an unfinished dataset ({DATASET} is missing); run prepare again")
         first = f" (first of {len(skipped)} folders: {next(iter(skipped.values()))})" if skipped else ""
         raise DataError(f"{root}: no exam found; {LAYOUT}{first}")
     labels_path = next(
@@ -91,6 +100,15 @@ def find_exams(root: str | os.PathLike[str]) -> Cohort:
             'write one, for example {"liver": 1, "spleen": 2}'
         )
     return Cohort(root, exams, labels, labels_path, skipped)
+
+
+def _of_dataset(root: Path) -> Cohort:
+    store = Store(root)
+    exams = []
+    for exam, source in ((exam, store.sources[exam]) for exam in store.ids):
+        seg = source["seg"]
+        exams.append(ExamFiles(exam, root / str(source["ct"]), root / seg if seg else None))
+    return Cohort(root, exams, store.labels, root / DATASET)
 
 
 def read_labels(path: str | os.PathLike[str]) -> dict[str, int]:

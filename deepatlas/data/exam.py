@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,19 @@ def prepare_exam(exam: ExamFiles, labels: dict[str, int], crop: str | None = Non
     try:
         ct = read_volume(exam.ct, notes=notes)
         seg = read_labels_for(ct, exam.seg, labels, notes) if exam.seg else None
+    except DataError as error:
+        raise ExamError(error) from error
+    return fit_exam(ct, seg, labels, crop, notes)
+
+
+def fit_exam(
+    ct: Volume, seg: Volume | None, labels: dict[str, int], crop: str | None = None, notes: Sequence[str] = ()
+) -> PreparedExam:
+    """Resample one exam, a CT in Hounsfield units and a label image on its grid, as the store holds it.
+
+    Raises :class:`ExamError` where there is no patient in it.
+    """
+    try:
         fine = to_fine_grid(ct, crop)
     except DataError as error:
         raise ExamError(error) from error
@@ -48,7 +62,7 @@ def prepare_exam(exam: ExamFiles, labels: dict[str, int], crop: str | None = Non
     mask = foreground_mask(pooled.array)
     if not mask.any():
         raise ExamError(
-            f"{exam.ct}: holds air alone (no region above -900 HU); check that it is in Hounsfield units"
+            f"{ct.name}: holds air alone (no region above -900 HU); check that it is in Hounsfield units"
         )
     if seg is not None:
         dtype = np.uint8 if max(labels.values()) < 256 else np.uint16
@@ -66,7 +80,7 @@ def prepare_exam(exam: ExamFiles, labels: dict[str, int], crop: str | None = Non
         has_label=[value in present for value in labels.values()],
         fine_grid=fine.grid,
         native_grid=ct.grid,
-        notes=notes,
+        notes=list(notes),
     )
 
 
@@ -76,6 +90,13 @@ def read_labels_for(ct: Volume, path: Path, labels: dict[str, int], notes: list[
     Raises :class:`~deepatlas.errors.DataError` if it is not on the CT's grid or holds an id the table lacks.
     """
     seg = read_volume(path, labels=True, notes=notes)
+    check_labels(ct, seg, labels)
+    return seg
+
+
+def check_labels(ct: Volume, seg: Volume, labels: dict[str, int]) -> None:
+    """Raise :class:`~deepatlas.errors.DataError` unless a label image is on its CT's grid and its ids are named."""
+    path = seg.name or "labels"
     if seg.grid.shape != ct.grid.shape:
         raise DataError(
             f"{path}: {_shape(seg.grid)} voxels (x, y, z) do not match the {_shape(ct.grid)} of {ct.name}; "
@@ -93,7 +114,6 @@ def read_labels_for(ct: Volume, path: Path, labels: dict[str, int], notes: list[
         raise DataError(
             f"{path}: holds label ids that labels.json does not name ({some}); add them there or clear them"
         )
-    return seg
 
 
 def _shape(grid: Grid) -> str:

@@ -54,7 +54,8 @@ def read_volume(
     Args:
         path: ``.nii``, ``.nii.gz``, ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd``; or, for a CT, a folder that holds
             a DICOM series (of several the axial soft-tissue reconstruction with the most slices is taken, see
-            :func:`deepatlas.intake.dicom_read.read_folder`) or an enhanced multi-frame DICOM file.
+            :func:`deepatlas.intake.dicom_read.read_folder`) or an enhanced multi-frame DICOM file; or an exam file
+            of a dataset (``.h5``), which holds a CT and, where something was drawn, its labels.
         labels: the file is a label image; otherwise a CT in Hounsfield units.
         notes: oddities that do not forbid use are appended here; without it they become
             :class:`~deepatlas.errors.DataWarning`.
@@ -74,10 +75,7 @@ def read_volume(
     if not labels and holds_dicom(path):
         volume = _read_dicom(path, found)
     else:
-        image, checked = _read_image(path)
-        array, grid = _array(image), _grid(image, path)
-        compare_geometry(path, grid, checked)
-        found += checked.notes
+        array, grid = _exam_file(path, labels) if path.suffix == ".h5" else _image_file(path, found)
         array = _as_labels(array, path) if labels else _as_hounsfield(array, path, found)
         volume = Volume(array, grid, name=str(path))
     if notes is None:
@@ -184,6 +182,22 @@ def _read_image(path: Path) -> tuple[Any, Checked]:
         return reader.Execute(), checked
     except (RuntimeError, OSError) as error:
         raise DataError(f"{path}: {_reason(error)}") from error
+
+
+def _image_file(path: Path, notes: list[str]) -> tuple[NDArray, Grid]:
+    image, checked = _read_image(path)
+    array, grid = _array(image), _grid(image, path)
+    compare_geometry(path, grid, checked)
+    notes += checked.notes
+    return array, grid
+
+
+def _exam_file(path: Path, labels: bool) -> tuple[NDArray, Grid]:
+    from deepatlas.data.exam_file import ExamFile  # which is built on this module
+
+    with ExamFile(path) as exam:
+        volume = exam.labels() if labels else exam.volume()
+    return volume.array, volume.grid
 
 
 def _check_file(path: Path) -> str:

@@ -18,14 +18,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
-
 from deepatlas.data.cohort import Cohort, ExamFiles, find_exams
 from deepatlas.data.exam import ExamError, PreparedExam, prepare_exam
-from deepatlas.data.packed import PackedWriter
+from deepatlas.data.parts import PART_VERSION, Row, assemble, read_part, write_part
 from deepatlas.data.preprocess import CROPS
-from deepatlas.data.store import FINE, FORMAT, SIZE, VERSION, Store, StoreVersionError, is_store
+from deepatlas.data.store import VERSION, Store, StoreVersionError, is_store
 from deepatlas.errors import DataError
 from deepatlas.files import atomic_h5, write_error
 
@@ -36,8 +33,6 @@ except ImportError:  # Windows
 
 # Raise when the same files would give other arrays, so that stores built before are built again.
 _RECIPE = 4
-
-_VOXELS = {"hu": (SIZE,) * 3, "mask": (SIZE,) * 3, "labels": (SIZE,) * 3, "labels_fine": (FINE,) * 3}
 
 
 def prepare_cohort(
@@ -78,9 +73,8 @@ def prepare_cohort(
         raise DataError(next(iter(cohort.skipped.values())))
     sources, keys = _sources(cohort), {}
     for exam in cohort.exams:
-        keys[exam.id] = _digest(
-            VERSION, _RECIPE, crop, str(exam.ct.resolve()), sources[exam.id], cohort.labels
-        )
+        source = (crop, str(exam.ct.resolve()), sources[exam.id], cohort.labels)
+        keys[exam.id] = _digest(VERSION, _RECIPE, PART_VERSION, *source)
     fingerprint = _digest(
         VERSION, _RECIPE, crop, str(root.resolve()), sources, cohort.labels, sorted(cohort.skipped)
     )
@@ -141,7 +135,8 @@ def _build(
                 meta["skipped"][exam.id] = str(error)
                 continue
             if prepared is not None:
-                _write_part(part_of(exam.id), prepared)
+                with atomic_h5(part_of(exam.id)) as file:
+                    write_part(file, prepared, cohort.labels)
             ready.append((exam.id, part_of(exam.id)))
         if not ready:
             first = next(iter(meta["skipped"].values()))
@@ -149,7 +144,7 @@ def _build(
                 f"{cohort.root}: none of its {len(meta['skipped'])} exams can be used; the first: {first}"
             )
         with atomic_h5(store_path) as file:
-            _assemble(file, ready, meta)
+            assemble(file, len(ready), (Row(name, *read_part(part)) for name, part in ready), meta)
     except DataError:
         shutil.rmtree(parts, ignore_errors=True)  # bad data or a full disk: nothing to go on from
         raise
@@ -271,65 +266,3 @@ def _bar(items: Iterable[Any], total: int, progress: bool) -> Iterable[Any]:
         print(f"preparing {total} exams", file=sys.stderr)
         return items
     return tqdm(items, total=total, desc="preparing", unit="exam", leave=False, disable=None)
-
-
-# -- files ------------------------------------------------------------------------------------------
-
-
-def _write_part(path: Path, exam: PreparedExam) -> None:
-    with atomic_h5(path) as file:
-        for name in _VOXELS:
-            array = getattr(exam, name)
-            if array is not None:
-                file.create_dataset(name, data=array, chunks=array.shape, compression="lzf", shuffle=True)
-        file["has_label"] = np.array(exam.has_label, dtype=np.uint8)
-        file["grid"] = exam.fine_grid.pooled(FINE // SIZE).affine
-        file["fine_grid"] = exam.fine_grid.affine
-        file["native_grid"] = exam.native_grid.affine
-        file["native_shape"] = np.array(exam.native_grid.shape, dtype=np.int64)
-        file["notes"] = json.dumps(exam.notes)
-
-
-def _assemble(file: h5py.File, ready: list[tuple[str, Path]], meta: dict[str, Any]) -> None:
-    """Write the store from its parts; ``meta["notes"]`` is filled on the way."""
-    count, structures = len(ready), len(meta["labels"])
-    label_dtype = np.uint8 if max(meta["labels"].values(), default=0) < 256 else np.uint16
-    file.attrs["format"] = FORMAT
-    file.attrs["version"] = VERSION
-    packed = PackedWriter(file, count)
-    label_maps = {
-        name: file.create_dataset(
-            name,
-            (count, *shape),
-            dtype=label_dtype,
-            chunks=(1, *shape),
-            fillvalue=0,  # an exam without seg takes no space
-            compression="gzip",
-            compression_opts=1,
-            shuffle=label_dtype != np.uint8,
-            fletcher32=True,  # a damaged block is an error, not a strange exam
-        )
-        for name, shape in _VOXELS.items()
-        if name.startswith("labels")
-    }
-    tables = {
-        "has_label": np.zeros((count, structures), dtype=np.uint8),
-        "grid": np.zeros((count, 4, 4)),
-        "fine_grid": np.zeros((count, 4, 4)),
-        "native_grid": np.zeros((count, 4, 4)),
-        "native_shape": np.zeros((count, 3), dtype=np.int64),
-    }
-    for i, (name, part) in enumerate(ready):
-        with h5py.File(part, "r") as source:
-            packed.write(i, source["hu"][:], source["mask"][:])
-            for key, dataset in label_maps.items():
-                if key in source:
-                    dataset[i] = source[key][:]
-            for key, table in tables.items():
-                table[i] = source[key][:]
-            if notes := json.loads(source["notes"][()]):
-                meta["notes"][name] = notes
-    for key, table in tables.items():
-        file[key] = table
-    file["ids"] = np.array([name.encode() for name, _ in ready])
-    file["meta"] = json.dumps(meta)

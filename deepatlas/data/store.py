@@ -18,6 +18,8 @@ Reading needs h5py and numpy alone. Layout of format 2, for N exams and K struct
 
 ``hu`` and ``mask`` are what every batch of training reads: contiguous and not compressed (see
 :mod:`deepatlas.data.packed`). The labels are compressed, and HDF5 keeps their checksums.
+
+In the folder of a dataset (docs/dataset.md) this is ``packed.h5``, and the sources are the exam files beside it.
 """
 
 from __future__ import annotations
@@ -27,49 +29,26 @@ import os
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from deepatlas.data.grid import Grid
+from deepatlas.data.hdf5 import FileArray, Hdf5Reader, begins_like_hdf5
 from deepatlas.data.packed import AGAIN, SIZE, PackedReader
 from deepatlas.errors import DataError
 
 FORMAT = "deepatlas-cohort"
 VERSION = 2
 FINE = 128
+DATASET, PACKED = "dataset.json", "packed.h5"  # in the folder of a dataset
 
 
 class StoreVersionError(DataError):
     """A whole store that another version of the program wrote."""
 
 
-class StoreArray:
-    """One array of a store, read on indexing; a damaged block raises a one-line error."""
-
-    def __init__(self, store: Store, name: str) -> None:
-        self._store, self._name = store, name
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self._store._open()[self._name].shape)
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self._store._open()[self._name].dtype
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, index: Any) -> NDArray:
-        try:
-            return self._store._open()[self._name][index]
-        except OSError as error:
-            raise DataError(f"{self._store.path}: {self._name} is damaged; {AGAIN}") from error
-
-
 class PackedArray:
-    """``hu`` or ``mask`` of a store, ``[N, 64, 64, 64]``, read on indexing like :class:`StoreArray`."""
+    """``hu`` or ``mask`` of a store, ``[N, 64, 64, 64]``, read on indexing."""
 
     def __init__(self, store: Store, name: str, dtype: type) -> None:
         self._store, self._name, self.dtype = store, name, np.dtype(dtype)
@@ -93,8 +72,10 @@ class PackedArray:
         return out[(slice(None), *within)]
 
 
-class Store:
-    """A prepared cohort on disk. Nothing but the small tables is read until an array is indexed.
+class Store(Hdf5Reader):
+    """A prepared cohort on disk: its file, or the folder of a dataset that it lies in.
+
+    Nothing but the small tables is read until an array is indexed.
 
     Attributes: ``path``; ``ids`` (exam ids); ``labels`` (``{name: id}``); ``has_label`` bool [N, K],
     columns in the order of ``labels``; ``crop``; ``fingerprint``; ``skipped`` (``{exam: reason}``);
@@ -105,9 +86,13 @@ class Store:
     of another format version.
     """
 
+    kind = "store"
+    absent = "prepare the cohort first"
+    foreign = "not a prepared cohort (not an HDF5 file); give the file `prepare` wrote"
+    again = AGAIN
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self._file: h5py.File | None = None
+        super().__init__(packed_path(path))
         self._packed: PackedReader | None = None
         try:
             file = self._open()
@@ -139,13 +124,15 @@ class Store:
         self.crop: str | None = meta["crop"]
         self.fingerprint: str = meta["fingerprint"]
         self.sources: dict[str, dict[str, str | None]] = meta["sources"]
-        self.root: str = meta["root"]
+        self.root: str = str(
+            self.path.resolve().parent / meta["root"]
+        )  # a dataset's is relative: it can move
         self.skipped: dict[str, str] = meta["skipped"]
         self.notes: dict[str, list[str]] = meta["notes"]
         self.hu = PackedArray(self, "hu", np.int16)
         self.mask = PackedArray(self, "mask", np.uint8)
-        self.labels_64 = StoreArray(self, "labels")
-        self.labels_128 = StoreArray(self, "labels_fine")
+        self.labels_64 = FileArray(self, "labels")
+        self.labels_128 = FileArray(self, "labels_fine")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -189,48 +176,27 @@ class Store:
         return self._packed
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        super().close()
         if self._packed is not None:
             self._packed.close()
             self._packed = None
 
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __getstate__(self) -> dict[str, Any]:  # a data-loading process opens the file for itself
-        return {**self.__dict__, "_file": None, "_packed": None}
-
-    def _open(self) -> h5py.File:
-        if self._file is None:
-            if not self.path.is_file():
-                raise DataError(f"{self.path}: no such store; prepare the cohort first")
-            try:
-                self._file = h5py.File(self.path, "r")
-            except OSError as error:
-                raise DataError(f"{self.path}: {_open_reason(self.path, error)}") from error
-        return self._file
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_packed": None}
 
 
 def is_store(path: str | os.PathLike[str]) -> bool:
-    """True if ``path`` is a file that begins like an HDF5 file."""
+    """True if ``path`` is a file that begins like an HDF5 file, or the folder of a dataset."""
     path = Path(path)
-    if not path.is_file():
-        return False
-    with open(path, "rb") as handle:
-        return handle.read(8) == b"\x89HDF\r\n\x1a\n"
+    return is_dataset(path) or begins_like_hdf5(path)
 
 
-def _open_reason(path: Path, error: OSError) -> str:
-    text = str(error)
-    if "signature not found" in text:
-        return "not a prepared cohort (not an HDF5 file); give the file `prepare` wrote"
-    if "truncated" in text:
-        return f"truncated store; {AGAIN}"
-    if isinstance(error, PermissionError):
-        return "permission denied; check who may read it"
-    return f"damaged store ({text.splitlines()[-1]}); {AGAIN}"
+def is_dataset(path: str | os.PathLike[str]) -> bool:
+    """True if ``path`` is a folder that ``deepatlas prepare`` finished: one that holds ``dataset.json``."""
+    return (Path(path) / DATASET).is_file()
+
+
+def packed_path(path: str | os.PathLike[str]) -> Path:
+    """The store's file: ``path``, or ``packed.h5`` in it where it is the folder of a dataset."""
+    path = Path(path)
+    return path / PACKED if path.is_dir() else path
