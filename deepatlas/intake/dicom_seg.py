@@ -89,7 +89,7 @@ class _Stack:
         self.dataset = dataset
         self.kind = kind
         self.shape = (int(dataset.Rows), int(dataset.Columns))
-        self._labels: tuple[NDArray, Grid, list] | None = None  # of a label map, decoded once
+        self._labels: tuple[NDArray, list] | None = None  # of a label map, decoded once
         shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
         orientations, spacings, self.frames = [], [], []
         for index, own in enumerate(dataset.get("PerFrameFunctionalGroupsSequence") or []):
@@ -130,44 +130,80 @@ class _Stack:
         places = np.array([frame.position for frame in self.frames])
         if not (np.isfinite(places).all() and np.isfinite(cosines).all() and rows > 0 and columns > 0):
             raise DataError("the DICOM-SEG's geometry is damaged; export it again")
+        if np.abs(np.linalg.norm([*cosines, self.normal], axis=1) - 1).max() > 1e-3:
+            raise DataError("the DICOM-SEG's rows and columns are not at right angles; export it again")
         aside = (places - places[0]) - np.outer((places - places[0]) @ self.normal, self.normal)
-        if np.linalg.norm(aside, axis=1).max() > ON_GRID * min(rows, columns):
-            raise DataError("frames of the DICOM-SEG are shifted against each other; export one volume")
+        # So are those of a CT with a tilted gantry.
+        self.shifted = bool(np.linalg.norm(aside, axis=1).max() > ON_GRID * min(rows, columns))
 
     def draw(self, number: int, grid: Grid, notes: list[str]) -> Patch:
         """The voxels of segment ``number`` on ``grid``."""
         with dicom_errors("the pixel data of the DICOM-SEG"):
-            if self.kind == "LABELMAP":
-                return self._from_label_map(number, grid, notes)
-            frames = [frame for frame in self.frames if frame.segment == number]
+            frames = [frame for frame in self.frames if frame.segment in (0, number)]
             if not frames:
                 raise DataError("empty: no frame holds it")
-            own = self._own_grid(frames, grid)
+            own = None if self.shifted else self._own_grid(self.frames if self._all_in_one else frames, grid)
+            if own is None:
+                return self._frame_by_frame(number, frames, grid, notes)
+            if self._all_in_one:
+                return self._from_label_map(number, own, grid, notes)
             volume = np.zeros(own.shape, dtype=bool)
-            half = 0.5
-            if self.kind == "FRACTIONAL":
-                half = float(self.dataset.get("MaximumFractionalValue") or 255) / 2
-            for index, frame in self._decoded(frames, own):
-                volume[index] |= frame >= half  # two frames of one place are joined
+            for index, frame in zip(self._slices(frames, own), self._decoded(frames), strict=True):
+                volume[index] |= self._inside(frame, number)  # two frames of one place are joined
             return _onto(volume, own, grid, notes)
 
-    def _from_label_map(self, number: int, grid: Grid, notes: list[str]) -> Patch:
+    @property
+    def _all_in_one(self) -> bool:
+        return self.kind == "LABELMAP"
+
+    def _inside(self, frame: NDArray, number: int) -> NDArray[np.bool_]:
+        if self._all_in_one:
+            return frame == number
+        if self.kind == "FRACTIONAL":
+            return frame >= float(self.dataset.get("MaximumFractionalValue") or 255) / 2
+        return frame > 0
+
+    def _frame_by_frame(self, number: int, frames: list[_Frame], grid: Grid, notes: list[str]) -> Patch:
+        """Frames that make no regular stack: each on the CT's nearest slice, voxel by voxel where it fits."""
+        cosines = np.abs(grid.affine[:3, :3].T / np.array(grid.spacing)[:, None] @ self.normal)
+        if cosines.max() < 0.999:
+            raise DataError("its frames are unevenly spaced and not parallel to the CT's slices; resample it")
+        affine = np.eye(4)
+        affine[:3, :3] = np.stack(
+            [self.along_x, self.along_y, self.normal * grid.spacing[int(cosines.argmax())]], axis=1
+        )
+        drawn, held, same = np.zeros(grid.shape, dtype=bool), 0, True
+        for frame, pixels in zip(frames, self._decoded(frames), strict=True):
+            mask = self._inside(pixels, number)
+            if mask.any():
+                affine[:3, 3] = frame.position
+                patch, exact = place(mask[None], Grid((1, *self.shape), affine), grid)
+                drawn[patch.box] |= patch.array
+                held, same = held + int(np.count_nonzero(mask)), same and exact
+        if not held:
+            raise DataError("empty: no voxel holds it")
+        if not same:
+            notes.append("drawn on uneven or shifted slices; taken on the CT's nearest voxels")
+        elif (lost := held - int(np.count_nonzero(drawn))) > 0:
+            notes.append(f"{lost} of its voxels lie beyond the CT; left out")
+        return Patch((0, 0, 0), drawn)
+
+    def _from_label_map(self, number: int, own: Grid, grid: Grid, notes: list[str]) -> Patch:
         if self._labels is None:
-            own = self._own_grid(self.frames, grid)
             volume = np.zeros(own.shape, dtype=np.uint16)
             background = self.dataset.get("PixelPaddingValue") or 0
-            for index, frame in self._decoded(self.frames, own):
+            for index, frame in zip(self._slices(self.frames, own), self._decoded(self.frames), strict=True):
                 volume[index] = np.where(frame == background, volume[index], frame)
-            self._labels = volume, own, ndimage.find_objects(volume.astype(np.int32))
-        volume, own, boxes = self._labels
+            self._labels = volume, ndimage.find_objects(volume.astype(np.int32))
+        volume, boxes = self._labels
         if number > len(boxes) or boxes[number - 1] is None:
             raise DataError("empty: no voxel holds it")
         box = boxes[number - 1]
         part = own.cropped([side.start for side in box], [side.stop - side.start for side in box])
         return _onto(volume[box] == number, part, grid, notes)
 
-    def _own_grid(self, frames: list[_Frame], target: Grid) -> Grid:
-        """A regular grid that holds all ``frames``, and the slices that may lie between them."""
+    def _own_grid(self, frames: list[_Frame], target: Grid) -> Grid | None:
+        """A regular grid that holds all ``frames``, and the slices that may lie between them; None if none does."""
         along = np.array([frame.position @ self.normal for frame in frames])
         first, depth, step = frames[int(along.argmin())].position, 1, 0.0
         offsets = along - along.min()
@@ -177,7 +213,7 @@ class _Stack:
             if np.abs(offsets / step - np.round(offsets / step)).max() <= ON_GRID:
                 break
         else:
-            raise DataError("its slices are unevenly spaced; resample it to the CT's slices")
+            return None
         if depth * self.shape[0] * self.shape[1] > _MAX_VOXELS:
             raise DataError("its frames lie too far apart for one volume; export it again")
         affine = np.eye(4)
@@ -200,23 +236,25 @@ class _Stack:
         steps += [across] if cosines.max() > 0.999 else []
         return [step for step in (*steps, seen, self.step, self.thickness, across) if step > _SAME_PLANE]
 
-    def _decoded(self, frames: list[_Frame], own: Grid) -> Iterator[tuple[int, NDArray]]:
-        """``(slice of own, pixels)`` of every frame."""
-        step = own.spacing[2]
-        slices = [int(round((f.position - own.affine[:3, 3]) @ self.normal / step)) for f in frames]
-        if self.packed is not None:
-            size = self.shape[0] * self.shape[1]
-            for index, frame in zip(slices, frames, strict=True):
-                # pydicom cannot read single frames that do not begin on a byte.
-                begin, end = frame.index * size, (frame.index + 1) * size
-                bits = np.unpackbits(self.packed[begin // 8 : -(-end // 8)], bitorder="little")
-                yield index, bits[begin % 8 : begin % 8 + size].reshape(self.shape)
-            return
-        from pydicom.pixels import iter_pixels
+    def _slices(self, frames: list[_Frame], own: Grid) -> list[int]:
+        return [
+            round(float((frame.position - own.affine[:3, 3]) @ self.normal) / own.spacing[2])
+            for frame in frames
+        ]
 
-        pixels = iter_pixels(self.dataset, indices=[frame.index for frame in frames], raw=True)
-        for index, frame in zip(slices, pixels, strict=True):
-            yield index, frame
+    def _decoded(self, frames: list[_Frame]) -> Iterator[NDArray]:
+        """The pixels (rows, columns) of every frame."""
+        if self.packed is None:
+            from pydicom.pixels import iter_pixels
+
+            yield from iter_pixels(self.dataset, indices=[frame.index for frame in frames], raw=True)
+            return
+        size = self.shape[0] * self.shape[1]
+        for frame in frames:
+            # pydicom cannot read single frames that do not begin on a byte.
+            begin, end = frame.index * size, (frame.index + 1) * size
+            bits = np.unpackbits(self.packed[begin // 8 : -(-end // 8)], bitorder="little")
+            yield bits[begin % 8 : begin % 8 + size].reshape(self.shape)
 
     @cached_property
     def packed(self) -> NDArray[np.uint8] | None:

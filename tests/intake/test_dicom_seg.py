@@ -238,13 +238,9 @@ def test_another_frame_series_or_kind_of_object_is_refused(tmp_path):
         for item in ds.PerFrameFunctionalGroupsSequence:
             del item.PlanePositionSequence
 
-    def shifted(ds):
-        ds.PerFrameFunctionalGroupsSequence[1].PlanePositionSequence[0].ImagePositionPatient = [3, 3, 2]
-
-    def uneven(ds):
-        for i, z in enumerate((0, 2, 3.3, 8, 9)):
-            item = ds.PerFrameFunctionalGroupsSequence[i].PlanePositionSequence[0]
-            item.ImagePositionPatient = [*item.ImagePositionPatient[:2], z]
+    def skewed(ds):
+        item = ds.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0]
+        item.ImageOrientationPatient = [1, 0, 0, 0.1, 0.995, 0]
 
     def other(ds):
         ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
@@ -253,11 +249,53 @@ def test_another_frame_series_or_kind_of_object_is_refused(tmp_path):
     assert "frame of reference" in refusal(frame)
     assert "another series" in refusal(series)
     assert "no position" in refusal(slide)
-    assert "shifted" in refusal(shifted)
+    assert "right angles" in refusal(skewed)
     assert "neither an RTSTRUCT nor a DICOM-SEG" in refusal(other)
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+def test_frames_that_are_shifted_as_by_a_tilted_gantry_lie_where_they_say(tmp_path, kind):
+    rng = np.random.default_rng(8)
+    grid = random_grid(rng, (7, 12, 10))
+    slices = ct_headers(grid)
+    masks = np.zeros((*grid.shape, 2), dtype=bool)
+    masks[:, 3:6, 2:8, 0] = rng.random((7, 3, 6)) < 0.6
+    masks[:, 3:6, 2:8, 1] = ~masks[:, 3:6, 2:8, 0]
+    ds = segmentation(slices, masks, kind)
+    down = grid.affine[:3, 1] * [-1, -1, 1]  # a row further, LPS
+    where = {s.ImagePositionPatient[2]: z for z, s in enumerate(slices)}
+    # Segments share the object of a position.
+    positions = {id(p): p for p in (f.PlanePositionSequence[0] for f in ds.PerFrameFunctionalGroupsSequence)}
+    for position in positions.values():
+        at = np.array(position.ImagePositionPatient, dtype=float)
+        z = where[min(where, key=lambda v: abs(v - at[2]))]
+        position.ImagePositionPatient = [float(f"{v:.9g}") for v in at + z * down]
+    want = np.stack([np.roll(plane, z, axis=0) for z, plane in enumerate(numbered(masks))])
+    result = read(ds, tmp_path, Volume(np.zeros(grid.shape), grid), slices)
+    np.testing.assert_array_equal(result.labels.array, want)
+    assert not result.warnings
+
+
+def test_unevenly_spaced_frames_go_to_the_nearest_slice_with_a_warning(tmp_path):
+    grid = Grid.from_spacing((6, 6, 6), (1, 1, 2))
+    slices = ct_headers(grid)
+    masks = np.zeros((*grid.shape, 1), dtype=bool)
+    masks[1:5, 1:4, 2:, 0] = True
     ds = segmentation(slices, masks)
-    uneven(ds)
-    assert "unevenly spaced" in read(ds, tmp_path, ct, slices).ignored["Liver"]
+    assert ds.NumberOfFrames == 4
+    for item, z in zip(ds.PerFrameFunctionalGroupsSequence, (0, 2.5, 6.2, 10.9), strict=True):
+        position = item.PlanePositionSequence[0]
+        position.ImagePositionPatient = [*position.ImagePositionPatient[:2], z]
+    result = read(ds, tmp_path, Volume(np.zeros(grid.shape), grid), slices)
+    want = np.zeros(grid.shape, dtype=np.uint8)
+    want[[0, 1, 3, 5], 1:4, 2:] = 1
+    np.testing.assert_array_equal(result.labels.array, want)
+    assert "uneven or shifted slices" in result.warnings[0]
+    turn = np.eye(4)
+    turn[1:3, 1:3] = [[0.8, -0.6], [0.6, 0.8]]
+    tilted = Grid(grid.shape, turn @ grid.affine)
+    refused = read(ds, tmp_path, Volume(np.zeros(grid.shape), tilted), slices)
+    assert "not parallel to the CT's slices" in refused.ignored["Liver"]
 
 
 @pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL", "LABELMAP"])

@@ -13,14 +13,18 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from drawn_objects import ct_headers, on_slice, random_grid, rtstruct, saved, series_of, turned
+from make_dicom import tilted, write_ct
 from matplotlib.path import Path as Polygon
 
 from deepatlas.data.grid import Grid
 from deepatlas.data.io import write_volume
 from deepatlas.data.volume import Volume
+from deepatlas.intake.dicom_choose import choose_series
+from deepatlas.intake.dicom_read import read_series
+from deepatlas.intake.dicom_scan import scan_dicom
 from deepatlas.intake.labels import read_structures, structure_names
 from deepatlas.intake.names import NameMap, label_table
-from deepatlas.intake.types import DicomSeries, Found
+from deepatlas.intake.types import Found
 
 LABELS = {"Liver": 1, "left lung": 2, "Ösophagus": 300}
 
@@ -226,6 +230,33 @@ def test_no_file_is_an_empty_label_image():
     assert not result.labels.array.any() and not result.present and not result.refused
 
 
+@pytest.mark.parametrize(("degrees", "oblique"), [(0, False), (0, True), (18, False), (-12, True)])
+def test_contours_hold_what_the_dicom_ct_shows_there(tmp_path, degrees, oblique):
+    """The way of an exam: a series read by this package, its slices flipped, oblique or tilted, and its RTSTRUCT."""
+    rng = np.random.default_rng(9)
+    grid = random_grid(rng, (9, 40, 44), turn=oblique)
+    z, y, x = np.indices(grid.shape)
+    centre, radius = (20.3, 17.6), 9 - np.abs(np.arange(9) - 4)  # x, y; a spindle along z
+    hu = np.where((x - centre[0]) ** 2 + (y - centre[1]) ** 2 < radius[z] ** 2, 300, -800)
+    files = write_ct(tmp_path, hu, grid.affine, tilt=degrees)
+    scan = scan_dicom(found(path) for path in files)
+    series = choose_series(scan.series).taken or scan.series[0]
+    ct = read_series(series).volume
+    affine = np.diag([-1.0, -1, 1, 1]) @ (tilted(grid.affine, degrees) if degrees else grid.affine)
+    angle = np.linspace(0, 2 * np.pi, 80, endpoint=False)
+    contours = []
+    for index in range(9):
+        ring = np.stack([np.cos(angle), np.sin(angle)], axis=1) * radius[index] + centre
+        points = np.column_stack([ring, np.full(80, index), np.ones(80)])
+        contours.append((points @ affine.T)[:, :3])
+    headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in files]
+    drawn = saved(rtstruct(headers, {"spindle": contours}), tmp_path / "rt.dcm")
+    result = read_structures([drawn], ct, {"spindle": 1}, series=series)
+    shown, mask = ct.array > -250, result.labels.array == 1
+    assert not result.warnings and not result.refused
+    assert 2 * (shown & mask).sum() / (shown.sum() + mask.sum()) > (0.97 if degrees else 0.995)
+
+
 # -- real -----------------------------------------------------------------------------------------
 
 
@@ -268,29 +299,19 @@ def test_lungs_of_a_real_rtstruct_against_an_independent_rasterisation(lung1):
     reader.SetFileNames(files)
     image = reader.Execute()
     assert image.GetDirection() == (1, 0, 0, 0, 1, 0, 0, 0, 1)
+    scan = scan_dicom(found(path) for path in sorted(lung1.iterdir()))
+    series = choose_series(scan.series).taken
+    ct = read_series(series).volume
     affine = np.diag([-1.0, -1, 1, 1]) @ np.diag([*image.GetSpacing(), 1.0])
     affine[:3, 3] = np.array(image.GetOrigin()) * [-1, -1, 1]
-    ct = Volume(sitk.GetArrayFromImage(image), Grid(image.GetSize()[::-1], affine))
-    header = pydicom.dcmread(files[0], stop_before_pixels=True)
-    series = DicomSeries(
-        header.PatientID,
-        header.StudyInstanceUID,
-        header.SeriesInstanceUID,
-        header.FrameOfReferenceUID,
-        (),
-        (),
-    )
-    drawn = next(
-        p for p in lung1.iterdir() if pydicom.dcmread(p, specific_tags=["Modality"]).Modality == "RTSTRUCT"
-    )
+    assert ct.grid.matches(Grid(image.GetSize()[::-1], affine), tolerance=1e-3)
+    drawn = next(one.found for one in scan.labels if one.modality == "RTSTRUCT")
     names = NameMap({"lung_left": ("Lung L",), "lung_right": ("Lung R",)})
     started = time.process_time()
-    result = read_structures(
-        [found(drawn)], ct, {"lung_left": 1, "lung_right": 2}, names=names, series=series
-    )
+    result = read_structures([drawn], ct, {"lung_left": 1, "lung_right": 2}, names=names, series=series)
     seconds = time.process_time() - started
     assert result.present == ["lung_left", "lung_right"] and not result.refused
-    ds = pydicom.dcmread(drawn)
+    ds = pydicom.dcmread(drawn.path)
     numbers = {item.ROIName: item.ROINumber for item in ds.StructureSetROISequence}
     contours = {item.ReferencedROINumber: item.ContourSequence for item in ds.ROIContourSequence}
     for name, value in (("Lung L", 1), ("Lung R", 2)):
