@@ -10,6 +10,16 @@ struct Shape3 {
   DA_HD int64_t voxels() const { return int64_t(d) * h * w; }
 };
 
+struct Place {
+  int32_t z, y, x;
+};
+
+template <class Index>
+DA_HD Place place_of(Index voxel, const Shape3& s) {
+  const Index row = voxel / Index(s.w), z = row / Index(s.h);
+  return {int32_t(z), int32_t(row - z * Index(s.h)), int32_t(voxel - row * Index(s.w))};
+}
+
 // Corner-aligned map from an output axis onto an input axis: the ends meet exactly, and an output
 // axis of size 1 sits at the centre (normalised coordinate 0).
 template <class T>

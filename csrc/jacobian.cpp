@@ -68,37 +68,6 @@ void determinants(const JacobianArgs& a, const Parallel& parallel) {
 
 // ---- smoothness_loss ----------------------------------------------------------------------------
 
-// Sums over the rows of a plane, kept apart by x so that they vectorise, in double from time to
-// time.
-template <class T>
-class PlaneSums {
- public:
-  explicit PlaneSums(int32_t width) : lanes_(std::min(width, int32_t(kBlock))) {}
-
-  template <class F>  // f(i, first, second, third) adds to the three sums
-  void add(int n, const F& f) {
-    T* __restrict a = lane_[0], * __restrict b = lane_[1], * __restrict c = lane_[2];
-    for (int i = 0; i < n; ++i) f(i, a[i], b[i], c[i]);
-    if (++blocks_ == 32) flush();
-  }
-  void finish(double* sums) {
-    flush();
-    for (int k = 0; k < 3; ++k) sums[k] = total_[k], total_[k] = 0;
-  }
-
- private:
-  void flush() {
-    for (int k = 0; k < 3; ++k) {
-      for (int i = 0; i < lanes_; ++i) total_[k] += double(lane_[k][i]), lane_[k][i] = T(0);
-    }
-    blocks_ = 0;
-  }
-  int32_t lanes_;
-  int blocks_ = 0;
-  double total_[3] = {0, 0, 0};
-  alignas(64) T lane_[3][kBlock] = {};
-};
-
 // Sums of the planes of each batch item, in order.
 template <class F>
 void total_planes(const JacobianArgs& a, const F& f) {
@@ -128,7 +97,7 @@ void smoothness(const JacobianArgs& a, const Parallel& parallel) {
       in_blocks(a.shape.w, [&](int32_t x, int n) {
         const int64_t offset = item * voxels + row.start() + x;
         row.read(Difference::kCentral, x, n, block);
-        read_weights<S>(a, offset, n, weight);
+        read_weights<S>(a.weight, offset, n, weight);
         T* __restrict kept = static_cast<T*>(a.change) + offset;
         const auto p = point;
         sums.add(n, [&](int i, T& by_weight, T& by_change, T& by_frame) {
@@ -158,7 +127,7 @@ void smoothness(const JacobianArgs& a, const Parallel& parallel) {
       for (int64_t v = 0; v < plane_voxels; v += kBlock) {
         const int n = int(std::min<int64_t>(kBlock, plane_voxels - v));
         const int64_t offset = plane * plane_voxels + v;
-        read_weights<S>(a, offset, n, weight);
+        read_weights<S>(a.weight, offset, n, weight);
         const T* __restrict kept = static_cast<const T*>(a.change) + offset;
         sums.add(n, [&](int i, T& by_loss, T& by_pull, T&) {
           const T x = kept[i] - mean;

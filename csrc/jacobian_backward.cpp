@@ -188,7 +188,7 @@ struct SmoothnessItem {
   template <class Write>
   void operator()(int64_t voxel, int n, const Block<T>& block, const Write& write) const {
     alignas(64) T weight[kBlock];
-    read_weights<S>(a, first + voxel, n, weight);
+    read_weights<S>(a.weight, first + voxel, n, weight);
     const auto p = point;
     const T m = mean, pull = mean_pull, f = factor;
     write([=, &block, &weight](int i) {

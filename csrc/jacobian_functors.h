@@ -6,16 +6,6 @@
 
 namespace deepatlas {
 
-struct Place {
-  int32_t z, y, x;
-};
-
-template <class Index>
-DA_HD Place place_of(Index voxel, const Shape3& s) {
-  const Index row = voxel / Index(s.w), z = row / Index(s.h);
-  return {int32_t(z), int32_t(row - z * Index(s.h)), int32_t(voxel - row * Index(s.w))};
-}
-
 // Fields of a batch as the functors read them.
 template <class S, class Index>
 struct Field {

@@ -1,13 +1,10 @@
 // Rows of voxels on the CPU: the nine differences of a row, or a block of it, as arrays.
 #pragma once
 
-#include <algorithm>
-
 #include "jacobian.h"
+#include "rows.h"
 
 namespace deepatlas {
-
-constexpr int kBlock = 256;  // voxels a block: its arrays stay inside the first-level cache
 
 template <class T>
 struct Block {
@@ -64,22 +61,5 @@ struct Row {
     subtract(p + along.low, p + along.high, along.scale, k == 0 ? along.unit : T(0), 1, out);
   }
 };
-
-// f(first voxel of the block, count) over a row.
-template <class F>
-void in_blocks(int32_t width, const F& f) {
-  for (int32_t x = 0; x < width; x += kBlock) f(x, int(std::min(kBlock, width - x)));
-}
-
-// The weights of a block of voxels; ones without a mask.
-template <class S, class T>
-void read_weights(const JacobianArgs& a, int64_t offset, int n, T* __restrict weight) {
-  if (a.weight == nullptr) {
-    std::fill(weight, weight + n, T(1));
-    return;
-  }
-  const S* __restrict p = static_cast<const S*>(a.weight) + offset;
-  for (int i = 0; i < n; ++i) weight[i] = load(p[i]);
-}
 
 }  // namespace deepatlas

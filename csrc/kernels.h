@@ -128,6 +128,53 @@ const char* jacobian_determinant_cuda(const JacobianArgs& args, void* stream);
 const char* smoothness_forward_cuda(const JacobianArgs& args, void* stream);
 const char* smoothness_backward_cuda(const JacobianArgs& args, void* stream);
 
+// ---- edge_difference ----------------------------------------------------------------------------
+
+struct EdgesArgs {
+  Scalar scalar;  // of the images, mask, value, grad and the gradients
+  int64_t batch, channels;
+  Shape3 shape;
+  const void* moving;  // [batch, channels, shape]
+  const void* fixed;   // [batch, channels, shape]
+  const void* mask;    // [batch, 1, shape]; null: all alike
+  double* statistics;  // [batch, 3], see edges.h: written by forward and read by backward
+  double* sums;        // forward: scratch of edges_sums() numbers
+  void* value;         // forward: [batch]
+  const void* grad;    // backward: [batch]
+  void* grad_moving;   // backward: [batch, channels, shape]; null: not wanted
+  void* grad_fixed;    // backward: the same
+  void* slopes;        // backward on CUDA: scratch [batch, channels, 3, shape], accumulate type
+  int64_t items() const { return batch * channels; }
+};
+
+int64_t edges_sums_cpu(const EdgesArgs& args);
+int64_t edges_sums_cuda(const EdgesArgs& args);
+void edges_forward_cpu(const EdgesArgs& args, const Parallel& parallel);
+void edges_backward_cpu(const EdgesArgs& args, const Parallel& parallel);
+const char* edges_forward_cuda(const EdgesArgs& args, void* stream);
+const char* edges_backward_cuda(const EdgesArgs& args, void* stream);
+
+// ---- piecewise_linear ---------------------------------------------------------------------------
+
+constexpr int kMostKnots = 32;
+
+// y = value[i] + slope[i] (x - knot[i]) with the last knot i below x, the first one if there is
+// none.
+struct PiecewiseArgs {
+  Scalar scalar;  // of source, grad and target
+  int64_t count;  // elements
+  int segments;
+  double knot[kMostKnots], value[kMostKnots], slope[kMostKnots];
+  const void* source;
+  const void* grad;  // backward
+  void* target;      // forward: the values; backward: the gradient by the source
+};
+
+void piecewise_forward_cpu(const PiecewiseArgs& args, const Parallel& parallel);
+void piecewise_backward_cpu(const PiecewiseArgs& args, const Parallel& parallel);
+const char* piecewise_forward_cuda(const PiecewiseArgs& args, void* stream);
+const char* piecewise_backward_cuda(const PiecewiseArgs& args, void* stream);
+
 // ---- implicit_warp ------------------------------------------------------------------------------
 
 // T is the accumulate type of `scalar`.

@@ -1,4 +1,5 @@
-// Device side of a launch: grid-stride loop over a functor, launch error as text, atomic sums.
+// Device side of a launch: grid-stride loop over a functor, reductions in order, launch error
+// as text, atomic sums.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -6,6 +7,7 @@
 #include <cstdint>
 
 #include "common.h"
+#include "reduce.cuh"
 
 namespace deepatlas {
 
@@ -43,5 +45,26 @@ const char* for_each_cuda(int64_t count, const Functor& functor, void* stream) {
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
+
+// How the orders of launches that the host can follow too (tests/emu) are queued on a stream.
+struct CudaLaunch {
+  void* stream;
+
+  template <class Index, class Functor>
+  const char* each(int64_t count, const Functor& functor) const {
+    return for_each_cuda<Index>(count, functor, stream);
+  }
+  template <class Reducer>
+  const char* reduce(int64_t pieces, const Reducer& reducer) const {
+    if (pieces <= 0) return nullptr;
+    constexpr int threads = 256;
+    const int64_t most = int64_t(1) << 20;  // a block takes several pieces beyond
+    const unsigned grid = unsigned(pieces < most ? pieces : most);
+    reduce_kernel<threads>
+        <<<grid, threads, 0, static_cast<cudaStream_t>(stream)>>>(pieces, reducer);
+    const cudaError_t error = cudaGetLastError();
+    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  }
+};
 
 }  // namespace deepatlas

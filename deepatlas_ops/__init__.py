@@ -1,4 +1,4 @@
-"""Kernels of DeepATLAS: corner-aligned resampling, inversion of coordinate maps, Jacobians and correlation.
+"""Kernels of DeepATLAS: corner-aligned resampling, inversion of coordinate maps, Jacobians, edges and correlation.
 
 Tensors are [B, C, D, H, W]; a map is [B, 3, D, H, W] with channels x, y, z, normalised so that -1 and +1 are
 the centres of the first and last voxel of an axis (an axis of size 1 sits at 0). Everything is a pull:
@@ -13,20 +13,24 @@ from __future__ import annotations
 from typing import Any
 
 from ._library import requested_backend, use_backend
+from .edges import edge_difference
 from .invert import ImplicitWarp, implicit_warp
 from .jacobian import folds, log_jacobian, log_jacobian_std, smoothness_loss
 from .ncc import ncc
+from .piecewise import piecewise_linear
 from .resample import affine_resample, resample, resize, warp
 
 __all__ = [
     "ImplicitWarp",
     "affine_resample",
     "build_info",
+    "edge_difference",
     "folds",
     "implicit_warp",
     "log_jacobian",
     "log_jacobian_std",
     "ncc",
+    "piecewise_linear",
     "resample",
     "resize",
     "smoothness_loss",

@@ -1,6 +1,6 @@
 """The self-supervised objective of sections 2.3 and 5.1."""
 
 from deepatlas.losses.registration import LossTerms, RegistrationLoss, on_loss_grid
-from deepatlas.losses.similarity import FeatureSimilarity, prewitt
+from deepatlas.losses.similarity import FeatureSimilarity
 
-__all__ = ["FeatureSimilarity", "LossTerms", "RegistrationLoss", "on_loss_grid", "prewitt"]
+__all__ = ["FeatureSimilarity", "LossTerms", "RegistrationLoss", "on_loss_grid"]

@@ -11,7 +11,7 @@ from torch import Tensor
 import deepatlas_ops as ops
 from deepatlas.config import LossConfig
 from deepatlas.data.augment import affine_coords
-from deepatlas.losses.similarity import FeatureSimilarity, edge_difference
+from deepatlas.losses.similarity import FeatureSimilarity
 from deepatlas.nn import Atlas
 
 
@@ -68,16 +68,20 @@ class RegistrationLoss:
         """
         cfg = self.config
         coords = self._on_loss_grid(coords, image.shape[2:])
-        own = len(coords) if count is None else len(coords) - 1
-        count = count or own
+        whole = count is None
+        pairs = bool(cfg.implicit) and len(coords) > 1
+        count = len(coords) if whole else count
         with torch.no_grad():
-            features = self.similarity.encode(image)
-            folds = ops.folds(coords[:own], mask[:own]).sum() / count
+            images = (image, mask, *self.similarity.encode(image))
+            exams = _Images(*(_and_next(x, whole)[0] for x in images))
+        moving, fixed = _AndNext.apply(coords, whole) if pairs else _and_next(coords, whole)
+        folds = ops.folds(moving.detach(), exams.mask).sum() / count
 
-        explicit = self._explicit(
-            coords[:own], image[:own], [f[:own] for f in features], mask[:own], atlas, count
-        )
-        implicit, overlap = self._implicit(coords, image, features, mask, own, count)
+        explicit = self._explicit(moving, exams, atlas, count) if cfg.explicit else None
+        implicit, overlap = None, coords.new_zeros(())
+        if pairs:
+            following = _Images(*(_and_next(x, whole)[1] for x in images))
+            implicit, overlap = self._implicit(moving, fixed, exams, following, count)
         zero = coords.new_zeros(())
         explicit = explicit or (zero,) * 3
         implicit = implicit or (zero,) * 3
@@ -92,47 +96,69 @@ class RegistrationLoss:
         theta = self._extent * torch.eye(3, 4, dtype=coords.dtype, device=coords.device)
         return ops.affine_resample(coords, theta.expand(len(coords), 3, 4), size, padding="border")
 
-    def _explicit(self, coords, image, features, mask, atlas, count):
-        if not self.config.explicit:
-            return None
+    def _explicit(self, coords, exams, atlas, count):
         warped = atlas(coords)
         terms = (
-            self.similarity(warped, features, mask),
-            ops.smoothness_loss(coords, mask, orthonormality=self.config.orthonormality),
-            self._edges(warped, image, mask),
+            self.similarity(warped, exams.features, exams.mask),
+            ops.smoothness_loss(coords, exams.mask, orthonormality=self.config.orthonormality),
+            self._edges(warped, exams.image, exams.mask),
         )
         return tuple(term.sum() / count for term in terms)
 
-    def _implicit(self, coords, image, features, mask, own, count):
+    def _implicit(self, moving, fixed, exams, following, count):
         """A pair that does not share enough to be compared counts as none, and adds nothing."""
         cfg = self.config
-        zero = coords.new_zeros(())
-        if not cfg.implicit or coords.shape[0] < 2:
-            return None, zero
-        fixed = (torch.arange(own, device=coords.device) + 1) % coords.shape[0]
         warp = ops.implicit_warp(
-            coords[:own],
-            coords[fixed],
+            moving,
+            fixed,
             iterations=cfg.iterations,
             tolerance=cfg.tolerance,
             step=cfg.step,
-            mask=mask[:own],
+            mask=exams.mask,
         )
         displacement = warp.displacement
-        both = torch.cat([image[:own], mask[:own]], 1)
-        warped, moved_mask = ops.warp(both, displacement, padding="zeros").split(1, 1)
+        warped = ops.warp(exams.image, displacement, padding="zeros")
         with torch.no_grad():
-            shared = mask[fixed] * (moved_mask > 0.5) * warp.valid
-            overlap = shared.flatten(1).sum(1) / mask[fixed].flatten(1).sum(1).clamp_min(1)
+            moved_mask = ops.warp(exams.mask, displacement, padding="zeros")
+            shared = ((moved_mask > 0.5) & warp.valid) * following.mask
+            overlap = shared.flatten(1).sum(1) / following.mask.flatten(1).sum(1).clamp_min(1)
             use = (overlap >= cfg.min_overlap).to(shared.dtype)
             shared = shared * use[:, None, None, None, None]
-        similarity = self.similarity(warped, [f[fixed] for f in features], shared) * use
-        absolute = displacement + affine_coords(
-            torch.eye(3, 4).to(displacement)[None], displacement.shape[2:]
-        )
-        smoothness = ops.smoothness_loss(absolute, shared, orthonormality=cfg.orthonormality) * use
-        edges = self._edges(warped, image[fixed], shared) * use
-        return tuple(term.sum() / count for term in (similarity, smoothness, edges)), overlap.sum() / count
+        similarity = self.similarity(warped, following.features, shared) * use
+        identity = affine_coords(torch.eye(3, 4).to(displacement)[None], displacement.shape[2:])
+        smoothness = ops.smoothness_loss(displacement + identity, shared, orthonormality=cfg.orthonormality)
+        edges = self._edges(warped, following.image, shared) * use
+        terms = (similarity, smoothness * use, edges)
+        return tuple(term.sum() / count for term in terms), overlap.sum() / count
 
     def _edges(self, moving, fixed, mask):
-        return edge_difference(moving, fixed, mask) if self.config.prewitt else moving.new_zeros(1)
+        return ops.edge_difference(moving, fixed, mask) if self.config.prewitt else moving.new_zeros(1)
+
+
+class _Images:
+    """What exams are compared by."""
+
+    def __init__(self, image: Tensor, mask: Tensor, *features: Tensor):
+        self.image, self.mask, self.features = image, mask, list(features)
+
+
+def _and_next(x: Tensor, whole: bool) -> tuple[Tensor, Tensor]:
+    """The exams that are moved, and those they are moved onto: see :meth:`RegistrationLoss.__call__`."""
+    return (x, x.roll(-1, 0)) if whole else (x[:-1], x[1:])
+
+
+class _AndNext(torch.autograd.Function):
+    """``_and_next``, with a gradient put together once: that of a slice would be padded with zeros each time."""
+
+    @staticmethod
+    def forward(ctx, x, whole):
+        ctx.whole = whole
+        return _and_next(x, whole)
+
+    @staticmethod
+    def backward(ctx, grad, grad_next):
+        if ctx.whole:
+            return grad_next.roll(1, 0).add_(grad), None
+        total = torch.cat([grad, torch.zeros_like(grad[:1])])
+        total[1:] += grad_next
+        return total, None

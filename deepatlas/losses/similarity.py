@@ -1,32 +1,13 @@
-"""Image similarity: correlation in feature space (eq. 9) and the Prewitt edge channel (section 5.1.5)."""
+"""Image similarity: correlation in feature space (eq. 9)."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import deepatlas_ops as ops
 from deepatlas.nn import Autoencoder
 from deepatlas.nn.autoencoder import histogram_map
-
-
-def prewitt(x: Tensor) -> Tensor:
-    """Magnitude of the Prewitt gradient [42], ``[B, 1, D, H, W] -> [B, 1, D, H, W]``, per voxel step.
-
-    Separable: a central difference along one axis, a mean of three along the other two, borders replicated.
-    """
-    padded = F.pad(x, (1,) * 6, mode="replicate")
-    squares = []
-    for axis in (2, 3, 4):
-        y = padded
-        for other in (2, 3, 4):
-            n = y.shape[other] - 2
-            before, here, after = (y.narrow(other, start, n) for start in range(3))
-            y = (after - before) / 2 if other == axis else (before + here + after) / 3
-        squares.append(y.square())
-    # The offset keeps the square root differentiable where the image is flat.
-    return (sum(squares) + 1e-6).sqrt() - 1e-3
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
@@ -66,12 +47,6 @@ class FeatureSimilarity:
                 window = None if self.window is None else max(3, (self.window >> level) | 1)
                 total = total + 1 - ops.ncc(m, f, weight, window=window).mean(1)
         return total / len(fixed_features)
-
-
-def edge_difference(moving: Tensor, fixed: Tensor, mask: Tensor) -> Tensor:
-    """Squared difference of the Prewitt channels of two images, relative to the edges there are: ``[B]``."""
-    a, b = prewitt(moving), prewitt(fixed)
-    return masked_mean((a - b).square(), mask) / masked_mean(b.square(), mask).clamp_min(1e-4)
 
 
 @torch.no_grad()

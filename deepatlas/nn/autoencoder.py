@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 import deepatlas_ops as ops
@@ -13,14 +12,13 @@ HISTOGRAM_HU = (-256.0, -100.0, 10.0, 50.0, 100.0, 256.0)
 HISTOGRAM_VALUE = (0.0, 0.15, 0.30, 0.70, 0.85, 1.0)
 
 
+# The same as knots in [0, 1].
+_KNOTS = tuple((hu - HISTOGRAM_HU[0]) / (HISTOGRAM_HU[-1] - HISTOGRAM_HU[0]) for hu in HISTOGRAM_HU)
+
+
 def histogram_map(x: Tensor) -> Tensor:
-    """The contrast curve of section 5.3.1 for images in [0, 1] (that is, [-256, 256] HU), same shape."""
-    hu = torch.as_tensor(HISTOGRAM_HU, dtype=x.dtype, device=x.device)
-    knots = (hu - hu[0]) / (hu[-1] - hu[0])
-    values = torch.as_tensor(HISTOGRAM_VALUE, dtype=x.dtype, device=x.device)
-    segment = torch.bucketize(x.contiguous(), knots[1:-1])
-    slope = (values[1:] - values[:-1]) / (knots[1:] - knots[:-1])
-    return values[segment] + slope[segment] * (x - knots[segment])
+    """The contrast curve of section 5.3.1 of images ``[B, 1, D, H, W]`` in [0, 1] (that is, [-256, 256] HU)."""
+    return ops.piecewise_linear(x, _KNOTS, HISTOGRAM_VALUE)
 
 
 class Autoencoder(nn.Module):

@@ -7,6 +7,7 @@ state the same gradients as one call each, which is what the registered ops run.
 
 from __future__ import annotations
 
+from .edges import EDGE_FLOOR, edge_difference, edge_difference_backward, edge_statistics, prewitt
 from .invert import (
     continued_inverse,
     implicit_warp_backward,
@@ -27,6 +28,7 @@ from .jacobian import (
     weighted_mean,
 )
 from .ncc import channel_moments, ncc, ncc_backward
+from .piecewise import piecewise_linear, piecewise_linear_backward
 from .sampling import (
     affine_resample,
     affine_resample_backward,
@@ -40,11 +42,15 @@ from .sampling import (
 )
 
 __all__ = [
+    "EDGE_FLOOR",
     "SMOOTHNESS_EPS",
     "affine_resample",
     "affine_resample_backward",
     "channel_moments",
     "continued_inverse",
+    "edge_difference",
+    "edge_difference_backward",
+    "edge_statistics",
     "identity_grid",
     "implicit_warp_backward",
     "implicit_warp_unrolled_backward",
@@ -55,6 +61,9 @@ __all__ = [
     "log_jacobian_backward",
     "ncc",
     "ncc_backward",
+    "piecewise_linear",
+    "piecewise_linear_backward",
+    "prewitt",
     "resample",
     "resample_backward",
     "resize",

@@ -1,7 +1,7 @@
 // Runs the correlation kernels of CUDA on the host, functors voxel by voxel and reductions with one
 // thread a CUDA thread, and compares them with the CPU kernels: every scalar type, global and
 // windowed, with and without a mask over NaN. Prints one line a failure; exit status 1 if any.
-#include "cuda_on_host.h"
+#include "host_launch.h"
 // above: what the kernels below are written in
 
 #include <cmath>
@@ -12,28 +12,11 @@
 
 #include "host.h"
 #include "ncc_device.h"
-#include "reduce.cuh"
 
 using namespace deepatlas;
 using namespace deepatlas::host;
 
 namespace {
-
-struct HostLaunch {
-  template <class Index, class Functor>
-  const char* each(int64_t count, const Functor& functor) const {
-    for (int64_t i = 0; i < count; ++i) functor(Index(i));
-    return nullptr;
-  }
-  template <class Reducer>
-  const char* reduce(int64_t pieces, const Reducer& reducer) const {
-    constexpr int threads = 16;
-    // Fewer blocks than pieces: each then takes several.
-    const unsigned blocks = unsigned(pieces < 2 ? pieces : 2);
-    launch_on_host(blocks, threads, [&] { reduce_kernel<threads>(pieces, reducer); });
-    return nullptr;
-  }
-};
 
 template <class S>
 void compare(const std::string& what, const std::vector<S>& found, const std::vector<S>& expected) {

@@ -83,7 +83,8 @@ def test_histogram_map_matches_numpy_interp():
 
     hu = torch.linspace(-256, 256, 1001, dtype=torch.float64)
     expected = np.interp(hu.numpy(), HISTOGRAM_HU, HISTOGRAM_VALUE)
-    torch.testing.assert_close(histogram_map((hu + 256) / 512), torch.from_numpy(expected))
+    mapped = histogram_map(((hu + 256) / 512).reshape(1, 1, 7, 11, 13))
+    torch.testing.assert_close(mapped.flatten(), torch.from_numpy(expected))
 
 
 def test_autoencoder_features_and_reconstructions_have_two_resolutions():

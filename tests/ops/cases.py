@@ -57,6 +57,8 @@ def volume_alone(size: Size) -> list[Tensor]:
     return [volume(size)]
 
 
+CURVE = ((-1.0, -0.2, 0.1, 0.9), (0.3, 0.0, 0.7, 1.0))
+
 CASES = {
     "resample": Case(volume_and_places, lambda m, v, c: ops.resample(v, c)),
     "resample zeros": Case(volume_and_places, lambda m, v, c: ops.resample(v, c, padding="zeros")),
@@ -85,6 +87,8 @@ CASES = {
     "smoothness_loss det": Case(map_alone, lambda m, c: ops.smoothness_loss(c, m, orthonormality="det")),
     "ncc": Case(two_volumes, lambda m, a, b: ops.ncc(a, b, m)),
     "ncc windows": Case(two_volumes, lambda m, a, b: ops.ncc(a, b, m, window=5)),
+    "edge_difference": Case(two_volumes, lambda m, a, b: ops.edge_difference(a, b, m)),
+    "piecewise_linear": Case(volume_alone, lambda m, v: ops.piecewise_linear(v, *CURVE)),
 }
 
 # Not differentiable.

@@ -77,6 +77,16 @@ def calls(dtype):
         arguments = (torch.rand(2, 2).to(dtype), volume, other, weight, moments, window, 1e-5, *needs)
         yield registered.ncc_backward, arguments, PLAIN
 
+    for weight, needs in ((None, (True, False)), (mask, (False, True)), (mask, (True, True))):
+        yield registered.edge_difference, (*grads(volume, other), weight), {}
+        statistics = reference.edge_statistics(volume, other, weight)
+        arguments = (torch.rand(2).to(dtype), volume, other, weight, statistics, *needs)
+        yield registered.edge_difference_backward, arguments, PLAIN
+
+    curve = [-1.0, 0.0, 0.7], [0.2, 0.3, -0.4]
+    yield registered.piecewise_linear, (*grads(volume), *curve), {}
+    yield registered.piecewise_linear_backward, (other, volume, *curve), PLAIN
+
 
 def check(dtype):
     """Runs opcheck on every call; the names of the ops that were checked."""

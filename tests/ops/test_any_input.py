@@ -162,6 +162,37 @@ def test_ncc(size, out, batch, share, views, seed, window, masked):
     agree(*both(lambda x, y: ops.ncc(x, y, mask, window=window), a, b, views=views), 1e-8)
 
 
+@run_all
+@given(masked=st.booleans(), contrast=st.sampled_from([1.0, 1e-3]), **common)
+def test_edges(size, out, batch, share, views, seed, masked, contrast):
+    torch.manual_seed(seed)
+    a, b = (contrast * torch.randn(batch, 2, *size, dtype=torch.float64) for _ in range(2))
+    mask = (torch.rand(batch, 1, *size) > 0.4).double() if masked else None
+    if share > 0:
+        a = spoilt(a, 0.02, (float("nan"), 7.0))
+    native, body = both(lambda x, y: ops.edge_difference(x, y, mask), a, b, views=views)
+    agree(native[:1], body[:1], 1e-8)
+    # autograd multiplies a NaN with zeros that the adjoint leaves out
+    weight = torch.linspace(-1, 2, max(batch, 1), dtype=torch.float64)[:batch]
+    by_hand = reference.edge_difference_backward(weight, a, b, mask, True, True)
+    agree(native[1:], by_hand, 1e-8)
+    for n, t in zip(native[1:], body[1:], strict=True):
+        agree([n[~t.isnan()]], [t[~t.isnan()]], 1e-8)
+
+
+@run_all
+@given(
+    curve=st.lists(st.tuples(st.integers(-20, 20), st.integers(-20, 20)), min_size=2, max_size=33),
+    **common,
+)
+def test_piecewise_linear(size, out, batch, share, views, seed, curve):
+    torch.manual_seed(seed)
+    table = {knot / 10: value / 10 for knot, value in curve} | {-3.0: 1.0, 3.0: -1.0}
+    knots = sorted(table)[:33]
+    x = spoilt(torch.randn(batch, 2, *size, dtype=torch.float64), share)
+    agree(*both(lambda v: ops.piecewise_linear(v, knots, [table[k] for k in knots]), x, views=views))
+
+
 def solutions(moving, fixed, options):
     matrix = reference.step_matrix(moving, fixed, None, "moving")
     found = torch.ops.deepatlas_ops.implicit_warp(moving, fixed, matrix, None, *options, False)

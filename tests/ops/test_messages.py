@@ -8,6 +8,7 @@ from cases import CASES, MEASURES
 
 SIZE = (3, 4, 5)
 FIRST = {"ncc": "a", "implicit_warp": "c_moving", "log_jacobian": "field", "smoothness_loss": "field"}
+FIRST.update({"edge_difference": "moving", "piecewise_linear": "x"})
 FIRST.update({"folds": "field", "log_jacobian_std": "field"})  # of the others: volume
 
 
@@ -75,6 +76,20 @@ NATIVE = [
     ("ncc", (V, V.double(), None, 0, 1e-5), "b must be Float like a, got Double"),
     ("ncc", (V, V, V, 0, 1e-5), r"mask must be \[B, 1, D, H, W\] like a"),
     ("ncc", (V, V, None, 2, 1e-5), r"window must be 0 \(global\) or odd, got 2"),
+    ("edge_difference", (WHOLE, WHOLE, None), "moving must be float64, float32, .*got Int"),
+    ("edge_difference", (V, V.double(), None), "fixed must be Float like moving, got Double"),
+    ("edge_difference", (V, V[..., :2], None), r"fixed must be \[1, 2, 3, 4, 5\], got \[1, 2, 3, 4, 2\]"),
+    ("edge_difference", (V, V, V), r"mask must be \[1, 1, 3, 4, 5\], got \[1, 2, 3, 4, 5\]"),
+    ("edge_difference", (V[0], V[0], None), r"moving must be \[B, C, D, H, W\], got \[2, 3, 4, 5\]"),
+    (
+        "edge_difference_backward",
+        (V[:, 0, 0, 0, 0], V, V, None, torch.zeros(1, 2).double(), True, False),
+        r"statistics must be \[1, 3\], got \[1, 2\]",
+    ),
+    ("piecewise_linear", (WHOLE, [0.0, 1.0], [0.0, 1.0]), "x must be float64, .*got Int"),
+    ("piecewise_linear", (V, [0.0, 0.0], [0.0, 1.0]), r"knots must rise, got \[0, 0\]"),
+    ("piecewise_linear", (V, [0.0], [0.0]), "knots and values must be 2 to 33 numbers each, got 1 and 1"),
+    ("piecewise_linear_backward", (V[:, :1], V, [0.0, 1.0], [0.0, 1.0]), "grad must be"),
 ]
 
 

@@ -95,3 +95,26 @@ def test_ncc(window):
         (torch.randn(2, 3, 4, 5, 6).double(), torch.randn(2, 3, 4, 5, 6).double()),
         2,
     )
+
+
+@pytest.mark.parametrize("size", [(4, 5, 6), (1, 2, 3), (1, 1, 1)])
+@pytest.mark.parametrize("contrast", [1.0, 1e-3])  # above and below the floor of the fixed image's edges
+def test_edge_difference(size, contrast):
+    images = torch.randn(2, 3, *size).double(), contrast * torch.randn(2, 3, *size).double()
+    for mask in (None, (torch.rand(2, 1, *size) > 0.4).double(), torch.zeros(2, 1, *size).double()):
+        compare(
+            lambda a, b, m=mask: reference.edge_difference(a, b, m),
+            lambda g, a, b, needs, m=mask: reference.edge_difference_backward(g, a, b, m, *needs),
+            images,
+            2,
+        )
+
+
+def test_piecewise_linear():
+    curve = [-1.0, -0.3, 0.2, 0.9], [0.0, 0.4, 0.1, 2.0]
+    compare(
+        lambda x: reference.piecewise_linear(x, *curve),
+        lambda g, x, needs: reference.piecewise_linear_backward(g, x, *curve),
+        (torch.randn(2, 3, 4, 5, 6).double(),),
+        0,
+    )

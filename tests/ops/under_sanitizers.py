@@ -72,12 +72,14 @@ def exercise(size, out, batch, dtype):
                 pull(ops.smoothness_loss(moving, weight, orthonormality=kind))
             for window in (None, 1, 3, 33):
                 pull(ops.ncc(volume, hostile(tuple(volume.shape), dtype, share), weight, window=window))
+            pull(ops.edge_difference(volume, hostile(tuple(volume.shape), dtype, share), weight))
             for differences in ("central", "digital"):
                 ops.folds(moving, weight, differences=differences)
             ops.log_jacobian_std(moving, weight)
         for normalize in (False, True):
             pull(ops.log_jacobian(moving, normalize_columns=normalize))
     pull(ops.resize(volume, out))
+    pull(ops.piecewise_linear(volume, (-1, 0, 1), (0, 1, 3)))
 
 
 def main():

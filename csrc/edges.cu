@@ -1,0 +1,27 @@
+// CUDA launchers of edge_difference: the order of edges_device.h on a stream.
+#include "edges_device.h"
+#include "launch.cuh"
+
+namespace deepatlas {
+
+int64_t edges_sums_cuda(const EdgesArgs& a) { return 3 * a.items() * edges::pieces_of(a); }
+
+const char* edges_forward_cuda(const EdgesArgs& a, void* stream) {
+  return with_scalar(a.scalar, [&](auto s) {
+    using S = decltype(s);
+    const CudaLaunch launch{stream};
+    return edges::fits_32_bit(a) ? edges::device_forward<S, int32_t>(a, launch)
+                                 : edges::device_forward<S, int64_t>(a, launch);
+  });
+}
+
+const char* edges_backward_cuda(const EdgesArgs& a, void* stream) {
+  return with_scalar(a.scalar, [&](auto s) {
+    using S = decltype(s);
+    const CudaLaunch launch{stream};
+    return edges::fits_32_bit(a) ? edges::device_backward<S, int32_t>(a, launch)
+                                 : edges::device_backward<S, int64_t>(a, launch);
+  });
+}
+
+}  // namespace deepatlas

@@ -1,0 +1,23 @@
+// Launches of the kernels of CUDA on the host: what CudaLaunch of launch.cuh is there.
+#pragma once
+
+#include "cuda_on_host.h"
+// above: what the kernel below is written in
+
+#include "reduce.cuh"
+
+struct HostLaunch {
+  template <class Index, class Functor>
+  const char* each(int64_t count, const Functor& functor) const {
+    for (int64_t i = 0; i < count; ++i) functor(Index(i));
+    return nullptr;
+  }
+  template <class Reducer>
+  const char* reduce(int64_t pieces, const Reducer& reducer) const {
+    constexpr int threads = 16;
+    // Fewer blocks than pieces: each then takes several.
+    const unsigned blocks = unsigned(pieces < 2 ? pieces : 2);
+    launch_on_host(blocks, threads, [&] { reduce_kernel<threads>(pieces, reducer); });
+    return nullptr;
+  }
+};
