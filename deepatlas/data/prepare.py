@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -25,6 +25,7 @@ from deepatlas.data.preprocess import CROPS
 from deepatlas.data.store import VERSION, Store, StoreVersionError, is_store
 from deepatlas.errors import DataError
 from deepatlas.files import atomic_h5, write_error
+from deepatlas.progress import bar
 
 try:
     import fcntl
@@ -125,8 +126,9 @@ def _build(
         """None where the part is there already. HDF5 is left to the calling thread alone."""
         return None if part_of(exam.id).is_file() else prepare_exam(exam, cohort.labels, meta["crop"])
 
+    jobs = _in_order(job, cohort.exams, workers)
     try:
-        for exam, result in _bar(_in_order(job, cohort.exams, workers), len(cohort), progress):
+        for exam, result in bar(jobs, len(cohort), "preparing", show=progress):
             try:
                 prepared = result()
             except ExamError as error:
@@ -255,14 +257,3 @@ def _in_order(
         pool.shutdown(
             wait=True, cancel_futures=True
         )  # on an interrupt the exams in hand are finished, no more
-
-
-def _bar(items: Iterable[Any], total: int, progress: bool) -> Iterable[Any]:
-    if not progress:
-        return items
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        print(f"preparing {total} exams", file=sys.stderr)
-        return items
-    return tqdm(items, total=total, desc="preparing", unit="exam", leave=False, disable=None)

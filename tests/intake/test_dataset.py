@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from small_dataset import add_exam, files_of, write_dataset, write_report
 from small_exams import LABELS, body, oblique, one_line
 
 from deepatlas.data.cohort import find_exams
@@ -30,38 +31,7 @@ from deepatlas.intake.dataset import (
     label_table,
     read_dataset_json,
 )
-from deepatlas.intake.manifest import Manifest, SeriesLine
-
-
-def write_dataset(folder, ids=("e1", "e2", "e3"), *, shards=1, crop=None):
-    """A dataset of small exams; the last has no labels."""
-    paths = []
-    for shard in range(shards):
-        paths.append(folder.parent / f"{folder.name}.shards" / f"{shard}.sqlite")
-        with Manifest(paths[-1]) as manifest:
-            for i in range(shard, len(ids), shards):
-                add_exam(folder, manifest, ids[i], i + 1, labelled=i < len(ids) - 1, crop=crop)
-            manifest.add_refusal("5f3a.txt", "file", "not an image")
-    return finish_dataset(folder, paths, report=write_report)
-
-
-def add_exam(folder, manifest, exam, seed, *, labelled=True, crop=None):
-    ct, seg = body(seed=seed)
-    facts = {"kvp": 120, "kernel": "B30f", "PatientName": "Doe^Jane"}
-    line = SeriesLine("series 2, 24 slices", True, "most slices")
-    record = write_exam(
-        exam_path(folder, exam), ct, seg if labelled else None, LABELS, facts, ["slices of 5 mm"], crop=crop
-    )
-    manifest.add_exam(record, f"source of {exam}", [line])
-    return record
-
-
-def write_report(folder, manifest):
-    (folder / "report.html").write_text(f"<p>{len(manifest)} exams, and what was refused</p>\n" * 20)
-
-
-def files_of(folder) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+from deepatlas.intake.manifest import Manifest
 
 
 @pytest.fixture
