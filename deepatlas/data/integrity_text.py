@@ -45,7 +45,7 @@ def check_metaimage(path: Path) -> Checked:
 def _meta_fields(path: Path, handle: BinaryIO) -> dict[str, str]:
     fields: dict[str, str] = {}
     for _ in range(_LINES):
-        key, separator, value = handle.readline(8192).decode("latin-1").partition("=")
+        key, separator, value = _line(handle).partition("=")
         key = key.strip()
         if not separator:
             break
@@ -161,7 +161,7 @@ def _nrrd_fields(path: Path, handle: BinaryIO) -> tuple[dict[str, str], bool]:
     """The fields, and whether an empty line ends them (voxels follow then)."""
     fields: dict[str, str] = {}
     for _ in range(_LINES):
-        line = handle.readline(1 << 16).decode("latin-1")
+        line = _line(handle)
         if not line.strip():
             return fields, bool(line)
         if line[0] == "#" or re.match(r"[^:]*:=", line):
@@ -236,6 +236,11 @@ def _nrrd_geometry(path: Path, fields: dict[str, str], checked: Checked) -> None
 
 def _damaged(path: Path, kind: str, what: str) -> DataError:
     return DataError(f"{path}: damaged {kind} header ({what}); {AGAIN}")
+
+
+def _line(handle: BinaryIO) -> str:
+    """A line; bytes beyond ASCII become a sign that is no number, and that strip() does not take for a blank."""
+    return handle.readline(1 << 16).decode("ascii", "replace")
 
 
 def _word(text: str) -> str:

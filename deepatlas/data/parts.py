@@ -18,7 +18,7 @@ import numpy as np
 from deepatlas.data.exam import PreparedExam
 from deepatlas.data.grid import Grid
 from deepatlas.data.packed import PackedWriter
-from deepatlas.data.store import FINE, FORMAT, SIZE, VERSION, Store
+from deepatlas.data.store import FINE, FORMAT, SIZE, VERSION, Store, tables_digest
 from deepatlas.errors import DataError
 
 PART_VERSION = 2  # raise with the layout of parts: those of an interrupted build are then made again
@@ -132,6 +132,7 @@ def assemble(file: h5py.File, count: int, rows: Iterable[Row], meta: dict[str, A
         file[name] = values
     file["ids"] = np.array(ids)
     file["meta"] = json.dumps(meta)
+    file.attrs["tables"] = tables_digest(file)
 
 
 def _compressed(dtype: np.dtype, chunks: tuple[int, ...]) -> dict[str, Any]:

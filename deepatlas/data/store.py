@@ -17,17 +17,19 @@ Reading needs h5py and numpy alone. Layout of format 2, for N exams and K struct
 ===============  ======================  ==================================================================
 
 ``hu`` and ``mask`` are what every batch of training reads: contiguous and not compressed (see
-:mod:`deepatlas.data.packed`). The labels are compressed, and HDF5 keeps their checksums.
+:mod:`deepatlas.data.packed`). The labels are compressed, and HDF5 keeps their checksums. The rest is read when a store
+is opened, and compared with the file's attribute ``tables`` (:func:`tables_digest`).
 
 In the folder of a dataset (docs/dataset.md) this is ``packed.h5``, and the sources are the exam files beside it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,10 +39,24 @@ from deepatlas.data.hdf5 import FileArray, Hdf5Reader, begins_like_hdf5
 from deepatlas.data.packed import AGAIN, SIZE, PackedReader
 from deepatlas.errors import DataError
 
+if TYPE_CHECKING:
+    import h5py
+
 FORMAT = "deepatlas-cohort"
 VERSION = 2
 FINE = 128
 DATASET, PACKED = "dataset.json", "packed.h5"  # in the folder of a dataset
+_TABLES = ("crc32", "has_label", "grid", "fine_grid", "native_grid", "native_shape", "ids", "meta")
+
+
+def tables_digest(file: h5py.File) -> str:
+    """SHA-256 of everything in a store but voxels and labels."""
+    digest = hashlib.sha256()
+    for name in _TABLES:
+        value = np.asarray(file[name][()])
+        data = b"\0".join(value.ravel().tolist()) if value.dtype.kind == "O" else value.tobytes()
+        digest.update(f"{name} {value.shape} {len(data)} ".encode() + data)
+    return digest.hexdigest()
 
 
 class StoreVersionError(DataError):
@@ -105,6 +121,8 @@ class Store(Hdf5Reader):
                     f"{self.path}: store format {file.attrs['version']}, this program reads {VERSION}; "
                     f"{AGAIN}"
                 )
+            if file.attrs.get("tables") != tables_digest(file):
+                raise DataError(f"{self.path}: damaged store (its tables have changed); {AGAIN}")
             meta = json.loads(file["meta"][()])
             self.ids: list[str] = [i.decode() for i in file["ids"][:]]
             self._rows = {exam: row for row, exam in enumerate(self.ids)}
@@ -114,7 +132,7 @@ class Store(Hdf5Reader):
             shapes = {name: file[name].shape for name in ("hu", "mask", "labels", "labels_fine")}
         except DataError:
             raise
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
+        except (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise DataError(f"{self.path}: damaged store ({error}); {AGAIN}") from error
         finally:
             self.close()  # opened again, and then kept open, when an array is indexed
