@@ -25,6 +25,7 @@ EVEN = 0.05  # of the spacing; a level may be that far from its even place
 NOTABLE = 0.01  # of the spacing; from here on that is worth a warning
 STRAIGHT = 0.05  # of a pixel; a shift up to this is rounding
 GAP = 1.5  # times the spacing around it; a longer step has lost a slice
+ABUT = 1.1  # times their thickness; slices up to this far apart leave nothing out
 REGULAR_RUN = 3  # equal steps in a row that make a part with a spacing of its own
 MAX_STEP_RATIO = 4.0  # between the parts of one series
 
@@ -79,13 +80,20 @@ def orientation_class(orientation: ArrayLike) -> str:
     return ("sagittal", "coronal", "axial")[best] if normal[best] > 0.8 else "oblique"
 
 
-def arrange(positions: ArrayLike, orientation: ArrayLike, spacing: tuple[float, float]) -> Stack:
+def arrange(
+    positions: ArrayLike,
+    orientation: ArrayLike,
+    spacing: tuple[float, float],
+    thickness: ArrayLike | None = None,
+) -> Stack:
     """Stack slices.
 
     Args:
         positions: ImagePositionPatient of every slice, [N, 3] LPS mm, in any order.
         orientation: ImageOrientationPatient, the same for all.
         spacing: of the pixels (x, y) in mm.
+        thickness: of every slice in mm, [N] (NaN: not known). Where slices abut elsewhere, a wider step between thin
+            ones is a gap even if it comes several times in a row.
 
     Raises:
         DataError: one line without names, where they make no volume: a gap (how many slices, and where), levels too
@@ -113,27 +121,36 @@ def arrange(positions: ArrayLike, orientation: ArrayLike, spacing: tuple[float, 
     first = [plane[0] for plane in planes]
     levels = local[first, 2] - local[first[0], 2]
     shifts = local[first, :2] - local[first[0], :2]
-    step, even, notes, warnings = _step(levels)
+    thick = np.full(len(positions), np.nan) if thickness is None else np.asarray(thickness, dtype=np.float64)
+    start, step, even, notes, warnings = _step(levels, thick[first])
     count = len(levels) if even else int(np.floor(levels[-1] / step + EVEN)) + 1
     straight, tilt = _straight(shifts, levels, spacing)
     if tilt:
         notes.append(tilt)
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1], affine[:3, 2] = axes[0] * spacing[0], axes[1] * spacing[1], axes[2] * step
-    affine[:3, 3] = positions[first[0]]
+    affine[:3, 3] = positions[first[0]] + start * axes[2]
     if straight:  # rounding left in the positions is spread, half to each side
         affine[:3, 3] += (shifts.max(axis=0) + shifts.min(axis=0)) / 2 @ axes[:2]
     return Stack(planes, levels, shifts, affine, count, even, straight, notes, warnings)
 
 
-def _step(levels: NDArray[np.float64]) -> tuple[float, bool, list[str], list[str]]:
-    """The spacing of the result, whether the levels are even already, corrections and warnings."""
+def _step(
+    levels: NDArray[np.float64], thickness: NDArray[np.float64]
+) -> tuple[float, float, bool, list[str], list[str]]:
+    """First level and spacing of the result, whether the levels are even already, corrections and warnings."""
     steps = np.diff(levels)
-    mean = float(levels[-1] / len(steps))
-    off = float(np.abs(levels - mean * np.arange(len(levels))).max()) / mean
+    mean, start = (float(v) for v in np.polyfit(np.arange(len(levels)), levels, 1))
+    off = float(np.abs(levels - start - mean * np.arange(len(levels))).max()) / mean
+    ends = np.fmax(thickness[1:], thickness[:-1])  # the thicker of the two slices of each step
     if off <= EVEN:
-        return mean, True, [], [f"slice positions are up to {off:.1%} of the spacing off"] * (off > NOTABLE)
+        warnings = [f"slice positions are up to {off:.1%} of the spacing off"] * (off > NOTABLE)
+        if np.isfinite(ends).all() and mean > GAP * ends.max() > 0:
+            warnings.append(f"slices of {_mm(ends.max())} mm lie {_mm(mean)} mm apart")
+        return start, mean, True, [], warnings
     reference = _reference(steps)
+    if np.isfinite(ends).all() and ends.min() > 0 and np.percentile(steps / ends, 25) <= ABUT:
+        reference = np.minimum(reference, np.maximum(ends, steps.min()))
     low, high = float(reference.min()), float(reference.max())
     _refuse_gaps(levels, steps, reference)
     close = int(np.count_nonzero(steps < low / 2))
@@ -145,7 +162,7 @@ def _step(levels: NDArray[np.float64]) -> tuple[float, bool, list[str], list[str
     if high > MAX_STEP_RATIO * low:
         raise DataError(f"its slice spacing changes from {low:g} to {high:g} mm; export its parts separately")
     varies = f"slice spacing {_mm(steps.min())} to {_mm(steps.max())} mm"
-    return low, False, [f"{varies} resampled to {_mm(low)} mm (linear between slices)"], []
+    return 0.0, low, False, [f"{varies} resampled to {_mm(low)} mm (linear between slices)"], []
 
 
 def _reference(steps: NDArray[np.float64]) -> NDArray[np.float64]:

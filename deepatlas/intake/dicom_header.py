@@ -17,6 +17,7 @@ from deepatlas.intake.dicom_values import (
     int_of,
     pydicom_module,
     quiet,
+    tag_of,
     text_of,
     values_of,
 )
@@ -34,6 +35,8 @@ SEGMENTATIONS = (
     "1.2.840.10008.5.1.4.1.1.66.4",
     "1.2.840.10008.5.1.4.1.1.66.7",  # Label Map Segmentation
 )
+
+_MOST_FRAMES = 65536  # more are damage, and would ask for memory
 
 # Read in one pass; everything else is skipped, private tags and free text first of all.
 _TAGS = """
@@ -98,6 +101,11 @@ class Header:
     @property
     def is_ct(self) -> bool:
         return self.modality == "CT" and self.sop_class in CT_CLASSES
+
+    @property
+    def thicknesses(self) -> NDArray[np.float64]:
+        """SliceThickness of every frame in mm, [frames]; NaN where it is not given."""
+        return np.full(self.frames, np.nan if self.thickness is None else self.thickness)
 
     @property
     def hounsfield(self) -> bool:
@@ -169,7 +177,9 @@ def _start(handle: BinaryIO) -> int | None:
 def _read(found: Found, handle: BinaryIO) -> Header:
     pydicom = pydicom_module()
     with quiet():
-        ds = pydicom.dcmread(handle, stop_before_pixels=True, force=True, specific_tags=_TAGS)
+        ds = pydicom.dcmread(
+            handle, stop_before_pixels=True, force=True, specific_tags=[tag_of(k) for k in _TAGS]
+        )
         meta = ds.file_meta
         declared, held = _pixel_bytes(handle, text_of(meta, "TransferSyntaxUID") == BIG_ENDIAN)
         sop_class = text_of(ds, "SOPClassUID") or text_of(meta, "MediaStorageSOPClassUID")
@@ -200,6 +210,8 @@ def _header(
     folder = found.name.rpartition("/")[0]
     study = text_of(ds, "StudyInstanceUID") or f"folder:{folder}"
     number, frames = int_of(ds, "SeriesNumber"), max(int_of(ds, "NumberOfFrames") or 1, 1)
+    if frames > _MOST_FRAMES:
+        raise _Useless(f"it claims {frames} frames; export it again from the archive (PACS)")
     rows, columns = int_of(ds, "Rows") or 0, int_of(ds, "Columns") or 0
     allocated, stored = int_of(ds, "BitsAllocated") or 0, int_of(ds, "BitsStored") or 0
     high_bit, samples = int_of(ds, "HighBit"), int_of(ds, "SamplesPerPixel") or 1

@@ -45,12 +45,17 @@ def read_series(series: DicomSeries) -> Reading:
     """
     headers = [_header(found, number, len(series.slices)) for number, found in enumerate(series.slices, 1)]
     head = headers[0]
-    positions, sources = _positions(headers)
-    stack = arrange(positions, head.orientation, head.spacing)  # type: ignore[arg-type]
+    positions = _positions(headers)
+    thickness = np.concatenate([header.thicknesses for header in headers])
+    stack = arrange(positions, head.orientation, head.spacing, thickness)  # type: ignore[arg-type]
     if len(stack.planes) < MIN_VOXELS:
         raise DataError(f"the series has {len(stack.planes)} slices; a volume needs at least {MIN_VOXELS}")
     corrections, warnings = list(stack.corrections), list(stack.warnings)
-    array = _slices(headers, sources, stack, corrections, warnings)
+    try:
+        array = _slices(headers, stack, corrections, warnings)
+    except MemoryError:
+        size = f"{len(stack.planes)} x {head.rows} x {head.columns}"
+        raise DataError(f"no memory for its {size} voxels; read it on a larger machine") from None
     _check_values(array, headers, warnings)
     wobble = max(float(np.abs(np.subtract(h.orientation, head.orientation)).max()) for h in headers)  # type: ignore
     if wobble > _WOBBLE:
@@ -130,8 +135,8 @@ def _header(found: Found, number: int, count: int) -> Header:
     return header
 
 
-def _positions(headers: Sequence[Header]) -> tuple[NDArray[np.float64], list[tuple[int, int]]]:
-    """The positions of all frames, [N, 3], and for each its file and frame. The files must share a grid."""
+def _positions(headers: Sequence[Header]) -> NDArray[np.float64]:
+    """The positions of all frames, [N, 3]. The files must share a grid."""
     head = headers[0]
     for header in headers[1:]:
         if (header.rows, header.columns) != (head.rows, head.columns):
@@ -142,16 +147,11 @@ def _positions(headers: Sequence[Header]) -> tuple[NDArray[np.float64], list[tup
             raise DataError("its images differ in PixelSpacing; export its parts separately")
         if np.abs(axes_of(header.orientation) - axes_of(head.orientation)).max() > 2e-3:  # type: ignore[arg-type]
             raise DataError("its images differ in orientation; export its parts separately")
-    sources = [(file, frame) for file, header in enumerate(headers) for frame in range(header.frames)]
-    positions = np.concatenate([header.positions for header in headers])  # type: ignore[misc]
-    if len(positions) != len(sources):
-        raise DataError("it has fewer positions than frames; export the series again")
-    return positions, sources
+    return np.concatenate([header.positions for header in headers])  # type: ignore[misc]
 
 
 def _slices(
     headers: Sequence[Header],
-    sources: Sequence[tuple[int, int]],
     stack: Stack,
     corrections: list[str],
     warnings: list[str],

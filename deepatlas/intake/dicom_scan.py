@@ -322,7 +322,8 @@ def _place(members: list[Header], facts: dict[str, Any]) -> None:
         raise DataError(f"{cut} of {len(members)} files are cut short; copy the series again")
     positions = np.concatenate([m.positions for m in members])  # type: ignore[arg-type]
     facts["slices"] = len(np.unique(positions.round(2), axis=0))
-    stack = arrange(positions, head.orientation, head.spacing)  # type: ignore[arg-type]
+    thickness = np.concatenate([m.thicknesses for m in members])
+    stack = arrange(positions, head.orientation, head.spacing, thickness)  # type: ignore[arg-type]
     facts["slices"] = len(stack.planes)
     facts["spacing"] = tuple(round(v, 4) for v in stack.spacing)
     facts["extent"] = round(float(stack.levels[-1]), 3)

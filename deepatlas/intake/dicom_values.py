@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,7 @@ class FunctionalGroups(Plain):
 
         def inside(item: Any) -> Any:
             found = next(iter(values_of(item, group)), None) if item is not None else None
-            return found if found is not None and keyword in found else None
+            return found if found is not None and tag_of(keyword) in found else None
 
         shared = inside(self._shared)
         own = [inside(item) for item in self._frames]
@@ -125,13 +126,19 @@ class FunctionalGroups(Plain):
         return np.hstack([none if slopes is None else slopes, none if intercepts is None else intercepts])
 
 
+@cache
+def tag_of(keyword: str) -> Any:
+    """pydicom's tag of a keyword; looking it up each time takes longer than reading the element."""
+    return pydicom_module().tag.Tag(keyword)
+
+
 def values_of(ds: Any, keyword: str) -> list[Any]:
     """The values of an element as a list; empty where it is missing, empty or not what its type says."""
-    if ds is None or keyword not in ds:
+    if ds is None:
         return []
     try:
-        value = ds[keyword].value
-    except Exception:  # a number that is no number: pydicom converts on access
+        value = ds[tag_of(keyword)].value
+    except Exception:  # missing, or a number that is no number: pydicom converts on access
         return []
     if value is None or value == "":
         return []
