@@ -4,10 +4,10 @@ Neither SliceLocation nor the order of files or instance numbers says anything h
 distance along the normal of the slices) and a shift (its place within its plane). Slices whose levels are even and
 whose shifts agree are a grid already. Two things are put right without inventing anatomy, and noted:
 
-- a shift from slice to slice, as a tilted gantry gives: every slice is moved within its plane, linearly;
+- an even drift from slice to slice, as a tilted gantry gives: every slice is moved within its plane, linearly;
 - levels that are uneven but leave no gap: voxels are interpolated linearly between the slices that are there.
 
-A gap is refused: nothing says what is in it.
+A gap is refused: nothing says what is in it. So are slices that lie beside each other without a pattern.
 """
 
 from __future__ import annotations
@@ -214,15 +214,14 @@ def _straight(
         return True, ""
     slope = levels @ shifts / (levels @ levels)
     residual = np.abs(shifts - np.outer(levels, slope)) / spacing
-    if residual.max() <= 2 * STRAIGHT:
-        degrees = float(np.degrees(np.arctan(np.linalg.norm(slope))))
-        return (
-            False,
-            f"gantry tilt of {degrees:.2f} degrees corrected (slices shifted in their plane, linear)",
+    if residual.max() > 2 * STRAIGHT:
+        worst = _mm(np.ptp(shifts - np.median(shifts, axis=0), axis=0).max())
+        raise DataError(
+            f"its slices lie up to {worst} mm beside each other without the even drift of a tilted gantry; "
+            "export its parts separately"
         )
-    return False, (
-        f"slices lie up to {_mm(np.ptp(shifts, axis=0).max())} mm apart in their plane: shifted (linear)"
-    )
+    degrees = float(np.degrees(np.arctan(np.linalg.norm(slope))))
+    return False, f"gantry tilt of {degrees:.2f} degrees corrected (slices shifted in their plane, linear)"
 
 
 def _mm(value: float) -> str:

@@ -204,6 +204,8 @@ def _check_values(array: NDArray[np.float32], headers: Sequence[Header], warning
                 "they are no Hounsfield units; export the series again"
             )
         warnings.append("RescaleSlope or RescaleIntercept is missing; the stored values are taken for HU")
+    elif np.ptp(np.concatenate([header.rescale for header in headers]), axis=0).max() > 0:
+        warnings.append("RescaleSlope or RescaleIntercept differs between slices; each has its own applied")
     if low >= 0:
         warnings.append(
             f"values {low:g} to {high:g} hold no air (-1000 HU); is this a CT in Hounsfield units?"

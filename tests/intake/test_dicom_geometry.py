@@ -99,6 +99,12 @@ def test_what_is_refused(levels, words):
         arrange(positions, orientation, (1, 1))
 
 
+def test_shifts_without_the_drift_of_a_tilt():
+    positions, orientation, _ = slices(1, np.arange(9), np.eye(9)[:, 4:6] * [40, 0])
+    with pytest.raises(DataError, match="up to 40 mm beside each other"):
+        arrange(positions, orientation, (1, 1))
+
+
 def test_images_side_by_side_at_one_level():
     positions, orientation, _ = slices(1, [0, 1, 2, 2, 3], [[0, 0], [0, 0], [0, 0], [50, 0], [0, 0]])
     with pytest.raises(DataError, match="2 slices lie side by side"):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
-from make_dicom import tilted, write_ct
+from make_dicom import tilted, uid, write_ct
 from scipy.spatial.transform import Rotation
 
 from deepatlas.data.io import read_volume, write_volume
@@ -197,8 +198,6 @@ def test_different_images_at_one_place_are_refused(tmp_path):
 
 
 def _ids(folder) -> dict:
-    import pydicom
-
     ds = pydicom.dcmread(sorted(folder.glob("*.dcm"))[0])
     return {
         "StudyInstanceUID": ds.StudyInstanceUID,
@@ -248,6 +247,18 @@ def test_spacing_that_hardly_varies_is_kept_and_said(tmp_path):
     np.testing.assert_array_equal(reading.volume.array, body())
 
 
+def test_orientation_that_wobbles(tmp_path):
+    """A turn of a slice by 0.03 degrees is rounding and said; one by half a degree is another orientation."""
+    for name, angle in (("little", 5e-4), ("much", 1e-2)):
+        turned = [np.cos(angle), np.sin(angle), 0, -np.sin(angle), np.cos(angle), 0]
+        turned = [f"{v:.6f}" for v in turned]
+        write_ct(tmp_path / name, body(), HEAD_FIRST, slice_tags={3: {"ImageOrientationPatient": turned}})
+    reading = read_folder(tmp_path / "little")
+    assert reading.warnings == ["the slices' orientation differs by up to 0.03 degrees"]
+    np.testing.assert_array_equal(reading.volume.array, body())
+    assert "1 slice missing of 7" in refused(tmp_path / "much")
+
+
 def test_too_few_slices(tmp_path):
     write_ct(tmp_path, body(shape=(3, 8, 8)), HEAD_FIRST)
     assert "3 slices; a volume needs at least 4" in refused(tmp_path)
@@ -273,7 +284,44 @@ def test_each_frame_has_its_own_rescale(tmp_path):
     for multiframe in (False, True):
         folder = tmp_path / str(multiframe)
         write_ct(folder, hu, HEAD_FIRST, slope=slopes, intercept=intercepts, multiframe=multiframe)
-        np.testing.assert_allclose(read_folder(folder).volume.array, hu, atol=1e-4)
+        reading = read_folder(folder)
+        np.testing.assert_allclose(reading.volume.array, hu, atol=1e-4)
+        assert reading.warnings == [
+            "RescaleSlope or RescaleIntercept differs between slices; each has its own applied"
+        ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_multiframe_object_made_by_highdicom(tmp_path, seed):
+    """Legacy converted: another writer, another SOP class, of which GDCM alone ignores the rescale."""
+    legacy = pytest.importorskip("highdicom.legacy")
+    hu, affine = body(seed), oblique(seed)
+    more = {
+        **{"AcquisitionDate": "20200304", "AcquisitionTime": "101112", "ContentDate": "20200304"},
+        **{
+            "ContentTime": "101112",
+            "PatientSex": "F",
+            "ReferringPhysicianName": "",
+            "SeriesDate": "20200304",
+        },
+        **{
+            "SeriesTime": "101112",
+            "ManufacturerModelName": "M",
+            "SoftwareVersions": "1",
+            "DeviceSerialNumber": "1",
+        },
+        **{"PositionReferenceIndicator": "", "PatientAge": "070Y", "BurnedInAnnotation": "NO"},
+    }
+    paths = write_ct(tmp_path / "classic", hu, affine, tags=more, slope=0.5, intercept=-1200)
+    made = legacy.LegacyConvertedEnhancedCTImage(
+        [pydicom.dcmread(p) for p in paths], uid("converted", seed), 9, uid("converted", seed, 1), 1
+    )
+    (tmp_path / "converted").mkdir()
+    made.save_as(tmp_path / "converted" / "one.dcm")
+    one, many = read_folder(tmp_path / "converted"), read_folder(tmp_path / "classic")
+    assert one.facts["multiframe"] and not many.facts["multiframe"]
+    np.testing.assert_array_equal(one.volume.array, many.volume.array)
+    np.testing.assert_allclose(one.volume.grid.affine, many.volume.grid.affine, atol=1e-6)
 
 
 def test_multiframe_traps_are_those_of_a_series(tmp_path):
