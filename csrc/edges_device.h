@@ -15,7 +15,9 @@ inline bool fits_32_bit(const EdgesArgs& a) {
   return a.items() * 3 * a.shape.voxels() < (int64_t(1) << 31) - (int64_t(1) << 28);
 }
 
-inline int64_t pieces_of(const EdgesArgs& a) { return (a.shape.voxels() + kPerBlock - 1) / kPerBlock; }
+inline int64_t pieces_of(const EdgesArgs& a) {
+  return (a.shape.voxels() + kPerBlock - 1) / kPerBlock;
+}
 
 // Offsets to the neighbours of a voxel along one axis, the border's own voxel beyond it.
 template <class Index>
@@ -42,9 +44,7 @@ template <class S, class Index>
 DA_HD Vec3<Accumulate<S>> differences(const S* p, const Around<Index>& around) {
   using T = Accumulate<S>;
   Vec3<T> sum{T(0), T(0), T(0)};
-#pragma unroll
   for (int dz = -1; dz <= 1; ++dz) {
-#pragma unroll
     for (int dy = -1; dy <= 1; ++dy) {
       const S* row = p + around.z[dz] + around.y[dy];
       const T low = load(row[around.x.low]), high = load(row[around.x.high]);
@@ -208,11 +208,8 @@ struct Gather {
     const Around<Index> around(place_of(voxel, shape), shape);
     const T* p = slopes + item * 3 * voxels + voxel;
     T sum = T(0);
-#pragma unroll
     for (int dz = -1; dz <= 1; ++dz) {
-#pragma unroll
       for (int dy = -1; dy <= 1; ++dy) {
-#pragma unroll
         for (int dx = -1; dx <= 1; ++dx) {
           const T* q = p + around.z[dz] + around.y[dy] + around.x[dx];
           if (dx != 0) sum += T(around.x.turn(dx)) * q[0];

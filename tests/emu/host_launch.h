@@ -1,10 +1,14 @@
 // Launches of the kernels of CUDA on the host: what CudaLaunch of launch.cuh is there.
 #pragma once
 
+#include <cstdint>
+
 #include "cuda_on_host.h"
 // above: what the kernel below is written in
 
 #include "reduce.cuh"
+
+namespace deepatlas::host {
 
 struct HostLaunch {
   template <class Index, class Functor>
@@ -21,3 +25,5 @@ struct HostLaunch {
     return nullptr;
   }
 };
+
+}  // namespace deepatlas::host

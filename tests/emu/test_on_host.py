@@ -25,3 +25,8 @@ def test_jacobians(flags, tmp_path):
 @pytest.mark.parametrize("flags", [MEMORY, RACES])
 def test_correlation_with_shared_memory(flags, tmp_path):
     build_and_run("ncc_on_host", ["ncc.cpp", "ncc_window.cpp"], flags, tmp_path, "c++20")
+
+
+@pytest.mark.parametrize("flags", [MEMORY, PORTABLE, RACES])
+def test_edges_and_curves(flags, tmp_path):
+    build_and_run("edges_on_host", ["edges.cpp", "piecewise.cpp"], flags, tmp_path, "c++20")
