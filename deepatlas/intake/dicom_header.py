@@ -36,6 +36,7 @@ SEGMENTATIONS = (
     "1.2.840.10008.5.1.4.1.1.66.7",  # Label Map Segmentation
 )
 
+_AGAIN = "export it again from the archive (PACS)"
 _MOST_FRAMES = 65536  # more are damage, and would ask for memory
 
 # Read in one pass; everything else is skipped, private tags and free text first of all.
@@ -142,9 +143,7 @@ def read_header(found: Found) -> Header | Refusal | None:
     except DataError:
         raise
     except Exception:  # pydicom raises whatever the damage leads to; its text may quote the file
-        return Refusal(
-            found.name, "a DICOM file whose header is damaged; export it again from the archive (PACS)"
-        )
+        return Refusal(found.name, f"a DICOM file whose header is damaged; {_AGAIN}")
 
 
 class _Useless(Exception):
@@ -189,10 +188,12 @@ def _read(found: Found, handle: BinaryIO) -> Header:
         if not sop_class and modality == "CT" and "Rows" in ds:
             sop_class = CT
         if not sop_class and not modality:
-            raise _Useless("DICOM without SOPClassUID and Modality; export it again from the archive (PACS)")
+            raise _Useless(f"DICOM without SOPClassUID and Modality; {_AGAIN}")
         referenced: tuple[str, ...] = ()
         if sop_class == RTSTRUCT or sop_class in SEGMENTATIONS:
             referenced = _referenced(pydicom.dcmread(found.path, stop_before_pixels=True, force=True))
+        elif sop_class in CT_CLASSES and not _is_image(ds, sop_class):
+            raise _Useless(f"{object_type(sop_class)} with a damaged header; {_AGAIN}")
         elif not _is_image(ds, sop_class):
             raise _Useless(f"{object_type(sop_class)}: not an image of the body")
         return _header(found, ds, sop_class, modality, referenced, declared, held)
@@ -211,7 +212,7 @@ def _header(
     study = text_of(ds, "StudyInstanceUID") or f"folder:{folder}"
     number, frames = int_of(ds, "SeriesNumber"), max(int_of(ds, "NumberOfFrames") or 1, 1)
     if frames > _MOST_FRAMES:
-        raise _Useless(f"it claims {frames} frames; export it again from the archive (PACS)")
+        raise _Useless(f"it claims {frames} frames; {_AGAIN}")
     rows, columns = int_of(ds, "Rows") or 0, int_of(ds, "Columns") or 0
     allocated, stored = int_of(ds, "BitsAllocated") or 0, int_of(ds, "BitsStored") or 0
     high_bit, samples = int_of(ds, "HighBit"), int_of(ds, "SamplesPerPixel") or 1

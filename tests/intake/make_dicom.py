@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import (
+    JPEG2000,
     ComprehensiveSRStorage,
     CTImageStorage,
     EnhancedCTImageStorage,
@@ -319,6 +320,16 @@ def _pixels(ds: Dataset, cells: NDArray[np.uint16], syntax: str) -> None:
             frames.append(buffer.getvalue())
         ds.BitsAllocated = ds.BitsStored = 8
         ds.HighBit = 7
+        _encapsulated(ds, frames, syntax)
+    elif syntax == JPEG2000:  # lossy
+        from PIL import Image
+
+        frames = []
+        for frame in cells:
+            buffer = io.BytesIO()
+            options = {"irreversible": True, "quality_mode": "rates", "quality_layers": [6], "no_jp2": True}
+            Image.fromarray(frame).save(buffer, "JPEG2000", num_resolutions=3, **options)
+            frames.append(buffer.getvalue())
         _encapsulated(ds, frames, syntax)
     elif syntax in (JPEGLosslessSV1, JPEG2000Lossless):
         _encapsulated(ds, [_by_gdcm(ds, frame, syntax) for frame in cells], syntax)
