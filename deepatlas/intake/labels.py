@@ -27,6 +27,9 @@ from deepatlas.intake.label_images import LabelImage
 from deepatlas.intake.names import NameMap, clean_name, compact, identifier_tokens, why_private
 from deepatlas.intake.types import DicomSeries, Found, Refusal, Structures
 
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_UNDEFINED = 0xFFFFFFFF  # length of an element that ends with a delimiter
+_BULK = (0x3006, 0x5200, 0x7FE0)  # groups of contours, frames and pixels
 _IDENTIFYING = (
     "PatientID OtherPatientIDs AccessionNumber PatientBirthDate StudyID PatientAddress PatientTelephoneNumbers "
     "InstitutionName InstitutionAddress StationName"
@@ -227,22 +230,41 @@ def _open(file: Found, series: DicomSeries | None, source_labels: Mapping[str, i
         # force: some structure sets lack the preamble. What is no DICOM has no SOP class then.
         dataset = pydicom.dcmread(file.path, defer_size="1 MB", force=True)
         kind = str(dataset.get("SOPClassUID") or "")
+        if kind != rtstruct.SOP_CLASS and kind not in dicom_seg.SOP_CLASSES:
+            raise DataError(
+                "neither an RTSTRUCT nor a DICOM-SEG; structures come as one of these, or as label images"
+            )
+        _check_whole(dataset, file)
         identifiers = _identifying(dataset)
-    if kind == rtstruct.SOP_CLASS:
-        source = rtstruct.read_rtstruct(dataset, series)
-    elif kind in dicom_seg.SOP_CLASSES:
-        source = dicom_seg.read_dicom_seg(dataset, series)
-    else:
-        raise DataError(
-            "neither an RTSTRUCT nor a DICOM-SEG; structures come as one of these, or as label images"
-        )
+    read = rtstruct.read_rtstruct if kind == rtstruct.SOP_CLASS else dicom_seg.read_dicom_seg
+    source = read(dataset, series)
     source.identifiers += identifiers
     return source
 
 
+def _check_whole(dataset: Any, file: Found) -> None:
+    """pydicom reads a cut file to its end without a word; contours after the cut would be missed."""
+    from pydicom.dataelem import RawDataElement
+
+    if dataset.file_meta.get("TransferSyntaxUID") == _DEFLATED:
+        return  # places are those of the inflated stream, whose end zlib watches over
+    size = file.path.stat().st_size
+    for tag in dataset.keys():
+        raw = dataset.get_item(tag, keep_deferred=True)
+        if (
+            isinstance(raw, RawDataElement)
+            and raw.length != _UNDEFINED
+            and raw.value_tell + raw.length > size
+        ):
+            raise DataError(
+                f"truncated, {size} of at least {raw.value_tell + raw.length} bytes are there; copy it again"
+            )
+
+
 def _identifying(dataset: Any) -> list[str]:
     """Values of a header that name the patient, or the people and the place of the examination."""
-    values = [str(element.value) for element in dataset if element.VR == "PN" and element.value]
+    elements = (dataset[tag] for tag in dataset.keys() if tag.group not in _BULK)
+    values = [str(element.value) for element in elements if element.VR == "PN" and element.value]
     values += [str(dataset.get(keyword) or "") for keyword in _IDENTIFYING]
     for item in dataset.get("RTROIObservationsSequence") or []:
         values.append(str(item.get("ROIInterpreter") or ""))

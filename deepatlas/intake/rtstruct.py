@@ -55,6 +55,8 @@ def read_rtstruct(dataset: Any, series: DicomSeries | None = None) -> LabelSourc
             if series.frame not in frames:
                 check_reference(series, next(iter(frames)), (), ())
             check_reference(series, *frames[series.frame])
+        if dataset.get("ROIContourSequence") is None:
+            raise DataError("the RTSTRUCT has no contours (ROIContourSequence); export it again")
         outlines = {
             int(item.ReferencedROINumber)
             for item in dataset.get("RTROIObservationsSequence") or []

@@ -260,3 +260,31 @@ def test_damage_is_one_line_without_values(tmp_path, damage):
     reasons = [*result.ignored.values(), *(refusal.reason for refusal in result.refused)]
     assert not result.present and not result.labels.array.any() and len(reasons) == 1
     assert "\n" not in reasons[0] and str(tmp_path) not in reasons[0]
+
+
+@pytest.mark.parametrize("undefined", [False, True])
+def test_a_cut_file_never_gives_some_of_its_contours(tmp_path, undefined):
+    grid = Grid.from_spacing((12, 20, 20))
+    slices = ct_headers(grid)
+    square = np.array([[4.5, 4.5], [9.5, 4.5], [9.5, 9.5], [4.5, 9.5]])
+    ds = rtstruct(slices, {"organ": [on_slice(grid, square, z) for z in range(12)]})
+
+    def delimited(dataset):
+        for element in dataset:
+            if element.VR == "SQ":
+                element.is_undefined_length = True
+                for item in element.value:
+                    item.is_undefined_length_sequence_item = True
+                    delimited(item)
+
+    if undefined:
+        delimited(ds)
+    file = saved(ds, tmp_path / "rt.dcm")
+    ct = Volume(np.zeros(grid.shape, np.int16), grid)
+    data = file.path.read_bytes()
+    assert read_structures([file], ct, {"organ": 1}).labels.array.sum() == 12 * 25
+    begin = data.index(b"CLOSED_PLANAR")
+    for length in range(begin, data.rindex(b"CLOSED_PLANAR"), (len(data) - begin) // 30):
+        file.path.write_bytes(data[:length])
+        result = read_structures([file], ct, {"organ": 1})
+        assert not result.present and len(result.refused) == 1, length

@@ -107,7 +107,7 @@ def test_another_geometry_an_unknown_id_and_damage_refuse_the_file_without_its_p
     reasons = [refusal.reason for refusal in result.refused]
     for reason, word in zip(
         reasons,
-        ("corners up to 0.5 mm apart", "(7)", "truncated", "damaged", "cannot read", "missing", "damaged"),
+        ("corners up to 0.5 mm apart", "(7)", "truncated", "neither", "cannot read", "missing", "damaged"),
         strict=True,
     ):
         assert word in reason and str(tmp_path) not in reason and "\n" not in reason
