@@ -40,6 +40,7 @@ setup(
             "pytest>=8",
             "hypothesis>=6.100",
             "nibabel>=5.2",
+            "pynrrd>=1.0",
             "highdicom>=0.26",  # writes the DICOM-SEG that the tests read
             "monai>=1.3",
             "surface-distance>=0.1",

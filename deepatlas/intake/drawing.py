@@ -149,8 +149,10 @@ def dicom_errors(what: str) -> Iterator[None]:
         warnings.simplefilter("ignore")
         try:
             yield
-        except (DataError, MemoryError):
+        except DataError:
             raise
+        except MemoryError as error:  # a damaged length asks for gigabytes
+            raise DataError(f"{what} is damaged, or larger than the memory; export it again") from error
         except OSError as error:
             raise DataError(f"cannot read: {error.strerror or type(error).__name__}") from error
         except Exception as error:

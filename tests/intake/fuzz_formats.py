@@ -1,53 +1,24 @@
-"""What the fuzz test damages: one entry of ``FORMATS`` for every kind of file that is read.
-
-What "silent wrong" means, and so what :func:`judge` asks for each damaged file:
-
-* The outcome is a :class:`DataError` of one line, or a result. Nothing else: no other exception, no crash, no hang.
-* A file that is shorter than it was gives an error, unless what is read is equal to the original bit for bit (only
-  padding or a line end was lost) or, for a text header beside its voxels, comes with a warning.
-* Positions count as equal within 0.05 voxel, values within 1e-3: what float32 headers and readers differ by.
-* A result with no more warnings than the undamaged file gives must be either equal to the original, or what an
-  independent reader (nibabel, pynrrd, pydicom, the header's own text for MetaImage) makes of the damaged file: same
-  shape, same affine, same values after scaling. So a changed byte in voxels that carry no checksum, or a changed number
-  in a header that is still consistent, may pass, for nobody can notice it; but no reader of ours may make something
-  else of it.
-* Where a checksum covers the content (zip members, gzip and zlib streams, prepared stores and exams) there is no
-  independent reader: the result is the original or there is an error.
-"""
+"""The kinds of files that the fuzz test damages: one entry of ``FORMATS`` each. See fuzz_damage for what is asked."""
 
 from __future__ import annotations
 
-import gzip
 import re
+import shutil
+import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from fuzz_damage import Arrays, Format
+from fuzz_dicom import DICOM
 from numpy.typing import NDArray
 
 from deepatlas.data.grid import Grid
 from deepatlas.data.io import read_volume, write_volume
 from deepatlas.data.volume import Volume
 from deepatlas.errors import DataError
-
-Arrays = dict[str, NDArray]
-
-
-@dataclass(frozen=True)
-class Format:
-    """``make`` writes the files of one exam into a folder; ``read`` is the product's reader, giving arrays by name and
-    warnings; ``truth`` an independent reader's arrays, or None where checksums leave nothing to interpret. ``header``
-    says how many leading bytes of a file count as header; ``gzipped`` damages half of the cases inside the stream.
-    """
-
-    make: Callable[[Path], None]
-    read: Callable[[Path], tuple[Arrays, list[str]]]
-    truth: Callable[[Path], Arrays] | None = None
-    header: Callable[[str, bytes], int] = field(default=lambda name, data: min(len(data), 400))
-    gzipped: bool = False
-    detached: str = "-"  # suffix of text headers beside their voxels
 
 
 def grid(shape=(9, 11, 10)) -> Grid:
@@ -186,8 +157,6 @@ def meta_truth(suffix: str) -> Callable[[Path], Arrays]:
     """The fields of the header as the MetaImage documentation gives them; there is no second library."""
 
     def truth(folder: Path) -> Arrays:
-        import zlib
-
         path = only(folder, suffix)
         fields, rest = {}, path.read_bytes()
         while "ElementDataFile" not in fields:
@@ -235,8 +204,6 @@ def make_zip(folder: Path) -> None:
 
 
 def make_tar(folder: Path) -> None:
-    import tarfile
-
     path = write_volume(folder / "ct.nii", ct())
     with tarfile.open(folder / "study.tar.gz", "w:gz") as file:
         file.add(path, "p1/ct.nii")
@@ -270,8 +237,6 @@ def make_store(folder: Path) -> None:
         write_volume(folder / "data" / exam / "seg.nii.gz", Volume((hu > 0).astype(np.uint8), small))
     (folder / "data" / "labels.json").write_text('{"part": 1}')
     prepare_cohort(folder / "data", folder / "cohort.h5", progress=False, workers=1).close()
-    import shutil
-
     shutil.rmtree(folder / "data")
 
 
@@ -286,6 +251,53 @@ def read_store(folder: Path) -> tuple[Arrays, list[str]]:
             for name in ("grid", "fine_grid", "native_grid"):
                 arrays[f"{name}{i}"] = getattr(store, name)(i).affine
         return arrays, []
+
+
+def make_exam(folder: Path) -> None:
+    from deepatlas.data.exam_file import write_exam
+
+    rng = np.random.default_rng(0)
+    hu = rng.integers(-900, 900, (20, 22, 24)).astype(np.int16)
+    labels = Volume((hu > 0).astype(np.uint8), grid(hu.shape))
+    write_exam(folder / "e1.h5", Volume(hu, grid(hu.shape)), labels, {"part": 1}, {"kvp": 120.0}, [])
+
+
+def read_exam(folder: Path) -> tuple[Arrays, list[str]]:
+    from deepatlas.data.exam_file import ExamFile
+
+    with ExamFile(folder / "e1.h5") as exam:
+        arrays = arrays_of(exam.volume()) | {"labels": exam.labels().array}
+        words = [exam.id, sorted(exam.names.items()), exam.present, sorted(exam.facts.items()), exam.row_crop]
+        return arrays | {"words": np.array([str(word) for word in words])}, list(exam.warnings)
+
+
+def make_dataset(folder: Path) -> None:
+    from deepatlas.data.exam_file import write_exam
+    from deepatlas.intake.dataset import exam_path, finish_dataset
+    from deepatlas.intake.manifest import Manifest
+
+    rng = np.random.default_rng(0)
+    with Manifest(folder / "manifest.sqlite") as manifest:
+        for exam in ("e1", "e2"):
+            hu = Volume(rng.integers(-900, 900, (20, 22, 24)).astype(np.int16), grid((20, 22, 24)))
+            path = exam_path(folder, exam)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            manifest.add_exam(write_exam(path, hu, None, {}, {}, []))
+    finish_dataset(folder, [folder / "manifest.sqlite"])
+
+
+def read_dataset(folder: Path) -> tuple[Arrays, list[str]]:
+    """As ``prepare --check`` does it; then the exams."""
+    from deepatlas.intake.check import check_dataset
+    from deepatlas.intake.dataset import Dataset
+
+    if damages := check_dataset(folder, workers=1):
+        raise DataError(damages[0].reason)
+    arrays: Arrays = {}
+    for exam in Dataset(folder):
+        arrays[exam.id] = exam.volume().array
+        exam.close()
+    return arrays, []
 
 
 FORMATS: dict[str, Format] = {
@@ -303,140 +315,16 @@ FORMATS: dict[str, Format] = {
     "nrrd": Format(make_nrrd("ct.nrrd", False), read_image(".nrrd"), nrrd_truth(".nrrd"), text_header),
     "nrrd-gzip": Format(make_nrrd("ct.nrrd", True), read_image(".nrrd"), nrrd_truth(".nrrd"), text_header),
     "nhdr": Format(
-        make_nrrd("ct.nhdr", True), read_image(".nhdr"), nrrd_truth(".nhdr"), text_header, detached=".nhdr"
+        make_nrrd("ct.nhdr", True), read_image(".nhdr"), nrrd_truth(".nhdr"), text_header, may_warn=".nhdr"
     ),
     "mha": Format(make_meta("ct.mha", False), read_image(".mha"), meta_truth(".mha"), text_header),
     "mha-zlib": Format(make_meta("ct.mha", True), read_image(".mha"), meta_truth(".mha"), text_header),
     "mhd": Format(
-        make_meta("ct.mhd", False), read_image(".mhd"), meta_truth(".mhd"), text_header, detached=".mhd"
+        make_meta("ct.mhd", False), read_image(".mhd"), meta_truth(".mhd"), text_header, may_warn=".mhd"
     ),
     "zip": Format(make_zip, read_archive, header=lambda name, data: len(data)),
     "tar.gz": Format(make_tar, read_archive),
     "store": Format(make_store, read_store, header=lambda name, data: min(len(data), 12000)),
-}
-
-
-# -- damage -----------------------------------------------------------------------------------------
-
-
-def damage(fmt: Format, files: dict[str, bytes], rng: np.random.Generator) -> tuple[dict[str, bytes], str]:
-    """The files with one of them damaged, and what was done: ``"ct.nii: 3 bytes flipped …"``."""
-    name = sorted(files)[rng.integers(len(files))]
-    data, inside = files[name], fmt.gzipped and rng.random() < 0.5
-    if inside:
-        data = gzip.decompress(data)
-    data, what = _damaged(data, fmt.header(name, data), rng)
-    if inside:
-        data = gzip.compress(data, mtime=0)
-    return {**files, name: data}, f"{name}{' (inside)' if inside else ''}: {what}"
-
-
-def _damaged(data: bytes, header: int, rng: np.random.Generator) -> tuple[bytes, str]:
-    out = bytearray(data)
-    kind = rng.choice(
-        ["cut", "end", "flip", "set", "digit", "any", "zeros", "drop", "insert"],
-        p=[0.1, 0.05, 0.3, 0.15, 0.15, 0.1, 0.05, 0.05, 0.05],
-    )
-    header = header or len(data)
-    at = int(rng.integers(min(header, len(data))))
-    anywhere = int(rng.integers(len(data)))
-    length = int(rng.integers(1, 64))
-    if kind == "cut":
-        return data[:anywhere], f"truncated to {anywhere} of {len(data)} bytes"
-    if kind == "end":
-        return data[: -int(rng.integers(1, 9))], "truncated by a few bytes"
-    if kind == "flip":
-        bit = int(rng.integers(8))
-        out[at] ^= 1 << bit
-        return bytes(out), f"bit {bit} of byte {at} flipped"
-    if kind == "set":
-        value = int(rng.choice([0, 1, 0x7F, 0x80, 0xFF]))
-        out[at] = value
-        return bytes(out), f"byte {at} set to {value}"
-    if kind == "digit":
-        digits = [i for i in range(min(header, len(data))) if 48 <= data[i] < 58]
-        if digits:
-            at = digits[rng.integers(len(digits))]
-            out[at] = 48 + int(rng.integers(10))
-            return bytes(out), f"digit {at} changed to {chr(out[at])}"
-    if kind == "zeros":
-        out[anywhere : anywhere + length] = bytes(len(out[anywhere : anywhere + length]))
-        return bytes(out), f"{length} bytes from {anywhere} zeroed"
-    if kind == "drop":
-        return bytes(out[:at] + out[at + length :]), f"{length} bytes from {at} removed"
-    if kind == "insert":
-        return bytes(out[:at] + bytes(rng.integers(0, 256, length, dtype=np.uint8)) + out[at:]), (
-            f"{length} bytes put in at {at}"
-        )
-    places = rng.integers(len(data), size=int(rng.integers(1, 9)))
-    for place in places:
-        out[place] ^= int(rng.integers(1, 256))
-    return bytes(out), f"bytes {sorted(map(int, places))} flipped"
-
-
-# -- judgement --------------------------------------------------------------------------------------
-
-
-def difference(a: Arrays, b: Arrays) -> str:
-    """The first name under which two results differ, or the empty string."""
-    if a.keys() != b.keys():
-        return "names"
-    for name, x in a.items():
-        y = b[name]
-        if x.shape != y.shape:
-            return f"{name} of shape {x.shape}, {y.shape}"
-        if name == "affine":
-            same = _apart(a["voxels"].shape, x, y) <= 0.05
-        elif x.dtype.kind in "OSU":
-            same = np.array_equal(x, y)
-        else:
-            with np.errstate(all="ignore"):
-                same = np.allclose(x.astype(float), y.astype(float), rtol=1e-4, atol=1e-3, equal_nan=True)
-        if not same:
-            return name
-    return ""
-
-
-def _apart(shape: tuple[int, ...], a: NDArray, b: NDArray) -> float:
-    """The largest distance of a corner's positions under two affines, in voxels."""
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return float("inf")
-    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape[::-1]) - 1)
-    away = corners @ (a - b)[:3, :3].T + (a - b)[:3, 3]
-    return float(np.abs(away).max() / np.linalg.norm(a[:3, :3], axis=0).min())
-
-
-def judge(
-    fmt: Format, folder: Path, what: str, original: Arrays, usual: list[str], product_done: Callable[[], None]
-) -> tuple[str, str]:
-    """``(outcome, complaint)``: outcome "error", "same", "warned" or "other"; complaint empty if all is well."""
-    try:
-        arrays, notes = fmt.read(folder)
-    except DataError as error:
-        text = str(error)
-        bad = not text or "\n" in text or "Traceback" in text or len(text) > 1000
-        return "error", f"no good message: {text!r}" if bad else ""
-    except Exception as error:  # noqa: BLE001
-        return "exception", f"{type(error).__name__}: {error}"
-    finally:
-        product_done()
-    changed = difference(arrays, original)
-    if not changed:
-        return "same", ""
-    warned = len(notes) > len(usual)
-    name = what.split(":")[0]
-    if "truncated" in what and not (warned and name.endswith(fmt.detached)):
-        return "other", f"a truncated file was read: {changed}"
-    if warned:
-        return "warned", ""
-    if fmt.truth is None:
-        return "other", f"a changed result in silence: {changed}"
-    try:
-        truth = fmt.truth(folder)
-    except Exception as error:  # noqa: BLE001
-        return (
-            "other",
-            f"in silence ({changed}), and the independent reader says {type(error).__name__}: {error}",
-        )
-    wrong = difference(arrays, truth)
-    return "other", f"in silence other than the independent reader: {wrong}" if wrong else ""
+    "exam": Format(make_exam, read_exam, header=lambda name, data: min(len(data), 6000)),
+    "dataset": Format(make_dataset, read_dataset, header=lambda name, data: min(len(data), 6000)),
+} | DICOM

@@ -45,7 +45,8 @@ class Bench:
         return self.known[name]
 
     def case(self, name: str, number: int, product_done=lambda: None) -> dict[str, str]:
-        from fuzz_formats import FORMATS, damage, judge
+        from fuzz_damage import damage, judge
+        from fuzz_formats import FORMATS
 
         files, original, usual = self.whole(name)
         rng = np.random.default_rng([zlib.crc32(name.encode()), number])
@@ -99,8 +100,8 @@ class Worker:
     def __init__(self) -> None:
         self.process: subprocess.Popen[str] | None = None
 
-    def ask(self, name: str, number: int, timeout: float = 30) -> dict[str, str]:
-        """The result of a case; a dead or silent process is its complaint."""
+    def ask(self, name: str, number: int, timeout: float = 120) -> dict[str, str]:
+        """The result of a case; a dead process, or one silent for ``timeout`` seconds, is its complaint."""
         if self.process is None:
             self.process = subprocess.Popen(
                 [sys.executable, __file__],
@@ -109,7 +110,7 @@ class Worker:
                 text=True,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
             )
-            timeout += 90  # for its imports
+            timeout += 300  # for its imports
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(json.dumps([name, number]) + "\n")
         self.process.stdin.flush()
