@@ -1,0 +1,222 @@
+"""Reading exams for training: how many a second a core gives, whether a fast GPU waits, and whether memory grows."""
+
+from __future__ import annotations
+
+import functools
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from deepatlas.config import DataConfig
+from deepatlas.data import prepare
+from deepatlas.data.cohort import find_exams
+from deepatlas.data.dataset import ExamArray, TrainingArray
+from deepatlas.data.exam import prepare_exam
+from deepatlas.data.packed import ROWS, SIZE
+from deepatlas.data.phantom import PhantomCohort
+from deepatlas.data.store import Store
+from deepatlas.data.streaming import StreamingArray
+from deepatlas.files import atomic_h5
+from deepatlas.train.batches import Batches
+
+BATCH, RATE = 64, 20  # of the GPU that is to be kept busy: batches of 64 exams, 20 a second
+ROUNDS = 7
+FOLDER = functools.cache(lambda: Path(tempfile.mkdtemp(prefix="deepatlas-loading-")))
+
+
+@functools.cache
+def store(count: int) -> Store:
+    """``count`` exams: a few phantoms, with the noise of a scanner, again and again."""
+    root, path = FOLDER() / "data", FOLDER() / f"{count}.h5"
+    if not root.exists():
+        PhantomCohort(seed=0).write(root, range(4), progress=False)
+    cohort, ready = find_exams(root), []
+    for exam in cohort.exams:
+        part = FOLDER() / f"{exam.id}.h5"
+        if not part.exists():
+            prepare._write_part(part, prepare_exam(exam, cohort.labels))
+        ready.append(part)
+    exams = [(f"exam_{i}", ready[i % len(ready)]) for i in range(count)]
+    meta = {"labels": cohort.labels, "crop": None, "root": str(root), "sources": {}, "fingerprint": ""}
+    with atomic_h5(path) as file:
+        prepare._assemble(file, exams, meta | {"skipped": {}, "notes": {}})
+    return Store(path)
+
+
+def in_hdf5(cohort: Store, **filters) -> Callable[[list[int], np.ndarray], None]:
+    """Reads exams through HDF5, from chunks of one exam that are stored with these filters."""
+    path = FOLDER() / f"{'-'.join(map(str, filters.values())) or 'plain'}.h5"
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("hu", cohort.hu.shape, "<i2", chunks=(1, SIZE, SIZE, SIZE), **filters)
+        for row in range(len(cohort)):
+            data[row] = cohort.hu[row]
+    data = h5py.File(path, "r")["hu"]
+
+    def read(rows: list[int], out: np.ndarray) -> None:
+        for place, row in enumerate(rows):
+            data.read_direct(out, np.s_[row], np.s_[place])
+
+    return read
+
+
+def sources(cohort: Store) -> dict[str, Callable[[list[int], np.ndarray], None]]:
+    reader = cohort.packed()
+    place = reader._offsets["hu"]
+    mapped = np.memmap(cohort.path, "<i2", "r", place, cohort.hu.shape)
+
+    def packed(rows, out):
+        for k, row in enumerate(rows):
+            reader.read_into("hu", row, out[k])
+
+    def memory_map(rows, out):
+        for k, row in enumerate(rows):
+            out[k] = mapped[row]
+
+    return {
+        "plain, read and checksum (format 2)": packed,
+        "plain, mapped into memory, no checksum": memory_map,
+        "HDF5, LZF, shuffle, checksum (format 1)": in_hdf5(
+            cohort, compression="lzf", shuffle=True, fletcher32=True
+        ),
+        "HDF5, gzip 1, shuffle, checksum": in_hdf5(
+            cohort, compression="gzip", compression_opts=1, shuffle=True, fletcher32=True
+        ),
+        "HDF5, not compressed, checksum": in_hdf5(cohort, fletcher32=True),
+    }
+
+
+def measure(run: Callable[[], object], samples: int, rounds: int = ROUNDS) -> tuple[float, float]:
+    """Samples a second, and a second of one core: the best of the rounds."""
+    wall, cpu = [], []
+    for _ in range(rounds):
+        began, spent = time.perf_counter(), time.process_time()
+        run()
+        wall.append(time.perf_counter() - began)
+        cpu.append(time.process_time() - spent)
+    return samples / min(wall), samples / max(min(cpu), 1e-9)
+
+
+@pytest.fixture
+def measuring(request) -> bool:
+    return request.config.getoption("--benchmark")
+
+
+def all_of(pool: ThreadPoolExecutor, jobs: list[tuple]) -> None:
+    list(pool.map(lambda job: job[0](*job[1:]), jobs))
+
+
+def draws(count: int, batch: int) -> list[list[int]]:
+    rng = np.random.default_rng(0)
+    return [rng.permutation(count)[:batch].tolist() for _ in range(8)]
+
+
+def test_sources(measuring):
+    """Hounsfield units of batches, from the page cache into a buffer, by 1, 2 and 4 threads."""
+    cohort, batch = store(256 if measuring else 6), BATCH if measuring else 4
+    buffers = [np.empty((batch, SIZE, SIZE, SIZE), "<i2") for _ in range(4)]
+    lists, first = draws(len(cohort), batch), None
+    for name, read in sources(cohort).items():
+        read(lists[0], buffers[0])
+        first = buffers[0].copy() if first is None else first
+        np.testing.assert_array_equal(buffers[0], first)
+        for threads in (1, 2, 4) if measuring else ():
+            jobs = [(read, rows, buffers[i % 4]) for i, rows in enumerate(lists)]
+            with ThreadPoolExecutor(threads) as pool:
+                speed, a_core = measure(functools.partial(all_of, pool, jobs), len(lists) * batch)
+            print(f"\n{name:42s} {threads} threads: {speed:6.0f} exams/s, {a_core:6.0f} per core", end="")
+
+
+class HostOnly(StreamingArray):
+    """What the CPU does for a GPU: no conversion and no augmentation, which the GPU does from there."""
+
+    def take(self, indices, augmentation=None):
+        part = self._coming.pop(0) if self._coming else self._start(tuple(indices))
+        for job in part.jobs:
+            job.result()
+        return part.hu, part.bits
+
+
+def iterate(array: ExamArray, batches: int, count: int, pause: float = 0.0):
+    """Seconds that each batch was waited for, drawn by the trainer's own code with augmentation and all."""
+    source, generator = Batches(array, array.ids, DataConfig(), SIZE), torch.Generator().manual_seed(0)
+    for _ in range(batches):
+        began = time.perf_counter()
+        drawn = source.draw(count, generator)
+        source_rows = drawn.augmentation.rows(range(count))
+        if isinstance(array, HostOnly):
+            source._parts[count].append(list(range(count)))
+            array.take(drawn.indices, source_rows)
+        else:
+            source.take(drawn, range(count))
+        waited = time.perf_counter() - began
+        yield waited
+        time.sleep(max(0.0, pause - waited))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_loader(measuring, threads):
+    """Everything on the host of a GPU: draws, threads, reading, checksums, both arrays; as fast as it goes."""
+    cohort, batch = store(256 if measuring else 6), BATCH if measuring else 4
+    with HostOnly(cohort, threads=threads) as array:
+        steps = 40 if measuring else 2
+        speed, a_core = measure(
+            lambda: list(iterate(array, steps, batch)), steps * batch, 5 if measuring else 1
+        )
+    print(f"\nloader, {threads} threads: {speed:.0f} exams/s, {a_core:.0f} per core", end="")
+    assert speed > 0
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_a_gpu_does_not_wait(measuring, threads):
+    """A consumer that takes a batch of 64 every 50 ms, as a GPU of 20 iterations a second would."""
+    cohort = store(256 if measuring else 6)
+    with HostOnly(cohort, threads=threads) as array:
+        spent = time.process_time()
+        waits = list(iterate(array, 200 if measuring else 3, BATCH if measuring else 4, 1 / RATE))[2:]
+        spent = (time.process_time() - spent) * RATE / (200 if measuring else 3)
+    print(
+        f"\n{RATE} batches/s, {threads} threads: a batch is waited for {1e3 * np.mean(waits):.1f} ms, at worst "
+        f"{1e3 * max(waits):.1f}; {100 * spent:.0f} % of a core",
+        end="",
+    )
+
+
+def resident_size() -> float:
+    """MB of this process now; the peak where the system does not tell."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+@pytest.mark.parametrize("kind", [StreamingArray, TrainingArray], ids=["streaming", "resident"])
+def test_memory_over_10000_iterations(measuring, kind):
+    """Batches of four exams with conversion and augmentation on the CPU."""
+    cohort, batch = store(256 if measuring else 6), 4
+    steps, sizes = 10_000 if measuring else 20, []
+    began, spent = time.perf_counter(), time.process_time()
+    with kind(cohort) as array:
+        for step, _ in enumerate(iterate(array, steps, batch), 1):
+            if step % (steps // 10) == 0:
+                sizes.append(resident_size())
+    speed, a_core = (steps * batch / t for t in (time.perf_counter() - began, time.process_time() - spent))
+    print(
+        f"\n{kind.__name__}: MB after every tenth of {steps} iterations: {' '.join(f'{s:.0f}' for s in sizes)}; "
+        f"{speed:.0f} exams/s, {a_core:.0f} per core",
+        end="",
+    )
+    assert sizes[-1] - sizes[0] < 20
+
+
+def test_bytes():
+    """What an exam costs to read, which is what the arithmetic in the README starts from."""
+    assert sum(dtype.itemsize * values for dtype, values in ROWS.values()) == 557_056
