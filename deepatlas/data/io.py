@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -173,15 +177,32 @@ def _read_image(path: Path) -> tuple[Any, Checked]:
         checked = _CHECKS[_READERS[suffix]](path)
         reader = sitk.ImageFileReader()
         reader.SetImageIO(_READERS[suffix])
-        reader.SetFileName(str(path))
-        reader.ReadImageInformation()
-        shape = reader.GetSize()
-        if len(shape) > 3 and all(n == 1 for n in shape[3:]):
-            reader.SetExtractSize([*shape[:3], *[0] * (len(shape) - 3)])
-        _check_shape(path, shape, reader.GetNumberOfComponents())
-        return reader.Execute(), checked
+        with _without_twin(path) as alone:
+            reader.SetFileName(str(alone))
+            reader.ReadImageInformation()
+            shape = reader.GetSize()
+            if len(shape) > 3 and all(n == 1 for n in shape[3:]):
+                reader.SetExtractSize([*shape[:3], *[0] * (len(shape) - 3)])
+            _check_shape(path, shape, reader.GetNumberOfComponents())
+            return reader.Execute(), checked
     except (RuntimeError, OSError) as error:
         raise DataError(f"{path}: {_reason(error)}") from error
+
+
+@contextmanager
+def _without_twin(path: Path) -> Iterator[Path]:
+    """A path to the same file where no ``x.nii`` lies beside ``x.nii.gz``: ITK would take its voxels unsaid."""
+    twins = [path.with_name(path.name[:-7] + suffix) for suffix in (".nii", ".NII")]
+    if not path.name.lower().endswith(".nii.gz") or not any(twin.exists() for twin in twins):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="deepatlas-") as folder:
+        link = Path(folder, "image.nii.gz")
+        try:
+            link.symlink_to(path.resolve())
+        except OSError:  # a system that lets nobody make links
+            shutil.copyfile(path, link)
+        yield link
 
 
 def _image_file(path: Path, notes: list[str]) -> tuple[NDArray, Grid]:

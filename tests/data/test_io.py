@@ -412,3 +412,26 @@ def test_voxels_in_another_file(tmp_path):
     raw.unlink()
     for suffix in (".mhd", ".nhdr"):
         assert "in another file, which is missing" in message(tmp_path / f"a{suffix}")
+
+
+def test_a_compressed_file_beside_its_uncompressed_twin(tmp_path):
+    """ITK takes the header of x.nii.gz and the voxels of x.nii where both lie in a folder; nibabel does not."""
+    rng = np.random.default_rng(0)
+    for folder, names in (
+        ("a", ("x.nii", "x.nii.gz")),
+        ("b", ("x.nii.gz", "x.nii")),
+        ("c", ("x.NII", "x.NII.gz")),
+    ):
+        for name in names:
+            path = tmp_path / folder / name
+            path.parent.mkdir(exist_ok=True)
+            array = rng.integers(-1000, 1000, (5, 6, 7)).astype(np.int16)
+            nib.save(nib.Nifti1Image(array, np.diag([1.0, 2.0, 3.0, 1.0])), tmp_path / "saved.nii.gz")
+            if name.lower().endswith(".gz"):
+                path.write_bytes((tmp_path / "saved.nii.gz").read_bytes())
+            else:
+                path.write_bytes(gzip.decompress((tmp_path / "saved.nii.gz").read_bytes()))
+            np.testing.assert_array_equal(read_volume(path, notes=[]).array, array.T)
+        for name in names:
+            expected = np.asarray(nib.load(tmp_path / folder / name).dataobj).T
+            np.testing.assert_array_equal(read_volume(tmp_path / folder / name, notes=[]).array, expected)
