@@ -80,20 +80,26 @@ class Manifest:
         self._db: sqlite3.Connection | None = None
         if read_only and not self.path.is_file():
             raise DataError(f"{self.path}: no such manifest; prepare the dataset again")
-        mode = "ro" if read_only else "rwc"
+        try:
+            self._connect(read_only)
+            self._check_version()
+        except DataError:
+            self.close()
+            raise
+
+    def _connect(self, read_only: bool) -> None:
         with self._errors():
             if not read_only:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-            address = f"{self.path.resolve().as_uri()}?mode={mode}"
+            address = f"{self.path.resolve().as_uri()}?mode={'ro' if read_only else 'rwc'}"
             self._db = sqlite3.connect(address, uri=True, isolation_level=None, timeout=60)
             if not read_only:
                 self._db.execute("PRAGMA journal_mode = DELETE")
                 self._db.execute("PRAGMA synchronous = FULL")
-            if not self._rows("SELECT name FROM sqlite_master LIMIT 1"):
-                if read_only:
-                    raise DataError(f"{self.path}: an empty manifest; prepare the dataset again")
-                self._create()
-            self._check_version()
+        if not self._rows("SELECT name FROM sqlite_master LIMIT 1"):
+            if read_only:
+                raise DataError(f"{self.path}: an empty manifest; prepare the dataset again")
+            self._create()
 
     def _create(self) -> None:
         statements = [s for s in _SCHEMA.split(";\n") if s.strip()]
@@ -103,10 +109,8 @@ class Manifest:
             db.execute("INSERT INTO about VALUES ('format', ?), ('version', ?)", (FORMAT, str(VERSION)))
 
     def _check_version(self) -> None:
-        try:
-            about = dict(self._rows("SELECT name, value FROM about"))
-        except sqlite3.OperationalError as error:
-            raise DataError(f"{self.path}: an SQLite file, but not a manifest; check the path") from error
+        tables = {name for (name,) in self._rows("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        about = dict(self._rows("SELECT name, value FROM about")) if tables >= {"about", *TABLES} else {}
         if about.get("format") != FORMAT:
             raise DataError(f"{self.path}: an SQLite file, but not a manifest; check the path")
         if about.get("version") != str(VERSION):
