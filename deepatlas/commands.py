@@ -61,6 +61,8 @@ def exam_name(path: Path) -> str:
     """What an exam file is called in results: its folder for ``<exam>/ct.nii.gz``, otherwise its stem."""
     from deepatlas.data.io import image_suffix
 
+    if path.suffix == ".h5":  # of a dataset
+        return path.stem
     name = path.name
     stem = name[: len(name) - len(image_suffix(path))]
     folder = path.absolute().parent.name

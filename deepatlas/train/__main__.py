@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from deepatlas.config import PRESETS, preset
@@ -18,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         metavar="DIR",
-        help="exams to train on: DIR/<exam>/ct.nii.gz, labels optional; without it a phantom cohort is made",
+        help="exams to train on: what `deepatlas prepare` wrote, or DIR/<exam>/ct.nii.gz, labels optional; "
+        "without it a phantom cohort is made",
     )
     parser.add_argument(
         "--preset",
@@ -102,6 +104,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _settings(arguments):
     import torch
 
+    from deepatlas.data.store import Store, is_store
+
     if arguments.preset:
         name = arguments.preset
     elif arguments.data is None:
@@ -109,7 +113,11 @@ def _settings(arguments):
     else:
         gpu = (arguments.device or "cuda").startswith("cuda") and torch.cuda.is_available()
         name = "paper" if gpu else "small"
-    return preset(name).override(arguments.settings).validate()
+    config = preset(name)
+    if arguments.data and is_store(arguments.data):
+        # A prepared dataset has been cropped; data.crop=... asks for another all the same, and is told so.
+        config = replace(config, data=replace(config.data, crop=Store(arguments.data).crop))
+    return config.override(arguments.settings).validate()
 
 
 def _request(arguments) -> dict:

@@ -177,9 +177,7 @@ class Experiment:
             )
             data = root / "train"
             self.request |= {"test": os.fspath(root / "test"), "seed_exam": cohort.exam_id(0)}
-        if is_store(data):
-            return Store(data)
-        store = prepare_cohort(
+        store = prepare_cohort(  # a store or dataset is opened as it is, if it was cropped as this run crops
             data,
             _store_path(Path(data), self.config.data.crop),
             crop=self.config.data.crop,
@@ -207,7 +205,7 @@ class Experiment:
                     raise DataError(
                         f"{cohort.root / exam}: no seg beside the CT, so it cannot be scored; leave it out"
                     )
-        elif len(labelled) >= 2 and not is_store(request["data"]):
+        elif len(labelled) >= 2 and os.path.isdir(request["data"]):  # images are there, not 64^3 alone
             test_root = request["data"]
             order = np.random.default_rng(self.config.seed).permutation(sorted(set(labelled) - wanted))
             test = sorted(order[: min(self.config.data.holdout, len(labelled) // 2)].tolist())
