@@ -37,6 +37,31 @@ def store():
     return prepare_cohort(folder / "data", folder / "store.h5", progress=False)
 
 
+class Recall(torch.autograd.Function):
+    """Feature maps of an image, and the gradient by the image, that are handed over instead of computed."""
+
+    @staticmethod
+    def forward(ctx, image, *maps):
+        ctx.save_for_backward(image)
+        ctx.count = len(maps)
+        return tuple(m.view_as(m) for m in maps)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return ctx.saved_tensors[0], *(None,) * ctx.count
+
+
+class Remembered(FeatureSimilarity):
+    """The similarity in feature space without the network that makes the features: theirs of the images before."""
+
+    def __init__(self, similarity: FeatureSimilarity, image: torch.Tensor):
+        super().__init__(similarity.autoencoder, similarity.kind, similarity.window)
+        self.maps = [m.detach().clone() for m in similarity.autoencoder.features(image)]
+
+    def encode(self, image):
+        return list(Recall.apply(image, *self.maps))
+
+
 @dataclasses.dataclass
 class Setting:
     """Everything of one step, with coordinates as a trained network gives them: those of its exams, nearly."""
@@ -60,6 +85,7 @@ class Setting:
         self.batches = Batches(array, array.ids, config.data, config.loss.size)
         similarity = FeatureSimilarity(self.autoencoder, config.loss.similarity, config.loss.window)
         self.loss = RegistrationLoss(config.loss, similarity, config.network.size)
+        self.without_autoencoder = None
         generator = torch.Generator().manual_seed(1)
         indices = [i % EXAMS for i in range(self.batch)]
         data = config.data
@@ -81,9 +107,17 @@ class Setting:
         self.predict().square().mean().backward()
 
     def losses(self):
-        """Everything but the coordinate network: both tasks, forward and backward."""
+        """Everything but the two networks: both tasks, forward and backward."""
+        if self.config.loss.similarity == "features" and self.without_autoencoder is None:
+            remembered = Remembered(self.loss.similarity, self.image)
+            self.without_autoencoder = RegistrationLoss(
+                self.config.loss, remembered, self.config.network.size
+            )
+        return self._both_ways(self.without_autoencoder or self.loss)
+
+    def _both_ways(self, loss):
         leaf = self.coords.detach().requires_grad_()
-        total = self.loss(leaf, self.image, self.mask, self.atlas).total
+        total = loss(leaf, self.image, self.mask, self.atlas).total
         return total, torch.autograd.grad(total, leaf)[0]
 
     def step(self, network=None, half=False):

@@ -1,4 +1,4 @@
-"""What the kernels are meant to reach on two CPU threads, float32, 64^3, and whether a report shows it."""
+"""What the kernels are meant to reach: a training step's losses, and ops on two CPU threads, float32, 64^3."""
 
 from __future__ import annotations
 
@@ -19,11 +19,19 @@ SPEED = (
     ("smoothness_loss 64^3 + backward", "torch body", 10),
     ("ncc window 7 64^3 x 8 + backward", "monai", 10),
 )
+# Of a training step: everything but the networks, against the PyTorch bodies; on any number of threads.
+LOSSES = ("losses of tiny", "losses of headneck", "losses of small", "losses of paper")
+LOSSES_LEAST = 5
 MEMORY = (("implicit_warp implicit + backward", LOOP, 10),)  # a fraction of the peer's peak memory, 1 / n
 
 
 def lines(report: dict[str, Any]) -> Iterator[str]:
     """One line for every target whose row is in the report."""
+    for row in report["rows"]:
+        if row["name"].startswith(LOSSES):
+            found, device = row["ratio"]["torch ops"], row["device"]
+            text = f"{row['name']}, {device}: {found:.1f} times the PyTorch bodies, meant: {LOSSES_LEAST}"
+            yield _line(text, found >= LOSSES_LEAST)
     rows = {row["name"]: row for row in report["rows"] if row["device"] == "cpu"}
     if report["threads"] != 2:
         rows = {}

@@ -2,9 +2,9 @@
 
 GDCM decodes every transfer syntax in use, but what it hands out is not always what the header means: it inverts the
 pixels of MONOCHROME1 (which only says how an image is shown), applies the first frame's rescale to all frames of an
-enhanced image and none at all to a converted one, takes a slope of 0 for 1, ignores a HighBit that is not
-BitsStored - 1, and scrambles JPEG-LS whose width is not the header's. So plain CT images are read as they are, and of
-the others GDCM sees the pixels alone, in a file that leaves it nothing to interpret; the rescale is then done here.
+enhanced image and none at all to a converted one, takes a slope of 0 for 1, and ignores a HighBit that is not
+BitsStored - 1. So plain, uncompressed CT images are read as they are, and of the others GDCM sees the pixels alone, in
+a file that leaves it nothing to interpret; the rescale is then done here.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from deepatlas.data.io import _sitk
 from deepatlas.errors import DataError
+from deepatlas.intake.dicom_codestream import check_codestream
 from deepatlas.intake.dicom_header import BIG_ENDIAN, CT, DEFLATED, Header, is_encapsulated
 from deepatlas.intake.dicom_values import pydicom_module, quiet
 
 AIR = -1024.0  # HU of what no ray has passed: padding, and what a shifted slice leaves free
 _BELOW_TISSUE, _ABOVE_TISSUE = -900.0, 3071.0  # HU; a padding value outside this range hides no tissue
 _MULTIFRAME_WORDS = "1.2.840.10008.5.1.4.1.1.7.3"  # Multi-frame Grayscale Word Secondary Capture
-_JPEG_LS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
 _AGAIN = "copy or export it again"
 
 
@@ -55,7 +55,7 @@ def read_pixels(header: Header) -> Pixels:
         and header.frames == 1
         and header.photometric == "MONOCHROME2"
         and header.high_bit == header.stored - 1
-        and header.syntax not in _JPEG_LS
+        and not is_encapsulated(header.syntax)
         and np.isfinite(header.rescale).all()
     )
     values = _by_gdcm(header.found.path) if plain else _stored(header)
@@ -136,9 +136,11 @@ def _stored(header: Header) -> NDArray[Any]:
             bare.PixelData = _shifted(header, element.value)
         else:
             bare.PixelData = element.value
-        if syntax in _JPEG_LS:
-            _check_jpeg_ls(header, element.value)
         encapsulated = is_encapsulated(syntax)
+        if encapsulated:
+            check_codestream(
+                element.value, syntax, header.frames, header.rows, header.columns, header.allocated
+            )
         bare["PixelData"].VR = "OB" if encapsulated or header.allocated == 8 else "OW"
         bare["PixelData"].is_undefined_length = encapsulated
         with tempfile.TemporaryDirectory(prefix="deepatlas-") as folder:
@@ -163,24 +165,6 @@ def _shifted(header: Header, data: bytes) -> bytes:
     dtype = np.dtype(f"{order}u{header.allocated // 8}")
     cells = np.frombuffer(data, dtype=dtype) >> (header.high_bit + 1 - header.stored)
     return cells.astype(dtype).tobytes()
-
-
-def _check_jpeg_ls(header: Header, data: bytes) -> None:
-    """The size that each frame's start-of-frame segment (SOF55) tells must be the header's."""
-    from pydicom.encaps import generate_frames
-
-    try:
-        frames = list(generate_frames(data, number_of_frames=header.frames))
-    except Exception:
-        raise DataError(f"its pixels cannot be decoded (damaged); {_AGAIN}") from None
-    for frame in frames:
-        at = frame.find(b"\xff\xf7") + 5
-        size = int.from_bytes(frame[at : at + 2]), int.from_bytes(frame[at + 2 : at + 4])
-        if size != (header.rows, header.columns):
-            raise DataError(
-                f"its pixels decode to {size} (rows, columns), but its header says "
-                f"{(header.rows, header.columns)}; {_AGAIN}"
-            )
 
 
 def _without_padding(header: Header, hu: NDArray[np.float32], slopes: NDArray, intercepts: NDArray) -> Pixels:

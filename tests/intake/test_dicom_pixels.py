@@ -216,7 +216,7 @@ def test_a_range_of_padding(tmp_path):
         ({"Rows": 19}, {}, "cut short"),
         *[({"Columns": 13}, {"syntax": syntax}, "36 bytes more than 1 frames") for syntax in NATIVE[:3]],
         *[({"Columns": 13}, {"syntax": syntax}, "decode") for syntax in COMPRESSED],
-        ({"Columns": 13}, {"syntax": COMPRESSED[1], "multiframe": True}, "decode"),
+        *[({"Rows": 19}, {"syntax": syntax, "multiframe": True}, "decode") for syntax in COMPRESSED],
     ],
 )  # fmt: skip
 def test_what_is_no_hounsfield_image_is_refused(tmp_path, tags, options, words):

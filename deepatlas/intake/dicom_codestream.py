@@ -1,0 +1,97 @@
+"""What the frames of compressed pixel data say of themselves, before a decoder meets them.
+
+The decoders inside GDCM trust their input: JPEG-LS of another width than the header's comes out scrambled, and a
+damaged precision or size makes the JPEG decoder write where it should not and ends the process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deepatlas.errors import DataError
+
+_JPEG_LS = 0xF7
+_LOSSLESS = 0xC3
+_FRAME_MARKERS = {*range(0xC0, 0xD0), _JPEG_LS} - {0xC4, 0xC8, 0xCC}
+_PRECISIONS = {
+    0xC0: {8},
+    0xC1: {8, 12},
+    0xC2: {8, 12},
+    _LOSSLESS: set(range(2, 17)),
+    _JPEG_LS: set(range(2, 17)),
+}
+_SIZ = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 codestream and its size segment
+_RLE = "1.2.840.10008.1.2.5"
+
+
+@dataclass(frozen=True)
+class FrameSize:
+    """Rows and columns, values per pixel, and bits per value."""
+
+    rows: int
+    columns: int
+    samples: int
+    precision: int
+
+
+def check_codestream(data: bytes, syntax: str, frames: int, rows: int, columns: int, allocated: int) -> None:
+    """Raise unless every frame of encapsulated ``data`` is of that size, of one sample, and complete.
+
+    Raises :class:`~deepatlas.errors.DataError`, one line without names.
+    """
+    from pydicom.encaps import generate_frames
+
+    try:
+        found = list(generate_frames(data, number_of_frames=frames))
+    except Exception:
+        raise _damaged() from None
+    if len(found) != frames:
+        raise DataError(f"it holds {len(found)} of {frames} frames; copy or export it again")
+    if syntax == _RLE:  # carries no size; GDCM counts its bytes
+        return
+    for frame in found:
+        size = frame_size(frame)
+        if (size.rows, size.columns) != (rows, columns) or size.samples != 1:
+            raise DataError(
+                f"its pixels decode to {size.rows} x {size.columns} of {size.samples} values, but its header says "
+                f"{rows} x {columns} of 1; copy or export it again"
+            )
+        if size.precision > allocated:
+            raise _damaged()
+
+
+def frame_size(frame: bytes) -> FrameSize:
+    """The size that a JPEG, JPEG-LS or JPEG 2000 frame tells. Raises :class:`~deepatlas.errors.DataError`."""
+    if (at := frame[:512].find(_SIZ)) >= 0:
+        return _jpeg2000(frame[at + 4 :])
+    if frame[:2] != b"\xff\xd8":
+        raise _damaged()
+    at = 2
+    while at + 10 <= len(frame):
+        while frame[at : at + 1] == b"\xff" and frame[at + 1 : at + 2] == b"\xff":  # fill bytes
+            at += 1
+        marker = frame[at + 1]
+        if frame[at] != 0xFF or marker == 0xDA:  # the pixels begin, and no size was told
+            break
+        if marker in _FRAME_MARKERS:
+            precision = frame[at + 4]
+            rows, columns = int.from_bytes(frame[at + 5 : at + 7]), int.from_bytes(frame[at + 7 : at + 9])
+            if precision not in _PRECISIONS.get(marker, ()):
+                raise _damaged()
+            return FrameSize(rows, columns, frame[at + 9], precision)
+        at += 2 + int.from_bytes(frame[at + 2 : at + 4])
+    raise _damaged()
+
+
+def _jpeg2000(segment: bytes) -> FrameSize:
+    if len(segment) < 39:
+        raise _damaged()
+    right, bottom, left, top = (int.from_bytes(segment[4 + 4 * i : 8 + 4 * i]) for i in range(4))
+    samples = int.from_bytes(segment[36:38])
+    if len(segment) < 38 + samples or not samples:
+        raise _damaged()
+    return FrameSize(bottom - top, right - left, samples, (segment[38] & 0x7F) + 1)
+
+
+def _damaged() -> DataError:
+    return DataError("its pixels cannot be decoded (damaged); copy or export it again")
