@@ -240,8 +240,11 @@ def _rows(folder: Path, exams: Sequence[ExamRecord]) -> Iterator[Row]:
     for exam in exams:
         if store is not None and there.get(exam.id) == exam.content:
             yield Row(exam.id, *read_row(store, store.index(exam.id)))
-        else:
-            yield Row(exam.id, *read_part(exam_path(folder, exam.id), "row"))
+            continue
+        path = exam_path(folder, exam.id)
+        if ExamFile(path).content != exam.content:
+            raise DataError(f"{path}: not the exam that the manifest lists; delete it and run prepare again")
+        yield Row(exam.id, *read_part(path, "row"))
 
 
 def _whole_store(folder: Path) -> Store | None:

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pickle
+from pathlib import Path
 
 import h5py
 import nibabel as nib
@@ -372,6 +373,17 @@ def test_exams_that_do_not_fit_together(tmp_path):
     assert not (folder / "packed.h5").exists()
 
 
+def test_an_exam_under_the_name_of_another(tmp_path):
+    folder = tmp_path / "set"
+    ct, seg = body()
+    a, b = (write_exam(exam_path(folder, name), ct, seg, LABELS, {}, []) for name in "ab")
+    exam_path(folder, "a").replace(exam_path(folder, "b"))
+    with pytest.raises(DataError, match="not the exam that the manifest lists"):
+        assemble_packed(folder, [b])
+    with pytest.raises(DataError, match="no such exam file"):
+        assemble_packed(folder, [a])
+
+
 def test_label_tables_are_united(tmp_path):
     folder = tmp_path / "set"
     ct, seg = body()
@@ -425,3 +437,31 @@ def test_reads_as_a_cohort_and_as_a_store(tmp_path):
     with pytest.raises(DataError, match="crop=None, not crop=foreground"):
         prepare_cohort(moved, tmp_path / "unused.h5", crop="foreground")
     assert not (tmp_path / "unused.h5").exists()
+
+
+# -- real exams -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def trunk_ct():
+    """A trunk CT in the folder that DEEPATLAS_DATA names, or in ../shared/data beside the repository."""
+    given = os.environ.get("DEEPATLAS_DATA")
+    root = Path(given) if given else Path(__file__).resolve().parents[3] / "shared" / "data"
+    if not (root / "totalsegmentator" / "ct.nii.gz").is_file():
+        pytest.skip(f"no real CT: {root / 'totalsegmentator'} is missing (set DEEPATLAS_DATA)")
+    return root / "totalsegmentator"
+
+
+def test_a_real_exam_against_nibabel(trunk_ct, tmp_path):
+    ct, seg = (nib.load(trunk_ct / name) for name in ("ct.nii.gz", "seg.nii.gz"))
+    names = json.loads((trunk_ct / "labels.json").read_text())
+    read = read_volume(trunk_ct / "ct.nii.gz"), read_volume(trunk_ct / "seg.nii.gz", labels=True)
+    record = write_exam(tmp_path / "trunk.h5", *read, names, {"format": "nifti"}, [], crop="foreground")
+    exam = ExamFile(tmp_path / "trunk.h5")
+    np.testing.assert_allclose(exam.grid.affine, ct.affine, atol=1e-3)
+    hu = np.rint(np.asarray(ct.dataobj, dtype=np.float64)).transpose(2, 1, 0)
+    np.testing.assert_array_equal(exam.volume().array, hu)
+    np.testing.assert_array_equal(exam.labels().array, np.asarray(seg.dataobj).transpose(2, 1, 0))
+    assert record.orientation == "".join(nib.aff2axcodes(ct.affine))
+    assert {names[n] for n in record.present} == set(np.unique(np.asarray(seg.dataobj)).astype(int)) - {0}
+    exam.verify()
