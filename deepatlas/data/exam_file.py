@@ -10,7 +10,8 @@ Layout of format 1 (also in docs/dataset.md):
 ``row/``      group                 the exam's row of the training array (:mod:`deepatlas.data.parts`)
 ============  ====================  ==============================================================================
 
-Attributes: ``format``, ``version``, and ``sha256`` of all of this as it is decoded.
+Attributes: ``format``, ``version``, ``sha256`` of all of this as it is decoded, and ``head``, the SHA-256 of header,
+affine and shapes, which is compared whenever the file is opened (the voxels carry HDF5's checksums).
 """
 
 from __future__ import annotations
@@ -142,6 +143,7 @@ def write_exam(
             file.create_dataset(
                 "labels", data=seg.array, shuffle=seg.array.itemsize > 1, fletcher32=True, **options
             )
+        file.attrs["head"] = _head_sha256(file)
         write_part(file.create_group("row"), exam, names)
         file.attrs["sha256"] = content_sha256(
             file, {"ct": array, "labels": None if seg is None else seg.array}
@@ -176,6 +178,10 @@ class ExamFile(Hdf5Reader):
                 raise DataError(
                     f"{self.path}: exam format {file.attrs['version']}, this program reads {VERSION}; "
                     "install the version that wrote it, or prepare this exam again"
+                )
+            if file.attrs.get("head") != _head_sha256(file):
+                raise DataError(
+                    f"{self.path}: damaged exam file (its header does not fit its checksum); {self.again}"
                 )
             header = json.loads(file["header"][()])
             self.id: str = header["id"]
@@ -301,6 +307,13 @@ def _label_image(ct: Volume, labels: Volume, names: dict[str, int]) -> Volume:
     check_labels(ct, seg, names)
     dtype = np.uint8 if max(names.values()) < 256 else np.uint16
     return Volume(np.ascontiguousarray(seg.array, dtype=dtype), ct.grid, seg.name)
+
+
+def _head_sha256(file: h5py.File) -> str:
+    shapes = [(name, file[name].shape, file[name].dtype.str) for name in ("ct", "labels") if name in file]
+    return hashlib.sha256(
+        file["header"][()] + np.asarray(file["affine"][:], "<f8").tobytes() + repr(shapes).encode()
+    ).hexdigest()
 
 
 def content_sha256(file: h5py.File, at_hand: dict[str, NDArray | None] | None = None) -> str:

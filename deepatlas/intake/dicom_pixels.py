@@ -56,6 +56,7 @@ def read_pixels(header: Header) -> Pixels:
         and header.photometric == "MONOCHROME2"
         and header.high_bit == header.stored - 1
         and not is_encapsulated(header.syntax)
+        and header.syntax != DEFLATED  # GDCM reads a damaged stream without a word
         and np.isfinite(header.rescale).all()
     )
     values = _by_gdcm(header.found.path) if plain else _stored(header)
@@ -121,6 +122,9 @@ def _stored(header: Header) -> NDArray[Any]:
         except Exception:
             raise DataError(f"its pixels cannot be found; {_AGAIN}") from None
         syntax = header.syntax or pydicom.uid.ImplicitVRLittleEndian
+        need = header.frames * header.rows * header.columns * header.allocated // 8
+        if syntax == DEFLATED and not need <= len(element.value) <= need + 1:
+            raise DataError(f"PixelData holds {len(element.value)} of {need} bytes; {_AGAIN}")
         bare = pydicom.Dataset()
         bare.file_meta = pydicom.dataset.FileMetaDataset()
         bare.file_meta.TransferSyntaxUID = (
