@@ -56,21 +56,25 @@ def check_codestream(data: bytes, syntax: str, frames: int, rows: int, columns: 
                 f"its pixels decode to {size.rows} x {size.columns} of {size.samples} values, but its header says "
                 f"{rows} x {columns} of 1; copy or export it again"
             )
-        if size.precision > allocated:
+        if (
+            -(-size.precision // 8) != allocated // 8
+        ):  # GDCM's buffers go by the header, its decoders by the frame
             raise _damaged()
 
 
 def frame_size(frame: bytes) -> FrameSize:
     """The size that a JPEG, JPEG-LS or JPEG 2000 frame tells. Raises :class:`~deepatlas.errors.DataError`."""
-    if (at := frame[:512].find(_SIZ)) >= 0:
-        return _jpeg2000(frame[at + 4 :])
     if frame[:2] != b"\xff\xd8":
-        raise _damaged()
+        at = frame[:512].find(_SIZ)
+        if at < 0:
+            raise _damaged()
+        return _jpeg2000(frame[at + 4 :])
     at = 2
     while at + 10 <= len(frame):
-        while frame[at : at + 1] == b"\xff" and frame[at + 1 : at + 2] == b"\xff":  # fill bytes
-            at += 1
         marker = frame[at + 1]
+        if frame[at] == 0xFF and marker == 0xFF:  # a fill byte
+            at += 1
+            continue
         if frame[at] != 0xFF or marker == 0xDA:  # the pixels begin, and no size was told
             break
         if marker in _FRAME_MARKERS:
@@ -84,11 +88,13 @@ def frame_size(frame: bytes) -> FrameSize:
 
 
 def _jpeg2000(segment: bytes) -> FrameSize:
-    if len(segment) < 39:
-        raise _damaged()
-    right, bottom, left, top = (int.from_bytes(segment[4 + 4 * i : 8 + 4 * i]) for i in range(4))
-    samples = int.from_bytes(segment[36:38])
-    if len(segment) < 38 + samples or not samples:
+    """From the SIZ segment, which holds no more than one tile-aligned image of one component in what DICOM allows."""
+    words = [int.from_bytes(segment[4 + 4 * i : 8 + 4 * i]) for i in range(8)]
+    right, bottom, left, top, tile_width, tile_height, tile_left, tile_top = words
+    length, samples = int.from_bytes(segment[:2]), int.from_bytes(segment[36:38])
+    sound = length == 38 + 3 * samples and tile_width and tile_height and right > left and bottom > top
+    sound = sound and tile_left <= left and tile_top <= top and len(segment) > length
+    if not sound or any(segment[39 + 3 * i : 41 + 3 * i] != b"\x01\x01" for i in range(samples)):
         raise _damaged()
     return FrameSize(bottom - top, right - left, samples, (segment[38] & 0x7F) + 1)
 

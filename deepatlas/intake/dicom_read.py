@@ -112,6 +112,8 @@ def read_folder(path: str | os.PathLike[str], override: str | int | None = None)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     reading.volume.name = str(path)
+    if lost := sum("damaged" in refusal.reason for refusal in scan.refusals):
+        reading.warnings.append(f"{lost} DICOM file{'s' * (lost != 1)} with a damaged header left out")
     return reading
 
 

@@ -65,6 +65,14 @@ def test_single_slices_and_pictures_say_what_to_give(tmp_path):
         read_volume(write_report(tmp_path / "dose.dcm", "1.2.3"))
 
 
+def test_damaged_files_are_counted(tmp_path):
+    paths = write_ct(tmp_path, body(), AFFINE)
+    paths[-1].write_bytes(paths[-1].read_bytes()[:800])
+    notes: list[str] = []
+    assert read_volume(tmp_path, notes=notes).array.shape[0] == 6
+    assert notes == ["1 DICOM file with a damaged header left out"]
+
+
 def test_data_directories_and_commands(tmp_path):
     write_ct(tmp_path / "a", body(), AFFINE)
     write_ct(tmp_path / "b" / "dicom", body(), AFFINE)

@@ -6,6 +6,7 @@ import numpy as np
 import pydicom
 import pytest
 from make_dicom import COMPRESSED, write_ct
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import (
     JPEG2000,
     MPEG2MPML,
@@ -19,6 +20,7 @@ from pydicom.uid import (
 )
 
 from deepatlas.errors import DataError
+from deepatlas.intake.dicom_codestream import check_codestream, frame_size
 from deepatlas.intake.dicom_header import Header, read_header
 from deepatlas.intake.dicom_pixels import read_pixels
 from deepatlas.intake.dicom_read import read_folder
@@ -249,3 +251,39 @@ def test_files_cut_short_never_give_other_pixels(tmp_path, syntax, multiframe):
         else:  # what is cut is the mark of the end, or all of the first slice
             np.testing.assert_array_equal(array, hu[-len(array) :])
     assert refused >= 9
+
+
+@pytest.mark.parametrize("syntax", [*COMPRESSED[1:], JPEGBaseline8Bit, JPEG2000], ids=lambda s: s[-3:])
+def test_the_size_of_a_frame_and_every_damage_to_it(tmp_path, syntax):
+    """Single bits turned in what comes before the pixels: another size is told or it is refused, nothing else."""
+    hu = np.clip(hounsfield(), -1000, -900) + 1000
+    path = write_ct(tmp_path, hu, AFFINE, syntax=syntax, intercept=0)[0]
+    ds = pydicom.dcmread(path)
+    frame = next(generate_frames(ds.PixelData, number_of_frames=1))
+    size = frame_size(frame)
+    assert (size.rows, size.columns, size.samples) == (18, 14, 1)
+    assert size.precision == 8 if syntax == JPEGBaseline8Bit else 8 < size.precision <= 16
+    check_codestream(ds.PixelData, syntax, 1, 18, 14, ds.BitsAllocated)
+    refused = 0
+    for bit in range(8 * min(len(frame), 100)):
+        data = bytearray(frame)
+        data[bit // 8] ^= 1 << bit % 8
+        try:
+            frame_size(bytes(data))
+        except DataError as error:
+            assert "damaged" in str(error)
+            refused += 1
+    assert refused >= 16
+    for length in range(60):
+        with pytest.raises(DataError):
+            frame_size(frame[:2] + bytes([0xFF] * length))
+
+
+def test_frames_that_are_missing(tmp_path):
+    (path,) = write_ct(tmp_path, hounsfield(), AFFINE, syntax=JPEG2000Lossless, multiframe=True)
+    ds = pydicom.dcmread(path)
+    frames = list(generate_frames(ds.PixelData, number_of_frames=4))
+    with pytest.raises(DataError):
+        check_codestream(encapsulate(frames[:3]), JPEG2000Lossless, 4, 18, 14, 16)
+    with pytest.raises(DataError, match="decode to 18 x 14 of 1 values, but its header says 14 x 18"):
+        check_codestream(ds.PixelData, JPEG2000Lossless, 4, 14, 18, 16)
