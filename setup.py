@@ -20,7 +20,10 @@ setup(
         SOURCES,
     ],
     package_dir={SOURCES: "csrc"},
-    package_data={SOURCES: ["*.h", "*.cuh", "*.cu", "*.cpp"], "deepatlas": ["pretrained/*/*"]},
+    package_data={
+        SOURCES: ["*.h", "*.cuh", "*.cu", "*.cpp"],
+        "deepatlas": ["pretrained/*/*", "intake/*.jinja"],
+    },
     install_requires=[
         "torch>=2.11,<2.14",
         "numpy>=1.26",
@@ -44,8 +47,13 @@ setup(
             "highdicom>=0.26",  # writes the DICOM-SEG that the tests read
             "monai>=1.3",
             "surface-distance>=0.1",
+            "joblib>=1.4",
+            "distributed>=2024.8",
             "ruff>=0.6",
         ],
+        # deepatlas prepare --engine dask or ray: the same work on many machines.
+        "dask": ["joblib>=1.4", "dask>=2024.8", "distributed>=2024.8"],
+        "ray": ["joblib>=1.4", "ray[default]>=2.30"],
         # The peers that benchmarks/ measures against, where they are installed.
         "bench": [
             "pytest>=8",

@@ -61,13 +61,54 @@ def build_parser() -> argparse.ArgumentParser:
     # Only for its line in --help: main() hands the arguments of train on before this parser sees them.
     commands.add_parser("train", help="learn the coordinates from a cohort", add_help=False)
 
-    c = add("prepare", run.prepare, "turn a data directory into one HDF5 dataset for training")
+    c = add("prepare", run.prepare, "turn DICOM, NIfTI, NRRD or MetaImage into a dataset that training reads")
+    c.add_argument("src", type=Path, metavar="SRC", help="folder or archive of exams, in any arrangement")
     c.add_argument(
-        "src", type=Path, metavar="SRC", help="data directory: <exam>/ct.nii.gz [seg.nii.gz], labels.json"
+        "dst",
+        type=Path,
+        metavar="DST",
+        nargs="?",
+        help="folder of the dataset: new, or to be brought up to date",
     )
-    c.add_argument("dst", type=Path, metavar="DST", help="HDF5 file to write")
-    c.add_argument("--crop", choices=("foreground", "midline"), help="crop every exam to the patient first")
+    c.add_argument(
+        "--crop", choices=("foreground", "midline"), help="crop the training array's exams to the patient"
+    )
+    c.add_argument(
+        "--labels",
+        type=Path,
+        metavar="NAMES.json",
+        help='name map of structures: {"wanted name": ["alias", "regex:…"]}',
+    )
+    c.add_argument(
+        "--series",
+        action="append",
+        type=_pair,
+        default=[],
+        metavar="EXAM=NUMBER",
+        help="take this series (SeriesNumber or UID) of an exam (its id, PatientID or StudyInstanceUID); repeatable",
+    )
+    c.add_argument(
+        "--keep-ids", action="store_true", help="name exams as the source does, not by salted hashes"
+    )
     is_strict(c)
+    c.add_argument(
+        "--workers", type=_positive, metavar="N", help="processes (default: one a core, 3 GB each)"
+    )
+    c.add_argument(
+        "--shard", type=_shard, metavar="I/N", help="prepare part I of N (0 to N-1); --merge joins them"
+    )
+    c.add_argument("--merge", action="store_true", help="make the dataset of what all shards prepared")
+    c.add_argument(
+        "--engine", choices=("processes", "dask", "ray"), default="processes", help="where the work is done"
+    )
+    c.add_argument(
+        "--address", help="scheduler of the dask or ray cluster (default: a cluster on this machine)"
+    )
+    c.add_argument(
+        "--check",
+        action="store_true",
+        help="read the whole dataset and name what is damaged; DST or SRC alone",
+    )
 
     c = add("template", run.template, "solve for masks in coordinate space from labelled exams (eq. 14)")
     needs_model(c)
@@ -145,6 +186,23 @@ def _number(kind: type, good: Callable[[float], bool], expected: str) -> Callabl
     return parse
 
 
+def _pair(text: str) -> tuple[str, str]:
+    """EXAM=NUMBER."""
+    exam, mark, number = text.rpartition("=")
+    if not mark or not exam or not number:
+        raise argparse.ArgumentTypeError(f"must be EXAM=NUMBER, got {text}")
+    return exam, number
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """I/N."""
+    index, mark, count = text.partition("/")
+    if not (mark and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"must be I/N with I from 0 to N-1, got {text}")
+    return int(index), int(count)
+
+
+_positive = _number(int, lambda v: v >= 1, "a whole number, 1 or more")
 _fraction = _number(float, lambda v: 0 < v <= 1, "in (0, 1]")
 _side = _number(int, lambda v: v >= 2, "a whole number of at least 2")
 _steps = _number(int, lambda v: v >= 0, "a whole number, 0 or more")

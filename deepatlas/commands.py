@@ -103,13 +103,41 @@ def train(rest: Sequence[str]) -> int:
 
 
 def prepare(args: argparse.Namespace) -> int:
-    from deepatlas.data.prepare import prepare_cohort
+    from deepatlas.intake.pipeline import Options
+    from deepatlas.intake.pipeline import prepare as run
 
-    store = prepare_cohort(args.src, args.dst, crop=args.crop, strict=args.strict, progress=not args.quiet)
-    skipped = dict(store.skipped)
-    data = {"store": str(args.dst), "exams": len(store.ids), "skipped": skipped, "labels": store.labels}
-    _result(args, data, f"{args.dst}: {len(store.ids)} exams, {len(store.labels)} structures")
-    return 0
+    if args.check and args.dst is None:
+        return _check(args, args.src)
+    if args.dst is None:
+        raise DataError(f"{args.src}: where to? give DST, the folder of the dataset")
+    options = Options(
+        crop=args.crop, names=args.labels, series=dict(args.series), keep_ids=args.keep_ids, strict=args.strict,
+        workers=args.workers, shard=args.shard, merge=args.merge, engine=args.engine, address=args.address,
+        progress=not args.quiet,
+    )  # fmt: skip
+    try:
+        summary = run(args.src, args.dst, options)
+    except KeyboardInterrupt:
+        print("what is done stays; the same command goes on from there", file=sys.stderr)
+        raise
+    what = "in this shard; --merge when all are done" if args.shard else f"{len(summary.labels)} structures"
+    text = f"{args.dst}: {summary.exams} exams ({summary.made} new), {what}; {len(summary.refused)} exams refused"
+    return (
+        _check(args, args.dst, summary.as_dict(), text)
+        if args.check
+        else _result(args, summary.as_dict(), text) or 0
+    )
+
+
+def _check(args: argparse.Namespace, folder: Path, data: dict | None = None, text: str = "") -> int:
+    from deepatlas.intake.check import check_dataset
+
+    damages = [str(damage) for damage in check_dataset(folder, progress=not args.quiet)]
+    for line in damages:
+        print(f"{PROGRAM}: {folder}: {line}", file=sys.stderr)
+    data = {**(data or {"dataset": str(folder)}), "damages": damages}
+    _result(args, data, f"{text or folder}: {f'{len(damages)} damages' if damages else 'whole'}")
+    return 1 if damages else 0
 
 
 def template(args: argparse.Namespace) -> int:

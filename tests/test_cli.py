@@ -166,7 +166,9 @@ def test_a_template_of_another_model(data, template, tmp_path, capsys, monkeypat
         (("template", *AFFINE, "--data", "{data}", "--exams", "e9", "--out", "{tmp}/t.h5"), "no exam 'e9'"),
         (("segment", *AFFINE, "--template", "{tmp}/no.h5", "{data}/e1", "--out", "{tmp}/o"), "no.h5"),
         (("evaluate", "--model", "{tmp}/none", "--template", "t", "--data", "d", "--out", "o"), "none"),
-        (("prepare", "{tmp}/none", "{tmp}/x.h5"), "no such data directory"),
+        (("prepare", "{tmp}/none", "{tmp}/x"), "no such file or folder"),
+        (("prepare", "{data}"), "where to? give DST"),
+        (("prepare", "{data}", "{tmp}/x", "--shard", "0/2", "--merge"), "--merge comes after"),
         (("phantom", "{tmp}/p", "--exams", "0"), "--exams must be at least 1"),
         (("locate", *AFFINE, "--from", "{data}/e1", "--to", "{data}/e2", "--points", "{tmp}/no.csv",
           "--out", "{tmp}/o.csv"), "no.csv"),
@@ -190,9 +192,9 @@ def test_the_same_name_twice_is_refused(data, template, tmp_path, capsys):
 
 
 def test_prepare_and_phantom(data, tmp_path, capsys):
-    code, out, err = run(capsys, "prepare", data, tmp_path / "x.h5", "--json", "--quiet")
+    code, out, err = run(capsys, "prepare", data, tmp_path / "x", "--json", "--quiet", "--workers", 1)
     result = json.loads(out)
-    assert code == 0 and result["exams"] == 2 and "broken" in result["skipped"]
+    assert code == 0 and result["exams"] == 2 and "broken" in result["refused"] and err == ""
     code, out, _ = run(capsys, "phantom", tmp_path / "p", "--exams", 1, "--seed", 3, "--quiet")
     assert code == 0 and len(list((tmp_path / "p").glob("*/ct.nii.gz"))) == 1
     assert (tmp_path / "p" / "labels.json").is_file()

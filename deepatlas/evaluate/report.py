@@ -29,14 +29,7 @@ class Report:
     plot: bytes | None = None
 
 
-_TEMPLATE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>
- :root { color-scheme: light dark; --line: #8884; --soft: #888; }
+STYLE = """ :root { color-scheme: light dark; --line: #8884; --soft: #888; }
  body { font: 15px/1.5 system-ui, sans-serif; max-width: 1240px; margin: 2rem auto; padding: 0 1rem; }
  h1 { font-size: 1.5rem; margin-bottom: .2rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
  .soft { color: var(--soft); font-size: .9rem }
@@ -47,7 +40,16 @@ _TEMPLATE = """<!doctype html>
  .headline b { display: block; font-size: 1.9rem; line-height: 1.1 }
  img { max-width: 100%; height: auto; border-radius: 6px; background: #101014 }
  details { margin: .5rem 0 } .wide { overflow-x: auto }
- nav a { margin-right: .8rem }
+ nav a { margin-right: .8rem }"""
+
+_TEMPLATE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>
+{{ style|safe }}
 </style>
 </head>
 <body>
@@ -106,6 +108,6 @@ def write_report(path: str | Path, report: Report) -> None:
     ]
     text = page.render(
         title=report.title, summary=report.summary, o=report.summary["overall"], header=header, cells=cells,
-        exams=exams, plot=data_uri(report.plot) if report.plot else None, number=_number,
+        exams=exams, plot=data_uri(report.plot) if report.plot else None, number=_number, style=STYLE,
     )  # fmt: skip
     write_text(path, text)
