@@ -213,6 +213,11 @@ class Config:
                 loss.size in (8, 16, 32, 64) and loss.size <= net.size,
                 "a power of two, from 8 to network.size",
             ),
+            "loss.implicit": (loss.implicit >= 0, "not negative"),
+            "loss.explicit": (
+                loss.explicit > 0 or (loss.explicit == 0 and loss.implicit > 0),
+                "above 0 where loss.implicit is 0, and never negative",
+            ),
             "loss.step": (loss.step in STEPS, f"one of {', '.join(STEPS)}"),
             "loss.orthonormality": (loss.orthonormality in ("log", "det"), "log or det"),
             "loss.iterations": (loss.iterations >= 1, "at least 1"),

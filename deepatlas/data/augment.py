@@ -15,6 +15,7 @@ from torch import Tensor
 
 import deepatlas_ops as ops
 from deepatlas.config import DataConfig
+from deepatlas.data.device import upload
 
 # Control points per axis of a random displacement, and their share of its strength.
 ELASTIC = ((5, 1.0), (9, 0.5))
@@ -106,10 +107,11 @@ class Augmentation:
 
     def coords(self, size: int | Sequence[int], device: torch.device | str) -> Tensor:
         """Where each augmented voxel lies in its original, ``[B, 3, D, H, W]``."""
-        coords = affine_coords(self.theta.to(device), size)
-        return (
-            coords if self.control is None else coords + ops.resize(self.control.to(device), coords.shape[2:])
-        )
+        device = torch.device(device)
+        coords = affine_coords(upload(self.theta, device), size)
+        if self.control is None:
+            return coords
+        return coords + ops.resize(upload(self.control, device), coords.shape[2:])
 
 
 def _control_points(batch: int, strength: float, generator: torch.Generator | None) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import deepatlas_ops as ops
 from deepatlas.data.augment import Augmentation
+from deepatlas.data.device import upload
 from deepatlas.data.packed import SIZE
 from deepatlas.data.preprocess import normalize
 from deepatlas.data.store import Store
@@ -99,7 +100,7 @@ class ExamArray:
             coords = augmentation.coords(self.size, self.device)
             x = ops.resample(x, coords, padding="zeros")
             return x, ops.resample(mask, coords, mode="nearest", padding="zeros")
-        theta, size = augmentation.theta.to(self.device), (self.size,) * 3
+        theta, size = upload(augmentation.theta, self.device), (self.size,) * 3
         x = ops.affine_resample(x, theta, size, padding="zeros")
         return x, ops.affine_resample(mask, theta, size, mode="nearest", padding="zeros")
 
@@ -136,7 +137,7 @@ class TrainingArray(ExamArray):
         return 3 * exams * size**3
 
     def load(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        index = torch.as_tensor(indices, dtype=torch.long, device=self.device)
+        index = upload(torch.as_tensor(indices, dtype=torch.long), self.device)
         return self.volumes[index], self.masks[index]
 
 

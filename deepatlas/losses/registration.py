@@ -85,9 +85,7 @@ class RegistrationLoss:
         zero = coords.new_zeros(())
         explicit = explicit or (zero,) * 3
         implicit = implicit or (zero,) * 3
-        weights = torch.tensor([1.0, cfg.smoothness, cfg.prewitt], device=coords.device)
-        total = cfg.explicit * (torch.stack(explicit) * weights).sum()
-        total = total + cfg.implicit * (torch.stack(implicit) * weights).sum()
+        total = cfg.explicit * self._weighted(*explicit) + cfg.implicit * self._weighted(*implicit)
         return LossTerms(total, *explicit, *implicit, overlap, folds)
 
     def _on_loss_grid(self, coords: Tensor, size: torch.Size) -> Tensor:
@@ -125,11 +123,15 @@ class RegistrationLoss:
             use = (overlap >= cfg.min_overlap).to(shared.dtype)
             shared = shared * use[:, None, None, None, None]
         similarity = self.similarity(warped, following.features, shared) * use
-        identity = affine_coords(torch.eye(3, 4).to(displacement)[None], displacement.shape[2:])
+        identity = torch.eye(3, 4, dtype=displacement.dtype, device=displacement.device)[None]
+        identity = affine_coords(identity, displacement.shape[2:])
         smoothness = ops.smoothness_loss(displacement + identity, shared, orthonormality=cfg.orthonormality)
         edges = self._edges(warped, following.image, shared) * use
         terms = (similarity, smoothness * use, edges)
         return tuple(term.sum() / count for term in terms), overlap.sum() / count
+
+    def _weighted(self, similarity, smoothness, edges):
+        return similarity + self.config.smoothness * smoothness + self.config.prewitt * edges
 
     def _edges(self, moving, fixed, mask):
         return ops.edge_difference(moving, fixed, mask) if self.config.prewitt else moving.new_zeros(1)

@@ -17,6 +17,7 @@ from torch.nn.functional import huber_loss
 import deepatlas_ops as ops
 from deepatlas.config import CoarseConfig, DataConfig
 from deepatlas.data.augment import Augmentation, affine_coords
+from deepatlas.data.device import upload
 from deepatlas.losses.similarity import masked_mean
 from deepatlas.nn import Atlas, CoordinateNetwork
 from deepatlas.nn.atlas import sample_shared
@@ -39,8 +40,8 @@ class TemplateCrops:
     def __init__(
         self, atlas: Atlas, mask: Tensor, size: int, extent: float, coarse: CoarseConfig, data: DataConfig
     ):
-        """``mask [1, 1, N, N, N]``: foreground of the template exam, which fills [-extent, extent]^3."""
-        self.atlas, self.mask, self.size, self.extent = atlas, mask, size, extent
+        """``mask [1, 1, N, N, N]``: foreground of the template exam, which fills [-extent, extent]^3; on the host."""
+        self.atlas, self.mask, self.size, self.extent = atlas, mask.to(atlas.values.device), size, extent
         self.coarse, self.data = coarse, data
         filled = mask[0, 0] > 0.5
         self._rows, self._columns = filled.any(2), filled.any(1)  # [z, y] and [z, x]: where the patient is
@@ -68,12 +69,12 @@ class TemplateCrops:
     def take(self, drawn: DrawnCrops, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Image ``[n, 1, S, S, S]`` in [0, 1], coordinates ``[n, 3, S, S, S]``, mask ``[n, 1, S, S, S]``."""
         device, rows = self.mask.device, list(rows)
-        boxes, augmentation = drawn.boxes[rows].to(device), drawn.augmentation.rows(rows)
+        boxes, augmentation = upload(drawn.boxes[rows], device), drawn.augmentation.rows(rows)
         centre, half = boxes.mean(2), (boxes[..., 1] - boxes[..., 0]) / 2
-        field = affine_coords(augmentation.theta.to(device), self.size)
+        field = affine_coords(upload(augmentation.theta, device), self.size)
         coords = centre[..., None, None, None] + half[..., None, None, None] * field
         if augmentation.control is not None:
-            coords += ops.resize(augmentation.control.to(device), (self.size,) * 3)
+            coords += ops.resize(upload(augmentation.control, device), (self.size,) * 3)
         with torch.no_grad():
             image = self.atlas(coords)
             mask = sample_shared(self.mask, coords, padding="zeros")
@@ -81,9 +82,8 @@ class TemplateCrops:
             inside = field.abs().amax(1, keepdim=True) <= 1
             image, mask = image * inside, (mask > 0.5) * inside
             if drawn.noise is not None:
-                image = self._recolour(
-                    image, mask, drawn.contrast[:, rows].to(image), drawn.noise[rows].to(image)
-                )
+                contrast, noise = upload(drawn.contrast[:, rows], device), upload(drawn.noise[rows], device)
+                image = self._recolour(image, mask, contrast, noise)
         return image, coords, mask.to(image.dtype)
 
     def _box(self, generator: torch.Generator) -> Tensor:

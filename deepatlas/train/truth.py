@@ -18,7 +18,14 @@ FIT_EXAMS = 8
 FIT_VOXELS = 5_000  # of each exam
 
 
-def phantom_truth(model: Model, config: PhantomConfig, template_exam: str, *, baseline: bool = True) -> dict:
+def phantom_truth(
+    model: Model,
+    config: PhantomConfig,
+    template_exam: str,
+    *,
+    baseline: bool = True,
+    cohort: PhantomCohort | None = None,
+) -> dict:
     """True error of the learned coordinates on the test phantoms.
 
     Learned coordinates are known only up to the choice of a coordinate system, so the best affine map from learned to
@@ -27,9 +34,10 @@ def phantom_truth(model: Model, config: PhantomConfig, template_exam: str, *, ba
     Returns ``coordinate_error_mm`` (median over the test foreground) and its 95th percentile, ``folds`` (fraction
     of the test foreground, on the model grid, with a Jacobian determinant of at most 0), and ``affine_dice``: what
     the best affine alignment of ``template_exam`` (known from the true coordinates) scores on the same exams; that
-    one only with ``baseline``, since it does not depend on the model.
+    one only with ``baseline``, since it does not depend on the model. ``cohort``: the one of ``config``, where it is
+    there already.
     """
-    cohort = PhantomCohort(seed=config.seed, deformation=config.deformation)
+    cohort = cohort or PhantomCohort(seed=config.seed, deformation=config.deformation)
     generator = np.random.default_rng(config.seed)
     learned, true = [], []
     for index in range(min(FIT_EXAMS, config.train)):

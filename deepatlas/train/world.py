@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from deepatlas.data.device import upload
 from deepatlas.errors import DeepAtlasError
 
 # Ranks wait this long for the first one, which prepares the data.
@@ -71,7 +72,7 @@ class World:
         if self.size == 1:
             return list(numbers)
         grads = [p.grad for p in parameters if p.grad is not None]
-        tail = torch.stack([n.detach().to(self.device, torch.float32) for n in numbers])
+        tail = torch.stack([upload(n.detach().float(), self.device) for n in numbers])
         flat = torch.cat([*(g.reshape(-1) for g in grads), tail])
         self._all_reduce(flat)
         place = 0

@@ -48,8 +48,10 @@ def phases(array, world, accumulate, start=None):
     if start:
         network.load_state_dict(start)
     atlas, autoencoder = Atlas(24), Autoencoder((8, 16))
-    atlas.seed(array.volumes[:1].float(), 0.85)
     modules = {"network": network, "atlas": atlas, "autoencoder": autoencoder}
+    for module in modules.values():
+        module.to(world.device)
+    atlas.seed(array.volumes[:1].float(), 0.85)
     config = CONFIG.override([f"train.accumulate={accumulate}"])
     generator = torch.Generator().manual_seed(5)
     session = Session(config, None, world, NullLog(), modules, generator, {"seed_exam": array.ids[0]})
@@ -109,8 +111,10 @@ def test_gradients_and_scalars_add_up(array, start, whole, processes, accumulate
     for name, (grad, scalars) in gradients(array, start, processes, accumulate).items():
         expected, wanted = whole[name]
         assert expected.norm() > 0
-        assert (grad - expected).norm() < 1e-4 * expected.norm(), name
-        assert scalars == pytest.approx(wanted, rel=1e-4, abs=1e-6), name
+        # A voxel at the edge of what a pair shares may fall on either side when a network's sums are rounded
+        # differently; a pair that is missing or counts twice makes a fifth of the gradient.
+        assert (grad - expected).norm() < 1e-3 * expected.norm(), name
+        assert scalars == pytest.approx(wanted, rel=1e-3, abs=1e-6), name
 
 
 def test_parts_cover_the_batch_once():
