@@ -24,6 +24,7 @@ _CURES = {
     errno.EACCES: ("permission denied", "choose a folder that you may write to"),
     errno.EPERM: ("permission denied", "choose a folder that you may write to"),
     errno.EROFS: ("the file system is read-only", "choose a folder that you may write to"),
+    errno.ENOENT: ("its folder is gone", "leave it where it is while it is written, and run again"),
     errno.ENOTDIR: ("a part of the path is a file, not a folder", "choose another path"),
     errno.EEXIST: ("a part of the path is a file, not a folder", "choose another path"),
     errno.EISDIR: ("it is a folder", "give a file name"),

@@ -10,6 +10,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from mounted import run_mounted
 
 from deepatlas.data.grid import Grid
 from deepatlas.data.io import read_volume, write_volume
@@ -327,16 +328,5 @@ except DataError as error:
 
 
 def test_scratch_on_a_read_only_disk(tmp_path):
-    (tmp_path / "mounted").mkdir()
-    script = f"mount -t tmpfs -o ro none mounted && exec '{sys.executable}' -c '{READ_ONLY}'"
-    done = subprocess.run(
-        ["unshare", "-Urm", "sh", "-c", script] if shutil.which("unshare") else ["false"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    if done.returncode:
-        pytest.skip(f"no file system can be mounted here ({done.stderr.strip()[:80]})")
-    assert done.stdout.strip().endswith("the file system is read-only; choose a folder that you may write to")
+    (line,) = run_mounted(READ_ONLY, tmp_path, "ro")
+    assert line.endswith("the file system is read-only; choose a folder that you may write to")
