@@ -123,7 +123,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     c = add("segment", run.segment, "carry template masks onto exams, on each exam's own grid")
     needs_model(c, template=True)
-    c.add_argument("exams", nargs="+", metavar="EXAM", help="image file, exam folder or data directory")
+    c.add_argument(
+        "exams", nargs="+", metavar="EXAM", help="image file, exam folder (also of DICOM) or data directory"
+    )
     c.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="folder for <exam>.nii.gz and labels.json"
     )

@@ -47,7 +47,7 @@ NominalPercentageOfCardiacPhase TriggerTime InstanceNumber ImageType Rows Column
 ImageOrientationPatient ImagePositionPatient SliceThickness ConvolutionKernel ContrastBolusAgent KVP WindowWidth
 SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored HighBit PixelRepresentation NumberOfFrames
 RescaleSlope RescaleIntercept RescaleType LossyImageCompression PixelPaddingValue PixelPaddingRangeLimit
-SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
+SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence ConcatenationUID InConcatenationTotalNumber
 """.split()
 
 
@@ -76,6 +76,9 @@ class Header:
     rows: int
     columns: int
     frames: int
+    concatenation: tuple[
+        str, int
+    ]  # ConcatenationUID of an enhanced image in several files, and how many they are
     spacing: tuple[float, float] | None
     orientation: tuple[float, ...] | None
     positions: NDArray[np.float64] | None
@@ -249,6 +252,7 @@ def _header(
         rows=rows,
         columns=columns,
         frames=frames,
+        concatenation=(text_of(ds, "ConcatenationUID"), int_of(ds, "InConcatenationTotalNumber") or 1),
         spacing=(spacing[0][1], spacing[0][0]) if spacing is not None and groups.same(spacing) else None,
         orientation=tuple(orientation[0])
         if orientation is not None and groups.same(orientation, 1e-4)

@@ -197,8 +197,8 @@ def _by_orientation(members: list[Header]) -> list[list[Header]]:
 
 
 def _alike(a: Header, b: Header) -> bool:
-    if a.is_multiframe or b.is_multiframe:  # an enhanced object is a volume by itself
-        return False
+    if (a.frames > 1 or b.frames > 1) and not (a.concatenation[0] and a.concatenation == b.concatenation):
+        return False  # an enhanced object is a volume by itself, unless it was cut into several files
     if (a.sop_class, a.modality, a.rows, a.columns, a.samples, a.frame) != (
         *(b.sop_class, b.modality, b.rows, b.columns, b.samples, b.frame),
     ):
@@ -317,6 +317,11 @@ def _place(members: list[Header], facts: dict[str, Any]) -> None:
         raise DataError("it has slices without ImagePositionPatient; export the series again")
     if head.spacing is None:
         raise DataError("it has no PixelSpacing; export the series again")
+    if head.concatenation[0] and len(members) < head.concatenation[1]:
+        raise DataError(
+            f"{len(members)} of the {head.concatenation[1]} files of one multi-frame image are there; "
+            "export the series again"
+        )
     cut = sum(not m.complete for m in members)
     if cut:
         raise DataError(f"{cut} of {len(members)} files are cut short; copy the series again")
@@ -327,7 +332,7 @@ def _place(members: list[Header], facts: dict[str, Any]) -> None:
     facts["slices"] = len(stack.planes)
     facts["spacing"] = tuple(round(v, 4) for v in stack.spacing)
     facts["extent"] = round(float(stack.levels[-1]), 3)
-    if not head.is_multiframe:
+    if head.frames == 1:
         facts["order"] = [i for plane in stack.planes for i in plane]
     if len(stack.planes) < MIN_VOXELS:
         raise DataError(f"it has {len(stack.planes)} slices; a volume needs at least {MIN_VOXELS}")

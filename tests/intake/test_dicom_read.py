@@ -291,6 +291,33 @@ def test_each_frame_has_its_own_rescale(tmp_path):
         ]
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_an_enhanced_image_in_several_files(tmp_path, size):
+    """As a concatenation, or as objects of one frame each."""
+    hu, study, series = body(shape=(9, 12, 10)), uid("s"), uid("parts")
+    for k in range(0, 9, size):
+        tags = {"SOPInstanceUID": uid("part", k), "InstanceNumber": 9 - k}
+        if size > 1:
+            tags |= {"ConcatenationUID": uid("whole"), "InConcatenationTotalNumber": 3}
+        affine = HEAD_FIRST.copy()
+        affine[:3, 3] += k * affine[:3, 2]
+        write_ct(
+            tmp_path / str(k),
+            hu[k : k + size],
+            affine,
+            study=study,
+            series=series,
+            tags=tags,
+            multiframe=True,
+        )
+    volume = read_folder(tmp_path).volume
+    np.testing.assert_array_equal(volume.array, hu)
+    np.testing.assert_allclose(volume.grid.affine, HEAD_FIRST, atol=1e-9)
+    if size > 1:
+        (tmp_path / "6" / "IM0001.dcm").unlink()
+        assert "2 of the 3 files of one multi-frame image are there" in refused(tmp_path)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_multiframe_object_made_by_highdicom(tmp_path, seed):
     """Legacy converted: another writer, another SOP class, of which GDCM alone ignores the rescale."""

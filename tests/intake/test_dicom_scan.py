@@ -211,6 +211,7 @@ def test_damaged_headers_are_refused_and_do_not_stop_the_scan(tmp_path):
                 assert not any(s in str(error) for s in SECRETS)
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
 def test_nothing_is_printed(tmp_path, capfd, caplog):
     write_ct(tmp_path, body(), AFFINE, tags={"PatientBirthDate": "Secret", "StudyDate": "Secret"})
     for path in tmp_path.iterdir():
@@ -278,6 +279,7 @@ def test_the_axial_soft_tissue_series_with_the_most_slices(tmp_path):
     assert choose_series(series[::-1]).taken is choice.taken
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
 def test_reasons_hold_no_free_text(tmp_path):
     tags = {
         "SeriesDescription": "Secret lung",
