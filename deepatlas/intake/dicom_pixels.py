@@ -155,6 +155,10 @@ def _stored(header: Header) -> NDArray[Any]:
                 raise DataError(
                     f"no room to decode its pixels in the temporary folder ({error.strerror}); free space"
                 ) from None
+            except ValueError:  # pydicom does not know the transfer syntax
+                raise DataError(
+                    f"its pixels cannot be decoded (damaged, or an unknown transfer syntax); {_AGAIN}"
+                ) from None
             return _by_gdcm(path)
 
 

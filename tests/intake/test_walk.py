@@ -330,3 +330,27 @@ except DataError as error:
 def test_scratch_on_a_read_only_disk(tmp_path):
     (line,) = run_mounted(READ_ONLY, tmp_path, "ro")
     assert line.endswith("the file system is read-only; choose a folder that you may write to")
+
+
+# -- DICOM that vanishes ----------------------------------------------------------------------------
+
+
+def test_a_series_that_vanishes_between_scan_and_reading(src, tmp_path):
+    from make_dicom import write_ct
+
+    from deepatlas.intake.dicom_read import read_series
+    from deepatlas.intake.dicom_scan import scan_dicom
+
+    hu = np.random.default_rng(0).integers(-1000, 1000, (6, 12, 14))
+    files = write_ct(src / "ct", hu, np.diag([-1, -1, 2.5, 1.0]))
+    (tmp_path / "s").mkdir()
+    listed = list(walk(src, tmp_path / "s", []))
+    files[0].unlink()
+    scan = scan_dicom(listed)
+    assert len(scan.refusals) == 1 and "cannot be read" in scan.refusals[0].reason
+    (series,) = scan.series
+    assert len(series.slices) == 5
+    files[2].unlink()
+    with pytest.raises(DataError, match="cannot be read") as error:
+        read_series(series)
+    assert str(tmp_path) not in str(error.value) and "\n" not in str(error.value)
