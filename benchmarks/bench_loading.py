@@ -29,7 +29,7 @@ from deepatlas.files import atomic_h5
 from deepatlas.train.batches import Batches
 
 BATCH, RATE = 64, 20  # of the GPU that is to be kept busy: batches of 64 exams, 20 a second
-ROUNDS = 7
+ROUNDS = 5
 FOLDER = functools.cache(lambda: Path(tempfile.mkdtemp(prefix="deepatlas-loading-")))
 
 
@@ -116,20 +116,22 @@ def all_of(pool: ThreadPoolExecutor, jobs: list[tuple]) -> None:
 
 def draws(count: int, batch: int) -> list[list[int]]:
     rng = np.random.default_rng(0)
-    return [rng.permutation(count)[:batch].tolist() for _ in range(8)]
+    return [rng.permutation(count)[:batch].tolist() for _ in range(4)]
 
 
 def test_sources(measuring):
     """Hounsfield units of batches, from the page cache into a buffer, by 1, 2 and 4 threads."""
     cohort, batch = store(256 if measuring else 6), BATCH if measuring else 4
-    buffers = [np.empty((batch, SIZE, SIZE, SIZE), "<i2") for _ in range(4)]
+    buffers = [
+        np.empty((batch, SIZE, SIZE, SIZE), "<i2") for _ in range(4)
+    ]  # one each, as threads write at once
     lists, first = draws(len(cohort), batch), None
     for name, read in sources(cohort).items():
         read(lists[0], buffers[0])
         first = buffers[0].copy() if first is None else first
         np.testing.assert_array_equal(buffers[0], first)
         for threads in (1, 2, 4) if measuring else ():
-            jobs = [(read, rows, buffers[i % 4]) for i, rows in enumerate(lists)]
+            jobs = [(read, rows, buffers[i]) for i, rows in enumerate(lists)]
             with ThreadPoolExecutor(threads) as pool:
                 speed, a_core = measure(functools.partial(all_of, pool, jobs), len(lists) * batch)
             print(f"\n{name:42s} {threads} threads: {speed:6.0f} exams/s, {a_core:6.0f} per core", end="")

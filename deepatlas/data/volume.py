@@ -32,8 +32,12 @@ class Volume:
     def canonical(self) -> Volume:
         """The same voxels in the closest RAS+ order (permuted and flipped, never resampled)."""
         grid, axes, flips = self.grid.canonical()
-        array = np.flip(self.array.transpose(axes), flips) if flips else self.array.transpose(axes)
-        return replace(self, array=np.ascontiguousarray(array), grid=grid)
+        array = np.ascontiguousarray(self.array.transpose(axes))
+        if (
+            flips
+        ):  # a copy: an axis of one voxel counts as contiguous in either direction, but not for PyTorch
+            array = np.flip(array, flips).copy()
+        return replace(self, array=array, grid=grid)
 
     def cropped(self, start: Sequence[int], shape: Sequence[int]) -> Volume:
         """The box of ``shape`` from voxel ``start`` (both z, y, x), which must lie inside the array."""

@@ -1,0 +1,107 @@
+"""Random grids, and images whose voxels say where they are: what the proofs of geometry share.
+
+An image of ramps holds in each voxel that voxel's own index along one axis. Linear interpolation and averaging keep
+a linear function exact, so wherever such an image is resampled to, its values tell the place in the source that they
+came from; and a grid that says otherwise is wrong, by as much as the two differ.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import SimpleITK as sitk
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from scipy.ndimage import map_coordinates
+from scipy.spatial.transform import Rotation
+
+from deepatlas.data.grid import Grid
+from deepatlas.data.preprocess import to_model_grid
+from deepatlas.data.volume import Volume
+
+LPS = np.array([-1.0, -1.0, 1.0])
+LONG = bool(os.environ.get("DEEPATLAS_LONG_TESTS"))  # a hundred times the examples
+
+
+def examples(count: int):
+    """Settings of a property test: so many random grids, or many more in the long run."""
+    return settings(
+        max_examples=100 * count if LONG else count,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    )
+
+
+def unit(low: float = 0.0, high: float = 1.0):
+    return st.floats(low, high, allow_nan=False, allow_subnormal=False)
+
+
+@st.composite
+def grids(draw, smallest: int = 4, largest: int = 72, spacing=(0.2, 12.0), mirrored: bool = True) -> Grid:
+    """Any rotation, any order and direction of the axes, spacings up to 60 times apart, any origin."""
+    shape = tuple(draw(st.integers(smallest, largest)) for _ in range(3))
+    low, high = np.log(spacing)
+    sizes = np.exp([draw(unit(low, high)) for _ in range(3)])
+    turn = Rotation.from_rotvec([draw(unit(-3.1, 3.1)) for _ in range(3)]).as_matrix()
+    if draw(st.booleans()):
+        turn = np.round(Rotation.from_euler("z", 90 * draw(st.integers(0, 3)), degrees=True).as_matrix())
+    columns = turn[:, draw(st.permutations([0, 1, 2]))] * draw(st.tuples(*[st.sampled_from([1.0, -1.0])] * 3))
+    if not mirrored and np.linalg.det(columns) < 0:
+        columns[:, 0] *= -1
+    affine = np.eye(4)
+    affine[:3, :3] = columns * sizes
+    affine[:3, 3] = [draw(unit(-600, 600)) for _ in range(3)]
+    return Grid(shape, affine)
+
+
+def itk_image(array: np.ndarray, grid: Grid) -> sitk.Image:
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(grid.spacing)
+    image.SetOrigin((LPS * grid.affine[:3, 3]).tolist())
+    image.SetDirection((np.diag(LPS) @ grid.affine[:3, :3] / grid.spacing).ravel().tolist())
+    return image
+
+
+def index_arrays(shape) -> list[np.ndarray]:
+    """Float32 arrays of the x, the y and the z index of every voxel."""
+    return [a.astype(np.float32) for a in np.indices(shape)[::-1]]
+
+
+def in_air(array: np.ndarray) -> np.ndarray:
+    """The array within a body, -1000 HU around it; an axis too short for a rim is body from end to end."""
+    inside = np.zeros(array.shape, dtype=bool)
+    rims = [round(0.15 * n) if n >= 24 else 0 for n in array.shape]
+    inside[tuple(slice(rim, n - rim) for rim, n in zip(rims, array.shape, strict=True))] = True
+    return np.where(inside, array, np.float32(-1000))
+
+
+def inner_point(grid: Grid, where) -> np.ndarray:
+    """World mm of a point in the middle third of every axis, at most 80 mm off the centre: ``where`` in [0, 1]^3."""
+    last = np.array(grid.shape[::-1]) - 1
+    point, centre = (
+        grid.voxel_to_world(last * (0.34 + 0.32 * np.asarray(where))),
+        grid.voxel_to_world(last / 2),
+    )
+    distance = np.linalg.norm(point - centre)
+    return centre + (point - centre) * min(1.0, 80 / max(distance, 1e-9))
+
+
+def found_index(
+    ramps: list[Volume], point: np.ndarray, size: int = 64, crop: str | None = None
+) -> np.ndarray:
+    """Where in its source (voxels x, y, z) the model space of ``size``³ shows the world point ``point`` (RAS mm).
+
+    The point goes to the model's normalised coordinates, as a network counts, and is read there from the images.
+    """
+    found = []
+    for volume in ramps:
+        model = to_model_grid(volume, size, crop)
+        assert model.grid.shape == (size,) * 3
+        normalised = model.grid.world_to_normalized(point)
+        assert np.abs(normalised).max() <= 1, "the point has left the model's field of view"
+        voxel = (normalised + 1) / 2 * (size - 1)
+        found.append(map_coordinates(model.array.astype(np.float64), voxel[::-1, None], order=1)[0])
+        back = model.grid.normalized_to_world(np.float32(normalised))
+        assert np.abs(volume.grid.world_to_voxel(back - point + volume.grid.affine[:3, 3])).max() < 0.01
+    return np.array(found)
