@@ -122,7 +122,7 @@ class _Run:
 
     def _gone(self, entries: list[Entry]) -> set[str]:
         """Ids of exams that have a file and are no longer in the source."""
-        there = {path.stem for path in (self.dst / "exams").glob("*/*.h5")}
+        there = {path.stem for path in (self.dst / "exams").glob("*/[!.]*.h5")}
         gone = there - {e.id for e in entries}
         if there and len(gone) == len(there):
             raise DataError(

@@ -123,12 +123,12 @@ def test_nothing_is_done_twice_and_changes_are_noticed(tmp_path, monkeypatch):
     shutil.copytree(src / "e1", src / "e4")
     assert run(src, dst).exams == 3 and done[3:] == ["e2", "e4"]
     second = arrays(dst)
-    assert len(set(first) & set(second)) == 2 and len(list(dst.glob("exams/*/*.h5"))) == 3
+    assert len(set(first) & set(second)) == 2 and len(list(dst.glob("exams/*/[!.]*.h5"))) == 3
     done.clear()
     assert run(src, dst, crop="foreground").made == 3 and len(done) == 3
     (src / "e1" / "ct.nii.gz").write_bytes(b"broken")
     summary = run(src, dst, crop="foreground")
-    assert summary.exams == 2 and "e1" in summary.refused and len(list(dst.glob("exams/*/*.h5"))) == 2
+    assert summary.exams == 2 and "e1" in summary.refused and len(list(dst.glob("exams/*/[!.]*.h5"))) == 2
     done.clear()
     run(src, dst, crop="foreground")
     assert done == []  # what is refused for good is not read again
@@ -138,7 +138,7 @@ def test_a_lost_or_damaged_exam_file_is_made_again(tmp_path):
     src, dst = write_cohort(tmp_path / "src", 3), tmp_path / "dst"
     run(src, dst)
     whole = arrays(dst)
-    first, second, _ = sorted(dst.glob("exams/*/*.h5"))
+    first, second, _ = sorted(dst.glob("exams/*/[!.]*.h5"))
     first.unlink()
     second.write_bytes(second.read_bytes()[:5000])
     assert run(src, dst).made == 2 and arrays(dst) == whole
@@ -285,7 +285,11 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
     process = command(tmp_path, "prepare", src, dst, "--quiet", "--workers", 1, mode="full")
     out, err = process.communicate(timeout=300)
     assert process.returncode == 1 and out == "" and err.count("\n") == 1 and "cannot write" in err, err
-    assert not (dst / "dataset.json").exists() and not list(dst.glob("exams/*/*.h5")) and leftovers(dst) == []
+    assert (
+        not (dst / "dataset.json").exists()
+        and not list(dst.glob("exams/*/[!.]*.h5"))
+        and leftovers(dst) == []
+    )
 
 
 @pytest.mark.processes
@@ -301,18 +305,18 @@ def test_kills_at_any_moment_lose_nothing(tmp_path):
     seen: set[str] = set()
     for _ in range(kills):
         process = command(tmp_path, "prepare", src, dst, "--quiet", "--workers", 1)
-        target = len(list(dst.glob("exams/*/*.h5"))) + 1
+        target = len(list(dst.glob("exams/*/[!.]*.h5"))) + 1
         deadline = time.monotonic() + 200
-        while len(list(dst.glob("exams/*/*.h5"))) < target and process.poll() is None:
+        while len(list(dst.glob("exams/*/[!.]*.h5"))) < target and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         time.sleep(rng.uniform(0, 0.3))
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        now = {p.stem for p in dst.glob("exams/*/*.h5")}
+        now = {p.stem for p in dst.glob("exams/*/[!.]*.h5")}
         assert seen <= now  # nothing is lost
         seen = now
-    times = {p: p.stat().st_mtime_ns for p in dst.glob("exams/*/*.h5")}
+    times = {p: p.stat().st_mtime_ns for p in dst.glob("exams/*/[!.]*.h5")}
     process = command(tmp_path, "prepare", src, dst, "--quiet", "--workers", 1, "--json", "--check")
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
@@ -329,7 +333,7 @@ def test_ctrl_c_is_clean(tmp_path):
     src, dst = write_cohort(tmp_path / "src", 12), tmp_path / "dst"
     process = command(tmp_path, "prepare", src, dst, "--quiet", "--workers", 1)
     deadline = time.monotonic() + 200
-    while not list(dst.glob("exams/*/*.h5")) and process.poll() is None and time.monotonic() < deadline:
+    while not list(dst.glob("exams/*/[!.]*.h5")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to everybody
     out, err = process.communicate(timeout=60)
