@@ -30,6 +30,7 @@ _BITS |= {
     2304: 32,
 }  # complex, long and colour: refused later
 _UNITS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # code: mm
+_FARTHEST = 1e6  # mm; ITK fails noisily on such numbers
 _UNIT_NAMES = {1: "metres", 3: "micrometres"}
 
 
@@ -122,6 +123,9 @@ def _geometry(path: Path, pixdim: NDArray, units: int, codes: tuple[int, ...], n
         checked.affines["qform"] = millimetres @ _qform(pixdim, numbers)
     if codes[1] > 0:
         checked.affines["sform"] = millimetres @ np.vstack([numbers[6:].reshape(3, 4), [0, 0, 0, 1]])
+    for name, affine in checked.affines.items():
+        if not np.abs(affine).max() < _FARTHEST:  # NaN included
+            raise DataError(f"{path}: damaged NIfTI header ({name} holds impossible numbers); {AGAIN}")
     return checked
 
 
