@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from deepatlas.config import DataConfig
-from deepatlas.data import prepare
 from deepatlas.data.cohort import find_exams
 from deepatlas.data.dataset import ExamArray, TrainingArray
 from deepatlas.data.exam import prepare_exam
 from deepatlas.data.packed import ROWS, SIZE
+from deepatlas.data.parts import Row, assemble
 from deepatlas.data.phantom import PhantomCohort
 from deepatlas.data.store import Store
 from deepatlas.data.streaming import StreamingArray
@@ -39,16 +39,12 @@ def store(count: int) -> Store:
     root, path = FOLDER() / "data", FOLDER() / f"{count}.h5"
     if not root.exists():
         PhantomCohort(seed=0).write(root, range(4), progress=False)
-    cohort, ready = find_exams(root), []
-    for exam in cohort.exams:
-        part = FOLDER() / f"{exam.id}.h5"
-        if not part.exists():
-            prepare._write_part(part, prepare_exam(exam, cohort.labels))
-        ready.append(part)
-    exams = [(f"exam_{i}", ready[i % len(ready)]) for i in range(count)]
+    cohort = find_exams(root)
+    made = [Row("", prepare_exam(exam, cohort.labels), cohort.labels) for exam in cohort.exams]
     meta = {"labels": cohort.labels, "crop": None, "root": str(root), "sources": {}, "fingerprint": ""}
+    rows = (made[i % len(made)]._replace(id=f"exam_{i}") for i in range(count))
     with atomic_h5(path) as file:
-        prepare._assemble(file, exams, meta | {"skipped": {}, "notes": {}})
+        assemble(file, count, rows, meta | {"skipped": {}, "notes": {}})
     return Store(path)
 
 
