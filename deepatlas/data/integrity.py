@@ -10,6 +10,7 @@ counted. This module holds what the formats share.
 from __future__ import annotations
 
 import gzip
+import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -72,6 +73,19 @@ def check_length(path: Path, found: int, needed: int, notes: list[str]) -> None:
         raise DataError(f"{path}: truncated, {found} of {needed} bytes are there; {AGAIN}")
     if found > needed:
         notes.append(f"file holds {found - needed} bytes more than its header says; is the header right?")
+
+
+def check_memory(path: Path, needed: int) -> None:
+    """Raise :class:`DataError` for voxels that this machine cannot hold, before hours go into decompressing them."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not told here
+        return
+    if needed > memory:
+        raise DataError(
+            f"{path}: its header asks for {needed / 1e9:.3g} GB of voxels, and this machine has {memory / 1e9:.3g} GB "
+            f"of memory; {AGAIN}, or crop it"
+        )
 
 
 def nonfinite_error(path: Path, count: int) -> DataError:

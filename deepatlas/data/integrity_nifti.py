@@ -14,6 +14,7 @@ from deepatlas.data.integrity import (
     RENAME,
     Checked,
     check_length,
+    check_memory,
     decompressed,
     nonfinite_error,
 )
@@ -47,6 +48,8 @@ def check_nifti(path: Path) -> Checked:
     chunks = decompressed(path)
     head = next(chunks, b"")
     header = _header(path, head)
+    if path.name.lower().endswith(".gz"):  # of a plain file the length is known at once
+        check_memory(path, header.length)
     position, bad, rest = len(head), 0, head[header.offset : header.length]
     bad, rest = _count_bad(rest, header.floats)
     for chunk in chunks:

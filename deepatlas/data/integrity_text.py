@@ -16,6 +16,7 @@ from deepatlas.data.integrity import (
     Checked,
     beside,
     check_length,
+    check_memory,
     inflated_length,
 )
 from deepatlas.errors import DataError
@@ -94,6 +95,7 @@ def _check_meta(path: Path, handle: BinaryIO, fields: dict[str, str]) -> Checked
     with open(voxels, "rb") as data:
         data.seek(handle.tell() if local else 0)
         if flags["CompressedData"]:
+            check_memory(path, needed)
             size = fields.get("CompressedDataSize")
             there = _rest(data)
             if size is None:
@@ -198,6 +200,7 @@ def _check_nrrd(path: Path, handle: BinaryIO, fields: dict[str, str], ended: boo
         for _ in range(min(skips[0], _LINES)):
             data.readline(1 << 16)
         if encoding in ("gzip", "gz"):
+            check_memory(path, needed)
             found = inflated_length(voxels, data)
         elif encoding == "raw":
             found = _rest(data)

@@ -399,6 +399,26 @@ def test_a_geometry_that_is_not_given_is_noted(tmp_path, suffix, key):
     assert any(f"has no {key.decode()}" in note for note in noted(path))
 
 
+@pytest.mark.parametrize(
+    ("suffix", "old", "new"),
+    [
+        (".nrrd", b"sizes: 28 24 20", b"sizes: 90000 90000 9000"),
+        (".mha", b"DimSize = 28 24 20", b"DimSize = 90000 90000 9000"),
+    ],
+)
+def test_more_voxels_than_memory(tmp_path, suffix, old, new):
+    """Refused from the header: decompressing a bomb to count its bytes would take hours."""
+    path = write_volume(tmp_path / f"a{suffix}", volume())
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new))
+    assert "1.46e+05 GB of voxels" in message(path)
+    path = write_volume(tmp_path / "a.nii.gz", volume())
+    data = bytearray(gzip.decompress(path.read_bytes()))
+    data[42:48] = np.array([30000] * 3, dtype="<i2").tobytes()
+    path.write_bytes(gzip.compress(bytes(data)))
+    assert "5.4e+04 GB of voxels" in message(path)
+
+
 def test_voxels_in_another_file(tmp_path):
     image = sitk.GetImageFromArray(volume().array)
     for suffix in (".mhd", ".nhdr"):
