@@ -19,11 +19,11 @@ except PackageNotFoundError:  # run from a source tree
 __all__ = ["DataError", "DeepAtlasError", "Model", "Template", "__version__", "load"]
 
 
-def load(name, device: str | None = None, *, refine: int = 0):
+def load(name, device: str | None = None, *, refine: int = 0, average: int = 1):
     """A trained :class:`Model`, from a run folder or a model file; see :meth:`Model.load`."""
     from deepatlas.model import Model
 
-    return Model.load(name, device=device, refine=refine)
+    return Model.load(name, device=device, refine=refine, average=average)
 
 
 def __getattr__(name: str):

@@ -38,6 +38,13 @@ def build_parser() -> argparse.ArgumentParser:
             metavar="N",
             help="registration steps per exam after the network's pass (0; 20 is plenty); the same for the template",
         )
+        command.add_argument(
+            "--average",
+            type=_views,
+            default=1,
+            metavar="N",
+            help="average the coordinates of N slightly moved views of each exam, a pass of the network each (1)",
+        )
         if template:
             command.add_argument(
                 "--template",
@@ -169,7 +176,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     c = add("info", run.info, "versions, devices, kernel backend and the model's card")
     c.add_argument("model", nargs="?", metavar="MODEL", help="run folder, model file, or a shipped model")
-    c.set_defaults(device=None, refine=0)
+    c.set_defaults(device=None, refine=0, average=1)
     return parser
 
 
@@ -208,6 +215,7 @@ _positive = _number(int, lambda v: v >= 1, "a whole number, 1 or more")
 _fraction = _number(float, lambda v: 0 < v <= 1, "in (0, 1]")
 _side = _number(int, lambda v: v >= 2, "a whole number of at least 2")
 _steps = _number(int, lambda v: v >= 0, "a whole number, 0 or more")
+_views = _number(int, lambda v: v >= 1, "a whole number, 1 or more")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

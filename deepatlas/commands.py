@@ -33,7 +33,7 @@ def _list_skipped(skipped: dict[str, str]) -> None:
 def _load(args: argparse.Namespace):
     from deepatlas.model import Model
 
-    return Model.load(args.model, device=args.device, refine=args.refine)
+    return Model.load(args.model, device=args.device, refine=args.refine, average=args.average)
 
 
 def _template(args: argparse.Namespace, model):

@@ -119,6 +119,7 @@ class RefineConfig:
     control: int = 8  # control points per axis of the displacement that is added
     lr: float = 0.01  # of Adam, in normalised coordinates
     smoothness: float = 0.25
+    similarity: str = "intensity"  # intensity | histogram
     window: int | None = None  # NCC window in voxels of the loss grid; None is the global form of eq. 9
 
 
@@ -233,6 +234,10 @@ class Config:
             "refine.lr": (refine.lr > 0, "above 0"),
             "refine.steps": (refine.steps >= 0, "not negative"),
             "refine.control": (refine.control >= 2, "at least 2"),
+            "refine.similarity": (
+                refine.similarity in ("intensity", "histogram"),
+                "intensity or histogram",
+            ),
             "refine.window": (_is_window(refine.window), "odd or null"),
             "train.steps": (
                 len(train.steps) == trained and all(s >= 0 for s in train.steps),

@@ -17,6 +17,7 @@ from deepatlas.data.grid import Grid
 from deepatlas.data.preprocess import foreground_mask, normalize, to_model_grid
 from deepatlas.data.volume import Volume
 from deepatlas.errors import DeepAtlasError
+from deepatlas.localize.average import averaged_coordinates
 from deepatlas.nn import Atlas, CoordinateNetwork
 from deepatlas.pretrained import MODEL as FILE
 from deepatlas.pretrained import resolve, shipped
@@ -47,18 +48,24 @@ class Model:
         card: dict | None = None,
         *,
         refine: int = 0,
+        average: int = 1,
     ):
         self.config, self.card = config, dict(card or {})
         if not isinstance(refine, int) or refine < 0:
             raise DeepAtlasError(f"refine must be a number of steps, 0 or more, got {refine!r}")
+        if not isinstance(average, int) or average < 1:
+            raise DeepAtlasError(f"average must be a number of views, 1 or more, got {average!r}")
         self.refine = refine  # steps of refine_coordinates for every exam
+        self.average = average  # views that averaged_coordinates takes the mean of
         self.network = network.eval().requires_grad_(False)
         self.atlas_module = atlas.requires_grad_(False)
 
     # -- loading and saving ----------------------------------------------------------------------------------
 
     @classmethod
-    def load(cls, name: str | os.PathLike, device: str | None = None, *, refine: int = 0) -> Model:
+    def load(
+        cls, name: str | os.PathLike, device: str | None = None, *, refine: int = 0, average: int = 1
+    ) -> Model:
         """Load a model.
 
         Args:
@@ -66,6 +73,8 @@ class Model:
             device: ``"cpu"``, ``"cuda"`` …; by default a GPU if there is one.
             refine: steps by which the coordinates of every exam are refined after the network's one pass (see
                 :func:`~deepatlas.localize.refine.refine_coordinates`); 0: none. Use the same for the template.
+            average: views of every exam whose coordinates are averaged, each for one more pass of the network (see
+                :func:`~deepatlas.localize.average.averaged_coordinates`); 1: the exam alone.
 
         Raises:
             DeepAtlasError: nothing there, damaged, or written by another format version.
@@ -88,7 +97,7 @@ class Model:
         network, atlas = CoordinateNetwork(config.network), Atlas(config.network.atlas_size)
         network.load_state_dict(state["network"])
         atlas.load_state_dict(state["atlas"])
-        model = cls(config, network, atlas, state["card"], refine=refine)
+        model = cls(config, network, atlas, state["card"], refine=refine, average=average)
         return model.to(pick_device(device))
 
     def save(self, path: str | os.PathLike, *, half: bool = False) -> None:
@@ -143,7 +152,7 @@ class Model:
 
     @torch.no_grad()
     def coordinates_on_model_grid(self, volume: Exam) -> tuple[Tensor, Grid, Volume]:
-        """Coordinates where the network made them: one forward pass, then ``self.refine`` steps.
+        """Coordinates where the network made them: one pass (or ``self.average``), then ``self.refine`` steps.
 
         Returns:
             ``coords [1, 3, S, S, S]`` float32 on the model's device, the grid of these S^3 voxels (RAS, cropped as
@@ -152,7 +161,8 @@ class Model:
         hu = to_model_grid(_read(volume), self.size, crop=self.crop)
         x = normalize(torch.as_tensor(np.ascontiguousarray(hu.array), dtype=torch.float32))
         x = x[None, None].to(self.device)
-        coords = self.network(x, self.config.network.finest_level)
+        level = self.config.network.finest_level
+        coords = averaged_coordinates(lambda view: self.network(view, level), x, self.average)
         if self.refine:
             from deepatlas.localize.refine import refine_coordinates
 

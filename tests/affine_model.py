@@ -75,7 +75,7 @@ class AffineModel:
     """Knows the anatomy's own place of every voxel: coords = place / SCALE, ``maps`` by exam name."""
 
     fingerprint = "affine-model"
-    refine = 0
+    refine, average = 0, 1
     device = torch.device("cpu")
     card: dict = {}
 

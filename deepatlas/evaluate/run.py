@@ -212,6 +212,7 @@ def evaluate_cohort(
         "not_in_labels": [n for n in template.names if n not in structures],
         "model": model.fingerprint,
         "refine": model.refine,
+        "average": model.average,
         "template": {"exams": template.meta.get("exams"), "structures": list(template.names)},
         "data": str(data_dir),
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

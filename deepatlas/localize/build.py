@@ -65,6 +65,7 @@ def build_template(
     meta = {
         "model": model.fingerprint,
         "refine": model.refine,
+        "average": model.average,
         "exams": [i.labels.name for i in items],
         "skipped": selection.skipped,
         "unlabelled": selection.unlabelled,

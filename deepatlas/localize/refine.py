@@ -1,8 +1,8 @@
 """A few steps of registration to the atlas, for one exam and with the network frozen.
 
 The network answers in one pass; what it leaves is a smooth error of about half a voxel of its input. The explicit
-loss of section 2.3, with image intensities whatever the network was trained with, is followed for the exam at hand: a
-displacement on a coarse control grid is added to its coordinates.
+loss of section 2.3 is followed for the exam at hand, comparing images (``refine.similarity``) whatever the network was
+trained with: a displacement on a coarse control grid is added to its coordinates.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from deepatlas.nn import Atlas
 def refine_coordinates(
     coords: Tensor, image: Tensor, mask: Tensor, atlas: Atlas, config: Config, steps: int
 ) -> Tensor:
-    """Coordinates after ``steps`` steps of Adam on the explicit loss (eq. 2) with image intensities.
+    """Coordinates after ``steps`` steps of Adam on the explicit loss (eq. 3), images compared directly.
 
     Args:
         coords: ``[1, 3, s, s, s]``, the network's answer.
@@ -41,7 +41,7 @@ def refine_coordinates(
         return coords
     objective = RegistrationLoss(
         replace(config.loss, explicit=1.0, implicit=0.0, smoothness=settings.smoothness),
-        FeatureSimilarity(None, "intensity", settings.window),
+        FeatureSimilarity(None, settings.similarity, settings.window),
         image.shape[-1],
     )
     size = (max(settings.control, coords.shape[-1]),) * 3

@@ -24,7 +24,7 @@ class Template:
     ``ops.resample(masks[None], coords)`` carries them onto an exam; they are the least-squares solutions of
     eq. 14 and so leave [0, 1] a little at sharp borders. ``names`` and ``ids`` (positive, distinct) are
     those of the label images that segmentation writes. ``meta`` is JSON: ``model`` (fingerprint of the
-    model whose coordinates these are), ``refine`` (steps of refinement that were taken), ``exams``
+    model whose coordinates these are), ``refine`` and ``average`` (steps of refinement, views), ``exams``
     used per structure, the solver's settings and outcome.
     """
 
