@@ -121,6 +121,32 @@ class RefineConfig:
     smoothness: float = 0.25
     similarity: str = "intensity"  # intensity | histogram
     window: int | None = None  # NCC window in voxels of the loss grid; None is the global form of eq. 9
+    prewitt: float = 0.5
+
+
+@dataclass(frozen=True)
+class CohortConfig:
+    """Registration of every training exam to the atlas, by the settings of ``refine`` (not in the paper)."""
+
+    steps: int = 20  # of the registration of an exam
+    batch: int = 4
+
+
+@dataclass(frozen=True)
+class DistilConfig:
+    """Registered coordinates taught to the network (not in the paper): as many rounds as ``steps`` has entries.
+
+    A round predicts the coordinates of every exam, registers them (``cohort``) and teaches them.
+    """
+
+    steps: tuple[int, ...] = ()
+    batch: int = 4
+    lr: float = 2e-3
+    elastic: float = 0.04  # strength of smooth random displacements (random_displacement), normalised
+    contrast: float = 0.3  # strength of random intensity changes
+    background: float = 0.1  # weight of the background, whose coordinates continue the foreground
+    delta: float = 0.02  # of the Huber loss, normalised
+    average: float = 0.998  # decay of the running mean of the weights
 
 
 @dataclass(frozen=True)
@@ -146,6 +172,8 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
+    cohort: CohortConfig = field(default_factory=CohortConfig)
+    distil: DistilConfig = field(default_factory=DistilConfig)
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
 
     def to_dict(self) -> dict:
@@ -231,6 +259,15 @@ class Config:
             "phantom.train": (self.phantom.train >= 2, "at least 2"),
             "phantom.test": (self.phantom.test >= 1, "at least 1"),
             "phantom.deformation": (self.phantom.deformation >= 0, "not negative"),
+            "cohort.steps": (self.cohort.steps >= 0, "not negative"),
+            "cohort.batch": (self.cohort.batch >= 1, "at least 1"),
+            "distil.steps": (all(s >= 0 for s in self.distil.steps), "numbers, none negative"),
+            "distil.batch": (self.distil.batch >= 1, "at least 1"),
+            "distil.lr": (self.distil.lr > 0, "above 0"),
+            "distil.background": (self.distil.background >= 0, "not negative"),
+            "distil.delta": (self.distil.delta > 0, "above 0"),
+            "distil.average": (0 <= self.distil.average < 1, "in [0, 1)"),
+            "refine.prewitt": (refine.prewitt >= 0, "not negative"),
             "refine.lr": (refine.lr > 0, "above 0"),
             "refine.steps": (refine.steps >= 0, "not negative"),
             "refine.control": (refine.control >= 2, "at least 2"),

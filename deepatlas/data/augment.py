@@ -114,6 +114,38 @@ class Augmentation:
         return coords + ops.resize(upload(self.control, device), coords.shape[2:])
 
 
+@dataclass(frozen=True)
+class Contrast:
+    """Random intensity changes of a batch as they were drawn: contrast phases, scanners and kernels differ.
+
+    ``curve`` ``[3, B, 1, 1, 1, 1]`` in [-1, 1] (gamma, gain, amount of noise); ``noise`` ``[B, 1, S, S, S]``.
+    """
+
+    curve: Tensor
+    noise: Tensor
+
+    @classmethod
+    def draw(cls, batch: int, size: int, generator: torch.Generator) -> Contrast:
+        """The same numbers for the same state of the generator, on any machine."""
+        source = generator.device
+        curve = 2 * torch.rand((3, batch, 1, 1, 1, 1), generator=generator, device=source) - 1
+        return cls(curve, torch.randn((batch, 1, *(size,) * 3), generator=generator, device=source))
+
+    def rows(self, rows: Sequence[int]) -> Contrast:
+        """The changes of some exams of the batch."""
+        rows = list(rows)
+        return Contrast(self.curve[:, rows], self.noise[rows])
+
+    def apply(self, image: Tensor, mask: Tensor, strength: float) -> Tensor:
+        """Gamma and gain of images ``[B, 1, S, S, S]`` in [0, 1], and noise inside the patient; 0 changes nothing."""
+        if not strength:
+            return image
+        gamma, gain, amount = upload(self.curve, image.device)
+        changed = image.clamp(0, 1) ** (1 + strength * gamma) * (1 + 0.5 * strength * gain)
+        changed = changed + 0.1 * strength * (1 + amount) * upload(self.noise, image.device) * mask
+        return changed.clamp(0, 1)
+
+
 def _control_points(batch: int, strength: float, generator: torch.Generator | None) -> Tensor:
     source = generator.device if generator is not None else torch.device("cpu")
     # The coarser points are among the finer ones, so the sum on those is the sum everywhere.

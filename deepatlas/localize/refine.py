@@ -7,6 +7,7 @@ trained with: a displacement on a coarse control grid is added to its coordinate
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -21,7 +22,7 @@ from deepatlas.nn import Atlas
 def refine_coordinates(
     coords: Tensor, image: Tensor, mask: Tensor, atlas: Atlas, config: Config, steps: int
 ) -> Tensor:
-    """Coordinates after ``steps`` steps of Adam on the explicit loss (eq. 3), images compared directly.
+    """The coordinates of one exam after ``steps`` steps of Adam on the explicit loss (eq. 3), images compared directly.
 
     Args:
         coords: ``[1, 3, s, s, s]``, the network's answer.
@@ -35,31 +36,40 @@ def refine_coordinates(
         ``[1, 3, m, m, m]`` in [-1, 1], m the larger of s and the control grid; ``coords`` themselves where the
         steps did not lower the loss.
     """
-    settings = config.refine
-    small, weight = on_loss_grid(image, mask, config.loss.size)
-    if not steps or not weight.any():
+    if not steps or not mask.any():
         return coords
-    objective = RegistrationLoss(
-        replace(config.loss, explicit=1.0, implicit=0.0, smoothness=settings.smoothness),
-        FeatureSimilarity(None, settings.similarity, settings.window),
-        image.shape[-1],
-    )
+    refined = register_to_atlas(coords, image, mask, atlas, config, steps)
+    loss = _objective(image, mask, atlas, config)
+    with torch.no_grad():
+        return refined if loss(refined) < loss(coords.float()) else coords
+
+
+def register_to_atlas(
+    coords: Tensor, image: Tensor, mask: Tensor, atlas: Atlas, config: Config, steps: int
+) -> Tensor:
+    """As :func:`refine_coordinates` for a batch of exams, whatever the loss does: ``[B, 3, m, m, m]``."""
+    settings = config.refine
     size = (max(settings.control, coords.shape[-1]),) * 3
     start = ops.resize(coords.detach().float(), size)
     with torch.enable_grad():
-        control = start.new_zeros(1, 3, *(settings.control,) * 3).requires_grad_()
+        loss = _objective(image, mask, atlas, config)
+        control = start.new_zeros(len(start), 3, *(settings.control,) * 3).requires_grad_()
         adam = torch.optim.Adam([control], settings.lr)
-
-        def loss() -> Tensor:
-            return objective(start + ops.resize(control, size), small, weight, atlas).total
-
-        before = None
         for _ in range(steps):
             adam.zero_grad()
-            value = loss()
-            before = value.item() if before is None else before
-            value.backward()
+            # A sum over the exams: how far one of them moves does not depend on the others.
+            (len(start) * loss(start + ops.resize(control, size))).backward()
             adam.step()
-        with torch.no_grad():
-            better = loss().item() < before
-    return (start + ops.resize(control.detach(), size)).clamp(-1, 1) if better else coords
+    return (start + ops.resize(control.detach(), size)).clamp(-1, 1)
+
+
+def _objective(image: Tensor, mask: Tensor, atlas: Atlas, config: Config) -> Callable[[Tensor], Tensor]:
+    """The explicit loss of coordinates of these exams, mean over them."""
+    settings = config.refine
+    losses = replace(
+        config.loss, explicit=1.0, implicit=0.0, smoothness=settings.smoothness, prewitt=settings.prewitt
+    )
+    similarity = FeatureSimilarity(None, settings.similarity, settings.window)
+    objective = RegistrationLoss(losses, similarity, image.shape[-1])
+    small, weight = on_loss_grid(image, mask, config.loss.size)
+    return lambda coords: objective(coords, small, weight, atlas).total

@@ -16,7 +16,7 @@ from torch.nn.functional import huber_loss
 
 import deepatlas_ops as ops
 from deepatlas.config import CoarseConfig, DataConfig
-from deepatlas.data.augment import Augmentation, affine_coords
+from deepatlas.data.augment import Augmentation, Contrast, affine_coords
 from deepatlas.data.device import upload
 from deepatlas.losses.similarity import masked_mean
 from deepatlas.nn import Atlas, CoordinateNetwork
@@ -30,8 +30,7 @@ class DrawnCrops:
 
     boxes: Tensor  # [B, 3, 2]: bounds in coordinate space, x, y, z
     augmentation: Augmentation
-    contrast: Tensor  # [3, B, 1, 1, 1, 1] in [-1, 1]
-    noise: Tensor | None  # [B, 1, S, S, S]
+    contrast: Contrast
 
 
 class TemplateCrops:
@@ -51,7 +50,7 @@ class TemplateCrops:
     def draw(self, count: int, generator: torch.Generator) -> DrawnCrops:
         """The random numbers of a batch: the same for the same state of the generator, on any machine."""
         boxes = torch.stack([self._box(generator) for _ in range(count)])
-        data, size = self.data, (count, 1, *(self.size,) * 3)
+        data = self.data
         augmentation = Augmentation.draw(
             count,
             generator,
@@ -60,11 +59,7 @@ class TemplateCrops:
             rotation=data.rotation,
             translation=data.translation,
         )
-        contrast = 2 * torch.rand((3, count, 1, 1, 1, 1), generator=generator, device=generator.device) - 1
-        noise = (
-            torch.randn(size, generator=generator, device=generator.device) if self.coarse.contrast else None
-        )
-        return DrawnCrops(boxes, augmentation, contrast, noise)
+        return DrawnCrops(boxes, augmentation, Contrast.draw(count, self.size, generator))
 
     def take(self, drawn: DrawnCrops, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Image ``[n, 1, S, S, S]`` in [0, 1], coordinates ``[n, 3, S, S, S]``, mask ``[n, 1, S, S, S]``."""
@@ -81,9 +76,7 @@ class TemplateCrops:
             # Beyond the box of the crop there is nothing: a real exam ends there, and augmentation shows its end.
             inside = field.abs().amax(1, keepdim=True) <= 1
             image, mask = image * inside, (mask > 0.5) * inside
-            if drawn.noise is not None:
-                contrast, noise = upload(drawn.contrast[:, rows], device), upload(drawn.noise[rows], device)
-                image = self._recolour(image, mask, contrast, noise)
+            image = drawn.contrast.rows(rows).apply(image, mask, self.coarse.contrast)
         return image, coords, mask.to(image.dtype)
 
     def _box(self, generator: torch.Generator) -> Tensor:
@@ -98,13 +91,6 @@ class TemplateCrops:
         if self.data.crop:
             y, x = (_bounds(side[first : last + 1].any(0)) for side in (self._rows, self._columns))
         return torch.tensor([x, y, (start, start + length)])
-
-    def _recolour(self, image: Tensor, mask: Tensor, draw: Tensor, noise: Tensor) -> Tensor:
-        """Random gamma and gain, and noise inside the patient: contrast phases, scanners and kernels differ."""
-        strength = self.coarse.contrast
-        changed = image.clamp(0, 1) ** (1 + strength * draw[0]) * (1 + 0.5 * strength * draw[1])
-        changed = changed + 0.1 * strength * (1 + draw[2]) * noise * mask
-        return changed.clamp(0, 1)
 
 
 def coarse_phase(session: Session, crops: TemplateCrops) -> Phase:

@@ -32,6 +32,7 @@ from deepatlas.nn import Atlas, Autoencoder, CoordinateNetwork, parameter_count
 from deepatlas.train.autoencoder import autoencoder_phase
 from deepatlas.train.batches import Batches
 from deepatlas.train.coarse import TemplateCrops, coarse_phase
+from deepatlas.train.cohort import CohortCoordinates, cohort_phases
 from deepatlas.train.log import NullLog, RunLog
 from deepatlas.train.loop import Session
 from deepatlas.train.panel import save_panel
@@ -104,7 +105,7 @@ class Experiment:
             with self.world.main_first():
                 store = self._store(log)
             split = self._split(store)
-            session = self._session(log)
+            session = self._session(log, len(split["train"]))
             if self.state:
                 session.restore(self.state)
             log.say(
@@ -229,13 +230,17 @@ class Experiment:
             "data": store.root,
         }
 
-    def _session(self, log: RunLog) -> Session:
+    def _session(self, log: RunLog, exams: int) -> Session:
         config = self.config
         modules = {
             "network": CoordinateNetwork(config.network),
             "atlas": Atlas(config.network.atlas_size),
             "autoencoder": Autoencoder(config.autoencoder.channels, config.network.groups),
         }
+        if config.distil.steps:
+            net = config.network
+            coarse = modules["network"].level_size(net.finest_level)
+            modules["cohort"] = CohortCoordinates(exams, max(coarse, config.refine.control), net.atlas_size)
         device = self.world.device
         if device.type == "cpu" or config.train.precision == "bfloat16":
             # Convolutions with few channels are twice as fast in this layout on a CPU, and tensor cores ask for it.
@@ -281,6 +286,7 @@ class Experiment:
             save_panel(path, modules["network"], modules["atlas"], array, grids, level)
 
         session.run(stage_phases(session, batches, loss, picture))
+        session.run(cohort_phases(session, array, split["train"]))
         for module in compiled:
             del module.features  # the method of the class again: what follows are single exams
 

@@ -26,17 +26,23 @@ BAD_BATCH = "bad_batch.pt"  # what a loss that is not finite leaves in the run f
 
 @dataclass(frozen=True)
 class Schedule:
-    """Section 5.2.6: linear warm-up from a fraction of ``lr``, then ``decay`` after every 50 steps."""
+    """Section 5.2.6: linear warm-up from a fraction of ``lr``, then ``decay`` after every 50 steps.
+
+    With ``length`` the rate also falls along a cosine, to a fiftieth after that many steps.
+    """
 
     lr: float
     decay: float = 1.0
     warmup: int = 0
     warmup_from: float = 0.1
+    length: int | None = None
 
     def at(self, step: int) -> float:
         rate = self.lr * self.decay ** (step // 50)
         if step < self.warmup:
             rate *= self.warmup_from + (1 - self.warmup_from) * step / self.warmup
+        if self.length:
+            rate *= 0.02 + 0.49 * (1 + math.cos(math.pi * min(1.0, step / self.length)))
         return rate
 
 
@@ -60,6 +66,20 @@ class Phase:
     averaged: tuple[Tensor, ...] = ()  # tensors of which the run keeps a running mean
     average: float = 0.0
     ended: Callable[[], None] | None = None
+
+
+@dataclass
+class Sweep:
+    """Work through the cohort without a gradient of the network's, batch by batch, as resumable as a phase.
+
+    ``step`` does one batch, keeps what it made in the session's modules and returns scalars to log; ``ended`` turns
+    what was kept into what later phases use. Both do the same in every process.
+    """
+
+    name: str
+    steps: int
+    step: Callable[[int], dict[str, float]]
+    ended: Callable[[], None]
 
 
 @dataclass
@@ -92,13 +112,17 @@ class Session:
         half = self.config.train.precision == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
 
-    def run(self, phases: Iterable[Phase]) -> None:
+    def run(self, phases: Iterable[Phase | Sweep]) -> None:
         """Run the phases that are not done yet, the interrupted one from where it stopped."""
         for phase in phases:
             if phase.name not in self.done:
-                self._optimise(phase)
-                if phase.ended and self.world.main:
+                if isinstance(phase, Sweep):
+                    self._sweep(phase)
                     phase.ended()
+                else:
+                    self._optimise(phase)
+                    if phase.ended and self.world.main:
+                        phase.ended()
                 self.done.append(phase.name)
                 self._pending = None
                 self.save()
@@ -173,16 +197,47 @@ class Session:
                 if due or stopping:
                     self._pause(phase, step + 1, optimiser, mean)
                 if stopping:
-                    self.world.barrier()  # torchrun ends the others as soon as one has left: first the checkpoint
-                    self.log.say(f"stopped and saved; continue with: deepatlas train --resume {self.folder}")
-                    raise KeyboardInterrupt
+                    self._leave()
         with torch.no_grad():
             for parameter, value in zip(phase.averaged if mean else (), mean, strict=True):
                 parameter.copy_(value)
 
+    def _sweep(self, sweep: Sweep) -> None:
+        start = 0
+        if self._pending and self._pending["phase"] == sweep.name:
+            start = self._pending["step"]
+        bar = self.log.bar(sweep.steps, start, sweep.name)
+        began, before = time.monotonic(), self.seconds
+        with _deferred_signals() as stop, contextlib.closing(bar):
+            for number in range(start, sweep.steps):
+                values = sweep.step(number)
+                self.overall += 1
+                bar.update()
+                elapsed = time.monotonic() - began
+                self.log.record(
+                    sweep.name,
+                    number,
+                    self.overall,
+                    **values,
+                    steps_per_second=(number + 1 - start) / max(elapsed, 1e-9),
+                )
+                bar.set_postfix_str(_brief(values), False)
+                self.seconds = before + elapsed
+                stopping = self.world.sum_scalars({"asked": float(len(stop))})["asked"] > 0
+                if stopping or time.monotonic() - self._saved_at > 60 * self.config.train.checkpoint_minutes:
+                    self._pending = {"phase": sweep.name, "step": number + 1}
+                    self.save()
+                if stopping:
+                    self._leave()
+
     def _pause(self, phase, step, optimiser, mean) -> None:
         self._pending = {"phase": phase.name, "step": step, "optimiser": optimiser.state_dict(), "mean": mean}
         self.save()
+
+    def _leave(self) -> None:
+        self.world.barrier()  # torchrun ends the others as soon as one has left: first the checkpoint
+        self.log.say(f"stopped and saved; continue with: deepatlas train --resume {self.folder}")
+        raise KeyboardInterrupt
 
     def _insist_on_finite(self, phase: Phase, unread: list[tuple[int, Tensor, Tensor]]) -> None:
         """Stop at the first step whose loss or gradient is not finite, and leave its batch for a look."""

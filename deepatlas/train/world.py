@@ -81,6 +81,15 @@ class World:
             place += grad.numel()
         return list(flat[place:].unbind())
 
+    def sum_tensors(self, *tensors: Tensor) -> None:
+        """Replace float32 tensors of one device by their sums over the processes, in place."""
+        if self.size == 1:
+            return
+        flat = torch.cat([t.reshape(-1) for t in tensors])
+        self._all_reduce(flat)
+        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
     def sum_scalars(self, values: dict[str, float]) -> dict[str, float]:
         """The sums over the processes of numbers that all of them hold."""
         if self.size == 1:

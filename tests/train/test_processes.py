@@ -26,6 +26,11 @@ SETTINGS = [
     "train.lr=0.0005",
     "train.warmup=5",
     "data.elastic=0.05",
+    "cohort.steps=2",
+    "cohort.batch=2",
+    "distil.steps=[8]",
+    "distil.batch=3",
+    "distil.lr=0.0005",
 ]
 
 
