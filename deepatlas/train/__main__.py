@@ -64,8 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run with parsed arguments; returns the exit status."""
+    from deepatlas.train.allocator import keep_freed_memory
     from deepatlas.train.experiment import Experiment
 
+    keep_freed_memory()
     if arguments.resume:
         given = [
             n
