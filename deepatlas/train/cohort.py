@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import deepatlas_ops as ops
 from deepatlas.data.augment import affine_coords
 from deepatlas.data.dataset import ExamArray
+from deepatlas.data.device import upload
 from deepatlas.localize.refine import register_to_atlas
 from deepatlas.nn import Atlas
 from deepatlas.train.distil import distil_phase
@@ -40,7 +41,7 @@ class CohortCoordinates(nn.Module):
 
     def take(self, rows: list[int], device: torch.device) -> Tensor:
         """Coordinates of some exams, float32 on ``device``."""
-        return self.coords[torch.as_tensor(rows, device=self.coords.device)].to(device, torch.float32)
+        return self.coords[upload(torch.as_tensor(rows), self.coords.device)].to(device, torch.float32)
 
 
 def cohort_phases(session: Session, array: ExamArray, ids: list[str]) -> Iterator[Phase | Sweep]:
