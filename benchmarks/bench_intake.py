@@ -55,7 +55,7 @@ def write_dicom(image: sitk.Image, folder: Path, number: int) -> None:
         tags = {
             "0008|0060": "CT", "0008|0016": "1.2.840.10008.5.1.4.1.1.2", "0008|0008": "ORIGINAL\\PRIMARY\\AXIAL",
             "0010|0020": f"P{number}", "0020|000d": root, "0020|000e": f"{root}.1", "0008|0018": f"{root}.1.{k + 1}",
-            "0020|0052": f"{root}.2", "0020|0011": "2", "0020|0013": str(k), "0028|1052": "0", "0028|1053": "1",
+            "0020|0052": f"{root}.2", "0020|0011": "2", "0020|0013": str(k), "0028|1052": "0", "0028|1053": "1", "0028|1054": "HU",
             "0020|0032": "\\".join(f"{v:g}" for v in image.TransformIndexToPhysicalPoint((0, 0, k))),
             "0020|0037": "1\\0\\0\\0\\1\\0", "0018|0050": "10",
         }  # fmt: skip
@@ -72,6 +72,9 @@ class Memory(threading.Thread):
         super().__init__(daemon=True)
         self.pid, self.samples, self.done = pid, [], threading.Event()
         self.began = time.monotonic()
+        self.cpu: dict[
+            int, float
+        ] = {}  # seconds of each process so far: on a busy machine the clock says little
 
     def run(self) -> None:
         while not self.done.wait(1.0):
@@ -79,6 +82,8 @@ class Memory(threading.Thread):
             for pid in pids:
                 try:
                     pids += [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+                    times = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[11:13]
+                    self.cpu[pid] = sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
                     size = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 1e6
                 except OSError:
                     continue
@@ -149,10 +154,14 @@ def test_intake(request):
         result = {
             "exams": count, "workers": WORKERS, "shape": SHAPE, "machine": platform.processor() or platform.machine(),
             "seconds": round(seconds, 1), "exams_per_second": round(count / seconds, 2),
+            "cpu_seconds": round(sum(memory.cpu.values()), 1),
             "restart_seconds": round(restart, 1), "repair_10_seconds": round(repair, 1),
             "dataset_mb": round(size / 1e6),
             "memory_mb": {f"{share:.0%}": [round(v) for v in memory.at(share)] for share in (0.1, 0.3, 0.5, 0.7, 0.9)},
         }  # fmt: skip
+        result["memory_samples"] = [
+            [round(v) for v in sample] for sample in memory.samples[:: len(memory.samples) // 40 + 1]
+        ]
         text = json.dumps(result, indent=1)
         print("\n" + text)
         target = request.config.getoption("--results") / "intake.json"
