@@ -55,7 +55,8 @@ def write_dicom(image: sitk.Image, folder: Path, number: int) -> None:
         tags = {
             "0008|0060": "CT", "0008|0016": "1.2.840.10008.5.1.4.1.1.2", "0008|0008": "ORIGINAL\\PRIMARY\\AXIAL",
             "0010|0020": f"P{number}", "0020|000d": root, "0020|000e": f"{root}.1", "0008|0018": f"{root}.1.{k + 1}",
-            "0020|0052": f"{root}.2", "0020|0011": "2", "0020|0013": str(k), "0028|1052": "0", "0028|1053": "1", "0028|1054": "HU",
+            "0020|0052": f"{root}.2", "0020|0011": "2", "0020|0013": str(k), "0028|1052": "0", "0028|1053": "1",
+            "0028|1054": "HU",
             "0020|0032": "\\".join(f"{v:g}" for v in image.TransformIndexToPhysicalPoint((0, 0, k))),
             "0020|0037": "1\\0\\0\\0\\1\\0", "0018|0050": "10",
         }  # fmt: skip
@@ -159,9 +160,8 @@ def test_intake(request):
             "dataset_mb": round(size / 1e6),
             "memory_mb": {f"{share:.0%}": [round(v) for v in memory.at(share)] for share in (0.1, 0.3, 0.5, 0.7, 0.9)},
         }  # fmt: skip
-        result["memory_samples"] = [
-            [round(v) for v in sample] for sample in memory.samples[:: len(memory.samples) // 40 + 1]
-        ]
+        every = len(memory.samples) // 40 + 1
+        result["memory_samples"] = [[round(v) for v in sample] for sample in memory.samples[::every]]
         text = json.dumps(result, indent=1)
         print("\n" + text)
         target = request.config.getoption("--results") / "intake.json"
