@@ -261,11 +261,11 @@ class Experiment:
 
     def _phases(self, session: Session, store: Store, split: dict, array: ExamArray) -> None:
         config, modules = self.config, session.modules
-        device = self.world.device
         batches = Batches(array, split["train"], config.data, config.loss.size)
         if not session.done and session.overall == 0:
             self._seed_atlas(session, store, split["seed"])
-        mask = session.facts["seed_mask"].to(device)
+            session.facts["exams"] = list(split["train"])
+        _insist_on_same_exams(store, session.facts.get("exams", split["train"]), split["train"])
         compiled = [modules["network"], modules["autoencoder"]] if config.train.compile else []
         for module in compiled:
             module.features = torch.compile(module.features)
@@ -274,7 +274,12 @@ class Experiment:
             session.run([autoencoder_phase(session, batches)])
         autoencoder = freeze(modules["autoencoder"])
         crops = TemplateCrops(
-            modules["atlas"], mask, config.network.size, config.train.extent, config.coarse, config.data
+            modules["atlas"],
+            session.facts["seed_mask"],
+            config.network.size,
+            config.train.extent,
+            config.coarse,
+            config.data,
         )
         session.run([coarse_phase(session, crops)])
         similarity = FeatureSimilarity(autoencoder, config.loss.similarity, config.loss.window)
@@ -356,6 +361,22 @@ def _seed_volume(store: Store, index: int) -> Volume:
         return to_model_grid(read_volume(store.source(index)), 128, crop=store.crop)
     except (ImportError, DataError):
         return Volume(store.hu[index].astype(np.float32), store.grid(index), store.ids[index])
+
+
+def _insist_on_same_exams(store: Store, before: list[str], now: list[str]) -> None:
+    """A run that goes on with other exams would be neither the old run nor a new one."""
+    if before == now:
+        return
+    missing, new = sorted(set(before) - set(now)), sorted(set(now) - set(before))
+    found = [
+        f"{len(ids)} {what} ({', '.join(ids[:3])})"
+        for ids, what in ((missing, "missing"), (new, "new"))
+        if ids
+    ]
+    raise DataError(
+        f"{store.root}: the exams to learn from are not those that the run started with: "
+        f"{', '.join(found) or 'another order'}; put them back, or start a new run with --out"
+    )
 
 
 def _widest(store: Store, ids: list[str]) -> str:

@@ -27,15 +27,16 @@ class RunLog:
             lines = self.path.read_text().splitlines()
             self.records = [json.loads(line) for line in lines if line.endswith("}")]
         self._file = self.path.open("a", buffering=1)
-        self._board = self._open_board()
+        self._board, self._board_from = None, 0
 
     def _open_board(self):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             self.say("tensorboard is not installed: no TensorBoard log (pip install tensorboard)")
-            return None
-        return SummaryWriter(str(self.folder / "tensorboard"))
+            return False
+        # Of a resumed run TensorBoard forgets what was logged after the checkpoint.
+        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._board_from or None)
 
     def say(self, text: str) -> None:
         """One line on standard error, kept clear of a progress bar."""
@@ -54,12 +55,15 @@ class RunLog:
         entry |= {key: round(float(value), 6) for key, value in scalars.items()}
         self.records.append(entry)
         self._file.write(json.dumps(entry) + "\n")
+        if self._board is None:
+            self._board = self._open_board()
         if self._board:
             for key, value in scalars.items():
                 self._board.add_scalar(key, value, overall)
 
     def rewind(self, overall: int) -> None:
         """Forget what was logged after step ``overall`` (it will be computed again)."""
+        self._board_from = overall + 1
         kept = [r for r in self.records if r["overall"] <= overall]
         if len(kept) < len(self.records):
             self.records = kept

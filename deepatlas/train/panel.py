@@ -49,6 +49,8 @@ def save_panel(
     figure.subplots_adjust(0.01, 0.01, 0.99, 0.94, 0.03, 0.03)
     for axes in rows.flat:
         axes.set_axis_off()
+    title = f"level {level}: exams, their coordinates (red x, green y, blue z), the atlas seen through them"
+    figure.suptitle(title, color="0.9", fontsize=9)
     for column, (title, image, field, seen, spacing) in enumerate(columns):
         for axes, values, name in zip(rows[:, column], (image, field, seen), (title, "", ""), strict=True):
             if values is None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -67,7 +68,7 @@ def launcher(processes):
 
 
 def execute(arguments, environment):
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -85,20 +86,21 @@ def logged(out):
     return (out / "log.jsonl").read_text().count("\n") if (out / "log.jsonl").exists() else 0
 
 
-def stop(arguments, environment, out, number, lines):
-    """Start a run and send it a signal when it has logged so many records."""
+def stop(arguments, environment, out, number, lines, wait=0.0):
+    """Start a run and send it a signal when it has logged so many records, or ``wait`` seconds later."""
     process = subprocess.Popen(
         arguments, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while logged(out) < lines:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
         time.sleep(0.01)
+    time.sleep(wait)
     victim = process.pid
     if callable(number):
         number, victim = signal.SIGKILL, number(process.pid)
     os.kill(victim, number)
-    error = process.communicate(timeout=120)[1]
+    error = process.communicate(timeout=300)[1]
     return process.returncode, error
 
 
@@ -128,6 +130,23 @@ def test_a_killed_run_resumes_bit_for_bit(cohort, environment, whole, tmp_path, 
         for name, value in weights(out)[module].items():
             assert torch.equal(value, values[name]), (module, name)
     assert records(out) == records(whole)
+
+
+def test_a_run_killed_at_a_random_step_resumes_bit_for_bit(cohort, environment, whole, tmp_path):
+    out, seed = tmp_path / "run", int.from_bytes(os.urandom(3))
+    chance = random.Random(seed)
+    # Checkpoints now and then: steps since the last one are computed again. Killed between two records of the log, too.
+    often = f"train.checkpoint_minutes={chance.choice([0, 0.002, 0.01])}"
+    lines = chance.randint(1, len(records(whole)) - 2)
+    wait = chance.uniform(0, 0.3)
+    drawn = f"seed {seed}: {lines} lines, then {wait:.3f} s, {often}"
+    code, error = stop(command(cohort, out, often), environment, out, signal.SIGKILL, lines, wait)
+    assert code in (-signal.SIGKILL, 0), error  # 0: it had just ended
+    execute(resume(out), environment)
+    for module, values in weights(whole).items():
+        for name, value in weights(out)[module].items():
+            assert torch.equal(value, values[name]), (module, name, drawn)
+    assert records(out) == records(whole), drawn
 
 
 def test_a_batch_in_parts_is_the_same_batch(cohort, environment, whole, tmp_path):
@@ -186,5 +205,5 @@ def test_sigterm_to_the_launcher_saves_first(cohort, environment, whole, tmp_pat
 
 def test_more_processes_than_exams_in_a_batch(cohort, environment, tmp_path):
     arguments = command(cohort, tmp_path / "run", processes=4)
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0 and "4 processes cannot share a batch smaller than that" in done.stderr
