@@ -139,10 +139,12 @@ def write_exam(
         file["affine"] = ct.grid.affine
         options = {"chunks": chunk_shape(array.shape), "compression": "gzip", "compression_opts": 1}
         file.create_dataset("ct", data=array, shuffle=True, fletcher32=True, **options)
+        file.flush()  # else chunks come to lie in the order in which Python happens to forget their datasets
         if seg is not None:
             file.create_dataset(
                 "labels", data=seg.array, shuffle=seg.array.itemsize > 1, fletcher32=True, **options
             )
+            file.flush()
         file.attrs["head"] = _head_sha256(file)
         write_part(file.create_group("row"), exam, names)
         file.attrs["sha256"] = content_sha256(

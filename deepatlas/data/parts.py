@@ -41,6 +41,7 @@ def write_part(group: h5py.Group, exam: PreparedExam, labels: dict[str, int]) ->
         array = getattr(exam, name)
         if array is not None:
             group.create_dataset(name, data=array, **_compressed(array.dtype, array.shape))
+            group.file.flush()  # the same exam is to give the same bytes: see write_exam
     group["has_label"] = np.array(exam.has_label, dtype=np.uint8)
     group["fine_grid"] = exam.fine_grid.affine
     group["native_grid"] = exam.native_grid.affine

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
@@ -273,30 +274,40 @@ class Cluster:
         self._open.close()
 
     def run(self, work: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[tuple[Job, Result | Died]]:
-        parallel = self._joblib.Parallel(
-            n_jobs=self._slots, pre_dispatch="2*n_jobs", batch_size=1, return_as="generator_unordered"
-        )
-        results = parallel(self._joblib.delayed(_remote)(work, job) for job in jobs)
+        results = self._results(self._joblib.delayed(_remote)(work, job) for job in jobs)
         try:
             for job, result in results:
                 if isinstance(result, _Raised):
                     raise result.error
                 yield job, result
         except Exception as error:
-            if type(error).__name__ in (
-                "KilledWorker",
-                "RayActorError",
-                "WorkerCrashedError",
-                "CommClosedError",
-            ):
+            if type(error).__name__ in _LOST:
                 raise DataError(
                     f"{self._engine}: a worker of the cluster died ({type(error).__name__}); run the same command "
                     "again: it goes on where it stopped"
                 ) from error
             raise
         finally:
-            with suppress(Exception):
-                results.close()
+            results.close()
+
+    def _results(self, calls: Iterator[Any]) -> Iterator[Any]:
+        options = {"n_jobs": self._slots, "pre_dispatch": "2*n_jobs", "batch_size": 1}
+        if self._engine == "dask":
+            results = self._joblib.Parallel(**options, return_as="generator_unordered")(calls)
+            try:
+                yield from results
+            finally:
+                with suppress(Exception):  # of jobs that nobody waits for any more
+                    results.close()
+            return
+        parallel = self._joblib.Parallel(
+            **options
+        )  # ray's backend gives lists alone: a few jobs for each slot
+        while some := list(islice(calls, 4 * self._slots)):
+            yield from parallel(some)
+
+
+_LOST = ("KilledWorker", "RayActorError", "ActorDiedError", "WorkerCrashedError", "CommClosedError")
 
 
 def _remote(work: Callable[[Any], Any], job: Any) -> tuple[Any, Any]:

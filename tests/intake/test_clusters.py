@@ -65,3 +65,13 @@ def test_a_scheduler_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
     src = write_cohort(tmp_path / "src", 1)
     with pytest.raises(DataError, match="no dask scheduler answers"):
         prepare(src, tmp_path / "dst", Options(engine="dask", address="tcp://127.0.0.1:9", progress=False))
+
+
+def test_a_ray_cluster_makes_the_same_dataset(tmp_path):
+    pytest.importorskip("ray", reason="ray is not installed (pip install '.[ray]')")
+    src = write_cohort(tmp_path / "src", 2)
+    options = {"progress": False, "keep_ids": True}
+    prepare(src, tmp_path / "here", Options(workers=1, **options))
+    assert prepare(src, tmp_path / "there", Options(engine="ray", **options)).made == 2
+    for name in ("dataset.json", "packed.h5", "manifest.sqlite", "report.html"):
+        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes(), name
