@@ -130,6 +130,7 @@ class CohortConfig:
 
     steps: int = 20  # of the registration of an exam
     batch: int = 4
+    prewitt: tuple[float, ...] = ()  # weight of the edge channel in each round; (): refine.prewitt in all
 
 
 @dataclass(frozen=True)
@@ -260,6 +261,11 @@ class Config:
             "phantom.test": (self.phantom.test >= 1, "at least 1"),
             "phantom.deformation": (self.phantom.deformation >= 0, "not negative"),
             "cohort.steps": (self.cohort.steps >= 0, "not negative"),
+            "cohort.prewitt": (
+                len(self.cohort.prewitt) in (0, len(self.distil.steps))
+                and all(w >= 0 for w in self.cohort.prewitt),
+                f"[] or one number for each of the {len(self.distil.steps)} rounds, none negative",
+            ),
             "cohort.batch": (self.cohort.batch >= 1, "at least 1"),
             "distil.steps": (all(s >= 0 for s in self.distil.steps), "numbers, none negative"),
             "distil.batch": (self.distil.batch >= 1, "at least 1"),
@@ -409,9 +415,10 @@ PRESETS = {
             head_steps=0,
         ),
         refine=RefineConfig(
-            steps=20, control=16, lr=0.006, smoothness=1.5, similarity="histogram", window=5, prewitt=0.0
+            steps=20, control=16, lr=0.006, smoothness=1.5, similarity="histogram", window=5, prewitt=0.5
         ),
-        distil=DistilConfig(steps=(3_500, 4_500)),
+        cohort=CohortConfig(prewitt=(0.0, 0.0, 0.5)),
+        distil=DistilConfig(steps=(3_500, 4_500, 4_500)),
     ),
     "paper": Config(refine=RefineConfig(steps=0)),
 }

@@ -8,6 +8,7 @@ through them. What comes out is what :mod:`~deepatlas.train.distil` teaches the 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +68,9 @@ def predict_sweep(session: Session, array: ExamArray, round_: int) -> Sweep:
 def register_sweep(session: Session, array: ExamArray, round_: int) -> Sweep:
     """Every exam registered to the atlas from the coordinates it has, and the atlas as their mean."""
     config, cohort = session.config, session.modules["cohort"]
+    weights = config.cohort.prewitt
+    if weights:
+        config = replace(config, refine=replace(config.refine, prewitt=weights[round_]))
 
     def coordinates(x: Tensor, mask: Tensor, rows: list[int]) -> Tensor:
         start = cohort.take(rows, x.device)
