@@ -42,7 +42,9 @@ SHORT = {
     "phantom": [
         "phantom.train=32", "phantom.test=4", "autoencoder.steps=80", "coarse.steps=800", "train.steps=[10,200]",
     ],
-    "directory": ["autoencoder.steps=150", "coarse.steps=300", "train.steps=[20,60,500]", "distil.steps=[]"],
+    "directory": [
+        "autoencoder.steps=150", "coarse.steps=300", "train.steps=[20,60,500]", "cohort.prewitt=[]", "distil.steps=[]",
+    ],
 }  # fmt: skip
 GRID = [
     *({"loss.similarity": value} for value in ("intensity", "histogram", "features", "mse")),
