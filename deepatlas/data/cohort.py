@@ -121,6 +121,8 @@ def read_labels(path: str | os.PathLike[str]) -> dict[str, int]:
         raise DataError(f"{path}: cannot read: {error}") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: not JSON (line {error.lineno}: {error.msg}); {cure}") from error
+    except RecursionError as error:
+        raise DataError(f"{path}: nested too deeply; {cure}") from error
     if not isinstance(pairs, _Pairs) or not pairs:
         raise DataError(f"{path}: not a JSON object of structures; {cure}")
     labels: dict[str, int] = {}

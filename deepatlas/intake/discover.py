@@ -174,13 +174,19 @@ def image_tasks(
     tables = {folder: _table(file, refusals) for folder, file in found.items()}
     folders = dict(catalogue.images())
     used: set[str] = set()
+    below: dict[
+        str, list[tuple[str, list[Found]]]
+    ] = {}  # folders of label images, by the folder that they are in
+    for folder, files in folders.items():
+        if _last(folder) in _LABEL_FOLDERS:
+            below.setdefault(_up(folder), []).append((_last(folder), files))
     for folder, files in folders.items():
         if _last(folder) in _LABEL_FOLDERS:
             continue
-        table = _table_for(folder, tables)
         cts, drawn = pair(files)
         for ct in cts:
-            labels = [*drawn.get(ct.name, ()), *_elsewhere(ct, folder, folders, alone=len(cts) == 1)]
+            labels = [*drawn.get(ct.name, ()), *_elsewhere(ct, folder, below, alone=len(cts) == 1)]
+            table = _table_for(folder_of(labels[0].name) if labels else folder, tables)
             used.update(f.name for f in labels)
             stats = [(f.name, catalogue.stat(f.name)) for f in (ct, *labels)]
             made_of = digest(RECIPE, table, names and names.entries, stats)
@@ -201,8 +207,8 @@ def image_tasks(
 def pair(files: list[Found]) -> tuple[list[Found], dict[str, list[Found]]]:
     """Split the images of one folder into CTs and ``{CT's name: [label images]}``.
 
-    ``seg`` belongs to ``ct``; ``case_seg`` to ``case``; a label image whose CT has another name belongs to the only
-    CT of the folder.
+    ``seg`` belongs to ``ct``, or to the only CT of the folder; ``case_seg`` to ``case``, or to the only CT if that is
+    called ``ct``: a CT of another name may be another patient's.
     """
     cts = [f for f in files if _base(_stem(f)) is None]
     labels: dict[str, list[Found]] = {}
@@ -211,22 +217,25 @@ def pair(files: list[Found]) -> tuple[list[Found], dict[str, list[Found]]]:
         if base is None:
             continue
         fits = [c for c in cts if (_stem(c).lower() == base if base else _stem(c).lower() in _CT)]
-        if fits := fits or (cts if len(cts) == 1 else []):
+        if not fits and len(cts) == 1 and (not base or _stem(cts[0]).lower() in _CT):
+            fits = cts
+        if fits:
             labels.setdefault(fits[0].name, []).append(found)
     return cts, labels
 
 
-def _elsewhere(ct: Found, folder: str, folders: Mapping[str, list[Found]], alone: bool) -> Iterator[Found]:
+def _elsewhere(
+    ct: Found, folder: str, below: Mapping[str, list[tuple[str, list[Found]]]], alone: bool
+) -> Iterator[Found]:
     """Label images in ``segmentations/`` below the only CT of a folder, and in ``labelsTr/`` beside ``imagesTr/``."""
-    if alone:
-        for name, files in folders.items():
-            if _last(name) in _LABEL_FOLDERS and _up(name) == folder and _last(folder) not in _BESIDE:
-                yield from files
+    if alone and _last(folder) not in _BESIDE:
+        for _, files in below.get(folder, ()):
+            yield from files
     beside = _BESIDE.get(_last(folder), ())
     if beside:
         stem = _stem(ct).removesuffix("_0000")  # nnU-Net's number of the channel
-        for name, files in folders.items():
-            if _last(name) in beside and _up(name) == _up(folder):
+        for name, files in below.get(_up(folder), ()):
+            if name in beside:
                 yield from (f for f in files if _stem(f) == stem)
 
 
@@ -235,8 +244,8 @@ def _last(folder: str) -> str:
 
 
 def _up(folder: str) -> str:
-    head = re.match(r"(.*)[/!]", folder)
-    return head[1] if head else ""
+    head = re.match(r"(.*)([/!])", folder)
+    return "" if head is None else head[1] + "!" * (head[2] == "!")  # the root of an archive keeps its mark
 
 
 def exam_name(ct: Found) -> str:

@@ -75,7 +75,7 @@ def finish(
             if outcome.status == DONE and outcome.record is not None:
                 record = ExamRecord(**{**outcome.record, **_tuples(outcome.record)})
                 series = [SeriesLine(*line) for line in outcome.series]
-                manifest.add_exam(record, outcome.fingerprint, series)
+                manifest.add_exam(record, identity.pseudonym("source", outcome.fingerprint), series)
                 count += 1
             for name, kind, hidden in outcome.public:
                 alias = outcome.id if kind == "exam" else identity.alias(name)

@@ -31,7 +31,7 @@ _ENDINGS = (
 
 def private_folder(dst: Path) -> Path:
     """``DST.private``, beside ``DST``."""
-    dst = Path(os.path.abspath(dst))
+    dst = Path(os.path.realpath(dst))
     return dst.with_name(dst.name + ".private")
 
 
@@ -103,7 +103,7 @@ def known_ending(name: str) -> str:
 
 def readable_id(name: str) -> str:
     """A name as an id that any file system takes (``--keep-ids``); may be empty."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._")[:80]
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-")[:80]
 
 
 # A word of a path or header that short or that common is no identifier, and messages need it.

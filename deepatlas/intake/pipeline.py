@@ -7,6 +7,7 @@ structures; make the exam files that are not there yet; and from them, last, man
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -30,6 +31,8 @@ from deepatlas.intake.types import Refusal
 from deepatlas.intake.walk import scratch_folder
 from deepatlas.intake.work import DONE, FAILED, FATAL, ExamJob, Outcome
 
+# Refusals that may be gone in the next run: what lies there has not left the source.
+_PASSING = re.compile(r"^cannot (be )?read[ :]|^vanished|scratch disk|while it was read|while its headers")
 _SHOWN = 20  # refusals on the screen; all are in the private folder and, without names, in the report
 
 
@@ -81,6 +84,10 @@ class _Run:
                     catalogue.detach([e.key for e in mine])
             journals = stack.enter_context(_Journals(private, options.shard))
             todo = [e for e in mine if not self._is_done(e, journals)]
+            if options.strict:
+                again = {e.id for e in todo}
+                for outcome in journals.outcomes(e for e in mine if e.id not in again):
+                    _stop_at_refusal(outcome)
             if options.merge and todo:
                 raise DataError(
                     f"{self.dst}: {len(todo)} of {len(entries)} exams are not prepared yet; run the shards that did "
@@ -93,6 +100,8 @@ class _Run:
             state = digest([(e.id, e.fingerprint) for e in entries], sorted(self.planner.refusals))
             if not todo and not gone and read_state(private) == state and (exams := self._exams()):
                 return self._summary(exams, labels, journals, entries)
+            if gone:  # until the end, this is no finished dataset
+                (self.dst / "dataset.json").unlink(missing_ok=True)
             self._make(catalogue, todo, labels, journals)
             for exam in gone | {o.id for o in journals.outcomes(entries) if o.status != DONE}:
                 exam_path(self.dst, exam).unlink(missing_ok=True)
@@ -128,6 +137,13 @@ class _Run:
             raise DataError(
                 f"{self.dst}: holds {len(there)} exams, none of which is in {self.src}; choose another DST, or delete "
                 f"this one and {self.identity.folder.name} first"
+            )
+        doubtful = [r for r in self.planner.refusals if _PASSING.search(r[2])]
+        if gone and doubtful:
+            raise DataError(
+                f"{self.dst}: {len(gone)} of its exams are not found in {self.src}, where {len(doubtful)} files or "
+                f"folders could not be read (first: {doubtful[0][0]}: {doubtful[0][2]}); mend that and run again: "
+                "nothing was removed"
             )
         if gone and self.options.progress:
             print(f"{len(gone)} exams are no longer in {self.src} and leave the dataset", file=sys.stderr)
@@ -175,8 +191,8 @@ class _Run:
                 journals.enter(result)
                 self.made += result.status == DONE
                 bar.update(1)
-                if self.options.strict and result.refusals:
-                    raise DataError(f"{result.refusals[0].name}: {result.refusals[0].reason}")
+                if self.options.strict:
+                    _stop_at_refusal(result)
 
     # -- small things -----------------------------------------------------------------------------------------
 
@@ -222,11 +238,10 @@ class _Journals:
 
     def get(self, entry: Entry) -> Outcome | None:
         """What became of an exam as it is now: as this journal has it, or as a shard's has it."""
-        for journal in (self._own, *self._others):
-            outcome = journal.get(entry.id)
-            if outcome is not None and outcome.fingerprint == entry.fingerprint:
-                return outcome
-        return None
+        outcomes = (journal.get(entry.id) for journal in (self._own, *self._others))
+        found = [o for o in outcomes if o is not None and o.fingerprint == entry.fingerprint]
+        # One that came in counts before a failure that another shard, or an earlier run, had with it.
+        return min(found, key=lambda o: o.status != DONE, default=None)
 
     def enter(self, outcome: Outcome) -> None:
         self._own.enter(outcome)
@@ -240,6 +255,12 @@ class _Journals:
     def __exit__(self, *_: object) -> None:
         for journal in (self._own, *self._others):
             journal.close()
+
+
+def _stop_at_refusal(outcome: Outcome) -> None:
+    """``--strict``: what does not go in stops the run, in the run that finds it and in every later one."""
+    for refusal in outcome.refusals:
+        raise DataError(f"{refusal.name}: {refusal.reason}")
 
 
 def _list(what: str, lines: Iterable[tuple[str, str]]) -> None:

@@ -20,6 +20,7 @@ except ImportError:  # Windows
 
 # What a dataset's folder holds; anything else, and it is another thing, which nobody wants overwritten.
 _OURS = {"dataset.json", "exams", "packed.h5", "manifest.sqlite", "manifest.sqlite-journal", "report.html"}
+_JUNK = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what systems leave in any folder that is looked at
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.\d+\..+")  # of files.atomic_path, left by a process that was killed
 
 
@@ -45,7 +46,7 @@ def check_places(src: Path, dst: Path) -> None:
     if not dst.is_dir():
         raise DataError(f"{dst}: is a file; `prepare` makes a folder, so choose another name")
     try:
-        names = {name for name in os.listdir(dst) if not _TEMPORARY.fullmatch(name)}
+        names = {name for name in os.listdir(dst) if not (_TEMPORARY.fullmatch(name) or name in _JUNK)}
     except OSError as error:
         raise write_error(dst, error) from error
     if strange := sorted(names - _OURS):

@@ -27,6 +27,7 @@ from deepatlas.intake.types import ExamSource, Found, Reading, Refusal
 RECIPE = 1  # raise when the same exam would give other arrays
 DONE, REFUSED, FAILED, FATAL = "done", "refused", "failed", "fatal"
 _MANY_DIGITS = re.compile(r"\d{6,}")  # a SeriesNumber of that size may be the number of a record
+_NUMBERED = re.compile(r"structure \d+( \(\d+\))?")  # what a name that was withheld became
 _FORMATS = {
     ".nii": "nifti",
     ".nii.gz": "nifti",
@@ -184,7 +185,7 @@ def _left_out(ignored: Mapping[str, str], labels: Mapping[str, int]) -> list[str
             continue  # nobody asked for it, or the table names what this exam does not have
         if "not in the label table" in why:
             why = "its name is not one of anatomy, so it may be somebody's; say in a name map what it is"
-        known = name in labels or name.startswith("structure ")
+        known = name in labels or _NUMBERED.fullmatch(name)
         lines.append(f"{name if known else 'a structure'}: left out: {why}")
     return lines
 

@@ -1,0 +1,85 @@
+"""What goes wrong between two runs, and whose drawing belongs to whom."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from deepatlas.errors import DataError
+from deepatlas.intake.discover import _table_for, _up, pair
+from deepatlas.intake.finish import Entry
+from deepatlas.intake.identity import Identity
+from deepatlas.intake.journal import Journal
+from deepatlas.intake.pipeline import _Journals, _Run, _stop_at_refusal
+from deepatlas.intake.types import Found, Refusal
+from deepatlas.intake.work import DONE, FAILED, REFUSED, Outcome, _left_out
+
+
+def files(*names):
+    return [Found(Path("/nowhere") / n, n) for n in names]
+
+
+def test_a_drawing_of_another_patient_is_not_taken():
+    cts, drawn = pair(files("a/patientA.nii.gz", "a/patientB_seg.nii.gz"))
+    assert [c.name for c in cts] == ["a/patientA.nii.gz"] and drawn == {}
+
+
+@pytest.mark.parametrize("label", ["seg.nii.gz", "tumour_seg.nii.gz", "image-label.nrrd"])
+def test_a_folder_named_after_its_exam_pairs_what_is_in_it(label):
+    _, drawn = pair(files("a/image.nii.gz", f"a/{label}"))
+    assert [f.name for f in drawn["a/image.nii.gz"]] == [f"a/{label}"]
+
+
+def test_the_root_of_an_archive_is_a_folder():
+    assert [_up(f) for f in ("a.zip!segmentations", "a.zip!x/segmentations", "x/seg", "seg")] == [
+        "a.zip!", "a.zip!x", "x", "",
+    ]  # fmt: skip
+    assert _table_for("data/labelsTr", {"data": {"a": 1}, "data/labelsTr": {"b": 1}}) == {"b": 1}
+
+
+@pytest.mark.parametrize("own", [FAILED, REFUSED])
+def test_what_a_shard_has_made_counts_before_another_failure(tmp_path, own):
+    for name, status in (("journal.sqlite", own), ("journal-0-of-2.sqlite", DONE)):
+        journal = Journal(tmp_path / name)
+        journal.enter(Outcome("exam", "made-of-this", status))
+        journal.close()
+    entry = Entry("key", "digest", "name", "", True, (), "", id="exam", fingerprint="made-of-this")
+    with _Journals(tmp_path, None) as journals:
+        assert journals.get(entry).status == DONE
+
+
+@pytest.mark.parametrize(
+    ("reason", "passing"),
+    [
+        ("cannot read: permission denied; check it", True),
+        ("cannot be read (Input/output error); copy it again", True),
+        ("vanished while the source was read; put it back and run again", True),
+        ("the scratch disk is full; free space there or unpack it yourself", True),
+        ("not a CT", False),
+    ],
+)
+def test_exams_that_cannot_be_read_for_now_have_not_left(tmp_path, reason, passing):
+    dst = tmp_path / "dst"
+    for exam in ("aa01", "bb02"):
+        (dst / "exams" / exam[:2]).mkdir(parents=True)
+        (dst / "exams" / exam[:2] / f"{exam}.h5").touch()
+    run = SimpleNamespace(
+        dst=dst, src=tmp_path, options=SimpleNamespace(progress=False), identity=Identity.open(dst),
+        planner=SimpleNamespace(refusals=[("b", "file", reason, None)]),
+    )  # fmt: skip
+    entries = [Entry("key", "digest", "name", "", True, (), "", id="aa01")]
+    if passing:
+        with pytest.raises(DataError, match="1 of its exams are not found .* nothing was removed"):
+            _Run._gone(run, entries)
+    else:
+        assert _Run._gone(run, entries) == {"bb02"}
+
+
+def test_strict_stops_at_what_an_earlier_run_refused():
+    with pytest.raises(DataError, match="b: damaged"):
+        _stop_at_refusal(Outcome("exam", "f", REFUSED, refusals=[Refusal("b", "damaged", "exam")]))
+
+
+def test_only_numbered_structures_are_called_by_their_number():
+    lines = _left_out({"structure smith": "no closed contour", "structure 7": "no closed contour"}, {})
+    assert lines == ["a structure: left out: no closed contour", "structure 7: left out: no closed contour"]
