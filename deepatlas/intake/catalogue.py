@@ -57,7 +57,7 @@ class Catalogue:
 
     def __init__(self, scratch: Path, private: Path, src: Path) -> None:
         self._src, self._kept = src, private / f"headers-{VERSION}.sqlite"
-        self._stats: dict[str, str] = {}
+        self._stats: dict[Path, str] = {}
         self._plans = "kept.plans"
         try:
             self._db = sqlite3.connect(
@@ -101,6 +101,8 @@ class Catalogue:
     def unread(self) -> int:
         """How many files with an unknown header there are, put by for :meth:`pages`."""
         with self._change() as db:
+            # A disk that failed once may read now.
+            db.execute("DELETE FROM kept.headers WHERE role = 'refused' AND reason LIKE 'cannot be read (%'")
             db.execute("DROP TABLE IF EXISTS todo")
             db.execute(
                 "CREATE TABLE todo AS SELECT f.name, f.path FROM files f LEFT JOIN kept.headers h "
@@ -243,18 +245,37 @@ class Catalogue:
 
     def _stat(self, found: Found) -> str:
         """Size and time of a file; of its archive and its size for a member, which is unpacked anew in every run."""
-        outer, inside, _ = found.name.partition("!")
         try:
-            if not inside:
-                status = os.stat(found.path)
-                return f"{status.st_size}.{status.st_mtime_ns}"
-            if outer not in self._stats:
-                archive = self._src if self._src.is_file() else self._src / outer
-                status = os.stat(archive)
-                self._stats = {outer: f"{status.st_size}.{status.st_mtime_ns}"}
-            return f"{self._stats[outer]}.{os.stat(found.path).st_size}"
+            archive = self._archive(found.name)
+            if archive is None:
+                return ",".join(_size_and_time(path) for path in (found.path, *_detached(found.path)))
+            if archive not in self._stats:
+                self._stats = {archive: _size_and_time(archive)}
+            return f"{self._stats[archive]}.{os.stat(found.path).st_size}"
         except OSError:  # gone since it was listed: reading it will say so
             return "gone"
+
+    def _archive(self, name: str) -> Path | None:
+        """The archive that a file is a member of. A mere folder may have an exclamation mark in its name too."""
+        parts = name.split("!")
+        for end in range(1, len(parts)):
+            archive = self._src if self._src.is_file() else self._src / "!".join(parts[:end])
+            if archive in self._stats or archive.is_file():
+                return archive
+        return None
+
+
+def _size_and_time(path: Path) -> str:
+    status = os.stat(path)
+    return f"{status.st_size}.{status.st_mtime_ns}"
+
+
+def _detached(header: Path) -> list[Path]:
+    """The files beside a header that may hold its voxels: those of the same name but for the ending."""
+    if header.suffix.lower() not in (".mhd", ".nhdr"):
+        return []
+    stem = header.name[: -len(header.suffix)] + "."
+    return sorted(p for p in header.parent.iterdir() if p.name.startswith(stem) and p != header)
 
 
 class _Transaction:

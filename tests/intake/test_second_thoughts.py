@@ -1,12 +1,14 @@
 """What goes wrong between two runs, and whose drawing belongs to whom."""
 
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from deepatlas.errors import DataError
-from deepatlas.intake.discover import _table_for, _up, pair
+from deepatlas.intake.catalogue import Catalogue
+from deepatlas.intake.discover import Peek, _table_for, _up, pair
 from deepatlas.intake.finish import Entry
 from deepatlas.intake.identity import Identity
 from deepatlas.intake.journal import Journal
@@ -83,3 +85,45 @@ def test_strict_stops_at_what_an_earlier_run_refused():
 def test_only_numbered_structures_are_called_by_their_number():
     lines = _left_out({"structure smith": "no closed contour", "structure 7": "no closed contour"}, {})
     assert lines == ["a structure: left out: no closed contour", "structure 7: left out: no closed contour"]
+
+
+@pytest.fixture
+def catalogue(tmp_path):
+    for folder in ("src", "scratch", "private"):
+        (tmp_path / folder).mkdir()
+    with closing(Catalogue(tmp_path / "scratch", tmp_path / "private", tmp_path / "src")) as found:
+        yield found
+
+
+def stat(catalogue, path, name):
+    catalogue.add([Found(path, name)])
+    return catalogue.stat(name)
+
+
+def test_a_changed_file_in_a_folder_with_an_exclamation_mark_is_noticed(catalogue, tmp_path):
+    path = tmp_path / "src" / "data!2" / "ct.nii"
+    path.parent.mkdir()
+    path.write_bytes(b"one")
+    before = stat(catalogue, path, "data!2/ct.nii")
+    path.write_bytes(b"another")
+    assert before != "gone" and stat(catalogue, path, "data!2/ct.nii") != before
+
+
+def test_a_changed_file_of_voxels_beside_its_header_is_noticed(catalogue, tmp_path):
+    header, voxels = tmp_path / "src" / "ct.mhd", tmp_path / "src" / "ct.raw"
+    header.write_bytes(b"header")
+    voxels.write_bytes(b"one")
+    before = stat(catalogue, header, "ct.mhd")
+    voxels.write_bytes(b"another")
+    assert stat(catalogue, header, "ct.mhd") != before
+
+
+def test_a_header_that_a_failing_disk_hid_is_read_again(catalogue, tmp_path):
+    path = tmp_path / "src" / "a"
+    path.write_bytes(b"x")
+    catalogue.add([Found(path, "a")])
+    assert catalogue.unread() == 1
+    catalogue.keep([Peek("a", "refused", reason="cannot be read (Input/output error); copy it again")])
+    assert catalogue.unread() == 1
+    catalogue.keep([Peek("a", "refused", reason="not a CT")])
+    assert catalogue.unread() == 0
