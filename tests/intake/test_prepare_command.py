@@ -332,7 +332,7 @@ def test_kills_at_any_moment_lose_nothing(tmp_path):
 
 @pytest.mark.processes
 def test_ctrl_c_is_clean(tmp_path):
-    src, dst = write_cohort(tmp_path / "src", 12), tmp_path / "dst"
+    src, dst = write_cohort(tmp_path / "src", 40), tmp_path / "dst"
     process = command(tmp_path, "prepare", src, dst, "--quiet", "--workers", 1)
     deadline = time.monotonic() + 200
     while not list(dst.glob("exams/*/[!.]*.h5")) and process.poll() is None and time.monotonic() < deadline:
