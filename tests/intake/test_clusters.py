@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sqlite3
 
@@ -36,10 +37,17 @@ def deadly_exam(job) -> Outcome:
     return prepare_exam(job)
 
 
+def same_salt(folder):
+    """What stands for a source is salted: the same in two datasets only with the same salt."""
+    (folder / "there.private").mkdir(mode=0o700)
+    shutil.copy(folder / "here.private" / "salt", folder / "there.private")
+
+
 def test_a_dask_cluster_makes_the_same_dataset(tmp_path, address):
     src = write_cohort(tmp_path / "src", 4)
     options = {"progress": False, "keep_ids": True}
     prepare(src, tmp_path / "here", Options(workers=1, **options))
+    same_salt(tmp_path)
     summary = prepare(src, tmp_path / "there", Options(engine="dask", address=address, **options))
     assert summary.exams == summary.made == 4
     tables = [list(sqlite3.connect(tmp_path / n / "manifest.sqlite").iterdump()) for n in ("here", "there")]
@@ -72,6 +80,7 @@ def test_a_ray_cluster_makes_the_same_dataset(tmp_path):
     src = write_cohort(tmp_path / "src", 2)
     options = {"progress": False, "keep_ids": True}
     prepare(src, tmp_path / "here", Options(workers=1, **options))
+    same_salt(tmp_path)
     assert prepare(src, tmp_path / "there", Options(engine="ray", **options)).made == 2
     for name in ("dataset.json", "packed.h5", "manifest.sqlite", "report.html"):
         assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes(), name
