@@ -418,7 +418,7 @@ PRESETS = {
             steps=20, control=16, lr=0.006, smoothness=1.5, similarity="histogram", window=5, prewitt=0.5
         ),
         cohort=CohortConfig(prewitt=(0.0, 0.0, 0.5)),
-        distil=DistilConfig(steps=(3_500, 4_500, 4_500)),
+        distil=DistilConfig(steps=(2_500, 3_500, 11_000)),
     ),
     "paper": Config(refine=RefineConfig(steps=0)),
 }
