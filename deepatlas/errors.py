@@ -33,6 +33,6 @@ def guarded(run: Callable[..., int], *arguments: object) -> int:
     except (DeepAtlasError, OSError) as error:
         print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"{PROGRAM}: {stop or 'interrupted'}", file=sys.stderr)
         return 130

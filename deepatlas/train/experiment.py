@@ -34,7 +34,7 @@ from deepatlas.train.batches import Batches
 from deepatlas.train.coarse import TemplateCrops, coarse_phase
 from deepatlas.train.cohort import CohortCoordinates, cohort_phases
 from deepatlas.train.log import NullLog, RunLog
-from deepatlas.train.loop import Session
+from deepatlas.train.loop import Session, deferred_signals
 from deepatlas.train.panel import save_panel
 from deepatlas.train.score import score
 from deepatlas.train.stages import stage_phases
@@ -254,7 +254,8 @@ class Experiment:
     def _train(self, session: Session, store: Store, split: dict) -> None:
         rows, data = [store.index(i) for i in split["train"]], self.config.data
         size, device = self.config.network.size, self.world.device
-        with training_array(store, size, device, exams=rows, resident=data.resident) as array:
+        exams = training_array(store, size, device, exams=rows, resident=data.resident)
+        with exams as array, deferred_signals() as session.stop:
             if isinstance(array, StreamingArray):
                 session.log.say(f"exams are read from {store.path} as they are needed")
             self._phases(session, store, split, array)

@@ -96,6 +96,7 @@ class Session:
     done: list[str] = field(default_factory=list)
     overall: int = 0
     seconds: float = 0.0
+    stop: list[int] = field(default_factory=list)  # signals that asked it to (deferred_signals)
     _pending: dict | None = None
     _saved_at: float = field(default_factory=time.monotonic)
 
@@ -127,6 +128,8 @@ class Session:
                 self._pending = None
                 self.save()
                 self.log.draw()
+                if self._asked_to_stop():
+                    self._leave()
 
     def _optimise(self, phase: Phase) -> None:
         groups = [{"params": list(p), "factor": factor} for p, factor in phase.parameters]
@@ -141,7 +144,7 @@ class Session:
         bar = self.log.bar(phase.steps, start, phase.name)
         began, before = time.monotonic(), self.seconds
         unread: list[tuple[int, Tensor, Tensor]] = []  # steps whose loss nobody has looked at yet
-        with _deferred_signals() as stop, contextlib.closing(bar):
+        with contextlib.closing(bar):
             for step in range(start, phase.steps):
                 rate = phase.schedule.at(step)
                 for group in optimiser.param_groups:
@@ -153,7 +156,7 @@ class Session:
                     loss.backward()
                     losses.append(loss.detach())
                     scalars.append(values)
-                asked = torch.tensor(float(len(stop) > 0))
+                asked = torch.tensor(float(len(self.stop) > 0))
                 loss, asked = self.world.sum_gradients(everything, torch.stack(losses).sum(), asked)
                 norm = torch.nn.utils.clip_grad_norm_(everything, phase.clip or math.inf)
                 unread.append((step, state, loss + 0 * norm))  # not finite if either is not
@@ -190,7 +193,7 @@ class Session:
                 self.seconds = before + time.monotonic() - began
                 # Together: a process that stopped alone would leave the others waiting for its gradients.
                 stopping = (
-                    stop
+                    self.stop
                     if self.world.size == 1
                     else (wanted or self.device.type == "cpu") and asked.item() > 0
                 )
@@ -208,7 +211,7 @@ class Session:
             start = self._pending["step"]
         bar = self.log.bar(sweep.steps, start, sweep.name)
         began, before = time.monotonic(), self.seconds
-        with _deferred_signals() as stop, contextlib.closing(bar):
+        with contextlib.closing(bar):
             for number in range(start, sweep.steps):
                 values = sweep.step(number)
                 self.overall += 1
@@ -223,7 +226,7 @@ class Session:
                 )
                 bar.set_postfix_str(_brief(values), False)
                 self.seconds = before + elapsed
-                stopping = self.world.sum_scalars({"asked": float(len(stop))})["asked"] > 0
+                stopping = self._asked_to_stop()
                 if stopping or time.monotonic() - self._saved_at > 60 * self.config.train.checkpoint_minutes:
                     self._pending = {"phase": sweep.name, "step": number + 1}
                     self.save()
@@ -233,6 +236,10 @@ class Session:
     def _pause(self, phase, step, optimiser, mean) -> None:
         self._pending = {"phase": phase.name, "step": step, "optimiser": optimiser.state_dict(), "mean": mean}
         self.save()
+
+    def _asked_to_stop(self) -> bool:
+        """Whether a signal has reached any of the processes; all of them ask this together."""
+        return self.world.sum_scalars({"asked": float(len(self.stop))})["asked"] > 0
 
     def _leave(self) -> None:
         self.world.barrier()  # torchrun ends the others as soon as one has left: first the checkpoint
@@ -299,7 +306,7 @@ def _brief(values: dict[str, float]) -> str:
 
 
 @contextlib.contextmanager
-def _deferred_signals():
+def deferred_signals() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM in a list, so that a run stops between two steps; a second one stops at once."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():

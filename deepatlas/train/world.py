@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -35,8 +37,11 @@ class World:
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         self.device = device
         self._waiting = None
+        self._lost = False
         if self.size == 1:
             return
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._terminated)
         if device.type == "cuda":
             if device.index is None:
                 local = int(os.environ.get("LOCAL_RANK", self.rank)) % torch.cuda.device_count()
@@ -113,11 +118,18 @@ class World:
         with self._peers():
             dist.all_reduce(flat)
 
+    def _terminated(self, number: int, frame) -> None:
+        """SIGTERM outside the phases. torchrun sends it as soon as one process has failed, to all that are left: one
+        that knows of the loss is leaving already, and must live to say so (torchrun waits half a minute for it)."""
+        if not self._lost:
+            raise KeyboardInterrupt(f"process {self.rank} of {self.size} was told to end (SIGTERM)")
+
     @contextlib.contextmanager
     def _peers(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:  # torch.distributed has no type of its own for a lost connection
+            self._lost = True
             reason = str(error).strip().splitlines()[0][:160]
             raise DeepAtlasError(
                 f"process {self.rank} of {self.size} lost the others ({reason}); --resume continues the run from its "

@@ -1,6 +1,8 @@
 """Schedule, resume after an interruption, and what happens when the loss is not finite."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from deepatlas import checkpoint
 from deepatlas.config import preset
 from deepatlas.errors import DeepAtlasError
 from deepatlas.train.log import RunLog
-from deepatlas.train.loop import BAD_BATCH, Phase, Schedule, Session
+from deepatlas.train.loop import BAD_BATCH, Phase, Schedule, Session, deferred_signals
 from deepatlas.train.world import World
 
 
@@ -42,9 +44,6 @@ def make(folder, steps=12, stop_at=None, bad_at=None):
         x = batch(session.generator)["x"]
         loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
         if number == stop_at:
-            import os
-            import signal
-
             os.kill(os.getpid(), signal.SIGTERM)
         if number == bad_at:
             loss = loss * float("nan")
@@ -61,19 +60,21 @@ def make(folder, steps=12, stop_at=None, bad_at=None):
                 batch,
                 averaged=tuple(model.parameters()),
                 average=0.9,
+                ended=(lambda: os.kill(os.getpid(), signal.SIGTERM)) if stop_at == "picture" else None,
             )
 
     return session, model, phases
 
 
-@pytest.mark.parametrize("stop_at", [0, 5, 11])
+@pytest.mark.parametrize("stop_at", [0, 5, 11, "picture"])
 def test_a_stopped_run_continues_bit_for_bit(tmp_path, stop_at):
     session, whole, phases = make(tmp_path / "whole")
     session.run(phases())
 
     session, _, phases = make(tmp_path / "cut", stop_at=stop_at)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), deferred_signals() as session.stop:
         session.run(phases())
+    assert session.overall == (12 if stop_at == "picture" else stop_at + 1)
     session, resumed, phases = make(tmp_path / "cut")
     session.restore(checkpoint.load(tmp_path / "cut" / checkpoint.NAME))
     session.run(phases())
@@ -134,8 +135,6 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_checkpoint(tmp_path):
     path = tmp_path / "checkpoint.pt"
     checkpoint.save(path, {"value": 1})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    import signal
-
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, hard))
     try:

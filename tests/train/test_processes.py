@@ -198,11 +198,41 @@ def test_a_killed_process_ends_the_job_and_another_number_goes_on(cohort, enviro
     same_run(out, whole)
 
 
+SURVIVOR = """
+import os, signal, sys, time
+import torch
+from deepatlas.errors import guarded
+from deepatlas.train.world import World
+
+def run():
+    world = World(torch.device("cpu"))
+    if world.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        world.sum_scalars({"asked": 0.0})
+    finally:
+        time.sleep(2)  # a run draws its curves before it ends
+    return 0
+
+sys.exit(guarded(run))
+"""
+
+
+def test_the_process_that_is_left_says_why_although_the_launcher_ends_it(environment, tmp_path):
+    script = tmp_path / "survivor.py"
+    script.write_text(SURVIVOR)
+    arguments = [*launcher(2)[:-2], str(script)]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0 and "closing signal SIGTERM" in done.stderr, done.stderr
+    assert "deepatlas: error: process 0 of 2 lost the others" in done.stderr, done.stderr
+
+
 def test_sigterm_to_the_launcher_saves_first(cohort, environment, whole, tmp_path):
     out = tmp_path / "run"
-    code, _error = stop(command(cohort, out, processes=2), environment, out, signal.SIGTERM, 7)
-    assert code != 0
-    assert checkpoint.load(out / "checkpoint.pt")["pending"] is not None
+    code, error = stop(command(cohort, out, processes=2), environment, out, signal.SIGTERM, 7)
+    assert code != 0 and "stopped and saved" in error, error
+    saved, log = checkpoint.load(out / "checkpoint.pt"), records(out)
+    assert len(log) >= 7 and saved["overall"] >= log[-1]["overall"]  # whatever was computed is in it
     execute(resume(out, processes=3), environment)
     same_run(out, whole)
 
