@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections import defaultdict
@@ -97,13 +98,19 @@ class RunLog:
         except ImportError:
             return
         series = defaultdict(lambda: ([], []))
-        phases = {}
+        phases, latest = {}, {}
         for entry in self.records:
-            phases.setdefault(entry["phase"], entry["overall"])
+            phase, overall = entry["phase"], entry["overall"]
+            phases.setdefault(phase, overall)
             for key, value in entry.items():
                 if key not in ("phase", "step", "overall"):
-                    series[key][0].append(entry["overall"])
-                    series[key][1].append(value)
+                    x, y = series[key]
+                    if latest.setdefault(key, phase) != phase:  # a curve ends with its phase
+                        x.append(overall)
+                        y.append(math.nan)
+                        latest[key] = phase
+                    x.append(overall)
+                    y.append(value)
         if not series:
             return
         columns = 3

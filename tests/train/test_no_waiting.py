@@ -91,4 +91,4 @@ def test_no_step_of_a_phase_waits(array, monkeypatch, accumulate):  # noqa: F811
                 loss.backward()
         assert waits.found == [], phase.name
         names.append(phase.name)
-    assert names == ["autoencoder", "coarse", "level-1", "head-0", "level-0"]
+    assert names == ["autoencoder", "coarse", "level-1", "head-0", "level-0", "distil-0"]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from deepatlas.config import preset
+from deepatlas.data.augment import affine_coords
 from deepatlas.data.dataset import TrainingArray
 from deepatlas.data.phantom import PhantomCohort
 from deepatlas.data.prepare import prepare_cohort
@@ -13,6 +14,8 @@ from deepatlas.nn import Atlas, Autoencoder, CoordinateNetwork
 from deepatlas.train.autoencoder import autoencoder_phase
 from deepatlas.train.batches import Batches
 from deepatlas.train.coarse import TemplateCrops, coarse_phase
+from deepatlas.train.cohort import CohortCoordinates
+from deepatlas.train.distil import distil_phase
 from deepatlas.train.log import NullLog
 from deepatlas.train.loop import Session
 from deepatlas.train.stages import stage_phases
@@ -23,7 +26,7 @@ CONFIG = preset("tiny").override(
         "network.size=16", "network.fold=1", "network.finest_level=0", "network.channels=[8,16]", "network.features=8",
         "network.atlas_size=24", "loss.size=16", "loss.window=5", "loss.similarity=features", "loss.min_overlap=0",
         "autoencoder.batch=5", "coarse.batch=5", "coarse.contrast=0.3", "train.batch=5", "train.steps=[1,1]",
-        "train.head_steps=1",
+        "train.head_steps=1", "distil.steps=[1]", "distil.batch=5",
     ]
 )  # fmt: skip
 
@@ -49,6 +52,8 @@ def phases(array, world, accumulate, start=None):
         network.load_state_dict(start)
     atlas, autoencoder = Atlas(24), Autoencoder((8, 16))
     modules = {"network": network, "atlas": atlas, "autoencoder": autoencoder}
+    modules["cohort"] = CohortCoordinates(len(array), 16, 24)
+    modules["cohort"].coords.copy_(0.8 * affine_coords(torch.eye(3, 4)[None], 16))
     for module in modules.values():
         module.to(world.device)
     atlas.seed(array.volumes[:1].float(), 0.85)
@@ -61,6 +66,7 @@ def phases(array, world, accumulate, start=None):
     yield coarse_phase(session, TemplateCrops(atlas, mask, 16, 0.85, config.coarse, config.data))
     loss = RegistrationLoss(config.loss, FeatureSimilarity(freeze(autoencoder), "features", 5), 16)
     yield from stage_phases(session, batches, loss)
+    yield distil_phase(session, array, array.ids, 0)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +112,7 @@ def whole(array, start):
 
 @pytest.mark.parametrize(("processes", "accumulate"), [(1, 2), (1, 5), (2, 1), (3, 2), (5, 1)])
 def test_gradients_and_scalars_add_up(array, start, whole, processes, accumulate):
-    assert list(whole) == ["autoencoder", "coarse", "level-1", "head-0", "level-0"]
+    assert list(whole) == ["autoencoder", "coarse", "level-1", "head-0", "level-0", "distil-0"]
     assert whole["level-0"][1]["implicit_similarity"] > 0 and whole["level-0"][1]["overlap"] > 0.05
     for name, (grad, scalars) in gradients(array, start, processes, accumulate).items():
         expected, wanted = whole[name]

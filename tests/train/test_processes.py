@@ -14,7 +14,6 @@ from test_experiment import FAST
 
 import deepatlas
 from deepatlas import checkpoint
-from deepatlas.data.phantom import PhantomCohort
 
 SETTINGS = [
     *(s for s in FAST if "phantom" not in s),
@@ -33,16 +32,6 @@ SETTINGS = [
     "distil.batch=3",
     "distil.lr=0.0005",
 ]
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory):
-    """Three phantoms without labels: training ends without a score."""
-    root = tmp_path_factory.mktemp("cohort") / "data"
-    PhantomCohort(seed=0).write(root, range(3), progress=False)
-    for seg in root.glob("*/seg.nii.gz"):
-        seg.unlink()
-    return root
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import pytest
 from test_experiment import FAST
 
 from deepatlas import checkpoint
-from deepatlas.data.phantom import PhantomCohort
 from deepatlas.data.prepare import prepare_cohort
 from deepatlas.train.__main__ import main
 from deepatlas.train.log import RunLog
@@ -23,16 +22,6 @@ SETTINGS = [
     "train.steps=[1,2]",
     "train.head_steps=0",
 ]
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory):
-    """Three phantoms without labels: training ends without a score."""
-    root = tmp_path_factory.mktemp("cohort") / "data"
-    PhantomCohort(seed=0).write(root, range(3), progress=False)
-    for seg in root.glob("*/seg.nii.gz"):
-        seg.unlink()
-    return root
 
 
 @pytest.fixture(autouse=True)

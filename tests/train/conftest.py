@@ -1,0 +1,15 @@
+"""What several tests of training share."""
+
+import pytest
+
+from deepatlas.data.phantom import PhantomCohort
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory):
+    """Three phantoms without labels, not to be written to: training on them ends without a score."""
+    root = tmp_path_factory.mktemp("cohort") / "data"
+    PhantomCohort(seed=0).write(root, range(3), progress=False)
+    for seg in root.glob("*/seg.nii.gz"):
+        seg.unlink()
+    return root
