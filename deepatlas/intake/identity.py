@@ -14,13 +14,15 @@ import io
 import os
 import re
 import secrets
+import stat
+import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from deepatlas.errors import DataError
 from deepatlas.files import atomic_path, write_error
 
+_CLAIM_SECONDS = 10.0  # a claim is held for one rename
 ID_DIGITS = 16  # 64 bits: two of 51,167 exams meet by chance once in 10^10 datasets
 # Endings that say what a file is and not whose: anything else after a dot may be part of a name.
 _ENDINGS = (
@@ -53,7 +55,7 @@ class Identity:
         try:
             if create:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                os.chmod(folder, 0o700)
+                _close_to_others(folder)
                 _create_once(path, secrets.token_hex(32))
             text = path.read_text(encoding="ascii").strip()
         except FileNotFoundError as error:
@@ -159,6 +161,19 @@ def _vocabulary() -> frozenset[str]:
     )
 
 
+def _close_to_others(folder: Path) -> None:
+    """Mode 0700. Where a disk knows no permissions (FAT), how it is mounted decides who reads it."""
+    if not stat.S_IMODE(os.stat(folder).st_mode) & 0o077:
+        return
+    try:
+        os.chmod(folder, 0o700)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be closed to other users ({error.strerror}), and it tells which exam is whose; mount "
+            "its disk with umask=077, or choose a DST on another one"
+        ) from error
+
+
 def _create_once(path: Path, text: str) -> None:
     """Write a small file (mode 0600) unless it is there; whole, and never over another process's."""
     if path.exists():
@@ -170,7 +185,30 @@ def _create_once(path: Path, text: str) -> None:
             handle.write(text)
             handle.flush()
             os.fsync(handle.fileno())
-        with suppress(FileExistsError):
+        try:
             os.link(temporary, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a disk without hard links; if it is another trouble, it shows again
+            _rename_once(temporary, path)
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
+
+
+def _rename_once(temporary: Path, path: Path) -> None:
+    """Name ``temporary`` ``path`` unless that is there. A rename replaces, so one process at a time may do it."""
+    claim = path.with_name(f".{path.name}.claim")
+    until = time.monotonic() + _CLAIM_SECONDS
+    while not path.exists():
+        try:
+            os.close(os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        except FileExistsError:
+            if time.monotonic() > until:
+                raise DataError(f"{claim}: left by a run that was killed; delete it and run again") from None
+            time.sleep(0.01)
+            continue
+        try:
+            if not path.exists():  # else another process was done before this one's claim
+                os.rename(temporary, path)
+        finally:
+            claim.unlink()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import hmac
 import os
@@ -12,11 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepatlas.errors import DataError
+from deepatlas.intake import identity
 from deepatlas.intake.identity import Identity, private_folder, public_text, readable_id
 
 
 def mode(path) -> int:
     return stat.S_IMODE(os.stat(path).st_mode)
+
+
+def no_link(number):
+    def link(*_):
+        raise OSError(number, os.strerror(number))
+
+    return link
 
 
 def test_ids_are_hmac_of_the_key_under_a_salt_for_the_owner_alone(tmp_path):
@@ -40,6 +49,53 @@ def test_processes_that_start_together_share_one_salt(tmp_path):
     with ThreadPoolExecutor(16) as pool:
         ids = set(pool.map(lambda _: Identity.open(tmp_path / "dst").exam_id("k"), range(64)))
     assert len(ids) == 1 and os.listdir(tmp_path / "dst.private") == ["salt"]
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EACCES, errno.ENOSYS])
+def test_a_disk_without_hard_links_has_one_salt_too(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(os, "link", no_link(number))
+    with ThreadPoolExecutor(16) as pool:
+        ids = set(pool.map(lambda _: Identity.open(tmp_path / "dst").exam_id("k"), range(64)))
+    assert len(ids) == 1 and os.listdir(tmp_path / "dst.private") == ["salt"]
+    assert mode(tmp_path / "dst.private" / "salt") == 0o600
+
+
+def test_a_salt_that_comes_between_look_and_claim_stays(tmp_path, monkeypatch):
+    """The slower of two processes: the faster one has written and left when it gets its claim."""
+    path, temporary, opened = tmp_path / "salt", tmp_path / "new", os.open
+    temporary.write_text("second")
+
+    def late(*args, **more):
+        path.write_text("first")
+        return opened(*args, **more)
+
+    monkeypatch.setattr(os, "open", late)
+    identity._rename_once(temporary, path)
+    assert path.read_text() == "first" and sorted(os.listdir(tmp_path)) == ["new", "salt"]
+
+
+def test_a_claim_that_nobody_holds_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(identity, "_CLAIM_SECONDS", 0.05)
+    monkeypatch.setattr(os, "link", no_link(errno.EPERM))
+    (tmp_path / "dst.private").mkdir(mode=0o700)
+    (tmp_path / "dst.private" / ".salt.claim").touch()
+    with pytest.raises(DataError, match=r"\.salt\.claim: left by a run that was killed; delete it") as error:
+        Identity.open(tmp_path / "dst")
+    assert "\n" not in str(error.value) and os.listdir(tmp_path / "dst.private") == [".salt.claim"]
+
+
+def test_a_private_folder_that_cannot_be_closed_says_so(tmp_path, monkeypatch):
+    """As on FAT, where a mount's umask stands for permissions."""
+
+    def chmod(*_):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "chmod", chmod)
+    Identity.open(tmp_path / "a")  # made with 0700, as by umask=077
+    (tmp_path / "b.private").mkdir(mode=0o750)
+    with pytest.raises(DataError, match="cannot be closed to other users .*umask=077"):
+        Identity.open(tmp_path / "b")
+    assert not os.listdir(tmp_path / "b.private")
 
 
 def test_a_lost_or_damaged_salt_is_one_line(tmp_path):
