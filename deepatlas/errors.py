@@ -34,5 +34,5 @@ def guarded(run: Callable[..., int], *arguments: object) -> int:
         print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
-        print(f"{PROGRAM}: {stop or 'interrupted'}", file=sys.stderr)
+        print(f"{PROGRAM}: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
