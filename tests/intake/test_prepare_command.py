@@ -22,7 +22,7 @@ from small_exams import body, one_line, write_cohort
 from deepatlas import cli
 from deepatlas.data.io import read_volume
 from deepatlas.errors import DataError
-from deepatlas.intake import work
+from deepatlas.intake import dataset, work
 from deepatlas.intake.dataset import Dataset, exam_path
 from deepatlas.intake.pipeline import Options, prepare
 from deepatlas.intake.work import prepare_exam
@@ -73,8 +73,7 @@ def dicom_exam(folder, seed=1, **tags):
 
 def arrays(dst) -> dict:
     """Everything that a dataset holds, by exam: for comparing two of them."""
-    dataset = Dataset(dst)
-    return {exam.id: (exam.content, exam.path.read_bytes()) for exam in dataset}
+    return {exam.id: (exam.content, exam.path.read_bytes()) for exam in Dataset(dst)}
 
 
 def leftovers(dst) -> list[str]:
@@ -142,6 +141,44 @@ def test_a_lost_or_damaged_exam_file_is_made_again(tmp_path):
     first.unlink()
     second.write_bytes(second.read_bytes()[:5000])
     assert run(src, dst).made == 2 and arrays(dst) == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *(("packed.h5", d) for d in ("gone", "header", "cut")),
+        ("manifest.sqlite", "cut"),
+        ("report.html", "gone"),
+    ],
+)
+def test_a_finished_dataset_that_lost_a_file_gets_it_again(tmp_path, monkeypatch, name, damage):
+    src, dst = write_cohort(tmp_path / "src", 2), tmp_path / "dst"
+    run(src, dst)
+    whole = {path: path.read_bytes() for path in dst.rglob("*.*") if path.is_file()}
+    if damage == "gone":
+        (dst / name).unlink()
+    elif damage == "cut":
+        (dst / name).write_bytes(whole[dst / name][:-100])
+    else:
+        (dst / name).write_bytes(bytes(60) + whole[dst / name][60:])
+    monkeypatch.setattr(work, "prepare_exam", None)  # no exam is read again
+    summary = run(src, dst)
+    assert summary.exams == 2 and summary.made == 0
+    assert {path: path.read_bytes() for path in dst.rglob("*.*") if path.is_file()} == whole
+
+
+def test_a_training_array_of_other_exams_is_noticed(tmp_path, monkeypatch):
+    src, dst = write_cohort(tmp_path / "src", 3), tmp_path / "dst"
+    run(src, dst)
+    whole = (dst / "packed.h5").read_bytes()
+    run(write_cohort(tmp_path / "one", 1), tmp_path / "other")
+    short = (tmp_path / "other" / "packed.h5").read_bytes()
+    (dst / "packed.h5").write_bytes(short)
+    about = json.loads((dst / "dataset.json").read_text())  # of the size that is stated, and whole in itself
+    about["files"]["packed.h5"]["bytes"] = len(short)
+    (dst / "dataset.json").write_text(dataset._canonical(about))
+    run(src, dst)
+    assert (dst / "packed.h5").read_bytes() == whole and Dataset(dst).about["exams"] == 3
 
 
 def test_another_source_is_not_taken_for_the_old_one(tmp_path):
