@@ -13,7 +13,7 @@ from scipy import ndimage
 from deepatlas.data.grid import Grid
 from deepatlas.data.io import image_suffix, read_volume
 from deepatlas.errors import DataError
-from deepatlas.intake.drawing import Drawing, LabelSource, Patch, place, shares_lattice, without_path
+from deepatlas.intake.drawing import Bits, Drawing, LabelSource, Patch, place, shares_lattice, without_path
 from deepatlas.intake.names import clean_name, compact
 from deepatlas.intake.types import Found
 
@@ -50,39 +50,40 @@ class LabelImage:
     def check(self, grid: Grid) -> None:
         """Read the voxels; raise :class:`DataError` if they are not on ``grid`` or hold what nothing names."""
         try:
-            self.volume = read_volume(self.file.path, labels=True, notes=[])
+            volume = read_volume(self.file.path, labels=True, notes=[])
         except DataError as error:
             raise DataError(without_path(error, self.file.path)) from error
-        if not shares_lattice(self.volume.grid, grid):
-            corners = self.volume.grid.canonical()[0].corners(), grid.canonical()[0].corners()
+        if not shares_lattice(volume.grid, grid):
+            corners = volume.grid.canonical()[0].corners(), grid.canonical()[0].corners()
             apart = float(np.linalg.norm(corners[0] - corners[1], axis=1).max())
             raise DataError(
                 f"its geometry differs from the CT's (corners up to {apart:.1f} mm apart); "
                 "draw or resample it on the CT's grid"
             )
-        high = int(self.volume.array.max())
+        high = int(volume.array.max())
         if high > _MAX_ID:
             raise DataError(f"holds the label {high}, larger than {_MAX_ID}; renumber the labels")
-        boxes = ndimage.find_objects(self.volume.array.astype(np.int32, copy=False))
-        self.boxes = {value: box for value, box in enumerate(boxes, 1) if box is not None}
-        if not self.table and len(self.boxes) > 1:
-            raise DataError(f"holds {len(self.boxes)} structures that no labels.json names; write one")
-        if self.table and (unknown := sorted(set(self.boxes) - set(self.table.values()))):
+        boxes = ndimage.find_objects(volume.array.astype(np.int32, copy=False))
+        held = {value: box for value, box in enumerate(boxes, 1) if box is not None}
+        if not self.table and len(held) > 1:
+            raise DataError(f"holds {len(held)} structures that no labels.json names; write one")
+        if self.table and (unknown := sorted(set(held) - set(self.table.values()))):
             some = ", ".join(map(str, unknown[:8])) + (" …" if len(unknown) > 8 else "")
             raise DataError(
                 f"holds label ids that its label table does not name ({some}); add them or clear them"
             )
+        self.grid = volume.grid
+        # In bits: where each structure has a file, all of them are held until the last is painted.
+        self.masks = {value: (box, Bits.of(volume.array[box] == value)) for value, box in held.items()}
 
     def draw(self, value: int, grid: Grid, notes: list[str]) -> Patch:
         """The voxels of ``value``; of the only value there is, if it is 0."""
-        value = value or next(iter(self.boxes), 0)
-        if value not in self.boxes:
+        value = value or next(iter(self.masks), 0)
+        if value not in self.masks:
             raise DataError("empty: no voxel holds it")
-        box = self.boxes[value]
-        part = self.volume.grid.cropped(
-            [side.start for side in box], [side.stop - side.start for side in box]
-        )
-        mask = self.volume.array[box] == value
+        box, bits = self.masks[value]
+        mask = bits.array()
+        part = self.grid.cropped([side.start for side in box], mask.shape)
         patch, _ = place(mask, part, grid)
         if lost := int(np.count_nonzero(mask)) - int(np.count_nonzero(patch.array)):
             notes.append(f"{lost} of its voxels lie beyond the CT; left out")

@@ -1,7 +1,9 @@
 """Structures of an exam, from RTSTRUCT, DICOM-SEG and label images, as one label image on the CT's grid.
 
-Where structures overlap, the later one in the label table has the voxel, and a warning counts what it took. The one
-exception is an outline of the whole body (EXTERNAL in an RTSTRUCT): it is painted first, under all others.
+Where structures overlap, the smaller one (by the voxels of its own mask) has the voxel, so that a tumour is not lost
+in the lung that it grows in; of two equal ones the later in the label table. A name map is an order that somebody gave:
+with one, the later has the voxel, however large. A warning counts what was taken. An outline of the whole body
+(EXTERNAL in an RTSTRUCT) is painted first in any case, under all others.
 
 What structures are called in a file is free text. Without a name map or label table that says otherwise, only names
 go in that :func:`deepatlas.intake.names.why_private` finds nothing in, in lower case with underscores; others are
@@ -11,7 +13,7 @@ listed by their number alone. The names of a label table beside label images go 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from deepatlas.data.io import image_suffix
 from deepatlas.data.volume import Volume
 from deepatlas.errors import DataError
 from deepatlas.intake import dicom_seg, rtstruct
-from deepatlas.intake.drawing import Drawing, LabelSource, Patch, dicom_errors, without_path
+from deepatlas.intake.drawing import Bits, Drawing, LabelSource, Patch, dicom_errors, without_path
 from deepatlas.intake.label_images import LabelImage
 from deepatlas.intake.names import NameMap, clean_name, compact, identifier_tokens, why_private
 from deepatlas.intake.types import DicomSeries, Found, Refusal, Structures
@@ -50,7 +52,8 @@ def read_structures(
     Args:
         files: RTSTRUCT, DICOM-SEG (``.dcm`` or without suffix) and label images of this exam.
         ct: the CT; only its grid matters.
-        labels: ``{name: id}`` of the dataset, ids from 1 to 65535; its order settles overlaps.
+        labels: ``{name: id}`` of the dataset, ids from 1 to 65535; its order settles overlaps where there are
+            ``names``, and otherwise those of structures of equal size.
         names: which names of the sources mean which name of the dataset. Without it, a source's name means the one
             of ``labels`` that it equals but for case, spaces and punctuation. Sources that a map gives one name are
             joined; without a map, the first that has voxels is taken. Either is warned of.
@@ -82,22 +85,25 @@ def read_structures(
     named = {value: name for name, value in labels.items()}
     outlines = {name for name, group in wanted.items() if any(drawing.outline for drawing, _ in group)}
     held: Counter[str] = Counter()
-    for name in sorted(wanted, key=lambda n: (n not in outlines, order[n])):
-        for patch in _draw(name, wanted[name], ct.grid, names is not None, result):
+    ordered = sorted(wanted, key=lambda n: (n not in outlines, order[n]))
+    layers = ((name, _draw(name, wanted[name], ct.grid, names is not None, result)) for name in ordered)
+    above = "later in the label table"
+    if names is None:
+        layers, above = _largest_first(layers, outlines), "no larger"
+    for name, patches in layers:
+        for patch in patches:
             taken = _paint(result.labels.array, patch, labels[name])
             held[name] += int(np.count_nonzero(patch.array)) - taken.pop(labels[name], 0)
             held.subtract({named[value]: count for value, count in taken.items()})
             if counts := ", ".join(
                 f"{n} of {named[v]}" for v, n in taken.items() if named[v] not in outlines
             ):
-                result.warnings.append(
-                    f"{name}: overlaps and, later in the label table, takes {counts} (voxels)"
-                )
+                result.warnings.append(f"{name}: overlaps and, {above}, takes {counts} (voxels)")
     for name in sorted(held, key=order.__getitem__):
         if held[name]:
             result.present.append(name)
         else:
-            _ignore(result, name, "all its voxels belong to structures later in the label table")
+            _ignore(result, name, f"all its voxels belong to structures {above}")
     return result
 
 
@@ -190,6 +196,19 @@ def _draw(
             f"{name}: {len(patches)} structures joined, to which the name map gives this name"
         )
     return patches
+
+
+def _largest_first(
+    layers: Iterable[tuple[str, list[Patch]]], outlines: Collection[str]
+) -> Iterator[tuple[str, list[Patch]]]:
+    """The layers with outlines first, then by falling number of voxels; equal ones in the order that they come in."""
+    waiting = []
+    for name, patches in layers:  # all are drawn before the first is painted
+        voxels = sum(int(np.count_nonzero(patch.array)) for patch in patches)
+        bits = [(patch.start, Bits.of(patch.array)) for patch in patches]
+        waiting.append((name not in outlines, -voxels, name, bits))
+    for _, _, name, bits in sorted(waiting, key=lambda layer: layer[:2]):
+        yield name, [Patch(start, mask.array()) for start, mask in bits]
 
 
 def _paint(array: NDArray, patch: Patch, value: int) -> dict[int, int]:

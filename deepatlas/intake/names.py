@@ -172,8 +172,9 @@ class NameMap:
 def label_table(names: Iterable[str], given: Mapping[str, int] | None = None) -> dict[str, int]:
     """Ids for ``names``: those of ``given`` are kept, the others follow after the largest in order of their names.
 
-    Planning volumes (PTV, CTV, ITV, GTV) come before anatomy: they hold healthy tissue by design, and where two
-    overlap, the later one of the table has the voxel. The same names get the same ids in whatever order they come.
+    Planning volumes (PTV, CTV, ITV, GTV) come before anatomy: they hold healthy tissue by design, and where two of
+    equal size overlap, the later one of the table has the voxel. The same names get the same ids in whatever order they
+    come.
     Raises :class:`DataError` beyond 65535.
     """
     table = dict(given or {})

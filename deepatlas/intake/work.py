@@ -24,7 +24,7 @@ from deepatlas.intake.labels import read_structures
 from deepatlas.intake.names import NameMap
 from deepatlas.intake.types import ExamSource, Found, Reading, Refusal
 
-RECIPE = 1  # raise when the same exam would give other arrays
+RECIPE = 2  # raise when the same exam would give other arrays
 DONE, REFUSED, FAILED, FATAL = "done", "refused", "failed", "fatal"
 _MANY_DIGITS = re.compile(r"\d{6,}")  # a SeriesNumber of that size may be the number of a record
 _NUMBERED = re.compile(r"structure \d+( \(\d+\))?")  # what a name that was withheld became

@@ -143,7 +143,18 @@ def test_half_of_a_fraction_is_in(tmp_path):
     np.testing.assert_array_equal(result.labels.array, (np.rint(fractions[..., 0] * 200) >= 100))
 
 
-def test_overlapping_segments_go_to_the_later_of_the_table(tmp_path):
+@pytest.mark.parametrize("labels", [{"liver": 1, "left_lung": 2}, {"left_lung": 2, "liver": 1}])
+def test_of_overlapping_segments_the_smaller_lies_on_top(tmp_path, labels):
+    grid = Grid.from_spacing((5, 6, 6), (1, 1, 2))
+    slices = ct_headers(grid)
+    masks = np.zeros((5, 6, 6, 2), dtype=bool)
+    masks[1:4, 1:4, 2:4, 0] = masks[..., 1] = True
+    result = read(segmentation(slices, masks), tmp_path, Volume(np.zeros(grid.shape), grid), slices, labels)
+    np.testing.assert_array_equal(result.labels.array, np.where(masks[..., 0], 1, 2))
+    assert result.warnings == ["liver: overlaps and, no larger, takes 18 of left_lung (voxels)"]
+
+
+def test_overlapping_segments_of_equal_size_go_to_the_later_of_the_table(tmp_path):
     grid = Grid.from_spacing((5, 6, 6), (1, 1, 2))
     slices = ct_headers(grid)
     masks = np.zeros((5, 6, 6, 2), dtype=bool)

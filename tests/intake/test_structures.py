@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tarfile
 import time
+import tracemalloc
 from pathlib import Path
 
 import nibabel
@@ -193,7 +194,7 @@ def test_one_name_twice_is_taken_once_without_a_map_and_joined_by_one(tmp_path):
     assert "2 structures joined" in "".join(result.warnings)
 
 
-def test_later_structures_win_and_the_body_lies_under_all(tmp_path):
+def test_of_equal_structures_the_later_wins_and_the_body_lies_under_all(tmp_path):
     grid = Grid.from_spacing((6, 20, 20))
     slices = ct_headers(grid)
     structures = {
@@ -205,10 +206,71 @@ def test_later_structures_win_and_the_body_lies_under_all(tmp_path):
     ct = Volume(np.zeros(grid.shape), grid)
     result = read_structures([file], ct, {"a": 1, "b": 2, "body": 3})
     assert [int((result.labels.array == i).sum()) for i in (1, 2, 3)] == [36 - 9, 36, 18 * 18 - 63]
-    assert result.warnings == ["b: overlaps and, later in the label table, takes 9 of a (voxels)"]
+    assert result.warnings == ["b: overlaps and, no larger, takes 9 of a (voxels)"]
     result = read_structures([file], ct, {"b": 2, "a": 1, "body": 3})
     assert [int((result.labels.array == i).sum()) for i in (1, 2, 3)] == [36, 36 - 9, 18 * 18 - 63]
     assert result.present == ["b", "a", "body"]
+
+
+NESTED = {"lung": (2.5, 17.5), "ptv": (5.5, 14.5), "gtv": (8.5, 11.5)}  # sides of squares in one another
+
+
+@pytest.mark.parametrize("order", [("gtv", "lung", "ptv"), ("ptv", "gtv", "lung"), ("lung", "ptv", "gtv")])
+@pytest.mark.parametrize("source", ["contours", "masks"])
+def test_the_smaller_structure_lies_on_top_and_a_name_map_decides_otherwise(tmp_path, source, order):
+    grid = Grid.from_spacing((6, 20, 20))
+    slices = ct_headers(grid)
+    drawn = {name: [square(grid, 2, *sides)] for name, sides in NESTED.items()}
+    files = [saved(rtstruct(slices, drawn), tmp_path / "rt.dcm")]
+    ct = Volume(np.zeros(grid.shape), grid)
+    if source == "masks":
+        for name, contours in drawn.items():
+            alone = saved(rtstruct(slices, {name: contours}), tmp_path / "one.dcm")
+            mask = read_structures([alone], ct, {name: 1}).labels
+            write_volume(tmp_path / f"{name}.nii.gz", mask)
+        files = [found(tmp_path / f"{name}.nii.gz") for name in NESTED]
+    labels = {name: i for i, name in enumerate(order, 1)}
+    result = read_structures(files, ct, labels)
+    counts = {name: int((result.labels.array == value).sum()) for name, value in labels.items()}
+    assert counts == {"lung": 225 - 81, "ptv": 81 - 9, "gtv": 9} and not result.ignored
+    assert result.present == list(order) and result.warnings == [
+        "ptv: overlaps and, no larger, takes 81 of lung (voxels)",
+        "gtv: overlaps and, no larger, takes 9 of ptv (voxels)",
+    ]
+    result = read_structures(files, ct, labels, names=NameMap({name: () for name in order}))
+    last = result.labels.array == labels[order[-1]]
+    assert last.sum() == (NESTED[order[-1]][1] - NESTED[order[-1]][0]) ** 2
+    assert all("no larger" not in line for line in [*result.warnings, *result.ignored.values()])
+
+
+def test_a_structure_that_smaller_ones_cover_is_ignored_and_says_so(tmp_path):
+    grid = Grid.from_spacing((6, 20, 20))
+    halves = {"b": [square(grid, 2, 4.5, 9.5)], "c": [square(grid, 3, 4.5, 9.5)]}
+    file = saved(rtstruct(ct_headers(grid), {"a": halves["b"] + halves["c"], **halves}), tmp_path / "rt.dcm")
+    result = read_structures([file], Volume(np.zeros(grid.shape), grid), {"b": 1, "c": 2, "a": 3})
+    assert result.present == ["b", "c"]
+    assert result.ignored == {"a": "all its voxels belong to structures no larger"}
+
+
+def test_forty_masks_of_a_whole_ct_wait_as_bits(tmp_path):
+    """Each reaches from corner to corner, so that boxes around them would save nothing."""
+    grid = Grid.from_spacing((64, 128, 128))
+    for number in range(40):
+        mask = np.zeros(grid.shape, np.uint8)
+        mask[0, 0, number] = mask[-1, -1, number:] = 1
+        write_volume(tmp_path / f"rib {number}.nii.gz", Volume(mask, grid))
+    files = [found(path) for path in sorted(tmp_path.glob("*.nii.gz"))]
+    ct = Volume(np.zeros(grid.shape, np.int16), grid)
+    table = label_table(structure_names(files))
+    tracemalloc.start()
+    try:
+        result = read_structures(files, ct, table)
+        peak = tracemalloc.get_traced_memory()[1] / ct.array.size
+    finally:
+        tracemalloc.stop()
+    assert len(result.present) == 40 and (result.labels.array == table["rib_39"]).sum() == 90
+    print(f"{peak:.1f} bytes a voxel")
+    assert peak < 25  # bytes a voxel of the CT; two masks each as bytes would be 80
 
 
 def test_several_files_add_up(tmp_path):
@@ -324,3 +386,23 @@ def test_lungs_of_a_real_rtstruct_against_an_independent_rasterisation(lung1):
         assert got.sum() > 200_000 and dice >= 0.999
     # Lungs are where the CT holds air inside: the masks are not mirrored or shifted.
     assert np.median(ct.array[result.labels.array > 0]) < -600
+
+
+def test_tumours_of_a_real_rtstruct_keep_their_voxels(lung1):
+    scan = scan_dicom(found(path) for path in sorted(lung1.iterdir()))
+    series = choose_series(scan.series).taken
+    ct = read_series(series).volume
+    drawn = [one.found for one in scan.labels if one.modality == "RTSTRUCT"]
+    table = label_table(structure_names(drawn, series=series))
+    result = read_structures(drawn, ct, table, series=series)
+    kept = np.bincount(result.labels.array.ravel())
+    for name, share in {
+        "gtv_1": 1,
+        "gtv_2": 1,
+        "gtv_3": 1,
+        "lung_l": 0.9,
+        "lung_r": 0.99,
+        "ptv_1": 0.4,
+    }.items():
+        alone = read_structures(drawn, ct, {name: 1}, series=series).labels.array
+        assert kept[table[name]] >= share * np.count_nonzero(alone), name
