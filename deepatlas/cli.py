@@ -57,7 +57,10 @@ def build_parser() -> argparse.ArgumentParser:
                 "--any-model", action="store_true", help="accept a template of another model"
             )
             command.add_argument(
-                "--threshold", type=_fraction, default=0.5, help="mask value that counts (0.5)"
+                "--threshold",
+                type=_fraction,
+                help="mask value that counts, for all structures; by default each "
+                "structure has its own, which keeps the volume it has in the template",
             )
 
     def is_strict(command: argparse.ArgumentParser) -> None:

@@ -183,8 +183,11 @@ class Model:
         coords, grid, _ = self.coordinates_on_model_grid(volume)
         return native_coordinates(coords, grid, volume.grid)
 
-    def segment(self, exam: Exam, template, threshold: float = 0.5) -> Volume:
-        """Label image of the template's structures on the exam's own grid (section 3.2.1)."""
+    def segment(self, exam: Exam, template, threshold: float | None = None) -> Volume:
+        """Label image of the template's structures on the exam's own grid (section 3.2.1).
+
+        ``threshold``: what a mask must reach; None takes the template's own values, which keep volumes.
+        """
         from deepatlas.localize.segment import segment
 
         return segment(self, _read(exam), template, threshold=threshold)

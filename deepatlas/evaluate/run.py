@@ -133,7 +133,7 @@ def evaluate_cohort(
     strict: bool = False,
     *,
     hd95: str = "mean",
-    threshold: float = 0.5,
+    threshold: float | None = None,
     convention: str = "radiological",
     pictures: bool = True,
     progress: Callable[[str], None] | None = None,
@@ -143,9 +143,9 @@ def evaluate_cohort(
     Writes ``metrics.csv`` (exam, structure, dice, hd95_mm, predicted_ml, reference_ml), ``summary.json``,
     ``report.html`` (one self-contained file) and ``figures/<exam>.png`` into ``out_dir``. Structures are
     matched by name between template and ``labels.json``. ``exams`` restricts to some ids; ``hd95`` names
-    the convention (eq. 16: "mean"); ``convention`` is how pictures are turned, "radiological" or
-    "neurological"; ``progress`` receives a line per exam. A bad exam is skipped and listed unless
-    ``strict``. Raises DataError where nothing can be evaluated.
+    the convention (eq. 16: "mean"); ``threshold`` is as in segment_coordinates; ``convention`` is how pictures are
+    turned, "radiological" or "neurological"; ``progress`` receives a line per exam. A bad exam is skipped and listed
+    unless ``strict``. Raises DataError where nothing can be evaluated.
     """
     if hd95 not in HD95_CONVENTIONS:
         raise DataError(f"evaluate: hd95 must be one of {', '.join(HD95_CONVENTIONS)}, got {hd95!r}")
@@ -202,7 +202,7 @@ def evaluate_cohort(
             "hd95_name": hd95,
             "surface": SURFACE,
             "rows": ROWS,
-            "threshold": threshold,
+            "threshold": threshold or dict(zip(template.names, template.thresholds, strict=True)),
             "pictures": convention,
         },
         "seconds": statistics(seconds[p.exam] for p in pages)

@@ -27,18 +27,21 @@ TILE = (16, 32, 32)
 
 
 def segment_coordinates(
-    coords: Tensor, model_grid: Grid, native_grid: Grid, template: Template, threshold: float = 0.5
+    coords: Tensor, model_grid: Grid, native_grid: Grid, template: Template, threshold: float | None = None
 ) -> np.ndarray:
     """Label ids ``[D, H, W]`` (uint8, or uint16 for ids above 255) on ``native_grid``; 0 is background.
 
-    ``coords`` ``[1, 3, s, s, s]`` lives on ``model_grid``. A voxel takes the structure whose mask is highest
-    there, if that is at least ``threshold``; a voxel outside the model grid's field of view is background.
-    Memory does not grow with the number of slices: the work goes slab by slab.
+    ``coords`` ``[1, 3, s, s, s]`` lives on ``model_grid``. A voxel takes the structure whose mask is furthest
+    above ``threshold`` there (None: above the template's own ``thresholds``, which keep volumes), if one reaches it;
+    a voxel outside the model grid's field of view is background. Memory does not grow with the number of slices: the
+    work goes slab by slab.
     """
-    if not 0 < threshold <= 1:
+    if threshold is not None and not 0 < threshold <= 1:
         raise DeepAtlasError(f"segment: threshold must be in (0, 1], got {threshold}")
+    levels = template.thresholds if threshold is None else (threshold,) * len(template.ids)
     masks = torch.from_numpy(template.masks).to(coords.device, coords.dtype)
     ids = torch.tensor((0, *template.ids), dtype=torch.int32, device=coords.device)
+    levels = torch.tensor(levels, dtype=coords.dtype, device=coords.device)
     supports = torch.tensor(_supports(template.masks))
     last = torch.tensor(masks.shape[:0:-1], dtype=coords.dtype, device=coords.device) - 1
     out = np.zeros(native_grid.shape, dtype=np.uint8 if max(template.ids) < 256 else np.uint16)
@@ -53,14 +56,14 @@ def segment_coordinates(
         for tile, (low, high) in zip(tiles, ends, strict=True):
             near = ((supports[:, 0] <= high) & (supports[:, 1] >= low)).all(dim=1).nonzero()[:, 0]
             if len(near):
-                labels[tile[1:]] = _tile_labels(masks, near, index[tile], low, high, threshold, ids)
+                labels[tile[1:]] = _tile_labels(masks, near, index[tile], low, high, levels, ids)
         out[z] = labels.cpu().numpy()
     out[~inside(model_grid, native_grid)] = 0
     return out
 
 
 def _tile_labels(
-    masks: Tensor, near: Tensor, index: Tensor, low: Tensor, high: Tensor, threshold: float, ids: Tensor
+    masks: Tensor, near: Tensor, index: Tensor, low: Tensor, high: Tensor, levels: Tensor, ids: Tensor
 ) -> Tensor:
     """Label ids of one tile: the structures ``near``, read from the template's box ``low`` .. ``high``."""
     box = tuple(slice(a, b + 1) for a, b in zip(low.flip(0).tolist(), high.flip(0).tolist(), strict=True))
@@ -68,8 +71,9 @@ def _tile_labels(
     part = masks[(slice(None), *box)][near]
     span = (high - low).clamp_min(1).to(index)[:, None, None, None]
     local = (index - low.to(index)[:, None, None, None]) * (2 / span) - 1
-    best, row = ops.resample(part[None], local[None])[0].max(dim=0)
-    return torch.where(best >= threshold, ids[1:][near][row], 0)
+    above = ops.resample(part[None], local[None])[0] - levels[near, None, None, None]
+    best, row = above.max(dim=0)
+    return torch.where(best >= 0, ids[1:][near][row], 0)
 
 
 def _supports(masks: np.ndarray) -> np.ndarray:
@@ -91,7 +95,7 @@ def _tiles(shape: tuple[int, int]) -> Iterator[tuple[slice, ...]]:
             yield slice(None), slice(None), slice(y, y + TILE[1]), slice(x, x + TILE[2])
 
 
-def segment(model: Model, volume: Volume, template: Template, threshold: float = 0.5) -> Volume:
+def segment(model: Model, volume: Volume, template: Template, threshold: float | None = None) -> Volume:
     """Label image of ``volume`` on its own grid, whatever its orientation; see segment_coordinates.
 
     Raises DeepAtlasError where the template belongs to another model.

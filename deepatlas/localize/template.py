@@ -14,6 +14,7 @@ from deepatlas.pretrained import TEMPLATE, resolve
 
 FORMAT = "deepatlas-template"
 VERSION = 1
+_BOUNDS = 0.25, 0.75  # of thresholds: masks that are nowhere near an exam's need not decide more
 
 
 @dataclass
@@ -59,6 +60,15 @@ class Template:
     def labels(self) -> dict[str, int]:
         """``{name: id}``, as in ``labels.json``."""
         return dict(zip(self.names, self.ids, strict=True))
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """What each mask must reach where it counts: the value whose isosurface encloses as much as the mask sums to.
+
+        Means of several exams, and one exam's smoothed masks, are blurred, and a blurred convex body that is cut at
+        a half is too small: its volume is kept by a lower value. 0.5 for sharp masks.
+        """
+        return tuple(_volume_keeping(mask) for mask in self.masks)
 
     def select(self, names: list[str]) -> Template:
         """The template of some of its structures, in the order asked for."""
@@ -126,3 +136,13 @@ class Template:
             raise DataError(f"{path}: damaged template file: {error}; {cure}") from error
         except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
             raise DataError(f"{path}: not a template file, or damaged ({error}); {cure}") from error
+
+
+def _volume_keeping(mask: np.ndarray) -> float:
+    values = np.clip(mask[mask > 0], 0, 1)
+    count = round(float(values.sum(dtype=np.float64)))
+    if not 0 < count < len(values):  # a mask of ones and zeros, or next to none
+        return 0.5
+    inner, outer = np.partition(values, (-count - 1, -count))[[-count, -count - 1]]
+    # Where many voxels share the value they all belong: interpolation leaves them a rounding below it.
+    return float(np.clip((inner + outer) / 2 if inner > outer else inner - 1e-3, *_BOUNDS))

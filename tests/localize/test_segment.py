@@ -128,3 +128,16 @@ def test_the_larger_mask_wins_and_ids_above_255_fit():
     assert found.array.dtype == np.uint16 and set(np.unique(found.array)) == {3, 700}
     right = found.grid.voxel_to_world([(found.grid.shape[2] - 1, 0, 0)])[0][0]
     assert right > 0 and found.array[0, 0, -1] == 700 and found.array[0, 0, 0] == 3
+
+
+def test_each_structure_is_cut_at_its_own_value_unless_one_is_asked_for():
+    model, (ct, _) = AffineModel(16), exam(GRIDS["plain"])
+    step = np.linspace(0, 1, 16, dtype=np.float32)
+    masks = np.stack([np.broadcast_to(m, (16, 16, 16)) for m in (0.7 * step, np.float32(step > 0.75))])
+    template = Template(masks, ("wide", "narrow"), (1, 2))
+    assert template.thresholds[0] < 0.5 == template.thresholds[1]
+    halves = segment(model, ct, template.select(["wide"]), threshold=0.5).array
+    assert (segment(model, ct, template.select(["wide"])).array > 0).sum() > (halves > 0).sum() > 0
+    # Where both reach theirs, the one that is further above it; the other where it alone reaches its own.
+    found = segment(model, ct, template).array[0, 0]
+    assert list(dict.fromkeys(found[found > 0].tolist())) == [1, 2]

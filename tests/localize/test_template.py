@@ -8,6 +8,7 @@ import sys
 import h5py
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.localize import Template
@@ -118,3 +119,29 @@ def test_selection_and_model_check(template):
     template.check_model("abc")
     with pytest.raises(DeepAtlasError, match="made for the model abc, but this model is xyz"):
         template.check_model("xyz")
+
+
+def ball(centre, size=48, radius=12.0):
+    place = np.stack(np.meshgrid(*(np.arange(size),) * 3, indexing="ij"), -1)
+    return (np.linalg.norm(place - centre, axis=-1) <= radius).astype(np.float32)
+
+
+def test_a_mean_of_several_exams_is_cut_where_it_keeps_their_volume():
+    rng = np.random.default_rng(0)
+    exams = [ball(24 + rng.normal(0, 3, 3), radius=r) for r in rng.uniform(9, 13, 12)]
+    masks = np.stack([gaussian_filter(np.mean(exams, 0), 1.0), exams[0]])
+    template = Template(masks, ("many", "one"), (1, 2))
+    many, one = template.thresholds
+    volume = np.mean([exam.sum() for exam in exams])
+    assert abs((masks[0] >= many).sum() / volume - 1) < 0.005
+    assert (masks[0] >= 0.5).sum() / volume < 0.9
+    assert one == 0.5
+
+
+def test_thresholds_of_masks_that_say_little_stay_within_bounds():
+    nothing, faint, everywhere = np.zeros((3, 4, 4, 4), np.float32)
+    nothing[0, 0, 0] = 0.2
+    faint[:2] = 0.1
+    everywhere[:] = 0.9
+    template = Template(np.stack([nothing, faint, everywhere]), ("a", "b", "c"), (1, 2, 3))
+    assert template.thresholds == (0.5, 0.25, 0.75)
