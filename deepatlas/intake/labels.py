@@ -1,9 +1,10 @@
 """Structures of an exam, from RTSTRUCT, DICOM-SEG and label images, as one label image on the CT's grid.
 
 Where structures overlap, the smaller one (by the voxels of its own mask) has the voxel, so that a tumour is not lost
-in the lung that it grows in; of two equal ones the later in the label table. A name map is an order that somebody gave:
-with one, the later has the voxel, however large. A warning counts what was taken. An outline of the whole body
-(EXTERNAL in an RTSTRUCT) is painted first in any case, under all others.
+in the lung that it grows in; of two equal ones the later in the label table. Planning volumes that hold healthy tissue
+by design (PTV, CTV, ITV) leave it to the anatomy. A name map is an order that somebody gave: with one, the later has
+the voxel, whatever it is. A warning counts what was taken. An outline of the whole body (EXTERNAL in an RTSTRUCT) is
+painted first in any case, under all others.
 
 What structures are called in a file is free text. Without a name map or label table that says otherwise, only names
 go in that :func:`deepatlas.intake.names.why_private` finds nothing in, in lower case with underscores; others are
@@ -26,7 +27,7 @@ from deepatlas.errors import DataError
 from deepatlas.intake import dicom_seg, rtstruct
 from deepatlas.intake.drawing import Bits, Drawing, LabelSource, Patch, dicom_errors, without_path
 from deepatlas.intake.label_images import LabelImage
-from deepatlas.intake.names import NameMap, clean_name, compact, identifier_tokens, why_private
+from deepatlas.intake.names import NameMap, clean_name, compact, identifier_tokens, is_margin, why_private
 from deepatlas.intake.types import DicomSeries, Found, Refusal, Structures
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -89,7 +90,7 @@ def read_structures(
     layers = ((name, _draw(name, wanted[name], ct.grid, names is not None, result)) for name in ordered)
     above = "later in the label table"
     if names is None:
-        layers, above = _largest_first(layers, outlines), "no larger"
+        layers, above = _largest_first(layers, outlines), "on top"
     for name, patches in layers:
         for patch in patches:
             taken = _paint(result.labels.array, patch, labels[name])
@@ -201,12 +202,13 @@ def _draw(
 def _largest_first(
     layers: Iterable[tuple[str, list[Patch]]], outlines: Collection[str]
 ) -> Iterator[tuple[str, list[Patch]]]:
-    """The layers with outlines first, then by falling number of voxels; equal ones in the order that they come in."""
+    """Outlines, then margins, then the rest, each by falling number of voxels; equal ones in the order they come in."""
     waiting = []
     for name, patches in layers:  # all are drawn before the first is painted
         voxels = sum(int(np.count_nonzero(patch.array)) for patch in patches)
         bits = [(patch.start, Bits.of(patch.array)) for patch in patches]
-        waiting.append((name not in outlines, -voxels, name, bits))
+        rank = 0 if name in outlines else 1 if is_margin(name) else 2
+        waiting.append((rank, -voxels, name, bits))
     for _, _, name, bits in sorted(waiting, key=lambda layer: layer[:2]):
         yield name, [Patch(start, mask.array()) for start, mask in bits]
 

@@ -18,7 +18,8 @@ from deepatlas.errors import DataError
 
 MAX_NAME = 64
 _MAX_ID = 65535
-_PLANNING = ("ptv", "ctv", "itv", "gtv")
+_MARGINS = ("ptv", "ctv", "itv")  # drawn to hold healthy tissue around what is seen
+_PLANNING = (*_MARGINS, "gtv")
 _REGEX = "regex:"
 _CURE = 'write {"wanted name": ["alias", "regex:^lung.*l"], …}'
 _DATE = re.compile(r"(?<!\d)((19|20)\d\d[-_ ]\d{1,2}[-_ ]\d{1,2}|\d{1,2}[-_ ]\d{1,2}[-_ ](19|20)\d\d)(?!\d)")
@@ -169,12 +170,16 @@ class NameMap:
         return None, "not in the name map"
 
 
+def is_margin(name: str) -> bool:
+    """Whether a structure is a planning volume that holds healthy tissue by design: PTV, CTV or ITV."""
+    return name.casefold().startswith(_MARGINS)
+
+
 def label_table(names: Iterable[str], given: Mapping[str, int] | None = None) -> dict[str, int]:
     """Ids for ``names``: those of ``given`` are kept, the others follow after the largest in order of their names.
 
-    Planning volumes (PTV, CTV, ITV, GTV) come before anatomy: they hold healthy tissue by design, and where two of
-    equal size overlap, the later one of the table has the voxel. The same names get the same ids in whatever order they
-    come.
+    Planning volumes (PTV, CTV, ITV, GTV) come before anatomy: where two of equal size overlap, the later one of the
+    table has the voxel. The same names get the same ids in whatever order they come.
     Raises :class:`DataError` beyond 65535.
     """
     table = dict(given or {})

@@ -151,7 +151,7 @@ def test_of_overlapping_segments_the_smaller_lies_on_top(tmp_path, labels):
     masks[1:4, 1:4, 2:4, 0] = masks[..., 1] = True
     result = read(segmentation(slices, masks), tmp_path, Volume(np.zeros(grid.shape), grid), slices, labels)
     np.testing.assert_array_equal(result.labels.array, np.where(masks[..., 0], 1, 2))
-    assert result.warnings == ["liver: overlaps and, no larger, takes 18 of left_lung (voxels)"]
+    assert result.warnings == ["liver: overlaps and, on top, takes 18 of left_lung (voxels)"]
 
 
 def test_overlapping_segments_of_equal_size_go_to_the_later_of_the_table(tmp_path):

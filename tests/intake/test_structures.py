@@ -206,16 +206,16 @@ def test_of_equal_structures_the_later_wins_and_the_body_lies_under_all(tmp_path
     ct = Volume(np.zeros(grid.shape), grid)
     result = read_structures([file], ct, {"a": 1, "b": 2, "body": 3})
     assert [int((result.labels.array == i).sum()) for i in (1, 2, 3)] == [36 - 9, 36, 18 * 18 - 63]
-    assert result.warnings == ["b: overlaps and, no larger, takes 9 of a (voxels)"]
+    assert result.warnings == ["b: overlaps and, on top, takes 9 of a (voxels)"]
     result = read_structures([file], ct, {"b": 2, "a": 1, "body": 3})
     assert [int((result.labels.array == i).sum()) for i in (1, 2, 3)] == [36, 36 - 9, 18 * 18 - 63]
     assert result.present == ["b", "a", "body"]
 
 
-NESTED = {"lung": (2.5, 17.5), "ptv": (5.5, 14.5), "gtv": (8.5, 11.5)}  # sides of squares in one another
+NESTED = {"lung": (2.5, 17.5), "lobe": (5.5, 14.5), "gtv": (8.5, 11.5)}  # sides of squares in one another
 
 
-@pytest.mark.parametrize("order", [("gtv", "lung", "ptv"), ("ptv", "gtv", "lung"), ("lung", "ptv", "gtv")])
+@pytest.mark.parametrize("order", [("gtv", "lung", "lobe"), ("lobe", "gtv", "lung"), ("lung", "lobe", "gtv")])
 @pytest.mark.parametrize("source", ["contours", "masks"])
 def test_the_smaller_structure_lies_on_top_and_a_name_map_decides_otherwise(tmp_path, source, order):
     grid = Grid.from_spacing((6, 20, 20))
@@ -232,15 +232,27 @@ def test_the_smaller_structure_lies_on_top_and_a_name_map_decides_otherwise(tmp_
     labels = {name: i for i, name in enumerate(order, 1)}
     result = read_structures(files, ct, labels)
     counts = {name: int((result.labels.array == value).sum()) for name, value in labels.items()}
-    assert counts == {"lung": 225 - 81, "ptv": 81 - 9, "gtv": 9} and not result.ignored
+    assert counts == {"lung": 225 - 81, "lobe": 81 - 9, "gtv": 9} and not result.ignored
     assert result.present == list(order) and result.warnings == [
-        "ptv: overlaps and, no larger, takes 81 of lung (voxels)",
-        "gtv: overlaps and, no larger, takes 9 of ptv (voxels)",
+        "lobe: overlaps and, on top, takes 81 of lung (voxels)",
+        "gtv: overlaps and, on top, takes 9 of lobe (voxels)",
     ]
     result = read_structures(files, ct, labels, names=NameMap({name: () for name in order}))
     last = result.labels.array == labels[order[-1]]
     assert last.sum() == (NESTED[order[-1]][1] - NESTED[order[-1]][0]) ** 2
-    assert all("no larger" not in line for line in [*result.warnings, *result.ignored.values()])
+    assert all("on top" not in line for line in [*result.warnings, *result.ignored.values()])
+
+
+@pytest.mark.parametrize("order", [("ptv", "gtv", "lung"), ("lung", "gtv", "ptv")])
+def test_a_planning_volume_leaves_its_voxels_to_anatomy_but_a_tumour_keeps_them(tmp_path, order):
+    grid = Grid.from_spacing((6, 20, 20))
+    sides = {"lung": (2.5, 12.5), "PTV": (5.5, 14.5), "gtv": (8.5, 11.5)}
+    drawn = {name: [square(grid, 2, *ends)] for name, ends in sides.items()}
+    file = saved(rtstruct(ct_headers(grid), drawn), tmp_path / "rt.dcm")
+    labels = {name: i for i, name in enumerate(order, 1)}
+    result = read_structures([file], Volume(np.zeros(grid.shape), grid), labels)
+    counts = {name: int((result.labels.array == value).sum()) for name, value in labels.items()}
+    assert counts == {"lung": 100 - 9, "ptv": 81 - 49, "gtv": 9}
 
 
 def test_a_structure_that_smaller_ones_cover_is_ignored_and_says_so(tmp_path):
@@ -249,7 +261,7 @@ def test_a_structure_that_smaller_ones_cover_is_ignored_and_says_so(tmp_path):
     file = saved(rtstruct(ct_headers(grid), {"a": halves["b"] + halves["c"], **halves}), tmp_path / "rt.dcm")
     result = read_structures([file], Volume(np.zeros(grid.shape), grid), {"b": 1, "c": 2, "a": 3})
     assert result.present == ["b", "c"]
-    assert result.ignored == {"a": "all its voxels belong to structures no larger"}
+    assert result.ignored == {"a": "all its voxels belong to structures on top"}
 
 
 def test_forty_masks_of_a_whole_ct_wait_as_bits(tmp_path):
@@ -400,9 +412,8 @@ def test_tumours_of_a_real_rtstruct_keep_their_voxels(lung1):
         "gtv_1": 1,
         "gtv_2": 1,
         "gtv_3": 1,
-        "lung_l": 0.9,
-        "lung_r": 0.99,
-        "ptv_1": 0.4,
+        "lung_l": 0.99,
+        "lung_r": 0.999,
     }.items():
         alone = read_structures(drawn, ct, {name: 1}, series=series).labels.array
         assert kept[table[name]] >= share * np.count_nonzero(alone), name
