@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from deepatlas.errors import DataError
 from deepatlas.intake.dicom_kernel import SHARP, SOFT
@@ -24,10 +24,13 @@ _NOT_ANATOMY = {
     *("PERFUSION", "CBF", "CBV", "MTT", "TTP", "TMAX", "3D", "RGB", "OVERLAY", "IODINE", "EFF_Z", "RHO_Z"),
     *("SUBTRACTION", "BONE_REMOVED"),
 }
+TRIED = "not taken: tried "  # what the reason of a series begins with that was taken and could not be used
 _CT_KINDS = ("CT Image", "Enhanced CT Image", "Legacy Converted Enhanced CT Image")
 
 
-def choose_series(series: Sequence[DicomSeries], override: str | int | None = None) -> Choice:
+def choose_series(
+    series: Sequence[DicomSeries], override: str | int | None = None, tried: Mapping[str, str] | None = None
+) -> Choice:
     """Choose among the series of one exam.
 
     Taken is, of the CT series that are axial, whole, original rather than derived, and for soft tissue (or of
@@ -38,6 +41,8 @@ def choose_series(series: Sequence[DicomSeries], override: str | int | None = No
         series: all of the exam's.
         override: a SeriesNumber or a SeriesInstanceUID (with its ``#2`` where a series was split) that is taken
             whatever the rules say, as long as it is a CT volume.
+        tried: ``{DicomSeries.series: why not}`` of those whose pixels turned out to be of no use, in the order that
+            they were tried in; the next best is taken.
 
     Returns:
         A :class:`Choice`; ``taken`` is None where no series qualifies. ``reasons`` has a line for each series and
@@ -49,7 +54,11 @@ def choose_series(series: Sequence[DicomSeries], override: str | int | None = No
     names = series_names(series)
     if override is not None and str(override) != "":
         return _overridden(series, names, str(override))
-    against = [_against(one) for one in series]
+    turns = {
+        uid: f"tried {'next' if i else 'first'}, but {why}"
+        for i, (uid, why) in enumerate((tried or {}).items())
+    }
+    against = [turns.get(one.series) or _against(one) for one in series]
     fit = [i for i, reason in enumerate(against) if not reason]
     original = [i for i in fit if not _derived(series[i])]
     if original:
@@ -62,7 +71,8 @@ def choose_series(series: Sequence[DicomSeries], override: str | int | None = No
     for i, name in enumerate(names):
         if not against[i] and i != fit[0]:
             against[i] = _second(series[i], series[fit[0]])
-        reasons[name] = f"not taken: {against[i]}" if against[i] else f"taken: {_merit(series[i], len(fit))}"
+        taken = f"taken: {_merit(series[i], len(fit))}" + ", of those that can be used" * bool(tried)
+        reasons[name] = f"not taken: {against[i]}" if against[i] else taken
     return Choice(series[fit[0]] if fit else None, reasons)
 
 

@@ -141,7 +141,9 @@ def read_header(found: Found) -> Header | Refusal | None:
         return Refusal(found.name, str(useless))
     except OSError as error:
         return Refusal(
-            found.name, f"cannot be read ({error.strerror or 'input/output error'}); copy it again"
+            found.name,
+            f"cannot be read ({error.strerror or 'input/output error'}); copy it again",
+            passing=True,
         )
     except DataError:
         raise

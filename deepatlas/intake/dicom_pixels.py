@@ -101,6 +101,7 @@ def _by_gdcm(path: Path) -> NDArray[Any]:
     try:
         image = reader.Execute()
     except RuntimeError:  # its text holds the path
+        _read_through(path)
         raise DataError(
             f"its pixels cannot be decoded (damaged, or a transfer syntax unknown to GDCM); {_AGAIN}"
         ) from None
@@ -108,6 +109,16 @@ def _by_gdcm(path: Path) -> NDArray[Any]:
         raise DataError("its pixels are in colour, not Hounsfield units; choose an original series")
     values = sitk.GetArrayFromImage(image)
     return values.reshape(-1, *values.shape[-2:])
+
+
+def _read_through(path: Path) -> None:
+    """Raise :class:`DataError` if the disk does not hand out the file, which GDCM does not tell from damage."""
+    try:
+        with open(path, "rb") as handle:
+            while handle.read(1 << 20):
+                pass
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror or 'input/output error'}); {_AGAIN}") from error
 
 
 def _stored(header: Header) -> NDArray[Any]:
@@ -118,7 +129,7 @@ def _stored(header: Header) -> NDArray[Any]:
             source = pydicom.dcmread(header.found.path, force=True)
             element = source["PixelData"]
         except OSError as error:
-            raise DataError(f"cannot be read ({error.strerror or 'input/output error'}); {_AGAIN}") from None
+            raise DataError(f"cannot be read ({error.strerror or 'input/output error'}); {_AGAIN}") from error
         except Exception:
             raise DataError(f"its pixels cannot be found; {_AGAIN}") from None
         syntax = header.syntax or pydicom.uid.ImplicitVRLittleEndian
@@ -154,7 +165,7 @@ def _stored(header: Header) -> NDArray[Any]:
             except OSError as error:
                 raise DataError(
                     f"no room to decode its pixels in the temporary folder ({error.strerror}); free space"
-                ) from None
+                ) from error
             except ValueError:  # pydicom does not know the transfer syntax
                 raise DataError(
                     f"its pixels cannot be decoded (damaged, or an unknown transfer syntax); {_AGAIN}"

@@ -53,9 +53,9 @@ def read_series(series: DicomSeries) -> Reading:
     corrections, warnings = list(stack.corrections), list(stack.warnings)
     try:
         array = _slices(headers, stack, corrections, warnings)
-    except MemoryError:
+    except MemoryError as error:
         size = f"{len(stack.planes)} x {head.rows} x {head.columns}"
-        raise DataError(f"no memory for its {size} voxels; read it on a larger machine") from None
+        raise DataError(f"no memory for its {size} voxels; read it on a larger machine") from error
     _check_values(array, headers, warnings)
     wobble = max(float(np.abs(np.subtract(h.orientation, head.orientation)).max()) for h in headers)  # type: ignore
     if wobble > _WOBBLE:
@@ -128,7 +128,8 @@ def _header(found: Found, number: int, count: int) -> Header:
     header = read_header(found)
     if header is None or isinstance(header, Refusal):
         reason = header.reason if header else "the file is no longer DICOM"
-        raise DataError(f"image {number} of {count}: {reason}")
+        cause = OSError(reason) if header is not None and header.passing else None
+        raise DataError(f"image {number} of {count}: {reason}") from cause
     if header.orientation is None or header.positions is None or header.spacing is None:
         raise DataError(
             f"image {number} of {count} has no usable ImagePositionPatient, ImageOrientationPatient or PixelSpacing; "

@@ -13,14 +13,14 @@ from deepatlas.data.cohort import read_labels
 from deepatlas.data.io import image_suffix
 from deepatlas.errors import DataError
 from deepatlas.intake.catalogue import Catalogue, Peek, digest, folder_of
-from deepatlas.intake.dicom_choose import choose_series
+from deepatlas.intake.dicom_choose import TRIED, choose_series
 from deepatlas.intake.dicom_header import read_header
 from deepatlas.intake.dicom_scan import scan_dicom
 from deepatlas.intake.labels import structure_names
 from deepatlas.intake.names import NameMap
 from deepatlas.intake.types import DicomSeries, ExamSource, Found, Refusal
 
-RECIPE = 1  # raise when the same files would make other exams
+RECIPE = 2  # raise when the same files would make other exams
 # What a label image is called beside its CT: ``seg.nii.gz``, ``case_seg.nii.gz``, ``Segmentation.seg.nrrd`` …
 _DRAWN = ("seg", "segmentation", "segmentations", "label", "labels", "mask", "masks")
 _LABEL_FOLDERS = (*_DRAWN, "labelstr", "labelsts")  # nothing in them is a CT
@@ -42,6 +42,7 @@ class Task:
     names: NameMap | None = None
     source_labels: Mapping[str, int] | None = None
     digest: str = ""  # of the files
+    tried: Mapping[str, str] = field(default_factory=dict)  # series that could not be used, and why
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,9 @@ def plan(task: Task) -> Plan:
     secrets = tuple(v for v in (*patients, *sorted(uids)) if v)
 
     def refused(reason: str, series: dict[str, str] | None = None) -> Plan:
-        listed = "; ".join(
-            f"{n}: {r.removeprefix('not taken: ')}" for n, r in list((series or {}).items())[:8]
-        )
+        # Those that were tried first: of many series, not all are listed.
+        lines = sorted((series or {}).items(), key=lambda item: not item[1].startswith(TRIED))
+        listed = "; ".join(f"{n}: {r.removeprefix('not taken: ')}" for n, r in lines[:8])
         line = f"{reason}: {listed}" if listed else reason
         refusals.append(Refusal(task.name, line, "exam"))
         return Plan(task.key, name, name, None, (), tuple(refusals), None, task.digest, secrets)
@@ -115,28 +116,31 @@ def plan(task: Task) -> Plan:
     if not scan.series:
         return refused("no CT: what was drawn came without its images; add the series that it was drawn on")
     try:
-        choice = choose_series(scan.series, task.override)
+        choice = choose_series(scan.series, task.override, task.tried)
     except DataError as error:
         return refused(str(error))
     if choice.taken is None:
         return refused("no series can be taken", choice.reasons)
-    labels, refusals_of = _drawn_on(choice.taken, scan.labels)
-    refusals += refusals_of
-    source = ExamSource(task.key, name, series=choice.taken, labels=labels, reasons=choice.reasons)
+    labels, elsewhere = _drawn_on(choice.taken, scan.labels)
+    source = ExamSource(
+        task.key, name, series=choice.taken, labels=labels, reasons=choice.reasons,
+        forced=bool(task.override), elsewhere=elsewhere,
+    )  # fmt: skip
     structures = _structures(task, choice.taken, labels) if labels else ()
     return Plan(task.key, name, name, source, structures, tuple(refusals), None, task.digest, secrets)
 
 
-def _drawn_on(series: DicomSeries, objects: list[Any]) -> tuple[tuple[Found, ...], list[Refusal]]:
+def _drawn_on(series: DicomSeries, objects: list[Any]) -> tuple[tuple[Found, ...], tuple[Refusal, ...]]:
     """The objects drawn on the series that was taken; those that say they were drawn on another are refused."""
     uid = series.series.partition("#")[0]
     taken, refusals = [], []
     for one in objects:
         if one.referenced and uid not in one.referenced:
-            refusals.append(Refusal(one.found.name, f"{one.modality} of a series that was not taken"))
+            reason = f"{one.modality} of a series that was not taken"
+            refusals.append(Refusal(one.found.name, reason, "series"))
         else:
             taken.append(one.found)
-    return tuple(taken), refusals
+    return tuple(taken), tuple(refusals)
 
 
 def _structures(task: Task, series: DicomSeries | None, labels: tuple[Found, ...] = ()) -> tuple[str, ...]:
@@ -155,13 +159,28 @@ def dicom_tasks(
 ) -> Iterator[Task]:
     """A task for every study."""
     for study in catalogue.studies():
-        members = catalogue.study(study)
-        patients = {m.patient for m in members if m.patient}
-        choice = override(study, patients)
-        files = tuple(m.found for m in members)
-        made_of = digest(RECIPE, choice, names and names.entries, [(m.found.name, m.stat) for m in members])
-        folder = folder_of(files[0].name)
-        yield Task(study, folder or files[0].name, files, override=choice, names=names, digest=made_of)
+        yield _study_task(catalogue, study, names, override)
+
+
+def other_series(catalogue: Catalogue, plan: Plan, names: NameMap | None) -> Task | None:
+    """The task of choosing another series for an exam; None if its series was asked for, or is all that it has."""
+    source = plan.source
+    if source is None or source.series is None or source.forced:
+        return None
+    task = _study_task(catalogue, plan.key, names, lambda study, patients: None)
+    return task if len(task.files) > len(source.series.slices) + len(source.labels) else None
+
+
+def _study_task(
+    catalogue: Catalogue, study: str, names: NameMap | None, override: Callable[[str, set[str]], str | None]
+) -> Task:
+    members = catalogue.study(study)
+    patients = {m.patient for m in members if m.patient}
+    choice = override(study, patients)
+    files = tuple(m.found for m in members)
+    made_of = digest(RECIPE, choice, names and names.entries, [(m.found.name, m.stat) for m in members])
+    folder = folder_of(files[0].name)
+    return Task(study, folder or files[0].name, files, override=choice, names=names, digest=made_of)
 
 
 def image_tasks(

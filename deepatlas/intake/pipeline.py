@@ -21,6 +21,7 @@ from deepatlas.errors import DataError
 from deepatlas.intake import work
 from deepatlas.intake.catalogue import Catalogue, digest
 from deepatlas.intake.dataset import exam_path, read_dataset_json
+from deepatlas.intake.discover import other_series
 from deepatlas.intake.engines import Died, default_workers, open_engine
 from deepatlas.intake.finish import Entry, finish, read_state
 from deepatlas.intake.identity import Identity
@@ -180,9 +181,10 @@ class _Run:
         def jobs() -> Iterator[ExamJob]:
             for entry in todo:
                 plan = placed(catalogue.plan(entry.key, entry.digest), catalogue)
+                others = other_series(catalogue, plan, self.planner.names)
                 yield ExamJob(
                     entry.id, entry.fingerprint, plan, exam_path(self.dst, entry.id), labels, self.planner.names,
-                    self.options.crop, attempts / entry.fingerprint if attempts else None,
+                    self.options.crop, attempts / entry.fingerprint if attempts else None, others,
                 )  # fmt: skip
 
         if not todo:
@@ -272,7 +274,7 @@ class _Journals:
 
 def _stop_at_refusal(outcome: Outcome) -> None:
     """``--strict``: what does not go in stops the run, in the run that finds it and in every later one."""
-    for refusal in outcome.refusals:
+    for refusal in (r for r in outcome.refusals if r.kind != "series"):  # which nobody wanted
         raise DataError(f"{refusal.name}: {refusal.reason}")
 
 

@@ -30,7 +30,8 @@ class Refusal:
 
     name: str
     reason: str
-    kind: str = "file"  # "file", "series" or "exam"
+    kind: str = "file"  # "file", "series" (what belongs to one that was not taken) or "exam"
+    passing: bool = False  # a disk or network failed, which may be well the next time
 
 
 @dataclass(frozen=True)
@@ -98,3 +99,5 @@ class ExamSource:
     series: DicomSeries | None = None  # … or the chosen DICOM series
     labels: tuple[Found, ...] = ()  # label images, RTSTRUCT or DICOM-SEG that belong to it
     reasons: dict[str, str] = field(default_factory=dict)  # of the series choice
+    forced: bool = False  # somebody asked for this series
+    elsewhere: tuple[Refusal, ...] = ()  # what was drawn on another series of the exam

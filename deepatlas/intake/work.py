@@ -7,7 +7,7 @@ import re
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,9 +16,11 @@ from deepatlas.data.exam_file import write_exam
 from deepatlas.data.io import image_suffix, read_volume
 from deepatlas.data.parts import PART_VERSION
 from deepatlas.errors import DataError
+from deepatlas.intake import discover
 from deepatlas.intake.catalogue import digest
+from deepatlas.intake.dicom_choose import TRIED
 from deepatlas.intake.dicom_read import read_series
-from deepatlas.intake.discover import Plan
+from deepatlas.intake.discover import Plan, Task
 from deepatlas.intake.identity import public_text
 from deepatlas.intake.labels import read_structures
 from deepatlas.intake.names import NameMap
@@ -40,7 +42,8 @@ _FORMATS = {
 
 @dataclass(frozen=True)
 class ExamJob:
-    """One exam on its way to a worker. ``path`` is the file to write, ``attempts`` where a cluster counts trials."""
+    """One exam on its way to a worker. ``path`` is the file to write, ``attempts`` where a cluster counts trials,
+    ``others`` where another series comes from if that of the plan cannot be used."""
 
     id: str
     fingerprint: str
@@ -50,6 +53,7 @@ class ExamJob:
     names: NameMap | None = None
     crop: str | None = None
     attempts: Path | None = None
+    others: Task | None = None
 
 
 @dataclass
@@ -82,28 +86,68 @@ def fingerprint(files: str, labels: Mapping[str, int], names: NameMap | None, cr
 
 
 def prepare_exam(job: ExamJob) -> Outcome:
-    """Read one exam and write its file, whole or not at all."""
+    """Read one exam and write its file, whole or not at all.
+
+    Where the exam has several series and the one that was chosen turns out to be of no use, the next best is read.
+    """
     began = time.monotonic()
-    out = Outcome(job.id, job.fingerprint, DONE)
-    source = job.plan.source
-    assert source is not None
     hidden = secrets_of(job.plan)
+    if job.attempts is not None and not _try(job.attempts):
+        out = Outcome(job.id, job.fingerprint, FAILED)
+        _fail(out, DataError("its worker died twice while it was read; look at it by itself"), job)
+    else:
+        out = _of_any_series(job, hidden)
+    out.public = [(r.name, r.kind, public_text(r.reason, hidden)) for r in out.refusals]
+    if job.attempts is not None and out.status != FAILED:
+        job.attempts.unlink(missing_ok=True)
+    out.seconds = time.monotonic() - began
+    return out
+
+
+def _of_any_series(job: ExamJob, hidden: set[str]) -> Outcome:
+    """The exam made of the first series that can be used; ``hidden`` gains the secrets of those that were tried."""
+    plan, tried = job.plan, {}
+    out = _of_series(job, plan, tried, hidden)
+    while out.status == REFUSED and job.others is not None:
+        assert plan.source is not None and plan.source.series is not None
+        tried[plan.source.series.series] = out.refusals[-1].reason
+        plan = discover.plan(replace(job.others, tried=tried))
+        hidden |= secrets_of(plan)
+        if any(r.passing for r in plan.refusals):
+            out.status = FAILED  # what cannot be read now may be of the series to take
+        elif plan.source is not None:
+            out = _of_series(job, plan, tried, hidden)
+        else:
+            if len(tried) > 1:
+                out.refusals[-1] = Refusal(job.plan.name, plan.refusals[-1].reason, "exam")
+            break
+    return out
+
+
+def _of_series(job: ExamJob, plan: Plan, tried: Mapping[str, str], hidden: set[str]) -> Outcome:
+    """The exam made of the series of ``plan``, after ``tried``."""
+    out = Outcome(job.id, job.fingerprint, DONE)
+    source = plan.source
+    assert source is not None
+    out.refusals += source.elsewhere
     try:
-        if job.attempts is not None and not _try(job.attempts):
-            out.status = FAILED
-            raise DataError("its worker died twice while it was read; look at it by itself")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             reading = _read(source)
-            lines = [*reading.corrections, *reading.warnings]
+            lines = [
+                f"{name}: {r.removeprefix('not taken: ')}"
+                for name, r in source.reasons.items()
+                if r.startswith(TRIED)
+            ]
+            lines += [*reading.corrections, *reading.warnings]
             structures = None
             if source.labels:
                 structures = read_structures(
                     source.labels, reading.volume, job.labels, names=job.names, series=source.series,
-                    source_labels=job.plan.source_labels,
+                    source_labels=plan.source_labels,
                 )  # fmt: skip
                 lines += structures.warnings
-                lines += _left_out(structures.ignored, job.labels)
+                lines += _left_out(structures.ignored, job.labels, second=bool(tried))
                 out.refusals += structures.refused
             facts = {**_formats(source), **reading.facts}
             drawn = structures.labels if structures is not None and structures.present else None
@@ -114,28 +158,26 @@ def prepare_exam(job: ExamJob) -> Outcome:
             )  # fmt: skip
         out.record = record.as_dict()
     except (DataError, OSError, MemoryError) as error:
-        _fail(out, error, job, source)
+        _fail(out, error, job)
     except (
         Exception
     ) as error:  # a library that meets what it did not expect: this exam's trouble, not the others'
-        _fail(
-            out, DataError(f"cannot be read ({type(error).__name__}: {error}); export it again"), job, source
-        )
+        _fail(out, DataError(f"cannot be read ({type(error).__name__}: {error}); export it again"), job)
     out.series = [
         (_MANY_DIGITS.sub("…", name), r.startswith("taken"), public_text(r, hidden))
         for name, r in source.reasons.items()
     ]
-    out.public = [(r.name, r.kind, public_text(r.reason, hidden)) for r in out.refusals]
-    if job.attempts is not None and out.status != FAILED:
-        job.attempts.unlink(missing_ok=True)
-    out.seconds = time.monotonic() - began
     return out
 
 
-def _fail(out: Outcome, error: Exception, job: ExamJob, source: ExamSource) -> None:
-    cause = error if isinstance(error, OSError) else error.__cause__
-    if isinstance(error, MemoryError):
-        error, out.status = DataError("it does not fit into memory; use fewer --workers"), FAILED
+def _fail(out: Outcome, error: Exception, job: ExamJob) -> None:
+    cause: BaseException | None = error
+    while isinstance(cause, DataError):
+        cause = cause.__cause__
+    if isinstance(cause, MemoryError):
+        out.status = FAILED
+        if error is cause:
+            error = DataError("it does not fit into memory; use fewer --workers")
     elif isinstance(error, DataError) and ": cannot write: " in str(error) and isinstance(cause, OSError):
         out.status, out.error = FATAL, str(error)
     elif out.status == DONE:
@@ -177,14 +219,19 @@ def _formats(source: ExamSource) -> dict[str, str]:
     return {"format": _FORMATS[image_suffix(source.image.path)]}
 
 
-def _left_out(ignored: Mapping[str, str], labels: Mapping[str, int]) -> list[str]:
-    """What became of structures that did not go in. A name is said if the dataset has it; others may be anybody's."""
+def _left_out(ignored: Mapping[str, str], labels: Mapping[str, int], second: bool = False) -> list[str]:
+    """What became of structures that did not go in. A name is said if the dataset has it; others may be anybody's.
+
+    ``second``: another series was chosen first, and the label table was made for what is drawn on that.
+    """
     lines = []
     for name, why in ignored.items():
         if "not in the name map" in why or why.startswith("empty"):
             continue  # nobody asked for it, or the table names what this exam does not have
         if "not in the label table" in why:
             why = "its name is not one of anatomy, so it may be somebody's; say in a name map what it is"
+            if second:
+                why = "drawn on a series that was not chosen first, and no other exam has its name; write a name map"
         known = name in labels or _NUMBERED.fullmatch(name)
         lines.append(f"{name if known else 'a structure'}: left out: {why}")
     return lines

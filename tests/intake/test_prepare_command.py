@@ -16,13 +16,14 @@ import numpy as np
 import pydicom
 import pytest
 from drawn_objects import rtstruct, saved
+from here import Here
 from make_dicom import write_ct, write_localizer
 from small_exams import body, one_line, write_cohort
 
 from deepatlas import cli
 from deepatlas.data.io import read_volume
 from deepatlas.errors import DataError
-from deepatlas.intake import dataset, work
+from deepatlas.intake import dataset, pipeline, work
 from deepatlas.intake.dataset import Dataset, exam_path
 from deepatlas.intake.pipeline import Options, prepare
 from deepatlas.intake.work import prepare_exam
@@ -35,18 +36,6 @@ def in_this_process(monkeypatch, request):
     """Most tests are about what is done, not where: a process for each would take longer than the work."""
     if "processes" in request.keywords:
         return
-    from deepatlas.intake import pipeline
-
-    class Here:
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def run(self, function, jobs):
-            return ((job, function(job)) for job in jobs)
-
     monkeypatch.setattr(pipeline, "open_engine", lambda *_, **__: Here())
 
 
