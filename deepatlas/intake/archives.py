@@ -18,7 +18,8 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,7 +34,7 @@ from deepatlas.intake.extraction import (
     Refused,
     archive_suffix,
 )
-from deepatlas.intake.types import Found, Refusal
+from deepatlas.intake.types import Archive, Found, Refusal
 
 _STREAMS: dict[str, Callable[..., BinaryIO]] = {
     ".tar": open,
@@ -56,6 +57,28 @@ _DAMAGE = (
     OverflowError,
     IndexError,
 )
+
+
+class Unopened(DataError):
+    """An archive that could be unpacked before, and now cannot."""
+
+
+@contextmanager
+def opened(archives: Iterable[Archive]) -> Iterator[None]:
+    """Archives that lie unpacked in their folders while the block lasts; :class:`Unopened` if one cannot be."""
+    folders: list[Path] = []
+    try:
+        for archive in archives:
+            folders.append(archive.folder)
+            shutil.rmtree(archive.folder, ignore_errors=True)  # of a worker that died
+            refused: list[Refusal] = []
+            if not extract(archive.found, archive.folder, refused):
+                reason = refused[-1].reason if refused else "it is empty now; put it back"
+                raise Unopened(f"its archive cannot be unpacked: {reason}")
+        yield
+    finally:
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def extract(archive: Found, folder: Path, refused: list[Refusal], limits: Limits = LIMITS) -> list[Found]:
@@ -87,11 +110,11 @@ def extract(archive: Found, folder: Path, refused: list[Refusal], limits: Limits
             raise Refused(f"an archive whose headers do not fit into memory; {UNPACK}") from error
         except OSError as error:
             raise Refused(
-                f"cannot read: {error.strerror or 'input error'}; check the file and disk"
+                f"cannot read: {error.strerror or 'input error'}; check the file and disk", passing=True
             ) from error
     except Refused as error:
         shutil.rmtree(folder, ignore_errors=True)
-        refused.append(Refusal(archive.name, str(error)))
+        refused.append(Refusal(archive.name, str(error), passing=error.passing))
         return []
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

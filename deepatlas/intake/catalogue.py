@@ -18,13 +18,21 @@ from typing import Any, NamedTuple
 from deepatlas.data.io import image_suffix
 from deepatlas.errors import DataError
 from deepatlas.files import write_error
-from deepatlas.intake.types import Found
+from deepatlas.intake.archives import extract
+from deepatlas.intake.extraction import archive_suffix
+from deepatlas.intake.types import Archive, Found, Refusal
 
-VERSION = 1  # raise with the layout of what is kept
+VERSION = 2  # raise with the layout of what is kept
+FEW = 4  # exams of an archive that each unpack it for themselves: more share it
+_GONE = "gone"
 _PAGE = 256  # headers that a worker reads at a time
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS files (name TEXT PRIMARY KEY, path TEXT, stat TEXT, kind TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS files (name TEXT PRIMARY KEY, path TEXT, stat TEXT, kind TEXT, archive TEXT)
+    WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS archives (name TEXT PRIMARY KEY, path TEXT, folder TEXT, stat TEXT, contents BLOB,
+    exams INTEGER, open INTEGER) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS kept.archives (name TEXT PRIMARY KEY, stat TEXT, contents BLOB) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS kept.headers (name TEXT PRIMARY KEY, stat TEXT, role TEXT, patient TEXT, study TEXT,
     series TEXT, referenced TEXT, reason TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS kept.plans (key TEXT PRIMARY KEY, digest TEXT, plan BLOB) WITHOUT ROWID;
@@ -43,6 +51,24 @@ class Peek(NamedTuple):
     reason: str = ""
 
 
+class Contents(NamedTuple):
+    """What an archive holds."""
+
+    members: tuple[
+        tuple[str, str, int], ...
+    ]  # name as in :class:`Found`, path in the archive's folder, bytes
+    peeks: tuple[Peek, ...]  # of those that are neither images nor label tables
+    tables: dict[str, bytes]  # name: what is in it
+    refusals: tuple[Refusal, ...]
+    exams: int  # at most so many
+    kept: bool  # whether it lies unpacked in its folder
+
+    @property
+    def lasting(self) -> bool:
+        """Whether it will be the same as long as the archive is: not where a disk was full or failed."""
+        return not any(r.passing for r in self.refusals)
+
+
 class Member(NamedTuple):
     """A file of a study."""
 
@@ -53,11 +79,10 @@ class Member(NamedTuple):
 
 
 class Catalogue:
-    """The files of one run. Every method but :meth:`study` and :meth:`paths` needs the private folder's lock."""
+    """The files of one run. What touches what is kept needs the private folder's lock, until :meth:`detach`."""
 
-    def __init__(self, scratch: Path, private: Path, src: Path) -> None:
-        self._src, self._kept = src, private / f"headers-{VERSION}.sqlite"
-        self._stats: dict[Path, str] = {}
+    def __init__(self, scratch: Path, private: Path) -> None:
+        self._scratch, self._kept = scratch, private / f"headers-{VERSION}.sqlite"
         self._plans = "kept.plans"
         try:
             self._db = sqlite3.connect(
@@ -88,21 +113,28 @@ class Catalogue:
 
     # -- files ----------------------------------------------------------------------------------------
 
-    def add(self, files: Iterable[Found]) -> int:
-        """Take down the files of a walk; returns their number."""
-        count = 0
+    def add(self, files: Iterable[Found]) -> None:
+        """Take down the files of a walk."""
         with self._change() as db:
-            for found in files:
-                row = (found.name, str(found.path), self._stat(found), _kind(found.name))
-                db.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", row)
-                count += 1
-        return count
+            for number, found in enumerate(files):
+                row = (found.name, str(found.path), _stat(found.path), kind_of(found.name), "")
+                if archive_suffix(found.name):
+                    row = (*row[:2], str(self._scratch / f"archive{number}"), row[2])
+                    db.execute("INSERT OR REPLACE INTO archives VALUES (?, ?, ?, ?, NULL, 0, 0)", row)
+                else:
+                    db.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", row)
+
+    def count(self) -> int:
+        return self._db.execute("SELECT count(*) FROM files").fetchone()[0]
 
     def unread(self) -> int:
         """How many files with an unknown header there are, put by for :meth:`pages`."""
         with self._change() as db:
             # A disk that failed once may read now.
-            db.execute("DELETE FROM kept.headers WHERE role = 'refused' AND reason LIKE 'cannot be read (%'")
+            db.execute(
+                "DELETE FROM kept.headers WHERE role = 'refused' AND reason LIKE 'cannot be read (%' "
+                "AND name NOT IN (SELECT name FROM files WHERE archive != '')"
+            )
             db.execute("DROP TABLE IF EXISTS todo")
             db.execute(
                 "CREATE TABLE todo AS SELECT f.name, f.path FROM files f LEFT JOIN kept.headers h "
@@ -125,9 +157,7 @@ class Catalogue:
     def keep(self, peeks: Iterable[Peek]) -> None:
         with self._change() as db:
             for p in peeks:
-                stat = db.execute("SELECT stat FROM files WHERE name = ?", (p.name,)).fetchone()[0]
-                row = (p.name, stat, p.role, p.patient, p.study, p.series, json.dumps(p.referenced), p.reason)
-                db.execute("INSERT OR REPLACE INTO headers VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+                _keep(db, p, db.execute("SELECT stat FROM files WHERE name = ?", (p.name,)).fetchone()[0])
 
     def group(self) -> None:
         """Sort the DICOM files into studies; what was drawn on a series goes to the study of that series."""
@@ -202,14 +232,97 @@ class Catalogue:
         rows = self._db.execute("SELECT name, path FROM files WHERE kind = 'table' ORDER BY name")
         return {folder_of(name): Found(Path(path), name) for name, path in rows}
 
+    # -- archives -------------------------------------------------------------------------------------
+
+    def unknown_archives(self) -> list[Archive]:
+        """Those that were not looked into before, as they are now."""
+        with self._change() as db:
+            db.execute(
+                "UPDATE archives SET contents = (SELECT k.contents FROM kept.archives k "
+                "WHERE k.name = archives.name AND k.stat = archives.stat)"
+            )
+        rows = self._db.execute(
+            "SELECT name, path, folder FROM archives WHERE contents IS NULL ORDER BY name"
+        )
+        return [Archive(Found(Path(path), name), Path(folder)) for name, path, folder in rows.fetchall()]
+
+    def keep_contents(self, archive: Archive, contents: Contents) -> None:
+        name = archive.found.name
+        with self._change() as db:
+            (stat,) = db.execute("SELECT stat FROM archives WHERE name = ?", (name,)).fetchone()
+            blob = pickle.dumps(contents)
+            db.execute(
+                "UPDATE archives SET contents = ?, open = ? WHERE name = ?", (blob, contents.kept, name)
+            )
+            if contents.lasting and stat != _GONE:
+                db.execute("INSERT OR REPLACE INTO kept.archives VALUES (?, ?, ?)", (name, stat, blob))
+
+    def list_members(self) -> Iterator[Refusal]:
+        """Take down the members of all archives; gives what was refused of them."""
+        rows = self._db.execute(
+            "SELECT name FROM archives WHERE contents IS NOT NULL ORDER BY name"
+        ).fetchall()
+        for (archive,) in rows:
+            folder, stat, blob = self._db.execute(
+                "SELECT folder, stat, contents FROM archives WHERE name = ?", (archive,)
+            ).fetchone()
+            contents: Contents = pickle.loads(blob)
+            stats = {name: f"{stat}.{size}" for name, _, size in contents.members}
+            with self._change() as db:
+                db.execute("UPDATE archives SET exams = ? WHERE name = ?", (contents.exams, archive))
+                for name, place, _ in contents.members:
+                    row = (name, place, stats[name], kind_of(name), archive)
+                    db.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", row)
+                for p in contents.peeks:
+                    _keep(db, p, stats[p.name])
+                for number, (name, data) in enumerate(contents.tables.items()):
+                    path = Path(f"{folder}.table{number}")
+                    try:
+                        path.write_bytes(data)
+                    except OSError as error:
+                        raise write_error(path, error) from error
+                    db.execute("UPDATE files SET path = ?, archive = '' WHERE name = ?", (str(path), name))
+            yield from contents.refusals
+
+    def reach(self, files: Iterable[Found], key: str) -> tuple[dict[str, Found], tuple[Archive, ...]]:
+        """Files of the exam ``key``, by name, where they lie in this run, and the archives to unpack for them."""
+        there: dict[str, Found] = {}
+        folders: dict[str, Path] = {}
+        closed: list[Archive] = []
+        for found in files:
+            row = self._db.execute("SELECT path, archive FROM files WHERE name = ?", (found.name,)).fetchone()
+            path, name = row or (found.path, "")
+            if name and name not in folders:
+                archive = self._archive(name, key)
+                folders[name] = archive.folder
+                if not self._is_open(name):
+                    closed.append(archive)
+            there[found.name] = Found(folders[name] / path if name else Path(path), found.name)
+        return there, tuple(closed)
+
+    def _is_open(self, name: str) -> bool:
+        return bool(self._db.execute("SELECT open FROM archives WHERE name = ?", (name,)).fetchone()[0])
+
+    def _archive(self, name: str, key: str) -> Archive:
+        """Where an exam finds an archive: for many exams it is unpacked here and now, for few each has its own."""
+        path, folder, exams = self._db.execute(
+            "SELECT path, folder, exams FROM archives WHERE name = ?", (name,)
+        ).fetchone()
+        archive = Archive(Found(Path(path), name), Path(folder))
+        if self._is_open(name):
+            return archive
+        if exams <= FEW:
+            return Archive(archive.found, Path(f"{folder}.{digest(key)[:16]}"))
+        extract(archive.found, archive.folder, [])  # what it lacks now will be missed where it is read
+        with self._change() as db:
+            db.execute("UPDATE archives SET open = 1 WHERE name = ?", (name,))
+        return archive
+
+    # -- files of this run ----------------------------------------------------------------------------
+
     def stat(self, name: str) -> str:
         row = self._db.execute("SELECT stat FROM files WHERE name = ?", (name,)).fetchone()
         return row[0] if row else ""
-
-    def placed(self, found: Found) -> Found:
-        """The file where it lies in this run: members of archives are unpacked to another folder each time."""
-        row = self._db.execute("SELECT path FROM files WHERE name = ?", (found.name,)).fetchone()
-        return Found(Path(row[0]), found.name) if row else found
 
     # -- plans ----------------------------------------------------------------------------------------
 
@@ -243,26 +356,13 @@ class Catalogue:
     def _change(self) -> _Transaction:
         return _Transaction(self._db, self._kept)
 
-    def _stat(self, found: Found) -> str:
-        """Size and time of a file; of its archive and its size for a member, which is unpacked anew in every run."""
-        try:
-            archive = self._archive(found.name)
-            if archive is None:
-                return ",".join(_size_and_time(path) for path in (found.path, *_detached(found.path)))
-            if archive not in self._stats:
-                self._stats = {archive: _size_and_time(archive)}
-            return f"{self._stats[archive]}.{os.stat(found.path).st_size}"
-        except OSError:  # gone since it was listed: reading it will say so
-            return "gone"
 
-    def _archive(self, name: str) -> Path | None:
-        """The archive that a file is a member of. A mere folder may have an exclamation mark in its name too."""
-        parts = name.split("!")
-        for end in range(1, len(parts)):
-            archive = self._src if self._src.is_file() else self._src / "!".join(parts[:end])
-            if archive in self._stats or archive.is_file():
-                return archive
-        return None
+def _stat(path: Path) -> str:
+    """Size and time of a file, and of the voxels beside a header."""
+    try:
+        return ",".join(_size_and_time(p) for p in (path, *_detached(path)))
+    except OSError:  # gone since it was listed: reading it will say so
+        return _GONE
 
 
 def _size_and_time(path: Path) -> str:
@@ -276,6 +376,11 @@ def _detached(header: Path) -> list[Path]:
         return []
     stem = header.name[: -len(header.suffix)] + "."
     return sorted(p for p in header.parent.iterdir() if p.name.startswith(stem) and p != header)
+
+
+def _keep(db: sqlite3.Connection, p: Peek, stat: str) -> None:
+    row = (p.name, stat, p.role, p.patient, p.study, p.series, json.dumps(p.referenced), p.reason)
+    db.execute("INSERT OR REPLACE INTO kept.headers VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
 
 
 class _Transaction:
@@ -317,7 +422,8 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def _kind(name: str) -> str:
+def kind_of(name: str) -> str:
+    """What is to be done with a file of this name: "image", "table" (of labels), or "other", whose header tells."""
     if image_suffix(name):
         return "image"
     return "table" if PurePosixPath(name.rpartition("!")[2]).name == "labels.json" else "other"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -12,13 +13,14 @@ from typing import Any
 from deepatlas.data.cohort import read_labels
 from deepatlas.data.io import image_suffix
 from deepatlas.errors import DataError
-from deepatlas.intake.catalogue import Catalogue, Peek, digest, folder_of
+from deepatlas.intake.archives import Unopened, extract, opened
+from deepatlas.intake.catalogue import FEW, Catalogue, Contents, Peek, digest, folder_of, kind_of
 from deepatlas.intake.dicom_choose import TRIED, choose_series
 from deepatlas.intake.dicom_header import read_header
 from deepatlas.intake.dicom_scan import scan_dicom
 from deepatlas.intake.labels import structure_names
 from deepatlas.intake.names import NameMap
-from deepatlas.intake.types import DicomSeries, ExamSource, Found, Refusal
+from deepatlas.intake.types import Archive, DicomSeries, ExamSource, Found, Refusal
 
 RECIPE = 2  # raise when the same files would make other exams
 # What a label image is called beside its CT: ``seg.nii.gz``, ``case_seg.nii.gz``, ``Segmentation.seg.nrrd`` …
@@ -26,6 +28,7 @@ _DRAWN = ("seg", "segmentation", "segmentations", "label", "labels", "mask", "ma
 _LABEL_FOLDERS = (*_DRAWN, "labelstr", "labelsts")  # nothing in them is a CT
 _BESIDE = {"imagestr": ("labelstr",), "imagests": ("labelsts",), "images": ("labels", "masks")}
 _CT = ("ct", "image", "volume")
+_TABLE_BYTES = 1 << 20  # a larger labels.json is none
 _DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 
 
@@ -43,6 +46,7 @@ class Task:
     source_labels: Mapping[str, int] | None = None
     digest: str = ""  # of the files
     tried: Mapping[str, str] = field(default_factory=dict)  # series that could not be used, and why
+    archives: tuple[Archive, ...] = ()  # to unpack while it is planned
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,44 @@ def _peek(found: Found) -> Peek:
     return Peek(found.name, role, header.patient, header.study, header.series, tuple(header.referenced))
 
 
+def look(archive: Archive) -> Contents:
+    """What an archive holds. It stays unpacked where many exams, or a disk with room, make that worth while."""
+    refused: list[Refusal] = []
+    found = extract(archive.found, archive.folder, refused)
+    try:
+        members = tuple(
+            (f.name, f.path.relative_to(archive.folder).as_posix(), f.path.stat().st_size) for f in found
+        )
+        peeks = tuple(peek([f for f in found if kind_of(f.name) == "other"]))
+        tables = {f.name: _start_of(f) for f in found if kind_of(f.name) == "table"}
+        exams = len({p.study for p in peeks if p.study}) + sum(kind_of(f.name) == "image" for f in found)
+        disk = shutil.disk_usage(archive.folder.parent)
+    except BaseException:
+        shutil.rmtree(archive.folder, ignore_errors=True)
+        raise
+    kept = bool(found) and (exams > FEW or disk.free > disk.total / 2)
+    if not kept:
+        shutil.rmtree(archive.folder, ignore_errors=True)
+    return Contents(members, peeks, tables, tuple(refused), exams, kept)
+
+
+def _start_of(table: Found) -> bytes:
+    with open(table.path, "rb") as file:
+        return file.read(_TABLE_BYTES)
+
+
 def plan(task: Task) -> Plan:
     """Choose the exam's series and list what was drawn on it, from headers."""
+    try:
+        with opened(task.archives):
+            return choose(task)
+    except Unopened as error:
+        refusal = Refusal(task.name, str(error), "exam", passing=True)
+        return Plan(task.key, task.name, "", None, refusals=(refusal,), digest=task.digest)
+
+
+def choose(task: Task) -> Plan:
+    """As :func:`plan`, of files that can be opened."""
     if task.image is not None:
         source = ExamSource(task.key, task.name, image=task.image, labels=task.labels)
         # A label table names its structures itself, in its own spelling.

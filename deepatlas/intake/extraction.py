@@ -38,7 +38,11 @@ LIMITS = Limits()
 
 
 class Refused(Exception):
-    """The archive as a whole does not go in; the text is the reason and the cure."""
+    """The archive as a whole does not go in; the text is the reason and the cure, which may be time (``passing``)."""
+
+    def __init__(self, reason: str, passing: bool = False) -> None:
+        super().__init__(reason)
+        self.passing = passing
 
 
 def archive_suffix(path: str | os.PathLike[str]) -> str:
@@ -99,7 +103,8 @@ class Extraction:
         if total - self.written > free:
             raise Refused(
                 f"unpacks to {_size(total)}, and the scratch disk has {_size(max(0, free))} to give; "
-                "free space there or unpack it yourself"
+                "free space there or unpack it yourself",
+                passing=True,
             )
 
     def take(self, member: str) -> Path | None:
@@ -155,7 +160,7 @@ class Extraction:
 
     def _unwritable(self, error: OSError) -> Exception:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return Refused("the scratch disk is full; free space there or unpack it yourself")
+            return Refused("the scratch disk is full; free space there or unpack it yourself", passing=True)
         return write_error(self.folder, error)
 
     def _spend(self, count: int) -> None:

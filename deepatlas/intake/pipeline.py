@@ -28,13 +28,15 @@ from deepatlas.intake.identity import Identity
 from deepatlas.intake.journal import Journal
 from deepatlas.intake.options import Options, Summary
 from deepatlas.intake.places import check_places, clear_leftovers, held, may_write
-from deepatlas.intake.planning import Planner, placed, progress_bar
+from deepatlas.intake.planning import Planner, placed, progress_bar, reached
 from deepatlas.intake.types import Refusal
 from deepatlas.intake.walk import scratch_folder
 from deepatlas.intake.work import DONE, FAILED, FATAL, ExamJob, Outcome
 
 # Refusals that may be gone in the next run: what lies there has not left the source.
-_PASSING = re.compile(r"^cannot (be )?read[ :]|^vanished|scratch disk|while it was read|while its headers")
+_PASSING = re.compile(
+    r"^cannot (be )?read[ :]|^vanished|^its archive cannot|scratch disk|while it was read|while its headers"
+)
 _SHOWN = 20  # refusals on the screen; all are in the private folder and, without names, in the report
 
 
@@ -79,7 +81,7 @@ class _Run:
             self.planner = Planner(self.src, self.dst, options, self.identity, self.engine)
             # The first of several shards reads the headers; the others wait, and find them read.
             with held(private / "lock-headers", None):
-                catalogue = stack.enter_context(closing(Catalogue(scratch, private, self.src)))
+                catalogue = stack.enter_context(closing(Catalogue(scratch, private)))
                 entries, labels = self.planner.run(catalogue, scratch)
                 mine = [e for e in entries if self._is_mine(e)]
                 if options.shard:
@@ -180,11 +182,12 @@ class _Run:
 
         def jobs() -> Iterator[ExamJob]:
             for entry in todo:
-                plan = placed(catalogue.plan(entry.key, entry.digest), catalogue)
+                plan, archives = placed(catalogue.plan(entry.key, entry.digest), catalogue)
                 others = other_series(catalogue, plan, self.planner.names)
                 yield ExamJob(
                     entry.id, entry.fingerprint, plan, exam_path(self.dst, entry.id), labels, self.planner.names,
-                    self.options.crop, attempts / entry.fingerprint if attempts else None, others,
+                    self.options.crop, attempts / entry.fingerprint if attempts else None, archives,
+                    others and reached(others, catalogue),
                 )  # fmt: skip
 
         if not todo:

@@ -19,7 +19,7 @@ from deepatlas.intake.finish import Entry
 from deepatlas.intake.identity import Identity, readable_id
 from deepatlas.intake.names import NameMap, compact, identifier_tokens, label_table, why_private
 from deepatlas.intake.options import Options
-from deepatlas.intake.types import Found, Refusal
+from deepatlas.intake.types import Archive, Found, Refusal
 from deepatlas.intake.walk import walk
 
 EXPECTED = "expected DICOM, NIfTI, NRRD or MetaImage files, in folders or archives"
@@ -48,9 +48,9 @@ class Planner:
     def find(self, catalogue: Catalogue, scratch: Path) -> None:
         found: list[Refusal] = []
         files = walk(self.src, scratch, found, skip=(self.dst, self.identity.folder))
-        count = catalogue.add(progress_bar(self.options, files, None, "finding files", "file"))
+        catalogue.add(progress_bar(self.options, files, None, "finding files", "file"))
         self._refuse(found)
-        if not count:
+        if not self.look(catalogue):
             raise DataError(f"{self.src}: no file in it; {EXPECTED}")
         total = catalogue.unread()
         with progress_bar(self.options, None, total, "reading headers", "file") as bar:
@@ -71,6 +71,20 @@ class Planner:
                 bar.update(1)
         catalogue.group()
         self._refuse(Refusal(name, reason) for name, reason in catalogue.refused())
+
+    def look(self, catalogue: Catalogue) -> int:
+        """List the members of all archives, after a look into those that are new; the number of all files."""
+        unknown = catalogue.unknown_archives()
+        with progress_bar(self.options, None, len(unknown), "opening archives", "archive") as bar:
+            for archive, contents in self.engine.run(discover.look, unknown):
+                if isinstance(contents, Died):
+                    reason = f"cannot be read: {contents.reason}; look at it by itself"
+                    self._refuse([Refusal(archive.found.name, reason)])
+                else:
+                    catalogue.keep_contents(archive, contents)
+                bar.update(1)
+        self._refuse(catalogue.list_members())
+        return catalogue.count()
 
     def plan(self, catalogue: Catalogue) -> list[Entry]:
         """Every exam, with what its headers tell; the plans themselves are kept on the disk."""
@@ -100,7 +114,7 @@ class Planner:
             for task in unknown():
                 plan = catalogue.plan(task.key, task.digest)
                 if plan is None:
-                    yield task
+                    yield reached(task, catalogue)
                 else:
                     enter(plan)
 
@@ -112,7 +126,8 @@ class Planner:
                     self._refuse([Refusal(task.name, reason, "exam")])
                     continue
                 enter(plan)
-                fresh.append((task.key, task.digest, plan))
+                if plan.source is not None or not any(r.passing for r in plan.refusals):
+                    fresh.append((task.key, task.digest, plan))
                 if len(fresh) >= 100:
                     catalogue.keep_plans(fresh)
                     fresh = []
@@ -180,13 +195,25 @@ def progress_bar(
     return tqdm(items, total=total, desc=title, unit=unit, leave=False, disable=off)
 
 
-def placed(plan: Plan, catalogue: Catalogue) -> Plan:
-    """The plan with the paths of this run."""
+def reached(task: Task, catalogue: Catalogue) -> Task:
+    """The task with files that can be opened, once its archives are."""
+    image, labels = task.image, task.labels
+    there, archives = catalogue.reach((*task.files, *((image,) if image else ()), *labels), task.key)
+    return replace(
+        task, files=tuple(there[f.name] for f in task.files), image=image and there[image.name],
+        labels=tuple(there[f.name] for f in labels), archives=archives,
+    )  # fmt: skip
+
+
+def placed(plan: Plan, catalogue: Catalogue) -> tuple[Plan, tuple[Archive, ...]]:
+    """The plan with the paths of this run, and the archives to unpack for them."""
     source = plan.source
     assert source is not None
-    series = source.series
+    series, image = source.series, source.image
+    slices = series.slices if series is not None else ()
+    there, archives = catalogue.reach((*slices, *((image,) if image else ()), *source.labels), plan.key)
     if series is not None:
-        series = replace(series, slices=tuple(catalogue.placed(f) for f in series.slices))
-    image = catalogue.placed(source.image) if source.image else None
-    labels = tuple(catalogue.placed(f) for f in source.labels)
-    return replace(plan, source=replace(source, series=series, image=image, labels=labels))
+        series = replace(series, slices=tuple(there[f.name] for f in slices))
+    image = image and there[image.name]
+    labels = tuple(there[f.name] for f in source.labels)
+    return replace(plan, source=replace(source, series=series, image=image, labels=labels)), archives

@@ -14,11 +14,19 @@ class Found:
 
     ``path`` can be opened; ``name`` is what a person calls it: the path below the source, with
     ``archive.zip!inner/path`` for a member of an archive (``path`` then lies in a temporary
-    folder that lives as long as the intake).
+    folder, where it is as long as the archive is unpacked).
     """
 
     path: Path
     name: str
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An archive below the source, and the folder that it is to be unpacked into."""
+
+    found: Found
+    folder: Path
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""Every file below a source, each once, in an order that does not change; archives unpacked on the way.
+"""Every file below a source, each once, in an order that does not change.
 
-Nothing is opened but folders and archives: a FIFO or a device that lies among the images cannot stop the run.
+Nothing is opened but folders: a FIFO or a device that lies among the images cannot stop the run.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from pathlib import Path
 
 from deepatlas.errors import DataError
 from deepatlas.files import write_error
-from deepatlas.intake.archives import extract
-from deepatlas.intake.extraction import LIMITS, Limits, archive_suffix, is_junk, shown
+from deepatlas.intake.extraction import is_junk, shown
 from deepatlas.intake.types import Found, Refusal
 
 try:
@@ -41,23 +40,20 @@ def walk(
     refused: list[Refusal],
     *,
     skip: Iterable[str | os.PathLike[str]] = (),
-    limits: Limits = LIMITS,
 ) -> Iterator[Found]:
     """Yield every regular file below ``src``: a folder, one file or one archive.
 
     The real tree comes first, sorted by name; then what only symbolic links lead to. A folder or file that has
     been met is not met again, so that loops end. Hidden files and what systems leave behind (``.DS_Store``,
-    ``Thumbs.db``, ``__MACOSX``) are passed over in silence. Archives (``.zip``, ``.tar``, ``.tar.gz`` …) are
-    replaced by their members.
+    ``Thumbs.db``, ``__MACOSX``) are passed over in silence. Archives are files like others here.
 
     Args:
         src: where to look.
-        scratch: an existing folder for members of archives (see :func:`scratch_folder`); the files yielded live
-            as long as it does.
+        scratch: an existing folder for aliases of files whose names no library opens (see :func:`scratch_folder`);
+            the paths yielded live as long as it does.
         refused: a line is appended for everything that does not go in: broken links and loops, folders and files
-            without permission, FIFOs, sockets, devices, bad archives, and files that vanish meanwhile.
+            without permission, FIFOs, sockets, devices, and files that vanish meanwhile.
         skip: files and folders to leave out, such as the destination if it lies below the source.
-        limits: of archives.
 
     Raises :class:`~deepatlas.errors.DataError` if ``src`` itself is missing or cannot be read.
     """
@@ -71,7 +67,7 @@ def walk(
         raise DataError(f"{shown(str(src))}: no such file or folder; check the path") from error
     except OSError as error:
         raise DataError(f"{shown(str(src))}: cannot read: {error.strerror}; {_PERMISSIONS}") from error
-    walker = _Walker(src, scratch, refused, skip, limits)
+    walker = _Walker(src, scratch, refused, skip)
     if is_folder:
         yield from walker.folder(src, "")
         yield from walker.links()
@@ -88,9 +84,8 @@ class _Walker:
         scratch: Path,
         refused: list[Refusal],
         skip: Iterable[str | os.PathLike[str]],
-        limits: Limits,
     ) -> None:
-        self.src, self.scratch, self.refused, self.limits = src, scratch, refused, limits
+        self.src, self.scratch, self.refused = src, scratch, refused
         self.folders = {key for path in (scratch, *skip) if (key := _identity(path))}
         self.skipped = set(self.folders)
         self.targets: set[tuple[int, int]] = set()  # files that links led to
@@ -178,15 +173,7 @@ class _Walker:
             else:
                 self.refuse(name, "vanished while the source was read; put it back and run again")
         else:
-            yield from self.file(Path(self.alias(path)), name)
-
-    def file(self, path: Path, name: str) -> Iterator[Found]:
-        found = Found(path, shown(name))
-        if archive_suffix(name):
-            self.count += 1
-            yield from extract(found, self.place() / f"{self.count}", self.refused, self.limits)
-        else:
-            yield found
+            yield Found(Path(self.alias(path)), shown(name))
 
     def alias(self, path: str) -> str:
         """A path that every library can open: a link in the scratch folder where bytes are undecodable."""

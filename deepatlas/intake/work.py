@@ -17,6 +17,7 @@ from deepatlas.data.io import image_suffix, read_volume
 from deepatlas.data.parts import PART_VERSION
 from deepatlas.errors import DataError
 from deepatlas.intake import discover
+from deepatlas.intake.archives import Unopened, opened
 from deepatlas.intake.catalogue import digest
 from deepatlas.intake.dicom_choose import TRIED
 from deepatlas.intake.dicom_read import read_series
@@ -24,7 +25,7 @@ from deepatlas.intake.discover import Plan, Task
 from deepatlas.intake.identity import public_text
 from deepatlas.intake.labels import read_structures
 from deepatlas.intake.names import NameMap
-from deepatlas.intake.types import ExamSource, Found, Reading, Refusal
+from deepatlas.intake.types import Archive, ExamSource, Found, Reading, Refusal
 
 RECIPE = 2  # raise when the same exam would give other arrays
 DONE, REFUSED, FAILED, FATAL = "done", "refused", "failed", "fatal"
@@ -53,6 +54,7 @@ class ExamJob:
     names: NameMap | None = None
     crop: str | None = None
     attempts: Path | None = None
+    archives: tuple[Archive, ...] = ()  # to unpack while it is read
     others: Task | None = None
 
 
@@ -106,12 +108,25 @@ def prepare_exam(job: ExamJob) -> Outcome:
 
 def _of_any_series(job: ExamJob, hidden: set[str]) -> Outcome:
     """The exam made of the first series that can be used; ``hidden`` gains the secrets of those that were tried."""
+    try:
+        with opened(job.archives):
+            out = _of_series(job, job.plan, {}, hidden)
+        if out.status == REFUSED and job.others is not None:
+            with opened(job.others.archives):
+                out = _of_others(job, job.others, out, hidden)
+    except DataError as error:  # an archive
+        out = Outcome(job.id, job.fingerprint, DONE)
+        _fail(out, error, job)
+    return out
+
+
+def _of_others(job: ExamJob, others: Task, out: Outcome, hidden: set[str]) -> Outcome:
+    """The exam made of another series than that of ``job.plan``, which gave ``out``."""
     plan, tried = job.plan, {}
-    out = _of_series(job, plan, tried, hidden)
-    while out.status == REFUSED and job.others is not None:
+    while out.status == REFUSED:
         assert plan.source is not None and plan.source.series is not None
         tried[plan.source.series.series] = out.refusals[-1].reason
-        plan = discover.plan(replace(job.others, tried=tried))
+        plan = discover.choose(replace(others, tried=tried))
         hidden |= secrets_of(plan)
         if any(r.passing for r in plan.refusals):
             out.status = FAILED  # what cannot be read now may be of the series to take
@@ -180,6 +195,8 @@ def _fail(out: Outcome, error: Exception, job: ExamJob) -> None:
             error = DataError("it does not fit into memory; use fewer --workers")
     elif isinstance(error, DataError) and ": cannot write: " in str(error) and isinstance(cause, OSError):
         out.status, out.error = FATAL, str(error)
+    elif isinstance(error, Unopened):
+        out.status = FAILED
     elif out.status == DONE:
         # A disk or network that failed may be well the next time; a file that is damaged stays so.
         out.status = FAILED if isinstance(cause, OSError) and not isinstance(cause, EOFError) else REFUSED

@@ -211,12 +211,14 @@ def make_tar(folder: Path) -> None:
 
 
 def read_archive(folder: Path) -> tuple[Arrays, list[str]]:
+    from deepatlas.intake.archives import extract
     from deepatlas.intake.extraction import Limits
     from deepatlas.intake.walk import scratch_folder, walk
 
     refused: list = []
     with scratch_folder(folder.parent / "scratch") as scratch:
-        found = list(walk(folder, scratch, refused, limits=Limits(reserve=0)))
+        (archive,) = walk(folder, scratch, refused)
+        found = extract(archive, scratch / "archive", refused, Limits(reserve=0))
         if not found:
             raise DataError(refused[0].reason)
         notes: list[str] = [r.reason for r in refused]

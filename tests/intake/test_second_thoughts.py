@@ -91,7 +91,7 @@ def test_only_numbered_structures_are_called_by_their_number():
 def catalogue(tmp_path):
     for folder in ("src", "scratch", "private"):
         (tmp_path / folder).mkdir()
-    with closing(Catalogue(tmp_path / "scratch", tmp_path / "private", tmp_path / "src")) as found:
+    with closing(Catalogue(tmp_path / "scratch", tmp_path / "private")) as found:
         yield found
 
 
