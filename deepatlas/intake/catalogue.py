@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -119,7 +120,7 @@ class Catalogue:
             for number, found in enumerate(files):
                 row = (found.name, str(found.path), _stat(found.path), kind_of(found.name), "")
                 if archive_suffix(found.name):
-                    row = (*row[:2], str(self._scratch / f"archive{number}"), row[2])
+                    row = (*row[:2], str(self._scratch / f"a{number}"), row[2])
                     db.execute("INSERT OR REPLACE INTO archives VALUES (?, ?, ?, ?, NULL, 0, 0)", row)
                 else:
                     db.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", row)
@@ -311,12 +312,15 @@ class Catalogue:
         archive = Archive(Found(Path(path), name), Path(folder))
         if self._is_open(name):
             return archive
-        if exams <= FEW:
-            return Archive(archive.found, Path(f"{folder}.{digest(key)[:16]}"))
-        extract(archive.found, archive.folder, [])  # what it lacks now will be missed where it is read
-        with self._change() as db:
-            db.execute("UPDATE archives SET open = 1 WHERE name = ?", (name,))
-        return archive
+        if exams > FEW:
+            shutil.rmtree(archive.folder, ignore_errors=True)  # of a worker that died
+            if extract(archive.found, archive.folder, []):
+                with self._change() as db:
+                    db.execute("UPDATE archives SET open = 1 WHERE name = ?", (name,))
+                return archive
+        return Archive(
+            archive.found, Path(f"{folder}.{digest(key)[:16]}")
+        )  # a worker says what is the matter
 
     # -- files of this run ----------------------------------------------------------------------------
 

@@ -157,7 +157,8 @@ def _vocabulary() -> frozenset[str]:
     return frozenset(
         "the and not for with file files slice slices voxel voxels axis axes image volume body head neck chest abdomen "
         "pelvis lung lungs liver spine contrast axial coronal sagittal spacing series study exam patient damaged "
-        "truncated empty missing read copy export again check holds only one two three from its has are was".split()
+        "truncated empty missing read copy export again check holds only one two three from its has are was "
+        "archive archives scratch disk".split()
     )
 
 

@@ -138,7 +138,7 @@ def test_the_disk_holds_one_archive_at_a_time_for_each_worker(src, tmp_path, mon
 
     def watched(job):
         with archives.opened(job.archives):
-            there.append(len(list((tmp_path / "dst.private").glob("*scratch*/archive*"))))
+            there.append(len(list((tmp_path / "dst.private").glob("*scratch*/a[0-9]*"))))
         return prepare_exam(job)
 
     prepare_exam = work.prepare_exam
@@ -189,6 +189,18 @@ def test_an_archive_that_goes_meanwhile_is_tried_again(src, tmp_path, monkeypatc
     monkeypatch.setattr(module, name, true)
     (tmp_path / "away.zip").rename(src / "2.zip")
     assert run(src, tmp_path / "dst").exams == 2
+
+
+def test_an_archive_of_many_exams_that_no_longer_unpacks_says_why(src, tmp_path, monkeypatch):
+    zipped(src / "many.zip", *range(1, 6))
+    run(src, tmp_path / "dst")
+    full = archives.Limits(reserve=1 << 60)
+    extract = archives.extract
+    for module in (archives, catalogue):
+        monkeypatch.setattr(module, "extract", lambda a, f, r: extract(a, f, r, full))
+    reason = "its archive cannot be unpacked: unpacks to .* and the scratch disk has 0.0 MB to give"
+    with pytest.raises(DataError, match=f"none of the 5 exams can be used; the first: {reason}"):
+        run(src, tmp_path / "dst", crop="foreground")
 
 
 def test_exams_of_an_archive_that_fails_for_now_stay(src, tmp_path, monkeypatch):
