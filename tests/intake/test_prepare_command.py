@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -300,8 +301,10 @@ def command(tmp_path, *arguments, mode="plain"):
     script.write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     argv = [sys.executable, script, mode, *map(str, arguments)]
+    # A shell lets what it starts in the background ignore Ctrl-C, and so would everything that the tests start there.
+    hear = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-                            start_new_session=True)  # fmt: skip
+                            start_new_session=True, preexec_fn=hear)  # fmt: skip
 
 
 @pytest.mark.processes
