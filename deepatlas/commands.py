@@ -38,6 +38,7 @@ def _load(args: argparse.Namespace):
 
 def _template(args: argparse.Namespace, model):
     from deepatlas.localize.template import Template
+    from deepatlas.pretrained import shipped
 
     template = Template.load(args.template)
     try:
@@ -48,7 +49,7 @@ def _template(args: argparse.Namespace, model):
         print(f"{PROGRAM}: warning: {error}", file=sys.stderr)
         template.meta = {**template.meta, "model": None}
     steps = template.meta.get("refine", 0)
-    if bool(steps) != bool(model.refine):
+    if bool(steps) != bool(model.refine) and str(args.template) not in shipped():  # whose cards tell of both
         print(
             f"{PROGRAM}: warning: {args.template}: made with --refine {steps}, now it is {model.refine}; "
             "masks fit best when both are refined or neither",
