@@ -55,9 +55,8 @@ class Peek(NamedTuple):
 class Contents(NamedTuple):
     """What an archive holds."""
 
-    members: tuple[
-        tuple[str, str, int], ...
-    ]  # name as in :class:`Found`, path in the archive's folder, bytes
+    # Name as in :class:`Found`, path in the archive's folder, bytes.
+    members: tuple[tuple[str, str, int], ...]
     peeks: tuple[Peek, ...]  # of those that are neither images nor label tables
     tables: dict[str, bytes]  # name: what is in it
     refusals: tuple[Refusal, ...]
@@ -294,33 +293,27 @@ class Catalogue:
             row = self._db.execute("SELECT path, archive FROM files WHERE name = ?", (found.name,)).fetchone()
             path, name = row or (found.path, "")
             if name and name not in folders:
-                archive = self._archive(name, key)
+                archive, is_open = self._archive(name, key)
                 folders[name] = archive.folder
-                if not self._is_open(name):
+                if not is_open:
                     closed.append(archive)
             there[found.name] = Found(folders[name] / path if name else Path(path), found.name)
         return there, tuple(closed)
 
-    def _is_open(self, name: str) -> bool:
-        return bool(self._db.execute("SELECT open FROM archives WHERE name = ?", (name,)).fetchone()[0])
-
-    def _archive(self, name: str, key: str) -> Archive:
-        """Where an exam finds an archive: for many exams it is unpacked here and now, for few each has its own."""
-        path, folder, exams = self._db.execute(
-            "SELECT path, folder, exams FROM archives WHERE name = ?", (name,)
+    def _archive(self, name: str, key: str) -> tuple[Archive, bool]:
+        """Where an exam finds an archive, and whether it lies there: for many exams it is unpacked here and now."""
+        path, folder, exams, is_open = self._db.execute(
+            "SELECT path, folder, exams, open FROM archives WHERE name = ?", (name,)
         ).fetchone()
         archive = Archive(Found(Path(path), name), Path(folder))
-        if self._is_open(name):
-            return archive
-        if exams > FEW:
+        if not is_open and exams > FEW:
             shutil.rmtree(archive.folder, ignore_errors=True)  # of a worker that died
-            if extract(archive.found, archive.folder, []):
-                with self._change() as db:
-                    db.execute("UPDATE archives SET open = 1 WHERE name = ?", (name,))
-                return archive
-        return Archive(
-            archive.found, Path(f"{folder}.{digest(key)[:16]}")
-        )  # a worker says what is the matter
+            is_open = bool(extract(archive.found, archive.folder, []))  # if not, a worker will say why
+            with self._change() as db:
+                db.execute("UPDATE archives SET open = ? WHERE name = ?", (is_open, name))
+        if is_open:
+            return archive, True
+        return Archive(archive.found, Path(f"{folder}.{digest(key)[:16]}")), False
 
     # -- files of this run ----------------------------------------------------------------------------
 

@@ -102,7 +102,8 @@ def look(archive: Archive) -> Contents:
         )
         peeks = tuple(peek([f for f in found if kind_of(f.name) == "other"]))
         tables = {f.name: _start_of(f) for f in found if kind_of(f.name) == "table"}
-        exams = len({p.study for p in peeks if p.study}) + sum(kind_of(f.name) == "image" for f in found)
+        images = sum(kind_of(f.name) == "image" and not _is_drawn(f) for f in found)
+        exams = len({p.study for p in peeks if p.study}) + images
         disk = shutil.disk_usage(archive.folder.parent)
     except BaseException:
         shutil.rmtree(archive.folder, ignore_errors=True)
@@ -253,9 +254,9 @@ def image_tasks(
                 ct.name, exam_name(ct), image=ct, labels=tuple(labels), names=names, source_labels=table,
                 digest=made_of,
             )  # fmt: skip
-    for folder, files in folders.items():
+    for files in folders.values():
         for file in files:
-            if (_last(folder) in _LABEL_FOLDERS or _base(_stem(file)) is not None) and file.name not in used:
+            if _is_drawn(file) and file.name not in used:
                 refusals.append(
                     Refusal(
                         file.name, "named as a label image, but no CT belongs to it; add ct.nii.gz beside it"
@@ -318,6 +319,11 @@ def exam_name(ct: Found) -> str:
 def _stem(found: Found) -> str:
     name = PurePosixPath(found.name.rpartition("!")[2]).name
     return name[: len(name) - len(image_suffix(name))]
+
+
+def _is_drawn(found: Found) -> bool:
+    """Whether an image is called as label images are, or lies where they do."""
+    return _last(folder_of(found.name)) in _LABEL_FOLDERS or _base(_stem(found)) is not None
 
 
 def _base(stem: str) -> str | None:

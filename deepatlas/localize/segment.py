@@ -42,7 +42,7 @@ def segment_coordinates(
     masks = torch.from_numpy(template.masks).to(coords.device, coords.dtype)
     ids = torch.tensor((0, *template.ids), dtype=torch.int32, device=coords.device)
     levels = torch.tensor(levels, dtype=coords.dtype, device=coords.device)
-    supports = torch.tensor(_supports(template.masks))
+    supports = torch.tensor(template.supports)
     last = torch.tensor(masks.shape[:0:-1], dtype=coords.dtype, device=coords.device) - 1
     out = np.zeros(native_grid.shape, dtype=np.uint8 if max(template.ids) < 256 else np.uint16)
     chunk = TILE[0] * native_grid.shape[1] * native_grid.shape[2]
@@ -74,18 +74,6 @@ def _tile_labels(
     above = ops.resample(part[None], local[None])[0] - levels[near, None, None, None]
     best, row = above.max(dim=0)
     return torch.where(best >= 0, ids[1:][near][row], 0)
-
-
-def _supports(masks: np.ndarray) -> np.ndarray:
-    """First and last voxel (x, y, z) with a positive value of each mask ``[K, D, H, W]``: ``[K, 2, 3]``."""
-    out = np.empty((len(masks), 2, 3), dtype=np.int64)
-    for row, mask in enumerate(masks > 0):
-        for axis in range(3):
-            used = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-            out[row, :, 2 - axis] = (
-                (used[0], used[-1]) if len(used) else (1 << 30, -1)
-            )  # empty: meets no tile
-    return out
 
 
 def _tiles(shape: tuple[int, int]) -> Iterator[tuple[slice, ...]]:

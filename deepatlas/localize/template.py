@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ _BOUNDS = 0.25, 0.75  # of thresholds: masks that are nowhere near an exam's nee
 
 @dataclass
 class Template:
-    """One mask per structure over the coordinate space.
+    """One mask per structure over the coordinate space; not to be changed once made.
 
     ``masks`` float32 ``[K, D, H, W]`` on the corner-aligned grid of [-1, 1]^3, so that
     ``ops.resample(masks[None], coords)`` carries them onto an exam; they are the least-squares solutions of
@@ -61,7 +62,7 @@ class Template:
         """``{name: id}``, as in ``labels.json``."""
         return dict(zip(self.names, self.ids, strict=True))
 
-    @property
+    @cached_property
     def thresholds(self) -> tuple[float, ...]:
         """What each mask must reach where it counts: the value whose isosurface encloses as much as the mask sums to.
 
@@ -69,6 +70,17 @@ class Template:
         a half is too small: its volume is kept by a lower value. 0.5 for sharp masks.
         """
         return tuple(_volume_keeping(mask) for mask in self.masks)
+
+    @cached_property
+    def supports(self) -> np.ndarray:
+        """First and last voxel (x, y, z) with a positive value of each mask: int64 ``[K, 2, 3]``."""
+        out = np.empty((len(self.masks), 2, 3), dtype=np.int64)
+        for row, mask in enumerate(self.masks > 0):
+            for axis in range(3):
+                used = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+                # An empty mask reaches no place.
+                out[row, :, 2 - axis] = (used[0], used[-1]) if len(used) else (1 << 30, -1)
+        return out
 
     def select(self, names: list[str]) -> Template:
         """The template of some of its structures, in the order asked for."""

@@ -17,14 +17,13 @@ import numpy as np
 import pydicom
 import pytest
 from drawn_objects import rtstruct, saved
-from here import Here
 from make_dicom import write_ct, write_localizer
 from small_exams import body, one_line, write_cohort
 
 from deepatlas import cli
 from deepatlas.data.io import read_volume
 from deepatlas.errors import DataError
-from deepatlas.intake import dataset, pipeline, work
+from deepatlas.intake import dataset, work
 from deepatlas.intake.dataset import Dataset, exam_path
 from deepatlas.intake.pipeline import Options, prepare
 from deepatlas.intake.work import prepare_exam
@@ -32,12 +31,7 @@ from deepatlas.intake.work import prepare_exam
 LONG = bool(os.environ.get("DEEPATLAS_LONG_TESTS"))
 
 
-@pytest.fixture(autouse=True)
-def in_this_process(monkeypatch, request):
-    """Most tests are about what is done, not where: a process for each would take longer than the work."""
-    if "processes" in request.keywords:
-        return
-    monkeypatch.setattr(pipeline, "open_engine", lambda *_, **__: Here())
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 def run(src, dst, **options):

@@ -10,14 +10,13 @@ import numpy as np
 import pydicom
 import pytest
 from drawn_objects import rtstruct, saved
-from here import Here
 from make_dicom import JPEG2000Lossless, write_ct, write_localizer
 from small_exams import body
 
 from deepatlas import cli
 from deepatlas.data.exam_file import ExamFile
 from deepatlas.errors import DataError
-from deepatlas.intake import dicom_pixels, dicom_read, pipeline, work
+from deepatlas.intake import dicom_pixels, dicom_read, work
 from deepatlas.intake.check import check_dataset
 from deepatlas.intake.dataset import Dataset
 from deepatlas.intake.pipeline import Options, prepare
@@ -25,10 +24,7 @@ from deepatlas.intake.pipeline import Options, prepare
 SIZES = {2: 12, 5: 8, 7: 6}  # slices of the series, by number
 
 
-@pytest.fixture(autouse=True)
-def in_this_process(monkeypatch, request):
-    if "processes" not in request.keywords:
-        monkeypatch.setattr(pipeline, "open_engine", lambda *_, **__: Here())
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 def run(src, dst, **options):

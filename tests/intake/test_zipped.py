@@ -9,7 +9,6 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
-from here import Here
 from make_dicom import write_ct
 from small_exams import body, write_cohort
 
@@ -18,23 +17,23 @@ from deepatlas.intake import archives, catalogue, discover, pipeline, work
 from deepatlas.intake.dataset import Dataset
 from deepatlas.intake.options import Options
 
-
-@pytest.fixture(autouse=True)
-def in_this_process(monkeypatch):
-    monkeypatch.setattr(pipeline, "open_engine", lambda *_, **__: Here())
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 def run(src, dst, **options):
     return pipeline.prepare(src, dst, Options(progress=False, **options))
 
 
+def scratch_disk(monkeypatch, free):
+    """A disk of which so many per cent are free."""
+    usage = SimpleNamespace(total=100 << 40, free=free << 40)
+    monkeypatch.setattr(discover.shutil, "disk_usage", lambda _: usage)
+
+
 @pytest.fixture(params=["room", "no room"])
 def disk(request, monkeypatch):
     """A scratch disk with and without room for archives that stay unpacked."""
-    free = 90 if request.param == "room" else 10
-    monkeypatch.setattr(
-        discover.shutil, "disk_usage", lambda _: SimpleNamespace(total=100 << 40, free=free << 40)
-    )
+    scratch_disk(monkeypatch, free=90 if request.param == "room" else 10)
     return request.param
 
 
@@ -128,10 +127,19 @@ def test_many_exams_share_what_is_unpacked(src, tmp_path, disk, unpacked):
     assert run(src, tmp_path / "dst", crop="foreground").made == 6 and unpacked == {"many.zip": 1}
 
 
+def test_a_ct_with_many_masks_is_one_exam(src, tmp_path, monkeypatch, unpacked):
+    scratch_disk(monkeypatch, free=10)
+    write_cohort(tmp_path / "cohort", 2)
+    with zipfile.ZipFile(src / "subject.zip", "w") as file:
+        file.write(tmp_path / "cohort" / "e1" / "ct.nii.gz", "s1/ct.nii.gz")
+        for name in ("rib_1", "rib_2", "rib_3", "heart", "liver"):
+            file.write(tmp_path / "cohort" / "e1" / "seg.nii.gz", f"s1/segmentations/{name}.nii.gz")
+    assert run(src, tmp_path / "dst").exams == 1
+    assert unpacked == {"subject.zip": 3}  # by workers: the main process would unpack it once, and keep it
+
+
 def test_the_disk_holds_one_archive_at_a_time_for_each_worker(src, tmp_path, monkeypatch, unpacked):
-    monkeypatch.setattr(
-        discover.shutil, "disk_usage", lambda _: SimpleNamespace(total=100 << 40, free=10 << 40)
-    )
+    scratch_disk(monkeypatch, free=10)
     for number in (1, 2, 3):
         zipped(src / f"{number}.zip", number)
     there = []
@@ -147,9 +155,7 @@ def test_the_disk_holds_one_archive_at_a_time_for_each_worker(src, tmp_path, mon
 
 
 def test_a_shard_opens_the_archives_of_its_exams_alone(src, tmp_path, unpacked, monkeypatch):
-    monkeypatch.setattr(
-        discover.shutil, "disk_usage", lambda _: SimpleNamespace(total=100 << 40, free=10 << 40)
-    )
+    scratch_disk(monkeypatch, free=10)
     for number in range(1, 7):
         zipped(src / f"{number}.zip", number)
     run(src, tmp_path / "dst", shard=(0, 2))
@@ -164,9 +170,7 @@ def test_a_shard_opens_the_archives_of_its_exams_alone(src, tmp_path, unpacked, 
 
 @pytest.mark.parametrize("when", ["planned", "read"])
 def test_an_archive_that_goes_meanwhile_is_tried_again(src, tmp_path, monkeypatch, when):
-    monkeypatch.setattr(
-        discover.shutil, "disk_usage", lambda _: SimpleNamespace(total=100 << 40, free=10 << 40)
-    )
+    scratch_disk(monkeypatch, free=10)
     for number in (1, 2):
         zipped(src / f"{number}.zip", number)
     module, name = (discover, "plan") if when == "planned" else (work, "prepare_exam")
