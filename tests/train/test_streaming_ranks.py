@@ -20,6 +20,7 @@ EXAMS, BATCH, STEPS = 12, 6, 4
 
 RANK = f"""
 import sys, json, torch, torch.distributed as dist
+from pathlib import Path
 from deepatlas.config import DataConfig
 from deepatlas.data.dataset import TrainingArray
 from deepatlas.data.packed import PackedReader
@@ -53,8 +54,8 @@ with StreamingArray(store, 16, threads=2) as array:
         total = torch.tensor(float(sum(sum(part) for part in mine)))
         dist.all_reduce(total)
     coming = [row for part in array._coming for row in part.indices]
-print(json.dumps({{"rank": world.rank, "equal": equal, "mine": mine, "read": read, "coming": coming,
-                  "indices": drawn.indices}}), flush=True)
+found = {{"rank": world.rank, "equal": equal, "mine": mine, "read": read, "coming": coming, "indices": drawn.indices}}
+Path(sys.argv[2], f"{{world.rank}}.json").write_text(json.dumps(found))
 world.close()
 """
 
@@ -83,17 +84,24 @@ def test_two_gloo_ranks_read_only_their_rows(store, tmp_path):
         "DEEPATLAS_OPS_BACKEND": "torch",
     }
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, store],
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            script,
+            store,
+            tmp_path,
+        ],
         env=environment,
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    ranks = sorted(
-        (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")),
-        key=lambda r: r["rank"],
-    )
+    # Files: lines that two processes print may end up in one.
+    ranks = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*.json"))]
     assert [r["rank"] for r in ranks] == [0, 1] and all(r["equal"] for r in ranks)
     for step in range(STEPS):
         shares = [sum(r["mine"][2 * step : 2 * step + 2], []) for r in ranks]
