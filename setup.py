@@ -22,7 +22,7 @@ setup(
     package_dir={SOURCES: "csrc"},
     package_data={
         SOURCES: ["*.h", "*.cuh", "*.cu", "*.cpp"],
-        "deepatlas": ["pretrained/*/*", "intake/*.jinja"],
+        "deepatlas": ["pretrained/*/*", "intake/dataset/*.jinja"],
     },
     install_requires=[
         "torch>=2.11,<2.14",
@@ -63,7 +63,7 @@ setup(
             "deformation-inversion-layer>=1.1",
         ],
     },
-    entry_points={"console_scripts": ["deepatlas=deepatlas.cli:main"]},
+    entry_points={"console_scripts": ["deepatlas=deepatlas.cli.main:main"]},
     classifiers=[
         "Intended Audience :: Science/Research",
         "Intended Audience :: Healthcare Industry",

@@ -17,16 +17,16 @@ import pytest
 import torch
 
 from deepatlas.config import DataConfig
-from deepatlas.data.cohort import find_exams
-from deepatlas.data.dataset import ExamArray, TrainingArray
-from deepatlas.data.exam import prepare_exam
-from deepatlas.data.packed import ROWS, SIZE
-from deepatlas.data.parts import Row, assemble
-from deepatlas.data.phantom import PhantomCohort
-from deepatlas.data.store import Store
-from deepatlas.data.streaming import StreamingArray
+from deepatlas.exams.cohort import find_exams
 from deepatlas.files import atomic_h5
-from deepatlas.train.batches import Batches
+from deepatlas.phantom.patients import PhantomCohort
+from deepatlas.store.fit import prepare_exam
+from deepatlas.store.packed import ROWS, SIZE
+from deepatlas.store.rows import Row, assemble
+from deepatlas.store.store import Store
+from deepatlas.train.feed.batches import Batches
+from deepatlas.train.feed.resident import ExamArray, TrainingArray
+from deepatlas.train.feed.streaming import StreamingArray
 
 BATCH, RATE = 64, 20  # of the GPU that is to be kept busy: batches of 64 exams, 20 a second
 ROUNDS = 5

@@ -12,14 +12,14 @@ import torch
 
 import deepatlas_ops as ops
 from deepatlas.config import Config, preset
-from deepatlas.data.augment import Augmentation
-from deepatlas.data.dataset import TrainingArray
-from deepatlas.data.phantom import PhantomCohort
-from deepatlas.data.prepare import prepare_cohort
+from deepatlas.exams.build_store import prepare_cohort
 from deepatlas.losses import FeatureSimilarity, RegistrationLoss
 from deepatlas.losses.similarity import freeze
 from deepatlas.nn import Atlas, Autoencoder, CoordinateNetwork
-from deepatlas.train.batches import Batches, Drawn
+from deepatlas.phantom.patients import PhantomCohort
+from deepatlas.train.feed.augment import Augmentation
+from deepatlas.train.feed.batches import Batches, Drawn
+from deepatlas.train.feed.resident import TrainingArray
 
 EXAMS = 4
 # Preset, level, exams in a batch. The paper's own batch of 64 is for a GPU; a CPU is asked for two exams of it.

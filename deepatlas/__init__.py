@@ -21,7 +21,7 @@ __all__ = ["DataError", "DeepAtlasError", "Model", "Template", "__version__", "l
 
 def load(name, device: str | None = None, *, refine: int = 0, average: int = 1):
     """A trained :class:`Model`, from a run folder or a model file; see :meth:`Model.load`."""
-    from deepatlas.model import Model
+    from deepatlas.model.engine import Model
 
     return Model.load(name, device=device, refine=refine, average=average)
 
@@ -29,11 +29,11 @@ def load(name, device: str | None = None, *, refine: int = 0, average: int = 1):
 def __getattr__(name: str):
     # torch is imported only when a model or a template is really asked for: `deepatlas --help` stays quick.
     if name == "Model":
-        from deepatlas.model import Model
+        from deepatlas.model.engine import Model
 
         return Model
     if name == "Template":
-        from deepatlas.localize.template import Template
+        from deepatlas.localize.template.file import Template
 
         return Template
     raise AttributeError(f"module 'deepatlas' has no attribute {name!r}")

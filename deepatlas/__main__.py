@@ -1,5 +1,5 @@
 """``python -m deepatlas <command>``."""
 
-from deepatlas.cli import main
+from deepatlas.cli.main import main
 
 raise SystemExit(main())

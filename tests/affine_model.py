@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from deepatlas.data.grid import Grid
-from deepatlas.data.preprocess import to_model_grid
-from deepatlas.data.volume import Volume
+from deepatlas.space.grid import Grid
+from deepatlas.space.preprocess import to_model_grid
+from deepatlas.space.volume import Volume
 
 # name: (id, centre mm, radii mm) of ellipsoids around the world's origin; ids are neither dense nor in order
 ANATOMY = {

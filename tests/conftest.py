@@ -1,6 +1,25 @@
-"""For all tests. Its place also puts this folder on the import path: affine_model, small_exams."""
+"""Fixtures for all tests. This file also puts its folder on the import path, for modules such as ``small_exams``."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
 import torch
+from real_exams import real
+from small_exams import write_cohort
 
-# The inputs are small: a second thread only waits, and on a busy machine for long.
+# The inputs are small: a second thread would only wait, and on a busy machine for a long time.
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def cohort_dir(tmp_path: Path) -> Path:
+    """A data directory of three small exams, made for this test."""
+    return write_cohort(tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real exams (see :mod:`real_exams`)."""
+    return real("openkbp/train").parents[1]

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
-from deepatlas.data.grid import Grid
-from deepatlas.data.preprocess import to_model_grid
-from deepatlas.data.volume import Volume
+from deepatlas.space.grid import Grid
+from deepatlas.space.preprocess import to_model_grid
+from deepatlas.space.volume import Volume
 
 LPS = np.array([-1.0, -1.0, 1.0])
 LONG = bool(os.environ.get("DEEPATLAS_LONG_TESTS"))  # a hundred times the examples

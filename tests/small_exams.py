@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from deepatlas.data.grid import Grid
-from deepatlas.data.io import write_volume
-from deepatlas.data.volume import Volume
+from deepatlas.io.codec import write_volume
+from deepatlas.space.grid import Grid
+from deepatlas.space.volume import Volume
 
 
 def oblique(rng: np.random.Generator, shape=(20, 24, 28), angle: float = 0.4) -> Grid:

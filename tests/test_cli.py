@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from affine_model import GRIDS, LABELS, AffineModel, exam
 
-from deepatlas import cli, commands
-from deepatlas.data.io import read_volume, write_volume
+from deepatlas.cli import common as commands
+from deepatlas.cli import main as cli
 from deepatlas.errors import DeepAtlasError
 from deepatlas.evaluate.metrics import dice
+from deepatlas.io.codec import read_volume, write_volume
 
 AFFINE = ("--model", "affine")
 
@@ -65,7 +66,7 @@ def run(capsys, *argv) -> tuple[int, str, str]:
 
 
 def test_refinement_is_handed_on_and_a_template_without_it_is_warned_of(data, tmp_path, capsys):
-    from deepatlas.localize.template import Template
+    from deepatlas.localize.template.file import Template
 
     t, out = tmp_path / "t.h5", tmp_path / "seg"
     made = run(capsys, "template", *AFFINE, "--data", data, "--exams", "e1", "--out", t, "--size", 64,
@@ -243,7 +244,7 @@ def test_train_hands_every_argument_on(monkeypatch):
 
 def test_help_loads_nothing_heavy():
     code = (
-        "import sys, deepatlas.cli as c\n"
+        "import sys, deepatlas.cli.main as c\n"
         "try: c.main(['--help'])\n"
         "except SystemExit as e: assert e.code == 0\n"
         "assert not {'torch', 'numpy', 'SimpleITK', 'matplotlib'} & set(sys.modules), 'heavy import'"

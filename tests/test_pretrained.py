@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
+from real_exams import real
 
 import deepatlas
-from deepatlas.data.io import read_volume
 from deepatlas.errors import DeepAtlasError
 from deepatlas.evaluate.metrics import dice
+from deepatlas.io.codec import read_volume
 from deepatlas.localize import build_template
 from deepatlas.pretrained import FOLDER, MODEL, shipped
-
-OPENKBP = Path(os.environ.get("DEEPATLAS_DATA", Path(__file__).parents[2] / "shared" / "data")) / "openkbp"
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -53,12 +49,12 @@ def test_half_precision_travels_in_half_the_space(tmp_path):
     assert sizes[True] < 0.55 * sizes[False]
 
 
-@pytest.mark.skipif(not OPENKBP.is_dir(), reason=f"no OpenKBP exams in {OPENKBP} (set DEEPATLAS_DATA)")
 def test_headneck_finds_structures_of_an_exam_from_one_example():
+    openkbp = real("openkbp")
     model = deepatlas.load("headneck", device="cpu")
     names = ["Brainstem", "RightParotid", "LeftParotid", "Mandible"]
-    template = build_template(model, OPENKBP / "train", ["pt_122"], names)
-    folder = OPENKBP / "validation" / "pt_222"
+    template = build_template(model, openkbp / "train", ["pt_122"], names)
+    folder = openkbp / "validation" / "pt_222"
     truth, found = (
         read_volume(folder / "seg.nii.gz", labels=True),
         model.segment(folder / "ct.nii.gz", template),

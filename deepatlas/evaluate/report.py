@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deepatlas.errors import DeepAtlasError
-from deepatlas.evaluate.figures import data_uri
 from deepatlas.evaluate.tables import Row, summary_cells
 from deepatlas.files import write_text
+from deepatlas.pictures.figures import data_uri
 
 
 @dataclass

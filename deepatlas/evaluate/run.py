@@ -18,23 +18,23 @@ import torch
 
 import deepatlas
 import deepatlas_ops as ops
-from deepatlas.data.cohort import ExamFiles, find_exams
-from deepatlas.data.grid import Grid
-from deepatlas.data.preprocess import foreground_box, normalize
-from deepatlas.data.volume import Volume
 from deepatlas.errors import DataError
-from deepatlas.evaluate import figures
 from deepatlas.evaluate.metrics import HD95_CONVENTIONS, dice, surface_distances
 from deepatlas.evaluate.report import ExamFigure, Report, write_report
 from deepatlas.evaluate.tables import Row, statistics, summarise
+from deepatlas.exams.cohort import ExamFiles, find_exams
 from deepatlas.files import write_text
-from deepatlas.localize.native import native_coordinates
 from deepatlas.localize.segment import segment_coordinates
-from deepatlas.localize.selection import Selection
-from deepatlas.localize.template import Template
+from deepatlas.localize.template.file import Template
+from deepatlas.localize.template.selection import Selection
+from deepatlas.model.native import native_coordinates
+from deepatlas.pictures import figures
+from deepatlas.space.grid import Grid
+from deepatlas.space.preprocess import foreground_box, normalize
+from deepatlas.space.volume import Volume
 
 if TYPE_CHECKING:
-    from deepatlas.model import Model
+    from deepatlas.model.engine import Model
 
 SURFACE = "mask voxels with a face neighbour outside; distances between voxel centres, exact Euclidean"
 ROWS = "structures not drawn in an exam give no row; a missed one counts as Dice 0 and not in the distances"
@@ -92,7 +92,7 @@ def exam_figure(
     model: Model, exam: str, ct: Volume, seg: Volume, predicted: np.ndarray, coords: torch.Tensor, grid: Grid,
     structures: dict[str, tuple[int, int]], convention: str,
 ) -> figures.Figure:  # fmt: skip
-    """The tri-planar comparison of one exam (see :func:`~deepatlas.evaluate.figures.overlay_figure`)."""
+    """The tri-planar comparison of one exam (see :func:`~deepatlas.pictures.figures.overlay_figure`)."""
     image, truth = ct.canonical(), seg.canonical()
     found = Volume(predicted, seg.grid).canonical().array
     # Reference ids may differ from the template's: show both in the template's numbers, so that colours

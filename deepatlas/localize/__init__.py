@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from deepatlas.localize.build import build_template
-from deepatlas.localize.estimate import LabelledExam, estimate_template
-from deepatlas.localize.native import native_coordinates
 from deepatlas.localize.points import Located, locate, read_points, write_located
 from deepatlas.localize.segment import segment, segment_coordinates
-from deepatlas.localize.template import Template
+from deepatlas.localize.template.build import build_template
+from deepatlas.localize.template.estimate import LabelledExam, estimate_template
+from deepatlas.localize.template.file import Template
+from deepatlas.model.native import native_coordinates
 
 __all__ = [
     "LabelledExam",

@@ -20,14 +20,14 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 import deepatlas_ops as ops
-from deepatlas.data.preprocess import foreground_mask
-from deepatlas.data.volume import Volume
 from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.files import write_text
-from deepatlas.localize.native import extrapolate
+from deepatlas.model.native import extrapolate
+from deepatlas.space.preprocess import foreground_mask
+from deepatlas.space.volume import Volume
 
 if TYPE_CHECKING:
-    from deepatlas.model import Model
+    from deepatlas.model.engine import Model
 
 NEWTON_STEPS = 12
 MAX_STEP = 2.0  # voxels

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 import deepatlas_ops as ops
-from deepatlas.data.grid import Grid
-from deepatlas.data.volume import Volume
 from deepatlas.errors import DeepAtlasError
-from deepatlas.localize.native import coordinate_slabs, inside, native_coordinates
-from deepatlas.localize.template import Template
+from deepatlas.localize.template.file import Template
+from deepatlas.model.native import coordinate_slabs, inside, native_coordinates
+from deepatlas.space.grid import Grid
+from deepatlas.space.volume import Volume
 
 if TYPE_CHECKING:
-    from deepatlas.model import Model
+    from deepatlas.model.engine import Model
 
 __all__ = ["native_coordinates", "segment", "segment_coordinates"]
 

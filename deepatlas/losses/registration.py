@@ -10,9 +10,9 @@ from torch import Tensor
 
 import deepatlas_ops as ops
 from deepatlas.config import LossConfig
-from deepatlas.data.augment import affine_coords
 from deepatlas.losses.similarity import FeatureSimilarity
 from deepatlas.nn import Atlas
+from deepatlas.train.feed.augment import affine_coords
 
 
 def on_loss_grid(image: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:

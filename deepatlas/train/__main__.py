@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _settings(arguments):
     import torch
 
-    from deepatlas.data.store import Store, is_store
+    from deepatlas.store.store import Store, is_store
 
     if arguments.preset:
         name = arguments.preset

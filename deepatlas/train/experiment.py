@@ -14,30 +14,30 @@ import torch
 import deepatlas_ops as ops
 from deepatlas import checkpoint
 from deepatlas.config import Config
-from deepatlas.data.cohort import find_exams
-from deepatlas.data.dataset import ExamArray
-from deepatlas.data.prepare import prepare_cohort
-from deepatlas.data.preprocess import foreground_mask, normalize, to_model_grid
-from deepatlas.data.store import Store, is_store
-from deepatlas.data.streaming import StreamingArray, training_array
-from deepatlas.data.volume import Volume
 from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.evaluate.tables import number
+from deepatlas.exams.build_store import prepare_cohort
+from deepatlas.exams.cohort import find_exams
 from deepatlas.files import write_text
 from deepatlas.losses import FeatureSimilarity, RegistrationLoss
 from deepatlas.losses.similarity import freeze
-from deepatlas.model import FILE as MODEL_FILE
-from deepatlas.model import Model, pick_device
+from deepatlas.model.engine import FILE as MODEL_FILE
+from deepatlas.model.engine import Model, pick_device
 from deepatlas.nn import Atlas, Autoencoder, CoordinateNetwork, parameter_count
-from deepatlas.train.autoencoder import autoencoder_phase
-from deepatlas.train.batches import Batches
-from deepatlas.train.coarse import TemplateCrops, coarse_phase
-from deepatlas.train.cohort import CohortCoordinates, cohort_phases
+from deepatlas.space.preprocess import foreground_mask, normalize, to_model_grid
+from deepatlas.space.volume import Volume
+from deepatlas.store.store import Store, is_store
+from deepatlas.train.feed.batches import Batches
+from deepatlas.train.feed.resident import ExamArray
+from deepatlas.train.feed.streaming import StreamingArray, training_array
 from deepatlas.train.log import NullLog, RunLog
 from deepatlas.train.loop import Session, deferred_signals
-from deepatlas.train.panel import save_panel
+from deepatlas.train.phases.autoencoder import autoencoder_phase
+from deepatlas.train.phases.coarse import TemplateCrops, coarse_phase
+from deepatlas.train.phases.register import CohortCoordinates, cohort_phases
+from deepatlas.train.phases.stages import stage_phases
+from deepatlas.train.pictures import save_panel
 from deepatlas.train.score import score
-from deepatlas.train.stages import stage_phases
 from deepatlas.train.world import World
 
 CONFIG, RESULT = "config.json", "result.json"
@@ -166,7 +166,7 @@ class Experiment:
     def _store(self, log: RunLog) -> Store:
         data = self.request["data"]
         if data is None:
-            from deepatlas.data.phantom import PhantomCohort
+            from deepatlas.phantom.patients import PhantomCohort
 
             phantom = self.config.phantom
             root = self.folder / "phantom"
@@ -339,8 +339,8 @@ def _start_folder(folder: Path, config: Config, request: dict) -> None:
 
 def save_atlas(model: Model, path: Path) -> None:
     """The atlas as Hounsfield units; its voxels are normalised coordinates times 100 (it has no millimetres)."""
-    from deepatlas.data.grid import Grid
-    from deepatlas.data.io import write_volume
+    from deepatlas.io.codec import write_volume
+    from deepatlas.space.grid import Grid
 
     values = model.atlas[0, 0].detach().cpu().numpy()
     step = 200 / (values.shape[0] - 1)
@@ -357,7 +357,7 @@ def save_atlas(model: Model, path: Path) -> None:
 def _seed_volume(store: Store, index: int) -> Volume:
     """The exam at 128^3 from its file, or at 64^3 from the store where the file or the image library is gone."""
     try:
-        from deepatlas.data.io import read_volume
+        from deepatlas.io.codec import read_volume
 
         return to_model_grid(read_volume(store.source(index)), 128, crop=store.crop)
     except (ImportError, DataError):

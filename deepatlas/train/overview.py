@@ -8,15 +8,15 @@ import numpy as np
 import torch
 
 import deepatlas_ops as ops
-from deepatlas.data.cohort import Cohort
-from deepatlas.data.exam import read_labels_for
-from deepatlas.data.io import read_volume
-from deepatlas.data.preprocess import foreground_box, normalize
-from deepatlas.data.volume import Volume
-from deepatlas.evaluate.figures import progress_figure, save_figure
+from deepatlas.exams.cohort import Cohort
+from deepatlas.io.codec import read_volume
 from deepatlas.localize.segment import segment
-from deepatlas.localize.template import Template
-from deepatlas.model import Model
+from deepatlas.localize.template.file import Template
+from deepatlas.model.engine import Model
+from deepatlas.pictures.figures import progress_figure, save_figure
+from deepatlas.space.preprocess import foreground_box, normalize
+from deepatlas.space.volume import Volume
+from deepatlas.store.fit import read_labels_for
 
 
 def save_overview(path: Path, model: Model, template: Template, cohort: Cohort, exam: str) -> None:

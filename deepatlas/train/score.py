@@ -6,15 +6,15 @@ import os
 from pathlib import Path
 
 from deepatlas.config import Config
-from deepatlas.data.cohort import find_exams
 from deepatlas.evaluate.run import evaluate_cohort
 from deepatlas.evaluate.tables import summary_table
-from deepatlas.localize.build import build_template
-from deepatlas.localize.template import Template
-from deepatlas.model import Model
+from deepatlas.evaluate.truth import phantom_truth
+from deepatlas.exams.cohort import find_exams
+from deepatlas.localize.template.build import build_template
+from deepatlas.localize.template.file import Template
+from deepatlas.model.engine import Model
 from deepatlas.train.log import RunLog
 from deepatlas.train.overview import save_overview
-from deepatlas.train.truth import phantom_truth
 
 
 def score(folder: Path, model: Model, config: Config, request: dict, split: dict, log: RunLog) -> dict:

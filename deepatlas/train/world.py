@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from deepatlas.data.device import upload
 from deepatlas.errors import DeepAtlasError
+from deepatlas.train.feed.device import upload
 
 # Ranks wait this long for the first one, which prepares the data.
 _PATIENCE = datetime.timedelta(days=2)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from affine_model import GRIDS, LABELS, AffineModel, exam
 
-from deepatlas.data.io import write_volume
-from deepatlas.data.volume import Volume
 from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.evaluate.metrics import dice
 from deepatlas.evaluate.run import atlas_slices, evaluate_cohort
+from deepatlas.io.codec import write_volume
 from deepatlas.localize import build_template, native_coordinates
+from deepatlas.space.volume import Volume
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from deepatlas.intake import pipeline
+from deepatlas.intake.run import pipeline
 
 
 class Here:
-    """Does in this process what the engines of ``deepatlas.intake.engines`` do in others."""
+    """Does in this process what the engines of ``deepatlas.intake.run.engines`` do in others."""
 
     def __enter__(self):
         return self

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from affine_model import ANATOMY, GRIDS, LABELS, AffineModel, exam
 
-from deepatlas.data.volume import Volume
 from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.evaluate.metrics import dice
 from deepatlas.localize import LabelledExam, Template, estimate_template, segment
+from deepatlas.space.volume import Volume
 
 
 def labelled(model, ct, seg, **rest) -> LabelledExam:
@@ -93,7 +93,7 @@ def test_two_conflicting_exams_average_and_weights_decide():
 
 
 def test_large_label_images_are_thinned_without_a_shift(monkeypatch):
-    monkeypatch.setattr("deepatlas.localize.estimate.MAX_LABEL_SIZE", 40)
+    monkeypatch.setattr("deepatlas.localize.template.estimate.MAX_LABEL_SIZE", 40)
     model, (ct, seg) = AffineModel(), exam(GRIDS["sagittal"])
     item = labelled(model, ct, seg)
     assert max(item.labels.grid.shape) <= 40 < max(seg.grid.shape)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deepatlas.data.phantom import PhantomCohort
+from deepatlas.phantom.patients import PhantomCohort
 
 
 @pytest.fixture(scope="session")

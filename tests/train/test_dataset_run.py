@@ -4,14 +4,14 @@ import json
 import shutil
 
 import pytest
+from fast_settings import FAST
 from small_exams import write_cohort
-from test_experiment import FAST
 
-from deepatlas import cli
-from deepatlas.data.cohort import find_exams
-from deepatlas.data.io import read_volume
-from deepatlas.intake.dataset import exam_path, finish_dataset, write_exam
-from deepatlas.intake.manifest import Manifest
+from deepatlas.cli import main as cli
+from deepatlas.exams.cohort import find_exams
+from deepatlas.intake.dataset.folder import exam_path, finish_dataset, write_exam
+from deepatlas.intake.dataset.manifest import Manifest
+from deepatlas.io.codec import read_volume
 from deepatlas.train.__main__ import main
 
 FEWER = [

@@ -7,30 +7,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from fast_settings import FAST
 
 import deepatlas
 from deepatlas.train.__main__ import main
-
-FAST = [
-    "phantom.train=3",
-    "phantom.test=1",
-    "network.size=16",
-    "network.fold=1",
-    "network.finest_level=0",
-    "network.channels=[8,8,16]",
-    "network.features=8",
-    "network.atlas_size=32",
-    "loss.size=16",
-    "loss.similarity=features",
-    "refine.steps=2",
-    "autoencoder.steps=3",
-    "autoencoder.batch=2",
-    "coarse.steps=3",
-    "coarse.batch=2",
-    "train.steps=[2,2,2]",
-    "train.batch=2",
-    "train.head_steps=2",
-]
 
 
 @pytest.fixture(scope="module")

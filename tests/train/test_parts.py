@@ -4,21 +4,21 @@ import pytest
 import torch
 
 from deepatlas.config import preset
-from deepatlas.data.augment import affine_coords
-from deepatlas.data.dataset import TrainingArray
-from deepatlas.data.phantom import PhantomCohort
-from deepatlas.data.prepare import prepare_cohort
+from deepatlas.exams.build_store import prepare_cohort
 from deepatlas.losses import FeatureSimilarity, RegistrationLoss
 from deepatlas.losses.similarity import freeze
 from deepatlas.nn import Atlas, Autoencoder, CoordinateNetwork
-from deepatlas.train.autoencoder import autoencoder_phase
-from deepatlas.train.batches import Batches
-from deepatlas.train.coarse import TemplateCrops, coarse_phase
-from deepatlas.train.cohort import CohortCoordinates
-from deepatlas.train.distil import distil_phase
+from deepatlas.phantom.patients import PhantomCohort
+from deepatlas.train.feed.augment import affine_coords
+from deepatlas.train.feed.batches import Batches
+from deepatlas.train.feed.resident import TrainingArray
 from deepatlas.train.log import NullLog
 from deepatlas.train.loop import Session
-from deepatlas.train.stages import stage_phases
+from deepatlas.train.phases.autoencoder import autoencoder_phase
+from deepatlas.train.phases.coarse import TemplateCrops, coarse_phase
+from deepatlas.train.phases.distil import distil_phase
+from deepatlas.train.phases.register import CohortCoordinates
+from deepatlas.train.phases.stages import stage_phases
 from deepatlas.train.world import World
 
 CONFIG = preset("tiny").override(

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from test_experiment import FAST
+from fast_settings import FAST
 
 import deepatlas
 from deepatlas import checkpoint

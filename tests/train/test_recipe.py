@@ -6,22 +6,22 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_losses import smooth
+from smooth_noise import smooth
 
 from deepatlas.config import preset
-from deepatlas.data.augment import affine_coords
-from deepatlas.data.grid import Grid
 from deepatlas.errors import DeepAtlasError
 from deepatlas.losses import FeatureSimilarity, RegistrationLoss
 from deepatlas.nn import Atlas, Autoencoder, CoordinateNetwork
 from deepatlas.nn.autoencoder import HISTOGRAM_HU, HISTOGRAM_VALUE
-from deepatlas.train.autoencoder import autoencoder_phase
-from deepatlas.train.batches import Batches
-from deepatlas.train.coarse import TemplateCrops, coarse_phase
+from deepatlas.space.grid import Grid
 from deepatlas.train.experiment import _widest
+from deepatlas.train.feed.augment import affine_coords
+from deepatlas.train.feed.batches import Batches
 from deepatlas.train.log import NullLog
 from deepatlas.train.loop import Session
-from deepatlas.train.stages import stage_phases
+from deepatlas.train.phases.autoencoder import autoencoder_phase
+from deepatlas.train.phases.coarse import TemplateCrops, coarse_phase
+from deepatlas.train.phases.stages import stage_phases
 from deepatlas.train.world import World
 
 PAPER = preset("paper")

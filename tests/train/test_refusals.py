@@ -8,10 +8,10 @@ import subprocess
 import sys
 
 import pytest
-from test_experiment import FAST
+from fast_settings import FAST
 
 from deepatlas import checkpoint
-from deepatlas.data.prepare import prepare_cohort
+from deepatlas.exams.build_store import prepare_cohort
 from deepatlas.train.__main__ import main
 from deepatlas.train.log import RunLog
 

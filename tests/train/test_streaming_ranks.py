@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deepatlas.data.grid import Grid
-from deepatlas.data.io import write_volume
-from deepatlas.data.prepare import prepare_cohort
-from deepatlas.data.volume import Volume
+from deepatlas.exams.build_store import prepare_cohort
+from deepatlas.io.codec import write_volume
+from deepatlas.space.grid import Grid
+from deepatlas.space.volume import Volume
 
 EXAMS, BATCH, STEPS = 12, 6, 4
 
@@ -22,11 +22,11 @@ RANK = f"""
 import sys, json, torch, torch.distributed as dist
 from pathlib import Path
 from deepatlas.config import DataConfig
-from deepatlas.data.dataset import TrainingArray
-from deepatlas.data.packed import PackedReader
-from deepatlas.data.store import Store
-from deepatlas.data.streaming import StreamingArray
-from deepatlas.train.batches import Batches
+from deepatlas.train.feed.resident import TrainingArray
+from deepatlas.store.packed import PackedReader
+from deepatlas.store.store import Store
+from deepatlas.train.feed.streaming import StreamingArray
+from deepatlas.train.feed.batches import Batches
 from deepatlas.train.world import World
 
 read, read_into = [], PackedReader.read_into

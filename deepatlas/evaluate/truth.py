@@ -1,0 +1,82 @@
+"""Phantom exams know the true template coordinate of every voxel: how far off is the learned one?"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import deepatlas_ops as ops
+from deepatlas.config import PhantomConfig
+from deepatlas.model.engine import Model
+from deepatlas.model.native import native_coordinates
+from deepatlas.phantom.patients import PhantomCohort, PhantomExam, affine_baseline
+from deepatlas.space.grid import Grid
+from deepatlas.space.preprocess import foreground_mask
+
+FIT_EXAMS = 8
+FIT_VOXELS = 5_000  # of each exam
+
+
+def phantom_truth(
+    model: Model,
+    config: PhantomConfig,
+    template_exam: str,
+    *,
+    baseline: bool = True,
+    cohort: PhantomCohort | None = None,
+) -> dict:
+    """True error of the learned coordinates on the test phantoms.
+
+    Learned coordinates are known only up to the choice of a coordinate system, so the best affine map from learned to
+    true coordinates (least squares over the foreground of training phantoms) is taken off first.
+
+    Returns ``coordinate_error_mm`` (median over the test foreground) and its 95th percentile, ``folds`` (fraction
+    of the test foreground, on the model grid, with a Jacobian determinant of at most 0), and ``affine_dice``: what
+    the best affine alignment of ``template_exam`` (known from the true coordinates) scores on the same exams; that
+    one only with ``baseline``, since it does not depend on the model. ``cohort``: the one of ``config``, where it is
+    there already.
+    """
+    cohort = cohort or PhantomCohort(seed=config.seed, deformation=config.deformation)
+    generator = np.random.default_rng(config.seed)
+    learned, true = [], []
+    for index in range(min(FIT_EXAMS, config.train)):
+        exam = cohort.exam(index)
+        a, b = _pairs(exam, *model.coordinates_on_model_grid(exam.volume)[:2])
+        pick = generator.choice(len(a), min(FIT_VOXELS, len(a)), replace=False)
+        learned.append(a[pick])
+        true.append(b[pick])
+    affine, *_ = np.linalg.lstsq(_homogeneous(np.concatenate(learned)), np.concatenate(true), rcond=None)
+
+    ids = [cohort.exam_id(i) for i in range(config.train)]
+    source = cohort.exam(ids.index(template_exam))
+    errors, folds, affine_dice = [], [], {}
+    for index in range(config.train, config.train + config.test):
+        exam = cohort.exam(index)
+        coords, grid, hu = model.coordinates_on_model_grid(exam.volume)
+        a, b = _pairs(exam, coords, grid)
+        errors.append(np.linalg.norm(_homogeneous(a) @ affine - b, axis=1))
+        mask = torch.from_numpy(foreground_mask(hu.array))[None, None].to(coords.device)
+        folds.append(float(ops.folds(coords, mask)))
+        if baseline:
+            for name, dice in affine_baseline(source, exam).items():
+                affine_dice.setdefault(name, []).append(dice)
+    error = np.concatenate(errors)
+    result = {
+        "coordinate_error_mm": float(np.median(error)),
+        "coordinate_error_p95_mm": float(np.percentile(error, 95)),
+        "folds": float(np.mean(folds)),
+    }
+    if baseline:
+        result["affine_dice"] = float(np.mean([np.mean(v) for v in affine_dice.values()]))
+    return result
+
+
+def _pairs(exam: PhantomExam, coords: Tensor, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """Learned (normalised) and true (mm) coordinates of the foreground voxels, ``[N, 3]`` each."""
+    coords = native_coordinates(coords, grid, exam.volume.grid).cpu().numpy()
+    return coords[:, exam.foreground].T, exam.coords[:, exam.foreground].T.astype(np.float64)
+
+
+def _homogeneous(points: np.ndarray) -> np.ndarray:
+    return np.column_stack([points, np.ones(len(points))])

@@ -1,0 +1,259 @@
+"""Build a store from a data directory: once, and whole or not at all.
+
+Finished exams are kept in a hidden folder beside the store until it is complete, so that an interrupted
+build goes on where it stopped. The store itself appears under its name only when it is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from deepatlas.errors import DataError
+from deepatlas.exams.cohort import Cohort, ExamFiles, find_exams
+from deepatlas.files import atomic_h5, write_error
+from deepatlas.progress import bar
+from deepatlas.space.preprocess import CROPS
+from deepatlas.store.fit import ExamError, PreparedExam, prepare_exam
+from deepatlas.store.rows import PART_VERSION, Row, assemble, read_part, write_part
+from deepatlas.store.store import VERSION, Store, StoreVersionError, is_store
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+# Raise when the same files would give other arrays, so that stores built before are built again.
+_RECIPE = 4
+
+
+def prepare_cohort(
+    root: str | os.PathLike[str],
+    store_path: str | os.PathLike[str],
+    *,
+    crop: str | None = None,
+    strict: bool = False,
+    progress: bool = True,
+    workers: int = 2,
+) -> Store:
+    """Prepare the exams of a data directory for training, or reuse the store if nothing has changed.
+
+    Args:
+        root: a data directory (see :func:`~deepatlas.exams.cohort.find_exams`), or a store, which is opened
+            as it is.
+        store_path: the HDF5 file to write. An existing store there is reused when files, labels and options
+            are the same (path, size and modification time), and replaced otherwise; any other file is left
+            alone.
+        crop: ``"foreground"`` crops to the patient first, ``"midline"`` also to the middle 240 mm from left to right,
+            ``None`` keeps the whole field of view.
+        strict: stop at the first exam that cannot be used; otherwise it is skipped, listed on stderr, and
+            kept in ``store.skipped`` with the reason.
+        progress: show a bar (where tqdm is installed) and the list of skipped exams on stderr.
+        workers: threads.
+
+    Raises:
+        DataError: one line, for a data directory or store that cannot be used, a disk that cannot be
+            written, no usable exam at all, and (strict) the first bad exam.
+    """
+    if crop not in CROPS:
+        raise ValueError(f"prepare_cohort: crop must be one of {CROPS}, got {crop!r}")
+    root, store_path = Path(root), Path(store_path)
+    if is_store(root):
+        return _open_as_is(root, crop)
+    cohort = find_exams(root)
+    if strict and cohort.skipped:
+        raise DataError(next(iter(cohort.skipped.values())))
+    sources, keys = _sources(cohort), {}
+    for exam in cohort.exams:
+        source = (crop, str(exam.ct.resolve()), sources[exam.id], cohort.labels)
+        keys[exam.id] = _digest(VERSION, _RECIPE, PART_VERSION, *source)
+    fingerprint = _digest(
+        VERSION, _RECIPE, crop, str(root.resolve()), sources, cohort.labels, sorted(cohort.skipped)
+    )
+    meta: dict[str, Any] = {
+        "labels": cohort.labels,
+        "crop": crop,
+        "root": str(root.resolve()),
+        "sources": sources,
+        "fingerprint": fingerprint,
+        "skipped": dict(cohort.skipped),
+        "notes": {},
+    }
+    with _alone(store_path):
+        store = _reusable(store_path, fingerprint)
+        if store is None:
+            _build(store_path, cohort, keys, meta, strict, progress, workers)
+            store = Store(store_path)
+    if strict and store.skipped:
+        store.close()
+        raise DataError(next(iter(store.skipped.values())))
+    if progress and store.skipped:
+        print(f"skipped {len(store.skipped)} of {len(store) + len(store.skipped)} exams:", file=sys.stderr)
+        for exam, reason in store.skipped.items():
+            print(f"  {exam}: {reason}", file=sys.stderr)
+    return store
+
+
+def _build(
+    store_path: Path,
+    cohort: Cohort,
+    keys: dict[str, str],
+    meta: dict[str, Any],
+    strict: bool,
+    progress: bool,
+    workers: int,
+) -> None:
+    parts = store_path.with_name(f".{store_path.name}.parts")
+    try:
+        parts.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(parts, error) from error
+    ready: list[tuple[str, Path]] = []
+
+    def part_of(exam: str) -> Path:
+        return parts / f"{keys[exam]}.h5"
+
+    def job(exam: ExamFiles) -> PreparedExam | None:
+        """None where the part is there already. HDF5 is left to the calling thread alone."""
+        return None if part_of(exam.id).is_file() else prepare_exam(exam, cohort.labels, meta["crop"])
+
+    jobs = _in_order(job, cohort.exams, workers)
+    try:
+        for exam, result in bar(jobs, len(cohort), "preparing", show=progress):
+            try:
+                prepared = result()
+            except ExamError as error:
+                if strict:
+                    raise DataError(error) from error
+                meta["skipped"][exam.id] = str(error)
+                continue
+            if prepared is not None:
+                with atomic_h5(part_of(exam.id)) as file:
+                    write_part(file, prepared, cohort.labels)
+            ready.append((exam.id, part_of(exam.id)))
+        if not ready:
+            first = next(iter(meta["skipped"].values()))
+            raise DataError(
+                f"{cohort.root}: none of its {len(meta['skipped'])} exams can be used; the first: {first}"
+            )
+        with atomic_h5(store_path) as file:
+            assemble(file, len(ready), (Row(name, *read_part(part)) for name, part in ready), meta)
+    except DataError:
+        shutil.rmtree(parts, ignore_errors=True)  # bad data or a full disk: nothing to go on from
+        raise
+    shutil.rmtree(parts, ignore_errors=True)
+
+
+# -- sources and reuse ------------------------------------------------------------------------------
+
+
+def _sources(cohort: Cohort) -> dict[str, dict[str, Any]]:
+    return {
+        exam.id: {
+            "ct": exam.ct.relative_to(cohort.root).as_posix(),
+            "seg": exam.seg.relative_to(cohort.root).as_posix() if exam.seg else None,
+            "stat": [_stat(path) for path in (exam.ct, exam.seg) if path],
+        }
+        for exam in cohort.exams
+    }
+
+
+def _stat(path: Path) -> list[int]:
+    try:
+        if path.is_dir():  # DICOM: of all its files
+            found = [p.stat() for p in path.rglob("*") if p.is_file()]
+            return (
+                [len(found), sum(s.st_size for s in found), max(s.st_mtime_ns for s in found)]
+                if found
+                else []
+            )
+        status = path.stat()
+    except OSError:  # gone since it was listed: reading it will say so
+        return []
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _reusable(path: Path, fingerprint: str) -> Store | None:
+    """The store at ``path`` if it is up to date, None if it may be built; a foreign file is an error."""
+    if not path.exists():
+        return None
+    try:
+        store = Store(path)
+    except StoreVersionError:
+        return None
+    if store.fingerprint == fingerprint:
+        return store
+    store.close()
+    return None
+
+
+def _open_as_is(path: Path, crop: str | None) -> Store:
+    store = Store(path)
+    if store.crop != crop:
+        store.close()
+        raise DataError(
+            f"{path}: prepared with crop={store.crop}, not crop={crop}; choose that, or prepare it again"
+        )
+    return store
+
+
+@contextmanager
+def _alone(store_path: Path) -> Iterator[None]:
+    """Hold off other processes that want to build in this folder; they find the finished store afterwards."""
+    try:
+        store_path.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(store_path.parent, os.O_RDONLY)
+    except OSError as error:
+        raise write_error(store_path, error) from error
+    try:
+        if fcntl is not None:
+            with suppress(OSError):  # a file system without locks
+                try:
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    print(
+                        f"waiting for another process that prepares in {store_path.parent}", file=sys.stderr
+                    )
+                    fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+# -- work -------------------------------------------------------------------------------------------
+
+
+def _in_order(
+    job: Callable[[ExamFiles], Any], exams: list[ExamFiles], workers: int
+) -> Iterator[tuple[ExamFiles, Callable[[], Any]]]:
+    """Yield each exam with a call that gives or raises its result, a few exams ahead in threads."""
+    if workers < 2:
+        for exam in exams:
+            yield exam, lambda exam=exam: job(exam)
+        return
+    queue = iter(exams)
+    waiting: list[tuple[ExamFiles, Future[Any]]] = []
+    pool = ThreadPoolExecutor(workers)
+    try:
+        waiting = [(exam, pool.submit(job, exam)) for exam in islice(queue, 2 * workers)]
+        while waiting:
+            exam, future = waiting.pop(0)
+            yield exam, future.result
+            waiting += [(following, pool.submit(job, following)) for following in islice(queue, 1)]
+    finally:
+        pool.shutdown(
+            wait=True, cancel_futures=True
+        )  # on an interrupt the exams in hand are finished, no more

@@ -1,0 +1,181 @@
+"""A data directory: exams in folders and one label table."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deepatlas.errors import DataError
+from deepatlas.io.codec import SUFFIXES, holds_dicom
+from deepatlas.store.store import DATASET, Store, is_dataset
+
+LAYOUT = (
+    "expected <root>/<exam>/ct.nii.gz (or .nii, .nrrd, .mha, or a DICOM series), optional seg.nii.gz beside it, "
+    "and <root>/labels.json"
+)
+_MAX_ID = 65535
+
+
+@dataclass(frozen=True)
+class ExamFiles:
+    """One exam's files: ``ct`` (its folder, where that holds DICOM), and ``seg`` (on the same grid) where drawn.
+
+    In a dataset both are the exam's one file: :func:`~deepatlas.io.codec.read_volume` finds either in it.
+    """
+
+    id: str
+    ct: Path
+    seg: Path | None = None
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A data directory or dataset. ``labels`` maps structure name to id; ``skipped`` maps folder to reason."""
+
+    root: Path
+    exams: list[ExamFiles]
+    labels: dict[str, int]
+    labels_path: Path | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.exams)
+
+    def exam(self, name: str) -> ExamFiles:
+        """The exam of that id; :class:`~deepatlas.errors.DataError` if there is none."""
+        for exam in self.exams:
+            if exam.id == name:
+                return exam
+        some = ", ".join(exam.id for exam in self.exams[:5])
+        raise DataError(f"{self.root}: no exam {name!r}; it has {len(self.exams)} exams: {some} …")
+
+
+def find_exams(root: str | os.PathLike[str]) -> Cohort:
+    """List the exams of a data directory, in natural order (``pt_2`` before ``pt_10``), reading no image.
+
+    The folder that ``deepatlas prepare`` wrote will do as well: its exams, with the labels of the whole dataset.
+    ``labels.json`` may also lie in the directory above, shared by several splits. Folders without a usable
+    pair of files are listed in ``skipped`` with the reason.
+
+    Raises :class:`~deepatlas.errors.DataError` for a missing or empty directory (naming the layout), for a
+    wrong ``labels.json`` and for segmentations without one.
+    """
+    root = Path(root)
+    if not root.exists():
+        raise DataError(f"{root}: no such data directory; {LAYOUT}")
+    if not root.is_dir():
+        raise DataError(f"{root}: is a file, not a data directory; {LAYOUT}")
+    if is_dataset(root):
+        return _of_dataset(root)
+    try:
+        folders = sorted((p for p in root.iterdir() if p.is_dir() and p.name[0] not in "._"), key=_natural)
+    except OSError as error:
+        raise DataError(f"{root}: cannot read: {error.strerror}; check its permissions") from error
+    exams, skipped = [], {}
+    for folder in folders:
+        try:
+            exams.append(_exam(folder))
+        except DataError as error:
+            skipped[folder.name] = str(error)
+    if not exams:
+        if _images(root, "ct") or holds_dicom(root):
+            raise DataError(
+                f"{root}: is a single exam, not a data directory; give the folder above it ({LAYOUT})"
+            )
+        if any((root / "exams").glob("*/*.h5")):
+            raise DataError(f"{root}: an unfinished dataset ({DATASET} is missing); run prepare again")
+        first = f" (first of {len(skipped)} folders: {next(iter(skipped.values()))})" if skipped else ""
+        raise DataError(f"{root}: no exam found; {LAYOUT}{first}")
+    labels_path = next(
+        (p for p in (root / "labels.json", root.resolve().parent / "labels.json") if p.is_file()), None
+    )
+    labels = read_labels(labels_path) if labels_path else {}
+    with_seg = next((exam for exam in exams if exam.seg), None)
+    if with_seg and not labels_path:
+        raise DataError(
+            f"{with_seg.seg}: no labels.json in {root} names its structures; "
+            'write one, for example {"liver": 1, "spleen": 2}'
+        )
+    return Cohort(root, exams, labels, labels_path, skipped)
+
+
+def _of_dataset(root: Path) -> Cohort:
+    store = Store(root)
+    exams = []
+    for exam, source in ((exam, store.sources[exam]) for exam in store.ids):
+        seg = source["seg"]
+        exams.append(ExamFiles(exam, root / str(source["ct"]), root / seg if seg else None))
+    return Cohort(root, exams, store.labels, root / DATASET)
+
+
+def read_labels(path: str | os.PathLike[str]) -> dict[str, int]:
+    """Read a ``labels.json``: ``{"name": id}``, ids unique and from 1 to 65535 (0 is the background)."""
+    path = Path(path)
+    cure = 'write {"name": id, …} with whole ids from 1, each used once'
+    try:
+        pairs = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_Pairs)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot read: {error}") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: not JSON (line {error.lineno}: {error.msg}); {cure}") from error
+    except RecursionError as error:
+        raise DataError(f"{path}: nested too deeply; {cure}") from error
+    if not isinstance(pairs, _Pairs) or not pairs:
+        raise DataError(f"{path}: not a JSON object of structures; {cure}")
+    labels: dict[str, int] = {}
+    owner: dict[int, str] = {}
+    for name, value in pairs:
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MAX_ID:
+            raise DataError(
+                f"{path}: id {_short(value)} of {name!r} is not a whole number from 1 to {_MAX_ID}; {cure}"
+            )
+        if name in labels:
+            raise DataError(f"{path}: structure {name!r} is listed twice; {cure}")
+        if value in owner:
+            raise DataError(f"{path}: id {value} is used for {owner[value]!r} and {name!r}; {cure}")
+        labels[name] = value
+        owner[value] = name
+    return labels
+
+
+class _Pairs(list):
+    """A JSON object as the list of its pairs, so that repeated names are seen."""
+
+
+def _short(value: object) -> str:
+    return "{…}" if isinstance(value, _Pairs) else repr(value)[:40]
+
+
+def _exam(folder: Path) -> ExamFiles:
+    try:
+        ct, seg = _images(folder, "ct"), _images(folder, "seg")
+        if not ct and holds_dicom(folder):
+            ct = [folder]
+        if not ct:
+            any(folder.iterdir())  # an unreadable folder says so
+            raise DataError(
+                f"{folder}: no ct.nii.gz (or .nii, .nrrd, .mha) and no DICOM series in this folder; name the CT so, "
+                "or remove the folder"
+            )
+    except OSError as error:
+        raise DataError(f"{folder}: cannot read: {error.strerror}; check its permissions") from error
+    for found in (ct, seg):
+        if len(found) > 1:
+            names = ", ".join(p.name for p in found)
+            raise DataError(f"{folder}: more than one image ({names}); keep one of them")
+    return ExamFiles(folder.name, ct[0], seg[0] if seg else None)
+
+
+def _images(folder: Path, stem: str) -> list[Path]:
+    return [path for suffix in SUFFIXES if (path := folder / (stem + suffix)).is_file()]
+
+
+def _natural(path: Path) -> list[tuple[int, int, str]]:
+    return [
+        (0, int(part), "") if part.isdigit() else (1, 0, part)
+        for part in re.split(r"(\d+)", path.name)
+        if part
+    ]

@@ -1,0 +1,1 @@
+"""The dataset that ``deepatlas prepare`` writes: its folder, manifest, quality report and check."""

@@ -1,0 +1,219 @@
+"""The quality report of a dataset: one self-contained page, made from the manifest and a sample of the exam files."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import Counter
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import deepatlas
+from deepatlas.errors import DeepAtlasError
+from deepatlas.evaluate.report import STYLE
+from deepatlas.exams.exam_file import ExamFile, ExamRecord
+from deepatlas.files import write_text
+from deepatlas.intake.dataset.folder import REPORT, exam_path
+from deepatlas.intake.dataset.manifest import Manifest
+from deepatlas.pictures.figures import View, data_uri, new_figure, png_bytes
+from deepatlas.space.preprocess import AIR
+
+THUMBNAILS = 60  # of 51,167 exams a page of 6 MB would show 1 in 850; a few thousand do not open in a browser
+_HEIGHT, _WIDTH = 190, 190  # pixels of a thumbnail at most
+_WINDOW = (-700.0, 500.0)  # HU: lungs are told from air, and bone from soft tissue
+_SERIES_ROWS = 200  # lines of one reason of the choice of series; the manifest has all
+_NUMBER = re.compile(r"[-+]?\d+([.,]\d+)*")
+
+
+def write_quality_report(folder: Path, manifest: Manifest, thumbnails: int = THUMBNAILS) -> None:
+    """Write ``report.html`` into ``folder``: counts, histograms, pictures, every warning and refusal.
+
+    It holds no date and needs no other file: the same dataset gives the same page. Raises
+    :class:`~deepatlas.errors.DeepAtlasError` without jinja2.
+    """
+    try:
+        import jinja2
+    except ImportError as error:
+        raise DeepAtlasError("the quality report needs jinja2; pip install jinja2") from error
+    exams = list(manifest.exams())
+    refusals = manifest.refusals()
+    warnings = [(e.id, text) for e in exams for text in e.warnings]
+    series = [(exam, f"{line.series}: {line.reason}") for exam, line in manifest.series()]
+    labels = exams[0].labels if exams else {}
+    present = Counter(name for e in exams for name in e.present)
+    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
+        resources.files("deepatlas.intake.dataset").joinpath("quality.jinja").read_text(encoding="utf-8")
+    )
+    text = page.render(
+        style=STYLE,
+        version=deepatlas.__version__,
+        exams=len(exams),
+        crop=exams[0].crop if exams else None,
+        size=_size(sum(e.bytes for e in exams)),
+        labelled=sum(e.has_seg for e in exams),
+        warned=sum(bool(e.warnings) for e in exams),
+        refused_exams=sum(kind == "exam" for _, kind, _ in refusals),
+        refused_files=sum(kind != "exam" for _, kind, _ in refusals),
+        structures=[(name, i, present[name]) for name, i in labels.items()],
+        histograms=data_uri(_histograms(exams)),
+        ranges=_ranges(exams),
+        tables=_tables(exams),
+        thumbs=[_thumbnail(folder, e) for e in _sample(exams, thumbnails)],
+        window=f"window {_WINDOW[0]:g} to {_WINDOW[1]:g} HU",
+        warnings=_groups(warnings),
+        exam_refusals=_groups((name, reason) for name, kind, reason in refusals if kind == "exam"),
+        file_refusals=_groups((name, reason) for name, kind, reason in refusals if kind != "exam"),
+        series=_series_groups(series),
+    )
+    write_text(folder / REPORT, text)
+
+
+# -- numbers ----------------------------------------------------------------------------------------------
+
+
+def _axes(exams: list[ExamRecord]) -> list[tuple[str, np.ndarray]]:
+    """What is counted, along the patient's axes: (name, a value for each exam)."""
+    spacing = np.array([e.spacing for e in exams]).reshape(-1, 3)
+    extent = np.array([e.extent for e in exams]).reshape(-1, 3)
+    return [
+        ("voxel spacing to the right", spacing[:, 0]),
+        ("voxel spacing to the head", spacing[:, 2]),
+        ("coverage along the body", extent[:, 2]),
+        ("width of the field of view", extent[:, 0]),
+    ]
+
+
+def _ranges(exams: list[ExamRecord]) -> list[tuple[str, list[float]]]:
+    return [
+        (name, np.percentile(values, [0, 5, 50, 95, 100]).tolist())
+        for name, values in _axes(exams)
+        if len(values)
+    ]
+
+
+def _histograms(exams: list[ExamRecord]) -> bytes:
+    figure = new_figure(11.6, 2.5)
+    for place, (name, values) in enumerate(_axes(exams), 1):
+        axes = figure.add_subplot(1, 4, place)
+        if len(values):
+            middle = float(values.min() + values.max()) / 2
+            half = max(
+                0.52 * float(np.ptp(values)), 0.05 * abs(middle), 1e-3
+            )  # values may differ by rounding alone
+            axes.hist(values, bins=30, range=(middle - half, middle + half), color="#56B4E9")
+        axes.set_xlabel(f"{name} (mm)", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.yaxis.get_major_locator().set_params(integer=True)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    figure.axes[0].set_ylabel("exams", fontsize=8)
+    figure.tight_layout(pad=0.6)
+    return png_bytes(figure)
+
+
+def _tables(exams: list[ExamRecord]) -> list[tuple[str, list[tuple[str, int]]]]:
+    facts = {
+        "source format": "format",
+        "kernel": "kernel",
+        "tube voltage (kV)": "kvp",
+        "contrast agent": "contrast",
+    }
+    found = [("voxel order", Counter(e.orientation for e in exams))]
+    for title, key in facts.items():
+        found.append((title, Counter(str(e.facts[key]) for e in exams if e.facts.get(key) not in (None, ""))))
+    return [(title, counts.most_common(12)) for title, counts in found if counts]
+
+
+def _groups(lines: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Lines that differ in their numbers alone belong together; the largest group first."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for name, text in lines:
+        groups.setdefault(_NUMBER.sub("#", text), []).append((name, text))
+    ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+    return [
+        {"title": rows[0][1] if len(rows) == 1 else title, "rows": rows, "more": 0} for title, rows in ordered
+    ]
+
+
+def _series_groups(lines: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """By the reason, whatever the series is called; exams with a single series are not listed."""
+    several = {exam for exam, n in Counter(exam for exam, _ in lines).items() if n > 1}
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for exam, text in lines:
+        if exam in several:
+            reason = re.search(r"(not )?taken: .*", text)
+            groups.setdefault(_NUMBER.sub("#", reason[0] if reason else text), []).append((exam, text))
+    ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+    return [
+        {"title": title, "rows": rows[:_SERIES_ROWS], "more": max(0, len(rows) - _SERIES_ROWS)}
+        for title, rows in ordered
+    ]
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+# -- pictures ---------------------------------------------------------------------------------------------
+
+
+def _sample(exams: list[ExamRecord], count: int) -> list[ExamRecord]:
+    if len(exams) <= count:
+        return exams
+    return [exams[round(i * (len(exams) - 1) / (count - 1))] for i in range(count)]
+
+
+def _thumbnail(folder: Path, exam: ExamRecord) -> dict[str, Any]:
+    with ExamFile(exam_path(folder, exam.id)) as file:
+        png, width, height = coronal_png(file)
+    shape = " × ".join(str(n) for n in reversed(exam.shape))
+    spacing = " × ".join(f"{s:.3g}" for s in exam.spacing)
+    return {
+        "id": exam.id,
+        "png": data_uri(png),
+        "width": width,
+        "height": height,
+        "text": f"{shape}, {spacing} mm",
+    }
+
+
+def coronal_png(exam: ExamFile) -> tuple[bytes, int, int]:
+    """The mid-coronal slice of an exam as a PNG file, and its width and height in pixels.
+
+    Right of the patient to the left, head up, a millimetre as long across as down.
+    """
+    from PIL import Image
+
+    grid, axes, flips = exam.grid.canonical()
+    plane = _plane(exam, axes, flips, grid.shape[1] // 2)
+    x, _, z = grid.extent
+    scale = min(_WIDTH / x, _HEIGHT / z)
+    width, height = max(1, round(x * scale)), max(1, round(z * scale))
+    picture = View("coronal").orient(plane)
+    tensor = torch.from_numpy(np.ascontiguousarray(picture, dtype=np.float32)).clamp(min=AIR)[None, None]
+    low, high = _WINDOW
+    small = torch.nn.functional.adaptive_avg_pool2d(tensor, (height, width))[0, 0].numpy()
+    grey = np.rint(np.clip((small - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(grey).save(out, "PNG", optimize=True)
+    return out.getvalue(), width, height
+
+
+def _plane(exam: ExamFile, axes: tuple[int, ...], flips: tuple[int, ...], index: int) -> np.ndarray:
+    """The coronal plane ``index`` (in canonical order) as ``[z, x]`` in canonical order, reading little more."""
+    source = axes[1]  # the file's axis that runs from back to front
+    count = exam.grid.shape[source]
+    at = count - 1 - index if 1 in flips else index
+    box = tuple(slice(at, at + 1) if axis == source else slice(None) for axis in range(3))
+    array = np.asarray(exam.ct[box]).transpose(axes)
+    array = np.flip(array, [axis for axis in flips if axis != 1]) if flips else array
+    return array[:, 0]

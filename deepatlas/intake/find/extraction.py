@@ -1,0 +1,174 @@
+"""One archive on its way to disk: what may be written where, and what is left of its allowance."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from deepatlas.files import write_error
+from deepatlas.io.dicom.series import Found, Refusal
+
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
+ARCHIVES = (".zip", *TARS)
+UNREAD = (".7z", ".rar", ".tar.zst", ".lha", ".iso")  # archives that nothing here opens
+UNPACK = "unpack it yourself and give the folder"
+CHUNK = 1 << 20
+_LOOK = 64 << 20  # bytes between two looks at the free space
+# Folders and files that systems leave behind; no image is among them.
+_JUNK = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much an archive may hold. A CT compresses two- to fourfold, empty label images a thousandfold."""
+
+    members: int = 200_000
+    ratio: int = 200  # unpacked to packed size …
+    floor: int = 4 << 30  # … which counts above so many bytes
+    reserve: int = 1 << 30  # bytes that stay free on the scratch disk
+
+
+LIMITS = Limits()
+
+
+class Refused(Exception):
+    """The archive as a whole does not go in; the text is the reason and the cure, which may be time (``passing``)."""
+
+    def __init__(self, reason: str, passing: bool = False) -> None:
+        super().__init__(reason)
+        self.passing = passing
+
+
+def archive_suffix(path: str | os.PathLike[str]) -> str:
+    """``.zip``, ``.tar.gz`` …, also of kinds that are not read, or the empty string (``.nii.gz`` is none)."""
+    name = os.fspath(path).lower()
+    return max((s for s in (*ARCHIVES, *UNREAD) if name.endswith(s)), key=len, default="")
+
+
+def shown(name: str) -> str:
+    """A file name on one line: control characters, undecodable bytes and backslashes escaped, one to one."""
+    return "".join(c if c.isprintable() and c != "\\" else repr(c)[1:-1] for c in name)
+
+
+def is_junk(name: str) -> bool:
+    """True for hidden files and what systems leave behind."""
+    return name.startswith(".") or name.lower() in _JUNK
+
+
+class Extraction:
+    """One archive on its way to disk: where it goes, what is left of its allowance."""
+
+    def __init__(self, archive: Found, folder: Path, limits: Limits) -> None:
+        self.archive, self.folder, self.limits = archive, folder, limits
+        self.found: list[Found] = []
+        self.refused: list[Refusal] = []
+        self.members = 0
+        try:
+            size = archive.path.stat().st_size
+        except OSError:
+            size = 0  # gone: opening it will say so
+        self.allowance = max(limits.floor, limits.ratio * size)
+        self.written = 0
+        self._checked = -_LOOK  # so that the first byte looks at the disk
+
+    def name(self, member: str) -> str:
+        return f"{self.archive.name}!{shown(member)}"
+
+    def refuse(self, member: str, reason: str) -> None:
+        self.refused.append(Refusal(self.name(member), reason))
+
+    def count(self) -> None:
+        self.members += 1
+        if self.members > self.limits.members:
+            raise Refused(f"holds more than {self.limits.members} members; {UNPACK}")
+
+    def expect(self, total: int) -> None:
+        """Refuse before a byte is written if ``total`` bytes are too many."""
+        if total > self.allowance:
+            raise Refused(
+                f"unpacks to more than {_size(self.allowance)}, which no images compress to "
+                f"(an archive bomb?); if it is honest, {UNPACK}"
+            )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self.folder).free - self.limits.reserve
+        except OSError as error:
+            raise write_error(self.folder, error) from error
+        if total - self.written > free:
+            raise Refused(
+                f"unpacks to {_size(total)}, and the scratch disk has {_size(max(0, free))} to give; "
+                "free space there or unpack it yourself",
+                passing=True,
+            )
+
+    def take(self, member: str) -> Path | None:
+        """Where a member may be written, or None (refused, or junk)."""
+        self.count()
+        parts = [part for part in member.replace("\\", "/").split("/") if part not in ("", ".")]
+        if not parts:
+            self.refuse(member, f"has no name; {UNPACK}")
+        elif member[0] in "/\\" or re.match(r"[A-Za-z]:", member) or ".." in parts or "\0" in member:
+            self.refuse(member, f"its path leads out of the archive; remove it or {UNPACK}")
+        elif any(is_junk(part) for part in parts):
+            pass
+        elif archive_suffix(parts[-1]):
+            self.refuse(member, f"an archive inside an archive; {UNPACK}")
+        else:
+            return self.folder.joinpath(*(shown(part) for part in parts))
+        return None
+
+    def write(self, member: str, target: Path, stream: BinaryIO, size: int) -> None:
+        """Copy a member of ``size`` bytes to its place; damage of the archive is raised as it comes."""
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            out = open(target, "xb")
+        except (FileExistsError, NotADirectoryError):
+            return self._ambiguous(member, target)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return self.refuse(member, f"its name is too long; {UNPACK}")
+            raise self._unwritable(error) from error
+        try:
+            with out:
+                done = 0
+                while chunk := stream.read(CHUNK):
+                    done += len(chunk)
+                    self._spend(len(chunk))
+                    try:
+                        out.write(chunk)
+                        out.flush()
+                    except OSError as error:
+                        raise self._unwritable(error) from error
+            if done != size:
+                raise EOFError(f"{done} of {size} bytes of a member are there")
+        except BaseException:
+            with suppress(OSError):
+                target.unlink()
+            raise
+        self.found.append(Found(target, self.name(member)))
+
+    def _ambiguous(self, member: str, target: Path) -> None:
+        """Nobody can tell which of two members is meant, so neither goes in; the file stays to mark the name."""
+        self.found = [found for found in self.found if found.path != target]
+        self.refuse(member, f"several members of the archive have this name; {UNPACK}")
+
+    def _unwritable(self, error: OSError) -> Exception:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return Refused("the scratch disk is full; free space there or unpack it yourself", passing=True)
+        return write_error(self.folder, error)
+
+    def _spend(self, count: int) -> None:
+        self.written += count
+        if self.written > self.allowance or self.written - self._checked > _LOOK:
+            self._checked = self.written
+            self.expect(self.written)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

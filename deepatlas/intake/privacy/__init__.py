@@ -1,0 +1,1 @@
+"""What keeps a dataset from identifying anybody: pseudonyms, redaction of messages, names that are private."""

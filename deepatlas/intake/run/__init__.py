@@ -1,0 +1,1 @@
+"""A run of ``deepatlas prepare``: planning, workers, journal and the end."""

@@ -1,0 +1,125 @@
+"""Structures painted as label images: NIfTI, NRRD and MetaImage on the CT's grid, in whatever order of voxels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from pathlib import PurePath
+
+import numpy as np
+from scipy import ndimage
+
+from deepatlas.errors import DataError
+from deepatlas.intake.structures.drawing import (
+    Bits,
+    Drawing,
+    LabelSource,
+    Patch,
+    place,
+    shares_lattice,
+    without_path,
+)
+from deepatlas.intake.structures.name_map import clean_name, compact
+from deepatlas.io.codec import image_suffix, read_volume
+from deepatlas.io.dicom.series import Found
+from deepatlas.space.grid import Grid
+
+# A label image with such a word in its name is not called after a structure, but likely after a patient.
+_GENERIC = frozenset(
+    ("seg", "segmentation", "label", "labels", "mask", "masks", "annotation", "groundtruth", "gt")
+)
+_MAX_ID = 65535
+
+
+class LabelImage:
+    """A label image of NIfTI, NRRD or MetaImage; its voxels are read when it is checked against a grid."""
+
+    def __init__(self, file: Found) -> None:
+        self.file = file
+        self.table: dict[str, int] = {}
+
+    def source(self, table: Mapping[str, int] | None) -> LabelSource:
+        """What the image holds by ``table``, else by its header, else by its file's name."""
+        self.table = dict(table or {}) or _slicer_segments(self.file)
+        stem = PurePath(self.file.name).name
+        stem = stem[: len(stem) - len(image_suffix(stem))]
+        if compact(stem) in {compact(name) for name in self.table}:
+            self.table = {}  # liver.nii.gz beside heart.nii.gz: a mask each, whose 1 is not the table's 1
+        if not self.table and not _GENERIC.isdisjoint(clean_name(stem).split("_")):
+            raise DataError('no labels.json names its structures; write one, for example {"liver": 1}')
+        named = self.table or {stem: 0}
+        given = bool(self.table and table)
+        return LabelSource(
+            [Drawing(name, value, partial(self.draw, value), given=given) for name, value in named.items()],
+            check=self.check,
+        )
+
+    def check(self, grid: Grid) -> None:
+        """Read the voxels; raise :class:`DataError` if they are not on ``grid`` or hold what nothing names."""
+        try:
+            volume = read_volume(self.file.path, labels=True, notes=[])
+        except DataError as error:
+            raise DataError(without_path(error, self.file.path)) from error
+        if not shares_lattice(volume.grid, grid):
+            corners = volume.grid.canonical()[0].corners(), grid.canonical()[0].corners()
+            apart = float(np.linalg.norm(corners[0] - corners[1], axis=1).max())
+            raise DataError(
+                f"its geometry differs from the CT's (corners up to {apart:.1f} mm apart); "
+                "draw or resample it on the CT's grid"
+            )
+        high = int(volume.array.max())
+        if high > _MAX_ID:
+            raise DataError(f"holds the label {high}, larger than {_MAX_ID}; renumber the labels")
+        boxes = ndimage.find_objects(volume.array.astype(np.int32, copy=False))
+        held = {value: box for value, box in enumerate(boxes, 1) if box is not None}
+        if not self.table and len(held) > 1:
+            raise DataError(f"holds {len(held)} structures that no labels.json names; write one")
+        if self.table and (unknown := sorted(set(held) - set(self.table.values()))):
+            some = ", ".join(map(str, unknown[:8])) + (" …" if len(unknown) > 8 else "")
+            raise DataError(
+                f"holds label ids that its label table does not name ({some}); add them or clear them"
+            )
+        self.grid = volume.grid
+        # In bits: where each structure has a file, all of them are held until the last is painted.
+        self.masks = {value: (box, Bits.of(volume.array[box] == value)) for value, box in held.items()}
+
+    def draw(self, value: int, grid: Grid, notes: list[str]) -> Patch:
+        """The voxels of ``value``; of the only value there is, if it is 0."""
+        value = value or next(iter(self.masks), 0)
+        if value not in self.masks:
+            raise DataError("empty: no voxel holds it")
+        box, bits = self.masks[value]
+        mask = bits.array()
+        part = self.grid.cropped([side.start for side in box], mask.shape)
+        patch, _ = place(mask, part, grid)
+        if lost := int(np.count_nonzero(mask)) - int(np.count_nonzero(patch.array)):
+            notes.append(f"{lost} of its voxels lie beyond the CT; left out")
+        return patch
+
+
+def _slicer_segments(file: Found) -> dict[str, int]:
+    """``{name: id}`` that 3D Slicer writes into the header of a ``.seg.nrrd``; empty for other files."""
+    if image_suffix(file.path) not in (".nrrd", ".nhdr"):
+        return {}
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(file.path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return {}  # what is wrong is said when its voxels are read
+    table: dict[str, int] = {}
+    for key in reader.GetMetaDataKeys():
+        segment = re.fullmatch(r"(Segment\d+_)LabelValue", key)
+        if segment and reader.HasMetaDataKey(segment[1] + "Name"):
+            value = reader.GetMetaData(key).strip()
+            if not value.isdecimal() or not 1 <= int(value) <= _MAX_ID:
+                raise DataError("its header gives a segment a label value that is no id; save it again")
+            name = reader.GetMetaData(segment[1] + "Name")
+            if name in table or int(value) in table.values():
+                raise DataError("its header names a segment twice; rename it and save it again")
+            table[name] = int(value)
+    return table

@@ -1,0 +1,1 @@
+"""DICOM series: headers, the choice of a series, geometry, pixels."""

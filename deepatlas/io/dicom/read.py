@@ -1,0 +1,278 @@
+"""A DICOM series to a CT volume: decoded, stacked by position, and put on an orthogonal, even grid."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepatlas.errors import DataError
+from deepatlas.io.codec import MIN_VOXELS
+from deepatlas.io.dicom.choose import choose_series
+from deepatlas.io.dicom.geometry import Stack, arrange, axes_of
+from deepatlas.io.dicom.header import Header, read_header
+from deepatlas.io.dicom.kernel import known_kernel, tissue
+from deepatlas.io.dicom.pixels import AIR, read_pixels
+from deepatlas.io.dicom.scan import scan_dicom
+from deepatlas.io.dicom.series import DicomSeries, Found, Reading, Refusal
+from deepatlas.space.grid import Grid
+from deepatlas.space.volume import Volume
+
+_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_WOBBLE = 2e-4  # of a direction cosine between slices: 0.05 mm at the rim of a body
+_NO_AIR = -500.0  # HU; a CT without a rescale whose lowest value is above this is not in Hounsfield units
+
+
+def read_series(series: DicomSeries) -> Reading:
+    """Read a series into a CT.
+
+    Positions come from ImagePositionPatient and ImageOrientationPatient alone. The array is float32 Hounsfield
+    units [slices, rows, columns]; its axes x (along a row), y (down a column) and z (along their cross product)
+    are right-handed, and its :class:`~deepatlas.space.grid.Grid` is RAS+ mm.
+
+    Corrected, and listed in ``corrections``: a gantry tilt (each slice is moved within its plane onto orthogonal
+    axes, linearly; the rows or columns that this adds are -1024 HU at the rim), uneven spacing without a gap
+    (linear between slices), second copies of a slice with equal pixels, PixelPaddingValue (set to -1024 HU).
+
+    Raises:
+        DataError: one line without names for everything that leaves the volume in doubt: missing slices (how many,
+        and where), different images at one place, files that cannot be decoded or are cut short, values that are no
+        Hounsfield units.
+    """
+    headers = [_header(found, number, len(series.slices)) for number, found in enumerate(series.slices, 1)]
+    head = headers[0]
+    positions = _positions(headers)
+    thickness = np.concatenate([header.thicknesses for header in headers])
+    stack = arrange(positions, head.orientation, head.spacing, thickness)  # type: ignore[arg-type]
+    if len(stack.planes) < MIN_VOXELS:
+        raise DataError(f"the series has {len(stack.planes)} slices; a volume needs at least {MIN_VOXELS}")
+    corrections, warnings = list(stack.corrections), list(stack.warnings)
+    try:
+        array = _slices(headers, stack, corrections, warnings)
+    except MemoryError as error:
+        size = f"{len(stack.planes)} x {head.rows} x {head.columns}"
+        raise DataError(f"no memory for its {size} voxels; read it on a larger machine") from error
+    _check_values(array, headers, warnings)
+    wobble = max(float(np.abs(np.subtract(h.orientation, head.orientation)).max()) for h in headers)  # type: ignore
+    if wobble > _WOBBLE:
+        warnings.append(f"the slices' orientation differs by up to {np.degrees(wobble):.2f} degrees")
+    affine = stack.affine
+    if not stack.straight:
+        array, affine = _unshifted(array, stack)
+    if not stack.even:
+        array = _evened(array, stack)
+    if any(h.lossy for h in headers):
+        warnings.append("the pixels were compressed with a loss at some time")
+    volume = Volume(array, Grid(array.shape, _LPS @ affine))
+    return Reading(volume, corrections, warnings, _facts(headers, stack))
+
+
+def read_folder(path: str | os.PathLike[str], override: str | int | None = None) -> Reading:
+    """Read the CT series of a folder (searched with its subfolders), or an enhanced multi-frame file.
+
+    Of several series the one of :func:`~deepatlas.io.dicom.choose.choose_series` is taken; a series that is
+    alone is taken also where it would not be chosen (sharp or not axial).
+
+    Raises:
+        DataError: one line that names ``path``, where there is no CT series, the series are of several exams, or the
+        series cannot be read.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            files = [Found(p, p.relative_to(path).as_posix()) for p in sorted(path.rglob("*")) if p.is_file()]
+        else:
+            files = [Found(path, path.name)]
+    except OSError as error:
+        raise DataError(f"{path}: cannot read: {error.strerror}; check its permissions") from error
+    scan = scan_dicom(files)
+    exams = scan.exams()
+    if len(exams) > 1:
+        raise DataError(f"{path}: holds DICOM of {len(exams)} exams; give the folder of one of them")
+    if not exams:
+        why = f" ({scan.refusals[0].reason})" if scan.refusals else ""
+        raise DataError(f"{path}: holds no DICOM image{why}; give the folder of a CT series")
+    (series,) = exams.values()
+    if not path.is_dir() and series[0].facts["images"] == 1 and series[0].facts["kind"] == "CT Image":
+        raise DataError(f"{path}: one slice of a series; give the folder that holds all of them")
+    try:
+        taken = choose_series(series, override).taken
+        if taken is None and len(alone := [s for s in series if _volume(s)]) == 1:
+            taken = alone[0]
+        if taken is None:
+            reasons = choose_series(series).reasons
+            raise DataError(
+                "no series to take: " + "; ".join(f"{name} {reason}" for name, reason in reasons.items())
+            )
+        reading = read_series(taken)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    reading.volume.name = str(path)
+    if lost := sum("damaged" in refusal.reason for refusal in scan.refusals):
+        reading.warnings.append(f"{lost} DICOM file{'s' * (lost != 1)} with a damaged header left out")
+    return reading
+
+
+def _volume(series: DicomSeries) -> bool:
+    facts = series.facts
+    return (
+        facts["modality"] == "CT" and not facts["problem"] and not facts["localizer"] and facts["hounsfield"]
+    )
+
+
+def _header(found: Found, number: int, count: int) -> Header:
+    header = read_header(found)
+    if header is None or isinstance(header, Refusal):
+        reason = header.reason if header else "the file is no longer DICOM"
+        cause = OSError(reason) if header is not None and header.passing else None
+        raise DataError(f"image {number} of {count}: {reason}") from cause
+    if header.orientation is None or header.positions is None or header.spacing is None:
+        raise DataError(
+            f"image {number} of {count} has no usable ImagePositionPatient, ImageOrientationPatient or PixelSpacing; "
+            "export the series again"
+        )
+    return header
+
+
+def _positions(headers: Sequence[Header]) -> NDArray[np.float64]:
+    """The positions of all frames, [N, 3]. The files must share a grid."""
+    head = headers[0]
+    for header in headers[1:]:
+        if (header.rows, header.columns) != (head.rows, head.columns):
+            raise DataError(
+                f"its images differ in size ({head.rows} x {head.columns} and {header.rows} x {header.columns})"
+            )
+        if not np.allclose(header.spacing, head.spacing, rtol=0, atol=1e-3):  # type: ignore[arg-type]
+            raise DataError("its images differ in PixelSpacing; export its parts separately")
+        if np.abs(axes_of(header.orientation) - axes_of(head.orientation)).max() > 2e-3:  # type: ignore[arg-type]
+            raise DataError("its images differ in orientation; export its parts separately")
+    return np.concatenate([header.positions for header in headers])  # type: ignore[misc]
+
+
+def _slices(
+    headers: Sequence[Header],
+    stack: Stack,
+    corrections: list[str],
+    warnings: list[str],
+) -> NDArray[np.float32]:
+    """The planes in their order, [K, rows, columns] HU; copies are compared and left out."""
+    head = headers[0]
+    array = np.empty((len(stack.planes), head.rows, head.columns), dtype=np.float32)
+    plane_of = {index: k for k, plane in enumerate(stack.planes) for index in plane}
+    done: set[int] = set()
+    padded = copies = 0
+    doubtful = False
+    index = 0
+    for file, header in enumerate(headers):
+        try:
+            pixels = read_pixels(header)
+        except DataError as error:
+            raise DataError(f"image {file + 1} of {len(headers)}: {error}") from error
+        padded += pixels.padded
+        doubtful |= pixels.doubtful_padding
+        for frame in pixels.hu:
+            k = plane_of[index]
+            if k not in done:
+                array[k] = frame
+                done.add(k)
+            elif np.array_equal(array[k], frame):
+                copies += 1
+            else:
+                raise DataError(
+                    f"two different images lie at slice {k + 1} of {len(stack.planes)} (several times or "
+                    "reconstructions in one series); export them separately"
+                )
+            index += 1
+    if copies:
+        corrections.append(f"{copies} duplicate slice{'s' * (copies != 1)} with equal pixels left out")
+    if padded:
+        corrections.append(f"{padded} padding voxels set to {AIR:g} HU")
+    if doubtful:
+        warnings.append("PixelPaddingValue lies among tissue values and was left alone")
+    return array
+
+
+def _check_values(array: NDArray[np.float32], headers: Sequence[Header], warnings: list[str]) -> None:
+    low, high = float(array.min()), float(array.max())
+    if low == high:
+        raise DataError(f"every voxel is {low:g}; the series holds nothing, export it again")
+    if any(np.isnan(header.rescale).any() for header in headers):
+        if low > _NO_AIR:
+            raise DataError(
+                f"RescaleSlope or RescaleIntercept is missing and its values ({low:g} to {high:g}) hold no air, so "
+                "they are no Hounsfield units; export the series again"
+            )
+        warnings.append("RescaleSlope or RescaleIntercept is missing; the stored values are taken for HU")
+    elif np.ptp(np.concatenate([header.rescale for header in headers]), axis=0).max() > 0:
+        warnings.append("RescaleSlope or RescaleIntercept differs between slices; each has its own applied")
+    if low >= 0:
+        warnings.append(
+            f"values {low:g} to {high:g} hold no air (-1000 HU); is this a CT in Hounsfield units?"
+        )
+    elif high < 0:
+        warnings.append(f"values {low:g} to {high:g} hold no soft tissue; is this a CT in Hounsfield units?")
+
+
+def _unshifted(array: NDArray[np.float32], stack: Stack) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Every slice moved within its plane, on a grid that is wide enough for all; and that grid's affine (LPS)."""
+    x_size, y_size, _ = stack.spacing
+    shifts = stack.shifts / (x_size, y_size)  # pixels
+    low = np.floor(shifts.min(axis=0) + 1e-6).astype(int)
+    high = np.ceil(shifts.max(axis=0) - 1e-6).astype(int)
+    rows, columns = array.shape[1] + high[1] - low[1], array.shape[2] + high[0] - low[0]
+    moved = np.full((len(array), rows, columns), AIR, dtype=np.float32)
+    for k, plane in enumerate(array):
+        down, along = shifts[k, 1] - low[1], shifts[k, 0] - low[0]
+        moved[k] = _moved(_moved(plane, down, rows, 0), along, columns, 1)
+    affine = stack.affine.copy()
+    affine[:3, 3] += low[0] * affine[:3, 0] + low[1] * affine[:3, 1]
+    return moved, affine
+
+
+def _moved(plane: NDArray[np.float32], shift: float, size: int, axis: int) -> NDArray[np.float32]:
+    """``plane`` moved up by ``shift`` >= 0 voxels along ``axis`` in ``size`` places, linear, air around it."""
+    if abs(shift - round(shift)) < 1e-6:
+        shift = round(shift)
+    plane = np.moveaxis(plane, axis, 0)
+    at = np.arange(size) - shift  # place in the plane of every new voxel
+    inside = (at > -0.5) & (at < len(plane) - 0.5)
+    at = np.clip(at, 0, len(plane) - 1)
+    lower = np.minimum(at.astype(int), len(plane) - 2)
+    weight = (at - lower).astype(np.float32)[:, None]
+    new = plane[lower] * (1 - weight) + plane[lower + 1] * weight
+    new[~inside] = AIR
+    return np.moveaxis(new, 0, axis)
+
+
+def _evened(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
+    """Linear between the slices, at even levels."""
+    levels = np.minimum(np.arange(stack.count) * stack.spacing[2], stack.levels[-1])
+    above = np.clip(np.searchsorted(stack.levels, levels, side="right"), 1, len(stack.levels) - 1)
+    below = above - 1
+    weight = (levels - stack.levels[below]) / (stack.levels[above] - stack.levels[below])
+    new = np.empty((stack.count, *array.shape[1:]), dtype=np.float32)
+    for k, (i, j, w) in enumerate(zip(below, above, weight.astype(np.float32), strict=True)):
+        new[k] = array[i] if w == 0 else array[i] * (1 - w) + array[j] * w
+    return new
+
+
+def _facts(headers: Sequence[Header], stack: Stack) -> dict[str, Any]:
+    """Provenance that identifies nobody: numbers, and words of the standard or of a maker's list."""
+    head = headers[0]
+    kernel = known_kernel(head.kernel)
+    return {
+        "modality": head.modality,
+        "transfer_syntax": head.known_syntax,
+        "kernel": kernel,
+        "tissue": tissue(kernel, head.window),
+        "kvp": head.kvp,
+        "thickness_mm": head.thickness,
+        "spacing_mm": tuple(round(v, 5) for v in stack.spacing),
+        "slices": len(stack.planes),
+        "multiframe": head.is_multiframe,
+        "contrast": head.contrast,
+    }

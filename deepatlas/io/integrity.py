@@ -1,0 +1,135 @@
+"""Is an image file whole, and does its header say one thing? The libraries that decode them do not always tell.
+
+ITK reads a truncated NIfTI without a word (the rest of the array is what was in memory), turns NaN voxels of a NIfTI
+into 0, takes spacing and axes of a NIfTI from two places that may contradict each other, does not test the checksum of
+an NRRD, reads ``40&5`` as 40 and an unknown key as a default, and reports a damaged MetaImage on stderr alone. So the
+header is parsed here as well, strictly, and compared with what ITK made of it; the voxels are decompressed once to be
+counted. This module holds what the formats share.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepatlas.errors import DataError
+from deepatlas.space.grid import Grid
+
+CHUNK = 1 << 20
+AGAIN = "copy or export it again"
+RENAME = "give it the suffix of its true format"
+
+
+@dataclass
+class Checked:
+    """What a header says: oddities to be noted, and its geometry as every way to read it gives it.
+
+    ``affines`` are 4x4 to RAS+ millimetres, by the name of their source in the header; empty where the format leaves
+    it open.
+    """
+
+    notes: list[str] = field(default_factory=list)
+    affines: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+
+
+def compare_geometry(path: Path, grid: Grid, checked: Checked) -> None:
+    """Note where the header's geometries differ; raise :class:`DataError` where ``grid`` is none of them."""
+    if not checked.affines:
+        return
+    corners = grid.corners()
+    away = {name: _distance(grid, corners, affine) for name, affine in checked.affines.items()}
+    limit = 0.05 * min(grid.spacing)
+    used = [name for name, distance in away.items() if distance <= limit]
+    if not used:
+        raise DataError(
+            f"{path}: its header contradicts itself ({', '.join(away)} and voxel size give positions "
+            f"{min(away.values()):.3g} mm apart); write the file again with one geometry"
+        )
+    if len(used) < len(away):
+        checked.notes.append(
+            f"header holds geometries {max(away.values()):.3g} mm apart ({', '.join(away)}); "
+            f"{used[0]} is used, check that structures are where they should be"
+        )
+
+
+def _distance(grid: Grid, corners: NDArray[np.float64], affine: NDArray[np.float64]) -> float:
+    with np.errstate(all="ignore"):
+        points = grid.world_to_voxel(corners) @ affine[:3, :3].T + affine[:3, 3]
+        distance = float(np.abs(points - corners).max())
+    return distance if np.isfinite(distance) else float("inf")
+
+
+def check_length(path: Path, found: int, needed: int, notes: list[str]) -> None:
+    """Bytes of voxels: too few are an error, too many a note."""
+    if found < needed:
+        raise DataError(f"{path}: truncated, {found} of {needed} bytes are there; {AGAIN}")
+    if found > needed:
+        notes.append(f"file holds {found - needed} bytes more than its header says; is the header right?")
+
+
+def check_memory(path: Path, needed: int) -> None:
+    """Raise :class:`DataError` for voxels that this machine cannot hold, before hours go into decompressing them."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not told here
+        return
+    if needed > memory:
+        raise DataError(
+            f"{path}: its header asks for {needed / 1e9:.3g} GB of voxels, and this machine has {memory / 1e9:.3g} GB "
+            f"of memory; {AGAIN}, or crop it"
+        )
+
+
+def nonfinite_error(path: Path, count: int) -> DataError:
+    """The error for NaN or infinite voxels."""
+    return DataError(
+        f"{path}: {count} voxels are NaN or infinite; replace them (with -1024 HU outside the patient)"
+    )
+
+
+def decompressed(path: Path) -> Iterator[bytes]:
+    """The content of a plain or gzip file in chunks, its checksum tested at the end."""
+    with open(path, "rb") as raw:
+        zipped = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        try:
+            with gzip.open(raw) if zipped else raw as stream:
+                while chunk := stream.read(CHUNK):
+                    yield chunk
+        except EOFError as error:
+            raise DataError(f"{path}: truncated, the gzip stream ends early; {AGAIN}") from error
+        except (zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(f"{path}: damaged gzip data ({error}); {AGAIN}") from error
+
+
+def inflated_length(path: Path, handle: BinaryIO) -> int:
+    """Bytes in the gzip or zlib stream from where ``handle`` stands; its checksum is tested."""
+    stream, length = zlib.decompressobj(zlib.MAX_WBITS | 32), 0
+    try:
+        while not stream.eof and (chunk := stream.unconsumed_tail or handle.read(CHUNK)):
+            length += len(stream.decompress(chunk, CHUNK))
+        length += len(stream.flush())
+    except zlib.error as error:
+        raise DataError(f"{path}: the compressed voxels are damaged ({error}); {AGAIN}") from error
+    if not stream.eof:
+        raise DataError(f"{path}: truncated, the compressed voxels end early; {AGAIN}")
+    return length
+
+
+def beside(path: Path, name: str) -> Path:
+    """The file of voxels that a text header names."""
+    voxels = path.parent / name
+    try:
+        if voxels.is_file():
+            return voxels
+    except (OSError, ValueError):  # a name that cannot be one
+        pass
+    raise DataError(f"{path}: its voxels are in another file, which is missing; copy both files")

@@ -1,0 +1,160 @@
+"""NIfTI-1 and NIfTI-2: header, length and finite voxels (see :mod:`deepatlas.io.integrity`)."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepatlas.errors import DataError
+from deepatlas.io.integrity import (
+    AGAIN,
+    RENAME,
+    Checked,
+    check_length,
+    check_memory,
+    decompressed,
+    nonfinite_error,
+)
+
+_FLOATS = {16: "f4", 64: "f8"}  # datatype codes
+_BITS = {2: 8, 4: 16, 8: 32, 16: 32, 64: 64, 256: 8, 512: 16, 768: 32, 1024: 64, 1280: 64}
+_BITS |= {
+    32: 64,
+    1792: 128,
+    2048: 256,
+    1536: 128,
+    128: 24,
+    2304: 32,
+}  # complex, long and colour: refused later
+_UNITS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # code: mm
+_FARTHEST = 1e6  # mm; ITK fails noisily on such numbers
+_UNIT_NAMES = {1: "metres", 3: "micrometres"}
+
+
+@dataclass(frozen=True)
+class _Header:
+    offset: int
+    length: int  # of the file, header and voxels
+    floats: np.dtype | None
+    checked: Checked = field(default_factory=Checked)
+
+
+def check_nifti(path: Path) -> Checked:
+    """Raise :class:`DataError` unless header and voxels of a NIfTI file hold together."""
+    chunks = decompressed(path)
+    head = next(chunks, b"")
+    header = _header(path, head)
+    if path.name.lower().endswith(".gz"):  # of a plain file the length is known at once
+        check_memory(path, header.length)
+    position, bad, rest = len(head), 0, head[header.offset : header.length]
+    bad, rest = _count_bad(rest, header.floats)
+    for chunk in chunks:
+        more, rest = _count_bad(rest + chunk[: max(0, header.length - position)], header.floats)
+        bad, position = bad + more, position + len(chunk)
+    check_length(path, position, header.length, header.checked.notes)
+    if bad:
+        raise nonfinite_error(path, bad)
+    return header.checked
+
+
+def _header(path: Path, head: bytes) -> _Header:
+    if len(head) < 348:
+        raise DataError(f"{path}: too short for a NIfTI file ({len(head)} bytes); {AGAIN}")
+    order = "<" if struct.unpack("<i", head[:4])[0] in (348, 540) else ">"
+    version = struct.unpack(order + "i", head[:4])[0]
+    if version == 348:
+        dim = struct.unpack(order + "8h", head[40:56])
+        kind, bits = struct.unpack(order + "2h", head[70:74])
+        pixdim = struct.unpack(order + "8f", head[76:108])
+        offset, slope, intercept = struct.unpack(order + "3f", head[108:120])
+        units = head[123]
+        codes = struct.unpack(order + "2h", head[252:256])
+        numbers = struct.unpack(order + "18f", head[256:328])
+        magic, least = head[344:347], 352
+    elif version == 540 and len(head) >= 540:
+        dim = struct.unpack(order + "8q", head[16:80])
+        kind, bits = struct.unpack(order + "2h", head[12:16])
+        pixdim = struct.unpack(order + "8d", head[104:168])
+        offset, slope, intercept = struct.unpack(order + "q2d", head[168:192])
+        units = struct.unpack(order + "i", head[500:504])[0]
+        codes = struct.unpack(order + "2i", head[344:352])
+        numbers = struct.unpack(order + "18d", head[352:496])
+        magic, least = head[4:7], 544
+    else:
+        raise DataError(f"{path}: not a NIfTI file despite its name; {RENAME}")
+    if magic not in (b"n+1", b"n+2"):
+        raise DataError(
+            f"{path}: not a single-file NIfTI (header and voxels in one .nii or .nii.gz); convert it first"
+        )
+    if not 1 <= dim[0] <= 7 or any(n < 1 for n in dim[1 : dim[0] + 1]) or not least <= offset < 1 << 40:
+        raise DataError(f"{path}: damaged NIfTI header (dimensions {list(dim)}, offset {offset}); {AGAIN}")
+    if _BITS.get(kind) != bits:
+        raise DataError(f"{path}: damaged NIfTI header (datatype {kind} of {bits} bits); {AGAIN}")
+    if not np.isfinite([slope, intercept]).all():
+        raise DataError(f"{path}: damaged NIfTI header (scaling {slope}, {intercept}); {AGAIN}")
+    voxels = 1
+    for n in dim[1 : dim[0] + 1]:
+        voxels *= n
+    # An extended header longer than what was read would put the voxels out of step: ITK's 0 for NaN then.
+    countable = kind in _FLOATS and offset <= len(head)
+    floats = np.dtype(order + _FLOATS[kind]) if countable else None
+    return _Header(
+        int(offset),
+        int(offset) + voxels * bits // 8,
+        floats,
+        _geometry(path, np.array(pixdim), units & 7, codes, np.array(numbers)),
+    )
+
+
+def _geometry(path: Path, pixdim: NDArray, units: int, codes: tuple[int, ...], numbers: NDArray) -> Checked:
+    """The affines of qform and sform, in millimetres; ``numbers`` are quaternion, offset and the rows of the sform."""
+    checked, scale = Checked(), _UNITS.get(units)
+    if scale is None:
+        raise DataError(f"{path}: damaged NIfTI header (unit of length {units}); {AGAIN}")
+    if units in _UNIT_NAMES:
+        checked.notes.append(f"NIfTI header gives lengths in {_UNIT_NAMES[units]}, which is unusual")
+    if not any(codes):
+        checked.notes.append(
+            "NIfTI header has no orientation (qform and sform codes are 0); left may be right"
+        )
+    millimetres = np.diag([scale, scale, scale, 1.0])
+    if codes[0] > 0:
+        checked.affines["qform"] = millimetres @ _qform(pixdim, numbers)
+    if codes[1] > 0:
+        checked.affines["sform"] = millimetres @ np.vstack([numbers[6:].reshape(3, 4), [0, 0, 0, 1]])
+    for name, affine in checked.affines.items():
+        if not np.abs(affine).max() < _FARTHEST:  # NaN included
+            raise DataError(f"{path}: damaged NIfTI header ({name} holds impossible numbers); {AGAIN}")
+    return checked
+
+
+def _qform(pixdim: NDArray, numbers: NDArray) -> NDArray[np.float64]:
+    with np.errstate(all="ignore"):
+        b, c, d = (float(n) for n in numbers[:3])
+        a = np.sqrt(max(0.0, 1.0 - (b * b + c * c + d * d)))
+        if a < 1e-7:  # half a turn: the rest is normalised, as nifti1.h has it
+            b, c, d = np.array([b, c, d]) / np.linalg.norm([b, c, d])
+        rotation = np.array(
+            [
+                [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+                [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+                [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - c * c - b * b],
+            ]
+        )
+        affine = np.eye(4)
+        affine[:3, :3] = rotation * pixdim[1:4] * [1, 1, -1 if pixdim[0] < 0 else 1]
+        affine[:3, 3] = numbers[3:6]
+    return affine
+
+
+def _count_bad(data: bytes, dtype: np.dtype | None) -> tuple[int, bytes]:
+    """How many floats in ``data`` are not finite, and the bytes left over."""
+    if dtype is None:
+        return 0, b""
+    whole = len(data) // dtype.itemsize
+    values = np.frombuffer(data, dtype=dtype, count=whole)
+    return whole - int(np.count_nonzero(np.isfinite(values))), data[whole * dtype.itemsize :]

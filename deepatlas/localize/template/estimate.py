@@ -1,0 +1,193 @@
+"""Template masks from labelled exams: eq. 14 for every structure, on the part of the space that it fills."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deepatlas.errors import DataError, DeepAtlasError
+from deepatlas.localize.template.file import Template
+from deepatlas.localize.template.leastsquares import LAPLACIAN, TIKHONOV, Problem, conjugate_gradients
+from deepatlas.model.native import inside, native_coordinates
+from deepatlas.space.grid import Grid
+from deepatlas.space.volume import Volume
+
+# Labels with more voxels than this along an axis are thinned: the template would not resolve more.
+MAX_LABEL_SIZE = 192
+# Template voxels kept free around a structure's outermost labelled sample; beyond, the mask is exactly 0.
+MARGIN = 4
+
+
+@dataclass
+class LabelledExam:
+    """What eq. 14 needs of one exam.
+
+    ``coords`` ``[1, 3, s, s, s]`` on ``grid``, the model's output; ``labels`` integer ids on the exam's own
+    grid (any orientation and resolution); ``drawn`` names the structures that were labelled in this exam
+    (None: those with at least one voxel); ``weights`` ``[D, H, W]`` on the labels' grid, None for equal
+    ones.
+    """
+
+    coords: Tensor
+    grid: Grid
+    labels: Volume
+    drawn: frozenset[str] | None = None
+    weights: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        shape = self.labels.grid.shape
+        if self.weights is not None and self.weights.shape != shape:
+            raise DeepAtlasError(
+                f"{self.labels.name}: weights must have the labels' shape {shape}, got {self.weights.shape}"
+            )
+        step = [-(-n // MAX_LABEL_SIZE) for n in shape]
+        if max(step) > 1:
+            box = tuple(slice(None, None, s) for s in step)
+            array = np.ascontiguousarray(self.labels.array[box])
+            grid = Grid(array.shape, self.labels.grid.affine @ np.diag([*step[::-1], 1.0]))
+            self.labels = Volume(array, grid, self.labels.name)
+            self.weights = None if self.weights is None else self.weights[box]
+
+    def has(self, name: str, identity: int) -> bool:
+        if self.drawn is not None:
+            return name in self.drawn
+        return bool((self.labels.array == identity).any())
+
+    def template_index(self, size: int) -> Tensor:
+        """Fractional template voxel (x, y, z) of every label voxel: ``[3, voxels]``."""
+        fine = native_coordinates(self.coords, self.grid, self.labels.grid)
+        # Clamping here is border padding, the rule by which masks and atlas are read at their edges.
+        return fine.clamp_(-1, 1).flatten(1).add_(1).mul_((size - 1) / 2)
+
+    def usable(self, device: torch.device) -> Tensor:
+        """Bool ``[voxels]``: label voxels with a coordinate (a cropped model grid leaves some without)."""
+        return torch.from_numpy(inside(self.grid, self.labels.grid)).to(device).flatten()
+
+
+@dataclass
+class _Samples:
+    """Samples of one structure, gathered over the exams: template voxels, labels, weights."""
+
+    points: list[Tensor]
+    values: list[Tensor]
+    weights: list[Tensor]
+    exams: list[str]
+
+
+def estimate_template(
+    exams: Iterable[LabelledExam],
+    labels: Mapping[str, int],
+    size: int = 128,
+    *,
+    iterations: int = 60,
+    tolerance: float = 1e-3,
+    tikhonov: float = TIKHONOV,
+    laplacian: float = LAPLACIAN,
+    meta: dict | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Template:
+    """The masks M that minimise sum_n |M o c_n - m_n|^2 over the labelled exams (eq. 14).
+
+    ``labels`` is ``{name: id}`` of the label images; ``size`` the template's voxels per axis. For every
+    structure the exams in which it was not drawn are left out, a structure drawn in none is left out of the
+    template, and the unknowns are the template voxels of a box around its labelled samples (outside, M is
+    0). The small regulariser of :mod:`~deepatlas.localize.template.leastsquares` settles voxels that no sample
+    reaches. ``progress`` receives one line per structure. How every solve ended is in
+    ``meta["structures"]``. Raises DataError where nothing is labelled.
+    """
+    exams = list(exams)
+    boxes = _boxes(exams, labels, size)
+    if not boxes:
+        raise DataError(
+            f"no exam holds a label of {', '.join(labels) or 'any structure'}; give exams with a seg file"
+        )
+    gathered = _gather(exams, labels, boxes, size)
+    names = [n for n in labels if n in boxes]
+    masks = np.zeros((len(names), size, size, size), dtype=np.float32)
+    outcome = {}
+    for row, name in enumerate(names):
+        samples, (low, high) = gathered.pop(name), boxes[name]
+        shape = tuple(int(n) for n in (high - low + 1).flip(0))
+        problem = Problem(
+            torch.cat(samples.points, dim=1).reshape(1, 3, -1, 1, 1),
+            torch.cat(samples.values).reshape(1, 1, -1),
+            shape,
+            torch.cat(samples.weights).reshape(1, 1, -1) if samples.weights else None,
+            tikhonov,
+            laplacian,
+        )
+        solution = conjugate_gradients(problem, iterations, tolerance)
+        box = tuple(slice(int(a), int(b) + 1) for a, b in zip(low.flip(0), high.flip(0), strict=True))
+        masks[row][box] = solution.volume[0, 0].cpu().numpy()
+        outcome[name] = {
+            "exams": samples.exams,
+            "iterations": solution.iterations,
+            "residual": round(solution.residual, 8),
+            "converged": solution.converged,
+            "objective": round(solution.objective[-1], 6),
+        }
+        if progress is not None:
+            state = "converged" if solution.converged else f"stopped at residual {solution.residual:.1e}"
+            progress(
+                f"template {row + 1}/{len(names)} {name}: {len(samples.exams)} exam(s), "
+                f"{solution.iterations} iterations, {state}, misfit {100 * solution.objective[-1]:.1f}%"
+            )
+    settings = {"size": size, "iterations": iterations, "tolerance": tolerance}
+    solver = settings | {"tikhonov": tikhonov, "laplacian": laplacian}
+    all_meta = {**(meta or {}), "solver": solver, "structures": outcome}
+    return Template(masks, tuple(names), tuple(labels[n] for n in names), all_meta)
+
+
+def _boxes(
+    exams: list[LabelledExam], labels: Mapping[str, int], size: int
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """First and last template voxel (x, y, z) of every structure over all exams, with a margin."""
+    boxes: dict[str, tuple[Tensor, Tensor]] = {}
+    for exam in exams:
+        index = exam.template_index(size)
+        usable = exam.usable(index.device)
+        ids = torch.from_numpy(exam.labels.array.astype(np.int64)).flatten().to(index.device)
+        for name, identity in labels.items():
+            own = (ids == identity).logical_and_(usable) if exam.has(name, identity) else None
+            if own is None or not own.any():
+                continue
+            found = index[:, own]
+            low = (found.amin(1).floor().long() - MARGIN).clamp_(0, size - 2).cpu()
+            high = (found.amax(1).ceil().long() + MARGIN).clamp_(1, size - 1).cpu()
+            if name in boxes:
+                low, high = torch.minimum(low, boxes[name][0]), torch.maximum(high, boxes[name][1])
+            boxes[name] = low, high
+    return boxes
+
+
+def _gather(
+    exams: list[LabelledExam], labels: Mapping[str, int], boxes: dict[str, tuple[Tensor, Tensor]], size: int
+) -> dict[str, _Samples]:
+    """For every structure the samples of all exams that touch its box, in the box's own coordinates."""
+    gathered = {name: _Samples([], [], [], []) for name in boxes}
+    weighted = any(e.weights is not None for e in exams)
+    for exam in exams:
+        index = exam.template_index(size)
+        usable = exam.usable(index.device)
+        ids = torch.from_numpy(exam.labels.array.astype(np.int64)).flatten().to(index.device)
+        for name, (low, high) in boxes.items():
+            if not exam.has(name, labels[name]):
+                continue
+            near = usable.clone()
+            for axis in range(3):  # within a voxel of the box: further out no sample reads it
+                near &= (index[axis] > float(low[axis]) - 1) & (index[axis] < float(high[axis]) + 1)
+            first, span = low[:, None].to(index), (high - low)[:, None].to(index)
+            samples = gathered[name]
+            samples.points.append((index[:, near] - first) * (2 / span) - 1)
+            samples.values.append((ids[near] == labels[name]).to(index.dtype))
+            if weighted:
+                weights = np.ones(exam.labels.grid.shape) if exam.weights is None else exam.weights
+                samples.weights.append(
+                    torch.from_numpy(np.asarray(weights, np.float32)).to(index).flatten()[near]
+                )
+            samples.exams.append(exam.labels.name)
+    return gathered

@@ -1,0 +1,1 @@
+"""From an exam to the anatomical coordinate of each of its voxels."""

@@ -1,0 +1,92 @@
+"""The phantom's template: one body, painted once at 2 mm, that every exam is a deformed copy of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from deepatlas.phantom.head import paint_head
+from deepatlas.phantom.organs import paint_abdomen, paint_airway, paint_heart, paint_lungs, paint_neck
+from deepatlas.phantom.shapes import Canvas, Shape
+from deepatlas.phantom.skeleton import body, cavity, paint_skeleton
+from deepatlas.phantom.tissue import TISSUE_NAMES
+from deepatlas.space.grid import Grid
+
+STRUCTURES: dict[str, int] = {
+    name: i
+    for i, name in enumerate(
+        (
+            "brain", "skull", "mandible", "airway", "spine", "spinal_canal", "humerus_right", "humerus_left",
+            "lung_right", "lung_left", "heart", "aorta", "liver", "spleen", "stomach",
+            "kidney_right", "kidney_left", "bladder", "pelvis", "femur_right", "femur_left",
+        ),
+        start=1,
+    )
+}  # fmt: skip
+
+SPACING = 2.0
+LOW, HIGH = np.array([-192.0, -120.0, -396.0]), np.array([192.0, 120.0, 324.0])
+# z at the vertex and where the thighs leave the field of view of a whole-body exam.
+VERTEX, THIGH = 306.0, -338.0
+
+
+@dataclass(frozen=True)
+class Template:
+    """Tissue ids, structure ids and body mask, all ``[D, H, W]`` on ``grid`` (RAS, template mm)."""
+
+    grid: Grid
+    tissue: NDArray[np.uint8]
+    label: NDArray[np.uint8]
+    body: NDArray[np.bool_]
+
+
+def _distance(canvas: Canvas, shape: Shape, step: int) -> NDArray[np.float32]:
+    """Distances over the whole canvas of a smooth shape: every ``step``-th voxel, and linear between them."""
+    axes = canvas.axes(tuple(slice(0, n) for n in canvas.grid.shape))  # type: ignore[arg-type]
+    coarse = shape.distance(axes[0][:, :, ::step], axes[1][:, ::step], axes[2][::step]).astype(np.float32)
+    for axis, n in enumerate(canvas.grid.shape):
+        at = np.arange(n) / step
+        low = np.minimum(at.astype(int), coarse.shape[axis] - 2)
+        weight = np.expand_dims((at - low).astype(np.float32), tuple(a for a in range(3) if a != axis))
+        coarse = coarse.take(low, axis) * (1 - weight) + coarse.take(low + 1, axis) * weight
+    return coarse
+
+
+@lru_cache(maxsize=1)
+def build_template() -> Template:
+    """Paint the template body (a few seconds, once per process; treat the arrays as read-only)."""
+    shape = tuple(int(n) for n in np.round((HIGH - LOW) / SPACING).astype(int)[::-1] + 1)
+    grid = Grid.from_spacing(shape, SPACING, LOW)  # type: ignore[arg-type]
+    canvas = Canvas(grid, TISSUE_NAMES, STRUCTURES)
+    generator = np.random.default_rng(20)
+    skin, inner = _distance(canvas, body(), 2), _distance(canvas, cavity(), 2)
+    z = canvas.axes(tuple(slice(0, n) for n in shape))[2]  # type: ignore[arg-type]
+    fat = np.interp(z, [-400, -260, -210, -120, 20, 70, 110, 160, 220], [13, 17, 15, 12, 8, 9, 6, 4, 2.5])
+    fat = fat.astype(np.float32)
+    inside = skin < 0
+    ids = canvas.tissue_ids
+    canvas.tissue[inside] = ids["skin"]
+    canvas.tissue[skin < -2.4] = ids["fat"]
+    muscle = (skin < -2.4 - fat) | ((inner < 9) & (skin < -4))
+    canvas.tissue[muscle] = ids["muscle"]
+    # Fascia between the superficial and the deep muscles of the trunk and thighs.
+    sheet = muscle & (np.abs(skin + fat + 16) < 1.3) & (inner > 10) & (z < 120)
+    canvas.tissue[sheet] = ids["fat"]
+    canvas.tissue[inner < 0] = ids["visceral_fat"]
+    paint_neck(canvas)
+    paint_abdomen(canvas, cavity())
+    paint_lungs(canvas, cavity(), generator)
+    paint_skeleton(canvas, cavity())
+    paint_heart(canvas)
+    paint_head(canvas)
+    paint_airway(canvas)
+    outside = ~inside
+    canvas.tissue[outside], canvas.label[outside] = ids["air"], 0
+    mask = ndimage.binary_fill_holes(inside)
+    for array in (canvas.tissue, canvas.label, mask):
+        array.setflags(write=False)
+    return Template(grid, canvas.tissue, canvas.label, mask)

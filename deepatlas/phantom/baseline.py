@@ -1,0 +1,58 @@
+"""How far a single affine map gets on the phantom: the score that learning has to beat."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+if TYPE_CHECKING:
+    from deepatlas.phantom.patients import PhantomExam
+
+
+def best_affine(source: PhantomExam, target: PhantomExam, *, points: int = 20000) -> NDArray[np.float64]:
+    """4x4 matrix from target to source millimetres: least squares over the target's foreground.
+
+    Each target voxel is matched with the source voxel of the nearest *true* template coordinate; those
+    without one within two voxels (outside the source's field of view) are left out. ``ValueError`` if fewer
+    than 100 remain.
+    """
+    index = np.argwhere(target.foreground)
+    index = index[:: max(1, len(index) // points)]
+    where = np.argwhere(source.foreground)
+    tree = cKDTree(source.coords[:, source.foreground].T)
+    distance, match = tree.query(target.coords[:, *index.T].T)
+    close = distance < 2 * max(source.volume.grid.spacing)
+    if close.sum() < 100:
+        raise ValueError(f"affine_baseline: {source.id} and {target.id} show no common part of the body")
+    x = target.volume.grid.voxel_to_world(index[close][:, ::-1])
+    y = source.volume.grid.voxel_to_world(where[match[close]][:, ::-1])
+    homogeneous = np.column_stack([x, np.ones(len(x))])
+    matrix = np.eye(4)
+    matrix[:3] = np.linalg.lstsq(homogeneous, y, rcond=None)[0].T
+    return matrix
+
+
+def affine_baseline(source: PhantomExam, target: PhantomExam) -> dict[str, float]:
+    """Dice per structure when ``source``'s labels are carried to ``target`` by :func:`best_affine`.
+
+    Structures that either exam does not show are left out.
+    """
+    m = np.linalg.inv(source.volume.grid.affine) @ best_affine(source, target) @ target.volume.grid.affine
+    k, j, i = np.ix_(*(np.arange(n) for n in target.volume.grid.shape))
+    at = [np.rint(m[r, 0] * i + m[r, 1] * j + m[r, 2] * k + m[r, 3]).astype(int) for r in (2, 1, 0)]
+    shape = source.volume.grid.shape
+    inside = np.logical_and.reduce([(a >= 0) & (a < n) for a, n in zip(at, shape, strict=True)])
+    moved = source.labels.array[tuple(a.clip(0, n - 1) for a, n in zip(at, shape, strict=True))] * inside
+    bins = max(target.names.values()) + 1
+    sizes = [
+        np.bincount(a.ravel(), minlength=bins) for a in (moved, target.labels.array, source.labels.array)
+    ]
+    common = np.bincount(moved[moved == target.labels.array], minlength=bins)
+    return {
+        name: float(2 * common[k] / (sizes[0][k] + sizes[1][k]))
+        for name, k in target.names.items()
+        if sizes[1][k] and sizes[2][k]
+    }

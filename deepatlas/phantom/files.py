@@ -1,0 +1,104 @@
+"""Phantom cohorts as data directories on disk, indistinguishable from real ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from deepatlas.errors import DataError
+from deepatlas.files import write_error, write_text
+from deepatlas.io.codec import write_volume
+
+if TYPE_CHECKING:
+    from deepatlas.phantom.patients import PhantomCohort
+
+SETTINGS = "phantom.json"
+# Raise when exam(i) of the same settings changes, so that no folder mixes old and new anatomy.
+ANATOMY_VERSION = 2
+
+
+def settings(cohort: PhantomCohort) -> dict[str, Any]:
+    """What determines the exams of a cohort, as JSON values."""
+    return json.loads(json.dumps({"anatomy_version": ANATOMY_VERSION, **asdict(cohort)}))
+
+
+def write_cohort(
+    cohort: PhantomCohort, root: str | Path, indices: int | Iterable[int], *, progress: bool = True
+) -> list[Path]:
+    """Write exams as ``<root>/<id>/ct.nii.gz`` (int16 HU) and ``seg.nii.gz``, with ``<root>/labels.json``.
+
+    ``indices`` is a number n (exams 0 to n - 1) or the exams' own numbers. Each folder appears whole or not
+    at all, and one that is already there is kept, so an interrupted call can be repeated. Returns the
+    folders.
+
+    The settings lie in ``<root>/phantom.json``; :class:`~deepatlas.errors.DataError` if those found there
+    differ, if the folder holds other exams, or if it cannot be written.
+    """
+    root = Path(root)
+    indices = list(range(indices)) if isinstance(indices, int | np.integer) else [int(i) for i in indices]
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(root, error) from error
+    _claim(cohort, root)
+    folders = [root / cohort.exam_id(i) for i in indices]
+    missing = [(i, folder) for i, folder in zip(indices, folders, strict=True) if not _whole(folder)]
+    for index, folder in tqdm(
+        missing, desc="phantom exams", unit="exam", disable=not progress or not missing
+    ):
+        _write_exam(cohort, index, folder)
+    return folders
+
+
+def _claim(cohort: PhantomCohort, root: Path) -> None:
+    """Record the settings, or check them against those recorded."""
+    path, now = root / SETTINGS, settings(cohort)
+    if path.exists():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{path}: cannot be read ({error}); delete the folder or choose another"
+            ) from error
+        if found != now:
+            keys = (
+                sorted(k for k in {*found, *now} if found.get(k) != now.get(k))
+                if isinstance(found, dict)
+                else ["all"]
+            )
+            raise DataError(
+                f"{path}: holds phantoms of other settings ({', '.join(keys)}); "
+                "delete the folder or choose another"
+            )
+    elif any(root.glob("*/ct.*")):
+        raise DataError(f"{root}: holds exams that are not phantoms (no {SETTINGS}); choose an empty folder")
+    for target, content in ((root / "labels.json", cohort.names), (path, now)):
+        if not target.exists():
+            write_text(target, json.dumps(content, indent=1) + "\n")
+
+
+def _whole(folder: Path) -> bool:
+    return (folder / "ct.nii.gz").is_file() and (folder / "seg.nii.gz").is_file()
+
+
+def _write_exam(cohort: PhantomCohort, index: int, folder: Path) -> None:
+    exam = cohort.exam(index)
+    temporary = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        write_volume(temporary / "ct.nii.gz", replace(exam.volume, array=exam.volume.array.astype(np.int16)))
+        write_volume(temporary / "seg.nii.gz", exam.labels)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
+    except OSError as error:
+        raise write_error(folder, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,214 @@
+"""From a CT on any grid to the network's input, with exact geometry (paper 5.5.2 and 5.5.3)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+import deepatlas_ops as ops
+from deepatlas.errors import DataError
+from deepatlas.space.grid import Grid, Shape
+from deepatlas.space.volume import Volume
+
+HU_RANGE = (-256.0, 256.0)
+AIR = -1024.0  # scanners pad outside their field of view with less; it is clamped before anything is averaged
+FINE_SIZE = 128
+CROPS = (None, "foreground", "midline")
+MIDLINE_MM = 240.0  # left to right: any head and neck with some room, and of the shoulders only the middle
+
+_MASK_SIGMA = 0.7  # voxels, paper 5.5.3
+_MASK_THRESHOLD = -900.0  # HU, paper 5.5.3
+_COARSE_MM = 4.0
+_BODY_THRESHOLD = -400.0  # block means: above foam couch tops, blankets and lungs, below fat
+_SLICE_MM = 36.0  # the square that a full axial slice holds: less than an infant's neck, more than a tube
+_IN_PLANE = np.zeros((3, 3, 3), dtype=bool)
+_IN_PLANE[1] = ndimage.generate_binary_structure(2, 1)
+_COMPANION = 0.25  # a second body part (the other leg) has at least this share of the largest one's volume
+
+
+def to_model_grid(volume: Volume, size: int = 64, crop: str | None = None) -> Volume:
+    """Resample a CT to ``size``³ as the network sees it (paper 5.5.2), still in Hounsfield units.
+
+    The voxels are put in RAS order, cropped to the patient if ``crop="foreground"`` (and from left to right to the
+    middle 240 mm of the patient at most if ``crop="midline"``, see :func:`midline_box`), resized to 128³ with
+    corner-aligned linear interpolation and average-pooled by ``128 // size``.
+
+    Returns a float32 :class:`Volume` whose grid is exact, the half-voxel shift of the pooling included.
+
+    Raises :class:`~deepatlas.errors.DataError` if no patient is found to crop to.
+    """
+    if size < 1 or FINE_SIZE % size:
+        raise ValueError(f"to_model_grid: size must divide {FINE_SIZE}, got {size}")
+    return pool_volume(to_fine_grid(volume, crop), FINE_SIZE // size)
+
+
+def to_fine_grid(volume: Volume, crop: str | None = None) -> Volume:
+    """The 128³ volume, in Hounsfield units, that :func:`to_model_grid` pools."""
+    if crop not in CROPS:
+        raise ValueError(f"preprocess: crop must be one of {CROPS}, got {crop!r}")
+    volume = volume.canonical()
+    if crop:
+        volume = volume.cropped(*foreground_box(volume))
+    if crop == "midline":
+        volume = volume.cropped(*midline_box(volume))
+    tensor = torch.from_numpy(np.ascontiguousarray(volume.array, dtype=np.float32)).clamp(min=AIR)
+    fine = ops.resize(tensor[None, None], (FINE_SIZE,) * 3)[0, 0]
+    return replace(volume, array=fine.numpy(), grid=volume.grid.resized(FINE_SIZE))
+
+
+def pool_volume(volume: Volume, kernel: int) -> Volume:
+    """Average-pool by ``kernel`` along each axis; corner voxels move inward by (kernel - 1) / 2 voxels."""
+    if kernel == 1:
+        return volume
+    tensor = torch.from_numpy(np.ascontiguousarray(volume.array, dtype=np.float32))[None, None]
+    pooled = torch.nn.functional.avg_pool3d(tensor, kernel)[0, 0]
+    return replace(volume, array=pooled.numpy(), grid=volume.grid.pooled(kernel))
+
+
+def labels_to_grid(seg: Volume, grid: Grid) -> Volume:
+    """Pull a label image onto ``grid`` with nearest-neighbour sampling, 0 outside; the dtype is kept."""
+    theta = torch.from_numpy(seg.grid.theta_from(grid)).float()[None]
+    tensor = torch.from_numpy(np.ascontiguousarray(seg.array, dtype=np.float32))[
+        None, None
+    ]  # exact below 2**24
+    sampled = ops.affine_resample(tensor, theta, grid.shape, mode="nearest", padding="zeros")
+    return replace(seg, array=sampled[0, 0].numpy().astype(seg.array.dtype), grid=grid)
+
+
+def pool_labels(labels: NDArray, kernel: int) -> NDArray:
+    """The most frequent label of each ``kernel``³ block of a (D, H, W) array.
+
+    Nearest-neighbour sampling would take one corner of the block, a fraction of a voxel off its centre. A tie
+    is settled by the block's first voxel in even blocks and its last in odd ones, as on a chessboard, so
+    that structures neither grow nor move; if that voxel is not among the tied, by the higher id.
+    """
+    if kernel == 1:
+        return labels
+    d, h, w = (n // kernel for n in labels.shape)
+    blocks = labels[: d * kernel, : h * kernel, : w * kernel].reshape(d, kernel, h, kernel, w, kernel)
+    blocks = blocks.transpose(0, 2, 4, 1, 3, 5).reshape(d * h * w, kernel**3)
+    pooled = blocks[:, 0].copy()
+    mixed = np.flatnonzero((blocks != blocks[:, :1]).any(axis=1))  # blocks on a border; the rest are settled
+    ordered = np.sort(blocks[mixed], axis=1)
+    best = np.zeros(len(mixed), dtype=np.int64)
+    run = np.zeros(len(mixed), dtype=np.int64)
+    for column in range(kernel**3):
+        same = ordered[:, column] == ordered[:, column - 1] if column else np.zeros(len(mixed), dtype=bool)
+        run = np.where(same, run + 1, 1)
+        winner = run >= best
+        pooled[mixed[winner]] = ordered[winner, column]
+        best = np.maximum(best, run)
+    odd = np.indices((d, h, w)).sum(axis=0).ravel()[mixed] % 2
+    judge = blocks[mixed, odd * (kernel**3 - 1)]
+    decides = (blocks[mixed] == judge[:, None]).sum(axis=1) == best
+    pooled[mixed[decides]] = judge[decides]
+    return pooled.reshape(d, h, w)
+
+
+def normalize(hu: Tensor) -> Tensor:
+    """Clip Hounsfield units to [-256, 256] and scale to [0, 1] (paper 5.5.2); integers become float32."""
+    low, high = HU_RANGE
+    hu = hu if hu.is_floating_point() else hu.float()
+    return (hu.clamp(low, high) - low) / (high - low)
+
+
+def foreground_mask(hu: NDArray) -> NDArray[np.bool_]:
+    """Where the patient is, for the masked losses: paper 5.5.3.
+
+    Gaussian blur (sigma 0.7 voxel), threshold -900 HU, largest connected region, holes filled. ``hu`` is
+    (D, H, W), axial slices first, at the network's resolution; an image of air alone gives an empty mask.
+    The first and the last slice of the patient count as closed: lungs and airway that a truncated scan cuts
+    open are still inside.
+    """
+    blurred = ndimage.gaussian_filter(np.maximum(hu, AIR).astype(np.float32), _MASK_SIGMA)
+    mask = _largest(blurred > _MASK_THRESHOLD)
+    slices = np.flatnonzero(mask.any(axis=(1, 2)))
+    for end in {int(slices[0]), int(slices[-1])} if len(slices) else ():
+        mask[end] = ndimage.binary_fill_holes(mask[end])
+    return ndimage.binary_fill_holes(mask)
+
+
+def foreground_box(volume: Volume) -> tuple[Shape, Shape]:
+    """Bounding box ``(start, shape)`` in voxels (z, y, x) of the patient, a few millimetres wider.
+
+    Found on block means of about 4 mm. Thin and small things (couch top, tubes, debris, head frame) are
+    opened away and do not count unless they are large. Axial slices at the ends that hold no full
+    cross-section are left out: empty ones, and those where no more than the surroundings of one structure
+    were published.
+
+    Raises :class:`~deepatlas.errors.DataError` if there is no patient in the image.
+    """
+    array = np.ascontiguousarray(volume.array, dtype=np.float32)
+    kernel = tuple(
+        max(1, min(round(_COARSE_MM / mm), n // 8))
+        for mm, n in zip(volume.grid.spacing[::-1], array.shape, strict=True)
+    )
+    tensor = torch.from_numpy(array).clamp(min=AIR)[None, None]
+    coarse = torch.nn.functional.avg_pool3d(tensor, kernel, ceil_mode=True)[0, 0].numpy()
+    body = coarse > _BODY_THRESHOLD
+    opened = ndimage.binary_opening(body)
+    regions, count = ndimage.label(opened if opened.any() else body)
+    if not count:
+        raise DataError(
+            f"{volume.name or 'image'}: no patient found (no region above {_BODY_THRESHOLD:g} HU); "
+            "check that the values are Hounsfield units, or prepare without crop=foreground"
+        )
+    sizes = np.bincount(regions.ravel())
+    sizes[0] = 0
+    kept = np.isin(regions, np.flatnonzero(sizes >= max(1.0, _COMPANION * sizes.max())))
+    kept = ndimage.binary_dilation(kept) & body  # what the opening took from the rim
+    kept &= _full_slices(kept, kernel, volume)[:, None, None]
+    start, shape = [], []
+    for axis, (k, n) in enumerate(zip(kernel, array.shape, strict=True)):
+        hit = np.flatnonzero(kept.any(axis=tuple(a for a in range(3) if a != axis)))
+        low, high = max(0, (int(hit[0]) - 1) * k), min(n, (int(hit[-1]) + 2) * k)
+        start.append(low)
+        shape.append(high - low)
+    return tuple(start), tuple(shape)  # type: ignore[return-value]
+
+
+def midline_box(volume: Volume) -> tuple[Shape, Shape]:
+    """Box ``(start, shape)`` in voxels (z, y, x) of a RAS image: its middle ``MIDLINE_MM`` from left to right.
+
+    The middle is the median over the axial slices of the patient's centre in each. For heads and necks: a whole
+    image is as wide as the shoulders, three times a head, or as narrow as the field of view, so a head would take
+    a third of the network's input in one exam and all of it in the next.
+    """
+    depth, height, width = volume.grid.shape
+    keep = min(width, round(MIDLINE_MM / volume.grid.spacing[0]))
+    body = ndimage.binary_opening(np.asarray(volume.array) > _BODY_THRESHOLD, _IN_PLANE)
+    columns = body.sum(axis=1)  # [z, x]
+    filled = columns.sum(axis=1)
+    if keep == width or not filled.any():
+        start = (width - keep) // 2
+    else:
+        centres = (columns @ np.arange(width))[filled > 0] / filled[filled > 0]
+        start = min(max(0, round(float(np.median(centres)) - (keep - 1) / 2)), width - keep)
+    return (0, 0, start), (depth, height, keep)
+
+
+def _full_slices(body: NDArray[np.bool_], kernel: tuple[int, ...], volume: Volume) -> NDArray[np.bool_]:
+    """Which axial slices lie between the first and the last full one; all of them if none is full."""
+    filled = ndimage.binary_fill_holes(body, _IN_PLANE)
+    x, y, _ = volume.grid.spacing
+    square = (max(1, round(_SLICE_MM / (y * kernel[1]))), max(1, round(_SLICE_MM / (x * kernel[2]))))
+    solid = ndimage.minimum_filter(filled.view(np.uint8), size=(1, *square), mode="constant")
+    full = np.flatnonzero(solid.any(axis=(1, 2)))
+    if not len(full):
+        return np.ones(len(body), dtype=bool)
+    index = np.arange(len(body))
+    return (index >= full[0]) & (index <= full[-1])
+
+
+def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    regions, count = ndimage.label(mask)
+    if count < 2:
+        return mask
+    sizes = np.bincount(regions.ravel())
+    sizes[0] = 0
+    return regions == sizes.argmax()

@@ -1,0 +1,51 @@
+"""A voxel array together with its place in the world."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepatlas.space.grid import Grid
+
+
+@dataclass
+class Volume:
+    """``array`` (D, H, W) on ``grid``: Hounsfield units for a CT, integer ids for a label image.
+
+    ``name`` is the file or exam that it came from, for messages.
+    """
+
+    array: NDArray
+    grid: Grid
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        self.array = np.asarray(self.array)
+        if tuple(self.array.shape) != self.grid.shape:
+            raise ValueError(
+                f"Volume: array of shape {self.array.shape} on a grid of shape {self.grid.shape}"
+            )
+
+    def canonical(self) -> Volume:
+        """The same voxels in the closest RAS+ order (permuted and flipped, never resampled)."""
+        grid, axes, flips = self.grid.canonical()
+        array = np.ascontiguousarray(self.array.transpose(axes))
+        if (
+            flips
+        ):  # a copy: an axis of one voxel counts as contiguous in either direction, but not for PyTorch
+            array = np.flip(array, flips).copy()
+        return replace(self, array=array, grid=grid)
+
+    def cropped(self, start: Sequence[int], shape: Sequence[int]) -> Volume:
+        """The box of ``shape`` from voxel ``start`` (both z, y, x), which must lie inside the array."""
+        box = tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))
+        if any(b.start < 0 or b.stop > n for b, n in zip(box, self.grid.shape, strict=True)):
+            raise ValueError(
+                f"Volume: crop {tuple(start)} + {tuple(shape)} leaves the array {self.grid.shape}"
+            )
+        return replace(
+            self, array=np.ascontiguousarray(self.array[box]), grid=self.grid.cropped(start, shape)
+        )

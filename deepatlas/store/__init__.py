@@ -1,0 +1,1 @@
+"""What training reads: one HDF5 file with the exams of a cohort."""

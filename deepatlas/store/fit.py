@@ -1,0 +1,120 @@
+"""One exam: read, checked against its label image, and resampled for the store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepatlas.errors import DataError
+from deepatlas.exams.cohort import ExamFiles
+from deepatlas.io.codec import read_volume
+from deepatlas.space.grid import Grid
+from deepatlas.space.preprocess import foreground_mask, labels_to_grid, pool_labels, pool_volume, to_fine_grid
+from deepatlas.space.volume import Volume
+from deepatlas.store.store import FINE, SIZE
+
+
+class ExamError(DataError):
+    """This exam cannot be used; the others can."""
+
+
+@dataclass(frozen=True)
+class PreparedExam:
+    """The arrays of one exam as the store holds them (see :mod:`deepatlas.store.store`)."""
+
+    hu: NDArray[np.int16]
+    mask: NDArray[np.uint8]
+    labels: NDArray | None
+    labels_fine: NDArray | None
+    has_label: list[bool]
+    fine_grid: Grid
+    native_grid: Grid
+    notes: list[str]
+
+
+def prepare_exam(exam: ExamFiles, labels: dict[str, int], crop: str | None = None) -> PreparedExam:
+    """Read, check and resample one exam. Raises :class:`ExamError` (a DataError) if it cannot be used."""
+    notes: list[str] = []
+    try:
+        ct = read_volume(exam.ct, notes=notes)
+        seg = read_labels_for(ct, exam.seg, labels, notes) if exam.seg else None
+    except DataError as error:
+        raise ExamError(error) from error
+    return fit_exam(ct, seg, labels, crop, notes)
+
+
+def fit_exam(
+    ct: Volume, seg: Volume | None, labels: dict[str, int], crop: str | None = None, notes: Sequence[str] = ()
+) -> PreparedExam:
+    """Resample one exam, a CT in Hounsfield units and a label image on its grid, as the store holds it.
+
+    Raises :class:`ExamError` where there is no patient in it.
+    """
+    try:
+        fine = to_fine_grid(ct, crop)
+    except DataError as error:
+        raise ExamError(error) from error
+    pooled = pool_volume(fine, FINE // SIZE)
+    mask = foreground_mask(pooled.array)
+    if not mask.any():
+        raise ExamError(
+            f"{ct.name}: holds air alone (no region above -900 HU); check that it is in Hounsfield units"
+        )
+    if seg is not None:
+        dtype = np.uint8 if max(labels.values()) < 256 else np.uint16
+        labels_fine = labels_to_grid(seg, fine.grid).array.astype(dtype)
+        labels_64 = pool_labels(labels_fine, FINE // SIZE)
+        present = set(np.unique(seg.array).tolist())
+    else:
+        labels_fine = labels_64 = None
+        present = set()
+    return PreparedExam(
+        hu=np.rint(pooled.array).clip(-32768, 32767).astype(np.int16),
+        mask=mask.astype(np.uint8),
+        labels=labels_64,
+        labels_fine=labels_fine,
+        has_label=[value in present for value in labels.values()],
+        fine_grid=fine.grid,
+        native_grid=ct.grid,
+        notes=list(notes),
+    )
+
+
+def read_labels_for(ct: Volume, path: Path, labels: dict[str, int], notes: list[str] | None = None) -> Volume:
+    """Read a segmentation and check it against its CT and the label table.
+
+    Raises :class:`~deepatlas.errors.DataError` if it is not on the CT's grid or holds an id the table lacks.
+    """
+    seg = read_volume(path, labels=True, notes=notes)
+    check_labels(ct, seg, labels)
+    return seg
+
+
+def check_labels(ct: Volume, seg: Volume, labels: dict[str, int]) -> None:
+    """Raise :class:`~deepatlas.errors.DataError` unless a label image is on its CT's grid and its ids are named."""
+    path = seg.name or "labels"
+    if seg.grid.shape != ct.grid.shape:
+        raise DataError(
+            f"{path}: {_shape(seg.grid)} voxels (x, y, z) do not match the {_shape(ct.grid)} of {ct.name}; "
+            "draw or resample it on the CT's grid"
+        )
+    if not seg.grid.matches(ct.grid):
+        apart = float(np.linalg.norm(seg.grid.corners() - ct.grid.corners(), axis=1).max())
+        raise DataError(
+            f"{path}: its geometry differs from {ct.name} (corners up to {apart:.1f} mm apart); "
+            "draw or resample it on the CT's grid"
+        )
+    unknown = sorted(set(np.unique(seg.array).tolist()) - {0} - set(labels.values()))
+    if unknown:
+        some = ", ".join(map(str, unknown[:8])) + (" …" if len(unknown) > 8 else "")
+        raise DataError(
+            f"{path}: holds label ids that labels.json does not name ({some}); add them there or clear them"
+        )
+
+
+def _shape(grid: Grid) -> str:
+    return " x ".join(map(str, reversed(grid.shape)))

@@ -1,0 +1,146 @@
+"""A store is put together from parts, one for each exam, so that no exam is read or resampled twice.
+
+A part is an HDF5 file or a group of one: ``hu``, ``mask``, ``labels`` and ``labels_fine`` (where something was drawn)
+of one exam as :mod:`deepatlas.store.store` describes them, each one compressed chunk with a checksum; ``has_label``;
+the affines and shapes of its grids; and in ``meta`` its label table and notes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from deepatlas.errors import DataError
+from deepatlas.space.grid import Grid
+from deepatlas.store.fit import PreparedExam
+from deepatlas.store.packed import PackedWriter
+from deepatlas.store.store import FINE, FORMAT, SIZE, VERSION, Store, tables_digest
+
+PART_VERSION = 2  # raise with the layout of parts: those of an interrupted build are then made again
+
+_LABEL_MAPS = {"labels": (SIZE,) * 3, "labels_fine": (FINE,) * 3}
+_TABLES = {"grid": (4, 4), "fine_grid": (4, 4), "native_grid": (4, 4), "native_shape": (3,)}
+
+
+class Row(NamedTuple):
+    """One exam on its way into a store; ``labels`` is the table that ``exam.has_label`` follows."""
+
+    id: str
+    exam: PreparedExam
+    labels: dict[str, int]
+
+
+def write_part(group: h5py.Group, exam: PreparedExam, labels: dict[str, int]) -> None:
+    """Write one exam into an empty file or group. The same exam gives the same bytes (LZF would not)."""
+    for name in ("hu", "mask", *_LABEL_MAPS):
+        array = getattr(exam, name)
+        if array is not None:
+            group.create_dataset(name, data=array, **_compressed(array.dtype, array.shape))
+            group.file.flush()  # the same exam is to give the same bytes: see write_exam
+    group["has_label"] = np.array(exam.has_label, dtype=np.uint8)
+    group["fine_grid"] = exam.fine_grid.affine
+    group["native_grid"] = exam.native_grid.affine
+    group["native_shape"] = np.array(exam.native_grid.shape, dtype=np.int64)
+    group["meta"] = json.dumps({"labels": labels, "notes": exam.notes})
+
+
+def read_part(path: Path, group: str = "/") -> tuple[PreparedExam, dict[str, int]]:
+    """The exam of a part and its label table; :class:`~deepatlas.errors.DataError` where it cannot be read."""
+    try:
+        with h5py.File(path, "r", locking="best-effort") as file:
+            part = file[group]
+            meta = json.loads(part["meta"][()])
+            exam = PreparedExam(
+                hu=part["hu"][:],
+                mask=part["mask"][:],
+                labels=part["labels"][:] if "labels" in part else None,
+                labels_fine=part["labels_fine"][:] if "labels_fine" in part else None,
+                has_label=part["has_label"][:].astype(bool).tolist(),
+                fine_grid=Grid((FINE,) * 3, part["fine_grid"][:]),
+                native_grid=Grid(tuple(part["native_shape"][:].tolist()), part["native_grid"][:]),
+                notes=meta["notes"],
+            )
+            return exam, meta["labels"]
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise DataError(f"{path}: damaged or gone ({error}); prepare this exam again") from error
+
+
+def read_row(store: Store, row: int) -> tuple[PreparedExam, dict[str, int]]:
+    """The exam in a row of a store, and the store's label table."""
+    drawn = bool(store.has_label[row].any())
+    exam = PreparedExam(
+        hu=store.hu[row],
+        mask=store.mask[row],
+        labels=store.labels_64[row] if drawn else None,
+        labels_fine=store.labels_128[row] if drawn else None,
+        has_label=store.has_label[row].tolist(),
+        fine_grid=store.fine_grid(row),
+        native_grid=store.native_grid(row),
+        notes=store.notes.get(store.ids[row], []),
+    )
+    return exam, store.labels
+
+
+def assemble(file: h5py.File, count: int, rows: Iterable[Row], meta: dict[str, Any]) -> None:
+    """Write a store of ``count`` exams, holding one of them at a time; ``meta["notes"]`` is filled on the way.
+
+    ``meta["labels"]`` names every structure that is drawn.
+    """
+    table: dict[str, int] = meta["labels"]
+    label_dtype = np.dtype(np.uint8 if max(table.values(), default=0) < 256 else np.uint16)
+    file.attrs["format"] = FORMAT
+    file.attrs["version"] = VERSION
+    packed = PackedWriter(file, count)
+    maps = {
+        # An exam without seg takes no space.
+        name: file.create_dataset(
+            name, (count, *shape), dtype=label_dtype, fillvalue=0, **_compressed(label_dtype, (1, *shape))
+        )
+        for name, shape in _LABEL_MAPS.items()
+    }
+    has_label = np.zeros((count, len(table)), dtype=np.uint8)
+    columns = {name: column for column, name in enumerate(table)}
+    tables = {
+        name: np.zeros((count, *shape), dtype=np.int64 if name == "native_shape" else np.float64)
+        for name, shape in _TABLES.items()
+    }
+    ids = []
+    for i, (exam_id, exam, labels) in enumerate(rows):
+        ids.append(exam_id.encode())
+        packed.write(i, exam.hu, exam.mask)
+        for name, drawn in zip(labels, exam.has_label, strict=True):
+            if drawn:
+                has_label[i, columns[name]] = 1
+        for name, dataset in maps.items():
+            array = getattr(exam, name)
+            if array is not None and has_label[i].any():
+                dataset[i] = array
+        tables["grid"][i] = exam.fine_grid.pooled(FINE // SIZE).affine
+        tables["fine_grid"][i] = exam.fine_grid.affine
+        tables["native_grid"][i] = exam.native_grid.affine
+        tables["native_shape"][i] = exam.native_grid.shape
+        if exam.notes:
+            meta["notes"][exam_id] = exam.notes
+    if len(ids) != count:
+        raise ValueError(f"assemble: {len(ids)} rows, not {count}")
+    file["has_label"] = has_label
+    for name, values in tables.items():
+        file[name] = values
+    file["ids"] = np.array(ids)
+    file["meta"] = json.dumps(meta)
+    file.attrs["tables"] = tables_digest(file)
+
+
+def _compressed(dtype: np.dtype, chunks: tuple[int, ...]) -> dict[str, Any]:
+    return {
+        "chunks": chunks,
+        "compression": "gzip",
+        "compression_opts": 1,
+        "shuffle": dtype.itemsize > 1,
+        "fletcher32": True,  # a damaged block is an error, not a strange exam
+    }

@@ -1,0 +1,220 @@
+"""A prepared cohort: one HDF5 file with everything that training reads.
+
+Reading needs h5py and numpy alone. Layout of format 2, for N exams and K structures:
+
+===============  ======================  ==================================================================
+``hu``           int16 [N, 64, 64, 64]   Hounsfield units on the model grid (RAS order, z, y, x)
+``mask``         uint8 [N, 32768]        foreground of paper 5.5.3, a bit a voxel (``numpy.packbits``)
+``crc32``        uint32 [N, 2]           checksums of an exam's bytes in ``hu`` and in ``mask``
+``labels``       uint [N, 64, 64, 64]    label ids: the majority over 2x2x2 of ``labels_fine``; 0 without seg
+``labels_fine``  uint [N, 128, ...]      label ids on the 128 grid before pooling, nearest neighbour
+``has_label``    uint8 [N, K]            1 where the structure occurs in the exam's seg
+``grid``         float64 [N, 4, 4]       affine of the 64 grid
+``fine_grid``    float64 [N, 4, 4]       affine of the 128 grid
+``native_grid``  float64 [N, 4, 4]       affine of the file's own voxels; their number is in ``native_shape``
+``ids``          string [N]              exam ids
+``meta``         JSON                    label names and ids, crop, sources, skipped exams, notes, fingerprint
+===============  ======================  ==================================================================
+
+``hu`` and ``mask`` are what every batch of training reads: contiguous and not compressed (see
+:mod:`deepatlas.store.packed`). The labels are compressed, and HDF5 keeps their checksums. The rest is read when a store
+is opened, and compared with the file's attribute ``tables`` (:func:`tables_digest`).
+
+In the folder of a dataset (docs/dataset.md) this is ``packed.h5``, and the sources are the exam files beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepatlas.errors import DataError
+from deepatlas.space.grid import Grid
+from deepatlas.store.hdf5 import FileArray, Hdf5Reader, begins_like_hdf5
+from deepatlas.store.packed import AGAIN, SIZE, PackedReader
+
+if TYPE_CHECKING:
+    import h5py
+
+FORMAT = "deepatlas-cohort"
+VERSION = 2
+FINE = 128
+DATASET, PACKED = "dataset.json", "packed.h5"  # in the folder of a dataset
+_TABLES = ("crc32", "has_label", "grid", "fine_grid", "native_grid", "native_shape", "ids", "meta")
+
+
+def tables_digest(file: h5py.File) -> str:
+    """SHA-256 of everything in a store but voxels and labels."""
+    digest = hashlib.sha256()
+    for name in _TABLES:
+        value = np.asarray(file[name][()])
+        data = b"\0".join(value.ravel().tolist()) if value.dtype.kind == "O" else value.tobytes()
+        digest.update(f"{name} {value.shape} {len(data)} ".encode() + data)
+    return digest.hexdigest()
+
+
+class StoreVersionError(DataError):
+    """A whole store that another version of the program wrote."""
+
+
+class PackedArray:
+    """``hu`` or ``mask`` of a store, ``[N, 64, 64, 64]``, read on indexing."""
+
+    def __init__(self, store: Store, name: str, dtype: type) -> None:
+        self._store, self._name, self.dtype = store, name, np.dtype(dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self), SIZE, SIZE, SIZE)
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __getitem__(self, index: Any) -> NDArray:
+        first, *within = index if isinstance(index, tuple) else (index,)
+        rows = np.arange(len(self))[first]
+        read = getattr(self._store.packed(), self._name)
+        if rows.ndim == 0:
+            return read(int(rows))[tuple(within)]
+        out = np.empty((len(rows), SIZE, SIZE, SIZE), self.dtype)
+        for place, row in enumerate(rows):
+            out[place] = read(int(row))
+        return out[(slice(None), *within)]
+
+
+class Store(Hdf5Reader):
+    """A prepared cohort on disk: its file, or the folder of a dataset that it lies in.
+
+    Nothing but the small tables is read until an array is indexed.
+
+    Attributes: ``path``; ``ids`` (exam ids); ``labels`` (``{name: id}``); ``has_label`` bool [N, K],
+    columns in the order of ``labels``; ``crop``; ``fingerprint``; ``skipped`` (``{exam: reason}``);
+    ``notes`` (``{exam: [note]}``); arrays ``hu``, ``mask``, ``labels_64``, ``labels_128``, indexed by exam
+    like numpy arrays.
+
+    Raises :class:`~deepatlas.errors.DataError` if the file is missing, damaged, truncated, not a store, or
+    of another format version.
+    """
+
+    kind = "store"
+    absent = "prepare the cohort first"
+    foreign = "not a prepared cohort (not an HDF5 file); give the file `prepare` wrote"
+    again = AGAIN
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(packed_path(path))
+        self._packed: PackedReader | None = None
+        try:
+            file = self._open()
+            if file.attrs.get("format") != FORMAT:
+                raise DataError(
+                    f"{self.path}: an HDF5 file, but not a prepared cohort; give the file `prepare` wrote"
+                )
+            if int(file.attrs["version"]) != VERSION:
+                raise StoreVersionError(
+                    f"{self.path}: store format {file.attrs['version']}, this program reads {VERSION}; "
+                    f"{AGAIN}"
+                )
+            if file.attrs.get("tables") != tables_digest(file):
+                raise DataError(f"{self.path}: damaged store (its tables have changed); {AGAIN}")
+            meta = json.loads(file["meta"][()])
+            self.ids: list[str] = [i.decode() for i in file["ids"][:]]
+            self._rows = {exam: row for row, exam in enumerate(self.ids)}
+            self.has_label: NDArray[np.bool_] = file["has_label"][:].astype(bool)
+            self._affines = {name: file[name][:] for name in ("grid", "fine_grid", "native_grid")}
+            self._native_shape = file["native_shape"][:]
+            shapes = {name: file[name].shape for name in ("hu", "mask", "labels", "labels_fine")}
+        except DataError:
+            raise
+        except (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+            raise DataError(f"{self.path}: damaged store ({error}); {AGAIN}") from error
+        finally:
+            self.close()  # opened again, and then kept open, when an array is indexed
+        if any(shape[0] != len(self.ids) for shape in shapes.values()):
+            raise DataError(f"{self.path}: damaged store (arrays of different lengths {shapes}); {AGAIN}")
+        self.labels: dict[str, int] = meta["labels"]
+        self.crop: str | None = meta["crop"]
+        self.fingerprint: str = meta["fingerprint"]
+        self.sources: dict[str, dict[str, str | None]] = meta["sources"]
+        self.root: str = str(
+            self.path.resolve().parent / meta["root"]
+        )  # a dataset's is relative: it can move
+        self.skipped: dict[str, str] = meta["skipped"]
+        self.notes: dict[str, list[str]] = meta["notes"]
+        self.hu = PackedArray(self, "hu", np.int16)
+        self.mask = PackedArray(self, "mask", np.uint8)
+        self.labels_64 = FileArray(self, "labels")
+        self.labels_128 = FileArray(self, "labels_fine")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.path)!r}, {len(self)} exams, {len(self.labels)} structures)"
+
+    def index(self, exam: str) -> int:
+        """Position of an exam id; :class:`~deepatlas.errors.DataError` if it is not here."""
+        if exam in self._rows:
+            return self._rows[exam]
+        why = (
+            f"it was skipped ({self.skipped[exam]})"
+            if exam in self.skipped
+            else f"it holds {', '.join(self.ids[:5])} …"
+        )
+        raise DataError(f"{self.path}: no exam {exam!r}; {why}")
+
+    def grid(self, index: int) -> Grid:
+        """The 64³ grid of ``hu``, ``mask`` and ``labels_64``."""
+        return Grid((SIZE,) * 3, self._affines["grid"][index])
+
+    def fine_grid(self, index: int) -> Grid:
+        """The 128³ grid of ``labels_128``."""
+        return Grid((FINE,) * 3, self._affines["fine_grid"][index])
+
+    def native_grid(self, index: int) -> Grid:
+        """The grid of the exam's own file."""
+        return Grid(tuple(self._native_shape[index].tolist()), self._affines["native_grid"][index])
+
+    def source(self, index: int) -> Path:
+        """The CT that the exam was prepared from (it may have moved since)."""
+        return Path(self.root) / str(self.sources[self.ids[index]]["ct"])
+
+    def packed(self) -> PackedReader:
+        """What reads ``hu`` and ``mask`` in threads; it is closed with the store."""
+        if self._packed is None:
+            if not self.path.is_file():
+                raise DataError(f"{self.path}: no such store; prepare the cohort first")
+            self._packed = PackedReader(self.path, self.ids)
+        return self._packed
+
+    def close(self) -> None:
+        super().close()
+        if self._packed is not None:
+            self._packed.close()
+            self._packed = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_packed": None}
+
+
+def is_store(path: str | os.PathLike[str]) -> bool:
+    """True if ``path`` is a file that begins like an HDF5 file, or the folder of a dataset."""
+    path = Path(path)
+    return is_dataset(path) or begins_like_hdf5(path)
+
+
+def is_dataset(path: str | os.PathLike[str]) -> bool:
+    """True if ``path`` is a folder that ``deepatlas prepare`` finished: one that holds ``dataset.json``."""
+    return (Path(path) / DATASET).is_file()
+
+
+def packed_path(path: str | os.PathLike[str]) -> Path:
+    """The store's file: ``path``, or ``packed.h5`` in it where it is the folder of a dataset."""
+    path = Path(path)
+    return path / PACKED if path.is_dir() else path

@@ -1,0 +1,1 @@
+"""Batches of exams: held on the device or read ahead of use, and augmented."""

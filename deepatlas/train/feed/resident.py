@@ -1,0 +1,154 @@
+"""The training cohort as batches on the device, with augmentation: held there, or (streaming.py) read ahead of use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+import deepatlas_ops as ops
+from deepatlas.space.preprocess import normalize
+from deepatlas.store.packed import SIZE
+from deepatlas.store.store import Store
+from deepatlas.train.feed.augment import Augmentation
+from deepatlas.train.feed.device import upload
+
+SIZES = (16, 32, 64)
+BLOCK = 64  # exams that are read at once
+
+
+class ExamArray:
+    """Exams of a store at one size, by their position.
+
+    Attributes:
+        ids: exam ids; positions count in their order.
+        size, device.
+        ahead: for how many batches it wants to know beforehand what they take (:meth:`expect`).
+
+    Args:
+        store: the prepared cohort.
+        size: 16, 32 or 64. Smaller sizes average Hounsfield units before the clipping, as preprocessing to
+            that size would; a mask voxel counts when at least half of it is foreground.
+        device: where batches live.
+        exams: positions in the store to take, all by default.
+    """
+
+    ahead = 0
+
+    def __init__(
+        self,
+        store: Store,
+        size: int = SIZE,
+        device: torch.device | str = "cpu",
+        *,
+        exams: Sequence[int] | None = None,
+    ) -> None:
+        if size not in SIZES:
+            raise ValueError(f"{type(self).__name__}: size must be one of {SIZES}, got {size}")
+        self.rows = list(range(len(store)) if exams is None else exams)
+        self.size, self.device = size, torch.device(device)
+        self.ids = [store.ids[i] for i in self.rows]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def load(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """Float16 volumes in [0, 1] (a step of at most 0.25 HU) and uint8 masks, ``[n, 1, s, s, s]``."""
+        raise NotImplementedError
+
+    def expect(self, parts: Iterable[Sequence[int]]) -> None:
+        """What :meth:`take` will be asked for, call by call: a hint, which changes no result."""
+
+    def close(self) -> None:
+        """Give back files and threads; nothing can be taken afterwards."""
+
+    def __enter__(self) -> ExamArray:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def batch(
+        self,
+        indices: Sequence[int] | Tensor,
+        generator: torch.Generator | None = None,
+        augment: bool = True,
+        elastic: float = 0.0,
+        **ranges: object,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Exams as float32 ``(x, mask, theta)``: ``[B, 1, s, s, s]`` twice and ``[B, 3, 4]``.
+
+        With ``augment`` each exam goes through its own random affine map (see
+        :func:`~deepatlas.train.feed.augment.random_affine`, which ``ranges`` are passed to) and, with ``elastic``
+        above 0, a smooth displacement of that strength
+        (:func:`~deepatlas.train.feed.augment.random_displacement`); what comes in from outside is air (0) and not
+        foreground. Without it theta is the identity. The same generator state gives the same batch.
+        """
+        drawn = Augmentation.draw(len(indices), generator, elastic=elastic, **ranges) if augment else None
+        theta = torch.eye(3, 4).repeat(len(indices), 1, 1) if drawn is None else drawn.theta
+        return *self.take(indices, drawn), theta.to(self.device)
+
+    def take(
+        self, indices: Sequence[int] | Tensor, augmentation: Augmentation | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``(x, mask)`` of :meth:`batch` under maps that were drawn before; as they are without."""
+        x, mask = (tensor.float() for tensor in self.load(indices))
+        if augmentation is None:
+            return x, mask
+        if augmentation.control is not None:
+            coords = augmentation.coords(self.size, self.device)
+            x = ops.resample(x, coords, padding="zeros")
+            return x, ops.resample(mask, coords, mode="nearest", padding="zeros")
+        theta, size = upload(augmentation.theta, self.device), (self.size,) * 3
+        x = ops.affine_resample(x, theta, size, padding="zeros")
+        return x, ops.affine_resample(mask, theta, size, mode="nearest", padding="zeros")
+
+
+class TrainingArray(ExamArray):
+    """All exams held on the device: 0.75 MiB each at 64.
+
+    Attributes beside those of :class:`ExamArray`:
+        volumes: float16 ``[N, 1, s, s, s]`` in [0, 1].
+        masks: uint8 ``[N, 1, s, s, s]``, 1 in the foreground.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        size: int = SIZE,
+        device: torch.device | str = "cpu",
+        *,
+        exams: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(store, size, device, exams=exams)
+        shape = (len(self.rows), 1, size, size, size)
+        self.volumes = torch.empty(shape, dtype=torch.float16, device=self.device)
+        self.masks = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        for start in range(0, len(self.rows), BLOCK):
+            rows = self.rows[start : start + BLOCK]
+            hu, mask = (torch.from_numpy(array[rows]).to(self.device) for array in (store.hu, store.mask))
+            place = slice(start, start + len(rows))
+            self.volumes[place], self.masks[place] = network_input(hu, mask, size)
+
+    @staticmethod
+    def nbytes(exams: int, size: int) -> int:
+        """Memory that so many exams take."""
+        return 3 * exams * size**3
+
+    def load(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        index = upload(torch.as_tensor(indices, dtype=torch.long), self.device)
+        return self.volumes[index], self.masks[index]
+
+
+def network_input(hu: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Volumes and masks as :meth:`ExamArray.load` gives them, of int16 and uint8 ``[n, 64, 64, 64]``.
+
+    The same bits on any device and for any number of exams: averages of up to 64 integers of 16 bits and the
+    division by a power of two are exact in float32.
+    """
+    hu, mask = hu[:, None], mask[:, None]
+    if size != SIZE:
+        hu = torch.nn.functional.avg_pool3d(hu.float(), SIZE // size)
+        mask = (torch.nn.functional.avg_pool3d(mask.float(), SIZE // size) >= 0.5).to(torch.uint8)
+    return normalize(hu).half(), mask

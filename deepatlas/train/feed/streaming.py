@@ -1,0 +1,134 @@
+"""A cohort larger than memory: exams read from the store by threads, ahead of the batches that take them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deepatlas.store.packed import ROWS, SIZE, PackedReader
+from deepatlas.store.store import Store
+from deepatlas.train.feed.memory import available_bytes
+from deepatlas.train.feed.resident import ExamArray, TrainingArray, network_input
+
+AHEAD = 4  # batches: 36 MB each of 64 exams
+THREADS = 4
+SHARE = 0.5  # of the free memory that exams may fill; networks and losses need the rest
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Exams that one call of ``take`` will ask for, on their way into ``hu`` and ``bits``."""
+
+    indices: tuple[int, ...]
+    hu: Tensor  # int16 [n, 64, 64, 64]
+    bits: Tensor  # uint8 [n, 32768]
+    jobs: list[Future[None]]
+
+    def cancel(self) -> None:
+        for job in self.jobs:
+            job.cancel()
+
+
+class StreamingArray(ExamArray):
+    """Exams that stay in the store and are read when they are needed, or before that (:meth:`expect`).
+
+    Its batches are those of :class:`~deepatlas.train.feed.resident.TrainingArray`, bit for bit. It holds what is
+    expected and nothing else: 0.53 MiB an exam, in page-locked memory where the device is a GPU. Every exam that
+    is read is checked against its checksum.
+
+    Raises :class:`~deepatlas.errors.DataError`, from the call that takes it, for an exam that cannot be read.
+    """
+
+    ahead = AHEAD
+
+    def __init__(
+        self,
+        store: Store,
+        size: int = SIZE,
+        device: torch.device | str = "cpu",
+        *,
+        exams: Sequence[int] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        super().__init__(store, size, device, exams=exams)
+        self.threads = threads or min(THREADS, os.cpu_count() or 1)
+        self._reader = PackedReader(store.path, store.ids)
+        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="exams")
+        self._coming: list[_Part] = []
+
+    def expect(self, parts: Iterable[Sequence[int]]) -> None:
+        """Read these exams, in this order; what was expected before and is no longer is dropped."""
+        before, self._coming = self._coming, []
+        for indices in parts:
+            part = _pop(before, tuple(indices))
+            self._coming.append(part or self._start(tuple(indices)))
+        for part in before:
+            part.cancel()
+
+    def load(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        wanted = tuple(indices.tolist() if isinstance(indices, Tensor) else indices)
+        part = _pop(self._coming, wanted) or self._start(wanted)
+        for job in part.jobs:
+            job.result()
+        hu, bits = (tensor.to(self.device, non_blocking=True) for tensor in (part.hu, part.bits))
+        return network_input(hu, unpack_bits(bits), self.size)
+
+    def close(self) -> None:
+        self.expect([])
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._reader.close()
+
+    def _start(self, indices: tuple[int, ...]) -> _Part:
+        pin = (
+            self.device.type == "cuda"
+        )  # PyTorch keeps such memory for reuse until the copy out of it has ended
+        hu = torch.empty((len(indices), SIZE, SIZE, SIZE), dtype=torch.int16, pin_memory=pin)
+        bits = torch.empty((len(indices), ROWS["mask"][1]), dtype=torch.uint8, pin_memory=pin)
+        rows = [self.rows[i] for i in indices]
+        jobs = [
+            self._pool.submit(
+                self._fill, rows, hu.numpy(), bits.numpy(), range(first, len(rows), self.threads)
+            )
+            for first in range(min(self.threads, len(rows)))
+        ]
+        return _Part(indices, hu, bits, jobs)
+
+    def _fill(self, rows, hu, bits, places: range) -> None:
+        for place in places:
+            self._reader.read_into("hu", rows[place], hu[place])
+            self._reader.read_into("mask", rows[place], bits[place])
+
+
+def _pop(parts: list[_Part], indices: tuple[int, ...]) -> _Part | None:
+    for place, part in enumerate(parts):
+        if part.indices == indices:
+            return parts.pop(place)
+    return None
+
+
+def unpack_bits(bits: Tensor) -> Tensor:
+    """uint8 ``[n, 64, 64, 64]`` of 0 and 1 from uint8 ``[n, 32768]``: ``numpy.unpackbits`` on any device."""
+    shift = torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)
+    return (bits[..., None] >> shift).bitwise_and_(1).view(-1, SIZE, SIZE, SIZE)
+
+
+def training_array(
+    store: Store,
+    size: int,
+    device: torch.device | str,
+    *,
+    exams: Sequence[int] | None = None,
+    resident: str | bool = "auto",
+) -> ExamArray:
+    """The exams held on the device (``resident`` true), streamed (false), or held if they fill at most half of what
+    is free there ("auto")."""
+    if resident == "auto":
+        needed = TrainingArray.nbytes(len(store) if exams is None else len(exams), size)
+        free = available_bytes(torch.device(device))
+        resident = free is None or needed <= SHARE * free
+    return (TrainingArray if resident else StreamingArray)(store, size, device, exams=exams)

@@ -1,0 +1,85 @@
+"""The network learns the registered coordinates of the training exams, under every augmentation (not in the paper).
+
+An augmented exam is a known map of an exam whose coordinates are known, so its coordinates are known too: the network
+learns them directly, at a fraction of the cost of the registration losses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import deepatlas_ops as ops
+from deepatlas.losses.similarity import masked_mean
+from deepatlas.train.feed.augment import Contrast
+from deepatlas.train.feed.batches import Batches, Drawn
+from deepatlas.train.feed.resident import ExamArray
+from deepatlas.train.loop import Phase, Schedule, Session
+
+
+def distil_phase(session: Session, array: ExamArray, ids: list[str], round_: int) -> Phase:
+    """Huber loss between the network's coordinates and the cohort's, foreground first (``distil.background``)."""
+    config = session.config
+    settings = config.distil
+    network, cohort = session.modules["network"], session.modules["cohort"]
+    level, count = config.network.finest_level, settings.batch
+    batches = Batches(array, ids, replace(config.data, elastic=settings.elastic), config.network.size)
+
+    def draw(generator: torch.Generator) -> tuple[Drawn, Contrast]:
+        drawn = batches.draw(count, generator)
+        return drawn, Contrast.draw(count, config.network.size, generator)
+
+    def take(drawn: Drawn, contrast: Contrast, rows) -> tuple[Tensor, Tensor, Tensor]:
+        x, _, mask = batches.take(drawn, rows)
+        x = contrast.rows(rows).apply(x, mask, settings.contrast)
+        goal, weight = _goal(cohort, drawn, rows, mask, settings.background)
+        return x, goal, weight
+
+    def step(_: int):
+        drawn, contrast = draw(session.generator)
+        for rows in session.parts(count):
+            x, goal, weight = take(drawn, contrast, rows)
+            with session.autocast():
+                predicted = network(x, level)
+            predicted = ops.resize(predicted, goal.shape[2:])
+            difference = F.huber_loss(predicted, goal, reduction="none", delta=settings.delta)
+            loss = masked_mean(difference, weight).sum() / count
+            error = masked_mean((predicted.detach() - goal).abs(), weight).sum() / count
+            yield 100 * loss, lambda error=error: {"coordinate_error": error.item()}
+
+    def record(generator: torch.Generator) -> dict:
+        drawn, contrast = draw(generator)
+        x, goal, weight = take(drawn, contrast, range(count))
+        return {
+            "exams": [ids[i] for i in drawn.indices],
+            "input": x,
+            "coords": goal,
+            "mask": weight,
+            "theta": drawn.augmentation.theta,
+            "control": drawn.augmentation.control,
+        }
+
+    return Phase(
+        name=f"distil-{round_}",
+        steps=settings.steps[round_],
+        parameters=[(list(network.parameters()), 1.0)],
+        schedule=Schedule(settings.lr, warmup=100, length=settings.steps[round_]),
+        step=step,
+        batch=record,
+        clip=config.train.clip,
+        averaged=tuple(network.parameters()),
+        average=settings.average,
+    )
+
+
+def _goal(cohort: nn.Module, drawn: Drawn, rows, mask: Tensor, background: float) -> tuple[Tensor, Tensor]:
+    """Coordinates that augmented exams have, ``[n, 3, m, m, m]``, and how much each voxel counts."""
+    size = cohort.coords.shape[-1]
+    place = drawn.augmentation.rows(rows).coords(size, mask.device)
+    goal = ops.resample(cohort.take([drawn.indices[r] for r in rows], mask.device), place, padding="border")
+    known = (place.abs().amax(1, keepdim=True) <= 1.02).to(mask.dtype)  # beyond it the exam shows nothing
+    inside = F.adaptive_avg_pool3d(mask, (size,) * 3)
+    return goal, inside + background * known * (1 - inside)

@@ -1,0 +1,61 @@
+"""What a level has learned, as one picture: the atlas, and exams beside coordinates and the atlas warped to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import deepatlas_ops as ops
+from deepatlas.nn import Atlas, CoordinateNetwork
+from deepatlas.pictures.figures import View, coordinate_colours, new_figure, save_figure, show
+from deepatlas.space.grid import Grid
+from deepatlas.train.feed.augment import affine_coords
+from deepatlas.train.feed.resident import ExamArray
+
+_BACKGROUND = "#101014"
+
+
+@torch.no_grad()
+def save_panel(
+    path: Path,
+    network: CoordinateNetwork,
+    atlas: Atlas,
+    array: ExamArray,
+    grids: Sequence[Grid],
+    level: int,
+) -> None:
+    """Write a PNG: the middle coronal slices of the first exams of ``array``, without augmentation, at ``level``.
+
+    One column each, from top to bottom the exam, its coordinates (red x, green y, blue z) and the atlas seen through
+    them; in the first column the atlas on its own. ``grids`` are those of the exams, for the proportions.
+    """
+    x, mask = array.take(range(len(grids)))
+    coords = ops.resize(network(x, level), x.shape[2:])
+    outside = mask == 0
+    warped = atlas(coords)
+    identity = affine_coords(torch.eye(3, 4, device=x.device)[None], x.shape[2:])
+    columns = [("atlas", atlas(identity)[0, 0], identity[0], None, (1.0, 1.0, 1.0))]
+    for row, grid in enumerate(grids):
+        shown = coords[row].masked_fill(outside[row], -1)
+        columns.append((array.ids[row], x[row, 0], shown, warped[row, 0], grid.spacing))
+
+    view, middle = View("coronal"), x.shape[3] // 2
+    tallest = max(view.aspect(spacing) for *_, spacing in columns)
+    figure = new_figure(2.2 * len(columns), 3 * 2.2 * tallest + 0.5, background=_BACKGROUND)
+    rows = figure.subplots(3, len(columns), squeeze=False)
+    figure.subplots_adjust(0.01, 0.01, 0.99, 0.94, 0.03, 0.03)
+    for axes in rows.flat:
+        axes.set_axis_off()
+    title = f"level {level}: exams, their coordinates (red x, green y, blue z), the atlas seen through them"
+    figure.suptitle(title, color="0.9", fontsize=9)
+    for column, (title, image, field, seen, spacing) in enumerate(columns):
+        for axes, values, name in zip(rows[:, column], (image, field, seen), (title, "", ""), strict=True):
+            if values is None:
+                continue
+            plane = view.slice(values.float().cpu().numpy(), middle)
+            plane = coordinate_colours(plane) if plane.ndim == 3 else np.clip(plane, 0, 1)
+            show(axes, plane, view, spacing, title=name)
+    save_figure(figure, path)

@@ -1,0 +1,129 @@
+"""What goes wrong between two runs, and whose drawing belongs to whom."""
+
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from deepatlas.errors import DataError
+from deepatlas.intake.find.catalogue import Catalogue
+from deepatlas.intake.find.discover import Peek, _table_for, _up, pair
+from deepatlas.intake.privacy.identity import Identity
+from deepatlas.intake.run.finish import Entry
+from deepatlas.intake.run.journal import Journal
+from deepatlas.intake.run.pipeline import _Journals, _Run, _stop_at_refusal
+from deepatlas.intake.run.work import DONE, FAILED, REFUSED, Outcome, _left_out
+from deepatlas.io.dicom.series import Found, Refusal
+
+
+def files(*names):
+    return [Found(Path("/nowhere") / n, n) for n in names]
+
+
+def test_a_drawing_of_another_patient_is_not_taken():
+    cts, drawn = pair(files("a/patientA.nii.gz", "a/patientB_seg.nii.gz"))
+    assert [c.name for c in cts] == ["a/patientA.nii.gz"] and drawn == {}
+
+
+@pytest.mark.parametrize("label", ["seg.nii.gz", "tumour_seg.nii.gz", "image-label.nrrd"])
+def test_a_folder_named_after_its_exam_pairs_what_is_in_it(label):
+    _, drawn = pair(files("a/image.nii.gz", f"a/{label}"))
+    assert [f.name for f in drawn["a/image.nii.gz"]] == [f"a/{label}"]
+
+
+def test_the_root_of_an_archive_is_a_folder():
+    assert [_up(f) for f in ("a.zip!segmentations", "a.zip!x/segmentations", "x/seg", "seg")] == [
+        "a.zip!", "a.zip!x", "x", "",
+    ]  # fmt: skip
+    assert _table_for("data/labelsTr", {"data": {"a": 1}, "data/labelsTr": {"b": 1}}) == {"b": 1}
+
+
+@pytest.mark.parametrize("own", [FAILED, REFUSED])
+def test_what_a_shard_has_made_counts_before_another_failure(tmp_path, own):
+    for name, status in (("journal.sqlite", own), ("journal-0-of-2.sqlite", DONE)):
+        journal = Journal(tmp_path / name)
+        journal.enter(Outcome("exam", "made-of-this", status))
+        journal.close()
+    entry = Entry("key", "digest", "name", "", True, (), "", id="exam", fingerprint="made-of-this")
+    with _Journals(tmp_path, None) as journals:
+        assert journals.get(entry).status == DONE
+
+
+@pytest.mark.parametrize(
+    ("reason", "passing"),
+    [
+        ("cannot read: permission denied; check it", True),
+        ("cannot be read (Input/output error); copy it again", True),
+        ("vanished while the source was read; put it back and run again", True),
+        ("the scratch disk is full; free space there or unpack it yourself", True),
+        ("not a CT", False),
+    ],
+)
+def test_exams_that_cannot_be_read_for_now_have_not_left(tmp_path, reason, passing):
+    dst = tmp_path / "dst"
+    for exam in ("aa01", "bb02"):
+        (dst / "exams" / exam[:2]).mkdir(parents=True)
+        (dst / "exams" / exam[:2] / f"{exam}.h5").touch()
+    run = SimpleNamespace(
+        dst=dst, src=tmp_path, options=SimpleNamespace(progress=False), identity=Identity.open(dst),
+        planner=SimpleNamespace(refusals=[("b", "file", reason, None)]),
+    )  # fmt: skip
+    entries = [Entry("key", "digest", "name", "", True, (), "", id="aa01")]
+    if passing:
+        with pytest.raises(DataError, match="1 of its exams are not found .* nothing was removed"):
+            _Run._gone(run, entries)
+    else:
+        assert _Run._gone(run, entries) == {"bb02"}
+
+
+def test_strict_stops_at_what_an_earlier_run_refused():
+    with pytest.raises(DataError, match="b: damaged"):
+        _stop_at_refusal(Outcome("exam", "f", REFUSED, refusals=[Refusal("b", "damaged", "exam")]))
+
+
+def test_only_numbered_structures_are_called_by_their_number():
+    lines = _left_out({"structure smith": "no closed contour", "structure 7": "no closed contour"}, {})
+    assert lines == ["a structure: left out: no closed contour", "structure 7: left out: no closed contour"]
+
+
+@pytest.fixture
+def catalogue(tmp_path):
+    for folder in ("src", "scratch", "private"):
+        (tmp_path / folder).mkdir()
+    with closing(Catalogue(tmp_path / "scratch", tmp_path / "private")) as found:
+        yield found
+
+
+def stat(catalogue, path, name):
+    catalogue.add([Found(path, name)])
+    return catalogue.stat(name)
+
+
+def test_a_changed_file_in_a_folder_with_an_exclamation_mark_is_noticed(catalogue, tmp_path):
+    path = tmp_path / "src" / "data!2" / "ct.nii"
+    path.parent.mkdir()
+    path.write_bytes(b"one")
+    before = stat(catalogue, path, "data!2/ct.nii")
+    path.write_bytes(b"another")
+    assert before != "gone" and stat(catalogue, path, "data!2/ct.nii") != before
+
+
+def test_a_changed_file_of_voxels_beside_its_header_is_noticed(catalogue, tmp_path):
+    header, voxels = tmp_path / "src" / "ct.mhd", tmp_path / "src" / "ct.raw"
+    header.write_bytes(b"header")
+    voxels.write_bytes(b"one")
+    before = stat(catalogue, header, "ct.mhd")
+    voxels.write_bytes(b"another")
+    assert stat(catalogue, header, "ct.mhd") != before
+
+
+def test_a_header_that_a_failing_disk_hid_is_read_again(catalogue, tmp_path):
+    path = tmp_path / "src" / "a"
+    path.write_bytes(b"x")
+    catalogue.add([Found(path, "a")])
+    assert catalogue.unread() == 1
+    catalogue.keep([Peek("a", "refused", reason="cannot be read (Input/output error); copy it again")])
+    assert catalogue.unread() == 1
+    catalogue.keep([Peek("a", "refused", reason="not a CT")])
+    assert catalogue.unread() == 0

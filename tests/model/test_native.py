@@ -1,0 +1,52 @@
+"""Coordinates carried from the model's grid to the exam's, against the exact map."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from affine_model import GRIDS, SCALE, AffineModel, exam, grid_of, world
+
+from deepatlas.errors import DeepAtlasError
+from deepatlas.model.native import inside, native_coordinates
+from deepatlas.space.grid import Grid
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("size", [16, 64])
+def test_an_affine_map_is_exact_on_every_voxel_up_to_the_edges(name, size):
+    """Clamping at the pooled grid's border would be off by up to half a model voxel (several mm) here."""
+    ct, _ = exam(GRIDS[name])
+    coords, grid, _ = AffineModel(size).coordinates_on_model_grid(ct)
+    fine = native_coordinates(coords, grid, ct.grid, chunk=20_000).numpy()
+    assert fine.shape == (3, *ct.grid.shape)
+    error = np.abs(np.moveaxis(fine, 0, -1) * SCALE - world(ct.grid))
+    assert error.max() < 2e-3  # mm
+    assert inside(grid, ct.grid).all()
+
+
+def test_the_chunk_does_not_matter():
+    ct, _ = exam(GRIDS["oblique"])
+    coords, grid, _ = AffineModel(16).coordinates_on_model_grid(ct)
+    coords = coords + 0.1 * torch.randn(coords.shape, generator=torch.Generator().manual_seed(0))
+    whole = native_coordinates(coords, grid, ct.grid, chunk=1 << 30)
+    torch.testing.assert_close(native_coordinates(coords, grid, ct.grid, chunk=1), whole, atol=2e-5, rtol=0)
+
+
+def test_a_cropped_model_grid_leaves_the_rest_outside():
+    native = grid_of(spacing=(2.0, 2.0, 2.0))
+    model_grid = native.cropped((10, 5, 20), (24, 30, 16)).pooled(2)
+    got = inside(model_grid, native)
+    want = np.zeros(native.shape, dtype=bool)
+    want[10:34, 5:35, 20:36] = True
+    assert np.array_equal(got, want)
+
+
+def test_a_single_plane_and_a_wrong_shape():
+    ct, _ = exam(GRIDS["anisotropic"])
+    coords, grid, _ = AffineModel(16).coordinates_on_model_grid(ct)
+    plane = native_coordinates(coords, grid, ct.grid.cropped((7, 0, 0), (1, *ct.grid.shape[1:])))
+    whole = native_coordinates(coords, grid, ct.grid)
+    torch.testing.assert_close(plane[:, 0], whole[:, 7], atol=1e-5, rtol=0)
+    with pytest.raises(DeepAtlasError, match=r"coords must be \[1, 3, 4, 4, 4\].*got \[1, 3, 16, 16, 16\]"):
+        native_coordinates(coords, Grid((4, 4, 4), np.eye(4)), ct.grid)

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+
+from deepatlas.errors import DataError, DeepAtlasError
+from deepatlas.files import atomic_h5, atomic_path, write_error, write_text
+
+
+def test_appears_whole_and_keeps_its_suffix(tmp_path):
+    target = tmp_path / "new" / "a.nii.gz"
+    with atomic_path(target) as temporary:
+        assert temporary.parent == target.parent and temporary.name.endswith(".nii.gz")
+        temporary.write_text("one")
+        assert not target.exists()
+    assert target.read_text() == "one"
+    write_text(target, "two")
+    assert target.read_text() == "two" and os.listdir(target.parent) == ["a.nii.gz"]
+
+
+def test_an_error_leaves_no_trace(tmp_path):
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("stop")
+    assert target.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_nothing_written_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="cannot write"), atomic_path(tmp_path / "a"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "x"), "disk is full; free space"),
+        (OSError("Can't write (errno = 28, error message = 'No space left on device')"), "disk is full"),
+        (OSError(errno.EROFS, "x"), "read-only"),
+        (PermissionError(errno.EACCES, "x"), "permission denied"),
+        (OSError("something\nodd"), "something odd"),
+    ],
+)
+def test_system_errors_are_one_line(error, words):
+    text = str(write_error("out/a.h5", error))
+    assert text.startswith("out/a.h5: cannot write") and words in text and "\n" not in text
+
+
+def test_folder_and_file_in_the_way(tmp_path):
+    with pytest.raises(DataError, match="is a folder"), atomic_path(tmp_path):
+        pass
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match="file, not a folder"), atomic_path(tmp_path / "file" / "a.txt"):
+        pass
+
+
+def test_hdf5_round_trip(tmp_path):
+    noise = np.random.default_rng(0).normal(size=(40, 50, 60))
+    with atomic_h5(tmp_path / "a.h5") as file:
+        file.create_dataset("lzf", data=noise, chunks=(1, 50, 60), compression="lzf", fletcher32=True)
+        file["plain"] = noise
+        file.attrs["title"] = "noise"
+    with h5py.File(tmp_path / "a.h5", "r") as file:
+        np.testing.assert_array_equal(file["lzf"][:], noise)
+        np.testing.assert_array_equal(file["plain"][:], noise)
+        assert file.attrs["title"] == "noise"
+    with pytest.raises(KeyError), atomic_h5(tmp_path / "b.h5") as file:
+        file["missing"][:]
+    assert os.listdir(tmp_path) == ["a.h5"]
+
+
+FULL = """
+import resource, signal, sys
+import numpy as np
+from deepatlas.io.codec import write_volume
+from deepatlas.space.grid import Grid
+from deepatlas.space.volume import Volume
+from deepatlas.errors import DataError
+from deepatlas.files import atomic_h5, write_text
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+noise = np.random.default_rng(0).integers(0, 30000, (30, 30, 30)).astype(np.int16)
+
+def h5():
+    with atomic_h5("a.h5") as file:
+        for name in "xyz":
+            file.create_dataset(name, data=noise, chunks=(10, 30, 30), compression="lzf")
+
+jobs = [lambda: write_text("a.txt", "x" * 50000), h5]
+jobs += [lambda s=s: write_volume("a" + s, Volume(noise, Grid.from_spacing((30, 30, 30))))
+         for s in (".nii", ".nii.gz", ".nrrd", ".mha")]
+for job in jobs:
+    try:
+        job()
+    except DataError as error:
+        print(error)
+    else:
+        sys.exit("no error")
+"""
+
+
+def test_a_disk_that_takes_no_more(tmp_path):
+    """A limit on the file size stands in for a full disk: writes fail part of the way through."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", FULL],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.strip().splitlines()
+    assert len(lines) == 6 and all("cannot write" in line for line in lines), lines
+    assert os.listdir(tmp_path) == []
+
+
+def test_errors_are_one_line():
+    assert str(DeepAtlasError("a\n  b\tc")) == "a b c"

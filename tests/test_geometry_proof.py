@@ -1,0 +1,298 @@
+"""A place in the source is that place in the 64³ model space, and back, on any grid: against SimpleITK and nibabel."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from affine_model import LABELS, AffineModel, exam
+from geometry_oracle import (
+    LPS,
+    examples,
+    found_index,
+    grids,
+    in_air,
+    index_arrays,
+    inner_point,
+    itk_image,
+    unit,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from deepatlas.cli import common as commands
+from deepatlas.cli import main as cli
+from deepatlas.errors import DataError
+from deepatlas.exams.cohort import ExamFiles
+from deepatlas.io.codec import read_volume, write_volume
+from deepatlas.localize import build_template
+from deepatlas.space import grid as grid_module
+from deepatlas.space.grid import Grid
+from deepatlas.space.preprocess import labels_to_grid, to_model_grid
+from deepatlas.space.volume import Volume
+from deepatlas.store.fit import prepare_exam
+
+TOLERANCE = 0.01  # voxels of the source
+where = st.tuples(unit(), unit(), unit())
+SUFFIXES = st.sampled_from([".nii.gz", ".nii", ".nrrd", ".mha"])
+
+
+# -- points -----------------------------------------------------------------------------------------
+
+
+def written(folder, grid: Grid, suffix: str, crop) -> tuple[list[Volume], sitk.Image, str]:
+    """Ramps that SimpleITK has written, as we read them; the image and the path of one of them."""
+    ramps, folder = [], folder / suffix.strip(".")  # a folder each: ITK confuses x.nii with x.nii.gz
+    folder.mkdir(exist_ok=True)
+    for axis, array in enumerate(index_arrays(grid.shape)):
+        path = str(folder / f"{axis}{suffix}")
+        sitk.WriteImage(itk_image(in_air(array) if crop else array, grid), path)
+        ramps.append(read_volume(path, notes=[]))
+    return ramps, sitk.ReadImage(path), path
+
+
+@pytest.mark.parametrize("crop", [None, "foreground", "midline"])
+@examples(12)
+@given(grid=grids(), where=where, suffix=SUFFIXES)
+def test_a_marked_point_comes_back(tmp_path, crop, grid, where, suffix):
+    """From a file of SimpleITK's through reading, cropping, resizing and pooling; SimpleITK says where it lay."""
+    ramps, image, path = written(tmp_path, grid, suffix, crop)
+    point = inner_point(grid, where)
+    expected = np.array(image.TransformPhysicalPointToContinuousIndex((LPS * point).tolist()))
+    assert np.abs(found_index(ramps, point, crop=crop) - expected).max() < TOLERANCE
+    if suffix.startswith(".nii"):
+        affine = np.linalg.inv(nib.load(path).affine)
+        np.testing.assert_allclose(nib.affines.apply_affine(affine, point), expected, atol=TOLERANCE)
+
+
+@examples(25)
+@given(grid=grids(1, 6), where=where, size=st.sampled_from([16, 32, 64, 128]))
+def test_axes_of_one_to_six_voxels(grid, where, size):
+    """Not from files, of which axes under four voxels are refused; an axis of one voxel has its place at 0."""
+    point = inner_point(grid, where)
+    expected = nib.affines.apply_affine(np.linalg.inv(grid.affine), point)
+    for axis, n in enumerate(grid.shape[::-1]):
+        if n == 1:  # constant: nothing is read from it but its only index
+            assert expected[axis] == pytest.approx(0, abs=1e-6)
+    ramps = [Volume(array, grid) for array in index_arrays(grid.shape)]
+    assert np.abs(found_index(ramps, point, size) - expected).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("crop", [None, "foreground", "midline"])
+@examples(4)
+@given(
+    grid=grids(20, 80, spacing=(1.0, 1.2)),
+    factors=st.permutations([1.0, 8.0, 0.12]),
+    where=where,
+)
+def test_extreme_anisotropy(tmp_path, crop, grid, factors, where):
+    """Voxels of 0.12 x 1 x 8 mm."""
+    affine = grid.affine.copy()
+    affine[:3, :3] *= factors
+    grid = Grid(grid.shape, affine)
+    ramps, image, _ = written(tmp_path, grid, ".nrrd", crop)
+    point = inner_point(grid, where)
+    expected = np.array(image.TransformPhysicalPointToContinuousIndex((LPS * point).tolist()))
+    assert np.abs(found_index(ramps, point, crop=crop) - expected).max() < TOLERANCE
+
+
+def without_the_shift(self, kernel):
+    """Average pooling as one gets it wrong: voxels twice as large, the corner left where it was."""
+    from_new = np.diag([kernel, kernel, kernel, 1.0])
+    return Grid(tuple(n // kernel for n in self.shape), self.affine @ from_new)
+
+
+def with_corners_kept(self, kernel):
+    """The other mistake: pooling taken for a corner-aligned resize."""
+    return self.resized(tuple(n // kernel for n in self.shape))
+
+
+@pytest.mark.parametrize(("mistake", "least"), [(without_the_shift, 0.15), (with_corners_kept, 0.03)])
+def test_the_proof_fails_without_the_shift_of_the_pooling(tmp_path, monkeypatch, mistake, least):
+    """Half a voxel of the 128³ grid: a quarter of a voxel of a source of 64, a hundred times the tolerance of 0.01."""
+    rng = np.random.default_rng(0)
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_rotvec([0.3, -0.4, 0.9]).as_matrix() * [2.0, -1.5, 3.0]
+    grid = Grid((64, 60, 66), affine)
+    ramps, image, _ = written(tmp_path, grid, ".nii.gz", None)
+    for _ in range(3):
+        point = inner_point(grid, rng.choice([0.0, 1.0], 3))
+        expected = np.array(image.TransformPhysicalPointToContinuousIndex((LPS * point).tolist()))
+        assert np.abs(found_index(ramps, point) - expected).max() < TOLERANCE
+        with monkeypatch.context() as patch:
+            patch.setattr(grid_module.Grid, "pooled", mistake)
+            apart = np.abs(found_index(ramps, point) - expected)
+        assert apart.min() > least, apart
+
+
+def blob(shape, centre, sigma) -> np.ndarray:
+    """A Gaussian of 1000 HU at a fractional voxel (x, y, z), of these widths in voxels."""
+    parts = [(a - c) / s for a, c, s in zip(index_arrays(shape), centre, sigma, strict=True)]
+    return 1000 * np.exp(-sum(p**2 for p in parts) / 2)
+
+
+def centre_of_mass(array: np.ndarray) -> np.ndarray:
+    """Of its values, in voxels x, y, z."""
+    total = array.sum(dtype=np.float64)
+    return np.array([(a.astype(np.float64) * array).sum() / total for a in index_arrays(array.shape)])
+
+
+@pytest.mark.parametrize("crop", [None, "foreground", "midline"])
+@examples(6)
+@given(grid=grids(40, 90, spacing=(0.5, 2.4)), where=where, suffix=SUFFIXES)
+def test_a_marked_blob_comes_back(tmp_path, crop, grid, where, suffix):
+    """A bright blob drawn around a world point: its centre of mass in the model space is that point, in SimpleITK's
+    voxels of the source."""
+    point = inner_point(grid, 0.3 + 0.4 * np.array(where))
+    image = itk_image(np.zeros(grid.shape, np.uint8), grid)
+    centre = np.array(image.TransformPhysicalPointToContinuousIndex((LPS * point).tolist()))
+    body = in_air(
+        np.full(grid.shape, 37, np.float32)
+    )  # no share of it in air makes exactly the crop's threshold
+    mark = blob(grid.shape, centre, np.array(grid.shape[::-1]) / 16)
+    mark[mark < 0.1] = 0
+    model = []
+    for name, array in (("without", body), ("with", body + mark)):
+        path = tmp_path / f"{name}{suffix}"
+        sitk.WriteImage(itk_image(array.astype(np.float32), grid), str(path))
+        model.append(to_model_grid(read_volume(path, notes=[]), 64, crop))
+    assert model[0].grid == model[1].grid  # the mark does not move the crop
+    mass = model[1].grid.voxel_to_world(centre_of_mass(model[1].array.astype(np.float64) - model[0].array))
+    back = np.array(image.TransformPhysicalPointToContinuousIndex((LPS * mass).tolist()))
+    assert np.abs(back - centre).max() < TOLERANCE
+
+
+@examples(15)
+@given(grid=grids(5, 9), row=st.integers(0, 2), shear=unit(0.05, 0.7), suffix=SUFFIXES)
+def test_sheared_grids_are_refused(tmp_path, grid, row, shear, suffix):
+    affine = grid.affine.copy()
+    affine[:3, row] += shear * affine[:3, (row + 1) % 3] / grid.spacing[(row + 1) % 3] * grid.spacing[row]
+    with pytest.raises(DataError, match="right angles"):
+        Grid(grid.shape, affine)
+    array = index_arrays(grid.shape)[0]
+    path = tmp_path / f"sheared{suffix}"
+    if suffix.startswith(".nii"):
+        nib.save(nib.Nifti1Image(array.transpose(2, 1, 0), affine), path)
+    else:
+        image = itk_image(array, grid)
+        directions = np.diag(LPS) @ affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+        image.SetDirection(directions.ravel().tolist())
+        sitk.WriteImage(image, str(path))
+    with pytest.raises(DataError, match="right angles") as error:
+        read_volume(path, notes=[])
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+# -- masks ------------------------------------------------------------------------------------------
+
+
+def centroids(labels: sitk.Image) -> dict[int, np.ndarray]:
+    """RAS mm of every label's centre of mass, by SimpleITK."""
+    statistics = sitk.LabelShapeStatisticsImageFilter()
+    statistics.Execute(labels)
+    return {label: LPS * statistics.GetCentroid(label) for label in statistics.GetLabels()}
+
+
+def coarse_voxels(grid: Grid, a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(grid.world_to_voxel(a) - grid.world_to_voxel(b)).max())
+
+
+@pytest.mark.parametrize("crop", [None, "foreground", "midline"])
+@examples(6)
+@given(grid=grids(24, 80, spacing=(0.6, 3.0)), shifts=st.tuples(where, where))
+def test_masks_go_to_the_model_space_and_back(tmp_path, crop, grid, shifts):
+    """A label image of SimpleITK's through preparation to 64³ and 128³, and from there to the native grid again."""
+    last = np.array(grid.shape[::-1]) - 1
+    labels = np.zeros(grid.shape, dtype=np.uint8)
+    for label, (shift, middle) in enumerate(zip(shifts, (0.4, 0.6), strict=True), 1):
+        centre = last * (np.array([middle, middle, middle]) + 0.06 * (np.array(shift) - 0.5))
+        radii = last * 0.12
+        r = sum(((a - c) / q) ** 2 for a, c, q in zip(index_arrays(grid.shape), centre, radii, strict=True))
+        labels[r < 1] = label
+    seg = itk_image(labels, grid)
+    sitk.WriteImage(
+        itk_image(in_air(50.0 + 100 * labels.astype(np.float32)), grid), str(tmp_path / "ct.nrrd")
+    )
+    sitk.WriteImage(seg, str(tmp_path / "seg.nrrd"))
+    files = ExamFiles("e", tmp_path / "ct.nrrd", tmp_path / "seg.nrrd")
+    prepared = prepare_exam(files, {"one": 1, "two": 2}, crop)
+    expected = centroids(seg)
+    assert set(expected) == {1, 2} and prepared.has_label == [True, True]
+    fine, coarse = prepared.fine_grid, prepared.fine_grid.pooled(2)
+    # A nearest neighbour lies up to half a voxel off: of the source on the way in, and of 64³ on the way back.
+    for array, model, least in ((prepared.labels_fine, fine, 0.1), (prepared.labels, coarse, 0.55)):
+        found = centroids(itk_image(array, model))
+        native = labels_to_grid(Volume(array, model), prepared.native_grid)
+        returned = centroids(itk_image(native.array, prepared.native_grid))
+        assert native.grid.shape == grid.shape
+        for label, place in expected.items():
+            assert coarse_voxels(coarse, found[label], place) < 0.35
+            assert coarse_voxels(coarse, returned[label], place) < least
+
+
+# -- points and masks through the commands ----------------------------------------------------------
+
+
+@st.composite
+def over_the_anatomy(draw) -> Grid:
+    """A random grid that holds the anatomy of affine_model.py: 140 mm and more along every axis."""
+    spacing = np.array([draw(unit(1.6, 4.0)), draw(unit(1.6, 4.0)), draw(unit(1.6, 6.0))])
+    turn = Rotation.from_rotvec([draw(unit(-3.1, 3.1)) for _ in range(3)]).as_matrix()
+    columns = turn * draw(st.tuples(*[st.sampled_from([1.0, -1.0])] * 3)) * spacing
+    shape = np.ceil(2 * 75 / spacing).astype(int) + 1
+    affine = np.eye(4)
+    affine[:3, :3] = columns
+    affine[:3, 3] = [draw(unit(-3, 3)) for _ in range(3)] - columns @ ((shape - 1) / 2)
+    return Grid(tuple(shape[::-1].tolist()), affine)
+
+
+@pytest.fixture
+def known_model(monkeypatch):
+    monkeypatch.setattr(commands, "_load", lambda args: AffineModel(64))
+
+
+@examples(3)
+@given(pair=st.tuples(over_the_anatomy(), over_the_anatomy()), places=st.tuples(where, where, where))
+def test_located_points_and_segmentations_lie_where_the_anatomy_is(tmp_path, known_model, pair, places):
+    """``deepatlas locate`` and ``deepatlas segment`` between two random grids; SimpleITK reads what they wrote."""
+    for name, grid in zip(("a", "b"), pair, strict=True):
+        ct, seg = exam(grid, name)
+        write_volume(tmp_path / name / "ct.nii.gz", ct)
+        write_volume(tmp_path / name / "seg.nii.gz", seg)
+    (tmp_path / "labels.json").write_text(json.dumps(LABELS))
+    points = (np.array(places) - 0.5) * [70, 60, 80]
+    lines = [f"p{i},{x:.6f},{y:.6f},{z:.6f}" for i, (x, y, z) in enumerate(points)]
+    (tmp_path / "points.csv").write_text("\n".join(["name,x,y,z", *lines]))
+    out = tmp_path / "located.csv"
+    arguments = ["--from", tmp_path / "a", "--to", tmp_path / "b", "--points", tmp_path / "points.csv"]
+    arguments = [str(a) for a in ("locate", "--model", "affine", *arguments, "--out", out, "--quiet")]
+    assert cli.main(arguments) == 0
+    image = sitk.ReadImage(str(tmp_path / "b" / "ct.nii.gz"))
+    for row, point in zip(csv.DictReader(out.open()), points, strict=True):
+        found = np.array([float(row[c]) for c in "xyz"])
+        index = [image.TransformPhysicalPointToContinuousIndex((LPS * p).tolist()) for p in (found, point)]
+        assert row["found"] == "true" and np.abs(np.subtract(*index)).max() < TOLERANCE
+
+    build_template(AffineModel(64), tmp_path, ["a"], size=64).save(tmp_path / "t.h5")
+    arguments = ["--template", tmp_path / "t.h5", tmp_path / "b", "--out", tmp_path / "seg", "--quiet"]
+    assert cli.main([str(a) for a in ("segment", "--model", "affine", *arguments)]) == 0
+    truth = centroids(sitk.ReadImage(str(tmp_path / "b" / "seg.nii.gz"), sitk.sitkUInt8))
+    got = centroids(sitk.ReadImage(str(tmp_path / "seg" / "b.nii.gz"), sitk.sitkUInt8))
+    model = to_model_grid(read_volume(tmp_path / "b" / "ct.nii.gz"), 64).grid
+    assert set(got) == set(truth) == set(LABELS.values())
+    for label, place in truth.items():
+        assert coarse_voxels(model, got[label], place) < 0.35
+
+
+def test_the_affine_model_reads_float32_coordinates():
+    """The points above go through coordinates of single precision, whose steps are far below the tolerance."""
+    coords, grid, _ = AffineModel(64).coordinates_on_model_grid(
+        exam(Grid.from_spacing((20,) * 3, 7, (-66,) * 3))[0]
+    )
+    assert coords.dtype == torch.float32 and np.spacing(np.float32(1)) * 80 / min(grid.spacing) < 1e-3
