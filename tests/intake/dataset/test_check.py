@@ -12,9 +12,9 @@ from small_exams import one_line
 
 from deepatlas.errors import DataError
 from deepatlas.exams.exam_file import file_sha256
+from deepatlas.intake.dataset import folder as intake_dataset
 from deepatlas.intake.dataset.check import Damage, check_dataset
 from deepatlas.intake.dataset.folder import exam_name, exam_path, finish_dataset, read_dataset_json
-from deepatlas.intake.dataset import folder as intake_dataset
 from deepatlas.intake.dataset.manifest import Manifest
 
 FLIPS = 400 if os.environ.get("DEEPATLAS_LONG_TESTS") else 12  # places in every file
