@@ -12,7 +12,7 @@ import deepatlas_ops as ops
 from deepatlas.config import LossConfig
 from deepatlas.losses.similarity import FeatureSimilarity
 from deepatlas.nn import Atlas
-from deepatlas.train.feed.augment import affine_coords
+from deepatlas.space.affine import affine_coords
 
 
 def on_loss_grid(image: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:

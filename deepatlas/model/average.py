@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import deepatlas_ops as ops
-from deepatlas.train.feed.augment import affine_coords, random_affine
+from deepatlas.space.affine import affine_coords, random_affine
 
 # Milder than the training's augmentation: views that the network has seen often.
 VIEWS = {"scale": (0.94, 1.06), "rotation": 0.08, "translation": 0.05}

@@ -9,7 +9,7 @@ from deepatlas.config import LossConfig
 from deepatlas.losses import FeatureSimilarity, RegistrationLoss
 from deepatlas.losses.similarity import masked_mean
 from deepatlas.nn import Atlas, Autoencoder
-from deepatlas.train.feed.augment import affine_coords
+from deepatlas.space.affine import affine_coords
 
 
 def test_masked_mean_of_an_empty_mask_is_zero():

@@ -7,7 +7,7 @@ from affine_model import GRIDS, exam
 import deepatlas
 from deepatlas.errors import DeepAtlasError
 from deepatlas.model.average import averaged_coordinates
-from deepatlas.train.feed.augment import affine_coords
+from deepatlas.space.affine import affine_coords
 
 SIZE = 24
 PLACE = 0.5 * affine_coords(torch.eye(3, 4)[None], SIZE)  # what the exam's coordinates are

@@ -10,7 +10,7 @@ from deepatlas.config import preset
 from deepatlas.model.engine import Model
 from deepatlas.model.refine import refine_coordinates
 from deepatlas.nn import Atlas, CoordinateNetwork
-from deepatlas.train.feed.augment import affine_coords
+from deepatlas.space.affine import affine_coords
 
 CONFIG = preset("tiny").override(["loss.size=16"])
 

@@ -9,7 +9,7 @@ from deepatlas.losses import FeatureSimilarity, RegistrationLoss
 from deepatlas.losses.similarity import freeze
 from deepatlas.nn import Atlas, Autoencoder, CoordinateNetwork
 from deepatlas.phantom.patients import PhantomCohort
-from deepatlas.train.feed.augment import affine_coords
+from deepatlas.space.affine import affine_coords
 from deepatlas.train.feed.batches import Batches
 from deepatlas.train.feed.resident import TrainingArray
 from deepatlas.train.log import NullLog

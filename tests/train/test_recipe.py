@@ -13,9 +13,9 @@ from deepatlas.errors import DeepAtlasError
 from deepatlas.losses import FeatureSimilarity, RegistrationLoss
 from deepatlas.nn import Atlas, Autoencoder, CoordinateNetwork
 from deepatlas.nn.autoencoder import HISTOGRAM_HU, HISTOGRAM_VALUE
+from deepatlas.space.affine import affine_coords
 from deepatlas.space.grid import Grid
 from deepatlas.train.experiment import _widest
-from deepatlas.train.feed.augment import affine_coords
 from deepatlas.train.feed.batches import Batches
 from deepatlas.train.log import NullLog
 from deepatlas.train.loop import Session

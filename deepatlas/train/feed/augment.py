@@ -6,7 +6,6 @@ original: ``augmented(v) = original(theta v)``, what ``ops.affine_resample`` tak
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,57 +13,11 @@ import torch
 from torch import Tensor
 
 import deepatlas_ops as ops
-from deepatlas.config import DataConfig
+from deepatlas.space.affine import affine_coords, random_affine
 from deepatlas.train.feed.device import upload
 
 # Control points per axis of a random displacement, and their share of its strength.
 ELASTIC = ((5, 1.0), (9, 0.5))
-
-
-def random_affine(
-    batch: int,
-    generator: torch.Generator | None = None,
-    *,
-    scale: tuple[float, float] = DataConfig.scale,
-    rotation: float | Sequence[float] = DataConfig.rotation,
-    translation: float | Sequence[float] = DataConfig.translation,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """Draw ``batch`` independent affine maps.
-
-    Each axis is scaled by its own factor from ``scale`` (a factor above 1 shows more: the field of view
-    grows), then the cube is turned by an angle in ``±rotation`` radians about each of x, y and z, then
-    moved by up to ``±translation`` in normalised units along each. ``rotation`` and ``translation`` are
-    numbers, or one per axis (x, y, z). As in the paper the rotation is that of the normalised cube,
-    whatever the voxel size.
-
-    Returns theta ``[B, 3, 4]``. Numbers are drawn on the generator's own device, so a CPU generator gives
-    the same maps on every device.
-    """
-    low, high = scale
-    if not 0 < low <= high:
-        raise ValueError(f"random_affine: scale must be (low, high) with 0 < low <= high, got {scale}")
-    source = generator.device if generator is not None else torch.device("cpu")
-    draws = torch.rand((batch, 3, 3), generator=generator, device=source, dtype=torch.float64)
-    factors = low + (high - low) * draws[:, 0]
-    angles = (2 * draws[:, 1] - 1) * _per_axis(rotation, "rotation").to(source)
-    shift = (2 * draws[:, 2] - 1) * _per_axis(translation, "translation").to(source)
-    linear = rotation_matrix(angles) * factors[:, None, :]
-    return torch.cat([linear, shift[..., None]], dim=2).to(device=device, dtype=dtype)
-
-
-def rotation_matrix(angles: Tensor) -> Tensor:
-    """Rotations ``[B, 3, 3]`` about x, then y, then z by ``angles`` [B, 3] in radians."""
-    c, s = torch.cos(angles), torch.sin(angles)
-    cx, cy, cz = c.unbind(1)
-    sx, sy, sz = s.unbind(1)
-    rows = [
-        [cy * cz, sx * sy * cz - cx * sz, cx * sy * cz + sx * sz],
-        [cy * sz, sx * sy * sz + cx * cz, cx * sy * sz - sx * cz],
-        [-sy, sx * cy, cx * cy],
-    ]
-    return torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
 
 
 def random_displacement(
@@ -155,29 +108,3 @@ def _control_points(batch: int, strength: float, generator: torch.Generator | No
         noise = torch.randn((batch, 3, *(control,) * 3), generator=generator, device=source)
         total += share * strength * ops.resize(noise, (finest,) * 3)
     return total
-
-
-def affine_coords(theta: Tensor, size: int | Sequence[int]) -> Tensor:
-    """Where each voxel of an augmented sample lies in its original: ``[B, 3, D, H, W]``, normalised x, y, z.
-
-    This is the map ``original_from_augmented``. An axis of size 1 sits at 0.
-    """
-    shape = (size,) * 3 if isinstance(size, int) else tuple(size)
-    axes = [
-        torch.linspace(-1, 1, n, device=theta.device, dtype=theta.dtype) if n > 1 else theta.new_zeros(1)
-        for n in shape
-    ]
-    z, y, x = axes
-    linear, shift = theta[:, :, :3, None, None, None], theta[:, :, 3, None, None, None]
-    return linear[:, :, 0] * x + linear[:, :, 1] * y[:, None] + linear[:, :, 2] * z[:, None, None] + shift
-
-
-def _per_axis(value: float | Sequence[float], name: str) -> Tensor:
-    values = torch.as_tensor(value, dtype=torch.float64).expand(3) if isinstance(value, int | float) else None
-    if values is None:
-        values = torch.as_tensor(list(value), dtype=torch.float64)  # type: ignore[arg-type]
-    if values.shape != (3,) or not all(math.isfinite(v) and v >= 0 for v in values.tolist()):
-        raise ValueError(
-            f"random_affine: {name} must be a number of at least 0, or three (x, y, z), got {value!r}"
-        )
-    return values

@@ -80,7 +80,7 @@ class ExamArray:
         """Exams as float32 ``(x, mask, theta)``: ``[B, 1, s, s, s]`` twice and ``[B, 3, 4]``.
 
         With ``augment`` each exam goes through its own random affine map (see
-        :func:`~deepatlas.train.feed.augment.random_affine`, which ``ranges`` are passed to) and, with ``elastic``
+        :func:`~deepatlas.space.affine.random_affine`, which ``ranges`` are passed to) and, with ``elastic``
         above 0, a smooth displacement of that strength
         (:func:`~deepatlas.train.feed.augment.random_displacement`); what comes in from outside is air (0) and not
         foreground. Without it theta is the identity. The same generator state gives the same batch.

@@ -19,7 +19,8 @@ from deepatlas.config import CoarseConfig, DataConfig
 from deepatlas.losses.similarity import masked_mean
 from deepatlas.nn import Atlas, CoordinateNetwork
 from deepatlas.nn.atlas import sample_shared
-from deepatlas.train.feed.augment import Augmentation, Contrast, affine_coords
+from deepatlas.space.affine import affine_coords
+from deepatlas.train.feed.augment import Augmentation, Contrast
 from deepatlas.train.feed.device import upload
 from deepatlas.train.loop import Phase, Schedule, Session
 

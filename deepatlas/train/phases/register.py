@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import deepatlas_ops as ops
 from deepatlas.model.refine import register_to_atlas
 from deepatlas.nn import Atlas
-from deepatlas.train.feed.augment import affine_coords
+from deepatlas.space.affine import affine_coords
 from deepatlas.train.feed.device import upload
 from deepatlas.train.feed.resident import ExamArray
 from deepatlas.train.loop import Phase, Session, Sweep

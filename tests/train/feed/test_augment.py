@@ -5,12 +5,8 @@ import math
 import pytest
 import torch
 
-from deepatlas.train.feed.augment import (
-    affine_coords,
-    random_affine,
-    random_displacement,
-    rotation_matrix,
-)
+from deepatlas.space.affine import affine_coords, random_affine, rotation_matrix
+from deepatlas.train.feed.augment import random_displacement
 
 
 def generator(seed: int = 0) -> torch.Generator:

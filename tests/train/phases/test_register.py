@@ -7,7 +7,8 @@ from torch import nn
 import deepatlas_ops as ops
 from deepatlas.config import preset
 from deepatlas.nn import Atlas
-from deepatlas.train.feed.augment import Augmentation, Contrast, affine_coords
+from deepatlas.space.affine import affine_coords
+from deepatlas.train.feed.augment import Augmentation, Contrast
 from deepatlas.train.feed.batches import Drawn
 from deepatlas.train.loop import Session
 from deepatlas.train.phases.distil import _goal
