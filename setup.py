@@ -22,7 +22,8 @@ setup(
     package_dir={SOURCES: "csrc"},
     package_data={
         SOURCES: ["*.h", "*.cuh", "*.cu", "*.cpp"],
-        "deepatlas": ["pretrained/*/*", "intake/dataset/*.jinja"],
+        "deepatlas_ops": ["py.typed"],
+        "deepatlas": ["pretrained/*/*", "intake/dataset/*.jinja", "evaluate/*.jinja", "py.typed"],
     },
     install_requires=[
         "torch>=2.11,<2.14",

@@ -17,11 +17,13 @@ import pytest
 import torch
 
 from deepatlas.config import DataConfig
+from deepatlas.exams.build_store import prepare_exam
 from deepatlas.exams.cohort import find_exams
+from deepatlas.exams.phantoms import write_phantoms
 from deepatlas.files import atomic_h5
 from deepatlas.phantom.patients import PhantomCohort
-from deepatlas.store.fit import prepare_exam
-from deepatlas.store.packed import ROWS, SIZE
+from deepatlas.space.constants import MODEL_SIZE
+from deepatlas.store.packed import ROWS
 from deepatlas.store.rows import Row, assemble
 from deepatlas.store.store import Store
 from deepatlas.train.feed.batches import Batches
@@ -38,7 +40,7 @@ def store(count: int) -> Store:
     """``count`` exams: a few phantoms, with the noise of a scanner, again and again."""
     root, path = FOLDER() / "data", FOLDER() / f"{count}.h5"
     if not root.exists():
-        PhantomCohort(seed=0).write(root, range(4), progress=False)
+        write_phantoms(PhantomCohort(seed=0), root, range(4), progress=False)
     cohort = find_exams(root)
     made = [Row("", prepare_exam(exam, cohort.labels), cohort.labels) for exam in cohort.exams]
     meta = {"labels": cohort.labels, "crop": None, "root": str(root), "sources": {}, "fingerprint": ""}
@@ -52,7 +54,9 @@ def in_hdf5(cohort: Store, **filters) -> Callable[[list[int], np.ndarray], None]
     """Reads exams through HDF5, from chunks of one exam that are stored with these filters."""
     path = FOLDER() / f"{'-'.join(map(str, filters.values())) or 'plain'}.h5"
     with h5py.File(path, "w") as file:
-        data = file.create_dataset("hu", cohort.hu.shape, "<i2", chunks=(1, SIZE, SIZE, SIZE), **filters)
+        data = file.create_dataset(
+            "hu", cohort.hu.shape, "<i2", chunks=(1, MODEL_SIZE, MODEL_SIZE, MODEL_SIZE), **filters
+        )
         for row in range(len(cohort)):
             data[row] = cohort.hu[row]
     data = h5py.File(path, "r")["hu"]
@@ -119,7 +123,7 @@ def test_sources(measuring):
     """Hounsfield units of batches, from the page cache into a buffer, by 1, 2 and 4 threads."""
     cohort, batch = store(256 if measuring else 6), BATCH if measuring else 4
     buffers = [
-        np.empty((batch, SIZE, SIZE, SIZE), "<i2") for _ in range(4)
+        np.empty((batch, MODEL_SIZE, MODEL_SIZE, MODEL_SIZE), "<i2") for _ in range(4)
     ]  # one each, as threads write at once
     lists, first = draws(len(cohort), batch), None
     for name, read in sources(cohort).items():
@@ -145,7 +149,7 @@ class HostOnly(StreamingArray):
 
 def iterate(array: ExamArray, batches: int, count: int, pause: float = 0.0):
     """Seconds that each batch was waited for, drawn by the trainer's own code with augmentation and all."""
-    source, generator = Batches(array, array.ids, DataConfig(), SIZE), torch.Generator().manual_seed(0)
+    source, generator = Batches(array, array.ids, DataConfig(), MODEL_SIZE), torch.Generator().manual_seed(0)
     for _ in range(batches):
         began = time.perf_counter()
         drawn = source.draw(count, generator)

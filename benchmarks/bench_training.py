@@ -13,6 +13,7 @@ import torch
 import deepatlas_ops as ops
 from deepatlas.config import Config, preset
 from deepatlas.exams.build_store import prepare_cohort
+from deepatlas.exams.phantoms import write_phantoms
 from deepatlas.losses import FeatureSimilarity, RegistrationLoss
 from deepatlas.losses.similarity import freeze
 from deepatlas.nn import Atlas, Autoencoder, CoordinateNetwork
@@ -33,7 +34,7 @@ TINY = {
 @functools.cache
 def store():
     folder = Path(tempfile.mkdtemp(prefix="deepatlas-benchmark-"))
-    PhantomCohort(seed=0).write(folder / "data", range(EXAMS), progress=False)
+    write_phantoms(PhantomCohort(seed=0), folder / "data", range(EXAMS), progress=False)
     return prepare_cohort(folder / "data", folder / "store.h5", progress=False)
 
 

@@ -1,39 +1,110 @@
-"""DeepATLAS: every voxel of a CT labelled with its anatomical coordinate, and what follows from that.
+"""DeepATLAS: the anatomical coordinate of every voxel of a CT, learned without labels, and what follows from it.
 
 >>> import deepatlas
->>> model = deepatlas.load("runs/phantom")
+>>> model = deepatlas.load("headneck")
 >>> coords = model.coordinates("exam.nii.gz")  # [3, D, H, W], on the exam's own grid
+
+Everything that is meant to be used from outside is listed in ``__all__``.
 """
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from deepatlas.errors import DataError, DeepAtlasError
+from deepatlas.errors import DataError, DataWarning, DeepAtlasError
+from deepatlas.version import __version__
 
-try:
-    __version__ = version("deepatlas")
-except PackageNotFoundError:  # run from a source tree
-    __version__ = "0.1.0+source"
+if TYPE_CHECKING:
+    from deepatlas.api import Model, load
+    from deepatlas.evaluate.run import evaluate_cohort
+    from deepatlas.exams.cohort import Cohort, ExamFiles, find_exams
+    from deepatlas.exams.phantoms import write_phantoms
+    from deepatlas.exams.read import read_volume
+    from deepatlas.intake.dataset.check import check_dataset
+    from deepatlas.intake.dataset.folder import Dataset
+    from deepatlas.intake.run.options import Options
+    from deepatlas.intake.run.pipeline import prepare
+    from deepatlas.intake.structures.name_map import NameMap
+    from deepatlas.intake.structures.read import read_structures
+    from deepatlas.io.codec import write_volume
+    from deepatlas.localize.points import Located, locate
+    from deepatlas.localize.segment import segment
+    from deepatlas.localize.template.build import build_template
+    from deepatlas.localize.template.file import Template
+    from deepatlas.phantom.patients import PhantomCohort
+    from deepatlas.space.grid import Grid
+    from deepatlas.space.volume import Volume
+    from deepatlas.store.store import Store
 
-__all__ = ["DataError", "DeepAtlasError", "Model", "Template", "__version__", "load"]
+# Where each public name lives. They are imported when they are first asked for, because most of them import PyTorch:
+# `deepatlas --help` and `import deepatlas` stay quick.
+_PUBLIC = {
+    "Cohort": "deepatlas.exams.cohort",
+    "Dataset": "deepatlas.intake.dataset.folder",
+    "ExamFiles": "deepatlas.exams.cohort",
+    "Grid": "deepatlas.space.grid",
+    "Located": "deepatlas.localize.points",
+    "Model": "deepatlas.api",
+    "NameMap": "deepatlas.intake.structures.name_map",
+    "Options": "deepatlas.intake.run.options",
+    "PhantomCohort": "deepatlas.phantom.patients",
+    "Store": "deepatlas.store.store",
+    "Template": "deepatlas.localize.template.file",
+    "Volume": "deepatlas.space.volume",
+    "build_template": "deepatlas.localize.template.build",
+    "check_dataset": "deepatlas.intake.dataset.check",
+    "evaluate_cohort": "deepatlas.evaluate.run",
+    "find_exams": "deepatlas.exams.cohort",
+    "load": "deepatlas.api",
+    "locate": "deepatlas.localize.points",
+    "prepare": "deepatlas.intake.run.pipeline",
+    "read_structures": "deepatlas.intake.structures.read",
+    "read_volume": "deepatlas.exams.read",
+    "segment": "deepatlas.localize.segment",
+    "write_phantoms": "deepatlas.exams.phantoms",
+    "write_volume": "deepatlas.io.codec",
+}
+
+__all__ = [
+    "Cohort",
+    "DataError",
+    "DataWarning",
+    "Dataset",
+    "DeepAtlasError",
+    "ExamFiles",
+    "Grid",
+    "Located",
+    "Model",
+    "NameMap",
+    "Options",
+    "PhantomCohort",
+    "Store",
+    "Template",
+    "Volume",
+    "__version__",
+    "build_template",
+    "check_dataset",
+    "evaluate_cohort",
+    "find_exams",
+    "load",
+    "locate",
+    "prepare",
+    "read_structures",
+    "read_volume",
+    "segment",
+    "write_phantoms",
+    "write_volume",
+]
 
 
-def load(name, device: str | None = None, *, refine: int = 0, average: int = 1):
-    """A trained :class:`Model`, from a run folder or a model file; see :meth:`Model.load`."""
-    from deepatlas.model.engine import Model
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'deepatlas' has no attribute {name!r}")
+    value = getattr(import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
 
-    return Model.load(name, device=device, refine=refine, average=average)
 
-
-def __getattr__(name: str):
-    # torch is imported only when a model or a template is really asked for: `deepatlas --help` stays quick.
-    if name == "Model":
-        from deepatlas.model.engine import Model
-
-        return Model
-    if name == "Template":
-        from deepatlas.localize.template.file import Template
-
-        return Template
-    raise AttributeError(f"module 'deepatlas' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from affine_model import GRIDS, LABELS, AffineModel, exam
 
-from deepatlas.cli import common as commands
+from deepatlas.api import Model
 from deepatlas.cli import main as cli
-from deepatlas.errors import DeepAtlasError
+from deepatlas.errors import DeepAtlasError, guarded
 from deepatlas.evaluate.metrics import dice
-from deepatlas.io.codec import read_volume, write_volume
+from deepatlas.exams.kind import exam_name
+from deepatlas.exams.read import read_volume
+from deepatlas.io.codec import write_volume
 
 AFFINE = ("--model", "affine")
 
@@ -38,16 +40,16 @@ def data(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def known_model(monkeypatch):
     """``--model affine`` is the model with known coordinates; everything else goes the real way."""
-    load = commands._load
+    load = Model.load
 
-    def known(args):
-        if args.model != "affine":
-            return load(args)
+    def known(name, **settings):
+        if name != "affine":
+            return load(name, **settings)
         model = AffineModel()
-        model.refine, model.average = args.refine, args.average
+        model.refine, model.average = settings["refine"], settings["average"]
         return model
 
-    monkeypatch.setattr(commands, "_load", known)
+    monkeypatch.setattr(Model, "load", known)
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +190,7 @@ def test_the_same_name_twice_is_refused(data, template, tmp_path, capsys):
     code, _, err = run(capsys, "segment", "--model", "affine", "--template", template, data / "e1", other,
                        "--out", tmp_path / "o")  # fmt: skip
     assert code == 1 and "has the same name (e1)" in err
-    assert commands.exam_name(data / "scan.of.me.nii.gz") == "scan.of.me"
+    assert exam_name(data / "scan.of.me.nii.gz") == "scan.of.me"
 
 
 def test_prepare_and_phantom(data, tmp_path, capsys):
@@ -210,13 +212,13 @@ def test_info_names_versions_and_backend(capsys):
 
 
 def test_exit_codes_of_interrupts_and_usage(monkeypatch, capsys):
-    def stop(*_):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "_load", stop)
+    monkeypatch.setattr(Model, "load", stop)
     code, out, err = run(capsys, "template", "--model", "m", "--data", "d", "--out", "o")
     assert (code, out, err) == (130, "", "deepatlas: interrupted\n")
-    assert cli.guarded(lambda: 7) == 7
+    assert guarded(lambda: 7) == 7
     for argv in ([], ["nonsense"], ["segment"], ["evaluate", "--threshold", "2"]):
         with pytest.raises(SystemExit) as leave:
             cli.main(argv)
@@ -227,10 +229,10 @@ def test_exit_codes_of_interrupts_and_usage(monkeypatch, capsys):
             raise error
 
         capsys.readouterr()
-        assert cli.guarded(fail) == 1
+        assert guarded(fail) == 1
         assert capsys.readouterr().err.count("\n") == 1
     with pytest.raises(ZeroDivisionError):  # a bug must show its traceback
-        cli.guarded(lambda: 1 // 0)
+        guarded(lambda: 1 // 0)
 
 
 def test_train_hands_every_argument_on(monkeypatch):

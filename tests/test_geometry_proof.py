@@ -26,17 +26,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from deepatlas.cli import common as commands
+from deepatlas.api import Model
 from deepatlas.cli import main as cli
 from deepatlas.errors import DataError
+from deepatlas.exams.build_store import prepare_exam
 from deepatlas.exams.cohort import ExamFiles
-from deepatlas.io.codec import read_volume, write_volume
+from deepatlas.exams.read import read_volume
+from deepatlas.io.codec import write_volume
 from deepatlas.localize import build_template
 from deepatlas.space import grid as grid_module
 from deepatlas.space.grid import Grid
 from deepatlas.space.preprocess import labels_to_grid, to_model_grid
 from deepatlas.space.volume import Volume
-from deepatlas.store.fit import prepare_exam
 
 TOLERANCE = 0.01  # voxels of the source
 where = st.tuples(unit(), unit(), unit())
@@ -254,7 +255,7 @@ def over_the_anatomy(draw) -> Grid:
 
 @pytest.fixture
 def known_model(monkeypatch):
-    monkeypatch.setattr(commands, "_load", lambda args: AffineModel(64))
+    monkeypatch.setattr(Model, "load", lambda *_, **__: AffineModel(64))
 
 
 @examples(3)

@@ -11,12 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-import deepatlas
 import deepatlas_ops as ops
 from deepatlas.errors import DataError
 from deepatlas.evaluate.metrics import HD95_CONVENTIONS, dice, surface_distances
@@ -27,14 +25,13 @@ from deepatlas.files import write_text
 from deepatlas.localize.segment import segment_coordinates
 from deepatlas.localize.template.file import Template
 from deepatlas.localize.template.selection import Selection
+from deepatlas.model.engine import Engine
 from deepatlas.model.native import native_coordinates
 from deepatlas.pictures import figures
 from deepatlas.space.grid import Grid
 from deepatlas.space.preprocess import foreground_box, normalize
 from deepatlas.space.volume import Volume
-
-if TYPE_CHECKING:
-    from deepatlas.model.engine import Model
+from deepatlas.version import __version__
 
 SURFACE = "mask voxels with a face neighbour outside; distances between voxel centres, exact Euclidean"
 ROWS = "structures not drawn in an exam give no row; a missed one counts as Dice 0 and not in the distances"
@@ -89,7 +86,7 @@ def _box_to_show(image: Volume, *labels: np.ndarray) -> tuple[list[int], list[in
 
 
 def exam_figure(
-    model: Model, exam: str, ct: Volume, seg: Volume, predicted: np.ndarray, coords: torch.Tensor, grid: Grid,
+    model: Engine, exam: str, ct: Volume, seg: Volume, predicted: np.ndarray, coords: torch.Tensor, grid: Grid,
     structures: dict[str, tuple[int, int]], convention: str,
 ) -> figures.Figure:  # fmt: skip
     """The tri-planar comparison of one exam (see :func:`~deepatlas.pictures.figures.overlay_figure`)."""
@@ -125,7 +122,7 @@ def exam_figure(
 
 
 def evaluate_cohort(
-    model: Model,
+    model: Engine,
     template: Template,
     data_dir: str | Path,
     out_dir: str | Path,
@@ -217,7 +214,7 @@ def evaluate_cohort(
         "data": str(data_dir),
         "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "versions": {
-            "deepatlas": deepatlas.__version__,
+            "deepatlas": __version__,
             "torch": torch.__version__,
             "numpy": np.__version__,
             "python": platform.python_version(),

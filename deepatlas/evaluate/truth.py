@@ -8,9 +8,10 @@ from torch import Tensor
 
 import deepatlas_ops as ops
 from deepatlas.config import PhantomConfig
-from deepatlas.model.engine import Model
+from deepatlas.model.engine import Engine
 from deepatlas.model.native import native_coordinates
-from deepatlas.phantom.patients import PhantomCohort, PhantomExam, affine_baseline
+from deepatlas.phantom.baseline import affine_baseline
+from deepatlas.phantom.patients import PhantomCohort, PhantomExam
 from deepatlas.space.grid import Grid
 from deepatlas.space.preprocess import foreground_mask
 
@@ -19,7 +20,7 @@ FIT_VOXELS = 5_000  # of each exam
 
 
 def phantom_truth(
-    model: Model,
+    model: Engine,
     config: PhantomConfig,
     template_exam: str,
     *,

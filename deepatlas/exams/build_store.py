@@ -20,10 +20,11 @@ from typing import Any
 
 from deepatlas.errors import DataError
 from deepatlas.exams.cohort import Cohort, ExamFiles, find_exams
+from deepatlas.exams.read import read_labels_for, read_volume
 from deepatlas.files import atomic_h5, write_error
 from deepatlas.progress import bar
 from deepatlas.space.preprocess import CROPS
-from deepatlas.store.fit import ExamError, PreparedExam, prepare_exam
+from deepatlas.store.fit import ExamError, PreparedExam, fit_exam
 from deepatlas.store.rows import PART_VERSION, Row, assemble, read_part, write_part
 from deepatlas.store.store import VERSION, Store, StoreVersionError, is_store
 
@@ -101,6 +102,17 @@ def prepare_cohort(
         for exam, reason in store.skipped.items():
             print(f"  {exam}: {reason}", file=sys.stderr)
     return store
+
+
+def prepare_exam(exam: ExamFiles, labels: dict[str, int], crop: str | None = None) -> PreparedExam:
+    """Read, check and resample one exam. Raises :class:`ExamError` (a DataError) if it cannot be used."""
+    notes: list[str] = []
+    try:
+        ct = read_volume(exam.ct, notes=notes, kind=exam.kind)
+        seg = read_labels_for(ct, exam.seg, labels, notes) if exam.seg else None
+    except DataError as error:
+        raise ExamError(error) from error
+    return fit_exam(ct, seg, labels, crop, notes)
 
 
 def _build(

@@ -5,30 +5,34 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from deepatlas.errors import DataError
-from deepatlas.io.codec import SUFFIXES, holds_dicom
+from deepatlas.exams.kind import Kind, exam_name, kind_of
+from deepatlas.io.codec import SUFFIXES
+from deepatlas.space.constants import MAX_LABEL
 from deepatlas.store.store import DATASET, Store, is_dataset
 
 LAYOUT = (
     "expected <root>/<exam>/ct.nii.gz (or .nii, .nrrd, .mha, or a DICOM series), optional seg.nii.gz beside it, "
     "and <root>/labels.json"
 )
-_MAX_ID = 65535
 
 
 @dataclass(frozen=True)
 class ExamFiles:
     """One exam's files: ``ct`` (its folder, where that holds DICOM), and ``seg`` (on the same grid) where drawn.
 
-    In a dataset both are the exam's one file: :func:`~deepatlas.io.codec.read_volume` finds either in it.
+    In a dataset both are the exam's one file: :func:`~deepatlas.exams.read.read_volume` finds either in it. ``kind``
+    says what ``ct`` is, so that nobody has to find it out again.
     """
 
     id: str
     ct: Path
     seg: Path | None = None
+    kind: Kind = Kind.IMAGE
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,10 @@ def find_exams(root: str | os.PathLike[str]) -> Cohort:
     if is_dataset(root):
         return _of_dataset(root)
     try:
-        folders = sorted((p for p in root.iterdir() if p.is_dir() and p.name[0] not in "._"), key=_natural)
+        folders = sorted(
+            (p for p in root.iterdir() if p.is_dir() and p.name[0] not in "._"),
+            key=lambda p: natural_order(p.name),
+        )
     except OSError as error:
         raise DataError(f"{root}: cannot read: {error.strerror}; check its permissions") from error
     exams, skipped = [], {}
@@ -81,7 +88,7 @@ def find_exams(root: str | os.PathLike[str]) -> Cohort:
         except DataError as error:
             skipped[folder.name] = str(error)
     if not exams:
-        if _images(root, "ct") or holds_dicom(root):
+        if _images(root, "ct") or kind_of(root) is Kind.DICOM:
             raise DataError(
                 f"{root}: is a single exam, not a data directory; give the folder above it ({LAYOUT})"
             )
@@ -102,12 +109,39 @@ def find_exams(root: str | os.PathLike[str]) -> Cohort:
     return Cohort(root, exams, labels, labels_path, skipped)
 
 
+def named_exams(arguments: Sequence[str | os.PathLike[str]]) -> dict[str, ExamFiles]:
+    """``{name: exam}`` of the EXAM arguments of a command.
+
+    Each is an image file, an exam file of a dataset, an exam's folder (with its CT or a DICOM series) or a data
+    directory, of which all exams are taken. :class:`~deepatlas.errors.DataError` where two exams have one name.
+    """
+    found: dict[str, ExamFiles] = {}
+    for path in map(Path, arguments):
+        for exam in _exams_at(path):
+            if exam.id in found and found[exam.id].ct.resolve() != exam.ct.resolve():
+                raise DataError(
+                    f"{exam.ct}: has the same name ({exam.id}) as {found[exam.id].ct}; give them in separate calls"
+                )
+            found[exam.id] = exam
+    return found
+
+
+def _exams_at(path: Path) -> list[ExamFiles]:
+    ct = _images(path, "ct")[:1] if path.is_dir() else []
+    if ct:
+        return [ExamFiles(exam_name(ct[0].absolute()), ct[0])]
+    kind = kind_of(path)
+    if kind is Kind.FOLDER:
+        return find_exams(path).exams
+    return [ExamFiles(exam_name(path.absolute()), path, kind=kind)]
+
+
 def _of_dataset(root: Path) -> Cohort:
     store = Store(root)
     exams = []
     for exam, source in ((exam, store.sources[exam]) for exam in store.ids):
         seg = source["seg"]
-        exams.append(ExamFiles(exam, root / str(source["ct"]), root / seg if seg else None))
+        exams.append(ExamFiles(exam, root / str(source["ct"]), root / seg if seg else None, Kind.EXAM_FILE))
     return Cohort(root, exams, store.labels, root / DATASET)
 
 
@@ -128,9 +162,9 @@ def read_labels(path: str | os.PathLike[str]) -> dict[str, int]:
     labels: dict[str, int] = {}
     owner: dict[int, str] = {}
     for name, value in pairs:
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MAX_ID:
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_LABEL:
             raise DataError(
-                f"{path}: id {_short(value)} of {name!r} is not a whole number from 1 to {_MAX_ID}; {cure}"
+                f"{path}: id {_short(value)} of {name!r} is not a whole number from 1 to {MAX_LABEL}; {cure}"
             )
         if name in labels:
             raise DataError(f"{path}: structure {name!r} is listed twice; {cure}")
@@ -152,7 +186,8 @@ def _short(value: object) -> str:
 def _exam(folder: Path) -> ExamFiles:
     try:
         ct, seg = _images(folder, "ct"), _images(folder, "seg")
-        if not ct and holds_dicom(folder):
+        kind = Kind.IMAGE if ct else kind_of(folder, is_exam=True)
+        if kind is Kind.DICOM:
             ct = [folder]
         if not ct:
             any(folder.iterdir())  # an unreadable folder says so
@@ -166,16 +201,14 @@ def _exam(folder: Path) -> ExamFiles:
         if len(found) > 1:
             names = ", ".join(p.name for p in found)
             raise DataError(f"{folder}: more than one image ({names}); keep one of them")
-    return ExamFiles(folder.name, ct[0], seg[0] if seg else None)
+    return ExamFiles(folder.name, ct[0], seg[0] if seg else None, kind)
 
 
 def _images(folder: Path, stem: str) -> list[Path]:
     return [path for suffix in SUFFIXES if (path := folder / (stem + suffix)).is_file()]
 
 
-def _natural(path: Path) -> list[tuple[int, int, str]]:
-    return [
-        (0, int(part), "") if part.isdigit() else (1, 0, part)
-        for part in re.split(r"(\d+)", path.name)
-        if part
-    ]
+def natural_order(text: str) -> list[tuple[int, int, str]]:
+    """A key for sorting in which numbers count as numbers: ``pt_2`` comes before ``pt_10``."""
+    parts = re.split(r"(\d+)", text)
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts if part]

@@ -25,15 +25,16 @@ from pathlib import Path
 
 import torch
 
-import deepatlas
 from deepatlas import checkpoint
 from deepatlas.config import Config, preset
 from deepatlas.errors import DeepAtlasError, guarded
 from deepatlas.evaluate.run import evaluate_cohort
 from deepatlas.evaluate.truth import phantom_truth
 from deepatlas.exams.build_store import prepare_cohort
+from deepatlas.exams.phantoms import write_phantoms
 from deepatlas.files import write_text
 from deepatlas.localize.template.build import build_template
+from deepatlas.model.engine import Engine
 from deepatlas.phantom.patients import PhantomCohort
 from deepatlas.train.__main__ import main as train
 
@@ -120,7 +121,7 @@ class Study:
     def _result(self, setting: Setting) -> dict:
         folder = self._trained(setting)
         found = json.loads((folder / "result.json").read_text())
-        model = deepatlas.load(folder, device="cpu")
+        model = Engine.load(folder, device="cpu")
         given, test = self.arguments, self._cohort("test") if self.phantom else self.arguments.test
         exams = given.template_exams or found["template_exams"]
         template = build_template(model, self._cohort("train"), exams, given.structures)
@@ -186,7 +187,7 @@ class Study:
             return Path(self.arguments.data)
         config = self.base.phantom
         first, count = (0, config.train) if part == "train" else (config.train, config.test)
-        self.drawn.write(self.work / "phantom" / part, range(first, first + count), progress=False)
+        write_phantoms(self.drawn, self.work / "phantom" / part, range(first, first + count), progress=False)
         return self.work / "phantom" / part
 
     def _read(self) -> dict:

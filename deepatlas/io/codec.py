@@ -1,8 +1,6 @@
-"""Volumes from and to NIfTI, NRRD and MetaImage files; DICOM series are read through ``deepatlas.intake``.
+"""Volumes from and to NIfTI, NRRD and MetaImage files, decoded and encoded by SimpleITK.
 
-SimpleITK does the decoding and is imported on first use, so that training from a store does not need it. It
-works in LPS millimetres; everything inside deepatlas is RAS+, and the sign of x and y changes here and
-nowhere else.
+SimpleITK works in LPS millimetres and everything inside the package in RAS+, so the signs of x and y change here.
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ import os
 import re
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,11 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepatlas.errors import DataError, DataWarning
+from deepatlas.errors import DataError
 from deepatlas.files import atomic_path
 from deepatlas.io.integrity import Checked, compare_geometry, nonfinite_error
 from deepatlas.io.integrity_nifti import check_nifti
 from deepatlas.io.integrity_text import check_metaimage, check_nrrd
+from deepatlas.io.itk import simpleitk
+from deepatlas.space.constants import LPS_FROM_RAS, LPS_SIGNS, MIN_VOXELS
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
 
@@ -37,11 +36,8 @@ _READERS = {
     ".mhd": "MetaImageIO",
 }
 SUFFIXES = tuple(_READERS)
-_TRIED = 50  # files of a folder that are looked at in search of DICOM
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
 _CHECKS = {"NiftiImageIO": check_nifti, "NrrdImageIO": check_nrrd, "MetaImageIO": check_metaimage}
-MIN_VOXELS = 4  # along every axis: fewer slices hold no anatomy to learn from or to locate
-_LPS = np.diag([-1.0, -1.0, 1.0])
 
 
 def image_suffix(path: str | os.PathLike[str]) -> str:
@@ -50,79 +46,26 @@ def image_suffix(path: str | os.PathLike[str]) -> str:
     return max((s for s in SUFFIXES if name.endswith(s)), key=len, default="")
 
 
-def read_volume(
-    path: str | os.PathLike[str], *, labels: bool = False, notes: list[str] | None = None
-) -> Volume:
-    """Read a 3-D scalar image.
+def read_image(path: Path, *, labels: bool = False) -> tuple[Volume, list[str]]:
+    """Read a 3-D scalar image file, and what is odd about it without forbidding its use.
 
     Args:
-        path: ``.nii``, ``.nii.gz``, ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd``; or, for a CT, a folder that holds
-            a DICOM series (of several the axial soft-tissue reconstruction with the most slices is taken, see
-            :func:`deepatlas.io.dicom.read.read_folder`) or an enhanced multi-frame DICOM file; or an exam file
-            of a dataset (``.h5``), which holds a CT and, where something was drawn, its labels.
+        path: ``.nii``, ``.nii.gz``, ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd``.
         labels: the file is a label image; otherwise a CT in Hounsfield units.
-        notes: oddities that do not forbid use are appended here; without it they become
-            :class:`~deepatlas.errors.DataWarning`.
 
     Returns:
-        A :class:`Volume` in the file's own voxel order (z, y, x): float32 Hounsfield units, or labels in
-        the smallest of uint8, uint16 and int32 that holds them.
+        A :class:`Volume` in the file's own voxel order (z, y, x): float32 Hounsfield units, or labels in the smallest
+        of uint8, uint16 and int32 that holds them; and one line for each oddity.
 
     Raises:
-        DataError: one line that names the file, what is wrong and the cure, for a file that is missing,
-        empty,
-            damaged, truncated, not 3-D, not scalar, too thin, sheared, constant, holding NaN or infinite
-            values, or (labels) not made of integers of at least 0.
+        DataError: one line that names the file, what is wrong and the cure.
     """
-    path = Path(path)
-    found: list[str] = []
-    if not labels and holds_dicom(path):
-        volume = _read_dicom(path, found)
-    else:
-        array, grid = _exam_file(path, labels) if path.suffix == ".h5" else _image_file(path, found)
-        array = _as_labels(array, path) if labels else _as_hounsfield(array, path, found)
-        volume = Volume(array, grid, name=str(path))
-    if notes is None:
-        for note in found:
-            warnings.warn(f"{path}: {note}", DataWarning, stacklevel=2)
-    else:
-        notes.extend(found)
-    return volume
-
-
-def holds_dicom(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is DICOM, or one of the first files in and below a folder is; opens only their beginning."""
-    path = Path(path)
-    try:
-        if not path.is_dir():
-            return not image_suffix(path) and path.is_file() and _starts_as_dicom(path)
-        tried = 0
-        for place, folders, names in os.walk(path):
-            folders.sort()
-            for name in sorted(names):
-                file = Path(place, name)
-                if file.is_file() and _starts_as_dicom(file):
-                    return True
-                tried += 1
-                if tried >= _TRIED:
-                    return False
-    except OSError:
-        pass  # reading it will say so
-    return False
-
-
-def _starts_as_dicom(path: Path) -> bool:
-    from deepatlas.io.dicom.header import looks_like_dicom
-
-    return looks_like_dicom(path)
-
-
-def _read_dicom(path: Path, notes: list[str]) -> Volume:
-    from deepatlas.io.dicom.read import read_folder  # which needs pydicom, and imports this module
-
-    reading = read_folder(path)
-    notes += [*reading.corrections, *reading.warnings]
-    return reading.volume
+    image, checked = _read_image(path)
+    array, grid = _array(image), _grid(image, path)
+    compare_geometry(path, grid, checked)
+    notes = list(checked.notes)
+    array = as_labels(array, path) if labels else as_hounsfield(array, path, notes)
+    return Volume(array, grid, name=str(path)), notes
 
 
 def write_volume(path: str | os.PathLike[str], volume: Volume) -> Path:
@@ -137,14 +80,14 @@ def write_volume(path: str | os.PathLike[str], volume: Volume) -> Path:
     suffix = image_suffix(path)
     if suffix not in WRITABLE:
         raise DataError(f"{path}: cannot write this kind of file; use one of {', '.join(WRITABLE)}")
-    sitk = _sitk()
+    sitk = simpleitk()
     array = _storable(volume.array)
     image = sitk.GetImageFromArray(array)
     affine = volume.grid.affine
     spacing = np.array(volume.grid.spacing)
     image.SetSpacing(spacing.tolist())
-    image.SetOrigin((_LPS @ affine[:3, 3]).tolist())
-    image.SetDirection((_LPS @ affine[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin((LPS_SIGNS * affine[:3, 3]).tolist())
+    image.SetDirection((LPS_FROM_RAS[:3, :3] @ affine[:3, :3] / spacing).ravel().tolist())
     with atomic_path(path) as temporary:
         try:
             sitk.WriteImage(image, str(temporary), useCompression=suffix != ".nii")
@@ -160,19 +103,10 @@ def write_volume(path: str | os.PathLike[str], volume: Volume) -> Path:
     return path
 
 
-def _sitk() -> Any:
-    try:
-        import SimpleITK as sitk
-    except ImportError as error:
-        raise DataError("reading and writing image files needs SimpleITK; pip install SimpleITK") from error
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # C++ warnings would reach the user's terminal unasked
-    return sitk
-
-
 def _read_image(path: Path) -> tuple[Any, Checked]:
     """Check and decode a file into a 3-D scalar SimpleITK image, and what its header says."""
     suffix = _check_file(path)
-    sitk = _sitk()
+    sitk = simpleitk()
     try:
         checked = _CHECKS[_READERS[suffix]](path)
         reader = sitk.ImageFileReader()
@@ -203,22 +137,6 @@ def _without_twin(path: Path) -> Iterator[Path]:
         except OSError:  # a system that lets nobody make links
             shutil.copyfile(path, link)
         yield link
-
-
-def _image_file(path: Path, notes: list[str]) -> tuple[NDArray, Grid]:
-    image, checked = _read_image(path)
-    array, grid = _array(image), _grid(image, path)
-    compare_geometry(path, grid, checked)
-    notes += checked.notes
-    return array, grid
-
-
-def _exam_file(path: Path, labels: bool) -> tuple[NDArray, Grid]:
-    from deepatlas.exams.exam_file import ExamFile  # which is built on this module
-
-    with ExamFile(path) as exam:
-        volume = exam.labels() if labels else exam.volume()
-    return volume.array, volume.grid
 
 
 def _check_file(path: Path) -> str:
@@ -288,14 +206,14 @@ def _reason(error: Exception) -> str:
 
 
 def _array(image: Any) -> NDArray:
-    return _sitk().GetArrayFromImage(image)
+    return simpleitk().GetArrayFromImage(image)
 
 
 def _grid(image: Any, path: Path) -> Grid:
     spacing = np.array(image.GetSpacing())
     affine = np.eye(4)
-    affine[:3, :3] = _LPS @ np.array(image.GetDirection()).reshape(3, 3) * spacing
-    affine[:3, 3] = _LPS @ np.array(image.GetOrigin())
+    affine[:3, :3] = LPS_FROM_RAS[:3, :3] @ np.array(image.GetDirection()).reshape(3, 3) * spacing
+    affine[:3, 3] = LPS_SIGNS * np.array(image.GetOrigin())
     try:
         return Grid(image.GetSize()[::-1], affine)
     except DataError as error:
@@ -310,7 +228,7 @@ def _check_finite(array: NDArray, path: Path) -> None:
         raise nonfinite_error(path, bad)
 
 
-def _as_hounsfield(array: NDArray, path: Path, notes: list[str]) -> NDArray[np.float32]:
+def as_hounsfield(array: NDArray, path: Path, notes: list[str]) -> NDArray[np.float32]:
     if array.dtype.kind not in "iuf":
         raise DataError(f"{path}: voxels of type {array.dtype}; give a CT in Hounsfield units")
     _check_finite(array, path)
@@ -327,7 +245,7 @@ def _as_hounsfield(array: NDArray, path: Path, notes: list[str]) -> NDArray[np.f
     return array.astype(np.float32, copy=False)
 
 
-def _as_labels(array: NDArray, path: Path) -> NDArray:
+def as_labels(array: NDArray, path: Path) -> NDArray:
     if array.dtype.kind not in "iuf":
         raise DataError(f"{path}: voxels of type {array.dtype}; a label image holds integers")
     _check_finite(array, path)

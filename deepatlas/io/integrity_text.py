@@ -20,9 +20,9 @@ from deepatlas.io.integrity import (
     check_memory,
     inflated_length,
 )
+from deepatlas.space.constants import LPS_FROM_RAS
 
 _LINES = 1024
-_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 # -- MetaImage --------------------------------------------------------------------------------------
 
@@ -83,7 +83,7 @@ def _check_meta(path: Path, handle: BinaryIO, fields: dict[str, str]) -> Checked
         affine = np.eye(4)
         affine[:3, :3] = found["TransformMatrix"].reshape(3, 3).T * found["ElementSpacing"]
         affine[:3, 3] = found["Offset"]
-        checked.affines["header"] = _LPS @ affine
+        checked.affines["header"] = LPS_FROM_RAS @ affine
     name = fields["ElementDataFile"]
     if name.split()[:1] == ["LIST"] or "%" in name:
         raise DataError(f"{path}: its voxels are in a list of files; save it as one .mha first")

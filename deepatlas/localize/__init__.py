@@ -7,7 +7,6 @@ from deepatlas.localize.segment import segment, segment_coordinates
 from deepatlas.localize.template.build import build_template
 from deepatlas.localize.template.estimate import LabelledExam, estimate_template
 from deepatlas.localize.template.file import Template
-from deepatlas.model.native import native_coordinates
 
 __all__ = [
     "LabelledExam",
@@ -16,7 +15,6 @@ __all__ = [
     "build_template",
     "estimate_template",
     "locate",
-    "native_coordinates",
     "read_points",
     "segment",
     "segment_coordinates",

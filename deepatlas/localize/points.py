@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,12 +21,10 @@ from torch import Tensor
 import deepatlas_ops as ops
 from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.files import write_text
+from deepatlas.model.engine import Engine
 from deepatlas.model.native import extrapolate
 from deepatlas.space.preprocess import foreground_mask
 from deepatlas.space.volume import Volume
-
-if TYPE_CHECKING:
-    from deepatlas.model.engine import Model
 
 NEWTON_STEPS = 12
 MAX_STEP = 2.0  # voxels
@@ -85,7 +82,7 @@ def _newton(padded: Tensor, jacobian: Tensor, wanted: Tensor, start: Tensor) -> 
     return index, best
 
 
-def locate(model: Model, points_mm: Sequence | np.ndarray, source: Volume, target: Volume) -> Located:
+def locate(model: Engine, points_mm: Sequence | np.ndarray, source: Volume, target: Volume) -> Located:
     """Find points ``[N, 3]`` (RAS mm) of ``source`` in ``target``.
 
     The coordinate c at a source point is read linearly; c_target(u) = c is solved with

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,14 +11,10 @@ from torch import Tensor
 import deepatlas_ops as ops
 from deepatlas.errors import DeepAtlasError
 from deepatlas.localize.template.file import Template
-from deepatlas.model.native import coordinate_slabs, inside, native_coordinates
+from deepatlas.model.engine import Engine
+from deepatlas.model.native import coordinate_slabs, inside
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
-
-if TYPE_CHECKING:
-    from deepatlas.model.engine import Model
-
-__all__ = ["native_coordinates", "segment", "segment_coordinates"]
 
 # A tile of the exam sees a small box of the template, and only the structures that reach into it are sampled:
 # the cost follows the anatomy, not the number of structures times the number of voxels.
@@ -83,7 +78,7 @@ def _tiles(shape: tuple[int, int]) -> Iterator[tuple[slice, ...]]:
             yield slice(None), slice(None), slice(y, y + TILE[1]), slice(x, x + TILE[2])
 
 
-def segment(model: Model, volume: Volume, template: Template, threshold: float | None = None) -> Volume:
+def segment(model: Engine, volume: Volume, template: Template, threshold: float | None = None) -> Volume:
     """Label image of ``volume`` on its own grid, whatever its orientation; see segment_coordinates.
 
     Raises DeepAtlasError where the template belongs to another model.

@@ -1,10 +1,11 @@
-"""A trained model: from a CT to anatomical coordinates, and from there to masks and points."""
+"""A trained network and its atlas: from a CT to the anatomical coordinate of each of its voxels."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -14,7 +15,10 @@ import deepatlas_ops as ops
 from deepatlas import checkpoint
 from deepatlas.config import Config
 from deepatlas.errors import DeepAtlasError
+from deepatlas.exams.read import read_volume
 from deepatlas.model.average import averaged_coordinates
+from deepatlas.model.native import native_coordinates
+from deepatlas.model.refine import refine_coordinates
 from deepatlas.nn import Atlas, CoordinateNetwork
 from deepatlas.pretrained import MODEL as FILE
 from deepatlas.pretrained import resolve, shipped
@@ -37,7 +41,7 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
         raise DeepAtlasError(f"device {name} cannot be used here ({reason}); take cpu") from None
 
 
-class Model:
+class Engine:
     """Network and atlas of one run. Not a ``torch.nn.Module``: those are ``network`` and ``atlas_module``."""
 
     def __init__(
@@ -65,7 +69,7 @@ class Model:
     @classmethod
     def load(
         cls, name: str | os.PathLike, device: str | None = None, *, refine: int = 0, average: int = 1
-    ) -> Model:
+    ) -> Self:
         """Load a model.
 
         Args:
@@ -112,7 +116,7 @@ class Model:
         }
         checkpoint.save(Path(path), state)
 
-    def to(self, device: str | torch.device) -> Model:
+    def to(self, device: str | torch.device) -> Self:
         """Move to a device, in place; returns itself."""
         self.network.to(device)
         self.atlas_module.to(device)
@@ -158,14 +162,12 @@ class Model:
             ``coords [1, 3, S, S, S]`` float32 on the model's device, the grid of these S^3 voxels (RAS, cropped as
             the model was trained), and the exam in Hounsfield units on that grid.
         """
-        hu = to_model_grid(_read(volume), self.size, crop=self.crop)
+        hu = to_model_grid(read_exam(volume), self.size, crop=self.crop)
         x = normalize(torch.as_tensor(np.ascontiguousarray(hu.array), dtype=torch.float32))
         x = x[None, None].to(self.device)
         level = self.config.network.finest_level
         coords = averaged_coordinates(lambda view: self.network(view, level), x, self.average)
         if self.refine:
-            from deepatlas.model.refine import refine_coordinates
-
             mask = torch.as_tensor(foreground_mask(hu.array), dtype=x.dtype, device=x.device)[None, None]
             coords = refine_coordinates(coords, x, mask, self.atlas_module, self.config, self.refine)
         return ops.resize(coords, x.shape[2:]), hu.grid, hu
@@ -177,31 +179,13 @@ class Model:
         away) continue the map linearly and may lie outside.
         ``exam`` is a file or a :class:`Volume` in Hounsfield units; orientation and spacing are free.
         """
-        from deepatlas.localize.segment import native_coordinates
-
-        volume = _read(exam)
+        volume = read_exam(exam)
         coords, grid, _ = self.coordinates_on_model_grid(volume)
         return native_coordinates(coords, grid, volume.grid)
 
-    def segment(self, exam: Exam, template, threshold: float | None = None) -> Volume:
-        """Label image of the template's structures on the exam's own grid (section 3.2.1).
 
-        ``threshold``: what a mask must reach; None takes the template's own values, which keep volumes.
-        """
-        from deepatlas.localize.segment import segment
-
-        return segment(self, _read(exam), template, threshold=threshold)
-
-    def locate(self, points_mm, source: Exam, target: Exam):
-        """Where points of one exam lie in another; RAS mm ``[N, 3]``, see :func:`deepatlas.localize.locate`."""
-        from deepatlas.localize.points import locate
-
-        return locate(self, points_mm, _read(source), _read(target))
-
-
-def _read(exam: Exam) -> Volume:
+def read_exam(exam: Exam) -> Volume:
+    """The volume itself, or the exam at a path (see :func:`~deepatlas.exams.read.read_volume`)."""
     if isinstance(exam, Volume):
         return exam
-    from deepatlas.io.codec import read_volume
-
     return read_volume(exam)

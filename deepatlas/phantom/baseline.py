@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-if TYPE_CHECKING:
-    from deepatlas.phantom.patients import PhantomExam
+from deepatlas.phantom.patients import PhantomExam
 
 
 def best_affine(source: PhantomExam, target: PhantomExam, *, points: int = 20000) -> NDArray[np.float64]:

@@ -7,24 +7,20 @@ itself is :attr:`PhantomExam.coords`: the ground truth that no real exam has.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from deepatlas.phantom.anatomy import STRUCTURES, THIGH, VERTEX, build_template
-from deepatlas.phantom.baseline import affine_baseline
 from deepatlas.phantom.deform import Deformation, Pose, upsample
 from deepatlas.phantom.shapes import rotation
 from deepatlas.phantom.tissue import PHASES, lookup
+from deepatlas.space.constants import AIR
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
-
-__all__ = ["PhantomCohort", "PhantomExam", "affine_baseline"]
 
 FIELD_OF_VIEW = (384.0, 312.0)  # mm along x and y at scale 1
 CONTROL_SPACING = 16.0  # mm between the control values that carry the displacement to the voxels
@@ -142,12 +138,6 @@ class PhantomCohort:
             phase,
         )
 
-    def write(self, root: str | Path, indices: int | Iterable[int], *, progress: bool = True) -> list[Path]:
-        """Write exams as a data directory; see :func:`deepatlas.phantom.files.write_cohort`."""
-        from deepatlas.phantom.files import write_cohort
-
-        return write_cohort(self, root, indices, progress=progress)
-
     def _field_of_view(self, index: int, pose: Pose, generator: np.random.Generator) -> tuple[str, Grid]:
         """The part of the body in view and its voxel grid, at times tilted, or stored LPS or feet first."""
         # Steps of the golden ratio fill [0, 1) evenly: small cohorts have their share of partial exams too.
@@ -212,7 +202,7 @@ class PhantomCohort:
         sigma = generator.uniform(7, 20) * self.noise
         noise = generator.standard_normal(grid.shape, dtype=np.float32)
         hu += np.float32(sigma) * noise
-        return np.rint(hu).clip(-1024, 3071).astype(np.float32)
+        return np.rint(hu).clip(AIR, 3071).astype(np.float32)
 
 
 def _steps(grid: Grid, mm: float) -> tuple[int, int, int]:

@@ -12,12 +12,11 @@ from torch import Tensor
 
 import deepatlas_ops as ops
 from deepatlas.errors import DataError
+from deepatlas.space.constants import AIR, FINE_SIZE, MODEL_SIZE
 from deepatlas.space.grid import Grid, Shape
 from deepatlas.space.volume import Volume
 
 HU_RANGE = (-256.0, 256.0)
-AIR = -1024.0  # scanners pad outside their field of view with less; it is clamped before anything is averaged
-FINE_SIZE = 128
 CROPS = (None, "foreground", "midline")
 MIDLINE_MM = 240.0  # left to right: any head and neck with some room, and of the shoulders only the middle
 
@@ -31,7 +30,7 @@ _IN_PLANE[1] = ndimage.generate_binary_structure(2, 1)
 _COMPANION = 0.25  # a second body part (the other leg) has at least this share of the largest one's volume
 
 
-def to_model_grid(volume: Volume, size: int = 64, crop: str | None = None) -> Volume:
+def to_model_grid(volume: Volume, size: int = MODEL_SIZE, crop: str | None = None) -> Volume:
     """Resample a CT to ``size``³ as the network sees it (paper 5.5.2), still in Hounsfield units.
 
     The voxels are put in RAS order, cropped to the patient if ``crop="foreground"`` (and from left to right to the

@@ -1,21 +1,18 @@
-"""One exam: read, checked against its label image, and resampled for the store."""
+"""One exam checked against its label image and resampled, as a store holds it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepatlas.errors import DataError
-from deepatlas.exams.cohort import ExamFiles
-from deepatlas.io.codec import read_volume
+from deepatlas.space.constants import FINE_SIZE, MODEL_SIZE
 from deepatlas.space.grid import Grid
 from deepatlas.space.preprocess import foreground_mask, labels_to_grid, pool_labels, pool_volume, to_fine_grid
 from deepatlas.space.volume import Volume
-from deepatlas.store.store import FINE, SIZE
 
 
 class ExamError(DataError):
@@ -36,17 +33,6 @@ class PreparedExam:
     notes: list[str]
 
 
-def prepare_exam(exam: ExamFiles, labels: dict[str, int], crop: str | None = None) -> PreparedExam:
-    """Read, check and resample one exam. Raises :class:`ExamError` (a DataError) if it cannot be used."""
-    notes: list[str] = []
-    try:
-        ct = read_volume(exam.ct, notes=notes)
-        seg = read_labels_for(ct, exam.seg, labels, notes) if exam.seg else None
-    except DataError as error:
-        raise ExamError(error) from error
-    return fit_exam(ct, seg, labels, crop, notes)
-
-
 def fit_exam(
     ct: Volume, seg: Volume | None, labels: dict[str, int], crop: str | None = None, notes: Sequence[str] = ()
 ) -> PreparedExam:
@@ -58,7 +44,7 @@ def fit_exam(
         fine = to_fine_grid(ct, crop)
     except DataError as error:
         raise ExamError(error) from error
-    pooled = pool_volume(fine, FINE // SIZE)
+    pooled = pool_volume(fine, FINE_SIZE // MODEL_SIZE)
     mask = foreground_mask(pooled.array)
     if not mask.any():
         raise ExamError(
@@ -67,7 +53,7 @@ def fit_exam(
     if seg is not None:
         dtype = np.uint8 if max(labels.values()) < 256 else np.uint16
         labels_fine = labels_to_grid(seg, fine.grid).array.astype(dtype)
-        labels_64 = pool_labels(labels_fine, FINE // SIZE)
+        labels_64 = pool_labels(labels_fine, FINE_SIZE // MODEL_SIZE)
         present = set(np.unique(seg.array).tolist())
     else:
         labels_fine = labels_64 = None
@@ -82,16 +68,6 @@ def fit_exam(
         native_grid=ct.grid,
         notes=list(notes),
     )
-
-
-def read_labels_for(ct: Volume, path: Path, labels: dict[str, int], notes: list[str] | None = None) -> Volume:
-    """Read a segmentation and check it against its CT and the label table.
-
-    Raises :class:`~deepatlas.errors.DataError` if it is not on the CT's grid or holds an id the table lacks.
-    """
-    seg = read_volume(path, labels=True, notes=notes)
-    check_labels(ct, seg, labels)
-    return seg
 
 
 def check_labels(ct: Volume, seg: Volume, labels: dict[str, int]) -> None:

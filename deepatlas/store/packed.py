@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepatlas.errors import DataError
+from deepatlas.space.constants import MODEL_SIZE
 
-SIZE = 64
-VOXELS = SIZE**3
+VOXELS = MODEL_SIZE**3
 ROWS: dict[str, tuple[np.dtype, int]] = {  # name: dtype as it lies in the file, values of an exam
     "hu": (np.dtype("<i2"), VOXELS),
     "mask": (np.dtype("u1"), VOXELS // 8),  # a bit a voxel
@@ -34,7 +34,7 @@ class PackedWriter:
     """Creates ``hu``, ``mask`` and their checksums for ``count`` exams in a new HDF5 file."""
 
     def __init__(self, file: h5py.File, count: int) -> None:
-        self._hu = file.create_dataset("hu", (count, SIZE, SIZE, SIZE), dtype=ROWS["hu"][0])
+        self._hu = file.create_dataset("hu", (count, MODEL_SIZE, MODEL_SIZE, MODEL_SIZE), dtype=ROWS["hu"][0])
         self._mask = file.create_dataset("mask", (count, ROWS["mask"][1]), dtype=ROWS["mask"][0])
         self._sums = file.create_dataset(CHECKSUMS, (count, len(ROWS)), dtype=np.uint32)
 
@@ -106,7 +106,7 @@ class PackedReader:
 
     def hu(self, row: int) -> NDArray[np.int16]:
         """Hounsfield units ``[64, 64, 64]``."""
-        out = np.empty((SIZE,) * 3, dtype=ROWS["hu"][0])
+        out = np.empty((MODEL_SIZE,) * 3, dtype=ROWS["hu"][0])
         self.read_into("hu", row, out)
         return out
 
@@ -114,7 +114,7 @@ class PackedReader:
         """Foreground ``[64, 64, 64]``, 0 and 1."""
         bits = np.empty(ROWS["mask"][1], dtype=np.uint8)
         self.read_into("mask", row, bits)
-        return np.unpackbits(bits).reshape((SIZE,) * 3)
+        return np.unpackbits(bits).reshape((MODEL_SIZE,) * 3)
 
     def close(self) -> None:
         self._file.close()

@@ -16,14 +16,15 @@ import h5py
 import numpy as np
 
 from deepatlas.errors import DataError
+from deepatlas.space.constants import FINE_SIZE, MODEL_SIZE
 from deepatlas.space.grid import Grid
 from deepatlas.store.fit import PreparedExam
 from deepatlas.store.packed import PackedWriter
-from deepatlas.store.store import FINE, FORMAT, SIZE, VERSION, Store, tables_digest
+from deepatlas.store.store import FORMAT, VERSION, Store, tables_digest
 
 PART_VERSION = 2  # raise with the layout of parts: those of an interrupted build are then made again
 
-_LABEL_MAPS = {"labels": (SIZE,) * 3, "labels_fine": (FINE,) * 3}
+_LABEL_MAPS = {"labels": (MODEL_SIZE,) * 3, "labels_fine": (FINE_SIZE,) * 3}
 _TABLES = {"grid": (4, 4), "fine_grid": (4, 4), "native_grid": (4, 4), "native_shape": (3,)}
 
 
@@ -61,7 +62,7 @@ def read_part(path: Path, group: str = "/") -> tuple[PreparedExam, dict[str, int
                 labels=part["labels"][:] if "labels" in part else None,
                 labels_fine=part["labels_fine"][:] if "labels_fine" in part else None,
                 has_label=part["has_label"][:].astype(bool).tolist(),
-                fine_grid=Grid((FINE,) * 3, part["fine_grid"][:]),
+                fine_grid=Grid((FINE_SIZE,) * 3, part["fine_grid"][:]),
                 native_grid=Grid(tuple(part["native_shape"][:].tolist()), part["native_grid"][:]),
                 notes=meta["notes"],
             )
@@ -120,7 +121,7 @@ def assemble(file: h5py.File, count: int, rows: Iterable[Row], meta: dict[str, A
             array = getattr(exam, name)
             if array is not None and has_label[i].any():
                 dataset[i] = array
-        tables["grid"][i] = exam.fine_grid.pooled(FINE // SIZE).affine
+        tables["grid"][i] = exam.fine_grid.pooled(FINE_SIZE // MODEL_SIZE).affine
         tables["fine_grid"][i] = exam.fine_grid.affine
         tables["native_grid"][i] = exam.native_grid.affine
         tables["native_shape"][i] = exam.native_grid.shape

@@ -35,16 +35,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepatlas.errors import DataError
+from deepatlas.space.constants import FINE_SIZE, MODEL_SIZE
 from deepatlas.space.grid import Grid
 from deepatlas.store.hdf5 import FileArray, Hdf5Reader, begins_like_hdf5
-from deepatlas.store.packed import AGAIN, SIZE, PackedReader
+from deepatlas.store.packed import AGAIN, PackedReader
 
 if TYPE_CHECKING:
     import h5py
 
 FORMAT = "deepatlas-cohort"
 VERSION = 2
-FINE = 128
 DATASET, PACKED = "dataset.json", "packed.h5"  # in the folder of a dataset
 _TABLES = ("crc32", "has_label", "grid", "fine_grid", "native_grid", "native_shape", "ids", "meta")
 
@@ -71,7 +71,7 @@ class PackedArray:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (len(self), SIZE, SIZE, SIZE)
+        return (len(self), MODEL_SIZE, MODEL_SIZE, MODEL_SIZE)
 
     def __len__(self) -> int:
         return len(self._store)
@@ -82,7 +82,7 @@ class PackedArray:
         read = getattr(self._store.packed(), self._name)
         if rows.ndim == 0:
             return read(int(rows))[tuple(within)]
-        out = np.empty((len(rows), SIZE, SIZE, SIZE), self.dtype)
+        out = np.empty((len(rows), MODEL_SIZE, MODEL_SIZE, MODEL_SIZE), self.dtype)
         for place, row in enumerate(rows):
             out[place] = read(int(row))
         return out[(slice(None), *within)]
@@ -171,11 +171,11 @@ class Store(Hdf5Reader):
 
     def grid(self, index: int) -> Grid:
         """The 64³ grid of ``hu``, ``mask`` and ``labels_64``."""
-        return Grid((SIZE,) * 3, self._affines["grid"][index])
+        return Grid((MODEL_SIZE,) * 3, self._affines["grid"][index])
 
     def fine_grid(self, index: int) -> Grid:
         """The 128³ grid of ``labels_128``."""
-        return Grid((FINE,) * 3, self._affines["fine_grid"][index])
+        return Grid((FINE_SIZE,) * 3, self._affines["fine_grid"][index])
 
     def native_grid(self, index: int) -> Grid:
         """The grid of the exam's own file."""

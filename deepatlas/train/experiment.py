@@ -22,7 +22,7 @@ from deepatlas.files import write_text
 from deepatlas.losses import FeatureSimilarity, RegistrationLoss
 from deepatlas.losses.similarity import freeze
 from deepatlas.model.engine import FILE as MODEL_FILE
-from deepatlas.model.engine import Model, pick_device
+from deepatlas.model.engine import Engine, pick_device
 from deepatlas.nn import Atlas, Autoencoder, CoordinateNetwork, parameter_count
 from deepatlas.space.preprocess import foreground_mask, normalize, to_model_grid
 from deepatlas.space.volume import Volume
@@ -166,15 +166,19 @@ class Experiment:
     def _store(self, log: RunLog) -> Store:
         data = self.request["data"]
         if data is None:
+            from deepatlas.exams.phantoms import write_phantoms
             from deepatlas.phantom.patients import PhantomCohort
 
             phantom = self.config.phantom
             root = self.folder / "phantom"
             log.say(f"no --data given: making a cohort of {phantom.train + phantom.test} phantoms in {root}")
             cohort = PhantomCohort(seed=phantom.seed, deformation=phantom.deformation)
-            cohort.write(root / "train", range(phantom.train), progress=not self.quiet)
-            cohort.write(
-                root / "test", range(phantom.train, phantom.train + phantom.test), progress=not self.quiet
+            write_phantoms(cohort, root / "train", range(phantom.train), progress=not self.quiet)
+            write_phantoms(
+                cohort,
+                root / "test",
+                range(phantom.train, phantom.train + phantom.test),
+                progress=not self.quiet,
             )
             data = root / "train"
             self.request |= {"test": os.fspath(root / "test"), "seed_exam": cohort.exam_id(0)}
@@ -309,7 +313,7 @@ class Experiment:
         inside = ops.affine_resample(mask, scale, atlas.values.shape[2:], padding="zeros") > 0.5
         session.facts = {"seed_mask": inside.float(), "seed_exam": exam}
 
-    def _finish(self, session: Session, split: dict) -> Model:
+    def _finish(self, session: Session, split: dict) -> Engine:
         """Write ``model.pt`` and ``atlas.nii.gz``."""
         card = {
             "preset": self.config.preset,
@@ -320,7 +324,7 @@ class Experiment:
             "torch": str(torch.__version__),
             "backend": ops.build_info()["backend"],
         }
-        model = Model(self.config, session.modules["network"], session.modules["atlas"], card)
+        model = Engine(self.config, session.modules["network"], session.modules["atlas"], card)
         model.save(self.folder / MODEL_FILE)
         save_atlas(model, self.folder / "atlas.nii.gz")
         return model
@@ -337,7 +341,7 @@ def _start_folder(folder: Path, config: Config, request: dict) -> None:
     write_text(folder / CONFIG, json.dumps({"config": config.to_dict(), "request": request}, indent=2) + "\n")
 
 
-def save_atlas(model: Model, path: Path) -> None:
+def save_atlas(model: Engine, path: Path) -> None:
     """The atlas as Hounsfield units; its voxels are normalised coordinates times 100 (it has no millimetres)."""
     from deepatlas.io.codec import write_volume
     from deepatlas.space.grid import Grid
@@ -357,7 +361,7 @@ def save_atlas(model: Model, path: Path) -> None:
 def _seed_volume(store: Store, index: int) -> Volume:
     """The exam at 128^3 from its file, or at 64^3 from the store where the file or the image library is gone."""
     try:
-        from deepatlas.io.codec import read_volume
+        from deepatlas.exams.read import read_volume
 
         return to_model_grid(read_volume(store.source(index)), 128, crop=store.crop)
     except (ImportError, DataError):

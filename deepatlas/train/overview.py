@@ -9,20 +9,19 @@ import torch
 
 import deepatlas_ops as ops
 from deepatlas.exams.cohort import Cohort
-from deepatlas.io.codec import read_volume
+from deepatlas.exams.read import read_labels_for, read_volume
 from deepatlas.localize.segment import segment
 from deepatlas.localize.template.file import Template
-from deepatlas.model.engine import Model
+from deepatlas.model.engine import Engine
 from deepatlas.pictures.figures import progress_figure, save_figure
 from deepatlas.space.preprocess import foreground_box, normalize
 from deepatlas.space.volume import Volume
-from deepatlas.store.fit import read_labels_for
 
 
-def save_overview(path: Path, model: Model, template: Template, cohort: Cohort, exam: str) -> None:
+def save_overview(path: Path, model: Engine, template: Template, cohort: Cohort, exam: str) -> None:
     """Write the tri-planar picture of one labelled exam of ``cohort`` as a PNG."""
     files = cohort.exam(exam)
-    ct = read_volume(files.ct)
+    ct = read_volume(files.ct, kind=files.kind)
     seg = read_labels_for(ct, files.seg, cohort.labels, [])
     coords = model.coordinates(ct)
     warped = ops.resample(model.atlas, coords[None].clamp(-1, 1))[0, 0]

@@ -12,12 +12,12 @@ from deepatlas.evaluate.truth import phantom_truth
 from deepatlas.exams.cohort import find_exams
 from deepatlas.localize.template.build import build_template
 from deepatlas.localize.template.file import Template
-from deepatlas.model.engine import Model
+from deepatlas.model.engine import Engine
 from deepatlas.train.log import RunLog
 from deepatlas.train.overview import save_overview
 
 
-def score(folder: Path, model: Model, config: Config, request: dict, split: dict, log: RunLog) -> dict:
+def score(folder: Path, model: Engine, config: Config, request: dict, split: dict, log: RunLog) -> dict:
     """Template, evaluation and phantom truth, written under ``folder``; returns the figures of ``result.json``.
 
     What ``config.refine.steps`` above 0 adds is under ``"refined"``: the same figures with every exam's coordinates
@@ -43,7 +43,7 @@ def score(folder: Path, model: Model, config: Config, request: dict, split: dict
         result |= phantom_truth(model, config.phantom, split["template"][0])
     if steps := config.refine.steps:
         log.say(f"the same with {steps} steps of refinement per exam")
-        refining = Model(config, model.network, model.atlas_module, model.card, refine=steps)
+        refining = Engine(config, model.network, model.atlas_module, model.card, refine=steps)
         _, summary = _one_shot(folder, "-refined", refining, request, split, log, pictures=False)
         result["refined"] = {"steps": steps} | _figures(summary)
         if request["data"] is None:
@@ -52,7 +52,7 @@ def score(folder: Path, model: Model, config: Config, request: dict, split: dict
 
 
 def _one_shot(
-    folder: Path, suffix: str, model: Model, request: dict, split: dict, log: RunLog, pictures: bool = True
+    folder: Path, suffix: str, model: Engine, request: dict, split: dict, log: RunLog, pictures: bool = True
 ) -> tuple[Template, dict]:
     """``template<suffix>.h5`` and ``evaluation<suffix>/``; a bad exam is skipped and said unless the run is strict."""
     strict = request["strict"]

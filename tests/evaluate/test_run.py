@@ -14,7 +14,8 @@ from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.evaluate.metrics import dice
 from deepatlas.evaluate.run import atlas_slices, evaluate_cohort
 from deepatlas.io.codec import write_volume
-from deepatlas.localize import build_template, native_coordinates
+from deepatlas.localize import build_template
+from deepatlas.model.native import native_coordinates
 from deepatlas.space.volume import Volume
 
 

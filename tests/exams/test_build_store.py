@@ -17,7 +17,8 @@ from deepatlas.errors import DataError
 from deepatlas.exams import build_store as prepare
 from deepatlas.exams.build_store import prepare_cohort
 from deepatlas.exams.cohort import find_exams
-from deepatlas.io.codec import read_volume, write_volume
+from deepatlas.exams.read import read_volume
+from deepatlas.io.codec import write_volume
 from deepatlas.space.grid import Grid
 from deepatlas.space.preprocess import foreground_mask, to_model_grid
 from deepatlas.space.volume import Volume

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from make_dicom import write_capture, write_ct, write_localizer, write_report
 
-from deepatlas.cli.common import exam_files
 from deepatlas.errors import DataError, DataWarning
-from deepatlas.exams.cohort import find_exams
-from deepatlas.io.codec import read_volume
+from deepatlas.exams.cohort import find_exams, named_exams
+from deepatlas.exams.kind import Kind
+from deepatlas.exams.read import read_volume
 
 AFFINE = np.array([[-0.8, 0, 0, 40], [0, -0.7, 0, 30], [0, 0, 2.5, -100], [0, 0, 0, 1.0]])
 
@@ -81,15 +81,17 @@ def test_data_directories_and_commands(tmp_path):
     assert found == {"a": tmp_path / "a", "b": tmp_path / "b"}
     for ct in found.values():
         np.testing.assert_array_equal(read_volume(ct, notes=[]).array, body())
-    assert exam_files([tmp_path]) == found
-    assert exam_files([tmp_path / "a"]) == {"a": tmp_path / "a"}
+    named = named_exams([tmp_path])
+    assert {name: exam.ct for name, exam in named.items()} == found
+    assert {exam.kind for exam in named.values()} == {Kind.DICOM}
+    assert [exam.ct for exam in named_exams([tmp_path / "a"]).values()] == [tmp_path / "a"]
 
 
 def test_without_pydicom_one_line_says_what_to_install(tmp_path):
     write_ct(tmp_path, body(), AFFINE)
     code = (
         "import sys; sys.modules['pydicom'] = None\n"
-        "from deepatlas.io.codec import read_volume\n"
+        "from deepatlas.exams.read import read_volume\n"
         f"try: read_volume({str(tmp_path)!r})\n"
         "except ValueError as error: print(type(error).__name__, error)\n"
     )

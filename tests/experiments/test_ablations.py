@@ -7,6 +7,7 @@ import pytest
 from fast_settings import FAST
 
 from deepatlas.config import preset
+from deepatlas.exams.phantoms import write_phantoms
 from deepatlas.experiments import ablations
 from deepatlas.phantom.patients import PhantomCohort
 
@@ -25,7 +26,7 @@ def test_every_setting_differs_from_the_default_and_is_valid():
 )
 def test_a_directory_is_scored_and_what_is_finished_is_not_run_again(tmp_path, monkeypatch, capsys):
     for part, exams in (("train", range(3)), ("test", [3])):
-        PhantomCohort(seed=0).write(tmp_path / part, exams, progress=False)
+        write_phantoms(PhantomCohort(seed=0), tmp_path / part, exams, progress=False)
     out, work = tmp_path / "out.json", tmp_path / "work"
     smallest = [s for s in FAST if "phantom" not in s and "train.steps" not in s]
     arguments = [

@@ -16,7 +16,8 @@ from fuzz_dicom import DICOM
 from numpy.typing import NDArray
 
 from deepatlas.errors import DataError
-from deepatlas.io.codec import read_volume, write_volume
+from deepatlas.exams.read import read_volume
+from deepatlas.io.codec import write_volume
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
 

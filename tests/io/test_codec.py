@@ -10,7 +10,8 @@ import SimpleITK as sitk
 from small_exams import oblique, one_line
 
 from deepatlas.errors import DataError, DataWarning
-from deepatlas.io.codec import image_suffix, read_volume, write_volume
+from deepatlas.exams.read import read_volume
+from deepatlas.io.codec import image_suffix, write_volume
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
 

@@ -6,8 +6,8 @@ import torch
 from affine_model import GRIDS, exam
 
 import deepatlas_ops as ops
+from deepatlas.api import Model
 from deepatlas.config import preset
-from deepatlas.model.engine import Model
 from deepatlas.model.refine import refine_coordinates
 from deepatlas.nn import Atlas, CoordinateNetwork
 from deepatlas.space.affine import affine_coords

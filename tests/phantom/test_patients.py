@@ -15,13 +15,14 @@ import pytest
 from scipy import ndimage
 
 from deepatlas.errors import DataError
+from deepatlas.exams import phantoms
 from deepatlas.exams.cohort import find_exams
-from deepatlas.io.codec import read_volume
-from deepatlas.phantom import files as phantom_files
+from deepatlas.exams.phantoms import write_phantoms
+from deepatlas.exams.read import read_volume
 from deepatlas.phantom.anatomy import build_template
-from deepatlas.phantom.baseline import best_affine
+from deepatlas.phantom.baseline import affine_baseline, best_affine
 from deepatlas.phantom.deform import determinant
-from deepatlas.phantom.patients import PhantomCohort, affine_baseline
+from deepatlas.phantom.patients import PhantomCohort
 
 SMALL = (40, 32, 36)
 
@@ -276,7 +277,7 @@ def test_template_is_cached_and_read_only():
 
 def test_write_and_read_back(tmp_path):
     cohort = PhantomCohort(shape=SMALL)
-    folders = cohort.write(tmp_path / "data", 3, progress=False)
+    folders = write_phantoms(cohort, tmp_path / "data", 3, progress=False)
     found = find_exams(tmp_path / "data")
     assert [e.id for e in found.exams] == [f.name for f in folders] == [cohort.exam_id(i) for i in range(3)]
     assert found.labels == cohort.names
@@ -289,39 +290,39 @@ def test_write_and_read_back(tmp_path):
 
 def test_write_keeps_what_is_whole_and_repairs_what_is_not(tmp_path):
     cohort = PhantomCohort(shape=SMALL)
-    first, second = cohort.write(tmp_path, 2, progress=False)
+    first, second = write_phantoms(cohort, tmp_path, 2, progress=False)
     (second / "seg.nii.gz").unlink()
     before = (first / "ct.nii.gz").stat().st_mtime_ns
-    cohort.write(tmp_path, [0, 1], progress=False)
+    write_phantoms(cohort, tmp_path, [0, 1], progress=False)
     assert (first / "ct.nii.gz").stat().st_mtime_ns == before
     assert (second / "seg.nii.gz").is_file()
 
 
 def test_write_refuses_folders_of_other_content(tmp_path):
-    PhantomCohort(shape=SMALL).write(tmp_path / "a", 1, progress=False)
+    write_phantoms(PhantomCohort(shape=SMALL), tmp_path / "a", 1, progress=False)
     with pytest.raises(DataError, match=r"phantom\.json: holds phantoms of other settings \(seed\)"):
-        PhantomCohort(shape=SMALL, seed=1).write(tmp_path / "a", 1, progress=False)
+        write_phantoms(PhantomCohort(shape=SMALL, seed=1), tmp_path / "a", 1, progress=False)
     (tmp_path / "a" / "phantom.json").write_text("{")
     with pytest.raises(DataError, match="cannot be read"):
-        PhantomCohort(shape=SMALL).write(tmp_path / "a", 1, progress=False)
+        write_phantoms(PhantomCohort(shape=SMALL), tmp_path / "a", 1, progress=False)
     (tmp_path / "b" / "patient").mkdir(parents=True)
     (tmp_path / "b" / "patient" / "ct.nii.gz").touch()
     with pytest.raises(DataError, match="not phantoms"):
-        PhantomCohort(shape=SMALL).write(tmp_path / "b", 1, progress=False)
+        write_phantoms(PhantomCohort(shape=SMALL), tmp_path / "b", 1, progress=False)
     assert not (tmp_path / "b" / "labels.json").exists()
 
 
 def test_a_full_disk_leaves_no_half_exam(tmp_path, monkeypatch):
-    real = phantom_files.write_volume
+    real = phantoms.write_volume
 
     def full(path, volume):
         if Path(path).name.startswith("seg"):
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(path, volume)
 
-    monkeypatch.setattr(phantom_files, "write_volume", full)
+    monkeypatch.setattr(phantoms, "write_volume", full)
     with pytest.raises(DataError, match="disk is full"):
-        PhantomCohort(shape=SMALL).write(tmp_path, 1, progress=False)
+        write_phantoms(PhantomCohort(shape=SMALL), tmp_path, 1, progress=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["labels.json", "phantom.json"]
     assert json.loads((tmp_path / "phantom.json").read_text())["shape"] == list(SMALL)
 

@@ -152,7 +152,7 @@ def test_pyplot_is_never_touched():
     import sys
 
     code = (
-        "import sys, numpy as np; from deepatlas.evaluate import figures as f;"
+        "import sys, numpy as np; from deepatlas.pictures import figures as f;"
         "e = np.zeros((4, 5, 6)); f.png_bytes(f.progress_figure(e, np.zeros((3, 4, 5, 6)), e));"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )

@@ -7,7 +7,7 @@ import torch
 from small_exams import body, oblique
 
 from deepatlas.errors import DataError
-from deepatlas.io.codec import read_volume
+from deepatlas.exams.read import read_volume
 from deepatlas.space.grid import Grid
 from deepatlas.space.preprocess import (
     foreground_box,

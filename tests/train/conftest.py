@@ -2,6 +2,7 @@
 
 import pytest
 
+from deepatlas.exams.phantoms import write_phantoms
 from deepatlas.phantom.patients import PhantomCohort
 
 
@@ -9,7 +10,7 @@ from deepatlas.phantom.patients import PhantomCohort
 def cohort(tmp_path_factory):
     """Three phantoms without labels, not to be written to: training on them ends without a score."""
     root = tmp_path_factory.mktemp("cohort") / "data"
-    PhantomCohort(seed=0).write(root, range(3), progress=False)
+    write_phantoms(PhantomCohort(seed=0), root, range(3), progress=False)
     for seg in root.glob("*/seg.nii.gz"):
         seg.unlink()
     return root

@@ -9,9 +9,9 @@ from small_exams import write_cohort
 
 from deepatlas.cli import main as cli
 from deepatlas.exams.cohort import find_exams
+from deepatlas.exams.read import read_volume
 from deepatlas.intake.dataset.folder import exam_path, finish_dataset, write_exam
 from deepatlas.intake.dataset.manifest import Manifest
-from deepatlas.io.codec import read_volume
 from deepatlas.train.__main__ import main
 
 FEWER = [

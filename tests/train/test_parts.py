@@ -5,6 +5,7 @@ import torch
 
 from deepatlas.config import preset
 from deepatlas.exams.build_store import prepare_cohort
+from deepatlas.exams.phantoms import write_phantoms
 from deepatlas.losses import FeatureSimilarity, RegistrationLoss
 from deepatlas.losses.similarity import freeze
 from deepatlas.nn import Atlas, Autoencoder, CoordinateNetwork
@@ -34,7 +35,7 @@ CONFIG = preset("tiny").override(
 @pytest.fixture(scope="module")
 def array(tmp_path_factory):
     root = tmp_path_factory.mktemp("cohort") / "data"
-    PhantomCohort(seed=0).write(root, range(3), progress=False)
+    write_phantoms(PhantomCohort(seed=0), root, range(3), progress=False)
     return TrainingArray(prepare_cohort(root, root.parent / "store.h5", progress=False), 16)
 
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import deepatlas
 from deepatlas.errors import DataError
+from deepatlas.exams.cohort import natural_order
 from deepatlas.exams.exam_file import ExamFile, ExamRecord, file_sha256, write_exam
 from deepatlas.files import atomic_h5, write_text
 from deepatlas.intake.dataset.manifest import Manifest, merge_manifests
 from deepatlas.store.rows import Row, assemble, read_part, read_row
 from deepatlas.store.store import DATASET, PACKED, Store
+from deepatlas.version import __version__
 
 __all__ = [
     "MANIFEST", "REPORT", "Dataset", "ExamFile", "ExamRecord", "assemble_packed", "exam_name", "exam_path",
@@ -136,7 +136,7 @@ def assemble_packed(
     folder = Path(folder)
     if not exams:
         raise DataError(f"{folder}: no exam to make a dataset of; see the refusals")
-    exams = sorted(exams, key=lambda exam: _natural(exam.id))
+    exams = sorted(exams, key=lambda exam: natural_order(exam.id))
     crop = exams[0].crop
     if other := next((e for e in exams if e.crop != crop), None):
         raise DataError(
@@ -215,7 +215,7 @@ def finish_dataset(
     about = {
         "format": FORMAT,
         "version": VERSION,
-        "program": deepatlas.__version__,
+        "program": __version__,
         "exams": len(exams),
         "crop": exams[0].crop,
         "labels": label_table(exams),
@@ -254,7 +254,3 @@ def _whole_store(folder: Path) -> Store | None:
         return Store(folder) if known["sha256"] == file_sha256(folder / PACKED) else None
     except (DataError, OSError, KeyError):
         return None
-
-
-def _natural(text: str) -> list[tuple[int, int, str]]:
-    return [(0, int(t), "") if t.isdigit() else (1, 0, t) for t in re.split(r"(\d+)", text) if t]

@@ -6,22 +6,20 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterable
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-import deepatlas
-from deepatlas.errors import DeepAtlasError
-from deepatlas.evaluate.report import STYLE
 from deepatlas.exams.exam_file import ExamFile, ExamRecord
 from deepatlas.files import write_text
 from deepatlas.intake.dataset.folder import REPORT, exam_path
 from deepatlas.intake.dataset.manifest import Manifest
 from deepatlas.pictures.figures import View, data_uri, new_figure, png_bytes
-from deepatlas.space.preprocess import AIR
+from deepatlas.pictures.page import render
+from deepatlas.space.constants import AIR
+from deepatlas.version import __version__
 
 THUMBNAILS = 60  # of 51,167 exams a page of 6 MB would show 1 in 850; a few thousand do not open in a browser
 _HEIGHT, _WIDTH = 190, 190  # pixels of a thumbnail at most
@@ -33,25 +31,18 @@ _NUMBER = re.compile(r"[-+]?\d+([.,]\d+)*")
 def write_quality_report(folder: Path, manifest: Manifest, thumbnails: int = THUMBNAILS) -> None:
     """Write ``report.html`` into ``folder``: counts, histograms, pictures, every warning and refusal.
 
-    It holds no date and needs no other file: the same dataset gives the same page. Raises
-    :class:`~deepatlas.errors.DeepAtlasError` without jinja2.
+    It holds no date and needs no other file: the same dataset gives the same page.
     """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise DeepAtlasError("the quality report needs jinja2; pip install jinja2") from error
     exams = list(manifest.exams())
     refusals = manifest.refusals()
     warnings = [(e.id, text) for e in exams for text in e.warnings]
     series = [(exam, f"{line.series}: {line.reason}") for exam, line in manifest.series()]
     labels = exams[0].labels if exams else {}
     present = Counter(name for e in exams for name in e.present)
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
-        resources.files("deepatlas.intake.dataset").joinpath("quality.jinja").read_text(encoding="utf-8")
-    )
-    text = page.render(
-        style=STYLE,
-        version=deepatlas.__version__,
+    text = render(
+        "deepatlas.intake.dataset",
+        "quality.jinja",
+        version=__version__,
         exams=len(exams),
         crop=exams[0].crop if exams else None,
         size=_size(sum(e.bytes for e in exams)),

@@ -14,6 +14,7 @@ from typing import Any
 from deepatlas.errors import DataError
 from deepatlas.exams.exam_file import VERSION as EXAM_VERSION
 from deepatlas.exams.exam_file import write_exam
+from deepatlas.exams.read import read_volume
 from deepatlas.intake.find import discover
 from deepatlas.intake.find.archives import Unopened, opened
 from deepatlas.intake.find.catalogue import digest
@@ -21,7 +22,7 @@ from deepatlas.intake.find.discover import Plan, Task
 from deepatlas.intake.privacy.identity import public_text
 from deepatlas.intake.structures.name_map import NameMap
 from deepatlas.intake.structures.read import read_structures
-from deepatlas.io.codec import image_suffix, read_volume
+from deepatlas.io.codec import image_suffix
 from deepatlas.io.dicom.choose import TRIED
 from deepatlas.io.dicom.read import read_series
 from deepatlas.io.dicom.series import Archive, ExamSource, Found, Reading, Refusal

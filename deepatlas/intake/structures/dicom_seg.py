@@ -18,7 +18,6 @@ from scipy import ndimage
 
 from deepatlas.errors import DataError
 from deepatlas.intake.structures.drawing import (
-    LPS_TO_RAS,
     ON_GRID,
     Drawing,
     LabelSource,
@@ -29,6 +28,7 @@ from deepatlas.intake.structures.drawing import (
     place,
 )
 from deepatlas.io.dicom.series import DicomSeries
+from deepatlas.space.constants import LPS_SIGNS
 from deepatlas.space.grid import Grid
 
 SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # SEG, Label Map Segmentation
@@ -109,7 +109,7 @@ class _Stack:
             spacings.append([float(v) for v in measures.PixelSpacing])
             self.frames.append(
                 _Frame(
-                    index, segment, np.array([float(v) for v in position.ImagePositionPatient]) * LPS_TO_RAS
+                    index, segment, np.array([float(v) for v in position.ImagePositionPatient]) * LPS_SIGNS
                 )
             )
             self.step = abs(float(measures.get("SpacingBetweenSlices") or 0))
@@ -123,7 +123,7 @@ class _Stack:
             )
         if np.ptp(orientations, axis=0).max() > 1e-4 or np.ptp(spacings, axis=0).max() > 1e-4:
             raise DataError("frames of the DICOM-SEG differ in orientation or spacing; export one volume")
-        cosines = np.array(orientations[0]).reshape(2, 3) * LPS_TO_RAS
+        cosines = np.array(orientations[0]).reshape(2, 3) * LPS_SIGNS
         rows, columns = spacings[0]  # between rows, between columns
         self.along_x, self.along_y = cosines[0] * columns, cosines[1] * rows
         self.normal = np.cross(cosines[0], cosines[1])

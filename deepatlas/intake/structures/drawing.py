@@ -19,7 +19,6 @@ from deepatlas.space.grid import Grid, Shape
 from deepatlas.space.preprocess import labels_to_grid
 from deepatlas.space.volume import Volume
 
-LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 ON_GRID = 0.1  # voxels: what lies closer to the CT's grid than this is on it
 
 

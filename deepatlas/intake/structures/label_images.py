@@ -11,6 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from deepatlas.errors import DataError
+from deepatlas.exams.read import read_volume
 from deepatlas.intake.structures.drawing import (
     Bits,
     Drawing,
@@ -21,15 +22,15 @@ from deepatlas.intake.structures.drawing import (
     without_path,
 )
 from deepatlas.intake.structures.name_map import clean_name, compact
-from deepatlas.io.codec import image_suffix, read_volume
+from deepatlas.io.codec import image_suffix
 from deepatlas.io.dicom.series import Found
+from deepatlas.space.constants import MAX_LABEL
 from deepatlas.space.grid import Grid
 
 # A label image with such a word in its name is not called after a structure, but likely after a patient.
 _GENERIC = frozenset(
     ("seg", "segmentation", "label", "labels", "mask", "masks", "annotation", "groundtruth", "gt")
 )
-_MAX_ID = 65535
 
 
 class LabelImage:
@@ -69,8 +70,8 @@ class LabelImage:
                 "draw or resample it on the CT's grid"
             )
         high = int(volume.array.max())
-        if high > _MAX_ID:
-            raise DataError(f"holds the label {high}, larger than {_MAX_ID}; renumber the labels")
+        if high > MAX_LABEL:
+            raise DataError(f"holds the label {high}, larger than {MAX_LABEL}; renumber the labels")
         boxes = ndimage.find_objects(volume.array.astype(np.int32, copy=False))
         held = {value: box for value, box in enumerate(boxes, 1) if box is not None}
         if not self.table and len(held) > 1:
@@ -116,7 +117,7 @@ def _slicer_segments(file: Found) -> dict[str, int]:
         segment = re.fullmatch(r"(Segment\d+_)LabelValue", key)
         if segment and reader.HasMetaDataKey(segment[1] + "Name"):
             value = reader.GetMetaData(key).strip()
-            if not value.isdecimal() or not 1 <= int(value) <= _MAX_ID:
+            if not value.isdecimal() or not 1 <= int(value) <= MAX_LABEL:
                 raise DataError("its header gives a segment a label value that is no id; save it again")
             name = reader.GetMetaData(segment[1] + "Name")
             if name in table or int(value) in table.values():

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deepatlas.errors import DataError
+from deepatlas.space.constants import MAX_LABEL
 
 MAX_NAME = 64
-_MAX_ID = 65535
 _MARGINS = ("ptv", "ctv", "itv")  # drawn to hold healthy tissue around what is seen
 _PLANNING = (*_MARGINS, "gtv")
 _REGEX = "regex:"
@@ -187,9 +187,9 @@ def label_table(names: Iterable[str], given: Mapping[str, int] | None = None) ->
     for name in sorted(set(names) - set(table), key=lambda n: (not n.casefold().startswith(_PLANNING), n)):
         table[name] = following
         following += 1
-    if following - 1 > _MAX_ID:
+    if following - 1 > MAX_LABEL:
         raise DataError(
-            f"{len(table)} structures need ids beyond {_MAX_ID}; choose the wanted ones by a name map"
+            f"{len(table)} structures need ids beyond {MAX_LABEL}; choose the wanted ones by a name map"
         )
     return table
 

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from deepatlas.errors import DataError
 from deepatlas.intake.structures.drawing import (
-    LPS_TO_RAS,
     ON_GRID,
     Drawing,
     LabelSource,
@@ -30,6 +29,7 @@ from deepatlas.intake.structures.drawing import (
     empty_patch,
 )
 from deepatlas.io.dicom.series import DicomSeries
+from deepatlas.space.constants import LPS_SIGNS
 from deepatlas.space.grid import Grid
 
 SOP_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
@@ -155,7 +155,7 @@ def _points(item: Any) -> NDArray[np.float64]:
         raise DataError(
             f"a contour of {int(stated)} points holds {len(values) // 3}: it is truncated; export it again"
         )
-    return values.reshape(-1, 3) * LPS_TO_RAS
+    return values.reshape(-1, 3) * LPS_SIGNS
 
 
 def _draw(items: Any, grid: Grid, notes: list[str]) -> Patch:

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepatlas.errors import DataError
-from deepatlas.io.codec import _sitk
 from deepatlas.io.dicom.codestream import check_codestream
 from deepatlas.io.dicom.header import BIG_ENDIAN, CT, DEFLATED, Header, is_encapsulated
 from deepatlas.io.dicom.values import pydicom_module, quiet
+from deepatlas.io.itk import simpleitk
+from deepatlas.space.constants import AIR
 
-AIR = -1024.0  # HU of what no ray has passed: padding, and what a shifted slice leaves free
 _BELOW_TISSUE, _ABOVE_TISSUE = -900.0, 3071.0  # HU; a padding value outside this range hides no tissue
 _MULTIFRAME_WORDS = "1.2.840.10008.5.1.4.1.1.7.3"  # Multi-frame Grayscale Word Secondary Capture
 _AGAIN = "copy or export it again"
@@ -94,7 +94,7 @@ def _check(header: Header) -> None:
 
 
 def _by_gdcm(path: Path) -> NDArray[Any]:
-    sitk = _sitk()
+    sitk = simpleitk()
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(path))

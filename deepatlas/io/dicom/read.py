@@ -11,18 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepatlas.errors import DataError
-from deepatlas.io.codec import MIN_VOXELS
 from deepatlas.io.dicom.choose import choose_series
 from deepatlas.io.dicom.geometry import Stack, arrange, axes_of
 from deepatlas.io.dicom.header import Header, read_header
 from deepatlas.io.dicom.kernel import known_kernel, tissue
-from deepatlas.io.dicom.pixels import AIR, read_pixels
+from deepatlas.io.dicom.pixels import read_pixels
 from deepatlas.io.dicom.scan import scan_dicom
 from deepatlas.io.dicom.series import DicomSeries, Found, Reading, Refusal
+from deepatlas.space.constants import AIR, LPS_FROM_RAS, MIN_VOXELS
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
 
-_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _WOBBLE = 2e-4  # of a direction cosine between slices: 0.05 mm at the rim of a body
 _NO_AIR = -500.0  # HU; a CT without a rescale whose lowest value is above this is not in Hounsfield units
 
@@ -67,7 +66,7 @@ def read_series(series: DicomSeries) -> Reading:
         array = _evened(array, stack)
     if any(h.lossy for h in headers):
         warnings.append("the pixels were compressed with a loss at some time")
-    volume = Volume(array, Grid(array.shape, _LPS @ affine))
+    volume = Volume(array, Grid(array.shape, LPS_FROM_RAS @ affine))
     return Reading(volume, corrections, warnings, _facts(headers, stack))
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from deepatlas.errors import DataError
-from deepatlas.io.codec import MIN_VOXELS
 from deepatlas.io.dicom.geometry import arrange, orientation_class
 from deepatlas.io.dicom.header import RTSTRUCT, SEGMENTATIONS, Header, object_type, read_header
 from deepatlas.io.dicom.kernel import known_kernel, tissue
 from deepatlas.io.dicom.series import DicomSeries, Found, Refusal
+from deepatlas.space.constants import MIN_VOXELS
 
 SAME_ORIENTATION = 1e-3  # largest difference of a direction cosine
 SAME_SPACING = 1e-4  # mm

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,14 +12,12 @@ from deepatlas.exams.cohort import ExamFiles, find_exams
 from deepatlas.localize.template.estimate import LabelledExam, estimate_template
 from deepatlas.localize.template.file import Template
 from deepatlas.localize.template.selection import Selection
+from deepatlas.model.engine import Engine
 from deepatlas.space.volume import Volume
-
-if TYPE_CHECKING:
-    from deepatlas.model.engine import Model
 
 
 def build_template(
-    model: Model,
+    model: Engine,
     data_dir: str | Path,
     exams: Sequence[str] | None = None,
     names: Sequence[str] | None = None,

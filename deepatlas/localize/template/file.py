@@ -12,6 +12,7 @@ import numpy as np
 from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.files import atomic_h5
 from deepatlas.pretrained import TEMPLATE, resolve
+from deepatlas.space.constants import MAX_LABEL
 
 FORMAT = "deepatlas-template"
 VERSION = 1
@@ -49,10 +50,10 @@ class Template:
             len(set(self.names)) != k
             or len(set(self.ids)) != k
             or min(self.ids) <= 0
-            or max(self.ids) > 65535
+            or max(self.ids) > MAX_LABEL
         ):
             raise DeepAtlasError(
-                f"Template: names and ids must be distinct, ids in 1..65535, got {self.names}, {self.ids}"
+                f"Template: names and ids must be distinct, ids in 1..{MAX_LABEL}, got {self.names}, {self.ids}"
             )
         if not np.isfinite(self.masks).all():
             raise DeepAtlasError("Template: masks hold NaN or infinite values")

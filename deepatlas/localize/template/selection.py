@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 
 from deepatlas.errors import DataError
 from deepatlas.exams.cohort import Cohort, ExamFiles
-from deepatlas.io.codec import read_volume
+from deepatlas.exams.read import read_labels_for, read_volume
 from deepatlas.space.volume import Volume
-from deepatlas.store.fit import read_labels_for
 
 
 @dataclass
@@ -54,7 +53,7 @@ class Selection:
         """Yield ``(files, action(files, ct, seg))`` of every exam that can be used."""
         for exam in self.files:
             try:
-                ct = read_volume(exam.ct, notes=[])
+                ct = read_volume(exam.ct, notes=[], kind=exam.kind)
                 seg = read_labels_for(ct, exam.seg, self.cohort.labels, [])
                 result = action(exam, ct, seg)
             except DataError as error:  # a bad exam, not a bad setting: the others can go on

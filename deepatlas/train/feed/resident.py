@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 import deepatlas_ops as ops
+from deepatlas.space.constants import MODEL_SIZE
 from deepatlas.space.preprocess import normalize
-from deepatlas.store.packed import SIZE
 from deepatlas.store.store import Store
 from deepatlas.train.feed.augment import Augmentation
 from deepatlas.train.feed.device import upload
@@ -39,7 +39,7 @@ class ExamArray:
     def __init__(
         self,
         store: Store,
-        size: int = SIZE,
+        size: int = MODEL_SIZE,
         device: torch.device | str = "cpu",
         *,
         exams: Sequence[int] | None = None,
@@ -116,7 +116,7 @@ class TrainingArray(ExamArray):
     def __init__(
         self,
         store: Store,
-        size: int = SIZE,
+        size: int = MODEL_SIZE,
         device: torch.device | str = "cpu",
         *,
         exams: Sequence[int] | None = None,
@@ -148,7 +148,7 @@ def network_input(hu: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
     division by a power of two are exact in float32.
     """
     hu, mask = hu[:, None], mask[:, None]
-    if size != SIZE:
-        hu = torch.nn.functional.avg_pool3d(hu.float(), SIZE // size)
-        mask = (torch.nn.functional.avg_pool3d(mask.float(), SIZE // size) >= 0.5).to(torch.uint8)
+    if size != MODEL_SIZE:
+        hu = torch.nn.functional.avg_pool3d(hu.float(), MODEL_SIZE // size)
+        mask = (torch.nn.functional.avg_pool3d(mask.float(), MODEL_SIZE // size) >= 0.5).to(torch.uint8)
     return normalize(hu).half(), mask

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepatlas.store.packed import ROWS, SIZE, PackedReader
+from deepatlas.space.constants import MODEL_SIZE
+from deepatlas.store.packed import ROWS, PackedReader
 from deepatlas.store.store import Store
 from deepatlas.train.feed.memory import available_bytes
 from deepatlas.train.feed.resident import ExamArray, TrainingArray, network_input
@@ -49,7 +50,7 @@ class StreamingArray(ExamArray):
     def __init__(
         self,
         store: Store,
-        size: int = SIZE,
+        size: int = MODEL_SIZE,
         device: torch.device | str = "cpu",
         *,
         exams: Sequence[int] | None = None,
@@ -87,7 +88,9 @@ class StreamingArray(ExamArray):
         pin = (
             self.device.type == "cuda"
         )  # PyTorch keeps such memory for reuse until the copy out of it has ended
-        hu = torch.empty((len(indices), SIZE, SIZE, SIZE), dtype=torch.int16, pin_memory=pin)
+        hu = torch.empty(
+            (len(indices), MODEL_SIZE, MODEL_SIZE, MODEL_SIZE), dtype=torch.int16, pin_memory=pin
+        )
         bits = torch.empty((len(indices), ROWS["mask"][1]), dtype=torch.uint8, pin_memory=pin)
         rows = [self.rows[i] for i in indices]
         jobs = [
@@ -114,7 +117,7 @@ def _pop(parts: list[_Part], indices: tuple[int, ...]) -> _Part | None:
 def unpack_bits(bits: Tensor) -> Tensor:
     """uint8 ``[n, 64, 64, 64]`` of 0 and 1 from uint8 ``[n, 32768]``: ``numpy.unpackbits`` on any device."""
     shift = torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)
-    return (bits[..., None] >> shift).bitwise_and_(1).view(-1, SIZE, SIZE, SIZE)
+    return (bits[..., None] >> shift).bitwise_and_(1).view(-1, MODEL_SIZE, MODEL_SIZE, MODEL_SIZE)
 
 
 def training_array(

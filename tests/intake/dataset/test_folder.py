@@ -19,6 +19,7 @@ from deepatlas.exams.build_store import prepare_cohort
 from deepatlas.exams.cohort import find_exams
 from deepatlas.exams.exam_file import ExamFile, chunk_shape, orientation_code, write_exam
 from deepatlas.exams.facts import allowed_facts
+from deepatlas.exams.read import read_volume
 from deepatlas.intake.dataset.folder import (
     Dataset,
     assemble_packed,
@@ -29,7 +30,7 @@ from deepatlas.intake.dataset.folder import (
     read_dataset_json,
 )
 from deepatlas.intake.dataset.manifest import Manifest
-from deepatlas.io.codec import read_volume, write_volume
+from deepatlas.io.codec import write_volume
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
 from deepatlas.store.store import Store, is_dataset, is_store

@@ -12,8 +12,9 @@ import pytest
 from mounted import run_mounted
 
 from deepatlas.errors import DataError
+from deepatlas.exams.read import read_volume
 from deepatlas.intake.find.walk import scratch_folder, walk
-from deepatlas.io.codec import read_volume, write_volume
+from deepatlas.io.codec import write_volume
 from deepatlas.io.dicom.series import Refusal
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume

@@ -22,12 +22,12 @@ from small_exams import body, one_line, write_cohort
 
 from deepatlas.cli import main as cli
 from deepatlas.errors import DataError
+from deepatlas.exams.read import read_volume
 from deepatlas.intake.dataset import folder as dataset
 from deepatlas.intake.dataset.folder import Dataset, exam_path
 from deepatlas.intake.run import work
 from deepatlas.intake.run.pipeline import Options, prepare
 from deepatlas.intake.run.work import prepare_exam
-from deepatlas.io.codec import read_volume
 
 LONG = bool(os.environ.get("DEEPATLAS_LONG_TESTS"))
 

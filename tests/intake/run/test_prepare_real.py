@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from real_exams import real
 
+from deepatlas.exams.read import read_volume
 from deepatlas.intake.dataset.check import check_dataset
 from deepatlas.intake.dataset.folder import Dataset
 from deepatlas.intake.run.pipeline import Options, prepare
-from deepatlas.io.codec import read_volume
 
 LONG = bool(os.environ.get("DEEPATLAS_LONG_TESTS"))
 

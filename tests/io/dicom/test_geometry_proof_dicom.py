@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from make_dicom import tilted, write_ct
 
-from deepatlas.io.codec import read_volume
+from deepatlas.exams.read import read_volume
 
 SCALE = 8  # HU a voxel: pixels are whole numbers
 

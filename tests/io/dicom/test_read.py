@@ -10,7 +10,8 @@ from make_dicom import tilted, uid, write_ct
 from scipy.spatial.transform import Rotation
 
 from deepatlas.errors import DataError
-from deepatlas.io.codec import read_volume, write_volume
+from deepatlas.exams.read import read_volume
+from deepatlas.io.codec import write_volume
 from deepatlas.io.dicom.read import read_folder
 
 SHAPE = (7, 12, 10)

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from real_exams import real
 
 from deepatlas.exams.cohort import find_exams
-from deepatlas.io.codec import read_volume
+from deepatlas.exams.read import read_volume
 from deepatlas.io.dicom.choose import choose_series
 from deepatlas.io.dicom.read import read_series
 from deepatlas.io.dicom.scan import scan_dicom

@@ -5,7 +5,7 @@ import torch
 from small_exams import write_cohort
 
 from deepatlas.exams.build_store import prepare_cohort
-from deepatlas.io.codec import read_volume
+from deepatlas.exams.read import read_volume
 from deepatlas.space.affine import affine_coords, random_affine
 from deepatlas.space.preprocess import normalize, to_model_grid
 from deepatlas.train.feed.augment import random_displacement

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -15,9 +15,7 @@ from tqdm.auto import tqdm
 from deepatlas.errors import DataError
 from deepatlas.files import write_error, write_text
 from deepatlas.io.codec import write_volume
-
-if TYPE_CHECKING:
-    from deepatlas.phantom.patients import PhantomCohort
+from deepatlas.phantom.patients import PhantomCohort
 
 SETTINGS = "phantom.json"
 # Raise when exam(i) of the same settings changes, so that no folder mixes old and new anatomy.
@@ -29,7 +27,7 @@ def settings(cohort: PhantomCohort) -> dict[str, Any]:
     return json.loads(json.dumps({"anatomy_version": ANATOMY_VERSION, **asdict(cohort)}))
 
 
-def write_cohort(
+def write_phantoms(
     cohort: PhantomCohort, root: str | Path, indices: int | Iterable[int], *, progress: bool = True
 ) -> list[Path]:
     """Write exams as ``<root>/<id>/ct.nii.gz`` (int16 HU) and ``seg.nii.gz``, with ``<root>/labels.json``.

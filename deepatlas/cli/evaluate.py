@@ -1,0 +1,53 @@
+"""``deepatlas evaluate``: score one-shot segmentation on labelled exams."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from deepatlas.cli.common import (
+    Commands,
+    add_command,
+    add_model,
+    add_strict,
+    add_template,
+    list_skipped,
+    load_model,
+    load_template,
+    print_result,
+    progress_lines,
+)
+
+
+def add(commands: Commands) -> None:
+    c = add_command(commands, "evaluate", run, "score one-shot segmentation on labelled exams")
+    add_model(c)
+    add_template(c)
+    c.add_argument("--data", required=True, type=Path, metavar="DIR", help="data directory with seg files")
+    c.add_argument("--exams", nargs="+", metavar="ID", help="these exams only (default: all labelled)")
+    c.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="metrics.csv, summary.json, report.html"
+    )
+    c.add_argument(
+        "--hd95", default="mean", choices=("mean", "max", "pooled"), help="HD95 convention (mean: eq. 16)"
+    )
+    c.add_argument(
+        "--convention", default="radiological", choices=("radiological", "neurological"), help="of pictures"
+    )
+    c.add_argument("--no-pictures", action="store_true", help="table only")
+    add_strict(c)
+
+
+def run(args: argparse.Namespace) -> int:
+    from deepatlas.evaluate.run import evaluate_cohort
+    from deepatlas.evaluate.tables import summary_table
+
+    model = load_model(args)
+    summary = evaluate_cohort(
+        model, load_template(args, model), args.data, args.out, args.exams, args.strict, hd95=args.hd95,
+        threshold=args.threshold, convention=args.convention, pictures=not args.no_pictures,
+        progress=progress_lines(args),
+    )  # fmt: skip
+    list_skipped(summary["skipped"])
+    print_result(args, summary, f"{summary_table(summary)}\n{args.out / 'report.html'}")
+    return 0

@@ -1,0 +1,69 @@
+"""``deepatlas locate``: points of one exam found in others."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from deepatlas.cli.common import (
+    Commands,
+    add_command,
+    add_model,
+    add_strict,
+    list_skipped,
+    load_model,
+    print_result,
+    progress_lines,
+)
+from deepatlas.errors import DataError
+
+
+def add(commands: Commands) -> None:
+    c = add_command(commands, "locate", run, "find points of one exam in others")
+    add_model(c)
+    c.add_argument(
+        "--from", required=True, type=Path, dest="source", metavar="A", help="exam that the points are in"
+    )
+    c.add_argument("--to", required=True, nargs="+", metavar="B", help="exams to find them in")
+    c.add_argument("--points", required=True, type=Path, metavar="P", help="CSV with name,x,y,z in RAS mm")
+    c.add_argument(
+        "--out", required=True, type=Path, metavar="OUT", help="CSV: target,name,x,y,z,residual_mm,found"
+    )
+    add_strict(c)
+
+
+def run(args: argparse.Namespace) -> int:
+    from deepatlas.exams.cohort import named_exams
+    from deepatlas.exams.read import read_volume
+    from deepatlas.localize.points import locate, read_points, write_located
+
+    names, points = read_points(args.points)
+    targets = named_exams(args.to)
+    sources = list(named_exams([args.source]).values())
+    if len(sources) != 1:
+        raise DataError(f"{args.source}: holds {len(sources)} exams; --from takes the one with the points")
+    model, source = load_model(args), read_volume(sources[0].ct, kind=sources[0].kind)
+    say, located, failed = progress_lines(args), {}, {}
+    for count, (name, exam) in enumerate(targets.items(), 1):
+        try:
+            located[name] = locate(model, points, source, read_volume(exam.ct, kind=exam.kind))
+        except DataError as error:
+            if args.strict:
+                raise
+            failed[name] = str(error)
+            continue
+        if say:
+            found = int(located[name].found.sum())
+            say(f"locate {count}/{len(targets)} {name}: {found} of {len(names)} found")
+    if located:
+        write_located(args.out, names, located)
+    list_skipped(failed)
+    counts = {name: int(result.found.sum()) for name, result in located.items()}
+    data = {
+        "out": str(args.out) if located else None,
+        "points": len(names),
+        "found": counts,
+        "failed": failed,
+    }
+    print_result(args, data, f"{args.out}: {sum(counts.values())} of {len(names) * len(counts)} points found")
+    return 1 if failed else 0

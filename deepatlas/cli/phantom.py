@@ -1,0 +1,28 @@
+"""``deepatlas phantom``: a cohort of synthetic exams with known anatomy, written as a data directory."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from deepatlas.cli.common import Commands, add_command, print_result
+from deepatlas.errors import DeepAtlasError
+
+
+def add(commands: Commands) -> None:
+    c = add_command(commands, "phantom", run, "write a cohort of synthetic exams with known anatomy")
+    c.add_argument("out", type=Path, metavar="OUT", help="data directory to make")
+    c.add_argument("--exams", type=int, default=8, metavar="N", help="how many (8)")
+    c.add_argument("--seed", type=int, default=0, metavar="S", help="cohort seed (0)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from deepatlas.exams.phantoms import write_phantoms
+    from deepatlas.phantom.patients import PhantomCohort
+
+    if args.exams < 1:
+        raise DeepAtlasError(f"phantom: --exams must be at least 1, got {args.exams}")
+    write_phantoms(PhantomCohort(seed=args.seed), args.out, range(args.exams), progress=not args.quiet)
+    data = {"data": str(args.out), "exams": args.exams}
+    print_result(args, data, f"{args.out}: {args.exams} phantom exams")
+    return 0

@@ -1,0 +1,67 @@
+"""``deepatlas segment``: template masks carried onto exams, on each exam's own grid."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from deepatlas.cli.common import (
+    Commands,
+    add_command,
+    add_model,
+    add_strict,
+    add_template,
+    list_skipped,
+    load_model,
+    load_template,
+    print_result,
+    progress_lines,
+)
+from deepatlas.errors import DataError
+
+
+def add(commands: Commands) -> None:
+    c = add_command(commands, "segment", run, "carry template masks onto exams, on each exam's own grid")
+    add_model(c)
+    add_template(c)
+    c.add_argument(
+        "exams", nargs="+", metavar="EXAM", help="image file, exam folder (also of DICOM) or data directory"
+    )
+    c.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="folder for <exam>.nii.gz and labels.json"
+    )
+    c.add_argument(
+        "--suffix", default=".nii.gz", choices=(".nii.gz", ".nii", ".nrrd", ".mha"), help="file format"
+    )
+    add_strict(c)
+
+
+def run(args: argparse.Namespace) -> int:
+    from deepatlas.exams.cohort import named_exams
+    from deepatlas.exams.read import read_volume
+    from deepatlas.files import write_text
+    from deepatlas.io.codec import write_volume
+    from deepatlas.localize.segment import segment
+
+    exams = named_exams(args.exams)
+    model = load_model(args)
+    template = load_template(args, model)
+    say, done, failed = progress_lines(args), {}, {}
+    write_text(args.out / "labels.json", json.dumps(template.labels, indent=1) + "\n")
+    for count, (name, exam) in enumerate(exams.items(), 1):
+        try:
+            labels = segment(model, read_volume(exam.ct, kind=exam.kind), template, args.threshold)
+        except DataError as error:
+            if args.strict:
+                raise
+            failed[name] = str(error)
+            continue
+        # Outside the try: a disk that cannot be written ends the run instead of failing exam by exam.
+        done[name] = str(write_volume(args.out / f"{name}{args.suffix}", labels))
+        if say:
+            say(f"segment {count}/{len(exams)} {name}")
+    list_skipped(failed)
+    data = {"segmented": done, "failed": failed}
+    print_result(args, data, f"{args.out}: {len(done)} of {len(exams)} exams segmented")
+    return 1 if failed else 0

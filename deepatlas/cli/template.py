@@ -1,0 +1,47 @@
+"""``deepatlas template``: masks in coordinate space, solved for from labelled exams (eq. 14)."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from deepatlas.cli.common import (
+    SIDE,
+    Commands,
+    add_command,
+    add_model,
+    add_strict,
+    list_skipped,
+    load_model,
+    print_result,
+    progress_lines,
+)
+
+
+def add(commands: Commands) -> None:
+    text = "solve for masks in coordinate space from labelled exams (eq. 14)"
+    c = add_command(commands, "template", run, text)
+    add_model(c)
+    c.add_argument("--data", required=True, type=Path, metavar="DIR", help="data directory with seg files")
+    c.add_argument("--exams", nargs="+", metavar="ID", help="use these exams only (default: all labelled)")
+    c.add_argument("--structures", nargs="+", metavar="NAME", help="these structures only (default: all)")
+    c.add_argument(
+        "--size", type=SIDE, help="template voxels per axis (default 128, or the atlas's if larger)"
+    )
+    c.add_argument("--out", required=True, type=Path, metavar="T", help="template file to write (.h5)")
+    add_strict(c)
+
+
+def run(args: argparse.Namespace) -> int:
+    from deepatlas.localize.template.build import build_template
+
+    template = build_template(
+        load_model(args), args.data, args.exams, args.structures, size=args.size, strict=args.strict,
+        progress=progress_lines(args),
+    )  # fmt: skip
+    template.save(args.out)
+    list_skipped(template.meta["skipped"])
+    data = {"template": str(args.out), "labels": template.labels} | template.meta
+    names, exams = len(template.names), len(template.meta["exams"])
+    print_result(args, data, f"{args.out}: {names} structures from {exams} exam(s)")
+    return 0

@@ -1,0 +1,31 @@
+"""Self-contained HTML pages: one style for all of them, and how a template becomes a page."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+import jinja2
+
+STYLE = """ :root { color-scheme: light dark; --line: #8884; --soft: #888; }
+ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1240px; margin: 2rem auto; padding: 0 1rem; }
+ h1 { font-size: 1.5rem; margin-bottom: .2rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
+ .soft { color: var(--soft); font-size: .9rem }
+ table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .8rem 0; }
+ th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }
+ th:first-child, td:first-child { text-align: left } tr.total td { font-weight: 600 }
+ .headline { display: flex; gap: 2.5rem; flex-wrap: wrap; margin: 1rem 0 }
+ .headline b { display: block; font-size: 1.9rem; line-height: 1.1 }
+ img { max-width: 100%; height: auto; border-radius: 6px; background: #101014 }
+ details { margin: .5rem 0 } .wide { overflow-x: auto }
+ nav a { margin-right: .8rem }"""
+
+
+def render(package: str, template: str, **values: Any) -> str:
+    """The page that a jinja template of a package gives with these values, and with :data:`STYLE` as ``style``.
+
+    Values are escaped, and one that the template needs and does not get is an error.
+    """
+    source = resources.files(package).joinpath(template).read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(source).render(style=STYLE, **values)
