@@ -37,24 +37,29 @@ setup(
         "jinja2>=3.1",
         "tqdm>=4.66",
         "tensorboard>=2.15",
-        "setuptools",  # torch.utils.cpp_extension, which builds the kernels, imports it
+        # torch.utils.cpp_extension, which builds the kernels, imports it.
+        "setuptools",
     ],
     extras_require={
         "test": [
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "nibabel>=5.2",
             "pynrrd>=1.0",
-            "highdicom>=0.26",  # writes the DICOM-SEG that the tests read
+            # Writes the DICOM-SEG that the tests read.
+            "highdicom>=0.26",
             "monai>=1.3",
             "surface-distance>=0.1",
             "joblib>=1.4",
             "distributed>=2024.8",
             "ruff>=0.6",
+            "mypy>=1.11",
         ],
-        # deepatlas prepare --engine dask or ray: the same work on many machines.
+        # deepatlas prepare --engine dask: the same work on many machines.
         "dask": ["joblib>=1.4", "dask>=2024.8", "distributed>=2024.8"],
-        "ray": ["joblib>=1.4", "ray[default]>=2.30"],
+        # The pages of docs/, with the API page made from the docstrings: mkdocs build --strict
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
         # The peers that benchmarks/ measures against, where they are installed.
         "bench": [
             "pytest>=8",
