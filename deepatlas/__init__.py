@@ -17,7 +17,7 @@ from deepatlas.version import __version__
 
 if TYPE_CHECKING:
     from deepatlas.api import Model, load
-    from deepatlas.evaluate.run import evaluate_cohort
+    from deepatlas.evaluate.cohort import evaluate_cohort
     from deepatlas.exams.cohort import Cohort, ExamFiles, find_exams
     from deepatlas.exams.phantoms import write_phantoms
     from deepatlas.exams.read import read_volume
@@ -54,7 +54,7 @@ _PUBLIC = {
     "Volume": "deepatlas.space.volume",
     "build_template": "deepatlas.localize.template.build",
     "check_dataset": "deepatlas.intake.dataset.check",
-    "evaluate_cohort": "deepatlas.evaluate.run",
+    "evaluate_cohort": "deepatlas.evaluate.cohort",
     "find_exams": "deepatlas.exams.cohort",
     "load": "deepatlas.api",
     "locate": "deepatlas.localize.points",

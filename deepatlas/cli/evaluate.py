@@ -39,7 +39,7 @@ def add(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from deepatlas.evaluate.run import evaluate_cohort
+    from deepatlas.evaluate.cohort import evaluate_cohort
     from deepatlas.evaluate.tables import summary_table
 
     model = load_model(args)

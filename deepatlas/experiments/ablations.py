@@ -28,7 +28,7 @@ import torch
 from deepatlas import checkpoint
 from deepatlas.config import Config, preset
 from deepatlas.errors import DeepAtlasError, guarded
-from deepatlas.evaluate.run import evaluate_cohort
+from deepatlas.evaluate.cohort import evaluate_cohort
 from deepatlas.evaluate.truth import phantom_truth
 from deepatlas.exams.build_store import prepare_cohort
 from deepatlas.exams.phantoms import write_phantoms

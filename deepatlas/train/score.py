@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from deepatlas.config import Config
-from deepatlas.evaluate.run import evaluate_cohort
+from deepatlas.evaluate.cohort import evaluate_cohort
 from deepatlas.evaluate.tables import summary_table
 from deepatlas.evaluate.truth import phantom_truth
 from deepatlas.exams.cohort import find_exams

@@ -17,7 +17,7 @@ import torch
 
 import deepatlas_ops as ops
 from deepatlas.errors import DataError
-from deepatlas.evaluate.metrics import HD95_CONVENTIONS, dice, surface_distances
+from deepatlas.evaluate.metrics.hd95 import HD95_CONVENTIONS, dice, surface_distances
 from deepatlas.evaluate.report import ExamFigure, Report, write_report
 from deepatlas.evaluate.tables import Row, statistics, summarise
 from deepatlas.exams.cohort import ExamFiles, find_exams

@@ -11,8 +11,8 @@ import pytest
 from affine_model import GRIDS, LABELS, AffineModel, exam
 
 from deepatlas.errors import DataError, DeepAtlasError
-from deepatlas.evaluate.metrics import dice
-from deepatlas.evaluate.run import atlas_slices, evaluate_cohort
+from deepatlas.evaluate.metrics.hd95 import dice
+from deepatlas.evaluate.cohort import atlas_slices, evaluate_cohort
 from deepatlas.io.codec import write_volume
 from deepatlas.localize import build_template
 from deepatlas.model.native import native_coordinates

@@ -9,7 +9,7 @@ import pytest
 from scipy.spatial import cKDTree
 
 from deepatlas.errors import DeepAtlasError
-from deepatlas.evaluate.metrics import dice, hausdorff95, surface, surface_distances
+from deepatlas.evaluate.metrics.hd95 import dice, hausdorff95, surface, surface_distances
 
 SPACING = (0.8, 1.5, 3.1)  # x, y, z mm
 
