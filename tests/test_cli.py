@@ -14,7 +14,7 @@ from affine_model import GRIDS, LABELS, AffineModel, exam
 from deepatlas.api import Model
 from deepatlas.cli import main as cli
 from deepatlas.errors import DeepAtlasError, guarded
-from deepatlas.evaluate.metrics.hd95 import dice
+from deepatlas.evaluate.metrics.dice import dice
 from deepatlas.exams.kind import exam_name
 from deepatlas.exams.read import read_volume
 from deepatlas.io.codec import write_volume

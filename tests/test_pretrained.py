@@ -7,7 +7,7 @@ from real_exams import real
 
 import deepatlas
 from deepatlas.errors import DeepAtlasError
-from deepatlas.evaluate.metrics.hd95 import dice
+from deepatlas.evaluate.metrics.dice import dice
 from deepatlas.exams.read import read_volume
 from deepatlas.localize import build_template
 from deepatlas.pretrained import FOLDER, MODEL, shipped

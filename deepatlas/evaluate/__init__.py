@@ -1,1 +1,4 @@
-"""Metrics, tables, figures and reports, imported by submodule: figures need matplotlib, metrics do not."""
+"""Scores of one-shot segmentation: metrics, statistics, tables, pictures and a report.
+
+This package imports nothing by itself, because the pictures need matplotlib and the metrics do not.
+"""

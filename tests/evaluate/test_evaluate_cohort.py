@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from affine_model import GRIDS, LABELS, AffineModel, exam
 
+import deepatlas_ops as ops
 from deepatlas.errors import DataError, DeepAtlasError
-from deepatlas.evaluate.metrics.hd95 import dice
-from deepatlas.evaluate.cohort import atlas_slices, evaluate_cohort
+from deepatlas.evaluate.cohort import evaluate_cohort
+from deepatlas.evaluate.exam_figure import atlas_slices
+from deepatlas.evaluate.metrics.dice import dice
 from deepatlas.io.codec import write_volume
-from deepatlas.localize import build_template
+from deepatlas.localize import Template, build_template
 from deepatlas.model.native import native_coordinates
 from deepatlas.space.volume import Volume
 
@@ -46,12 +48,12 @@ def result(cohort, template, tmp_path_factory):
     return evaluate_cohort(AffineModel(), template, cohort, out, progress=lines.append), out, lines
 
 
-def test_template_knows_where_it_comes_from(template):
+def test_template_meta_names_its_exams_and_model(template):
     assert template.meta["exams"] == ["e1"] and template.meta["model"] == "affine-model"
     assert template.labels == LABELS
 
 
-def test_metrics_csv(result):
+def test_metrics_csv_has_a_row_for_every_drawn_structure(result):
     _, out, _ = result
     rows = list(csv.DictReader((out / "metrics.csv").open()))
     assert list(rows[0]) == ["exam", "structure", "dice", "hd95_mm", "predicted_ml", "reference_ml"]
@@ -63,7 +65,7 @@ def test_metrics_csv(result):
     assert volumes["liver"] == pytest.approx(4 / 3 * np.pi * 22 * 17 * 19 / 1000, rel=0.02)
 
 
-def test_summary_json(result):
+def test_summary_json_holds_what_is_returned(result):
     summary, out, lines = result
     assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(summary))
     assert summary["dice"] == summary["overall"]["dice_mean_of_structures"] > 0.9
@@ -86,7 +88,7 @@ def test_report_is_one_file_with_every_picture(result):
     assert names == {"e1.png", "e2.png", "e10.png", "dice.png"}
 
 
-def test_bad_exams_are_listed_or_fatal(cohort, template, tmp_path):
+def test_bad_exams_are_listed_and_with_strict_they_end_the_run(cohort, template, tmp_path):
     root = tmp_path / "data"
     root.mkdir()
     for name in ("e1", "e2"):
@@ -95,7 +97,6 @@ def test_bad_exams_are_listed_or_fatal(cohort, template, tmp_path):
     (root / "<b>bad").mkdir()
     (root / "<b>bad" / "ct.nii.gz").write_bytes(b"nothing")
     (root / "<b>bad" / "seg.nii.gz").write_bytes(b"nothing")
-    ct, _ = exam(GRIDS["coarse"])
     (root / "mismatch").mkdir()
     (root / "mismatch" / "ct.nii.gz").symlink_to(cohort / "e1" / "ct.nii.gz")
     (root / "mismatch" / "seg.nii.gz").symlink_to(cohort / "e2" / "seg.nii.gz")
@@ -112,7 +113,7 @@ def test_bad_exams_are_listed_or_fatal(cohort, template, tmp_path):
         evaluate_cohort(AffineModel(), template, root, tmp_path / "none", exams=["mismatch"], pictures=False)
 
 
-def test_requests_that_make_no_sense(cohort, template, tmp_path):
+def test_requests_that_cannot_be_met_are_refused(cohort, template, tmp_path):
     def refused(words, model=None, **change):
         with pytest.raises(DeepAtlasError, match=words):
             evaluate_cohort(
@@ -138,10 +139,8 @@ def test_a_full_disk_ends_the_run_instead_of_skipping_exams(cohort, template, tm
         evaluate_cohort(AffineModel(), template, cohort, tmp_path / "out")
 
 
-def test_reference_and_template_may_number_differently(cohort, template, tmp_path):
-    """Structures are matched by name: the same masks under other ids must score the same."""
-    from deepatlas.localize import Template
-
+def test_reference_and_template_may_use_different_ids(cohort, template, tmp_path):
+    """Structures are matched by name, so the same masks under other ids must score the same."""
     renamed = Template(template.masks, template.names, (41, 42, 43), template.meta)
     a = evaluate_cohort(AffineModel(), template, cohort, tmp_path / "a", exams=["e2"], pictures=False)
     b = evaluate_cohort(AffineModel(), renamed, cohort, tmp_path / "b", exams=["e2"], pictures=False)
@@ -149,10 +148,8 @@ def test_reference_and_template_may_number_differently(cohort, template, tmp_pat
     assert a["dice"] == b["dice"]
 
 
-def test_the_atlas_lies_on_the_exam():
-    """The known model's atlas is the body: warped onto an exam it must be the exam's body."""
-    import deepatlas_ops as ops
-
+def test_the_warped_atlas_lies_on_the_exam():
+    """The atlas of the known model is the body, so warped onto an exam it must be the body of the exam."""
     model, (ct, _) = AffineModel(), exam(GRIDS["oblique"])
     ct = ct.canonical()
     coords, grid, _ = model.coordinates_on_model_grid(ct)

@@ -7,7 +7,7 @@ import pytest
 from affine_model import ANATOMY, GRIDS, LABELS, AffineModel, exam
 
 from deepatlas.errors import DataError, DeepAtlasError
-from deepatlas.evaluate.metrics.hd95 import dice
+from deepatlas.evaluate.metrics.dice import dice
 from deepatlas.localize import LabelledExam, Template, estimate_template, segment
 from deepatlas.space.volume import Volume
 

@@ -1,4 +1,4 @@
-"""Dice and HD95 against MONAI, DeepMind's surface-distance and brute force."""
+"""Surface distances and HD95 against MONAI, DeepMind's surface-distance package and brute force."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from scipy.spatial import cKDTree
 
 from deepatlas.errors import DeepAtlasError
-from deepatlas.evaluate.metrics.hd95 import dice, hausdorff95, surface, surface_distances
+from deepatlas.evaluate.metrics.hd95 import hausdorff95, surface, surface_distances
 
 SPACING = (0.8, 1.5, 3.1)  # x, y, z mm
 
@@ -42,7 +42,7 @@ def brute_force(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_distances_are_those_of_brute_force(seed):
+def test_distances_equal_those_of_brute_force(seed):
     a, b = blobs(seed)
     got, want = surface_distances(a, b, SPACING), brute_force(a, b)
     np.testing.assert_allclose(np.sort(got.from_reference), np.sort(want[0]), rtol=1e-9)
@@ -54,7 +54,7 @@ def test_distances_are_those_of_brute_force(seed):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_max_convention_is_monais(seed):
+def test_the_max_convention_equals_monais(seed):
     monai = pytest.importorskip("monai.metrics")
     import torch
 
@@ -67,8 +67,8 @@ def test_the_max_convention_is_monais(seed):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_close_to_deepminds_surfels(seed):
-    """Its surfaces run between voxels and weigh by area, so the two agree within about one voxel only."""
+def test_hd95_is_within_a_voxel_of_deepminds(seed):
+    """DeepMind's surfaces run between voxels and are weighted by area, so the two agree only to about one voxel."""
     package = pytest.importorskip("surface_distance")
     a, b = blobs(seed)
     distances = package.compute_surface_distances(a, b, SPACING[::-1])
@@ -76,7 +76,7 @@ def test_close_to_deepminds_surfels(seed):
     assert hausdorff95(a, b, SPACING, "max") == pytest.approx(want, abs=max(SPACING))
 
 
-def test_a_known_shift_in_mm():
+def test_hd95_of_a_shifted_box_is_the_shift_in_mm():
     a = np.zeros((10, 20, 30), bool)
     a[3:7, 5:12, 8:20] = True
     for axis, step in ((2, SPACING[0]), (1, SPACING[1]), (0, SPACING[2])):
@@ -86,8 +86,8 @@ def test_a_known_shift_in_mm():
     assert hausdorff95(a, a, SPACING) == 0
 
 
-def test_the_conventions_differ_when_the_masks_do():
-    """A far piece that only the prediction has: one direction sees it, the other does not."""
+def test_conventions_differ_where_only_one_mask_has_a_far_piece():
+    """Only the distances from the prediction see a far piece that only the prediction has."""
     a = np.zeros((8, 40, 60), bool)
     a[2:6, 10:20, 5:15] = True
     b = a.copy()
@@ -102,25 +102,17 @@ def test_a_mask_at_the_edge_of_the_array_has_a_surface_there():
     assert inner.sum() == 4 * 5 * 6 - 2 * 3 * 4 and not inner[1:-1, 1:-1, 1:-1].any()
 
 
-def test_empty_masks():
+def test_two_empty_masks_have_no_distance_and_one_has_an_infinite_distance():
     a, empty = np.ones((3, 3, 3), bool), np.zeros((3, 3, 3), bool)
-    assert math.isnan(dice(empty, empty)) and math.isnan(hausdorff95(empty, empty, SPACING))
+    assert math.isnan(hausdorff95(empty, empty, SPACING))
     for pair in ((a, empty), (empty, a)):
-        assert dice(*pair) == 0 and hausdorff95(*pair, SPACING) == math.inf
-        assert hausdorff95(*pair, SPACING, "pooled") == math.inf
+        assert hausdorff95(*pair, SPACING) == hausdorff95(*pair, SPACING, "pooled") == math.inf
 
 
-def test_dice():
-    a, b = np.zeros((4, 4, 4), int), np.zeros((4, 4, 4), int)
-    a[0], b[0, :2] = 1, 7
-    assert dice(a, b) == pytest.approx(2 * 8 / (16 + 8))
-    assert dice(a, a) == 1
-
-
-def test_nonsense_is_named():
+def test_wrong_arguments_are_named():
     a = np.ones((3, 3, 3), bool)
-    with pytest.raises(DeepAtlasError, match=r"dice: .*\(3, 3, 3\) and \(3, 3, 4\)"):
-        dice(a, np.ones((3, 3, 4)))
+    with pytest.raises(DeepAtlasError, match=r"surface_distances: .*\(3, 3, 3\) and \(3, 3, 4\)"):
+        hausdorff95(a, np.ones((3, 3, 4)), SPACING)
     with pytest.raises(DeepAtlasError, match="one of mean, max, pooled, got 'median'"):
         hausdorff95(a, a, SPACING, "median")
     for bad in ((1, 1), (0, 1, 1), (1, float("nan"), 1)):

@@ -1,0 +1,118 @@
+"""The picture of one exam in a report: the exam, the warped atlas, the prediction and the reference (Figs 4 and 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import deepatlas_ops as ops
+from deepatlas.errors import DataError
+from deepatlas.evaluate.score import LabelIds
+from deepatlas.model.native import native_coordinates
+from deepatlas.pictures import figures
+from deepatlas.space.grid import Grid
+from deepatlas.space.preprocess import foreground_box, normalize
+from deepatlas.space.volume import Volume
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def exam_figure(
+    title: str,
+    ct: Volume,
+    reference: Volume,
+    prediction: NDArray[np.integer],
+    structures: Mapping[str, LabelIds],
+    atlas: Tensor,
+    coords: Tensor,
+    model_grid: Grid,
+    convention: str,
+) -> Figure:
+    """The three planes of one exam side by side (see :func:`~deepatlas.pictures.figures.overlay_figure`).
+
+    Args:
+        title: the title of the figure.
+        ct: the exam in Hounsfield units.
+        reference: label ids on the grid of ``ct``.
+        prediction: label ids ``[D, H, W]`` on the same grid.
+        structures: the ids of every structure in ``reference`` and in ``prediction``.
+        atlas: ``[1, 1, N, N, N]``, the learned atlas.
+        coords: ``[1, 3, S, S, S]``, the coordinates of the exam on ``model_grid``.
+        model_grid: the grid of ``coords``.
+        convention: ``"radiological"`` or ``"neurological"``, the way the pictures are turned.
+    """
+    image, truth = ct.canonical(), _in_predicted_ids(reference.canonical().array, structures)
+    found = Volume(prediction, reference.grid).canonical().array
+    start, size = _visible_box(image, truth, found)
+    image = image.cropped(start, size)
+    box = tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))
+    truth, found = truth[box], found[box]
+    names = {name: ids.prediction for name, ids in structures.items()}
+    index = figures.choose_slices(truth, list(names.values()))
+
+    def cut(array: NDArray) -> list[NDArray]:
+        return [np.take(array, at, axis=axis) for axis, at in enumerate(index)]
+
+    slices = [normalize(torch.from_numpy(np.ascontiguousarray(s)).float()).numpy() for s in cut(image.array)]
+    warped = atlas_slices(atlas, coords, model_grid, image.grid, index)
+    return figures.overlay_figure(
+        slices, warped, cut(found), cut(truth), names, image.grid.shape, image.grid.spacing,
+        title=title, convention=convention,
+    )  # fmt: skip
+
+
+def atlas_slices(
+    atlas: Tensor, coords: Tensor, model_grid: Grid, grid: Grid, index: tuple[int, int, int]
+) -> list[NDArray[np.float32]]:
+    """The atlas warped onto one slice of each plane of ``grid``. The whole volume is never made.
+
+    Args:
+        atlas: ``[1, 1, N, N, N]``.
+        coords: ``[1, 3, S, S, S]`` on ``model_grid``.
+        model_grid: the grid of ``coords``.
+        grid: the grid that is cut.
+        index: the voxel (z, y, x) that the three slices pass through.
+
+    Returns:
+        The slices ``[H, W]``, ``[D, W]`` and ``[D, H]``.
+    """
+    out = []
+    for axis, at in enumerate(index):
+        start, shape = [0, 0, 0], list(grid.shape)
+        start[axis], shape[axis] = at, 1
+        fine = native_coordinates(coords, model_grid, grid.cropped(start, shape))[None].clamp_(-1, 1)
+        out.append(ops.resample(atlas.to(coords), fine)[0, 0].squeeze(axis).cpu().numpy())
+    return out
+
+
+def _in_predicted_ids(
+    reference: NDArray[np.integer], structures: Mapping[str, LabelIds]
+) -> NDArray[np.int32]:
+    """Reference labels in the ids of the prediction, so that a structure has one colour in both."""
+    last = max(int(reference.max()), *(ids.reference for ids in structures.values()))
+    table = np.zeros(last + 1, dtype=np.int32)
+    for ids in structures.values():
+        table[ids.reference] = ids.prediction
+    return table[reference]
+
+
+def _visible_box(image: Volume, *labels: NDArray[np.integer]) -> tuple[list[int], list[int]]:
+    """Start and shape (z, y, x) of the smallest box that holds the patient and every label."""
+    try:
+        start, shape = foreground_box(image)
+    except DataError:
+        # There is no patient to be found in the image, so all of it is shown.
+        return [0, 0, 0], list(image.grid.shape)
+    low, high = list(start), [a + n for a, n in zip(start, shape, strict=True)]
+    for array in labels:
+        for axis in range(3):
+            used = np.flatnonzero(array.any(axis=tuple(a for a in range(3) if a != axis)))
+            if len(used):
+                low[axis], high[axis] = min(low[axis], int(used[0])), max(high[axis], int(used[-1]) + 1)
+    return low, [b - a for a, b in zip(low, high, strict=True)]
