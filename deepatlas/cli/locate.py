@@ -35,7 +35,8 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     from deepatlas.exams.cohort import named_exams
     from deepatlas.exams.read import read_volume
-    from deepatlas.localize.points import locate, read_points, write_located
+    from deepatlas.localize.points import locate
+    from deepatlas.localize.points_csv import read_points, write_located
 
     names, points = read_points(args.points)
     targets = named_exams(args.to)

@@ -1,8 +1,9 @@
-"""From coordinates to anatomy: template masks, native-grid segmentations, points."""
+"""From coordinates to anatomy: templates, segmentations on the exam's own grid, and points."""
 
 from __future__ import annotations
 
-from deepatlas.localize.points import Located, locate, read_points, write_located
+from deepatlas.localize.points import Located, locate
+from deepatlas.localize.points_csv import read_points, write_located
 from deepatlas.localize.segment import segment, segment_coordinates
 from deepatlas.localize.template.build import build_template
 from deepatlas.localize.template.estimate import LabelledExam, estimate_template

@@ -1,1 +1,1 @@
-"""From an exam to the anatomical coordinate of each of its voxels."""
+"""A trained model: from an exam to the anatomical coordinate of each of its voxels."""

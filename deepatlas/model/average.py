@@ -1,12 +1,14 @@
 """Coordinates averaged over slightly moved views of one exam (test-time averaging; not in the paper).
 
-The network answers each view for itself and its answers differ by a smooth error of a fraction of a voxel. A view is
-the exam under a known affine map, so its answer is an answer for the exam too, once the map is taken back.
+The coordinates that the network predicts for different views of an exam differ by a smooth error of a fraction of a
+voxel. A view is the exam under a known affine map, so undoing the map turns its coordinates into coordinates of the
+exam.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -14,22 +16,30 @@ from torch import Tensor
 import deepatlas_ops as ops
 from deepatlas.space.affine import affine_coords, random_affine
 
-# Milder than the training's augmentation: views that the network has seen often.
-VIEWS = {"scale": (0.94, 1.06), "rotation": 0.08, "translation": 0.05}
-_SEED = 0  # the same views for every exam: results repeat
+
+class _Affine(TypedDict):
+    scale: tuple[float, float]
+    rotation: float
+    translation: float
+
+
+# Milder than the augmentation of the training, so that the network has seen such views often.
+VIEWS: _Affine = {"scale": (0.94, 1.06), "rotation": 0.08, "translation": 0.05}
+# Every exam has the same views, so that results are reproducible.
+_SEED = 0
 
 
 def averaged_coordinates(predict: Callable[[Tensor], Tensor], image: Tensor, views: int) -> Tensor:
-    """Mean of the coordinates that ``predict`` gives for ``views`` views of an exam, the exam itself among them.
+    """The mean of the coordinates that the network predicts for several views of an exam.
 
     Args:
         predict: the network, ``[B, 1, S, S, S] -> [B, 3, s, s, s]``.
-        image: ``[1, 1, S, S, S]``.
-        views: 1 or more; 1 is ``predict(image)``.
+        image: ``[1, 1, S, S, S]``, the input of the network.
+        views: the number of views, 1 or more. The exam itself is the first of them.
 
     Returns:
-        ``[1, 3, s, s, s]`` float32 for ``views`` 1, otherwise ``[1, 3, S, S, S]``. Where a view does not show a place
-        of the exam it has no say there.
+        float32 coordinates, ``[1, 3, s, s, s]`` for one view and ``[1, 3, S, S, S]`` for more. A view contributes only
+        to the places of the exam that it shows.
     """
     if views == 1:
         return predict(image)
@@ -41,7 +51,8 @@ def averaged_coordinates(predict: Callable[[Tensor], Tensor], image: Tensor, vie
     total = ops.resize(predict(image).float(), size)
     weight = torch.ones_like(total[:, :1])
     for view, back in zip(moved.split(1), _inverse(theta).split(1), strict=True):
-        place = affine_coords(back, size)  # where a voxel of the exam lies in this view
+        # Where the voxels of the exam lie in this view.
+        place = affine_coords(back, size)
         seen = (place.abs().amax(1, keepdim=True) <= 1).to(total)
         total = total + ops.resample(predict(view).float(), place) * seen
         weight = weight + seen
@@ -49,6 +60,6 @@ def averaged_coordinates(predict: Callable[[Tensor], Tensor], image: Tensor, vie
 
 
 def _inverse(theta: Tensor) -> Tensor:
-    """The inverse affine maps ``[B, 3, 4]``."""
+    """The inverses ``[B, 3, 4]`` of affine maps ``[B, 3, 4]``."""
     linear = torch.linalg.inv(theta[:, :, :3])
     return torch.cat([linear, -linear @ theta[:, :, 3:]], dim=2)

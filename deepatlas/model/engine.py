@@ -1,11 +1,12 @@
-"""A trained network and its atlas: from a CT to the anatomical coordinate of each of its voxels."""
+"""A trained network with its atlas, which gives the anatomical coordinate of every voxel of an exam."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -26,41 +27,56 @@ from deepatlas.space.grid import Grid
 from deepatlas.space.preprocess import foreground_mask, normalize, to_model_grid
 from deepatlas.space.volume import Volume
 
-Exam = str | os.PathLike | Volume
+Exam = str | os.PathLike[str] | Volume
 
 
 def pick_device(name: str | torch.device | None = None) -> torch.device:
-    """The named device, or a GPU if there is one; DeepAtlasError where PyTorch cannot use it."""
+    """The named device; without a name a GPU if there is one, and otherwise the CPU.
+
+    Raises :class:`~deepatlas.errors.DeepAtlasError` where PyTorch cannot use the device.
+    """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=name)
         return torch.device(name)
-    except (RuntimeError, AssertionError) as error:  # the latter from a build without CUDA
+    except (RuntimeError, AssertionError) as error:
+        # A build of PyTorch without CUDA raises AssertionError.
         reason = str(error).splitlines()[0]
-        raise DeepAtlasError(f"device {name} cannot be used here ({reason}); take cpu") from None
+        raise DeepAtlasError(f"device {name} cannot be used here ({reason}); use cpu") from None
 
 
 class Engine:
-    """Network and atlas of one run. Not a ``torch.nn.Module``: those are ``network`` and ``atlas_module``."""
+    """The network and the atlas of one run.
+
+    An exam is a path (see :func:`deepatlas.read_volume`) or a :class:`~deepatlas.space.volume.Volume` in Hounsfield
+    units; orientation, spacing and field of view are free.
+
+    Attributes:
+        config: the settings of the run.
+        card: facts about the model, such as its data and the commit that trained it.
+        refine: refinement steps for every exam.
+        average: views of every exam whose coordinates are averaged.
+        network: the network, a frozen ``torch.nn.Module``.
+        atlas_module: the atlas, a frozen ``torch.nn.Module``.
+    """
 
     def __init__(
         self,
         config: Config,
         network: CoordinateNetwork,
         atlas: Atlas,
-        card: dict | None = None,
+        card: Mapping[str, Any] | None = None,
         *,
         refine: int = 0,
         average: int = 1,
-    ):
-        self.config, self.card = config, dict(card or {})
+    ) -> None:
         if not isinstance(refine, int) or refine < 0:
             raise DeepAtlasError(f"refine must be a number of steps, 0 or more, got {refine!r}")
         if not isinstance(average, int) or average < 1:
             raise DeepAtlasError(f"average must be a number of views, 1 or more, got {average!r}")
-        self.refine = refine  # steps of refine_coordinates for every exam
-        self.average = average  # views that averaged_coordinates takes the mean of
+        self.config, self.card = config, dict(card or {})
+        self.refine, self.average = refine, average
         self.network = network.eval().requires_grad_(False)
         self.atlas_module = atlas.requires_grad_(False)
 
@@ -68,20 +84,22 @@ class Engine:
 
     @classmethod
     def load(
-        cls, name: str | os.PathLike, device: str | None = None, *, refine: int = 0, average: int = 1
+        cls, name: str | os.PathLike[str], device: str | None = None, *, refine: int = 0, average: int = 1
     ) -> Self:
         """Load a model.
 
         Args:
-            name: a run folder (its ``model.pt`` is taken), a model file, or a shipped model (``"headneck"``).
-            device: ``"cpu"``, ``"cuda"`` …; by default a GPU if there is one.
-            refine: steps by which the coordinates of every exam are refined after the network's one pass (see
-                :func:`~deepatlas.model.refine.refine_coordinates`); 0: none. Use the same for the template.
-            average: views of every exam whose coordinates are averaged, each for one more pass of the network (see
-                :func:`~deepatlas.model.average.averaged_coordinates`); 1: the exam alone.
+            name: a run folder, whose ``model.pt`` is loaded; a model file; or the name of a shipped model
+                (``"headneck"``).
+            device: ``"cpu"``, ``"cuda"`` or another device of PyTorch; by default a GPU if there is one.
+            refine: the number of registration steps that refine the coordinates of every exam after the pass of the
+                network (see :func:`~deepatlas.model.refine.refine_coordinates`). Use the same for the template.
+            average: the number of views of every exam whose coordinates are averaged (see
+                :func:`~deepatlas.model.average.averaged_coordinates`). Each view takes one pass of the network.
 
         Raises:
-            DeepAtlasError: nothing there, damaged, or written by another format version.
+            DeepAtlasError: there is no such model, the file is damaged or of another format version, the device
+                cannot be used, or ``refine`` or ``average`` is out of range.
         """
         path = resolve(name, FILE)
         if path.is_dir():
@@ -104,8 +122,16 @@ class Engine:
         model = cls(config, network, atlas, state["card"], refine=refine, average=average)
         return model.to(pick_device(device))
 
-    def save(self, path: str | os.PathLike, *, half: bool = False) -> None:
-        """Write one file that :meth:`load` reads, atomically; ``half`` rounds to float16, for models that travel."""
+    def save(self, path: str | os.PathLike[str], *, half: bool = False) -> None:
+        """Write a file that :meth:`load` reads. The file is complete or absent.
+
+        Args:
+            path: the file to write.
+            half: round the weights to float16, which halves the size of the file.
+
+        Raises:
+            DataError: the file cannot be written.
+        """
         number = torch.float16 if half else torch.float32
         state = {
             "kind": "model",
@@ -117,7 +143,7 @@ class Engine:
         checkpoint.save(Path(path), state)
 
     def to(self, device: str | torch.device) -> Self:
-        """Move to a device, in place; returns itself."""
+        """Move the network and the atlas to a device, in place. Returns the model itself."""
         self.network.to(device)
         self.atlas_module.to(device)
         return self
@@ -126,25 +152,27 @@ class Engine:
 
     @property
     def device(self) -> torch.device:
+        """The device of the network and the atlas."""
         return self.atlas_module.values.device
 
     @property
     def atlas(self) -> Tensor:
-        """The learned atlas, ``[1, 1, N, N, N]`` in [0, 1] over the coordinate space [-1, 1]^3."""
+        """The learned atlas: ``[1, 1, N, N, N]`` float32 in [0, 1] over the coordinate space [-1, 1]^3."""
         return self.atlas_module.values
 
     @property
     def size(self) -> int:
-        """Voxels per axis of the network input."""
+        """The number of voxels of the network's input along each axis."""
         return self.config.network.size
 
     @property
     def crop(self) -> str | None:
+        """How exams are cropped for the network: None or a name that ``to_model_grid`` knows."""
         return self.config.data.crop
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits of the weights and the atlas: a template belongs to one model."""
+        """Twelve hexadecimal digits that identify the weights and the atlas. A template names those of its model."""
         digest = hashlib.sha256()
         for module in (self.network, self.atlas_module):
             for name, value in module.state_dict().items():
@@ -156,11 +184,17 @@ class Engine:
 
     @torch.no_grad()
     def coordinates_on_model_grid(self, volume: Exam) -> tuple[Tensor, Grid, Volume]:
-        """Coordinates where the network made them: one pass (or ``self.average``), then ``self.refine`` steps.
+        """The coordinates of an exam on the grid of the network's input, averaged and refined as the model is set to.
+
+        Args:
+            volume: an exam.
 
         Returns:
-            ``coords [1, 3, S, S, S]`` float32 on the model's device, the grid of these S^3 voxels (RAS, cropped as
-            the model was trained), and the exam in Hounsfield units on that grid.
+            The coordinates ``[1, 3, S, S, S]``, float32 on the model's device; the grid of these S^3 voxels (RAS+,
+            cropped as in training); and the exam in Hounsfield units on that grid.
+
+        Raises:
+            DataError: the exam cannot be read, or holds no patient.
         """
         hu = to_model_grid(read_exam(volume), self.size, crop=self.crop)
         x = normalize(torch.as_tensor(np.ascontiguousarray(hu.array), dtype=torch.float32))
@@ -173,11 +207,18 @@ class Engine:
         return ops.resize(coords, x.shape[2:]), hu.grid, hu
 
     def coordinates(self, exam: Exam) -> Tensor:
-        """Anatomical coordinates of every voxel of an exam, ``[3, D, H, W]`` float32 (x, y, z) on its grid.
+        """The anatomical coordinate of every voxel of an exam, on the exam's own grid (section 2.1).
 
-        They lie in [-1, 1] where the network sees; voxels beyond (the rim of the field of view, what ``crop`` took
-        away) continue the map linearly and may lie outside.
-        ``exam`` is a file or a :class:`Volume` in Hounsfield units; orientation and spacing are free.
+        Args:
+            exam: a path, or a :class:`~deepatlas.space.volume.Volume` in Hounsfield units.
+
+        Returns:
+            ``[3, D, H, W]`` float32 on the model's device; the channels are x, y, z. The values lie in [-1, 1]
+            where the network sees the exam. The rim of the field of view, and what ``crop`` removes, continue the map
+            linearly and may exceed that range.
+
+        Raises:
+            DataError: the exam cannot be read, or holds no patient.
         """
         volume = read_exam(exam)
         coords, grid, _ = self.coordinates_on_model_grid(volume)
@@ -185,7 +226,7 @@ class Engine:
 
 
 def read_exam(exam: Exam) -> Volume:
-    """The volume itself, or the exam at a path (see :func:`~deepatlas.exams.read.read_volume`)."""
+    """The exam at a path (see :func:`~deepatlas.exams.read.read_volume`), or the volume itself."""
     if isinstance(exam, Volume):
         return exam
     return read_volume(exam)

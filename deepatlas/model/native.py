@@ -1,8 +1,8 @@
-"""Coordinates of a model grid carried to any other grid of the same exam, exactly.
+"""Coordinates on a model grid, carried exactly to any other grid of the same exam.
 
-A model grid ends half a pooling window inside the exam, so the outermost voxels of the exam lie beyond its
-outermost centres. Clamping there would give a rim of voxels one and the same coordinate; the map is
-continued linearly instead (by one model voxel, more than pooling ever takes).
+The outermost centres of a model grid lie half a pooling window inside the exam, so that the outermost voxels of the
+exam lie beyond them. Clamping would give a rim of voxels one and the same coordinate. The map is therefore continued
+linearly by one model voxel, which is more than pooling ever removes.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 import deepatlas_ops as ops
 from deepatlas.errors import DeepAtlasError
 from deepatlas.space.grid import Grid
 
+# The number of voxels that are processed at once.
 CHUNK_VOXELS = 1 << 21
 
 
@@ -40,12 +42,12 @@ def extrapolate(coords: Tensor) -> Tensor:
 
 
 def extrapolated_grid(grid: Grid) -> Grid:
-    """The grid of :func:`extrapolate`'s result: one voxel more on every side."""
+    """The grid of the result of :func:`extrapolate`: one voxel more on every side."""
     return grid.cropped((-1, -1, -1), tuple(n + 2 for n in grid.shape))
 
 
 def slabs(shape: tuple[int, int, int], voxels: int) -> Iterator[slice]:
-    """Slices along z of at most ``voxels`` voxels (at least one plane) that cover ``shape``."""
+    """Slices along z that cover ``shape`` with at most ``voxels`` voxels each, but at least one plane."""
     step = max(1, int(voxels) // max(1, shape[1] * shape[2]))
     for start in range(0, shape[0], step):
         yield slice(start, min(start + step, shape[0]))
@@ -54,7 +56,7 @@ def slabs(shape: tuple[int, int, int], voxels: int) -> Iterator[slice]:
 def coordinate_slabs(
     coords: Tensor, model_grid: Grid, native_grid: Grid, chunk: int = CHUNK_VOXELS
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Yield ``(z slice, coords [1, 3, d, H, W])`` of the native grid; see native_coordinates."""
+    """Yield ``(z slice, coords [1, 3, d, H, W])`` of the native grid; see :func:`native_coordinates`."""
     _check(coords, model_grid)
     padded, grid = extrapolate(coords), extrapolated_grid(model_grid)
     _, height, width = native_grid.shape
@@ -67,12 +69,22 @@ def coordinate_slabs(
 def native_coordinates(
     coords: Tensor, model_grid: Grid, native_grid: Grid, chunk: int = CHUNK_VOXELS
 ) -> Tensor:
-    """Coordinates ``[1, 3, s, s, s]`` on ``model_grid`` sampled on ``native_grid``: ``[3, D, H, W]``.
+    """Sample the coordinates of a model grid on the grid of the exam.
 
-    Linear inside the model grid, linearly continued for one model voxel beyond it, constant further out
-    (only a cropped model grid leaves voxels there; :func:`inside` tells which). Any orientation, spacing or
-    obliqueness. ``chunk`` bounds the voxels worked on at once. Raises DeepAtlasError where the shapes do
-    not match.
+    The map is interpolated linearly inside the model grid, continued linearly for one model voxel beyond it, and
+    constant further out. Only a cropped model grid leaves voxels that far out, and :func:`inside` tells which.
+
+    Args:
+        coords: ``[1, 3, S, S, S]`` on ``model_grid``.
+        model_grid: the grid of ``coords``.
+        native_grid: the grid to sample on, in any orientation and with any spacing and obliqueness.
+        chunk: the number of voxels that are processed at once.
+
+    Returns:
+        ``[3, D, H, W]`` on ``native_grid``, with the dtype and device of ``coords``.
+
+    Raises:
+        DeepAtlasError: ``coords`` do not have the shape of ``model_grid``.
     """
     out = coords.new_empty((3, *native_grid.shape))
     for z, part in coordinate_slabs(coords, model_grid, native_grid, chunk):
@@ -80,19 +92,17 @@ def native_coordinates(
     return out
 
 
-def inside(model_grid: Grid, native_grid: Grid, margin: float = 0.5) -> np.ndarray:
-    """Bool ``[D, H, W]``: native voxels within the model grid's field of view.
+def inside(model_grid: Grid, native_grid: Grid, margin: float = 0.5) -> NDArray[np.bool_]:
+    """Bool ``[D, H, W]``: which voxels of ``native_grid`` lie in the field of view of ``model_grid``.
 
-    The field of view ends ``margin`` model voxels beyond the outermost centres (0.5: the outer face of the
-    voxels).
+    The field of view ends ``margin`` model voxels beyond the outermost centres; 0.5 is the outer face of the voxels.
     """
     to_model = np.linalg.inv(np.asarray(model_grid.affine)) @ np.asarray(native_grid.affine)
     depth, height, width = native_grid.shape
     x, y, z = np.arange(width), np.arange(height)[:, None], np.arange(depth)[:, None, None]
     result = np.ones(native_grid.shape, dtype=bool)
     for row, n in zip(to_model[:3], model_grid.shape[::-1], strict=True):
-        index = (
-            row[0] * x + row[1] * y + row[2] * z + row[3]
-        )  # affine in each index: broadcasts, never meshed
+        # The map is affine in each index, so that broadcasting replaces a mesh of all voxels.
+        index = row[0] * x + row[1] * y + row[2] * z + row[3]
         result &= (index >= -margin) & (index <= n - 1 + margin)
     return result

@@ -1,8 +1,8 @@
-"""A few steps of registration to the atlas, for one exam and with the network frozen.
+"""Refinement of the coordinates of one exam: a few steps of registration to the atlas, with the network frozen.
 
-The network answers in one pass; what it leaves is a smooth error of about half a voxel of its input. The explicit
-loss of section 2.3 is followed for the exam at hand, comparing images (``refine.similarity``) whatever the network was
-trained with: a displacement on a coarse control grid is added to its coordinates.
+One pass of the network leaves a smooth error of about half a voxel of its input. Refinement adds a displacement on a
+coarse control grid, which minimises the explicit loss of section 2.3 for this exam. It compares images (see
+``refine.similarity`` in the settings), whatever the network was trained with.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from deepatlas.nn import Atlas
 def refine_coordinates(
     coords: Tensor, image: Tensor, mask: Tensor, atlas: Atlas, config: Config, steps: int
 ) -> Tensor:
-    """The coordinates of one exam after ``steps`` steps of Adam on the explicit loss (eq. 3), images compared directly.
+    """The coordinates of one exam after some steps of Adam on the explicit loss of its image (eq. 3).
 
     Args:
-        coords: ``[1, 3, s, s, s]``, the network's answer.
-        image: ``[1, 1, S, S, S]`` in [0, 1], the network's input.
-        mask: ``[1, 1, S, S, S]``, its foreground; an empty one leaves the coordinates as they are.
-        atlas: the learned atlas, which stays as it is.
-        config: of the model; ``config.refine`` holds the settings.
-        steps: 0 returns ``coords``.
+        coords: ``[1, 3, s, s, s]``, the coordinates that the network predicts.
+        image: ``[1, 1, S, S, S]`` in [0, 1], the input of the network.
+        mask: ``[1, 1, S, S, S]``, the foreground of the image. With an empty mask ``coords`` are returned.
+        atlas: the learned atlas, which is not changed.
+        config: the settings of the model; those of refinement are ``config.refine``.
+        steps: the number of steps. With 0 ``coords`` are returned.
 
     Returns:
-        ``[1, 3, m, m, m]`` in [-1, 1], m the larger of s and the control grid; ``coords`` themselves where the
-        steps did not lower the loss.
+        ``[1, 3, m, m, m]`` in [-1, 1], where m is the larger of s and the size of the control grid; or ``coords``
+        themselves where the steps did not lower the loss.
     """
     if not steps or not mask.any():
         return coords
@@ -47,7 +47,7 @@ def refine_coordinates(
 def register_to_atlas(
     coords: Tensor, image: Tensor, mask: Tensor, atlas: Atlas, config: Config, steps: int
 ) -> Tensor:
-    """As :func:`refine_coordinates` for a batch of exams, whatever the loss does: ``[B, 3, m, m, m]``."""
+    """Like :func:`refine_coordinates`, for a batch of exams and without a look at the loss: ``[B, 3, m, m, m]``."""
     settings = config.refine
     size = (max(settings.control, coords.shape[-1]),) * 3
     start = ops.resize(coords.detach().float(), size)
@@ -57,14 +57,14 @@ def register_to_atlas(
         adam = torch.optim.Adam([control], settings.lr)
         for _ in range(steps):
             adam.zero_grad()
-            # A sum over the exams: how far one of them moves does not depend on the others.
+            # The losses are summed over the exams, so that the step of one exam does not depend on the others.
             (len(start) * loss(start + ops.resize(control, size))).backward()
             adam.step()
     return (start + ops.resize(control.detach(), size)).clamp(-1, 1)
 
 
 def _objective(image: Tensor, mask: Tensor, atlas: Atlas, config: Config) -> Callable[[Tensor], Tensor]:
-    """The explicit loss of coordinates of these exams, mean over them."""
+    """A function of the coordinates of these exams: the mean of their explicit losses."""
     settings = config.refine
     losses = replace(
         config.loss, explicit=1.0, implicit=0.0, smoothness=settings.smoothness, prewitt=settings.prewitt

@@ -1,1 +1,1 @@
-"""Templates: structures defined once in coordinate space (section 5.2.7)."""
+"""Templates: masks of structures in the learned coordinate space (section 5.2.7)."""

@@ -1,9 +1,10 @@
-"""From a data directory and a model to a template."""
+"""A template from the labelled exams of a data directory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from deepatlas.localize.template.selection import Selection
 from deepatlas.model.engine import Engine
 from deepatlas.space.volume import Volume
 
+# The voxels of a template along each axis, unless the atlas of the model has more.
+SIZE = 128
+
 
 def build_template(
     model: Engine,
@@ -25,14 +29,28 @@ def build_template(
     size: int | None = None,
     strict: bool = False,
     progress: Callable[[str], None] | None = None,
-    **solver: float,
+    **solver: Any,
 ) -> Template:
-    """Template (eq. 14) of the labelled ``exams`` of a data directory (None: all of them).
+    """Solve for the template of one or more labelled exams (eq. 14).
 
-    ``names`` restricts it to some structures; ``size`` is 128, or the atlas's if larger. A bad exam is
-    skipped and listed in ``meta["skipped"]`` unless ``strict``; ``progress`` receives lines of text;
-    ``solver`` goes to :func:`~deepatlas.localize.template.estimate.estimate_template`. Raises DataError where no
-    exam is left or a name is unknown.
+    Args:
+        model: a trained model.
+        data_dir: a data directory or dataset with labelled exams (see :func:`deepatlas.find_exams`).
+        exams: the ids of the exams to use; None takes every labelled exam.
+        names: the structures to include; None takes all that ``labels.json`` names.
+        size: voxels of the template along each axis; None takes 128, or the size of the atlas if that is larger.
+        strict: stop at the first exam that cannot be used. Otherwise such an exam is skipped and listed in
+            ``meta["skipped"]``.
+        progress: receives one line of text per exam and per structure.
+        **solver: ``iterations``, ``tolerance``, ``tikhonov`` and ``laplacian`` of
+            :func:`~deepatlas.localize.template.estimate.estimate_template`.
+
+    Returns:
+        The template, whose ``meta`` holds the model's fingerprint, the exams, what was skipped, and how every solve
+        ended.
+
+    Raises:
+        DataError: no labelled exam can be read, an exam or structure is unknown, or nothing is labelled.
     """
     selection = Selection(find_exams(data_dir), exams, strict)
     labels = dict(selection.cohort.labels)
@@ -46,8 +64,9 @@ def build_template(
 
     def labelled(files: ExamFiles, ct: Volume, seg: Volume) -> LabelledExam:
         coords, grid, _ = model.coordinates_on_model_grid(ct)
+        # A structure without a voxel counts as not drawn, and not as absent.
         present = set(np.unique(seg.array).tolist())
-        drawn = frozenset(n for n, i in labels.items() if i in present)  # a missing label means not drawn
+        drawn = frozenset(n for n, i in labels.items() if i in present)
         return LabelledExam(coords.cpu(), grid, Volume(seg.array, seg.grid, files.id), drawn)
 
     items = []
@@ -67,5 +86,5 @@ def build_template(
         "skipped": selection.skipped,
         "unlabelled": selection.unlabelled,
     }
-    size = size or max(128, model.atlas.shape[-1])
+    size = size or max(SIZE, model.atlas.shape[-1])
     return estimate_template(items, labels, size, meta=meta, progress=progress, **solver)

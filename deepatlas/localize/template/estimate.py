@@ -1,12 +1,14 @@
-"""Template masks from labelled exams: eq. 14 for every structure, on the part of the space that it fills."""
+"""Template masks from labelled exams: eq. 14, solved for every structure on the part of the space that it fills."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deepatlas.errors import DataError, DeepAtlasError
@@ -16,27 +18,34 @@ from deepatlas.model.native import inside, native_coordinates
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
 
-# Labels with more voxels than this along an axis are thinned: the template would not resolve more.
+# A label image with more voxels than this along an axis is subsampled, because the template resolves no more.
 MAX_LABEL_SIZE = 192
-# Template voxels kept free around a structure's outermost labelled sample; beyond, the mask is exactly 0.
+# The template voxels that are solved for around the outermost labelled samples of a structure. Beyond them the mask is
+# exactly 0.
 MARGIN = 4
 
 
 @dataclass
 class LabelledExam:
-    """What eq. 14 needs of one exam.
+    """What eq. 14 needs to know about one exam.
 
-    ``coords`` ``[1, 3, s, s, s]`` on ``grid``, the model's output; ``labels`` integer ids on the exam's own
-    grid (any orientation and resolution); ``drawn`` names the structures that were labelled in this exam
-    (None: those with at least one voxel); ``weights`` ``[D, H, W]`` on the labels' grid, None for equal
-    ones.
+    Attributes:
+        coords: ``[1, 3, S, S, S]``, the output of the model on ``grid``.
+        grid: the model grid.
+        labels: integer ids ``[D, H, W]`` on the exam's own grid, in any orientation and resolution. A large image is
+            subsampled.
+        drawn: the names of the structures that were labelled in this exam; None for those with at least one voxel.
+        weights: ``[D, H, W]`` on the grid of the labels; None for equal weights.
+
+    Raises:
+        DeepAtlasError: the weights do not have the shape of the labels.
     """
 
     coords: Tensor
     grid: Grid
     labels: Volume
     drawn: frozenset[str] | None = None
-    weights: np.ndarray | None = None
+    weights: NDArray | None = None
 
     def __post_init__(self) -> None:
         shape = self.labels.grid.shape
@@ -53,29 +62,30 @@ class LabelledExam:
             self.weights = None if self.weights is None else self.weights[box]
 
     def has(self, name: str, identity: int) -> bool:
+        """Whether the structure ``name``, with the id ``identity``, was labelled in this exam."""
         if self.drawn is not None:
             return name in self.drawn
         return bool((self.labels.array == identity).any())
 
     def template_index(self, size: int) -> Tensor:
-        """Fractional template voxel (x, y, z) of every label voxel: ``[3, voxels]``."""
+        """The fractional template voxel (x, y, z) of every label voxel: ``[3, voxels]``."""
         fine = native_coordinates(self.coords, self.grid, self.labels.grid)
-        # Clamping here is border padding, the rule by which masks and atlas are read at their edges.
+        # Clamping is border padding, by which masks and the atlas are also read at their edges.
         return fine.clamp_(-1, 1).flatten(1).add_(1).mul_((size - 1) / 2)
 
     def usable(self, device: torch.device) -> Tensor:
-        """Bool ``[voxels]``: label voxels with a coordinate (a cropped model grid leaves some without)."""
+        """Bool ``[voxels]``: which label voxels have a coordinate. A cropped model grid leaves some without."""
         return torch.from_numpy(inside(self.grid, self.labels.grid)).to(device).flatten()
 
 
 @dataclass
 class _Samples:
-    """Samples of one structure, gathered over the exams: template voxels, labels, weights."""
+    """The samples of one structure: one entry per exam in every list."""
 
-    points: list[Tensor]
-    values: list[Tensor]
-    weights: list[Tensor]
-    exams: list[str]
+    points: list[Tensor] = field(default_factory=list)  # [3, n], normalised to the box of the structure
+    values: list[Tensor] = field(default_factory=list)  # [n], 1 inside the structure and 0 outside it
+    weights: list[Tensor] = field(default_factory=list)  # [n]; no entries where all weights are equal
+    exams: list[str] = field(default_factory=list)
 
 
 def estimate_template(
@@ -87,17 +97,30 @@ def estimate_template(
     tolerance: float = 1e-3,
     tikhonov: float = TIKHONOV,
     laplacian: float = LAPLACIAN,
-    meta: dict | None = None,
+    meta: dict[str, Any] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Template:
     """The masks M that minimise sum_n |M o c_n - m_n|^2 over the labelled exams (eq. 14).
 
-    ``labels`` is ``{name: id}`` of the label images; ``size`` the template's voxels per axis. For every
-    structure the exams in which it was not drawn are left out, a structure drawn in none is left out of the
-    template, and the unknowns are the template voxels of a box around its labelled samples (outside, M is
-    0). The small regulariser of :mod:`~deepatlas.localize.template.leastsquares` settles voxels that no sample
-    reaches. ``progress`` receives one line per structure. How every solve ended is in
-    ``meta["structures"]``. Raises DataError where nothing is labelled.
+    For every structure, only the exams in which it was drawn are used, and a structure that was drawn in none of them
+    is left out of the template. The unknowns are the template voxels of a box around the labelled samples; M is 0
+    outside the box. A small regulariser (see :mod:`~deepatlas.localize.template.leastsquares`) determines the voxels
+    that no sample reaches.
+
+    Args:
+        exams: the labelled exams with their coordinates.
+        labels: ``{name: id}`` of the label images.
+        size: voxels of the template along each axis.
+        iterations: the largest number of conjugate-gradient iterations per structure.
+        tolerance: the relative residual of the normal equations at which a solve ends.
+        tikhonov: weight of the Tikhonov term.
+        laplacian: weight of the Laplacian term.
+        meta: entries of the template's ``meta``. How every solve ended is added as ``meta["structures"]``, and the
+            settings of the solver as ``meta["solver"]``.
+        progress: receives one line of text per structure.
+
+    Raises:
+        DataError: no exam holds a label of any of the structures.
     """
     exams = list(exams)
     boxes = _boxes(exams, labels, size)
@@ -111,11 +134,11 @@ def estimate_template(
     outcome = {}
     for row, name in enumerate(names):
         samples, (low, high) = gathered.pop(name), boxes[name]
-        shape = tuple(int(n) for n in (high - low + 1).flip(0))
+        depth, height, width = (high - low + 1).flip(0).tolist()
         problem = Problem(
             torch.cat(samples.points, dim=1).reshape(1, 3, -1, 1, 1),
             torch.cat(samples.values).reshape(1, 1, -1),
-            shape,
+            (depth, height, width),
             torch.cat(samples.weights).reshape(1, 1, -1) if samples.weights else None,
             tikhonov,
             laplacian,
@@ -145,7 +168,7 @@ def estimate_template(
 def _boxes(
     exams: list[LabelledExam], labels: Mapping[str, int], size: int
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """First and last template voxel (x, y, z) of every structure over all exams, with a margin."""
+    """The first and the last template voxel (x, y, z) of every structure over all exams, with a margin."""
     boxes: dict[str, tuple[Tensor, Tensor]] = {}
     for exam in exams:
         index = exam.template_index(size)
@@ -167,8 +190,8 @@ def _boxes(
 def _gather(
     exams: list[LabelledExam], labels: Mapping[str, int], boxes: dict[str, tuple[Tensor, Tensor]], size: int
 ) -> dict[str, _Samples]:
-    """For every structure the samples of all exams that touch its box, in the box's own coordinates."""
-    gathered = {name: _Samples([], [], [], []) for name in boxes}
+    """The samples of every structure from all exams: those that read its box, in coordinates of the box."""
+    gathered = {name: _Samples() for name in boxes}
     weighted = any(e.weights is not None for e in exams)
     for exam in exams:
         index = exam.template_index(size)
@@ -178,7 +201,8 @@ def _gather(
             if not exam.has(name, labels[name]):
                 continue
             near = usable.clone()
-            for axis in range(3):  # within a voxel of the box: further out no sample reads it
+            # A sample more than one voxel away from the box reads no voxel of it.
+            for axis in range(3):
                 near &= (index[axis] > float(low[axis]) - 1) & (index[axis] < float(high[axis]) + 1)
             first, span = low[:, None].to(index), (high - low)[:, None].to(index)
             samples = gathered[name]

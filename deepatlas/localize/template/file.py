@@ -1,13 +1,17 @@
-"""Reference masks in the learned coordinate space (paper 5.2.7) and the file that holds them."""
+"""Reference masks in the learned coordinate space (section 5.2.7), and the file that holds them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.files import atomic_h5
@@ -16,25 +20,33 @@ from deepatlas.space.constants import MAX_LABEL
 
 FORMAT = "deepatlas-template"
 VERSION = 1
-_BOUNDS = 0.25, 0.75  # of thresholds: masks that are nowhere near an exam's need not decide more
+# The range of thresholds. Masks that keep their volume only beyond it resemble no exam, and must not decide more.
+_BOUNDS = 0.25, 0.75
 
 
 @dataclass
 class Template:
-    """One mask per structure over the coordinate space; not to be changed once made.
+    """One mask per structure over the coordinate space (section 5.2.7). A template must not be changed once made.
 
-    ``masks`` float32 ``[K, D, H, W]`` on the corner-aligned grid of [-1, 1]^3, so that
-    ``ops.resample(masks[None], coords)`` carries them onto an exam; they are the least-squares solutions of
-    eq. 14 and so leave [0, 1] a little at sharp borders. ``names`` and ``ids`` (positive, distinct) are
-    those of the label images that segmentation writes. ``meta`` is JSON: ``model`` (fingerprint of the
-    model whose coordinates these are), ``refine`` and ``average`` (steps of refinement, views), ``exams``
-    used per structure, the solver's settings and outcome.
+    Attributes:
+        masks: float32 ``[K, D, H, W]`` on the corner-aligned grid of [-1, 1]^3, so that
+            ``ops.resample(masks[None], coords)`` carries them onto an exam. They are the least-squares solutions of
+            eq. 14, and therefore exceed [0, 1] a little at sharp borders.
+        names: the names of the K structures; distinct.
+        ids: their ids in the label images that segmentation writes; distinct, from 1 to 65535.
+        meta: JSON values: ``model`` (fingerprint of the model whose coordinates these are), ``refine`` and
+            ``average`` (refinement steps and views of the exams), ``exams``, and the settings and outcome of the
+            solver.
+
+    Raises:
+        DeepAtlasError: the shapes do not match, names or ids are not distinct or out of range, or a mask holds values
+            that are not finite.
     """
 
-    masks: np.ndarray
+    masks: NDArray[np.float32]
     names: tuple[str, ...]
     ids: tuple[int, ...]
-    meta: dict = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.masks = np.ascontiguousarray(self.masks, dtype=np.float32)
@@ -65,26 +77,29 @@ class Template:
 
     @cached_property
     def thresholds(self) -> tuple[float, ...]:
-        """What each mask must reach where it counts: the value whose isosurface encloses as much as the mask sums to.
+        """The value that each mask must reach to count: its isosurface encloses the volume that the mask sums to.
 
-        Means of several exams, and one exam's smoothed masks, are blurred, and a blurred convex body that is cut at
-        a half is too small: its volume is kept by a lower value. 0.5 for sharp masks.
+        The mean of several exams is blurred, and so is the smoothed mask of one exam. A blurred convex body that is
+        cut at one half is too small, and a lower value preserves its volume. For sharp masks the value is 0.5.
         """
         return tuple(_volume_keeping(mask) for mask in self.masks)
 
     @cached_property
-    def supports(self) -> np.ndarray:
-        """First and last voxel (x, y, z) with a positive value of each mask: int64 ``[K, 2, 3]``."""
+    def supports(self) -> NDArray[np.int64]:
+        """The first and the last voxel (x, y, z) of each mask with a positive value: int64 ``[K, 2, 3]``."""
         out = np.empty((len(self.masks), 2, 3), dtype=np.int64)
         for row, mask in enumerate(self.masks > 0):
             for axis in range(3):
                 used = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-                # An empty mask reaches no place.
+                # The support of an empty mask is empty: its first voxel lies after its last one.
                 out[row, :, 2 - axis] = (used[0], used[-1]) if len(used) else (1 << 30, -1)
         return out
 
-    def select(self, names: list[str]) -> Template:
-        """The template of some of its structures, in the order asked for."""
+    def select(self, names: Sequence[str]) -> Template:
+        """The template of some of the structures, in the order of ``names``.
+
+        Raises :class:`~deepatlas.errors.DeepAtlasError` for a name that the template does not hold.
+        """
         missing = [n for n in names if n not in self.names]
         if missing:
             raise DeepAtlasError(
@@ -94,25 +109,31 @@ class Template:
         return Template(self.masks[rows], tuple(names), tuple(self.ids[r] for r in rows), self.meta)
 
     def check_model(self, fingerprint: str, name: str = "template") -> None:
-        """Raise DeepAtlasError where the masks live in another model's coordinate space."""
+        """Raise DeepAtlasError if the masks belong to the coordinate space of another model.
+
+        Args:
+            fingerprint: of the model that is used. A template whose model is unknown is accepted.
+            name: what the message calls the template, for example its file.
+        """
         own = self.meta.get("model")
         if own is not None and own != fingerprint:
             raise DeepAtlasError(
-                f"{name}: made for the model {own}, but this model is {fingerprint}, whose coordinates "
-                "mean other places; make a template for this model with `deepatlas template`"
+                f"{name}: made for the model {own}, but this model is {fingerprint}, and its coordinates denote "
+                "other places; make a template for this model with `deepatlas template`"
             )
 
     def save(self, path: str | Path) -> None:
-        """Write an HDF5 file, whole or not at all."""
-        import h5py
+        """Write the template as an HDF5 file that :meth:`load` reads. The file is complete or absent.
 
+        Raises :class:`~deepatlas.errors.DataError` where the file cannot be written.
+        """
         with atomic_h5(path) as f:
             f.attrs["format"], f.attrs["version"] = FORMAT, VERSION
-            # A dataset and no attribute, which may hold 64 KB only: a large cohort lists many exams.
+            # An attribute holds at most 64 KB, and the meta of a large cohort lists many exams. So it is a dataset.
             f.create_dataset("meta", data=json.dumps(self.meta), dtype=h5py.string_dtype())
             f.create_dataset("names", data=list(self.names), dtype=h5py.string_dtype())
             f.create_dataset("ids", data=np.asarray(self.ids, dtype=np.int32))
-            # Chunked by structure: one can be read without the others; mostly zeros, so it compresses well.
+            # One chunk per structure, so that each can be read alone. Masks are mostly 0 and compress well.
             f.create_dataset(
                 "masks", data=self.masks, chunks=(1, *self.masks.shape[1:]), compression="gzip",
                 compression_opts=1, shuffle=True, fletcher32=True,
@@ -120,12 +141,12 @@ class Template:
 
     @classmethod
     def load(cls, path: str | Path) -> Template:
-        """Read a file of :meth:`save`, or the template of a shipped model by that model's name.
+        """Read a file that :meth:`save` wrote, or the template of a shipped model by the name of the model.
 
-        Raises DataError naming the file, what is wrong and the cure.
+        Raises:
+            DataError: the file is missing, damaged, not a template, or of another format version. The message names
+                the file, the problem and the cure.
         """
-        import h5py
-
         path = resolve(path, TEMPLATE)
         if not path.is_file():
             raise DataError(f"{path}: no such template file; make one with `deepatlas template`")
@@ -151,11 +172,14 @@ class Template:
             raise DataError(f"{path}: not a template file, or damaged ({error}); {cure}") from error
 
 
-def _volume_keeping(mask: np.ndarray) -> float:
+def _volume_keeping(mask: NDArray[np.float32]) -> float:
+    """The value that as many voxels of the mask reach as the mask sums to, within the bounds of thresholds."""
     values = np.clip(mask[mask > 0], 0, 1)
     count = round(float(values.sum(dtype=np.float64)))
-    if not 0 < count < len(values):  # a mask of ones and zeros, or next to none
+    if not 0 < count < len(values):
+        # The mask holds only zeros and ones, or next to nothing.
         return 0.5
     inner, outer = np.partition(values, (-count - 1, -count))[[-count, -count - 1]]
-    # Where many voxels share the value they all belong: interpolation leaves them a rounding below it.
+    # Where many voxels share the value, all of them belong to the structure. Interpolation leaves them slightly below
+    # it, so the threshold is a little lower.
     return float(np.clip((inner + outer) / 2 if inner > outer else inner - 1e-3, *_BOUNDS))

@@ -2,14 +2,12 @@
 
     min_M  sum_j w_j (M(c_j) - m_j)^2  +  tikhonov |M|^2  +  laplacian |grad M|^2
 
-``A`` = ``ops.resample`` at the samples c_j is linear in M, and its adjoint is the gradient of
-``ops.resample`` with respect to its volume, so the normal equations (A' W A + regulariser) M = A' W m need
-no matrix.
+``A``, which is ``ops.resample`` at the samples c_j, is linear in M. Its adjoint is the gradient of ``ops.resample``
+with respect to its volume, so that the normal equations (A' W A + regulariser) M = A' W m need no matrix.
 
-Why the two small terms: where no sample reaches a template voxel, the data leave it free. The Laplacian
-term fills such voxels smoothly from their neighbours, the Tikhonov term makes the far ones 0. Both are
-relative to the mean sampling density of the reached voxels, so they mean the same for one exam and for a
-hundred.
+The data do not determine a template voxel that no sample reaches; the two small terms do. The Laplacian term fills such
+voxels smoothly from their neighbours, and the Tikhonov term makes those far away 0. Both are relative to the mean
+sampling density of the voxels that are reached, so that their weights mean the same for one exam and for a hundred.
 """
 
 from __future__ import annotations
@@ -28,12 +26,12 @@ LAPLACIAN = 2e-2
 
 
 def sample(volume: Tensor, points: Tensor) -> Tensor:
-    """A: values ``[1, K, N]`` of a volume ``[1, K, D, H, W]`` at points ``[1, 3, N, 1, 1]``; 0 outside."""
+    """A: the values ``[1, K, N]`` of a volume ``[1, K, D, H, W]`` at points ``[1, 3, N, 1, 1]``; 0 outside it."""
     return ops.resample(volume, points, padding="zeros").flatten(2)
 
 
 def adjoint(values: Tensor, points: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """A': ``values`` ``[1, K, N]`` splatted into ``[1, K, D, H, W]`` with the weights of :func:`sample`."""
+    """A': values ``[1, K, N]``, splatted into ``[1, K, D, H, W]`` with the weights of :func:`sample`."""
     volume = values.new_zeros((1, values.shape[1], *shape), requires_grad=True)
     with torch.enable_grad():
         out = sample(volume, points)
@@ -41,7 +39,7 @@ def adjoint(values: Tensor, points: Tensor, shape: tuple[int, int, int]) -> Tens
 
 
 def laplacian(volume: Tensor) -> Tensor:
-    """G'G of forward differences G (free ends) of ``[1, K, D, H, W]``: symmetric, positive semi-definite."""
+    """G'G for the forward differences G (with free ends) of ``[1, K, D, H, W]``; symmetric, positive semi-definite."""
     out = torch.zeros_like(volume)
     for axis in (2, 3, 4):
         n = volume.shape[axis]
@@ -53,10 +51,19 @@ def laplacian(volume: Tensor) -> Tensor:
 
 @dataclass
 class Problem:
-    """Samples of one structure (or of several that share their samples, in channels) over all exams.
+    """The samples of one structure over all exams, or of several structures that share their samples, in channels.
 
-    points ``[1, 3, N, 1, 1]`` normalised to the unknown volume's own corner-aligned grid, values ``[1, K,
-    N]``, weights ``[1, 1, N]`` or None (all one), shape ``(D, H, W)`` of the unknown volume.
+    Attributes:
+        points: ``[1, 3, N, 1, 1]``, normalised to the corner-aligned grid of the unknown volume.
+        values: ``[1, K, N]``, the labels at the points.
+        shape: ``(D, H, W)`` of the unknown volume.
+        weights: ``[1, 1, N]``; None for equal weights.
+        tikhonov: weight of the Tikhonov term; positive.
+        laplacian: weight of the Laplacian term; 0 or more.
+        density: the mean sampling density of the voxels that are reached.
+
+    Raises:
+        DeepAtlasError: the shapes do not match, or a weight of the regulariser is out of range.
     """
 
     points: Tensor
@@ -66,7 +73,7 @@ class Problem:
     tikhonov: float = TIKHONOV
     laplacian: float = LAPLACIAN
     density: float = field(init=False, default=1.0)
-    _diagonal: Tensor | None = field(init=False, default=None, repr=False)
+    _diagonal: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         n = self.values.shape[-1]
@@ -76,24 +83,26 @@ class Problem:
             )
         if self.tikhonov <= 0 or self.laplacian < 0:
             raise DeepAtlasError("Problem: tikhonov must be positive and laplacian not negative")
-        hits = self._weighted(torch.ones_like(self.values[:, :1]))
-        reached = adjoint(hits, self.points, self.shape)  # row sums of A'WA where the volume is one
+        # The row sums of A'WA, which are A'WA applied to a volume of ones.
+        reached = adjoint(self.weighted(torch.ones_like(self.values[:, :1])), self.points, self.shape)
         count = int((reached > 0).sum())
         self.density = float(reached.sum(dtype=torch.float64)) / count if count else 1.0
         self._diagonal = reached + self.density * (self.tikhonov + 6 * self.laplacian)
 
-    def _weighted(self, values: Tensor) -> Tensor:
+    def weighted(self, values: Tensor) -> Tensor:
+        """W: ``values`` times their weights."""
         return values if self.weights is None else values * self.weights
 
     def right_side(self) -> Tensor:
-        return adjoint(self._weighted(self.values), self.points, self.shape)
+        """A' W m, the right side of the normal equations."""
+        return adjoint(self.weighted(self.values), self.points, self.shape)
 
     def normal(self, volume: Tensor) -> Tensor:
-        """(A' W A + regulariser) volume; one forward and one backward pass of the resampling kernel."""
+        """(A' W A + regulariser) times a volume, by one forward and one backward pass of the resampling kernel."""
         volume = volume.detach().requires_grad_()
         with torch.enable_grad():
             out = sample(volume, self.points)
-        product = torch.autograd.grad(out, volume, self._weighted(out.detach()))[0]
+        product = torch.autograd.grad(out, volume, self.weighted(out.detach()))[0]
         volume = volume.detach()
         product += (self.density * self.tikhonov) * volume
         if self.laplacian:
@@ -101,20 +110,19 @@ class Problem:
         return product
 
     def precondition(self, residual: Tensor) -> Tensor:
-        """Divide by the row sums of the normal matrix: positive, and close to its diagonal."""
+        """Divide by the row sums of the normal matrix, which are positive and close to its diagonal."""
         return residual / self._diagonal
 
 
 @dataclass(frozen=True)
 class Solution:
-    """``volume`` ``[1, K, D, H, W]``; ``objective`` per iteration, as a share of the empty template's (never
-    rises); ``residual`` of the normal equations over their right side; ``converged`` if within tolerance."""
+    """The solution of a :class:`Problem`."""
 
-    volume: Tensor
+    volume: Tensor  # [1, K, D, H, W]
     iterations: int
-    residual: float
-    converged: bool
-    objective: tuple[float, ...]
+    residual: float  # of the normal equations, relative to their right side
+    converged: bool  # whether the residual is within the tolerance
+    objective: tuple[float, ...]  # per iteration, relative to that of an empty template; it never rises
 
 
 def _dot(a: Tensor, b: Tensor) -> float:
@@ -127,15 +135,19 @@ def conjugate_gradients(
     tolerance: float = 1e-4,
     callback: Callable[[int, float], None] | None = None,
 ) -> Solution:
-    """Solve ``problem`` by preconditioned conjugate gradients from zero.
+    """Solve ``problem`` by preconditioned conjugate gradients, starting from zero.
 
-    Stops when the residual of the normal equations falls below ``tolerance`` of their right side, or after
-    ``iterations``. ``callback(iteration, relative_residual)`` follows every step.
+    Args:
+        problem: the samples and the weights of the regulariser.
+        iterations: the largest number of iterations.
+        tolerance: the solve ends when the residual of the normal equations, relative to their right side, is at most
+            this.
+        callback: called as ``callback(iteration, relative_residual)`` after every iteration.
     """
     b = problem.right_side()
     norm = _dot(b, b) ** 0.5
     x = torch.zeros_like(b)
-    energy = _dot(problem._weighted(problem.values), problem.values)
+    energy = _dot(problem.weighted(problem.values), problem.values)
     if norm == 0.0:
         return Solution(x, 0, 0.0, True, (1.0,))
     residual = b.clone()
@@ -146,14 +158,14 @@ def conjugate_gradients(
         step += 1
         product = problem.normal(direction)
         curvature = _dot(direction, product)
-        if not curvature > 0:  # only rounding can bring this about: the matrix is positive definite
+        if not curvature > 0:
+            # Only rounding can cause this, because the matrix is positive definite.
             break
         alpha = rho / curvature
         x += alpha * direction
         residual -= alpha * product
         relative = _dot(residual, residual) ** 0.5 / norm
-        # |A x - m|^2 + regulariser = |m|^2 - x . (b + r) for r = b - H x: the objective, without another
-        # pass.
+        # With r = b - H x, the objective |A x - m|^2 + regulariser equals |m|^2 - x . (b + r) and needs no other pass.
         objective.append(1.0 - _dot(x, b + residual) / energy)
         if callback is not None:
             callback(step, relative)

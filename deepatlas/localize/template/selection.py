@@ -1,22 +1,32 @@
-"""Which exams of a data directory are used: labelled ones, read one by one, the bad ones listed."""
+"""The labelled exams of a data directory that a command uses, read one by one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from deepatlas.errors import DataError
 from deepatlas.exams.cohort import Cohort, ExamFiles
 from deepatlas.exams.read import read_labels_for, read_volume
 from deepatlas.space.volume import Volume
 
+Result = TypeVar("Result")
+
 
 @dataclass
 class Selection:
-    """Labelled exams of a cohort, read one by one; what cannot be used is listed, or raised if ``strict``.
+    """The labelled exams of a cohort. Exams that cannot be used are listed, or raised where ``strict`` is set.
 
-    ``exams`` are ids to keep, None for all. Exams without a seg file are ``unlabelled``; a named one is an
-    error.
+    Attributes:
+        cohort: the data directory.
+        exams: the ids of the exams to use; None for every exam with a segmentation.
+        strict: raise the error of the first exam that cannot be used.
+        skipped: why exams could not be used, by id. It grows while :meth:`use` runs.
+        unlabelled: the ids of the exams without a segmentation.
+
+    Raises:
+        DataError: an id is unknown or its exam has no segmentation, or no exam of the cohort has one.
     """
 
     cohort: Cohort
@@ -48,15 +58,17 @@ class Selection:
         return len(self.files)
 
     def use(
-        self, action: Callable[[ExamFiles, Volume, Volume], object]
-    ) -> Iterator[tuple[ExamFiles, object]]:
-        """Yield ``(files, action(files, ct, seg))`` of every exam that can be used."""
+        self, action: Callable[[ExamFiles, Volume, Volume], Result]
+    ) -> Iterator[tuple[ExamFiles, Result]]:
+        """Yield ``(files, action(files, ct, seg))`` for every exam that can be used."""
         for exam in self.files:
+            assert exam.seg is not None
             try:
                 ct = read_volume(exam.ct, notes=[], kind=exam.kind)
                 seg = read_labels_for(ct, exam.seg, self.cohort.labels, [])
                 result = action(exam, ct, seg)
-            except DataError as error:  # a bad exam, not a bad setting: the others can go on
+            except DataError as error:
+                # The error belongs to this exam and not to the settings, so the other exams can go on.
                 if self.strict:
                     raise
                 self.skipped[exam.id] = str(error)
