@@ -1,7 +1,7 @@
-"""Build a store from a data directory: once, and whole or not at all.
+"""Build a store from a data directory, or reuse the store that is there.
 
-Finished exams are kept in a hidden folder beside the store until it is complete, so that an interrupted
-build goes on where it stopped. The store itself appears under its name only when it is whole.
+Finished exams are kept in a hidden folder beside the store until the store is complete, so that an interrupted build
+continues where it stopped. The store appears under its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from deepatlas.errors import DataError
 from deepatlas.exams.cohort import Cohort, ExamFiles, find_exams
@@ -30,10 +32,13 @@ from deepatlas.store.store import VERSION, Store, StoreVersionError, is_store
 
 try:
     import fcntl
-except ImportError:  # Windows
+except ImportError:
+    # Windows has no such locks.
     fcntl = None  # type: ignore[assignment]
 
-# Raise when the same files would give other arrays, so that stores built before are built again.
+Result = TypeVar("Result")
+
+# To be raised whenever the same files would give other arrays, so that older stores are built again.
 _RECIPE = 4
 
 
@@ -49,21 +54,21 @@ def prepare_cohort(
     """Prepare the exams of a data directory for training, or reuse the store if nothing has changed.
 
     Args:
-        root: a data directory (see :func:`~deepatlas.exams.cohort.find_exams`), or a store, which is opened
-            as it is.
-        store_path: the HDF5 file to write. An existing store there is reused when files, labels and options
-            are the same (path, size and modification time), and replaced otherwise; any other file is left
-            alone.
-        crop: ``"foreground"`` crops to the patient first, ``"midline"`` also to the middle 240 mm from left to right,
-            ``None`` keeps the whole field of view.
-        strict: stop at the first exam that cannot be used; otherwise it is skipped, listed on stderr, and
+        root: a data directory (see :func:`~deepatlas.exams.cohort.find_exams`), or a store, which is opened as it is.
+        store_path: the HDF5 file to write. A store that is there already is reused if the files (path, size and
+            modification time), the labels and the options are the same, and replaced otherwise. A file that is no
+            store is an error and stays as it is.
+        crop: ``"foreground"`` crops exams to the patient; ``"midline"`` also crops them to the middle 240 mm from left
+            to right; None keeps the full field of view.
+        strict: stop at the first exam that cannot be used. Otherwise such an exam is skipped, listed on stderr, and
             kept in ``store.skipped`` with the reason.
-        progress: show a bar (where tqdm is installed) and the list of skipped exams on stderr.
-        workers: threads.
+        progress: show a progress bar and the list of skipped exams on stderr.
+        workers: the number of threads.
 
     Raises:
-        DataError: one line, for a data directory or store that cannot be used, a disk that cannot be
-            written, no usable exam at all, and (strict) the first bad exam.
+        ValueError: ``crop`` is unknown.
+        DataError: the data directory or the store cannot be used, the disk cannot be written, no exam can be used, or
+            (with ``strict``) one exam cannot be used.
     """
     if crop not in CROPS:
         raise ValueError(f"prepare_cohort: crop must be one of {CROPS}, got {crop!r}")
@@ -99,13 +104,22 @@ def prepare_cohort(
         raise DataError(next(iter(store.skipped.values())))
     if progress and store.skipped:
         print(f"skipped {len(store.skipped)} of {len(store) + len(store.skipped)} exams:", file=sys.stderr)
-        for exam, reason in store.skipped.items():
-            print(f"  {exam}: {reason}", file=sys.stderr)
+        for name, reason in store.skipped.items():
+            print(f"  {name}: {reason}", file=sys.stderr)
     return store
 
 
 def prepare_exam(exam: ExamFiles, labels: dict[str, int], crop: str | None = None) -> PreparedExam:
-    """Read, check and resample one exam. Raises :class:`ExamError` (a DataError) if it cannot be used."""
+    """Read, check and resample one exam.
+
+    Args:
+        exam: its files.
+        labels: ``{name: id}`` of the structures.
+        crop: as in :func:`prepare_cohort`.
+
+    Raises:
+        ExamError: the exam cannot be used.
+    """
     notes: list[str] = []
     try:
         ct = read_volume(exam.ct, notes=notes, kind=exam.kind)
@@ -124,6 +138,7 @@ def _build(
     progress: bool,
     workers: int,
 ) -> None:
+    """Write the store from the parts of its exams, and write those parts that are missing."""
     parts = store_path.with_name(f".{store_path.name}.parts")
     try:
         parts.mkdir(parents=True, exist_ok=True)
@@ -135,7 +150,7 @@ def _build(
         return parts / f"{keys[exam]}.h5"
 
     def job(exam: ExamFiles) -> PreparedExam | None:
-        """None where the part is there already. HDF5 is left to the calling thread alone."""
+        """The exam, or None if its part is there already. Only the calling thread uses HDF5."""
         return None if part_of(exam.id).is_file() else prepare_exam(exam, cohort.labels, meta["crop"])
 
     jobs = _in_order(job, cohort.exams, workers)
@@ -160,7 +175,8 @@ def _build(
         with atomic_h5(store_path) as file:
             assemble(file, len(ready), (Row(name, *read_part(part)) for name, part in ready), meta)
     except DataError:
-        shutil.rmtree(parts, ignore_errors=True)  # bad data or a full disk: nothing to go on from
+        # After bad data, or with a full disk, there is nothing that the next call could continue from.
+        shutil.rmtree(parts, ignore_errors=True)
         raise
     shutil.rmtree(parts, ignore_errors=True)
 
@@ -169,6 +185,7 @@ def _build(
 
 
 def _sources(cohort: Cohort) -> dict[str, dict[str, Any]]:
+    """The files of every exam with their sizes and times, as the store records them."""
     return {
         exam.id: {
             "ct": exam.ct.relative_to(cohort.root).as_posix(),
@@ -180,18 +197,18 @@ def _sources(cohort: Cohort) -> dict[str, dict[str, Any]]:
 
 
 def _stat(path: Path) -> list[int]:
+    """The size and time of a file; of a DICOM folder the number of its files, their total size and the latest time."""
     try:
-        if path.is_dir():  # DICOM: of all its files
-            found = [p.stat() for p in path.rglob("*") if p.is_file()]
-            return (
-                [len(found), sum(s.st_size for s in found), max(s.st_mtime_ns for s in found)]
-                if found
-                else []
-            )
-        status = path.stat()
-    except OSError:  # gone since it was listed: reading it will say so
+        if not path.is_dir():
+            status = path.stat()
+            return [status.st_size, status.st_mtime_ns]
+        found = [p.stat() for p in path.rglob("*") if p.is_file()]
+    except OSError:
+        # The file has vanished since it was listed. Reading it will report that.
         return []
-    return [status.st_size, status.st_mtime_ns]
+    if not found:
+        return []
+    return [len(found), sum(s.st_size for s in found), max(s.st_mtime_ns for s in found)]
 
 
 def _digest(*parts: Any) -> str:
@@ -199,7 +216,7 @@ def _digest(*parts: Any) -> str:
 
 
 def _reusable(path: Path, fingerprint: str) -> Store | None:
-    """The store at ``path`` if it is up to date, None if it may be built; a foreign file is an error."""
+    """The store at ``path`` if it is up to date, or None if it is to be built. A file of another kind is an error."""
     if not path.exists():
         return None
     try:
@@ -213,6 +230,7 @@ def _reusable(path: Path, fingerprint: str) -> Store | None:
 
 
 def _open_as_is(path: Path, crop: str | None) -> Store:
+    """The store at ``path``, which must have been prepared with ``crop``."""
     store = Store(path)
     if store.crop != crop:
         store.close()
@@ -224,7 +242,7 @@ def _open_as_is(path: Path, crop: str | None) -> Store:
 
 @contextmanager
 def _alone(store_path: Path) -> Iterator[None]:
-    """Hold off other processes that want to build in this folder; they find the finished store afterwards."""
+    """Keep other processes from building in this folder. Once they may go on, they find the finished store."""
     try:
         store_path.parent.mkdir(parents=True, exist_ok=True)
         folder = os.open(store_path.parent, os.O_RDONLY)
@@ -232,7 +250,8 @@ def _alone(store_path: Path) -> Iterator[None]:
         raise write_error(store_path, error) from error
     try:
         if fcntl is not None:
-            with suppress(OSError):  # a file system without locks
+            # Some file systems have no locks.
+            with suppress(OSError):
                 try:
                     fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -249,23 +268,21 @@ def _alone(store_path: Path) -> Iterator[None]:
 
 
 def _in_order(
-    job: Callable[[ExamFiles], Any], exams: list[ExamFiles], workers: int
-) -> Iterator[tuple[ExamFiles, Callable[[], Any]]]:
-    """Yield each exam with a call that gives or raises its result, a few exams ahead in threads."""
+    job: Callable[[ExamFiles], Result], exams: Sequence[ExamFiles], workers: int
+) -> Iterator[tuple[ExamFiles, Callable[[], Result]]]:
+    """Yield each exam with a function that returns or raises the result of its job. Threads run a few exams ahead."""
     if workers < 2:
         for exam in exams:
-            yield exam, lambda exam=exam: job(exam)
+            yield exam, partial(job, exam)
         return
     queue = iter(exams)
-    waiting: list[tuple[ExamFiles, Future[Any]]] = []
     pool = ThreadPoolExecutor(workers)
     try:
-        waiting = [(exam, pool.submit(job, exam)) for exam in islice(queue, 2 * workers)]
+        waiting = deque((exam, pool.submit(job, exam)) for exam in islice(queue, 2 * workers))
         while waiting:
-            exam, future = waiting.pop(0)
+            exam, future = waiting.popleft()
             yield exam, future.result
-            waiting += [(following, pool.submit(job, following)) for following in islice(queue, 1)]
+            waiting.extend((following, pool.submit(job, following)) for following in islice(queue, 1))
     finally:
-        pool.shutdown(
-            wait=True, cancel_futures=True
-        )  # on an interrupt the exams in hand are finished, no more
+        # After an interrupt, the exams that were begun are finished, and no others are begun.
+        pool.shutdown(wait=True, cancel_futures=True)

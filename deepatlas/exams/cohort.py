@@ -1,4 +1,4 @@
-"""A data directory: exams in folders and one label table."""
+"""A data directory: exams in folders, with one table of labels."""
 
 from __future__ import annotations
 
@@ -23,10 +23,14 @@ LAYOUT = (
 
 @dataclass(frozen=True)
 class ExamFiles:
-    """One exam's files: ``ct`` (its folder, where that holds DICOM), and ``seg`` (on the same grid) where drawn.
+    """The files of one exam.
 
-    In a dataset both are the exam's one file: :func:`~deepatlas.exams.read.read_volume` finds either in it. ``kind``
-    says what ``ct`` is, so that nobody has to find it out again.
+    Attributes:
+        id: the id of the exam.
+        ct: the CT: an image file, a folder with a DICOM series, or an exam file of a dataset.
+        seg: the segmentation on the grid of the CT, or None where nothing was drawn. In a dataset it is the same file
+            as ``ct``; :func:`~deepatlas.exams.read.read_volume` reads either from it.
+        kind: what ``ct`` is, so that no reader needs to find out again.
     """
 
     id: str
@@ -37,7 +41,15 @@ class ExamFiles:
 
 @dataclass(frozen=True)
 class Cohort:
-    """A data directory or dataset. ``labels`` maps structure name to id; ``skipped`` maps folder to reason."""
+    """The exams of a data directory or dataset.
+
+    Attributes:
+        root: the data directory.
+        exams: the exams in natural order.
+        labels: ``{name: id}`` of the structures.
+        labels_path: the file that ``labels`` were read from, or None.
+        skipped: why a folder could not be used, by its name.
+    """
 
     root: Path
     exams: list[ExamFiles]
@@ -49,7 +61,7 @@ class Cohort:
         return len(self.exams)
 
     def exam(self, name: str) -> ExamFiles:
-        """The exam of that id; :class:`~deepatlas.errors.DataError` if there is none."""
+        """The exam with the id ``name``. Raises :class:`~deepatlas.errors.DataError` if there is none."""
         for exam in self.exams:
             if exam.id == name:
                 return exam
@@ -58,14 +70,18 @@ class Cohort:
 
 
 def find_exams(root: str | os.PathLike[str]) -> Cohort:
-    """List the exams of a data directory, in natural order (``pt_2`` before ``pt_10``), reading no image.
+    """List the exams of a data directory in natural order (``pt_2`` before ``pt_10``). No image is read.
 
-    The folder that ``deepatlas prepare`` wrote will do as well: its exams, with the labels of the whole dataset.
-    ``labels.json`` may also lie in the directory above, shared by several splits. Folders without a usable
-    pair of files are listed in ``skipped`` with the reason.
+    Args:
+        root: a data directory, or a dataset that ``deepatlas prepare`` wrote. ``labels.json`` lies in it, or in the
+            directory above where several splits share it.
 
-    Raises :class:`~deepatlas.errors.DataError` for a missing or empty directory (naming the layout), for a
-    wrong ``labels.json`` and for segmentations without one.
+    Returns:
+        The exams, and the folders that cannot be used with the reasons.
+
+    Raises:
+        DataError: the directory is missing or holds no exam, ``labels.json`` is wrong, or there are segmentations
+            but no ``labels.json``.
     """
     root = Path(root)
     if not root.exists():
@@ -110,10 +126,14 @@ def find_exams(root: str | os.PathLike[str]) -> Cohort:
 
 
 def named_exams(arguments: Sequence[str | os.PathLike[str]]) -> dict[str, ExamFiles]:
-    """``{name: exam}`` of the EXAM arguments of a command.
+    """The exams that the EXAM arguments of a command name, by the names of the exams.
 
-    Each is an image file, an exam file of a dataset, an exam's folder (with its CT or a DICOM series) or a data
-    directory, of which all exams are taken. :class:`~deepatlas.errors.DataError` where two exams have one name.
+    Args:
+        arguments: each an image file, an exam file of a dataset, the folder of an exam (with its CT or a DICOM
+            series), or a data directory, which stands for all of its exams.
+
+    Raises:
+        DataError: two exams have the same name, or a data directory cannot be used.
     """
     found: dict[str, ExamFiles] = {}
     for path in map(Path, arguments):
@@ -146,7 +166,10 @@ def _of_dataset(root: Path) -> Cohort:
 
 
 def read_labels(path: str | os.PathLike[str]) -> dict[str, int]:
-    """Read a ``labels.json``: ``{"name": id}``, ids unique and from 1 to 65535 (0 is the background)."""
+    """Read a ``labels.json``: ``{"name": id}`` with distinct ids from 1 to 65535; 0 is the background.
+
+    Raises :class:`~deepatlas.errors.DataError` if the file cannot be read or holds anything else.
+    """
     path = Path(path)
     cure = 'write {"name": id, …} with whole ids from 1, each used once'
     try:
@@ -176,7 +199,7 @@ def read_labels(path: str | os.PathLike[str]) -> dict[str, int]:
 
 
 class _Pairs(list):
-    """A JSON object as the list of its pairs, so that repeated names are seen."""
+    """A JSON object as the list of its pairs, so that repeated names are noticed."""
 
 
 def _short(value: object) -> str:
@@ -190,9 +213,10 @@ def _exam(folder: Path) -> ExamFiles:
         if kind is Kind.DICOM:
             ct = [folder]
         if not ct:
-            any(folder.iterdir())  # an unreadable folder says so
+            # Listing the folder raises the error that a folder without read permission deserves.
+            any(folder.iterdir())
             raise DataError(
-                f"{folder}: no ct.nii.gz (or .nii, .nrrd, .mha) and no DICOM series in this folder; name the CT so, "
+                f"{folder}: no ct.nii.gz (or .nii, .nrrd, .mha) and no DICOM series in this folder; rename the CT, "
                 "or remove the folder"
             )
     except OSError as error:
@@ -209,6 +233,6 @@ def _images(folder: Path, stem: str) -> list[Path]:
 
 
 def natural_order(text: str) -> list[tuple[int, int, str]]:
-    """A key for sorting in which numbers count as numbers: ``pt_2`` comes before ``pt_10``."""
+    """A sorting key by which numbers inside a name are compared as numbers: ``pt_2`` comes before ``pt_10``."""
     parts = re.split(r"(\d+)", text)
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts if part]

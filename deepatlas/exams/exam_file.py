@@ -1,4 +1,4 @@
-"""One exam as one HDF5 file: the CT and its labels at native resolution, and its row of the training array.
+"""One exam in one HDF5 file: its CT and labels at native resolution, and its row of the training array.
 
 Layout of format 1 (also in docs/dataset.md):
 
@@ -10,27 +10,27 @@ Layout of format 1 (also in docs/dataset.md):
 ``row/``      group                 the exam's row of the training array (:mod:`deepatlas.store.rows`)
 ============  ====================  ==============================================================================
 
-Attributes: ``format``, ``version``, ``sha256`` of all of this as it is decoded, and ``head``, the SHA-256 of header,
-affine and shapes, which is compared whenever the file is opened (the voxels carry HDF5's checksums).
+The attributes are ``format``; ``version``; ``sha256``, the checksum of the decoded content of the file; and ``head``,
+the SHA-256 of header, affine and shapes, which is verified whenever the file is opened. The voxels carry HDF5's own
+checksums.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from deepatlas.errors import DataError
+from deepatlas.exams.checksums import content_sha256, file_sha256, head_sha256
 from deepatlas.exams.facts import allowed_facts
 from deepatlas.files import atomic_h5
 from deepatlas.space.grid import Grid
@@ -41,18 +41,30 @@ from deepatlas.store.rows import write_part
 
 FORMAT = "deepatlas-exam"
 VERSION = 1
-CHUNK = 64  # voxels along each side of a chunk, at most
-_BLOCK = 1 << 24  # voxels that are hashed at a time
+# The largest number of voxels along a side of a chunk.
+CHUNK = 64
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
 class ExamRecord:
-    """What the manifest says about an exam file.
+    """The entry of an exam file in the manifest of its dataset.
 
-    ``spacing`` and ``extent`` (the field of view, outer face to outer face) are in mm along the patient's axes: to the
-    right, to the front, to the head. ``orientation`` are nibabel's codes of the source's voxel axes x, y, z.
-    ``sha256`` and ``bytes`` are the file's, ``content`` is the SHA-256 of what it holds.
+    Attributes:
+        id: the id of the exam.
+        shape: voxels (z, y, x) of the CT.
+        spacing: voxel spacing in mm along the axes of the patient: to the right, to the front, to the head.
+        extent: the field of view in mm along the same axes, from outer face to outer face.
+        orientation: nibabel's codes of the voxel axes x, y, z.
+        labels: ``{name: id}`` of the structures of the dataset.
+        present: the names of the structures that have voxels in this exam.
+        facts: facts about the origin of the exam.
+        warnings: remarks for the reader.
+        crop: how the exam's row of the training array was cropped.
+        bytes: the size of the file.
+        sha256: the checksum of the file.
+        content: the checksum of the decoded content of the file.
+        has_seg: whether the file holds labels.
     """
 
     id: str
@@ -71,12 +83,15 @@ class ExamRecord:
     has_seg: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """In plain types, for JSON."""
+        """The entry in the types of JSON."""
         return asdict(self)
 
 
 def check_id(exam_id: str) -> str:
-    """``exam_id`` if it can be a file's name everywhere; :class:`~deepatlas.errors.DataError` otherwise."""
+    """``exam_id``, if every system accepts it as the name of a file.
+
+    Raises :class:`~deepatlas.errors.DataError` otherwise.
+    """
     if not _ID.fullmatch(exam_id):
         raise DataError(
             f"exam id {exam_id[:40]!r}: use 1 to 100 letters, digits, dots, dashes and underscores, "
@@ -95,23 +110,26 @@ def write_exam(
     *,
     crop: str | None = None,
 ) -> ExamRecord:
-    """Write one exam, whole or not at all; the file's name (without ``.h5``) is the exam's id.
+    """Write one exam. The file is complete or absent, and the same arguments give the same bytes.
 
     Args:
-        path: ``<id>.h5``; missing folders are made.
-        volume: the CT in Hounsfield units, of any numeric type. It is rounded to whole numbers; what does not fit
-            in int16 is clipped, with a warning.
-        labels: integer ids on the CT's grid, or None where nothing was drawn.
-        names: ``{name: id}`` of the structures that could have been drawn; the same ids in all exams of a dataset.
-        facts: provenance; only what :func:`~deepatlas.exams.facts.allowed_facts` lets through is stored.
-        warnings: lines for the reader, which must identify nobody.
-        crop: as in :func:`~deepatlas.space.preprocess.to_model_grid`, for the exam's row of the training array.
+        path: ``<id>.h5``, where ``<id>`` is the id of the exam. Missing folders are created.
+        volume: the CT in Hounsfield units, of any numeric type. Values are rounded to integers; those beyond the range
+            of int16 are clipped, with a warning.
+        labels: integer ids on the grid of the CT, or None where nothing was drawn.
+        names: ``{name: id}`` of the structures that could have been drawn; the same for all exams of a dataset.
+        facts: facts about the origin of the exam. Only those that
+            :func:`~deepatlas.exams.facts.allowed_facts` allows are stored.
+        warnings: remarks for the reader, which must identify nobody.
+        crop: how the exam's row of the training array is cropped; as in
+            :func:`~deepatlas.space.preprocess.to_model_grid`.
 
-    The same arguments give the same bytes.
+    Returns:
+        The entry of the exam in the manifest.
 
     Raises:
-        DataError: no patient in the CT, voxels that are not finite, labels on another grid or without a name,
-            an id that cannot be a file name, and every failure of the disk.
+        DataError: the CT shows no patient or holds values that are not finite, the labels are on another grid or have
+            ids without a name, the id cannot be a file name, or the file cannot be written.
     """
     path = Path(path)
     exam_id = check_id(path.name.removesuffix(".h5"))
@@ -139,13 +157,14 @@ def write_exam(
         file["affine"] = ct.grid.affine
         options = {"chunks": chunk_shape(array.shape), "compression": "gzip", "compression_opts": 1}
         file.create_dataset("ct", data=array, shuffle=True, fletcher32=True, **options)
-        file.flush()  # else chunks come to lie in the order in which Python happens to forget their datasets
+        # Without this, the order of the chunks in the file depends on when Python releases the datasets.
+        file.flush()
         if seg is not None:
             file.create_dataset(
                 "labels", data=seg.array, shuffle=seg.array.itemsize > 1, fletcher32=True, **options
             )
             file.flush()
-        file.attrs["head"] = _head_sha256(file)
+        file.attrs["head"] = head_sha256(file)
         write_part(file.create_group("row"), exam, names)
         file.attrs["sha256"] = content_sha256(
             file, {"ct": array, "labels": None if seg is None else seg.array}
@@ -155,14 +174,23 @@ def write_exam(
 
 
 class ExamFile(Hdf5Reader):
-    """An exam file, opened in each process that reads from it; nothing but its header is read at once.
+    """An exam file. Opening it reads only its header, and every process that reads from it opens it for itself.
 
-    Attributes: ``path``, ``id``, ``grid``, ``names`` (``{name: id}``), ``present`` (names that have voxels),
-    ``facts``, ``warnings``, ``row_crop``, ``has_labels``, ``content`` (SHA-256), and ``ct``, indexed like an array
-    (int16 Hounsfield units; z, y, x).
+    Attributes:
+        path: the file.
+        id: the id of the exam.
+        grid: the grid of the CT.
+        names: ``{name: id}`` of the structures of the dataset.
+        present: the names of the structures that have voxels in this exam.
+        facts: facts about the origin of the exam.
+        warnings: remarks for the reader.
+        row_crop: how the exam's row of the training array was cropped.
+        has_labels: whether the file holds labels.
+        content: the SHA-256 of the decoded content of the file.
+        ct: int16 Hounsfield units ``[D, H, W]``, read when indexed like an array.
 
-    Raises :class:`~deepatlas.errors.DataError` if the file is missing, damaged, truncated, no exam file, or of
-    another format version.
+    Raises:
+        DataError: the file is missing, damaged, truncated, no exam file, or of another format version.
     """
 
     kind = "exam file"
@@ -181,7 +209,7 @@ class ExamFile(Hdf5Reader):
                     f"{self.path}: exam format {file.attrs['version']}, this program reads {VERSION}; "
                     "install the version that wrote it, or prepare this exam again"
                 )
-            if file.attrs.get("head") != _head_sha256(file):
+            if file.attrs.get("head") != head_sha256(file):
                 raise DataError(
                     f"{self.path}: damaged exam file (its header does not fit its checksum); {self.again}"
                 )
@@ -200,7 +228,8 @@ class ExamFile(Hdf5Reader):
         except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
             raise DataError(f"{self.path}: damaged exam file ({error}); {self.again}") from error
         finally:
-            self.close()  # opened again, and then kept open, when an array is indexed
+            # The file is opened again, and then kept open, when an array is indexed.
+            self.close()
         self.ct = FileArray(self, "ct")
 
     def __repr__(self) -> str:
@@ -208,17 +237,27 @@ class ExamFile(Hdf5Reader):
         return f"ExamFile({str(self.path)!r}, {width} x {height} x {depth} voxels)"
 
     def volume(self) -> Volume:
-        """The whole CT: int16 Hounsfield units on :attr:`grid`."""
+        """The complete CT: int16 Hounsfield units on :attr:`grid`."""
         return Volume(self.ct[...], self.grid, str(self.path))
 
     def labels(self) -> Volume:
-        """The whole label image (uint8 or uint16); :class:`~deepatlas.errors.DataError` where nothing was drawn."""
+        """The complete label image (uint8 or uint16) on :attr:`grid`.
+
+        Raises :class:`~deepatlas.errors.DataError` where nothing was drawn.
+        """
         return Volume(self._labels()[...], self.grid, str(self.path))
 
     def crop(self, start: Sequence[int], shape: Sequence[int], *, labels: bool = False) -> Volume:
-        """The box of ``shape`` from voxel ``start`` (both z, y, x) with its own grid, reading little more than it.
+        """A box of the CT, or of the labels, with its own grid. Little more than the box is read.
 
-        Raises ValueError where it leaves the exam.
+        Args:
+            start: the first voxel (z, y, x).
+            shape: the number of voxels (z, y, x).
+            labels: read the labels instead of the CT.
+
+        Raises:
+            ValueError: the box extends beyond the exam.
+            DataError: ``labels`` is set and nothing was drawn.
         """
         box = tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))
         if any(b.start < 0 or b.stop > n for b, n in zip(box, self.grid.shape, strict=True)):
@@ -227,7 +266,7 @@ class ExamFile(Hdf5Reader):
         return Volume(array[box], self.grid.cropped(start, shape), str(self.path))
 
     def verify(self) -> None:
-        """Read everything; :class:`~deepatlas.errors.DataError` unless it is what was written."""
+        """Read the complete file, and raise :class:`~deepatlas.errors.DataError` unless it holds what was written."""
         try:
             content = content_sha256(self._open())
         except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
@@ -238,7 +277,7 @@ class ExamFile(Hdf5Reader):
             raise DataError(f"{self.path}: does not hold what its checksum says; {self.again}")
 
     def record(self) -> ExamRecord:
-        """The exam's line of the manifest; reads the whole file once for its checksum, without decoding it."""
+        """The entry of the exam in the manifest. The file is read once for its checksum, without decoding it."""
         canonical, *_ = self.grid.canonical()
         return ExamRecord(
             id=self.id,
@@ -264,27 +303,22 @@ class ExamFile(Hdf5Reader):
 
 
 def chunk_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    """Chunks of at most 64 voxels a side that cut every axis into equal pieces: none is nearly empty."""
+    """Chunks of at most 64 voxels a side that divide every axis into pieces of nearly equal length."""
     return tuple(math.ceil(n / math.ceil(n / CHUNK)) for n in shape)
 
 
 def orientation_code(grid: Grid) -> str:
-    """Where the voxel axes x, y, z run to, as nibabel names it: ``"LPS"`` for most DICOM."""
+    """The directions of the voxel axes x, y, z in nibabel's codes: ``"LPS"`` for most DICOM series."""
     _, axes, flips = grid.canonical()
     codes = ["", "", ""]
-    for new, old in enumerate(axes):  # array axes: new 0, 1, 2 run to the head, the front and the right
+    # The canonical array axes 0, 1 and 2 run to the head, to the front and to the right.
+    for new, old in enumerate(axes):
         codes[2 - old] = ("SAR" if new not in flips else "IPL")[new]
     return "".join(codes)
 
 
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def _to_int16(volume: Volume) -> tuple[NDArray[np.int16], int]:
-    """Rounded Hounsfield units, and how many voxels had to be clipped. Slice by slice: exams are large."""
+    """Rounded Hounsfield units, and the number of clipped voxels. It works slice by slice, because exams are large."""
     source = volume.array
     name = volume.name or "CT"
     if source.dtype.kind not in "iuf":
@@ -303,42 +337,10 @@ def _to_int16(volume: Volume) -> tuple[NDArray[np.int16], int]:
 
 
 def _label_image(ct: Volume, labels: Volume, names: dict[str, int]) -> Volume:
+    """The labels as they are stored, checked against the CT and the names."""
     if labels.array.dtype.kind not in "iub":
-        raise DataError(f"{ct.name}: labels of type {labels.array.dtype}; give whole ids")
+        raise DataError(f"{ct.name}: labels of type {labels.array.dtype}; give integer ids")
     seg = Volume(labels.array, labels.grid, labels.name or f"labels of {ct.name}")
     check_labels(ct, seg, names)
     dtype = np.uint8 if max(names.values()) < 256 else np.uint16
     return Volume(np.ascontiguousarray(seg.array, dtype=dtype), ct.grid, seg.name)
-
-
-def _head_sha256(file: h5py.File) -> str:
-    shapes = [(name, file[name].shape, file[name].dtype.str) for name in ("ct", "labels") if name in file]
-    return hashlib.sha256(
-        file["header"][()] + np.asarray(file["affine"][:], "<f8").tobytes() + repr(shapes).encode()
-    ).hexdigest()
-
-
-def content_sha256(file: h5py.File, at_hand: dict[str, NDArray | None] | None = None) -> str:
-    """SHA-256 over names, types, shapes and decoded values of all that a file holds; ``at_hand`` is not read again."""
-    digest = hashlib.sha256()
-    found: list[str] = []
-    file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
-    for name in sorted(found):
-        dataset = file[name]
-        digest.update(
-            f"{name} {dataset.dtype.str if dataset.dtype.kind != 'O' else 'text'} {dataset.shape}\n".encode()
-        )
-        for block in _blocks(dataset, (at_hand or {}).get(name)):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _blocks(dataset: h5py.Dataset, array: NDArray | None) -> Iterable[bytes | memoryview]:
-    if dataset.shape == ():
-        yield dataset[()]
-        return
-    source = dataset if array is None else array
-    depth = dataset.chunks[0] if dataset.chunks else max(1, len(dataset))
-    step = max(depth, _BLOCK // max(1, math.prod(dataset.shape[1:])) // depth * depth)
-    for start in range(0, len(dataset), step):
-        yield np.ascontiguousarray(source[start : start + step]).view(np.uint8).data

@@ -1,4 +1,7 @@
-"""What a path is, and what the exam at a path is called: asked here, once, and carried along from then on."""
+"""What a path holds, and what the exam at a path is called.
+
+This is decided once, here, and the answer is passed along with the path.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,11 @@ from pathlib import Path, PurePath
 from deepatlas.io.codec import image_suffix
 from deepatlas.io.dicom.header import looks_like_dicom
 
-# File names (without suffix) that say that the exam is called as its folder is: ``<exam>/ct.nii.gz``.
+# The names of files (without suffix) whose exam has the name of their folder, as in ``<exam>/ct.nii.gz``.
 CT_NAMES = ("ct", "image", "volume")
 EXAM_SUFFIX = ".h5"
 
-# How many files of a folder are opened in search of DICOM: of an exam's folder, and of what may be a data directory.
+# How many files are opened in search of DICOM, in the folder of an exam and in a folder that may be a data directory.
 _TRIED_IN_EXAM, _TRIED_AT_TOP = 50, 8
 
 
@@ -27,14 +30,14 @@ class Kind(Enum):
 
 
 def kind_of(path: str | os.PathLike[str], *, is_exam: bool = False) -> Kind:
-    """What a path is. A folder counts as DICOM where one of its first files begins as DICOM does.
+    """What a path holds. A folder counts as DICOM if one of its first files begins as DICOM files do.
+
+    A file that is nothing else counts as an image; reading it reports what is wrong with it.
 
     Args:
-        path: a file or a folder; of files only the beginning is read, and of image files nothing.
-        is_exam: the path is known to be one exam, so that DICOM files may also lie in folders below it. Otherwise
-            such folders are exams themselves, and the path is a data directory.
-
-    A file that is none of these counts as an image: reading it says what is wrong with it.
+        path: a file or a folder. Only the beginning of a file is read, and nothing of an image file.
+        is_exam: the path is known to be one exam, so that its DICOM files may lie in folders below it. Otherwise each
+            of those folders is an exam, and the path is a data directory.
     """
     path = Path(path)
     try:
@@ -45,13 +48,13 @@ def kind_of(path: str | os.PathLike[str], *, is_exam: bool = False) -> Kind:
         if not image_suffix(path) and path.is_file() and looks_like_dicom(path):
             return Kind.DICOM
     except OSError:
-        # Reading it will say what the matter is.
+        # Reading the path will report the problem.
         pass
     return Kind.IMAGE
 
 
 def exam_name(path: str | os.PathLike[str]) -> str:
-    """What an exam is called: its folder for ``<exam>/ct.nii.gz``, otherwise the file's name without its suffix."""
+    """The name of an exam: that of its folder for ``<exam>/ct.nii.gz``, otherwise its file name without suffix."""
     path = PurePath(path)
     suffix = image_suffix(path) or (EXAM_SUFFIX if path.suffix.lower() == EXAM_SUFFIX else "")
     stem = path.name[: len(path.name) - len(suffix)]
@@ -59,6 +62,7 @@ def exam_name(path: str | os.PathLike[str]) -> str:
 
 
 def _holds_dicom(folder: Path, *, below: bool) -> bool:
+    """Whether one of the first files is DICOM; ``below`` also looks into the folders below ``folder``."""
     tried = 0
     for place, folders, names in os.walk(folder):
         folders.sort()

@@ -1,4 +1,4 @@
-"""Phantom cohorts as data directories on disk, indistinguishable from real ones."""
+"""Phantom cohorts, written as data directories in the layout of real ones."""
 
 from __future__ import annotations
 
@@ -18,26 +18,35 @@ from deepatlas.io.codec import write_volume
 from deepatlas.phantom.patients import PhantomCohort
 
 SETTINGS = "phantom.json"
-# Raise when exam(i) of the same settings changes, so that no folder mixes old and new anatomy.
+# To be raised whenever exam(i) of the same settings changes, so that no folder mixes old and new anatomy.
 ANATOMY_VERSION = 2
 
 
 def settings(cohort: PhantomCohort) -> dict[str, Any]:
-    """What determines the exams of a cohort, as JSON values."""
+    """The settings that determine the exams of a cohort, as JSON values."""
     return json.loads(json.dumps({"anatomy_version": ANATOMY_VERSION, **asdict(cohort)}))
 
 
 def write_phantoms(
     cohort: PhantomCohort, root: str | Path, indices: int | Iterable[int], *, progress: bool = True
 ) -> list[Path]:
-    """Write exams as ``<root>/<id>/ct.nii.gz`` (int16 HU) and ``seg.nii.gz``, with ``<root>/labels.json``.
+    """Write phantom exams as a data directory.
 
-    ``indices`` is a number n (exams 0 to n - 1) or the exams' own numbers. Each folder appears whole or not
-    at all, and one that is already there is kept, so an interrupted call can be repeated. Returns the
-    folders.
+    The files are ``<root>/<id>/ct.nii.gz`` (int16 Hounsfield units), ``<root>/<id>/seg.nii.gz``,
+    ``<root>/labels.json``, and ``<root>/phantom.json`` with the settings of the cohort. The folder of an exam appears
+    when it is complete. An exam that is there already is kept, so that an interrupted call can be repeated.
 
-    The settings lie in ``<root>/phantom.json``; :class:`~deepatlas.errors.DataError` if those found there
-    differ, if the folder holds other exams, or if it cannot be written.
+    Args:
+        cohort: the phantom patients.
+        root: the data directory; it is created.
+        indices: the number n of exams (0 to n - 1), or the numbers of the exams.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        The folders of the exams.
+
+    Raises:
+        DataError: ``root`` holds phantoms of other settings, or exams that are not phantoms, or cannot be written.
     """
     root = Path(root)
     indices = list(range(indices)) if isinstance(indices, int | np.integer) else [int(i) for i in indices]
@@ -47,7 +56,7 @@ def write_phantoms(
         raise write_error(root, error) from error
     _claim(cohort, root)
     folders = [root / cohort.exam_id(i) for i in indices]
-    missing = [(i, folder) for i, folder in zip(indices, folders, strict=True) if not _whole(folder)]
+    missing = [(i, folder) for i, folder in zip(indices, folders, strict=True) if not _is_complete(folder)]
     for index, folder in tqdm(
         missing, desc="phantom exams", unit="exam", disable=not progress or not missing
     ):
@@ -56,7 +65,7 @@ def write_phantoms(
 
 
 def _claim(cohort: PhantomCohort, root: Path) -> None:
-    """Record the settings, or check them against those recorded."""
+    """Record the settings of the cohort in ``root``, or compare them with the settings that are recorded there."""
     path, now = root / SETTINGS, settings(cohort)
     if path.exists():
         try:
@@ -66,11 +75,9 @@ def _claim(cohort: PhantomCohort, root: Path) -> None:
                 f"{path}: cannot be read ({error}); delete the folder or choose another"
             ) from error
         if found != now:
-            keys = (
-                sorted(k for k in {*found, *now} if found.get(k) != now.get(k))
-                if isinstance(found, dict)
-                else ["all"]
-            )
+            keys = ["all"]
+            if isinstance(found, dict):
+                keys = sorted(k for k in {*found, *now} if found.get(k) != now.get(k))
             raise DataError(
                 f"{path}: holds phantoms of other settings ({', '.join(keys)}); "
                 "delete the folder or choose another"
@@ -82,7 +89,7 @@ def _claim(cohort: PhantomCohort, root: Path) -> None:
             write_text(target, json.dumps(content, indent=1) + "\n")
 
 
-def _whole(folder: Path) -> bool:
+def _is_complete(folder: Path) -> bool:
     return (folder / "ct.nii.gz").is_file() and (folder / "seg.nii.gz").is_file()
 
 

@@ -1,4 +1,4 @@
-"""The one door through which exams are read, whatever they are stored as."""
+"""Reading an exam, however it is stored. Every other part of the package reads exams through this module."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ def read_volume(
     notes: list[str] | None = None,
     kind: Kind | None = None,
 ) -> Volume:
-    """Read a 3-D scalar image.
+    """Read an exam or a label image.
 
     Args:
-        path: ``.nii``, ``.nii.gz``, ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd``; or, for a CT, a folder that holds
-            a DICOM series (of several the axial soft-tissue reconstruction with the most slices is taken, see
-            :func:`deepatlas.io.dicom.read.read_folder`) or an enhanced multi-frame DICOM file; or an exam file
-            of a dataset (``.h5``), which holds a CT and, where something was drawn, its labels.
-        labels: the file is a label image; otherwise a CT in Hounsfield units.
-        notes: oddities that do not forbid use are appended here; without it they become
+        path: an image (``.nii``, ``.nii.gz``, ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd``); for a CT also a folder
+            with a DICOM series or an enhanced multi-frame DICOM file; or an exam file of a dataset (``.h5``), which
+            holds a CT and, where something was drawn, its labels. Of several DICOM series, the axial soft-tissue
+            reconstruction with the most slices is read (see :func:`deepatlas.io.dicom.read.read_folder`).
+        labels: read labels; otherwise a CT in Hounsfield units.
+        notes: a list to which remarks on an unusual but usable exam are appended. Without it they are issued as
             :class:`~deepatlas.errors.DataWarning`.
-        kind: what the path is, where the caller knows it; otherwise :func:`~deepatlas.exams.kind.kind_of` is asked.
+        kind: what the path holds, if that is known; otherwise :func:`~deepatlas.exams.kind.kind_of` finds out.
 
     Returns:
-        A :class:`~deepatlas.space.volume.Volume` in the file's own voxel order (z, y, x): float32 Hounsfield units, or
-        labels in the smallest of uint8, uint16 and int32 that holds them.
+        The volume in the voxel order of the file (z, y, x): float32 Hounsfield units, or labels in the smallest of
+        uint8, uint16 and int32 that holds them.
 
     Raises:
-        DataError: one line that names the file, what is wrong and the cure, for a file that is missing, empty,
-            damaged, truncated, not 3-D, not scalar, too thin, sheared, constant, holding NaN or infinite values, or
-            (labels) not made of integers of at least 0.
+        DataError: the file is missing, empty, damaged, truncated, not 3-D, not scalar, too thin, sheared or constant;
+            it holds values that are NaN or infinite; or its labels are not integers of at least 0. The message names
+            the file, the problem and the cure in one line.
     """
     path = Path(path)
     found: list[str] = []
@@ -65,9 +65,16 @@ def read_volume(
 
 
 def read_labels_for(ct: Volume, path: Path, labels: dict[str, int], notes: list[str] | None = None) -> Volume:
-    """Read a segmentation and check it against its CT and the label table.
+    """Read a segmentation, and check it against its CT and the table of labels.
 
-    Raises :class:`~deepatlas.errors.DataError` if it is not on the CT's grid or holds an id the table lacks.
+    Args:
+        ct: the CT of the exam.
+        path: the segmentation, or the exam file that holds it.
+        labels: ``{name: id}`` of the structures.
+        notes: as in :func:`read_volume`.
+
+    Raises:
+        DataError: the file cannot be read, is not on the grid of the CT, or holds an id that ``labels`` lacks.
     """
     seg = read_volume(path, labels=True, notes=notes)
     check_labels(ct, seg, labels)

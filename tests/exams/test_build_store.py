@@ -1,3 +1,5 @@
+"""A store built from a data directory: what it holds, when it is built again, and what interrupts a build."""
+
 from __future__ import annotations
 
 import os
@@ -6,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import h5py
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from small_exams import LABELS, body, one_line, write_cohort
 
 from deepatlas.errors import DataError
-from deepatlas.exams import build_store as prepare
+from deepatlas.exams import build_store
 from deepatlas.exams.build_store import prepare_cohort
 from deepatlas.exams.cohort import find_exams
 from deepatlas.exams.read import read_volume
@@ -26,6 +27,7 @@ from deepatlas.store.store import Store, is_store
 
 
 def ready(root, tmp_path, **options) -> Store:
+    """The store of a data directory, prepared in ``tmp_path``."""
     return prepare_cohort(root, tmp_path / "store.h5", progress=False, **options)
 
 
@@ -58,26 +60,26 @@ def test_labels_lie_on_their_anatomy(cohort_dir, tmp_path):
     for value in LABELS.values():
         native = (seg.array == value).sum() * seg.grid.voxel_volume
         for array, grid in [(store.labels_64[0], store.grid(0)), (store.labels_128[0], store.fine_grid(0))]:
-            # A corner-aligned grid ends at voxel centres: its own volume is smaller by its outer half voxels.
+            # A corner-aligned grid ends at voxel centres, so its volume lacks the outer halves of its outer voxels.
             assert (array == value).sum() * grid.voxel_volume == pytest.approx(native, rel=0.1)
             centre = grid.voxel_to_world(np.argwhere(array == value).mean(0)[::-1])
             expected = seg.grid.voxel_to_world(np.argwhere(seg.array == value).mean(0)[::-1])
             assert np.abs(grid.world_to_voxel(centre) - grid.world_to_voxel(expected)).max() < 0.5
 
 
-def test_one_thread_gives_the_same(cohort_dir, tmp_path):
+def test_one_thread_gives_the_same_store(cohort_dir, tmp_path):
     two = ready(cohort_dir, tmp_path)
     one = prepare_cohort(cohort_dir, tmp_path / "one.h5", progress=False, workers=1)
     for name in ("hu", "mask", "labels_64", "labels_128"):
         np.testing.assert_array_equal(getattr(one, name)[:], getattr(two, name)[:])
 
 
-# Processes of their own run the PyTorch bodies: these tests are not about the kernels or their build.
+# Separate processes run the PyTorch bodies of the kernels, because these tests do not concern the native ones.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "DEEPATLAS_OPS_BACKEND": "torch"}
 
 
 def python(code: str, *arguments) -> str:
-    """Standard output of a program in a process of its own, which must succeed."""
+    """The standard output of a program that runs in a separate process and must succeed."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
@@ -88,13 +90,13 @@ def python(code: str, *arguments) -> str:
 
 
 def built(store_path, root, **options) -> bool:
-    """Whether asking for the store builds it."""
+    """Whether a call builds the store instead of reusing it."""
     before = store_path.stat().st_ino
     prepare_cohort(root, store_path, progress=False, **options).close()
     return store_path.stat().st_ino != before
 
 
-def test_reused_until_something_changes(cohort_dir, tmp_path):
+def test_a_store_is_reused_until_something_changes(cohort_dir, tmp_path):
     path = tmp_path / "store.h5"
     ready(cohort_dir, tmp_path).close()
     assert not built(path, cohort_dir)
@@ -109,7 +111,7 @@ def test_reused_until_something_changes(cohort_dir, tmp_path):
     assert not built(path, cohort_dir)
 
 
-def test_a_store_in_place_of_a_data_directory(cohort_dir, tmp_path):
+def test_a_store_is_accepted_in_place_of_a_data_directory(cohort_dir, tmp_path):
     path = ready(cohort_dir, tmp_path, crop="foreground").path
     assert is_store(path)
     assert prepare_cohort(path, tmp_path / "unused.h5", crop="foreground").ids == ["e1", "e2", "e3"]
@@ -118,7 +120,7 @@ def test_a_store_in_place_of_a_data_directory(cohort_dir, tmp_path):
     assert not (tmp_path / "unused.h5").exists()
 
 
-def test_an_older_format_is_built_again(cohort_dir, tmp_path):
+def test_a_store_of_an_older_format_is_built_again(cohort_dir, tmp_path):
     path = ready(cohort_dir, tmp_path).path
     with h5py.File(path, "r+") as file:
         file.attrs["version"] = 0
@@ -144,7 +146,7 @@ def test_a_foreign_file_is_left_alone(cohort_dir, tmp_path):
 
 
 def spoil(root):
-    """Five more exams that cannot be used, each for its own reason."""
+    """Add five exams that cannot be used, each for another reason."""
     ct, seg = body(seed=9)
     write_volume(root / "moved" / "ct.nii.gz", ct)
     affine = seg.grid.affine.copy()
@@ -180,11 +182,12 @@ def test_bad_exams_are_skipped_and_listed(cohort_dir, tmp_path, capsys):
         store.index("x")
     prepare_cohort(cohort_dir, tmp_path / "store.h5")
     assert "skipped 5 of 8 exams" in capsys.readouterr().err
-    with pytest.raises(DataError):  # the store is up to date, but not good enough
+    # The store is up to date, but it lacks exams, which strict does not accept.
+    with pytest.raises(DataError):
         prepare_cohort(cohort_dir, tmp_path / "store.h5", strict=True, progress=False)
 
 
-def test_strict_stops_at_the_first(cohort_dir, tmp_path):
+def test_strict_stops_at_the_first_bad_exam(cohort_dir, tmp_path):
     ct, _ = body()
     write_volume(cohort_dir / "flat" / "ct.nii.gz", ct)
     (cohort_dir / "flat" / "ct.nii.gz").write_bytes(b"")
@@ -194,7 +197,7 @@ def test_strict_stops_at_the_first(cohort_dir, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]
 
 
-def test_no_usable_exam(tmp_path):
+def test_a_cohort_without_a_usable_exam_is_an_error(tmp_path):
     (tmp_path / "data" / "a").mkdir(parents=True)
     (tmp_path / "data" / "a" / "ct.nii.gz").write_bytes(b"rubbish")
     with pytest.raises(DataError, match="none of its 1 exams can be used; the first: ") as error:
@@ -203,14 +206,14 @@ def test_no_usable_exam(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]
 
 
-def test_an_image_of_air(tmp_path):
+def test_an_image_that_holds_only_air_is_skipped(tmp_path):
     write_cohort(tmp_path / "data", 1)
     air = np.random.default_rng(0).normal(-1000, 5, size=(20, 20, 20)).astype(np.float32)
     write_volume(tmp_path / "data" / "air" / "ct.nii.gz", Volume(air, Grid.from_spacing(air.shape)))
     assert "holds air alone" in ready(tmp_path / "data", tmp_path).skipped["air"]
 
 
-def test_odd_exams_are_noted(tmp_path):
+def test_unusual_exams_are_noted(tmp_path):
     ct, _ = body()
     write_volume(tmp_path / "data" / "a" / "ct.nii.gz", Volume(ct.array + 1100, ct.grid))
     assert "no air" in ready(tmp_path / "data", tmp_path).notes["a"][0]
@@ -219,33 +222,34 @@ def test_odd_exams_are_noted(tmp_path):
 # -- interruption and failure -----------------------------------------------------------------------
 
 
-def test_an_interrupted_build_goes_on(cohort_dir, tmp_path, monkeypatch):
+def test_an_interrupted_build_continues(cohort_dir, tmp_path, monkeypatch):
     done: list[str] = []
-    honest = prepare.prepare_exam
+    prepare_exam = build_store.prepare_exam
 
     def counted(exam, *rest):
         if exam.id == "e3" and "e3" not in done:
             done.append("e3")
             raise KeyboardInterrupt
         done.append(exam.id)
-        return honest(exam, *rest)
+        return prepare_exam(exam, *rest)
 
-    monkeypatch.setattr(prepare, "prepare_exam", counted)
+    monkeypatch.setattr(build_store, "prepare_exam", counted)
     with pytest.raises(KeyboardInterrupt):
         ready(cohort_dir, tmp_path, workers=1)
     assert not (tmp_path / "store.h5").exists()
     done[:] = ["e3"]
     assert ready(cohort_dir, tmp_path, workers=1).ids == ["e1", "e2", "e3"]
-    assert done == ["e3", "e3"]  # e1 and e2 were kept
+    # The exams e1 and e2 were kept.
+    assert done == ["e3", "e3"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "store.h5"]
 
 
-def test_killed_in_the_middle(tmp_path):
+def test_a_killed_build_continues(tmp_path):
     root = write_cohort(tmp_path / "data", 12)
     code = (
-        "import sys, time; from deepatlas.exams import build_store as prepare; honest = prepare.prepare_exam\n"
-        "def slow(*a):\n    time.sleep(0.2); print('go', flush=True); return honest(*a)\n"
-        "prepare.prepare_exam = slow; prepare.prepare_cohort(sys.argv[1], sys.argv[2], workers=1)"
+        "import sys, time; from deepatlas.exams import build_store; prepare_exam = build_store.prepare_exam\n"
+        "def slow(*a):\n    time.sleep(0.2); print('go', flush=True); return prepare_exam(*a)\n"
+        "build_store.prepare_exam = slow; build_store.prepare_cohort(sys.argv[1], sys.argv[2], workers=1)"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", code, str(root), str(tmp_path / "store.h5")],
@@ -264,9 +268,10 @@ def test_killed_in_the_middle(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "store.h5"]
 
 
-def test_waits_for_another_process(cohort_dir, tmp_path, capsys):
+def test_a_build_waits_for_another_process(cohort_dir, tmp_path, capsys):
     fcntl = pytest.importorskip("fcntl")
-    folder = os.open(tmp_path, os.O_RDONLY)  # as the other process holds it
+    # This lock stands for the one that another process holds.
+    folder = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_EX)
     builder = threading.Thread(target=lambda: ready(cohort_dir, tmp_path).close())
     builder.start()
@@ -278,8 +283,8 @@ def test_waits_for_another_process(cohort_dir, tmp_path, capsys):
     assert "waiting for another process" in capsys.readouterr().err
 
 
-def test_a_full_disk(cohort_dir, tmp_path):
-    """A limit on the file size stands in for a full disk: first in a part, then in the store itself."""
+def test_a_full_disk_is_one_line_and_leaves_nothing_behind(cohort_dir, tmp_path):
+    """A limit on the file size stands for a full disk, first in the part of an exam and then in the store itself."""
     code = (
         "import os, resource, signal, sys; from deepatlas.exams.build_store import prepare_cohort\n"
         "from deepatlas.errors import DataError\n"
@@ -298,7 +303,7 @@ def test_a_full_disk(cohort_dir, tmp_path):
     assert left == left_again == "['data']"
 
 
-def test_a_folder_that_cannot_be_made(cohort_dir, tmp_path):
+def test_a_folder_that_cannot_be_created_is_one_line(cohort_dir, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(DataError, match="cannot write.*not a folder") as error:
         prepare_cohort(cohort_dir, tmp_path / "file" / "store.h5", progress=False)
@@ -308,7 +313,7 @@ def test_a_folder_that_cannot_be_made(cohort_dir, tmp_path):
 # -- reading ----------------------------------------------------------------------------------------
 
 
-def test_damaged_stores(cohort_dir, tmp_path):
+def test_damaged_stores_are_refused_with_the_cure(cohort_dir, tmp_path):
     path = ready(cohort_dir, tmp_path).path
     whole = path.read_bytes()
     with pytest.raises(DataError, match="no such store"):
@@ -321,7 +326,8 @@ def test_damaged_stores(cohort_dir, tmp_path):
     with h5py.File(path, "r") as file:
         hu, labels = file["hu"].id.get_offset(), file["labels_fine"].id.get_chunk_info(1)
     wrong = bytearray(whole)
-    wrong[hu + 64**3 * 2 + 1000] ^= 1  # one bit of the second exam
+    # One bit of the second exam.
+    wrong[hu + 64**3 * 2 + 1000] ^= 1
     for k in range(labels.byte_offset + labels.size // 2, labels.byte_offset + labels.size // 2 + 8):
         wrong[k] ^= 0xFF
     cut.write_bytes(bytes(wrong))
@@ -339,7 +345,7 @@ def test_damaged_stores(cohort_dir, tmp_path):
         Store(path)
 
 
-def test_reader_can_be_pickled_and_closed(cohort_dir, tmp_path):
+def test_a_store_can_be_closed_and_pickled(cohort_dir, tmp_path):
     with ready(cohort_dir, tmp_path) as store:
         first = store.hu[0]
     np.testing.assert_array_equal(store.hu[0], first)  # opens again
@@ -347,31 +353,20 @@ def test_reader_can_be_pickled_and_closed(cohort_dir, tmp_path):
     assert "3 exams" in repr(store)
 
 
-def test_reading_needs_neither_simpleitk_nor_tqdm(cohort_dir, tmp_path):
-    path = ready(cohort_dir, tmp_path).path
-    code = (
-        "import sys; sys.modules['SimpleITK'] = sys.modules['tqdm'] = sys.modules['matplotlib'] = None\n"
-        "from deepatlas.train.feed.resident import TrainingArray; from deepatlas.store.store import Store\n"
-        "print(TrainingArray(Store(sys.argv[1]), 16).batch([0, 1], augment=False)[0].shape)"
-    )
-    assert "[2, 1, 16, 16, 16]" in python(code, path)
-
-
 # -- real exams -------------------------------------------------------------------------------------
 
 
-def test_openkbp_exams(real_data, tmp_path):
+def test_real_exams_of_openkbp_are_prepared(real_data, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "labels.json").write_bytes((real_data / "openkbp" / "labels.json").read_bytes())
     for exam in ("pt_1", "pt_122", "pt_143", "pt_76"):
         (tmp_path / "data" / exam).symlink_to(real_data / "openkbp" / "train" / exam)
-    start = time.perf_counter()
     store = ready(tmp_path / "data", tmp_path, crop="foreground")
-    assert time.perf_counter() - start < 20
     assert store.ids == ["pt_1", "pt_76", "pt_122", "pt_143"] and not store.skipped
     for i in range(4):
         mask = store.mask[i].astype(bool)
-        assert mask.mean() > 0.2 and mask[1:-1].any(axis=(1, 2)).all()  # no empty slice is left
+        # No slice is left empty.
+        assert mask.mean() > 0.2 and mask[1:-1].any(axis=(1, 2)).all()
         assert abs(store.grid(i).affine[:3, 3]).max() < 400
         for name, value in store.labels.items():
             drawn = store.labels_64[i] == value
@@ -382,7 +377,7 @@ def test_openkbp_exams(real_data, tmp_path):
     assert x[0] > x[1] + 50 or x[1] > x[0] + 50
 
 
-def test_totalsegmentator_exam(real_data):
+def test_a_real_exam_of_totalsegmentator_is_cropped_to_the_patient(real_data):
     ct = read_volume(real_data / "totalsegmentator" / "ct.nii.gz")
     seg = read_volume(real_data / "totalsegmentator" / "seg.nii.gz", labels=True)
     assert ct.grid.matches(seg.grid) and seg.array.max() > 50

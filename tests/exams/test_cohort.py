@@ -1,3 +1,5 @@
+"""Data directories and their label tables."""
+
 from __future__ import annotations
 
 import os
@@ -10,6 +12,7 @@ from deepatlas.exams.cohort import find_exams, read_labels
 
 
 def touch(root, *names):
+    """Create empty files below ``root``."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -18,6 +21,7 @@ def touch(root, *names):
 
 
 def error_of(root) -> str:
+    """The error of ``find_exams``, which must be one line that names ``root``."""
     with pytest.raises(DataError) as error:
         find_exams(root)
     text = one_line(error.value)
@@ -25,7 +29,7 @@ def error_of(root) -> str:
     return text
 
 
-def test_lists_exams_in_natural_order(tmp_path):
+def test_exams_are_listed_in_natural_order(tmp_path):
     touch(tmp_path, *(f"pt_{i}/ct.nii.gz" for i in (10, 2, 1)), "pt_2/seg.nrrd", "x/ct.mha", ".hidden/ct.nii")
     (tmp_path / "labels.json").write_text('{"liver": 3}')
     cohort = find_exams(tmp_path)
@@ -37,11 +41,12 @@ def test_lists_exams_in_natural_order(tmp_path):
         cohort.exam("pt_3")
 
 
-def test_labels_of_the_folder_above(tmp_path, monkeypatch):
+def test_labels_may_lie_in_the_folder_above(tmp_path, monkeypatch):
     touch(tmp_path, "train/a/ct.nii", "train/a/seg.nii")
     (tmp_path / "labels.json").write_text('{"cord": 1}')
     assert find_exams(tmp_path / "train").labels == {"cord": 1}
-    monkeypatch.chdir(tmp_path / "train")  # a relative root has no folder above in its name
+    # A relative root does not name the folder above.
+    monkeypatch.chdir(tmp_path / "train")
     assert find_exams(".").labels == {"cord": 1}
 
 
@@ -63,7 +68,7 @@ def test_a_folder_with_dicom_is_an_exam(tmp_path):
     assert "single exam" in error_of(tmp_path / "b" / "deeper")
 
 
-def test_missing_and_empty_directories(tmp_path):
+def test_missing_and_empty_directories_are_errors(tmp_path):
     assert "no such data directory; expected <root>/<exam>/ct.nii.gz" in error_of(tmp_path / "none")
     assert "no exam found; expected" in error_of(touch(tmp_path / "empty", "readme.txt"))
     assert "a file, not a data directory" in error_of(tmp_path / "empty" / "readme.txt")
@@ -72,7 +77,7 @@ def test_missing_and_empty_directories(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read everything")
-def test_unreadable_directory(tmp_path):
+def test_an_unreadable_directory_is_an_error(tmp_path):
     touch(tmp_path / "data", "a/ct.nii")
     (tmp_path / "data").chmod(0)
     try:
@@ -81,7 +86,7 @@ def test_unreadable_directory(tmp_path):
         (tmp_path / "data").chmod(0o755)
 
 
-def test_segmentation_without_names(tmp_path):
+def test_a_segmentation_without_labels_json_is_an_error(tmp_path):
     touch(tmp_path / "deep" / "data", "a/ct.nii", "a/seg.nii")
     assert "no labels.json" in error_of(tmp_path / "deep" / "data")
 
@@ -104,7 +109,7 @@ def test_segmentation_without_names(tmp_path):
         ('{"a": 1, "a": 2}', "'a' is listed twice"),
     ],
 )
-def test_wrong_label_tables(tmp_path, text, words):
+def test_wrong_label_tables_are_refused(tmp_path, text, words):
     path = tmp_path / "labels.json"
     path.write_text(text)
     with pytest.raises(DataError) as error:

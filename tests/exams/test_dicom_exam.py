@@ -1,9 +1,6 @@
-"""A folder of DICOM is an exam wherever an image file is: for reading, for data directories, for the commands."""
+"""A folder of DICOM is accepted as an exam wherever an image file is: by reading, data directories and commands."""
 
 from __future__ import annotations
-
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -21,7 +18,7 @@ def body(seed: int = 0, shape=(7, 12, 10)) -> np.ndarray:
     return np.random.default_rng(seed).integers(-1000, 1500, size=shape).astype(float)
 
 
-def test_read_volume_takes_a_folder_and_a_multiframe_file(tmp_path):
+def test_read_volume_reads_a_folder_and_a_multiframe_file(tmp_path):
     write_ct(tmp_path / "series", body(), AFFINE, name="IM{:04d}")
     (path,) = write_ct(tmp_path / "enhanced", body(), AFFINE, multiframe=True)
     for exam in (tmp_path / "series", path, tmp_path / "enhanced"):
@@ -32,13 +29,13 @@ def test_read_volume_takes_a_folder_and_a_multiframe_file(tmp_path):
         np.testing.assert_allclose(volume.grid.affine, AFFINE, atol=1e-9)
 
 
-def test_corrections_are_told(tmp_path):
+def test_corrections_are_issued_as_warnings(tmp_path):
     write_ct(tmp_path, body(), AFFINE, duplicate=(1,))
     with pytest.warns(DataWarning, match="1 duplicate slice with equal pixels left out"):
         read_volume(tmp_path)
 
 
-def test_of_a_whole_study_the_axial_soft_tissue_series_is_read(tmp_path):
+def test_the_axial_soft_tissue_series_of_a_study_is_read(tmp_path):
     study = "1.2.3.4"
     write_localizer(tmp_path / "scout" / "s.dcm", study)
     write_ct(tmp_path / "2", body(2), AFFINE, study=study, number=2)
@@ -51,12 +48,12 @@ def test_of_a_whole_study_the_axial_soft_tissue_series_is_read(tmp_path):
     np.testing.assert_array_equal(read_volume(tmp_path, notes=[]).array, body(3, (9, 12, 10)))
 
 
-def test_a_series_alone_is_read_whatever_it_is_for(tmp_path):
+def test_a_single_series_is_read_whatever_its_kernel(tmp_path):
     write_ct(tmp_path, body(), AFFINE, tags={"ConvolutionKernel": "BONE"})
     np.testing.assert_array_equal(read_volume(tmp_path, notes=[]).array, body())
 
 
-def test_single_slices_and_pictures_say_what_to_give(tmp_path):
+def test_errors_for_single_slices_and_pictures_name_the_cure(tmp_path):
     path = write_ct(tmp_path / "ct", body(), AFFINE)[0]
     with pytest.raises(DataError, match="one slice of a series; give the folder"):
         read_volume(path)
@@ -66,7 +63,7 @@ def test_single_slices_and_pictures_say_what_to_give(tmp_path):
         read_volume(write_report(tmp_path / "dose.dcm", "1.2.3"))
 
 
-def test_damaged_files_are_counted(tmp_path):
+def test_damaged_files_are_left_out_and_counted(tmp_path):
     paths = write_ct(tmp_path, body(), AFFINE)
     paths[-1].write_bytes(paths[-1].read_bytes()[:800])
     notes: list[str] = []
@@ -74,7 +71,7 @@ def test_damaged_files_are_counted(tmp_path):
     assert notes == ["1 DICOM file with a damaged header left out"]
 
 
-def test_data_directories_and_commands(tmp_path):
+def test_dicom_folders_are_exams_of_data_directories_and_commands(tmp_path):
     write_ct(tmp_path / "a", body(), AFFINE)
     write_ct(tmp_path / "b" / "dicom", body(), AFFINE)
     found = {exam.id: exam.ct for exam in find_exams(tmp_path).exams}
@@ -85,15 +82,3 @@ def test_data_directories_and_commands(tmp_path):
     assert {name: exam.ct for name, exam in named.items()} == found
     assert {exam.kind for exam in named.values()} == {Kind.DICOM}
     assert [exam.ct for exam in named_exams([tmp_path / "a"]).values()] == [tmp_path / "a"]
-
-
-def test_without_pydicom_one_line_says_what_to_install(tmp_path):
-    write_ct(tmp_path, body(), AFFINE)
-    code = (
-        "import sys; sys.modules['pydicom'] = None\n"
-        "from deepatlas.exams.read import read_volume\n"
-        f"try: read_volume({str(tmp_path)!r})\n"
-        "except ValueError as error: print(type(error).__name__, error)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("DataError ") and "pip install 'pydicom>=3'" in done.stdout

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deepatlas.errors import DataError
-from deepatlas.exams.exam_file import ExamFile, ExamRecord, file_sha256
+from deepatlas.exams.checksums import file_sha256
+from deepatlas.exams.exam_file import ExamFile, ExamRecord
 from deepatlas.intake.dataset.folder import EXAMS, MANIFEST, REPORT, exam_name, label_table, read_dataset_json
 from deepatlas.intake.dataset.manifest import Manifest
 from deepatlas.progress import bar

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from deepatlas.errors import DataError
+from deepatlas.exams.checksums import file_sha256
 from deepatlas.exams.cohort import natural_order
-from deepatlas.exams.exam_file import ExamFile, ExamRecord, file_sha256, write_exam
+from deepatlas.exams.exam_file import ExamFile, ExamRecord, write_exam
 from deepatlas.files import atomic_h5, write_text
 from deepatlas.intake.dataset.manifest import Manifest, merge_manifests
 from deepatlas.store.rows import Row, assemble, read_part, read_row

@@ -11,7 +11,7 @@ from small_dataset import add_exam, files_of, write_dataset
 from small_exams import one_line
 
 from deepatlas.errors import DataError
-from deepatlas.exams.exam_file import file_sha256
+from deepatlas.exams.checksums import file_sha256
 from deepatlas.intake.dataset import folder as intake_dataset
 from deepatlas.intake.dataset.check import Damage, check_dataset
 from deepatlas.intake.dataset.folder import exam_name, exam_path, finish_dataset, read_dataset_json
