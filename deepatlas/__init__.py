@@ -1,10 +1,30 @@
-"""DeepATLAS: the anatomical coordinate of every voxel of a CT, learned without labels, and what follows from it.
+"""DeepATLAS: one anatomical coordinate for every voxel of a CT, learned without labels.
 
->>> import deepatlas
->>> model = deepatlas.load("headneck")
->>> coords = model.coordinates("exam.nii.gz")  # [3, D, H, W], on the exam's own grid
+A trained model gives the coordinates of any exam, and with one labelled example it finds the same anatomy in others::
 
-Everything that is meant to be used from outside is listed in ``__all__``.
+    import deepatlas
+
+    model = deepatlas.load("headneck")         # a shipped model, a run folder or a model file
+    coords = model.coordinates("a.nii.gz")     # [3, D, H, W] in [-1, 1], on the exam's own grid
+    template = deepatlas.build_template(model, "labelled/", ["pt_7"])  # masks in coordinate space (eq. 14)
+    labels = model.segment("b.nii.gz", template)                       # a label image on the exam's own grid
+    found = model.locate(points_mm, source="a.nii.gz", target="b.nii.gz")  # RAS millimetres
+
+The public names, which are those in ``__all__``:
+
+======================  ==============================================================================================
+Models                  :func:`load`, :class:`Model`
+Templates               :func:`build_template`, :class:`Template`
+Use                     :func:`segment`, :func:`locate` and :class:`Located`, :func:`evaluate_cohort`
+Images                  :func:`read_volume`, :func:`write_volume`, :class:`Volume`, :class:`Grid`
+Exams in folders        :func:`find_exams`, :class:`Cohort`, :class:`ExamFiles`
+Datasets                :func:`prepare` with :class:`Options`, :class:`Dataset`, :func:`check_dataset`, :class:`Store`
+Structures              :func:`read_structures`, :class:`NameMap`
+Synthetic exams         :class:`PhantomCohort`, :func:`write_phantoms`
+Errors                  :class:`DeepAtlasError`, :class:`DataError`, :class:`DataWarning`
+======================  ==============================================================================================
+
+Physical space is RAS+ millimetres throughout, and images are Hounsfield units. ``deepatlas_ops`` holds the kernels.
 """
 
 from __future__ import annotations
@@ -37,8 +57,8 @@ if TYPE_CHECKING:
     from deepatlas.space.volume import Volume
     from deepatlas.store.store import Store
 
-# Where each public name lives. They are imported when they are first asked for, because most of them import PyTorch:
-# `deepatlas --help` and `import deepatlas` stay quick.
+# The module of each public name. A name is imported when it is first used, because most of them import PyTorch, and
+# `import deepatlas` and `deepatlas --help` must stay fast.
 _PUBLIC = {
     "Cohort": "deepatlas.exams.cohort",
     "Dataset": "deepatlas.intake.dataset.folder",

@@ -1,11 +1,10 @@
-"""The public face: a trained model that segments and locates, and how to load one."""
+"""The object that users hold: a trained model that segments and locates, and the function that loads one."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
-import numpy as np
+from numpy.typing import ArrayLike
 
 from deepatlas.localize.points import Located, locate
 from deepatlas.localize.segment import segment
@@ -15,43 +14,51 @@ from deepatlas.space.volume import Volume
 
 
 class Model(Engine):
-    """A trained model: coordinates of exams, and everything that follows from them.
+    """A trained model: the coordinates of exams, and what follows from them.
 
     An exam is a path (see :func:`deepatlas.read_volume`) or a :class:`~deepatlas.space.volume.Volume` in Hounsfield
-    units; orientation, spacing and field of view are free.
+    units; orientation, spacing and field of view are free. :func:`deepatlas.load` loads a model.
+
+    Methods:
+        coordinates: the anatomical coordinate of every voxel of an exam.
+        segment: the masks of a template, carried onto an exam.
+        locate: points of one exam, found in another.
+        save: write the model as one file.
+        to: move the model to another device.
     """
 
     def segment(self, exam: Exam, template: Template, threshold: float | None = None) -> Volume:
-        """Carry a template's masks onto an exam (section 3.2.1).
+        """Carry the masks of a template onto an exam (sections 3.2.1 and 5.2.7).
 
         Args:
-            exam: a CT.
-            template: made for this model.
-            threshold: the mask value that counts, in (0, 1]; None takes the template's own values, which keep volumes.
+            exam: a CT, as a path or a volume in Hounsfield units.
+            template: a template made for this model.
+            threshold: the mask value that counts for all structures, in (0, 1]; None takes the template's own
+                values, which preserve volumes.
 
         Returns:
-            A label image on the exam's own grid: uint8, or uint16 for ids above 255; 0 is the background.
+            A label image on the exam's own grid: uint8, or uint16 for ids above 255. 0 is the background.
 
         Raises:
             DeepAtlasError: the template belongs to another model, or the threshold is out of range.
-            DataError: the exam cannot be read.
+            DataError: the exam cannot be read, or shows no patient.
         """
         return segment(self, read_exam(exam), template, threshold=threshold)
 
-    def locate(self, points_mm: Sequence | np.ndarray, source: Exam, target: Exam) -> Located:
+    def locate(self, points_mm: ArrayLike, source: Exam, target: Exam) -> Located:
         """Find points of one exam in another (section 2.2).
 
         Args:
-            points_mm: ``[N, 3]`` RAS millimetres in ``source``.
+            points_mm: ``[N, 3]`` in RAS millimetres of ``source``.
             source: the exam that the points are in.
             target: the exam in which they are to be found.
 
         Returns:
-            :class:`~deepatlas.localize.points.Located`: points in RAS millimetres of ``target``, and which were found.
+            The points in RAS millimetres of ``target``, their residuals in millimetres, and which of them were found.
 
         Raises:
-            DeepAtlasError: points that are not ``[N, 3]`` and finite.
-            DataError: an exam cannot be read.
+            DeepAtlasError: the points are not ``[N, 3]`` or not finite.
+            DataError: an exam cannot be read, or shows no patient.
         """
         return locate(self, points_mm, read_exam(source), read_exam(target))
 
@@ -59,8 +66,18 @@ class Model(Engine):
 def load(
     name: str | os.PathLike[str], device: str | None = None, *, refine: int = 0, average: int = 1
 ) -> Model:
-    """Load a trained :class:`Model`: a shipped one by its name (``"headneck"``), a run folder or a model file.
+    """Load a trained model.
 
-    The arguments and errors are those of :meth:`Model.load <deepatlas.model.engine.Engine.load>`.
+    Args:
+        name: the name of a shipped model (``"headneck"``), a run folder, or a model file.
+        device: ``"cpu"``, ``"cuda"`` or another device of PyTorch; by default a GPU if there is one.
+        refine: the number of registration steps that refine the coordinates of every exam after the pass of the
+            network. Use the same for the template.
+        average: the number of slightly moved views of every exam whose coordinates are averaged. Each view takes one
+            pass of the network.
+
+    Raises:
+        DeepAtlasError: there is no such model, the file is damaged or of another format version, the device cannot be
+            used, or ``refine`` or ``average`` is out of range.
     """
     return Model.load(name, device=device, refine=refine, average=average)

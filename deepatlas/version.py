@@ -7,5 +7,5 @@ from importlib.metadata import PackageNotFoundError, version
 try:
     __version__ = version("deepatlas")
 except PackageNotFoundError:
-    # The package is run from a source tree that was never installed.
+    # The package runs from a source tree that was never installed.
     __version__ = "0.1.0+source"

@@ -1,4 +1,4 @@
-"""A model with known coordinates, and exams with known anatomy: exact oracles for what uses coordinates."""
+"""A model with known coordinates and exams with known anatomy: exact oracles for everything that uses coordinates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deepatlas.space.grid import Grid
 from deepatlas.space.preprocess import to_model_grid
 from deepatlas.space.volume import Volume
 
-# name: (id, centre mm, radii mm) of ellipsoids around the world's origin; ids are neither dense nor in order
+# The structures are ellipsoids: name -> (id, centre in mm, radii in mm). The ids are neither dense nor in order.
 ANATOMY = {
     "liver": (5, (22.0, 4.0, -8.0), (22.0, 17.0, 19.0)),
     "spleen": (2, (-28.0, -10.0, 6.0), (11.0, 14.0, 16.0)),
@@ -19,13 +19,14 @@ ANATOMY = {
 }
 LABELS = {name: identity for name, (identity, _, _) in ANATOMY.items()}
 BODY = (58.0, 46.0, 62.0)
-SCALE = 80.0  # mm of the world per unit of coordinate
+# Millimetres per unit of normalised coordinate.
+SCALE = 80.0
 
 
 def grid_of(
     spacing=(2.0, 2.0, 2.0), degrees=(0.0, 0.0, 0.0), flips=(), order=(0, 1, 2), half_mm=(70.0, 58.0, 72.0)
 ) -> Grid:
-    """A grid over the anatomy: ``degrees`` about x, y, z, mirrored and permuted voxel axes."""
+    """A grid over the anatomy, rotated by ``degrees`` about x, y and z, with mirrored and permuted voxel axes."""
     rotation = np.eye(3)
     for axis, angle in enumerate(np.deg2rad(degrees)):
         turn = np.eye(3)
@@ -54,13 +55,16 @@ GRIDS = {
 
 
 def world(grid: Grid) -> np.ndarray:
-    """World mm ``[D, H, W, 3]`` of every voxel."""
+    """The place of every voxel in mm: ``[D, H, W, 3]`` in RAS."""
     z, y, x = np.meshgrid(*[np.arange(n) for n in grid.shape], indexing="ij")
     return grid.voxel_to_world(np.stack([x, y, z], axis=-1))
 
 
 def exam(grid: Grid, name: str = "exam", to_anatomy: Callable | None = None) -> tuple[Volume, Volume]:
-    """CT (HU) and label image of the anatomy on ``grid``; ``to_anatomy`` maps world to anatomy mm."""
+    """CT in Hounsfield units and label image of the anatomy on ``grid``.
+
+    ``to_anatomy`` maps the places of this exam to places of the anatomy; None is the identity.
+    """
     place = world(grid)
     place = place if to_anatomy is None else to_anatomy(place)
     hu = np.where(((place / BODY) ** 2).sum(-1) < 1, 20.0, -1000.0).astype(np.float32)
@@ -72,7 +76,10 @@ def exam(grid: Grid, name: str = "exam", to_anatomy: Callable | None = None) -> 
 
 
 class AffineModel:
-    """Knows the anatomy's own place of every voxel: coords = place / SCALE, ``maps`` by exam name."""
+    """A stand-in for the engine that knows the anatomical place of every voxel: coords = place / SCALE.
+
+    ``maps`` holds the ``to_anatomy`` of exams by their names.
+    """
 
     fingerprint = "affine-model"
     refine, average = 0, 1

@@ -1,4 +1,4 @@
-"""Every command through main(), with a model whose coordinates are known, and as a process of its own."""
+"""Every command through ``main``, with a model whose coordinates are known, and once in a separate process."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from deepatlas.evaluate.metrics.dice import dice
 from deepatlas.exams.kind import exam_name
 from deepatlas.exams.read import read_volume
 from deepatlas.io.codec import write_volume
+from deepatlas.localize import Template, build_template
 
 AFFINE = ("--model", "affine")
 
@@ -39,7 +40,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def known_model(monkeypatch):
-    """``--model affine`` is the model with known coordinates; everything else goes the real way."""
+    """``--model affine`` stands for the model with known coordinates. All other models are loaded as usual."""
     load = Model.load
 
     def known(name, **settings):
@@ -54,22 +55,19 @@ def known_model(monkeypatch):
 
 @pytest.fixture(scope="module")
 def template(data, tmp_path_factory):
-    from deepatlas.localize import build_template
-
     path = tmp_path_factory.mktemp("template") / "t.h5"
     build_template(AffineModel(), data, ["e1"], size=64).save(path)
     return path
 
 
 def run(capsys, *argv) -> tuple[int, str, str]:
+    """The exit code of a command, and what it prints on stdout and on stderr."""
     code = cli.main([str(a) for a in argv])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
 
-def test_refinement_is_handed_on_and_a_template_without_it_is_warned_of(data, tmp_path, capsys):
-    from deepatlas.localize.template.file import Template
-
+def test_refinement_reaches_the_model_and_a_template_made_without_it_gives_a_warning(data, tmp_path, capsys):
     t, out = tmp_path / "t.h5", tmp_path / "seg"
     made = run(capsys, "template", *AFFINE, "--data", data, "--exams", "e1", "--out", t, "--size", 64,
                "--refine", 3)  # fmt: skip
@@ -86,17 +84,16 @@ def test_refinement_is_handed_on_and_a_template_without_it_is_warned_of(data, tm
     assert stopped.value.code == 2 and "a whole number, 0 or more, got -1" in capsys.readouterr().err
 
 
-def test_template_then_segment_then_evaluate(data, tmp_path, capsys):
+def test_template_segment_and_evaluate_work_together(data, tmp_path, capsys):
     t = tmp_path / "t.h5"
-    base = ("--model", "affine")
-    code, out, err = run(capsys, "template", *base, "--data", data, "--out", t, "--size", 64, "--json")
+    code, out, err = run(capsys, "template", *AFFINE, "--data", data, "--out", t, "--size", 64, "--json")
     result = json.loads(out)
     assert code == 0 and result["exams"] == ["e1", "e2"] and result["labels"] == LABELS
     assert (
         "broken" in result["skipped"] and "deepatlas: skipped broken:" in err and "template 1/3 liver" in err
     )
 
-    code, out, err = run(capsys, "segment", *base, "--template", t, data / "e1", data / "e2" / "ct.nii.gz",
+    code, out, err = run(capsys, "segment", *AFFINE, "--template", t, data / "e1", data / "e2" / "ct.nii.gz",
                          "--out", tmp_path / "seg", "--json", "--quiet")  # fmt: skip
     assert code == 0 and err == "" and set(json.loads(out)["segmented"]) == {"e1", "e2"}
     assert json.loads((tmp_path / "seg" / "labels.json").read_text()) == LABELS
@@ -107,7 +104,7 @@ def test_template_then_segment_then_evaluate(data, tmp_path, capsys):
         assert min(dice(truth.array == i, found.array == i) for i in LABELS.values()) > 0.9
 
     code, out, err = run(
-        capsys, "evaluate", *base, "--template", t, "--data", data, "--out", tmp_path / "eval"
+        capsys, "evaluate", *AFFINE, "--template", t, "--data", data, "--out", tmp_path / "eval"
     )
     assert code == 0 and "mean over structures" in out and "eq. 16" in out and "report.html" in out
     assert {p.name for p in (tmp_path / "eval").iterdir()} == {
@@ -116,7 +113,7 @@ def test_template_then_segment_then_evaluate(data, tmp_path, capsys):
     assert "deepatlas: skipped broken" in err
 
 
-def test_a_cohort_of_segmentations_goes_on_and_says_so(data, template, tmp_path, capsys):
+def test_segment_continues_after_a_bad_exam_and_fails_in_the_end(data, template, tmp_path, capsys):
     argv = ("segment", "--model", "affine", "--template", template, data, "--out", tmp_path / "o")
     code, out, err = run(capsys, *argv, "--json")
     assert code == 1
@@ -128,21 +125,12 @@ def test_a_cohort_of_segmentations_goes_on_and_says_so(data, template, tmp_path,
     assert code == 1 and out == "" and err.count("\n") == 1 and err.startswith("deepatlas: error: ")
 
 
-def test_locate(data, tmp_path, capsys):
+def test_locate_writes_the_points_of_every_target(data, tmp_path, capsys):
     (tmp_path / "p.csv").write_text("name,x,y,z\ncarina,1,2,3\nfar,-20,10,30\n")
-    argv = (
-        "locate",
-        "--model",
-        "affine",
-        "--from",
-        data / "e1",
-        "--to",
-        data,
-        "--points",
-        tmp_path / "p.csv",
-    )
+    argv = ("locate", *AFFINE, "--from", data / "e1", "--to", data, "--points", tmp_path / "p.csv")
     code, out, err = run(capsys, *argv, "--out", tmp_path / "out.csv", "--quiet")
-    assert code == 1 and "skipped broken" in err  # one of the targets could not be read
+    # One of the targets cannot be read.
+    assert code == 1 and "skipped broken" in err
     rows = list(csv.DictReader((tmp_path / "out.csv").open()))
     assert [r["target"] for r in rows] == ["e1", "e1", "e2", "e2"]
     for row, want in zip(rows, [(1, 2, 3), (-20, 10, 30)] * 2, strict=True):
@@ -150,7 +138,7 @@ def test_locate(data, tmp_path, capsys):
         np.testing.assert_allclose([float(row[c]) for c in "xyz"], want, atol=0.02)
 
 
-def test_a_template_of_another_model(data, template, tmp_path, capsys, monkeypatch):
+def test_a_template_of_another_model_needs_any_model(data, template, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(AffineModel, "fingerprint", "another")
     argv = ("segment", "--model", "affine", "--template", template, data / "e1", "--out", tmp_path / "o")
     code, _, err = run(capsys, *argv)
@@ -169,7 +157,7 @@ def test_a_template_of_another_model(data, template, tmp_path, capsys, monkeypat
         (("segment", *AFFINE, "--template", "{tmp}/no.h5", "{data}/e1", "--out", "{tmp}/o"), "no.h5"),
         (("evaluate", "--model", "{tmp}/none", "--template", "t", "--data", "d", "--out", "o"), "none"),
         (("prepare", "{tmp}/none", "{tmp}/x"), "no such file or folder"),
-        (("prepare", "{data}"), "where to? give DST"),
+        (("prepare", "{data}"), "no destination; give DST"),
         (("prepare", "{data}", "{tmp}/x", "--shard", "0/2", "--merge"), "--merge comes after"),
         (("phantom", "{tmp}/p", "--exams", "0"), "--exams must be at least 1"),
         (("locate", *AFFINE, "--from", "{data}/e1", "--to", "{data}/e2", "--points", "{tmp}/no.csv",
@@ -183,7 +171,7 @@ def test_errors_are_one_line_and_exit_1(data, tmp_path, capsys, argv, words):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_same_name_twice_is_refused(data, template, tmp_path, capsys):
+def test_two_exams_of_one_name_are_refused(data, template, tmp_path, capsys):
     other = tmp_path / "e1" / "ct.nii.gz"
     other.parent.mkdir()
     other.write_bytes((data / "e1" / "ct.nii.gz").read_bytes())
@@ -193,7 +181,7 @@ def test_the_same_name_twice_is_refused(data, template, tmp_path, capsys):
     assert exam_name(data / "scan.of.me.nii.gz") == "scan.of.me"
 
 
-def test_prepare_and_phantom(data, tmp_path, capsys):
+def test_prepare_and_phantom_write_their_folders(data, tmp_path, capsys):
     code, out, err = run(capsys, "prepare", data, tmp_path / "x", "--json", "--quiet", "--workers", 1)
     result = json.loads(out)
     assert code == 0 and result["exams"] == 2 and "broken" in result["refused"] and err == ""
@@ -202,7 +190,7 @@ def test_prepare_and_phantom(data, tmp_path, capsys):
     assert (tmp_path / "p" / "labels.json").is_file()
 
 
-def test_info_names_versions_and_backend(capsys):
+def test_info_shows_versions_the_backend_and_the_model(capsys):
     code, out, _ = run(capsys, "info", "--json")
     result = json.loads(out)
     assert code == 0 and result["ops"]["backend"] in ("native", "torch")
@@ -231,30 +219,18 @@ def test_exit_codes_of_interrupts_and_usage(monkeypatch, capsys):
         capsys.readouterr()
         assert guarded(fail) == 1
         assert capsys.readouterr().err.count("\n") == 1
-    with pytest.raises(ZeroDivisionError):  # a bug must show its traceback
+    # A bug must show its traceback.
+    with pytest.raises(ZeroDivisionError):
         guarded(lambda: 1 // 0)
 
 
-def test_train_hands_every_argument_on(monkeypatch):
+def test_train_receives_every_argument(monkeypatch):
     import deepatlas.train.__main__ as train
 
     seen = []
     monkeypatch.setattr(train, "main", lambda argv: seen.append(argv) or 0)
     assert cli.main(["train", "--preset", "tiny", "seed=1", "--help"]) == 0
     assert seen == [["--preset", "tiny", "seed=1", "--help"]]
-
-
-def test_help_loads_nothing_heavy():
-    code = (
-        "import sys, deepatlas.cli.main as c\n"
-        "try: c.main(['--help'])\n"
-        "except SystemExit as e: assert e.code == 0\n"
-        "assert not {'torch', 'numpy', 'SimpleITK', 'matplotlib'} & set(sys.modules), 'heavy import'"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert all(
-        w in done.stdout for w in ("train", "prepare", "template", "segment", "locate", "evaluate", "info")
-    )
 
 
 def test_python_m_deepatlas_fails_with_one_line(tmp_path):

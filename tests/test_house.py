@@ -1,4 +1,4 @@
-"""Imports of the package run in one direction: those that the table in CONTRIBUTING.md allows, and in no circle."""
+"""Imports of the package: only those that the table in CONTRIBUTING.md allows, and none in a circle."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGE = ROOT / "deepatlas"
 
 
 def files() -> dict[str, Path]:
-    """Every module of the package by its dotted name."""
+    """The file of every module of the package, by its dotted name."""
     found = {}
     for path in PACKAGE.rglob("*.py"):
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -23,16 +23,17 @@ def files() -> dict[str, Path]:
 
 
 def imports(name: str, path: Path, modules: set[str]) -> set[str]:
-    """The modules that a file imports, wherever in it: at the top, in a function, for type checkers alone."""
+    """The modules that a file imports anywhere: at the top, in a function, or only for type checkers."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import in line {node.lineno}"
-            # ``from package import module`` imports the module, ``from module import name`` the name's module.
+            # ``from package import module`` imports that module; ``from module import name`` imports the module before
+            # ``import``.
             names = [
-                whole if (whole := f"{node.module}.{alias.name}") in modules else str(node.module)
+                module if (module := f"{node.module}.{alias.name}") in modules else str(node.module)
                 for alias in node.names
             ]
         else:
@@ -42,22 +43,24 @@ def imports(name: str, path: Path, modules: set[str]) -> set[str]:
 
 
 def room(module: str) -> str:
-    """The room of a module as the table calls it: the first part below the package, or ``deepatlas`` for its face."""
+    """The room of a module: the first part of its name below the package, or ``deepatlas`` for the face."""
     return module.split(".")[1] if "." in module else module
 
 
 def allowed() -> dict[str, set[str]]:
-    """The table of arrows in CONTRIBUTING.md: a line ``room <- what it may import`` for every room."""
+    """The table in CONTRIBUTING.md, which has a line ``room <- the rooms it may import`` for every room."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     table = re.search(r"<!-- arrows -->\n```\n(.*?)```", text, re.S)
-    assert table, "CONTRIBUTING.md has no table of arrows"
+    assert table, "CONTRIBUTING.md has no table of allowed imports"
     lines = [line.partition("<-") for line in table[1].splitlines() if "<-" in line]
     return {name.strip(): set(others.split()) for name, _, others in lines}
 
 
-def test_every_import_is_one_of_the_allowed_arrows():
+def test_every_import_is_in_the_table():
     modules, arrows = files(), allowed()
-    assert set(arrows) == {room(name) for name in modules}, "the table names other rooms than there are"
+    assert set(arrows) == {room(name) for name in modules}, (
+        "the rooms of the table are not those of the package"
+    )
     broken = [
         f"{name} imports {other}: {room(name)} <- {room(other)} is not in the table"
         for name, path in sorted(modules.items())
@@ -67,7 +70,7 @@ def test_every_import_is_one_of_the_allowed_arrows():
     assert not broken, "\n".join(broken)
 
 
-def test_no_arrow_of_the_table_is_unused():
+def test_every_entry_of_the_table_is_used():
     modules, arrows = files(), allowed()
     used = {
         (room(name), room(other))
@@ -84,7 +87,7 @@ def test_no_arrow_of_the_table_is_unused():
 
 
 @pytest.mark.parametrize("of", ["files", "rooms"])
-def test_there_is_no_circle(of):
+def test_no_imports_form_a_circle(of):
     modules = files()
     graph: dict[str, set[str]] = {}
     for name, path in modules.items():

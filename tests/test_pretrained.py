@@ -24,7 +24,7 @@ def test_a_shipped_model_loads_by_name_is_small_and_has_a_card(name):
     assert "## Limits" in (FOLDER / name / "README.md").read_text() and model.card["commit"]
 
 
-def test_the_name_of_no_model_lists_those_there_are(tmp_path):
+def test_an_unknown_model_is_an_error_that_lists_the_shipped_ones(tmp_path):
     assert shipped() == ["headneck"]
     with pytest.raises(
         DeepAtlasError, match="kneck: no run folder or model file there.*shipped are: headneck"
@@ -32,14 +32,14 @@ def test_the_name_of_no_model_lists_those_there_are(tmp_path):
         deepatlas.load("kneck")
 
 
-def test_a_file_of_that_name_goes_before_the_shipped_model(tmp_path, monkeypatch):
+def test_a_folder_has_precedence_over_a_shipped_model_of_its_name(tmp_path, monkeypatch):
     (tmp_path / "headneck").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DeepAtlasError, match="no finished model yet"):
         deepatlas.load("headneck")
 
 
-def test_half_precision_travels_in_half_the_space(tmp_path):
+def test_half_precision_takes_half_the_space_and_keeps_the_fingerprint(tmp_path):
     model = deepatlas.load("headneck", device="cpu")
     sizes = {}
     for half in (True, False):
@@ -55,10 +55,8 @@ def test_headneck_finds_structures_of_an_exam_from_one_example():
     names = ["Brainstem", "RightParotid", "LeftParotid", "Mandible"]
     template = build_template(model, openkbp / "train", ["pt_122"], names)
     folder = openkbp / "validation" / "pt_222"
-    truth, found = (
-        read_volume(folder / "seg.nii.gz", labels=True),
-        model.segment(folder / "ct.nii.gz", template),
-    )
+    truth = read_volume(folder / "seg.nii.gz", labels=True)
+    found = model.segment(folder / "ct.nii.gz", template)
     assert found.grid.matches(truth.grid, 1e-3)
     scores = [dice(truth.array == i, found.array == i) for i in template.labels.values()]
     assert min(scores) > 0.4 and sum(scores) / len(scores) > 0.6

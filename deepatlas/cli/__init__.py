@@ -1,1 +1,1 @@
-"""The command line: ``main`` builds the parser, and every command is a file of its own."""
+"""The command line. ``main`` builds the parser, and every command has a file of its own."""

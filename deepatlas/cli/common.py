@@ -1,7 +1,7 @@
-"""What several commands share: arguments, types of arguments, results and warnings.
+"""What several commands share: arguments, types of arguments, models and templates, and the output of results.
 
-Heavy imports happen inside the functions, so that ``deepatlas --help`` answers at once. Progress goes to stderr,
-results go to files and stdout.
+Slow imports are made inside the functions, so that ``deepatlas --help`` answers at once. Progress goes to stderr, and
+results go to files and to stdout.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,8 @@ if TYPE_CHECKING:
     from deepatlas.api import Model
     from deepatlas.localize.template.file import Template
 
-Commands = (
-    argparse._SubParsersAction
-)  # the object that argparse gives out for adding commands has no public name
+# The object through which argparse adds commands. It has no public name.
+Commands = argparse._SubParsersAction
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------
@@ -30,7 +30,14 @@ Commands = (
 def add_command(
     commands: Commands, name: str, run: Callable[[argparse.Namespace], int], text: str
 ) -> argparse.ArgumentParser:
-    """A command with the arguments that all commands have. ``text`` is its line in ``--help``."""
+    """Add a command with the arguments that all commands have.
+
+    Args:
+        commands: where to add it.
+        name: the name of the command.
+        run: the function that runs it and returns the exit code.
+        text: its line in ``deepatlas --help``, without a full stop.
+    """
     command: argparse.ArgumentParser = commands.add_parser(
         name, help=text, description=f"{text[0].upper()}{text[1:]}."
     )
@@ -41,50 +48,63 @@ def add_command(
 
 
 def add_model(command: argparse.ArgumentParser) -> None:
-    """``--model`` and how it is used."""
+    """Add ``--model`` and the options that say how the model is used."""
     command.add_argument(
-        "--model", required=True, metavar="M", help="run folder, model file, or a shipped model"
+        "--model", required=True, metavar="M", help="run folder, model file, or name of a shipped model"
     )
-    command.add_argument("--device", help="cpu, cuda … (default: a GPU if there is one)")
+    command.add_argument(
+        "--device", help="device of PyTorch, such as cpu or cuda (default: a GPU if there is one)"
+    )
     command.add_argument(
         "--refine",
         type=STEPS,
         default=0,
         metavar="N",
-        help="registration steps per exam after the network's pass (0; 20 is plenty); the same for the template",
+        help="registration steps that refine every exam after the pass of the network; use the same for the template "
+        "(default: 0; more than 20 bring little)",
     )
     command.add_argument(
         "--average",
         type=POSITIVE,
         default=1,
         metavar="N",
-        help="average the coordinates of N slightly moved views of each exam, a pass of the network each (1)",
+        help="average the coordinates of N slightly moved views of every exam; each view takes one pass of the "
+        "network (default: 1)",
     )
 
 
 def add_template(command: argparse.ArgumentParser) -> None:
-    """``--template`` and how it is used."""
+    """Add ``--template`` and the options that say how the template is used."""
     command.add_argument(
-        "--template", required=True, type=Path, metavar="T", help="file of `template`, or a shipped model"
+        "--template",
+        required=True,
+        type=Path,
+        metavar="T",
+        help="file that `deepatlas template` wrote, or name of a shipped model",
     )
-    command.add_argument("--any-model", action="store_true", help="accept a template of another model")
+    command.add_argument(
+        "--any-model", action="store_true", help="accept a template that was made for another model"
+    )
     command.add_argument(
         "--threshold",
         type=FRACTION,
-        help="mask value that counts, for all structures; by default each "
-        "structure has its own, which keeps the volume it has in the template",
+        metavar="V",
+        help="mask value in (0, 1] that counts for all structures (default: a value for every structure that "
+        "preserves its volume in the template)",
     )
 
 
 def add_strict(command: argparse.ArgumentParser) -> None:
-    """``--strict``."""
+    """Add ``--strict``."""
     command.add_argument(
-        "--strict", action="store_true", help="stop at the first bad exam instead of skipping it"
+        "--strict",
+        action="store_true",
+        help="stop at the first exam that cannot be used instead of skipping it",
     )
 
 
 def number(kind: type, good: Callable[[Any], bool], expected: str) -> Callable[[str], Any]:
-    """A type for argparse: numbers that are ``good``, and one message for those that are not."""
+    """A type for argparse that accepts the numbers that are ``good``, and says what it ``expected`` of others."""
 
     def parse(text: str) -> Any:
         try:
@@ -104,7 +124,7 @@ FRACTION = number(float, lambda v: 0 < v <= 1, "in (0, 1]")
 SIDE = number(int, lambda v: v >= 2, "a whole number of at least 2")
 
 
-# -- what commands do with them ----------------------------------------------------------------------------------
+# -- running a command -------------------------------------------------------------------------------------------
 
 
 def progress_lines(args: argparse.Namespace) -> Callable[[str], None] | None:
@@ -113,25 +133,28 @@ def progress_lines(args: argparse.Namespace) -> Callable[[str], None] | None:
 
 
 def print_result(args: argparse.Namespace, data: Mapping[str, Any], text: str) -> None:
-    """Print the outcome: for a machine with ``--json``, for a reader without."""
+    """Print the result on stdout: ``data`` as JSON with ``--json``, and otherwise ``text``."""
     print(json.dumps(data, indent=1, allow_nan=False) if args.json else text, flush=True)
 
 
 def list_skipped(skipped: Mapping[str, str]) -> None:
-    """One line on stderr for every exam that could not be used."""
+    """Print one line on stderr for every exam that could not be used."""
     for name, why in skipped.items():
         print(f"{PROGRAM}: skipped {name}: {why}", file=sys.stderr)
 
 
 def load_model(args: argparse.Namespace) -> Model:
-    """The model of ``--model``, ``--device``, ``--refine`` and ``--average``."""
+    """The model that ``--model``, ``--device``, ``--refine`` and ``--average`` describe."""
     from deepatlas.api import Model
 
     return Model.load(args.model, device=args.device, refine=args.refine, average=args.average)
 
 
 def load_template(args: argparse.Namespace, model: Model) -> Template:
-    """The template of ``--template``. One of another model is refused unless ``--any-model`` is given."""
+    """The template of ``--template``.
+
+    Raises :class:`~deepatlas.errors.DeepAtlasError` for a template of another model, unless ``--any-model`` is given.
+    """
     from deepatlas.localize.template.file import Template
     from deepatlas.pretrained import shipped
 
@@ -140,15 +163,15 @@ def load_template(args: argparse.Namespace, model: Model) -> Template:
         template.check_model(model.fingerprint, str(args.template))
     except DeepAtlasError as error:
         if not args.any_model:
-            raise DeepAtlasError(f"{error} (or --any-model to use it all the same)") from None
+            raise DeepAtlasError(f"{error}, or use it nevertheless with --any-model") from None
         print(f"{PROGRAM}: warning: {error}", file=sys.stderr)
-        template.meta = {**template.meta, "model": None}
+        template = replace(template, meta={**template.meta, "model": None})
     steps = template.meta.get("refine", 0)
-    # The cards of shipped models give figures for both, so their templates are passed over.
+    # A shipped template may be used with and without refinement; the card of its model gives figures for both.
     if bool(steps) != bool(model.refine) and str(args.template) not in shipped():
         print(
             f"{PROGRAM}: warning: {args.template}: made with --refine {steps}, now it is {model.refine}; "
-            "masks fit best when both are refined or neither",
+            "masks fit best when both are refined or neither is",
             file=sys.stderr,
         )
     return template

@@ -20,25 +20,45 @@ from deepatlas.cli.common import (
 
 
 def add(commands: Commands) -> None:
+    """Add the command and its arguments."""
     c = add_command(commands, "evaluate", run, "score one-shot segmentation on labelled exams")
     add_model(c)
     add_template(c)
-    c.add_argument("--data", required=True, type=Path, metavar="DIR", help="data directory with seg files")
-    c.add_argument("--exams", nargs="+", metavar="ID", help="these exams only (default: all labelled)")
     c.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="metrics.csv, summary.json, report.html"
+        "--data",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="data directory or dataset with labelled exams",
     )
     c.add_argument(
-        "--hd95", default="mean", choices=("mean", "max", "pooled"), help="HD95 convention (mean: eq. 16)"
+        "--exams", nargs="+", metavar="ID", help="evaluate only these exams (default: all labelled exams)"
     )
     c.add_argument(
-        "--convention", default="radiological", choices=("radiological", "neurological"), help="of pictures"
+        "--out",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="folder for metrics.csv, summary.json, report.html and figures",
     )
-    c.add_argument("--no-pictures", action="store_true", help="table only")
+    c.add_argument(
+        "--hd95",
+        default="mean",
+        choices=("mean", "max", "pooled"),
+        help="convention of HD95 (default: mean, which is eq. 16)",
+    )
+    c.add_argument(
+        "--convention",
+        default="radiological",
+        choices=("radiological", "neurological"),
+        help="how pictures are turned (default: radiological)",
+    )
+    c.add_argument("--no-pictures", action="store_true", help="draw no pictures")
     add_strict(c)
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command."""
     from deepatlas.evaluate.cohort import evaluate_cohort
     from deepatlas.evaluate.tables import summary_table
 

@@ -1,4 +1,4 @@
-"""``deepatlas info``: versions, devices, the backend of the kernels, and a model's card."""
+"""``deepatlas info``: versions, devices, the backend of the kernels, and the card of a model."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from deepatlas.cli.common import Commands, add_command, load_model, print_result
 
 
 def add(commands: Commands) -> None:
-    c = add_command(commands, "info", run, "versions, devices, kernel backend and the model's card")
-    c.add_argument("model", nargs="?", metavar="MODEL", help="run folder, model file, or a shipped model")
+    """Add the command and its arguments."""
+    c = add_command(
+        commands, "info", run, "show versions, devices, the backend of the kernels, and the card of a model"
+    )
+    c.add_argument(
+        "model", nargs="?", metavar="MODEL", help="run folder, model file, or name of a shipped model"
+    )
+    # The options of add_model, which have no meaning here.
     c.set_defaults(device=None, refine=0, average=1)
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
 

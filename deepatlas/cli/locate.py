@@ -1,4 +1,4 @@
-"""``deepatlas locate``: points of one exam found in others."""
+"""``deepatlas locate``: find points of one exam in other exams."""
 
 from __future__ import annotations
 
@@ -19,20 +19,38 @@ from deepatlas.errors import DataError
 
 
 def add(commands: Commands) -> None:
-    c = add_command(commands, "locate", run, "find points of one exam in others")
+    """Add the command and its arguments."""
+    c = add_command(commands, "locate", run, "find points of one exam in other exams")
     add_model(c)
     c.add_argument(
         "--from", required=True, type=Path, dest="source", metavar="A", help="exam that the points are in"
     )
-    c.add_argument("--to", required=True, nargs="+", metavar="B", help="exams to find them in")
-    c.add_argument("--points", required=True, type=Path, metavar="P", help="CSV with name,x,y,z in RAS mm")
     c.add_argument(
-        "--out", required=True, type=Path, metavar="OUT", help="CSV: target,name,x,y,z,residual_mm,found"
+        "--to",
+        required=True,
+        nargs="+",
+        metavar="B",
+        help="exams to find them in; each as the EXAM of `deepatlas segment`",
+    )
+    c.add_argument(
+        "--points",
+        required=True,
+        type=Path,
+        metavar="P",
+        help="CSV file with the columns name,x,y,z in RAS mm",
+    )
+    c.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="OUT",
+        help="CSV file to write: target,name,x,y,z,residual_mm,found",
     )
     add_strict(c)
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command."""
     from deepatlas.exams.cohort import named_exams
     from deepatlas.exams.read import read_volume
     from deepatlas.localize.points import locate
@@ -42,7 +60,9 @@ def run(args: argparse.Namespace) -> int:
     targets = named_exams(args.to)
     sources = list(named_exams([args.source]).values())
     if len(sources) != 1:
-        raise DataError(f"{args.source}: holds {len(sources)} exams; --from takes the one with the points")
+        raise DataError(
+            f"{args.source}: holds {len(sources)} exams; give --from the one exam that the points are in"
+        )
     model, source = load_model(args), read_volume(sources[0].ct, kind=sources[0].kind)
     say, located, failed = progress_lines(args), {}, {}
     for count, (name, exam) in enumerate(targets.items(), 1):

@@ -1,4 +1,4 @@
-"""``deepatlas <command>``: the parser, and the way from its arguments to a command."""
+"""``deepatlas <command>``: the parser, and the dispatch to the commands."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from deepatlas.cli import evaluate, info, locate, phantom, prepare, segment, template, train
 from deepatlas.errors import PROGRAM, guarded
 
-# In the order in which --help lists them. A new command is one file with ``add`` and ``run``, and one entry here.
+# The commands in the order in which --help lists them. To add a command, write a file with ``add`` and ``run``, and
+# list it here.
 COMMANDS = (train, prepare, template, segment, locate, evaluate, phantom, info)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole command line. The arguments of ``train`` are those of :mod:`deepatlas.train.__main__`."""
+    """The parser of all commands. The arguments of ``train`` are defined in :mod:`deepatlas.train.__main__`."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="One coordinate for every point of the body: find anatomy in CT from one example.",
@@ -28,7 +29,12 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
-    Returns 0 when it is done, 1 when it failed (after one line on stderr), 2 for wrong usage and 130 after Ctrl-C.
+    Args:
+        argv: the arguments, without the name of the program; None takes those of the process.
+
+    Returns:
+        The exit code: 0 on success, 1 on failure (with one line on stderr), 130 after Ctrl-C. For wrong usage argparse
+        ends the program with 2.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["train"]:

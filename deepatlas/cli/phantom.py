@@ -1,4 +1,4 @@
-"""``deepatlas phantom``: a cohort of synthetic exams with known anatomy, written as a data directory."""
+"""``deepatlas phantom``: write a cohort of synthetic exams with known anatomy as a data directory."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from deepatlas.errors import DeepAtlasError
 
 
 def add(commands: Commands) -> None:
+    """Add the command and its arguments."""
     c = add_command(commands, "phantom", run, "write a cohort of synthetic exams with known anatomy")
-    c.add_argument("out", type=Path, metavar="OUT", help="data directory to make")
-    c.add_argument("--exams", type=int, default=8, metavar="N", help="how many (8)")
-    c.add_argument("--seed", type=int, default=0, metavar="S", help="cohort seed (0)")
+    c.add_argument("out", type=Path, metavar="OUT", help="data directory to write")
+    c.add_argument("--exams", type=int, default=8, metavar="N", help="number of exams (default: 8)")
+    c.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the cohort (default: 0)")
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command."""
     from deepatlas.exams.phantoms import write_phantoms
     from deepatlas.phantom.patients import PhantomCohort
 

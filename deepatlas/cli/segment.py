@@ -1,4 +1,4 @@
-"""``deepatlas segment``: template masks carried onto exams, on each exam's own grid."""
+"""``deepatlas segment``: carry the masks of a template onto exams."""
 
 from __future__ import annotations
 
@@ -22,22 +22,32 @@ from deepatlas.errors import DataError
 
 
 def add(commands: Commands) -> None:
-    c = add_command(commands, "segment", run, "carry template masks onto exams, on each exam's own grid")
+    """Add the command and its arguments."""
+    c = add_command(
+        commands, "segment", run, "carry the masks of a template onto exams, on the grid of each exam"
+    )
     add_model(c)
     add_template(c)
     c.add_argument(
-        "exams", nargs="+", metavar="EXAM", help="image file, exam folder (also of DICOM) or data directory"
+        "exams",
+        nargs="+",
+        metavar="EXAM",
+        help="image file, folder of an exam (an image or DICOM), or data directory",
     )
     c.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="folder for <exam>.nii.gz and labels.json"
     )
     c.add_argument(
-        "--suffix", default=".nii.gz", choices=(".nii.gz", ".nii", ".nrrd", ".mha"), help="file format"
+        "--suffix",
+        default=".nii.gz",
+        choices=(".nii.gz", ".nii", ".nrrd", ".mha"),
+        help="format of the files (default: .nii.gz)",
     )
     add_strict(c)
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command."""
     from deepatlas.exams.cohort import named_exams
     from deepatlas.exams.read import read_volume
     from deepatlas.files import write_text
@@ -57,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
                 raise
             failed[name] = str(error)
             continue
-        # Outside the try: a disk that cannot be written ends the run instead of failing exam by exam.
+        # This stands outside the try, so that a full disk ends the run instead of failing every exam.
         done[name] = str(write_volume(args.out / f"{name}{args.suffix}", labels))
         if say:
             say(f"segment {count}/{len(exams)} {name}")

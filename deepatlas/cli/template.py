@@ -1,4 +1,4 @@
-"""``deepatlas template``: masks in coordinate space, solved for from labelled exams (eq. 14)."""
+"""``deepatlas template``: solve for masks in coordinate space from labelled exams (eq. 14)."""
 
 from __future__ import annotations
 
@@ -19,20 +19,35 @@ from deepatlas.cli.common import (
 
 
 def add(commands: Commands) -> None:
+    """Add the command and its arguments."""
     text = "solve for masks in coordinate space from labelled exams (eq. 14)"
     c = add_command(commands, "template", run, text)
     add_model(c)
-    c.add_argument("--data", required=True, type=Path, metavar="DIR", help="data directory with seg files")
-    c.add_argument("--exams", nargs="+", metavar="ID", help="use these exams only (default: all labelled)")
-    c.add_argument("--structures", nargs="+", metavar="NAME", help="these structures only (default: all)")
     c.add_argument(
-        "--size", type=SIDE, help="template voxels per axis (default 128, or the atlas's if larger)"
+        "--data",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="data directory or dataset with labelled exams",
+    )
+    c.add_argument(
+        "--exams", nargs="+", metavar="ID", help="use only these exams (default: all labelled exams)"
+    )
+    c.add_argument(
+        "--structures", nargs="+", metavar="NAME", help="include only these structures (default: all)"
+    )
+    c.add_argument(
+        "--size",
+        type=SIDE,
+        metavar="N",
+        help="voxels along each axis (default: 128, or the size of the atlas if larger)",
     )
     c.add_argument("--out", required=True, type=Path, metavar="T", help="template file to write (.h5)")
     add_strict(c)
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run the command."""
     from deepatlas.localize.template.build import build_template
 
     template = build_template(

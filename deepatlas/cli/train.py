@@ -1,4 +1,4 @@
-"""``deepatlas train``: learn the coordinates from a cohort; the same as ``python -m deepatlas.train``."""
+"""``deepatlas train``: learn the coordinates from a cohort, as ``python -m deepatlas.train`` does."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from deepatlas.cli.common import Commands
 
 
 def add(commands: Commands) -> None:
-    """Its line in ``--help``; ``main`` hands its arguments on before this parser sees them."""
+    """Add the line in ``--help``. ``main`` passes the arguments on before this parser sees them."""
     commands.add_parser("train", help="learn the coordinates from a cohort", add_help=False)
 
 
 def run(rest: Sequence[str]) -> int:
+    """Run the command with its arguments ``rest``."""
     from deepatlas.train.__main__ import main
 
     return main(list(rest)) or 0

@@ -1,4 +1,4 @@
-"""Points located through coordinates, against maps whose inverse is known."""
+"""Points that are located through coordinates, against maps whose inverse is known."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ POINTS = np.array(
 
 
 def bent(place: np.ndarray) -> np.ndarray:
-    """A smooth, invertible, far from linear map of mm."""
+    """A smooth and invertible map of places in mm that is far from linear."""
     x, y, z = np.moveaxis(place, -1, 0)
     return np.stack([x + 6 * np.sin(y / 21), y + 5 * np.sin(z / 24 + 1), z + 6 * np.sin(x / 23)], axis=-1)
 
 
-def test_the_same_anatomy_on_another_grid_is_the_same_mm():
+def test_a_point_has_the_same_place_on_another_grid():
     source, target = exam(GRIDS["plain"], "a")[0], exam(GRIDS["sagittal"], "b")[0]
     got = locate(AffineModel(), POINTS, source, target)
     assert got.found.all()
@@ -28,7 +28,7 @@ def test_the_same_anatomy_on_another_grid_is_the_same_mm():
     assert got.residual_mm.max() < 1e-2
 
 
-def test_scaled_turned_and_moved():
+def test_an_affine_map_is_inverted():
     matrix = np.array([[0.9, 0.2, 0.0], [-0.2, 1.1, 0.1], [0.0, -0.1, 1.05]])
 
     def to_anatomy(place):
@@ -42,12 +42,12 @@ def test_scaled_turned_and_moved():
     np.testing.assert_allclose(got.points, want, atol=2e-2)
 
 
-def test_a_bent_map_is_inverted_to_a_small_part_of_a_voxel():
+def test_a_bent_map_is_inverted_to_a_fraction_of_a_voxel():
     model = AffineModel(64, maps={"b": bent})
     source, target = exam(GRIDS["plain"], "a")[0], exam(GRIDS["plain"], "b", bent)[0]
     got = locate(model, POINTS, source, target)
     assert got.found.all()
-    # bent(found) must be the point again; voxels are 2.2 mm, linear interpolation of the map costs ~0.05 mm
+    # bent(found) must be the point again. Voxels have 2.2 mm, and linear interpolation of the map costs about 0.05 mm.
     assert np.linalg.norm(bent(got.points) - POINTS, axis=1).max() < 0.15
     assert got.residual_mm.max() < 0.05
 
@@ -55,7 +55,8 @@ def test_a_bent_map_is_inverted_to_a_small_part_of_a_voxel():
 def test_anatomy_that_is_not_in_the_target_is_not_found():
     source = exam(GRIDS["plain"], "a")[0]
     lower = grid_of(half_mm=(70.0, 58.0, 30.0))
-    lower = lower.cropped((0, 0, 0), (20, *lower.shape[1:]))  # z from -30 to 8 mm
+    # This part extends from -30 to 8 mm along z.
+    lower = lower.cropped((0, 0, 0), (20, *lower.shape[1:]))
     target = exam(lower, "b")[0]
     points = np.array([[5.0, 5.0, -20.0], [5.0, 5.0, 7.0], [5.0, 5.0, 15.0], [5.0, 5.0, 60.0]])
     got = locate(AffineModel(), points, source, target)
@@ -63,14 +64,14 @@ def test_anatomy_that_is_not_in_the_target_is_not_found():
     np.testing.assert_allclose(got.points[:2], points[:2], atol=1e-2)
 
 
-def test_points_outside_the_source_have_no_answer():
+def test_points_outside_the_source_are_nan():
     source = exam(GRIDS["plain"], "a")[0]
     got = locate(AffineModel(), [[0.0, 0.0, 0.0], [500.0, 0.0, 0.0]], source, source)
     assert got.found.tolist() == [True, False]
     assert np.isnan(got.points[1]).all() and np.isnan(got.residual_mm[1])
 
 
-def test_one_point_and_none_and_nonsense():
+def test_one_point_no_point_and_malformed_points():
     source = exam(GRIDS["plain"], "a")[0]
     np.testing.assert_allclose(
         locate(AffineModel(), POINTS[:1], source, source).points, POINTS[:1], atol=1e-2
@@ -81,7 +82,7 @@ def test_one_point_and_none_and_nonsense():
             locate(AffineModel(), bad, source, source)
 
 
-def test_csv_round_trip(tmp_path):
+def test_points_are_read_from_csv_and_results_are_written(tmp_path):
     path = tmp_path / "p.csv"
     path.write_text(
         '\ufeffZ, name ,x,y,note\n3,carina,1,2,hello\n-6.5,"apex, left",-4,5e0,\n', encoding="utf-8"
@@ -116,6 +117,6 @@ def test_bad_csv_is_named_with_its_line(tmp_path, text, words):
     assert "p.csv" in str(error.value)
 
 
-def test_missing_csv(tmp_path):
+def test_a_missing_csv_is_an_error(tmp_path):
     with pytest.raises(DataError, match=r"none\.csv: cannot read points"):
         read_points(tmp_path / "none.csv")

@@ -1,4 +1,4 @@
-"""Averaging over moved views leaves right answers as they are and takes errors of single views down."""
+"""Averaging over moved views leaves correct coordinates as they are, and reduces the errors of single views."""
 
 import pytest
 import torch
@@ -10,16 +10,17 @@ from deepatlas.model.average import averaged_coordinates
 from deepatlas.space.affine import affine_coords
 
 SIZE = 24
-PLACE = 0.5 * affine_coords(torch.eye(3, 4)[None], SIZE)  # what the exam's coordinates are
+# The coordinates of the exam.
+PLACE = 0.5 * affine_coords(torch.eye(3, 4)[None], SIZE)
 
 
 def network(errors=0.0, seed=0):
-    """Reads coordinates off an image that shows them, however it was moved; each answer off by a constant."""
+    """A network that reads coordinates from an image that shows them; each prediction has a constant error."""
     generator = torch.Generator().manual_seed(seed)
 
     def predict(view):
         bias = errors * torch.randn(3, generator=generator)
-        # The image holds x + 10: what came in from outside is 0 and is no answer.
+        # The image holds x + 10, so that 0 marks what a view shows from outside the image.
         return torch.cat([view - 10] * 3, 1) + bias[None, :, None, None, None]
 
     return predict
@@ -30,14 +31,15 @@ def image():
     return PLACE[:, :1] + 10
 
 
-def test_one_view_is_the_network_itself(image):
+def test_one_view_is_the_prediction_of_the_network(image):
     assert torch.equal(averaged_coordinates(network(), image, 1), network()(image))
 
 
 @pytest.mark.parametrize("views", [2, 5])
-def test_a_right_answer_stays(image, views):
+def test_correct_coordinates_are_kept(image, views):
     got = averaged_coordinates(network(), image, views)
-    inner = (slice(None), slice(None), *(slice(3, -3),) * 3)  # views mix with air at their rims
+    # At their rims, views mix with what lies outside the image.
+    inner = (slice(None), slice(None), *(slice(3, -3),) * 3)
     torch.testing.assert_close(got[inner], PLACE[:, :1].expand(-1, 3, -1, -1, -1)[inner], atol=1e-5, rtol=0)
 
 
@@ -52,7 +54,7 @@ def test_errors_of_single_views_average_out(image):
     assert error(12) < 0.5 * error(1)
 
 
-def test_the_shipped_model_takes_views_and_repeats():
+def test_the_shipped_model_averages_views_reproducibly():
     volume, _ = exam(GRIDS["sagittal"])
     once, twice = (
         deepatlas.load("headneck", "cpu", average=3).coordinates_on_model_grid(volume)[0] for _ in range(2)
@@ -63,6 +65,6 @@ def test_the_shipped_model_takes_views_and_repeats():
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5])
-def test_a_wrong_number_of_views_is_one_line(wrong):
+def test_a_wrong_number_of_views_is_refused(wrong):
     with pytest.raises(DeepAtlasError, match="average must be a number of views"):
         deepatlas.load("headneck", "cpu", average=wrong)

@@ -1,4 +1,4 @@
-"""Coordinates carried from the model's grid to the exam's, against the exact map."""
+"""Coordinates that are carried from the grid of the model to that of the exam, against the exact map."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deepatlas.space.grid import Grid
 @pytest.mark.parametrize("name", GRIDS)
 @pytest.mark.parametrize("size", [16, 64])
 def test_an_affine_map_is_exact_on_every_voxel_up_to_the_edges(name, size):
-    """Clamping at the pooled grid's border would be off by up to half a model voxel (several mm) here."""
+    """Clamping at the border of the pooled grid would be wrong by up to half a model voxel (several mm)."""
     ct, _ = exam(GRIDS[name])
     coords, grid, _ = AffineModel(size).coordinates_on_model_grid(ct)
     fine = native_coordinates(coords, grid, ct.grid, chunk=20_000).numpy()
@@ -25,7 +25,7 @@ def test_an_affine_map_is_exact_on_every_voxel_up_to_the_edges(name, size):
     assert inside(grid, ct.grid).all()
 
 
-def test_the_chunk_does_not_matter():
+def test_the_size_of_chunks_does_not_matter():
     ct, _ = exam(GRIDS["oblique"])
     coords, grid, _ = AffineModel(16).coordinates_on_model_grid(ct)
     coords = coords + 0.1 * torch.randn(coords.shape, generator=torch.Generator().manual_seed(0))
@@ -33,7 +33,7 @@ def test_the_chunk_does_not_matter():
     torch.testing.assert_close(native_coordinates(coords, grid, ct.grid, chunk=1), whole, atol=2e-5, rtol=0)
 
 
-def test_a_cropped_model_grid_leaves_the_rest_outside():
+def test_a_cropped_model_grid_leaves_the_other_voxels_outside():
     native = grid_of(spacing=(2.0, 2.0, 2.0))
     model_grid = native.cropped((10, 5, 20), (24, 30, 16)).pooled(2)
     got = inside(model_grid, native)
@@ -42,7 +42,7 @@ def test_a_cropped_model_grid_leaves_the_rest_outside():
     assert np.array_equal(got, want)
 
 
-def test_a_single_plane_and_a_wrong_shape():
+def test_a_single_plane_is_sampled_and_a_wrong_shape_is_refused():
     ct, _ = exam(GRIDS["anisotropic"])
     coords, grid, _ = AffineModel(16).coordinates_on_model_grid(ct)
     plane = native_coordinates(coords, grid, ct.grid.cropped((7, 0, 0), (1, *ct.grid.shape[1:])))

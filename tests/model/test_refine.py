@@ -1,4 +1,4 @@
-"""Refinement finds a deformation that the network's answer lacks, and never makes the loss worse."""
+"""Refinement finds a deformation that the prediction of the network lacks, and never increases the loss."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ CONFIG = preset("tiny").override(["loss.size=16"])
 
 @pytest.fixture(scope="module")
 def scene():
-    """An atlas, an exam that is the atlas seen through a known map, and an answer without its bending."""
+    """An atlas, the true map of an exam, an affine part of that map as the prediction, and the image of the exam."""
     generator = torch.Generator().manual_seed(1)
     noise = torch.rand(1, 1, 9, 9, 9, generator=generator)
     atlas = Atlas(33).requires_grad_(False)
@@ -31,7 +31,7 @@ def error(coords, true):
     return (ops.resize(coords, true.shape[2:]) - true).norm(dim=1).mean().item()
 
 
-@pytest.mark.parametrize("size", [8, 32], ids=["coarse answer", "fine answer"])
+@pytest.mark.parametrize("size", [8, 32], ids=["coarse prediction", "fine prediction"])
 def test_the_true_map_is_found(scene, size):
     atlas, true, plain, image = scene
     values = atlas.values.clone()
@@ -42,7 +42,7 @@ def test_the_true_map_is_found(scene, size):
     assert refined.abs().max() <= 1 and torch.equal(atlas.values, values)
 
 
-def test_it_runs_inside_no_grad_and_repeats(scene):
+def test_refinement_runs_inside_no_grad_and_is_reproducible(scene):
     atlas, _, plain, image = scene
     with torch.no_grad():
         first = refine_coordinates(plain, image, torch.ones_like(image), atlas, CONFIG, 3)
@@ -50,16 +50,17 @@ def test_it_runs_inside_no_grad_and_repeats(scene):
     assert not torch.equal(first, plain)
 
 
-def test_the_answer_is_kept_where_refinement_has_nothing_to_gain(scene):
+def test_the_prediction_is_kept_where_refinement_has_nothing_to_gain(scene):
     atlas, true, plain, image = scene
     mask = torch.ones_like(image)
     assert refine_coordinates(plain, image, mask, atlas, CONFIG, 0) is plain
     assert refine_coordinates(plain, image, torch.zeros_like(image), atlas, CONFIG, 5) is plain
-    far = CONFIG.override(["refine.lr=5.0"])  # steps so long that they can only do harm
+    # Steps of this length can only do harm.
+    far = CONFIG.override(["refine.lr=5.0"])
     assert refine_coordinates(true, image, mask, atlas, far, 2) is true
 
 
-def test_a_model_refines_every_exam_it_is_given():
+def test_a_model_refines_every_exam():
     torch.manual_seed(0)
     config = preset("tiny").override(["network.atlas_size=32", "refine.control=4"])
     atlas = Atlas(32)

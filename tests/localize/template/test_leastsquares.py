@@ -41,7 +41,7 @@ def test_laplacian_is_the_gram_matrix_of_forward_differences():
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_solution_is_that_of_a_dense_solver(weighted):
+def test_the_solution_equals_that_of_a_dense_solver(weighted):
     g = torch.Generator().manual_seed(1)
     n, unknowns = 300, int(np.prod(SHAPE))
     p = points(n, g)
@@ -91,7 +91,7 @@ def test_voxels_that_no_sample_reaches_are_filled_smoothly():
     assert abs(float(volume[0, 0, 0])) < 0.05
 
 
-def test_nothing_labelled_is_zero_and_wrong_shapes_are_named():
+def test_empty_labels_give_zeros_and_wrong_arguments_are_named():
     p = torch.zeros(1, 3, 4, 1, 1)
     got = conjugate_gradients(Problem(p, torch.zeros(1, 1, 4), SHAPE))
     assert got.converged and not got.volume.any()

@@ -1,4 +1,4 @@
-"""The template file."""
+"""Templates and their files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def template() -> Template:
     return Template(masks, ("Parotis, left", "μ-bone"), (4, 2), {"model": "abc", "exams": ["pt_1"]})
 
 
-def test_a_file_gives_back_what_was_saved(template, tmp_path):
+def test_a_file_holds_what_was_saved(template, tmp_path):
     template.save(tmp_path / "new" / "t.h5")
     back = Template.load(tmp_path / "new" / "t.h5")
     np.testing.assert_array_equal(back.masks, template.masks)
@@ -44,14 +44,14 @@ except DataError as error:
 """
 
 
-def test_a_large_cohorts_meta_fits(template, tmp_path):
+def test_the_meta_of_a_large_cohort_fits(template, tmp_path):
     template.meta["exams"] = [f"exam_{i:06d}" for i in range(20_000)]
     template.save(tmp_path / "t.h5")
     assert Template.load(tmp_path / "t.h5").meta == template.meta
 
 
 def test_a_failed_save_is_one_line_and_keeps_the_old_file(template, tmp_path):
-    """A real refusal by the system (a file-size limit), in a process of its own."""
+    """A limit on the file size makes the system refuse the write, in a separate process."""
     path = tmp_path / "t.h5"
     template.save(path)
     before = path.read_bytes()
@@ -93,12 +93,13 @@ def test_every_damage_is_one_line_with_file_and_cure(template, tmp_path):
     path.write_bytes(whole)
     with h5py.File(path, "r") as f:
         offset = f["masks"].id.get_chunk_info(0).byte_offset
-    damaged[offset + 40] ^= 0xFF  # a flipped bit inside the voxels: only a checksum can tell
+    # Only a checksum reveals wrong bits inside the voxels.
+    damaged[offset + 40] ^= 0xFF
     path.write_bytes(damaged)
     refused("damaged")
 
 
-def test_nonsense_is_refused_on_construction():
+def test_wrong_arrays_names_and_ids_are_refused():
     masks = np.zeros((2, 3, 3, 3), np.float32)
     with pytest.raises(DeepAtlasError, match="distinct"):
         Template(masks, ("a", "a"), (1, 2))
@@ -110,7 +111,7 @@ def test_nonsense_is_refused_on_construction():
         Template(masks * np.nan, ("a", "b"), (1, 2))
 
 
-def test_selection_and_model_check(template):
+def test_structures_are_selected_and_the_model_is_checked(template):
     one = template.select(["μ-bone"])
     assert one.labels == {"μ-bone": 2}
     np.testing.assert_array_equal(one.masks[0], template.masks[1])
@@ -126,7 +127,7 @@ def ball(centre, size=48, radius=12.0):
     return (np.linalg.norm(place - centre, axis=-1) <= radius).astype(np.float32)
 
 
-def test_a_mean_of_several_exams_is_cut_where_it_keeps_their_volume():
+def test_the_threshold_of_a_mean_of_exams_preserves_their_volume():
     rng = np.random.default_rng(0)
     exams = [ball(24 + rng.normal(0, 3, 3), radius=r) for r in rng.uniform(9, 13, 12)]
     masks = np.stack([gaussian_filter(np.mean(exams, 0), 1.0), exams[0]])
@@ -138,7 +139,7 @@ def test_a_mean_of_several_exams_is_cut_where_it_keeps_their_volume():
     assert one == 0.5
 
 
-def test_thresholds_of_masks_that_say_little_stay_within_bounds():
+def test_thresholds_of_degenerate_masks_stay_within_bounds():
     nothing, faint, everywhere = np.zeros((3, 4, 4, 4), np.float32)
     nothing[0, 0, 0] = 0.2
     faint[:2] = 0.1
