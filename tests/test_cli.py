@@ -17,6 +17,7 @@ from deepatlas.errors import DeepAtlasError, guarded
 from deepatlas.evaluate.metrics.dice import dice
 from deepatlas.exams.kind import exam_name
 from deepatlas.exams.read import read_volume
+from deepatlas.intake.run.engines import ENGINES
 from deepatlas.io.codec import write_volume
 from deepatlas.localize import Template, build_template
 
@@ -188,6 +189,12 @@ def test_prepare_and_phantom_write_their_folders(data, tmp_path, capsys):
     code, out, _ = run(capsys, "phantom", tmp_path / "p", "--exams", 1, "--seed", 3, "--quiet")
     assert code == 0 and len(list((tmp_path / "p").glob("*/ct.nii.gz"))) == 1
     assert (tmp_path / "p" / "labels.json").is_file()
+
+
+def test_prepare_offers_every_engine(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["prepare", "--help"])
+    assert f"--engine {{{','.join(ENGINES)}}}" in capsys.readouterr().out
 
 
 def test_info_shows_versions_the_backend_and_the_model(capsys):

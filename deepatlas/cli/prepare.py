@@ -63,11 +63,13 @@ def add(commands: Commands) -> None:
     )
     c.add_argument(
         "--engine",
-        choices=("processes", "dask"),
+        choices=("processes", "dask", "ray"),
         default="processes",
         help="what runs the work (default: processes)",
     )
-    c.add_argument("--address", help="scheduler of the dask cluster (default: a new cluster on this machine)")
+    c.add_argument(
+        "--address", help="scheduler of the dask or ray cluster (default: a new cluster on this machine)"
+    )
     c.add_argument(
         "--check",
         action="store_true",

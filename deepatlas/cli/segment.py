@@ -32,7 +32,7 @@ def add(commands: Commands) -> None:
         "exams",
         nargs="+",
         metavar="EXAM",
-        help="image file, folder of an exam (an image or DICOM), or data directory",
+        help="image, exam file of a dataset, folder of an exam (image or DICOM), or data directory",
     )
     c.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="folder for <exam>.nii.gz and labels.json"
