@@ -28,10 +28,10 @@ from deepatlas.evaluate.rows import metrics_csv
 from deepatlas.evaluate.score import LabelIds, score_exam
 from deepatlas.evaluate.statistics import statistics, summarise
 from deepatlas.exams.cohort import ExamFiles, find_exams
+from deepatlas.exams.selection import Selection
 from deepatlas.files import write_text
 from deepatlas.localize.segment import segment_coordinates
 from deepatlas.localize.template.file import Template
-from deepatlas.localize.template.selection import Selection
 from deepatlas.model.engine import Engine
 from deepatlas.pictures import figures
 from deepatlas.space.volume import Volume

@@ -10,9 +10,9 @@ import numpy as np
 
 from deepatlas.errors import DataError
 from deepatlas.exams.cohort import ExamFiles, find_exams
+from deepatlas.exams.selection import Selection
 from deepatlas.localize.template.estimate import LabelledExam, estimate_template
 from deepatlas.localize.template.file import Template
-from deepatlas.localize.template.selection import Selection
 from deepatlas.model.engine import Engine
 from deepatlas.space.volume import Volume
 
