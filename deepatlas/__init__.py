@@ -4,11 +4,15 @@ A trained model gives the coordinates of any exam, and with one labelled example
 
     import deepatlas
 
-    model = deepatlas.load("headneck")         # a shipped model, a run folder or a model file
-    coords = model.coordinates("a.nii.gz")     # [3, D, H, W] in [-1, 1], on the exam's own grid
-    template = deepatlas.build_template(model, "labelled/", ["pt_7"])  # masks in coordinate space (eq. 14)
-    labels = model.segment("b.nii.gz", template)                       # a label image on the exam's own grid
-    found = model.locate(points_mm, source="a.nii.gz", target="b.nii.gz")  # RAS millimetres
+    # A shipped model, a run folder or a model file.
+    model = deepatlas.load("headneck")
+    # [3, D, H, W] on the exam's own grid, normalised.
+    coords = model.coordinates("a.nii.gz")
+    # Masks in coordinate space from a labelled exam (eq. 14), and a label image on the grid of another exam.
+    template = deepatlas.build_template(model, "labelled/", ["pt_7"])
+    labels = model.segment("b.nii.gz", template)
+    # Points in RAS millimetres.
+    found = model.locate([[12.0, -30.5, 88.0]], source="a.nii.gz", target="b.nii.gz")
 
 The public names, which are those in ``__all__``:
 

@@ -14,17 +14,19 @@ from deepatlas.space.volume import Volume
 
 
 class Model(Engine):
-    """A trained model: the coordinates of exams, and what follows from them.
+    """A trained model, which :func:`deepatlas.load` loads.
+
+    It gives the :meth:`coordinates` of exams, carries the masks of a template onto them with :meth:`segment`, and
+    finds points of one exam in another with :meth:`locate`.
 
     An exam is a path (see :func:`deepatlas.read_volume`) or a :class:`~deepatlas.space.volume.Volume` in Hounsfield
-    units; orientation, spacing and field of view are free. :func:`deepatlas.load` loads a model.
+    units; orientation, spacing and field of view are free.
 
-    Methods:
-        coordinates: the anatomical coordinate of every voxel of an exam.
-        segment: the masks of a template, carried onto an exam.
-        locate: points of one exam, found in another.
-        save: write the model as one file.
-        to: move the model to another device.
+    Attributes:
+        config: the settings of the run that trained the model.
+        card: facts about the model, such as its data and the commit that trained it.
+        refine: refinement steps for every exam.
+        average: views of every exam whose coordinates are averaged.
     """
 
     def segment(self, exam: Exam, template: Template, threshold: float | None = None) -> Volume:
