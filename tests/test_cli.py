@@ -19,7 +19,8 @@ from deepatlas.exams.kind import exam_name
 from deepatlas.exams.read import read_volume
 from deepatlas.intake.run.engines import ENGINES
 from deepatlas.io.codec import write_volume
-from deepatlas.localize import Template, build_template
+from deepatlas.localize.template.build import build_template
+from deepatlas.localize.template.file import Template
 
 AFFINE = ("--model", "affine")
 

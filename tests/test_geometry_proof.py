@@ -33,7 +33,7 @@ from deepatlas.exams.build_store import prepare_exam
 from deepatlas.exams.cohort import ExamFiles
 from deepatlas.exams.read import read_volume
 from deepatlas.io.codec import write_volume
-from deepatlas.localize import build_template
+from deepatlas.localize.template.build import build_template
 from deepatlas.space import grid as grid_module
 from deepatlas.space.grid import Grid
 from deepatlas.space.preprocess import labels_to_grid, to_model_grid

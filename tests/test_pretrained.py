@@ -9,7 +9,7 @@ import deepatlas
 from deepatlas.errors import DeepAtlasError
 from deepatlas.evaluate.metrics.dice import dice
 from deepatlas.exams.read import read_volume
-from deepatlas.localize import build_template
+from deepatlas.localize.template.build import build_template
 from deepatlas.pretrained import FOLDER, MODEL, shipped
 
 

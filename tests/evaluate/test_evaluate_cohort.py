@@ -16,7 +16,8 @@ from deepatlas.evaluate.cohort import evaluate_cohort
 from deepatlas.evaluate.exam_figure import atlas_slices
 from deepatlas.evaluate.metrics.dice import dice
 from deepatlas.io.codec import write_volume
-from deepatlas.localize import Template, build_template
+from deepatlas.localize.template.build import build_template
+from deepatlas.localize.template.file import Template
 from deepatlas.model.native import native_coordinates
 from deepatlas.space.volume import Volume
 

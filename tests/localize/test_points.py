@@ -7,7 +7,8 @@ import pytest
 from affine_model import GRIDS, AffineModel, exam, grid_of
 
 from deepatlas.errors import DataError, DeepAtlasError
-from deepatlas.localize import locate, read_points, write_located
+from deepatlas.localize.points import locate
+from deepatlas.localize.points_csv import read_points, write_located
 
 POINTS = np.array(
     [[20.0, 5.0, -10.0], [-30.0, -8.0, 4.0], [0.0, 0.0, 0.0], [41.0, 20.0, 30.0], [-12.0, 30.0, -41.0]]

@@ -8,7 +8,9 @@ from affine_model import ANATOMY, GRIDS, LABELS, AffineModel, exam
 
 from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.evaluate.metrics.dice import dice
-from deepatlas.localize import LabelledExam, Template, estimate_template, segment
+from deepatlas.localize.segment import segment
+from deepatlas.localize.template.estimate import LabelledExam, estimate_template
+from deepatlas.localize.template.file import Template
 from deepatlas.space.volume import Volume
 
 

@@ -11,7 +11,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from deepatlas.errors import DataError, DeepAtlasError
-from deepatlas.localize import Template
+from deepatlas.localize.template.file import Template
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_a_file_holds_what_was_saved(template, tmp_path):
 
 FULL_DISK = """
 import resource, signal, sys
-from deepatlas.localize import Template
+from deepatlas.localize.template.file import Template
 from deepatlas.errors import DataError
 import numpy as np
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
