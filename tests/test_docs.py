@@ -24,7 +24,7 @@ def test_relative_links_lead_to_files(page):
 
 
 def anchors():
-    """(file, name) of every ``path.py`: `Name`` in the tables of docs/paper.md; name is None where only a file is named."""
+    """File and name of every code anchor in docs/paper.md; the name is None where only a file is given."""
     text = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
     for path, names in re.findall(r"`([\w/]+\.py)`((?:[:,] `[A-Za-z_][\w.]*`(?!\.py))*)", text):
         for name in re.findall(r"`([\w.]+)`", names) or [None]:

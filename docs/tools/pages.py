@@ -1,9 +1,9 @@
-"""MkDocs hook: pages that live beside the code join the site, and relative links work there as they do in the repository.
+"""MkDocs hook: pages that live beside the code join the site, with links that work there and in the repository.
 
-A README stays where its readers look for it and is not copied into ``docs/``; links in it are relative to its own place.
-While the site is built, each such file becomes a page (:data:`PAGES`), and every relative link of every page is resolved
-against the place of its source file: to another page, to an image, or, for a file that the site does not hold, to its
-plain text. The hook also insists that the reference pages list every public name.
+A README stays where its readers look for it and is not copied into ``docs/``; its links are relative to its own place.
+While the site is built, each such file becomes a page (:data:`PAGES`), and every relative link of every page is
+resolved against the place of its source file: to another page, to an image, or, for a file that the site does not hold,
+to the plain text of the link. The hook also insists that the reference pages list every public name.
 """
 
 from __future__ import annotations
@@ -39,9 +39,12 @@ _SOURCES = {page: source for source, page in PAGES.items()}
 def on_pre_build(config) -> None:
     """Refuse to build a reference that lacks a public name."""
     for package, page in REFERENCE.items():
-        listed = set(re.findall(rf"^::: {package}\.(\w+)", (ROOT / page).read_text(encoding="utf-8"), re.M))
+        text = (ROOT / page).read_text(encoding="utf-8")
+        listed = {path.rpartition(".")[2] for path in re.findall(rf"^::: {package}\.([\w.]+)", text, re.M)}
         if missing := sorted(_public_names(package) - listed):
-            raise PluginError(f"{page} lacks {', '.join(missing)} of {package}.__all__; add ::: {package}.NAME")
+            raise PluginError(
+                f"{page} lacks {', '.join(missing)} of {package}.__all__; add ::: {package}.NAME"
+            )
 
 
 def on_files(files: Files, config) -> Files:
@@ -76,8 +79,7 @@ def on_page_markdown(markdown: str, page, config, files) -> str:
 
 
 def _file(uri: str, path: Path, config) -> File:
-    file = File.generated(config, uri, abs_src_path=str(path), inclusion=InclusionLevel.INCLUDED)
-    return file
+    return File.generated(config, uri, abs_src_path=str(path), inclusion=InclusionLevel.INCLUDED)
 
 
 def _repository_path(source: str, target: str) -> str:
@@ -89,6 +91,6 @@ def _public_names(package: str) -> set[str]:
     """``__all__`` of a package, without importing it."""
     tree = ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8"))
     for node in tree.body:
-        if isinstance(node, ast.Assign) and [t.id for t in node.targets if isinstance(t, ast.Name)] == ["__all__"]:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return {name for name in ast.literal_eval(node.value) if not name.startswith("__")}
     raise PluginError(f"{package}/__init__.py: no __all__ as a literal list")
