@@ -19,6 +19,10 @@ class DataError(DeepAtlasError):
     """An exam, label file, data directory, store or output path that cannot be used."""
 
 
+class WriteError(DataError):
+    """A file or folder that cannot be written: a full disk, a missing permission, a path that is taken."""
+
+
 class DataWarning(UserWarning):
     """An exam that can be used but looks odd (for example, not in Hounsfield units)."""
 

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from deepatlas.errors import DataError, DeepAtlasError
+from deepatlas.errors import DeepAtlasError, WriteError
 from deepatlas.files import atomic_h5, atomic_path, write_error, write_text
 
 
@@ -34,7 +34,7 @@ def test_an_error_leaves_no_trace(tmp_path):
 
 
 def test_nothing_written_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="cannot write"), atomic_path(tmp_path / "a"):
+    with pytest.raises(WriteError, match="cannot write"), atomic_path(tmp_path / "a"):
         pass
 
 
@@ -49,15 +49,17 @@ def test_nothing_written_is_an_error(tmp_path):
     ],
 )
 def test_system_errors_are_one_line(error, words):
-    text = str(write_error("out/a.h5", error))
+    raised = write_error("out/a.h5", error)
+    text = str(raised)
+    assert isinstance(raised, WriteError)
     assert text.startswith("out/a.h5: cannot write") and words in text and "\n" not in text
 
 
 def test_folder_and_file_in_the_way(tmp_path):
-    with pytest.raises(DataError, match="is a folder"), atomic_path(tmp_path):
+    with pytest.raises(WriteError, match="is a folder"), atomic_path(tmp_path):
         pass
     (tmp_path / "file").write_text("x")
-    with pytest.raises(DataError, match="file, not a folder"), atomic_path(tmp_path / "file" / "a.txt"):
+    with pytest.raises(WriteError, match="file, not a folder"), atomic_path(tmp_path / "file" / "a.txt"):
         pass
 
 
@@ -82,7 +84,7 @@ import numpy as np
 from deepatlas.io.codec import write_volume
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
-from deepatlas.errors import DataError
+from deepatlas.errors import WriteError
 from deepatlas.files import atomic_h5, write_text
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
@@ -99,7 +101,7 @@ jobs += [lambda s=s: write_volume("a" + s, Volume(noise, Grid.from_spacing((30, 
 for job in jobs:
     try:
         job()
-    except DataError as error:
+    except WriteError as error:
         print(error)
     else:
         sys.exit("no error")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepatlas.errors import DataError
+from deepatlas.errors import DataError, WriteError
 from deepatlas.files import atomic_path
 from deepatlas.io.integrity import Checked, compare_geometry, nonfinite_error
 from deepatlas.io.integrity_nifti import check_nifti
@@ -73,13 +73,13 @@ def write_volume(path: str | os.PathLike[str], volume: Volume) -> Path:
 
     The file is read back before it takes its name: the NIfTI library reports no error on a full disk.
 
-    Raises :class:`~deepatlas.errors.DataError` for a suffix other than ``.nii``, ``.nii.gz``, ``.nrrd`` and
-    ``.mha``, and for every failure of the disk.
+    Raises :class:`~deepatlas.errors.WriteError` for a suffix other than ``.nii``, ``.nii.gz``, ``.nrrd`` and
+    ``.mha``, and for every failure of the disk; :class:`~deepatlas.errors.DataError` for voxels that no format holds.
     """
     path = Path(path)
     suffix = image_suffix(path)
     if suffix not in WRITABLE:
-        raise DataError(f"{path}: cannot write this kind of file; use one of {', '.join(WRITABLE)}")
+        raise WriteError(f"{path}: cannot write this kind of file; use one of {', '.join(WRITABLE)}")
     sitk = simpleitk()
     array = _storable(volume.array)
     image = sitk.GetImageFromArray(array)
@@ -95,9 +95,9 @@ def write_volume(path: str | os.PathLike[str], volume: Volume) -> Path:
                 _array(_read_image(temporary)[0]), array, equal_nan=array.dtype.kind == "f"
             )
         except (RuntimeError, DataError) as error:
-            raise DataError(f"{path}: cannot write: {_unwritable(temporary, error)}") from error
+            raise WriteError(f"{path}: cannot write: {_unwritable(temporary, error)}") from error
         if not whole:
-            raise DataError(
+            raise WriteError(
                 f"{path}: cannot write: the file came back different; free space or write somewhere else"
             )
     return path
