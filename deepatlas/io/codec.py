@@ -21,8 +21,8 @@ from deepatlas.errors import DataError, WriteError
 from deepatlas.files import atomic_path
 from deepatlas.io.integrity import Checked, compare_geometry, nonfinite_error
 from deepatlas.io.integrity_nifti import check_nifti
-from deepatlas.io.integrity_text import check_metaimage, check_nrrd
 from deepatlas.io.itk import simpleitk
+from deepatlas.io.text_header import check_metaimage, check_nrrd
 from deepatlas.space.constants import LPS_FROM_RAS, LPS_SIGNS, MIN_VOXELS
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
