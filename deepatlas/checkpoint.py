@@ -1,4 +1,4 @@
-"""Saving and restoring a run, atomically and without pickled code."""
+"""Checkpoint files: written atomically, and read without executing pickled code."""
 
 from __future__ import annotations
 
@@ -15,22 +15,35 @@ NAME = "checkpoint.pt"
 
 
 def save(path: Path, state: dict) -> None:
-    """Write ``state`` (tensors, numbers, strings, lists, dicts) so that a reader sees the old file or the new."""
+    """Write ``state`` atomically.
+
+    Args:
+        path: the checkpoint file.
+        state: tensors, numbers, strings, and lists and dicts of them.
+
+    Raises :class:`~deepatlas.errors.WriteError` if the file cannot be written.
+    """
     buffer = io.BytesIO()
     torch.save({"format": FORMAT} | state, buffer)
-    # Through a Python file: torch's own writer turns a full disk into an error of its own with a stack of C++ calls.
+    # torch's own file writer would report a full disk as a RuntimeError with a C++ stack trace, so Python writes.
     with atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 
 def load(path: Path, what: str = "checkpoint") -> dict:
-    """Read what :func:`save` wrote, on the CPU; never executes code from the file."""
+    """Read a file that :func:`save` wrote, with all tensors on the CPU. No code from the file is executed.
+
+    ``what`` is what error messages call the file.
+
+    Raises :class:`~deepatlas.errors.DeepAtlasError` if the file is missing, damaged or of another format version.
+    """
     path = Path(path)
     if not path.is_file():
-        raise DeepAtlasError(f"{path}: no {what} there")
+        raise DeepAtlasError(f"{path}: no such {what}; check the path")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen types on damaged files
+    except Exception as error:
+        # torch raises many types of exceptions for damaged files.
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DeepAtlasError(
             f"{path}: not a readable {what} ({first[:120]}); restore it or train again"

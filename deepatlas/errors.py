@@ -1,4 +1,4 @@
-"""The errors that a user is meant to read: one line, naming the thing and the cure."""
+"""Errors for users: each message is one line that names the thing, the problem and the cure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PROGRAM = "deepatlas"
 
 
 class DeepAtlasError(ValueError):
-    """Something the user can put right. ``str(error)`` is a single line: what, where, cure."""
+    """A problem that the user can solve. ``str(error)`` is a single line: all white space becomes single spaces."""
 
     def __init__(self, message: object = "") -> None:
         super().__init__(" ".join(str(message).split()))
@@ -24,14 +24,18 @@ class WriteError(DataError):
 
 
 class DataWarning(UserWarning):
-    """An exam that can be used but looks odd (for example, not in Hounsfield units)."""
+    """An exam can be used but looks unusual, for example because its values do not seem to be Hounsfield units."""
 
 
 def guarded(run: Callable[..., int], *arguments: object) -> int:
-    """``run(*arguments)`` with an error or Ctrl-C as one line on stderr; returns the exit code (1, 130)."""
+    """Run a command and return its exit code.
+
+    An error is printed as one line on stderr and gives 1; Ctrl-C gives 130.
+    """
     try:
         return run(*arguments)
-    except BrokenPipeError:  # the reader of our output (head, less) has gone
+    except BrokenPipeError:
+        # The program that reads our output (head, less) has exited.
         sys.stderr.close()
         return 1
     except (DeepAtlasError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and operating-system errors as one line."""
+"""Writing files atomically, so that a reader sees a complete file or none, and reporting why a write failed."""
 
 from __future__ import annotations
 
@@ -17,16 +17,23 @@ from deepatlas.errors import WriteError
 if TYPE_CHECKING:
     import h5py
 
+# The reason and the cure for each error number of the operating system.
+FREE_SPACE = "free space or write somewhere else"
+_NOT_PERMITTED = ("permission denied", "choose a folder that you may write to")
+_FILE_IN_PATH = ("a part of the path is a file, not a folder", "choose another path")
 _CURES = {
-    errno.ENOSPC: ("the disk is full", "free space or write somewhere else"),
-    errno.EDQUOT: ("the disk quota is used up", "free space or write somewhere else"),
+    errno.ENOSPC: ("the disk is full", FREE_SPACE),
+    errno.EDQUOT: ("the disk quota is used up", FREE_SPACE),
     errno.EFBIG: ("the file is larger than this system allows", "raise the limit or write somewhere else"),
-    errno.EACCES: ("permission denied", "choose a folder that you may write to"),
-    errno.EPERM: ("permission denied", "choose a folder that you may write to"),
-    errno.EROFS: ("the file system is read-only", "choose a folder that you may write to"),
-    errno.ENOENT: ("its folder is gone", "leave it where it is while it is written, and run again"),
-    errno.ENOTDIR: ("a part of the path is a file, not a folder", "choose another path"),
-    errno.EEXIST: ("a part of the path is a file, not a folder", "choose another path"),
+    errno.EACCES: _NOT_PERMITTED,
+    errno.EPERM: _NOT_PERMITTED,
+    errno.EROFS: ("the file system is read-only", _NOT_PERMITTED[1]),
+    errno.ENOENT: (
+        "its folder is gone",
+        "leave the folder in place while the file is written, and run again",
+    ),
+    errno.ENOTDIR: _FILE_IN_PATH,
+    errno.EEXIST: _FILE_IN_PATH,
     errno.EISDIR: ("it is a folder", "give a file name"),
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
     errno.EIO: ("the device failed", "check the disk"),
@@ -34,9 +41,10 @@ _CURES = {
 
 
 def write_error(path: str | os.PathLike[str], error: OSError) -> WriteError:
-    """The one-line error for an :class:`OSError` met while writing ``path``."""
+    """The one-line error for an :class:`OSError` that was raised while ``path`` was written."""
     number = error.errno
-    if number not in _CURES:  # h5py raises a plain OSError that names the number in its text
+    if number not in _CURES:
+        # h5py raises a plain OSError without a number, and gives the number in its text alone.
         found = re.search(r"errno = (\d+)", str(error))
         number = int(found.group(1)) if found else number
     reason, cure = _CURES.get(number or 0, (str(error), "check the path and the disk"))
@@ -45,11 +53,11 @@ def write_error(path: str | os.PathLike[str], error: OSError) -> WriteError:
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` that becomes ``path`` when the block ends without an error.
+    """Yield a temporary path beside ``path``, which is renamed to ``path`` when the block ends without an error.
 
-    The temporary name keeps the suffixes (``.nii.gz``), because writers choose the format by them. Missing
-    parent folders are made. On any error the temporary file is removed and ``path`` is left as it was;
-    an :class:`OSError` is raised again as a one-line :class:`~deepatlas.errors.WriteError`.
+    The temporary name keeps the suffixes (such as ``.nii.gz``), because writers choose the format by them.
+    Missing parent folders are created. If an error occurs, the temporary file is removed and ``path`` is left
+    as it was; an :class:`OSError` is converted into a one-line :class:`~deepatlas.errors.WriteError`.
     """
     path = Path(path)
     temporary = path.with_name(f".{secrets.token_hex(4)}.{os.getpid()}.{path.name}")
@@ -66,7 +74,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
-    with suppress(OSError):  # the rename itself survives a power cut only once the folder is on disk
+    # The rename survives a power failure only after the folder has been written to disk as well.
+    with suppress(OSError):
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -75,18 +84,18 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write ``text`` as UTF-8, whole or not at all."""
+    """Write ``text`` to a file as UTF-8, atomically (see :func:`atomic_path`)."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def atomic_h5(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
-    """Like :func:`atomic_path`, giving a new HDF5 file opened for writing.
+    """Like :func:`atomic_path`, but yield a new HDF5 file that is open for writing.
 
-    HDF5 does not survive a failed write: objects that cannot be flushed crash the process later. So the
-    library writes through a Python file that keeps the first error to itself and drops what follows; the
-    error is raised when the HDF5 file is closed.
+    The HDF5 library does not survive a failed write: objects that it cannot flush crash the process later.
+    It therefore writes through a Python file object that records the first error and discards all later data.
+    That error is raised when the HDF5 file is closed.
     """
     import h5py
 
@@ -95,7 +104,8 @@ def atomic_h5(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
             with h5py.File(raw, "w") as file:
                 yield file
         except Exception:
-            if raw.error is not None:  # what HDF5 says about missing bytes is a consequence
+            # If a write failed, the error that HDF5 raises about missing bytes is only a consequence.
+            if raw.error is not None:
                 raise raw.error from None
             raise
         if raw.error is not None:
@@ -103,7 +113,7 @@ def atomic_h5(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
 
 
 class _KeepsError(io.FileIO):
-    """A file for HDF5 to write to. ``error`` is the first failure, after which nothing is written."""
+    """The file object that HDF5 writes to. ``error`` is the first failure; nothing is written after it."""
 
     def __init__(self, path: Path) -> None:
         self.error: OSError | None = None
@@ -114,7 +124,8 @@ class _KeepsError(io.FileIO):
         done = 0
         while self.error is None and done < len(view):
             try:
-                done += super().write(view[done:]) or 0  # a raw write may be short
+                # An unbuffered write may write fewer bytes than it was given.
+                done += super().write(view[done:]) or 0
             except OSError as error:
                 self.error = error
         return len(view)
@@ -129,5 +140,6 @@ class _KeepsError(io.FileIO):
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         view = memoryview(buffer).cast("B")
         count = super().readinto(view) or 0
-        view[count:] = bytes(len(view) - count)  # dropped bytes read as zeros
+        # Bytes that were discarded are read back as zeros.
+        view[count:] = bytes(len(view) - count)
         return len(view)

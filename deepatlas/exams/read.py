@@ -9,8 +9,9 @@ from pathlib import Path
 from deepatlas.errors import DataWarning
 from deepatlas.exams.exam_file import ExamFile
 from deepatlas.exams.kind import Kind, kind_of
-from deepatlas.io.codec import as_hounsfield, as_labels, read_image
+from deepatlas.io.codec import read_image
 from deepatlas.io.dicom.read import read_folder
+from deepatlas.io.values import as_hounsfield, as_labels
 from deepatlas.space.volume import Volume
 from deepatlas.store.fit import check_labels
 

@@ -1,10 +1,10 @@
-"""Is an image file whole, and does its header say one thing? The libraries that decode them do not always tell.
+"""Checks that an image file is complete and that its header is consistent, which the decoding libraries do not do.
 
-ITK reads a truncated NIfTI without a word (the rest of the array is what was in memory), turns NaN voxels of a NIfTI
-into 0, takes spacing and axes of a NIfTI from two places that may contradict each other, does not test the checksum of
-an NRRD, reads ``40&5`` as 40 and an unknown key as a default, and reports a damaged MetaImage on stderr alone. So the
-header is parsed here as well, strictly, and compared with what ITK made of it; the voxels are decompressed once to be
-counted. This module holds what the formats share.
+ITK reads a truncated NIfTI without an error (the rest of the array is whatever was in memory), turns NaN voxels of a
+NIfTI into 0, takes spacing and axes of a NIfTI from two places that may contradict each other, does not verify the
+checksum of an NRRD, reads ``40&5`` as 40, treats an unknown key as if it were absent, and reports a damaged MetaImage
+on stderr alone. The header is therefore also parsed here, strictly, and compared with the geometry that ITK returns;
+compressed voxels are decompressed once to count their bytes. This module holds what the formats have in common.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ RENAME = "give it the suffix of its true format"
 
 @dataclass
 class Checked:
-    """What a header says: oddities to be noted, and its geometry as every way to read it gives it.
+    """The content of a header: its oddities, and its geometry in every form in which the header gives it.
 
-    ``affines`` are 4x4 to RAS+ millimetres, by the name of their source in the header; empty where the format leaves
-    it open.
+    ``affines`` maps the name of a source in the header (such as ``"qform"``) to a 4x4 matrix from voxel indices to RAS+
+    millimetres; it is empty where the header does not define a geometry.
     """
 
     notes: list[str] = field(default_factory=list)
@@ -41,7 +41,11 @@ class Checked:
 
 
 def compare_geometry(path: Path, grid: Grid, checked: Checked) -> None:
-    """Note where the header's geometries differ; raise :class:`DataError` where ``grid`` is none of them."""
+    """Compare ``grid``, which ITK has read, with the geometries of the header.
+
+    A note is added where the header holds different geometries. Raises :class:`DataError` where ``grid`` is none of
+    them. Positions count as equal if they are at most 5 % of the smallest voxel spacing apart.
+    """
     if not checked.affines:
         return
     corners = grid.corners()
@@ -61,6 +65,7 @@ def compare_geometry(path: Path, grid: Grid, checked: Checked) -> None:
 
 
 def _distance(grid: Grid, corners: NDArray[np.float64], affine: NDArray[np.float64]) -> float:
+    """The largest difference in mm along an axis between corner voxels on ``grid`` and under ``affine``."""
     with np.errstate(all="ignore"):
         points = grid.world_to_voxel(corners) @ affine[:3, :3].T + affine[:3, 3]
         distance = float(np.abs(points - corners).max())
@@ -68,18 +73,22 @@ def _distance(grid: Grid, corners: NDArray[np.float64], affine: NDArray[np.float
 
 
 def check_length(path: Path, found: int, needed: int, notes: list[str]) -> None:
-    """Bytes of voxels: too few are an error, too many a note."""
+    """Compare the number of bytes in a file with the number it needs: too few are an error, too many a note."""
     if found < needed:
-        raise DataError(f"{path}: truncated, {found} of {needed} bytes are there; {AGAIN}")
+        raise DataError(f"{path}: truncated, it holds {found} of {needed} bytes; {AGAIN}")
     if found > needed:
         notes.append(f"file holds {found - needed} bytes more than its header says; is the header right?")
 
 
 def check_memory(path: Path, needed: int) -> None:
-    """Raise :class:`DataError` for voxels that this machine cannot hold, before hours go into decompressing them."""
+    """Raise :class:`DataError` for voxels (``needed`` bytes) that do not fit into the memory of this machine.
+
+    The header alone decides, because decompressing such a file to count its bytes could take hours.
+    """
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not told here
+    except (AttributeError, ValueError, OSError):
+        # The size of the memory is unknown on this system.
         return
     if needed > memory:
         raise DataError(
@@ -89,14 +98,14 @@ def check_memory(path: Path, needed: int) -> None:
 
 
 def nonfinite_error(path: Path, count: int) -> DataError:
-    """The error for NaN or infinite voxels."""
+    """The error for ``count`` voxels that are NaN or infinite."""
     return DataError(
         f"{path}: {count} voxels are NaN or infinite; replace them (with -1024 HU outside the patient)"
     )
 
 
 def decompressed(path: Path) -> Iterator[bytes]:
-    """The content of a plain or gzip file in chunks, its checksum tested at the end."""
+    """The content of a plain or gzip file in chunks. The checksum of a gzip file is verified at the end."""
     with open(path, "rb") as raw:
         zipped = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
@@ -111,7 +120,7 @@ def decompressed(path: Path) -> Iterator[bytes]:
 
 
 def inflated_length(path: Path, handle: BinaryIO) -> int:
-    """Bytes in the gzip or zlib stream from where ``handle`` stands; its checksum is tested."""
+    """Decompressed size in bytes of the gzip or zlib stream at the position of ``handle``; its checksum is verified."""
     stream, length = zlib.decompressobj(zlib.MAX_WBITS | 32), 0
     try:
         while not stream.eof and (chunk := stream.unconsumed_tail or handle.read(CHUNK)):
@@ -122,14 +131,3 @@ def inflated_length(path: Path, handle: BinaryIO) -> int:
     if not stream.eof:
         raise DataError(f"{path}: truncated, the compressed voxels end early; {AGAIN}")
     return length
-
-
-def beside(path: Path, name: str) -> Path:
-    """The file of voxels that a text header names."""
-    voxels = path.parent / name
-    try:
-        if voxels.is_file():
-            return voxels
-    except (OSError, ValueError):  # a name that cannot be one
-        pass
-    raise DataError(f"{path}: its voxels are in another file, which is missing; copy both files")

@@ -17,6 +17,13 @@ SHEAR_TOLERANCE = 1e-3
 Shape = tuple[int, int, int]
 
 
+def axis_cosine(affine: NDArray[np.float64]) -> float:
+    """The largest absolute cosine of the angle between two voxel axes of a 4x4 affine; 0 means right angles."""
+    with np.errstate(all="ignore"):
+        axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return float(np.abs(axes.T @ axes - np.eye(3)).max())
+
+
 def _halves(shape: Shape) -> NDArray[np.float64]:
     """Voxels per unit of normalised coordinate, (x, y, z).
 
@@ -74,8 +81,7 @@ class Grid:
                 f"grid spacing {np.round(spacing, 6).tolist()} mm (x, y, z) holds a zero; "
                 "write the file again with the true voxel size"
             )
-        cosines = (affine[:3, :3] / spacing).T @ (affine[:3, :3] / spacing)
-        shear = float(np.abs(cosines - np.eye(3)).max())
+        shear = axis_cosine(affine)
         if shear > SHEAR_TOLERANCE:
             raise DataError(
                 f"grid axes are not at right angles (cosine {shear:.4f}), as after a gantry tilt; "
