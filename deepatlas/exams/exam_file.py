@@ -193,26 +193,22 @@ class ExamFile(Hdf5Reader):
         DataError: the file is missing, damaged, truncated, no exam file, or of another format version.
     """
 
+    format = FORMAT
     kind = "exam file"
     absent = "prepare the dataset again"
-    foreign = "not an exam file (not an HDF5 file); give one that `prepare` wrote"
+    foreign = "not an exam file; give one that `prepare` wrote"
     again = "prepare this exam again"
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path)
-        try:
-            file = self._open()
-            if file.attrs.get("format") != FORMAT:
-                raise DataError(f"{self.path}: an HDF5 file, but not an exam; give one that `prepare` wrote")
+        with self.reading_tables() as file:
             if int(file.attrs["version"]) != VERSION:
                 raise DataError(
                     f"{self.path}: exam format {file.attrs['version']}, this program reads {VERSION}; "
                     "install the version that wrote it, or prepare this exam again"
                 )
             if file.attrs.get("head") != head_sha256(file):
-                raise DataError(
-                    f"{self.path}: damaged exam file (its header does not fit its checksum); {self.again}"
-                )
+                raise self.damaged("its header does not fit its checksum")
             header = json.loads(file["header"][()])
             self.id: str = header["id"]
             self.names: dict[str, int] = header["labels"]
@@ -223,13 +219,6 @@ class ExamFile(Hdf5Reader):
             self.content = str(file.attrs["sha256"])
             self.grid = Grid(file["ct"].shape, file["affine"][:])
             self.has_labels = "labels" in file
-        except DataError:
-            raise
-        except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-            raise DataError(f"{self.path}: damaged exam file ({error}); {self.again}") from error
-        finally:
-            # The file is opened again, and then kept open, when an array is indexed.
-            self.close()
         self.ct = FileArray(self, "ct")
 
     def __repr__(self) -> str:
@@ -267,12 +256,8 @@ class ExamFile(Hdf5Reader):
 
     def verify(self) -> None:
         """Read the complete file, and raise :class:`~deepatlas.errors.DataError` unless it holds what was written."""
-        try:
-            content = content_sha256(self._open())
-        except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"{self.path}: damaged exam file ({error}); {self.again}") from error
+        with self.reading() as file:
+            content = content_sha256(file)
         if content != self.content:
             raise DataError(f"{self.path}: does not hold what its checksum says; {self.again}")
 

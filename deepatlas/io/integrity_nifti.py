@@ -42,7 +42,7 @@ _FARTHEST = 1e6
 
 @dataclass(frozen=True)
 class _Header:
-    """``offset`` of the voxels and ``length`` of the file, in bytes; ``floats`` is the voxels' type if it is floating."""
+    """``offset`` of the voxels and ``length`` of the file in bytes; ``floats`` is None for integer voxels."""
 
     offset: int
     length: int
@@ -122,8 +122,8 @@ def _header(path: Path, head: bytes) -> _Header:
 def _geometry(path: Path, pixdim: NDArray, units: int, codes: tuple[int, ...], numbers: NDArray) -> Checked:
     """The affines of qform and sform in millimetres, and notes about units and orientation.
 
-    ``codes`` are those of qform and sform. ``numbers`` are the three of the quaternion, the three of its offset, and the
-    twelve of the rows of the sform.
+    ``codes`` are those of qform and sform. ``numbers`` are the three of the quaternion, the three of its offset, and
+    the twelve of the rows of the sform.
     """
     checked, scale = Checked(), _UNITS.get(units)
     if scale is None:

@@ -1,4 +1,4 @@
-"""One exam checked against its label image and resampled, as a store holds it."""
+"""Checking an exam against its label image, and resampling both to the form in which a store holds them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deepatlas.space.volume import Volume
 
 
 class ExamError(DataError):
-    """This exam cannot be used; the others can."""
+    """One exam of a cohort cannot be used; the others are not affected."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,16 @@ class PreparedExam:
 def fit_exam(
     ct: Volume, seg: Volume | None, labels: dict[str, int], crop: str | None = None, notes: Sequence[str] = ()
 ) -> PreparedExam:
-    """Resample one exam, a CT in Hounsfield units and a label image on its grid, as the store holds it.
+    """Resample one exam to the form in which the store holds it (paper 5.5.2 and 5.5.3).
 
-    Raises :class:`ExamError` where there is no patient in it.
+    Args:
+        ct: Hounsfield units.
+        seg: the label image on the grid of the CT, or None where no structures were drawn.
+        labels: ``{name: id}`` of the structures that could have been drawn.
+        crop: as in :func:`~deepatlas.space.preprocess.to_model_grid`.
+        notes: lines about the exam that are stored with it.
+
+    Raises :class:`ExamError` if the CT shows no patient.
     """
     try:
         fine = to_fine_grid(ct, crop)
@@ -48,7 +55,7 @@ def fit_exam(
     mask = foreground_mask(pooled.array)
     if not mask.any():
         raise ExamError(
-            f"{ct.name}: holds air alone (no region above -900 HU); check that it is in Hounsfield units"
+            f"{ct.name}: holds nothing but air (no region above -900 HU); check that it is in Hounsfield units"
         )
     if seg is not None:
         dtype = np.uint8 if max(labels.values()) < 256 else np.uint16
@@ -71,7 +78,10 @@ def fit_exam(
 
 
 def check_labels(ct: Volume, seg: Volume, labels: dict[str, int]) -> None:
-    """Raise :class:`~deepatlas.errors.DataError` unless a label image is on its CT's grid and its ids are named."""
+    """Check that a label image is on the grid of its CT, and that the label table ``labels`` contains all its ids.
+
+    Raises :class:`~deepatlas.errors.DataError` otherwise.
+    """
     path = seg.name or "labels"
     if seg.grid.shape != ct.grid.shape:
         raise DataError(

@@ -1,8 +1,8 @@
-"""A store is put together from parts, one for each exam, so that no exam is read or resampled twice.
+"""The rows of a store, which is assembled from one part for each exam, so that no exam is read or resampled twice.
 
-A part is an HDF5 file or a group of one: ``hu``, ``mask``, ``labels`` and ``labels_fine`` (where something was drawn)
-of one exam as :mod:`deepatlas.store.store` describes them, each one compressed chunk with a checksum; ``has_label``;
-the affines and shapes of its grids; and in ``meta`` its label table and notes.
+A part is an HDF5 file, or a group in one. It holds ``hu`` and ``mask`` of one exam and, where structures were drawn,
+``labels`` and ``labels_fine``, as :mod:`deepatlas.store.store` describes them, each as one compressed chunk with a
+checksum; ``has_label``; the affines and shapes of its grids; and in ``meta`` its label table and notes.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from deepatlas.store.fit import PreparedExam
 from deepatlas.store.packed import PackedWriter
 from deepatlas.store.store import FORMAT, VERSION, Store, tables_digest
 
-PART_VERSION = 2  # raise with the layout of parts: those of an interrupted build are then made again
+# To be raised whenever the layout of parts changes, so that the parts of an interrupted build are made again.
+PART_VERSION = 2
 
 _LABEL_MAPS = {"labels": (MODEL_SIZE,) * 3, "labels_fine": (FINE_SIZE,) * 3}
 _TABLES = {"grid": (4, 4), "fine_grid": (4, 4), "native_grid": (4, 4), "native_shape": (3,)}
 
 
 class Row(NamedTuple):
-    """One exam on its way into a store; ``labels`` is the table that ``exam.has_label`` follows."""
+    """One exam on its way into a store; ``exam.has_label`` is in the order of the table ``labels``."""
 
     id: str
     exam: PreparedExam
@@ -37,12 +38,16 @@ class Row(NamedTuple):
 
 
 def write_part(group: h5py.Group, exam: PreparedExam, labels: dict[str, int]) -> None:
-    """Write one exam into an empty file or group. The same exam gives the same bytes (LZF would not)."""
+    """Write one exam into an empty file or group.
+
+    The same exam always gives the same bytes, which the LZF compression would not guarantee.
+    """
     for name in ("hu", "mask", *_LABEL_MAPS):
         array = getattr(exam, name)
         if array is not None:
             group.create_dataset(name, data=array, **_compressed(array.dtype, array.shape))
-            group.file.flush()  # the same exam is to give the same bytes: see write_exam
+            # Otherwise the order of the chunks in the file would depend on when Python deletes the dataset objects.
+            group.file.flush()
     group["has_label"] = np.array(exam.has_label, dtype=np.uint8)
     group["fine_grid"] = exam.fine_grid.affine
     group["native_grid"] = exam.native_grid.affine
@@ -51,7 +56,7 @@ def write_part(group: h5py.Group, exam: PreparedExam, labels: dict[str, int]) ->
 
 
 def read_part(path: Path, group: str = "/") -> tuple[PreparedExam, dict[str, int]]:
-    """The exam of a part and its label table; :class:`~deepatlas.errors.DataError` where it cannot be read."""
+    """The exam of a part and its label table; :class:`~deepatlas.errors.DataError` if it cannot be read."""
     try:
         with h5py.File(path, "r", locking="best-effort") as file:
             part = file[group]
@@ -68,11 +73,11 @@ def read_part(path: Path, group: str = "/") -> tuple[PreparedExam, dict[str, int
             )
             return exam, meta["labels"]
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise DataError(f"{path}: damaged or gone ({error}); prepare this exam again") from error
+        raise DataError(f"{path}: damaged or missing ({error}); prepare this exam again") from error
 
 
 def read_row(store: Store, row: int) -> tuple[PreparedExam, dict[str, int]]:
-    """The exam in a row of a store, and the store's label table."""
+    """The exam in one row of a store, and the label table of the store."""
     drawn = bool(store.has_label[row].any())
     exam = PreparedExam(
         hu=store.hu[row],
@@ -88,17 +93,22 @@ def read_row(store: Store, row: int) -> tuple[PreparedExam, dict[str, int]]:
 
 
 def assemble(file: h5py.File, count: int, rows: Iterable[Row], meta: dict[str, Any]) -> None:
-    """Write a store of ``count`` exams, holding one of them at a time; ``meta["notes"]`` is filled on the way.
+    """Write a store, with one exam in memory at a time.
 
-    ``meta["labels"]`` names every structure that is drawn.
+    Args:
+        file: a new HDF5 file.
+        count: the number of exams that ``rows`` gives.
+        rows: the exams, in the order of the store.
+        meta: the content of the dataset ``meta``. ``meta["labels"]`` must name every structure that was drawn;
+            ``meta["notes"]`` is filled with the notes of the exams.
     """
     table: dict[str, int] = meta["labels"]
     label_dtype = np.dtype(np.uint8 if max(table.values(), default=0) < 256 else np.uint16)
     file.attrs["format"] = FORMAT
     file.attrs["version"] = VERSION
     packed = PackedWriter(file, count)
+    # Chunks of exams without labels are not allocated, so they need no space.
     maps = {
-        # An exam without seg takes no space.
         name: file.create_dataset(
             name, (count, *shape), dtype=label_dtype, fillvalue=0, **_compressed(label_dtype, (1, *shape))
         )
@@ -128,7 +138,7 @@ def assemble(file: h5py.File, count: int, rows: Iterable[Row], meta: dict[str, A
         if exam.notes:
             meta["notes"][exam_id] = exam.notes
     if len(ids) != count:
-        raise ValueError(f"assemble: {len(ids)} rows, not {count}")
+        raise ValueError(f"assemble: rows must give {count} exams, got {len(ids)}")
     file["has_label"] = has_label
     for name, values in tables.items():
         file[name] = values
@@ -143,5 +153,6 @@ def _compressed(dtype: np.dtype, chunks: tuple[int, ...]) -> dict[str, Any]:
         "compression": "gzip",
         "compression_opts": 1,
         "shuffle": dtype.itemsize > 1,
-        "fletcher32": True,  # a damaged block is an error, not a strange exam
+        # HDF5 raises an error for a damaged block instead of returning wrong voxels.
+        "fletcher32": True,
     }

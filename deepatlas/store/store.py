@@ -1,26 +1,27 @@
 """A prepared cohort: one HDF5 file with everything that training reads.
 
-Reading needs h5py and numpy alone. Layout of format 2, for N exams and K structures:
+Reading it requires only h5py and NumPy. The layout of format 2, for N exams and K structures:
 
 ===============  ======================  ==================================================================
 ``hu``           int16 [N, 64, 64, 64]   Hounsfield units on the model grid (RAS order, z, y, x)
-``mask``         uint8 [N, 32768]        foreground of paper 5.5.3, a bit a voxel (``numpy.packbits``)
+``mask``         uint8 [N, 32768]        foreground of paper 5.5.3, one bit per voxel (``numpy.packbits``)
 ``crc32``        uint32 [N, 2]           checksums of an exam's bytes in ``hu`` and in ``mask``
-``labels``       uint [N, 64, 64, 64]    label ids: the majority over 2x2x2 of ``labels_fine``; 0 without seg
+``labels``       uint [N, 64, 64, 64]    label ids: the majority over 2x2x2 of ``labels_fine``; 0 without labels
 ``labels_fine``  uint [N, 128, ...]      label ids on the 128 grid before pooling, nearest neighbour
-``has_label``    uint8 [N, K]            1 where the structure occurs in the exam's seg
+``has_label``    uint8 [N, K]            1 where the structure occurs in the exam's label image
 ``grid``         float64 [N, 4, 4]       affine of the 64 grid
 ``fine_grid``    float64 [N, 4, 4]       affine of the 128 grid
-``native_grid``  float64 [N, 4, 4]       affine of the file's own voxels; their number is in ``native_shape``
+``native_grid``  float64 [N, 4, 4]       affine of the exam's own voxels
+``native_shape`` int64 [N, 3]            shape of the exam's own voxels (z, y, x)
 ``ids``          string [N]              exam ids
 ``meta``         JSON                    label names and ids, crop, sources, skipped exams, notes, fingerprint
 ===============  ======================  ==================================================================
 
-``hu`` and ``mask`` are what every batch of training reads: contiguous and not compressed (see
-:mod:`deepatlas.store.packed`). The labels are compressed, and HDF5 keeps their checksums. The rest is read when a store
-is opened, and compared with the file's attribute ``tables`` (:func:`tables_digest`).
+Every batch of training reads ``hu`` and ``mask``, which are contiguous and not compressed (see
+:mod:`deepatlas.store.packed`). The labels are compressed and carry the checksums of HDF5. The other datasets are read
+when a store is opened, and compared with the file's attribute ``tables`` (:func:`tables_digest`).
 
-In the folder of a dataset (docs/dataset.md) this is ``packed.h5``, and the sources are the exam files beside it.
+In the folder of a dataset (docs/dataset.md) the store is ``packed.h5``, and its sources are the exam files beside it.
 """
 
 from __future__ import annotations
@@ -45,12 +46,13 @@ if TYPE_CHECKING:
 
 FORMAT = "deepatlas-cohort"
 VERSION = 2
-DATASET, PACKED = "dataset.json", "packed.h5"  # in the folder of a dataset
+# The files of a dataset's folder: the description that its completion leaves, and the store.
+DATASET, PACKED = "dataset.json", "packed.h5"
 _TABLES = ("crc32", "has_label", "grid", "fine_grid", "native_grid", "native_shape", "ids", "meta")
 
 
 def tables_digest(file: h5py.File) -> str:
-    """SHA-256 of everything in a store but voxels and labels."""
+    """SHA-256, in hexadecimal, of everything in a store except voxels and label maps."""
     digest = hashlib.sha256()
     for name in _TABLES:
         value = np.asarray(file[name][()])
@@ -60,11 +62,11 @@ def tables_digest(file: h5py.File) -> str:
 
 
 class StoreVersionError(DataError):
-    """A whole store that another version of the program wrote."""
+    """An intact store that another version of the program wrote."""
 
 
 class PackedArray:
-    """``hu`` or ``mask`` of a store, ``[N, 64, 64, 64]``, read on indexing."""
+    """``hu`` or ``mask`` of a store, ``[N, 64, 64, 64]``, read when it is indexed."""
 
     def __init__(self, store: Store, name: str, dtype: type) -> None:
         self._store, self._name, self.dtype = store, name, np.dtype(dtype)
@@ -89,9 +91,9 @@ class PackedArray:
 
 
 class Store(Hdf5Reader):
-    """A prepared cohort on disk: its file, or the folder of a dataset that it lies in.
+    """A prepared cohort on disk, given as its file or as the folder of the dataset that contains it.
 
-    Nothing but the small tables is read until an array is indexed.
+    Only the small tables are read until an array is indexed.
 
     Attributes: ``path``; ``ids`` (exam ids); ``labels`` (``{name: id}``); ``has_label`` bool [N, K],
     columns in the order of ``labels``; ``crop``; ``fingerprint``; ``skipped`` (``{exam: reason}``);
@@ -102,27 +104,22 @@ class Store(Hdf5Reader):
     of another format version.
     """
 
+    format = FORMAT
     kind = "store"
     absent = "prepare the cohort first"
-    foreign = "not a prepared cohort (not an HDF5 file); give the file `prepare` wrote"
+    foreign = "not a prepared cohort; give the file that `prepare` wrote"
     again = AGAIN
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(packed_path(path))
         self._packed: PackedReader | None = None
-        try:
-            file = self._open()
-            if file.attrs.get("format") != FORMAT:
-                raise DataError(
-                    f"{self.path}: an HDF5 file, but not a prepared cohort; give the file `prepare` wrote"
-                )
+        with self.reading_tables() as file:
             if int(file.attrs["version"]) != VERSION:
                 raise StoreVersionError(
-                    f"{self.path}: store format {file.attrs['version']}, this program reads {VERSION}; "
-                    f"{AGAIN}"
+                    f"{self.path}: store format {file.attrs['version']}, this program reads {VERSION}; {AGAIN}"
                 )
             if file.attrs.get("tables") != tables_digest(file):
-                raise DataError(f"{self.path}: damaged store (its tables have changed); {AGAIN}")
+                raise self.damaged("its tables have changed")
             meta = json.loads(file["meta"][()])
             self.ids: list[str] = [i.decode() for i in file["ids"][:]]
             self._rows = {exam: row for row, exam in enumerate(self.ids)}
@@ -130,21 +127,14 @@ class Store(Hdf5Reader):
             self._affines = {name: file[name][:] for name in ("grid", "fine_grid", "native_grid")}
             self._native_shape = file["native_shape"][:]
             shapes = {name: file[name].shape for name in ("hu", "mask", "labels", "labels_fine")}
-        except DataError:
-            raise
-        except (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
-            raise DataError(f"{self.path}: damaged store ({error}); {AGAIN}") from error
-        finally:
-            self.close()  # opened again, and then kept open, when an array is indexed
-        if any(shape[0] != len(self.ids) for shape in shapes.values()):
-            raise DataError(f"{self.path}: damaged store (arrays of different lengths {shapes}); {AGAIN}")
+            if any(shape[0] != len(self.ids) for shape in shapes.values()):
+                raise self.damaged(f"arrays of different lengths {shapes}")
         self.labels: dict[str, int] = meta["labels"]
         self.crop: str | None = meta["crop"]
         self.fingerprint: str = meta["fingerprint"]
         self.sources: dict[str, dict[str, str | None]] = meta["sources"]
-        self.root: str = str(
-            self.path.resolve().parent / meta["root"]
-        )  # a dataset's is relative: it can move
+        # The root of a dataset is relative to the store, so that the dataset can be moved.
+        self.root: str = str(self.path.resolve().parent / meta["root"])
         self.skipped: dict[str, str] = meta["skipped"]
         self.notes: dict[str, list[str]] = meta["notes"]
         self.hu = PackedArray(self, "hu", np.int16)
@@ -159,13 +149,13 @@ class Store(Hdf5Reader):
         return f"Store({str(self.path)!r}, {len(self)} exams, {len(self.labels)} structures)"
 
     def index(self, exam: str) -> int:
-        """Position of an exam id; :class:`~deepatlas.errors.DataError` if it is not here."""
+        """The row of an exam; :class:`~deepatlas.errors.DataError` if the store does not contain it."""
         if exam in self._rows:
             return self._rows[exam]
         why = (
             f"it was skipped ({self.skipped[exam]})"
             if exam in self.skipped
-            else f"it holds {', '.join(self.ids[:5])} …"
+            else f"the store holds {', '.join(self.ids[:5])} …"
         )
         raise DataError(f"{self.path}: no exam {exam!r}; {why}")
 
@@ -178,18 +168,18 @@ class Store(Hdf5Reader):
         return Grid((FINE_SIZE,) * 3, self._affines["fine_grid"][index])
 
     def native_grid(self, index: int) -> Grid:
-        """The grid of the exam's own file."""
+        """The grid of the exam's own voxels, before resampling."""
         return Grid(tuple(self._native_shape[index].tolist()), self._affines["native_grid"][index])
 
     def source(self, index: int) -> Path:
-        """The CT that the exam was prepared from (it may have moved since)."""
+        """The path of the CT from which the exam was prepared; the file may have been moved since."""
         return Path(self.root) / str(self.sources[self.ids[index]]["ct"])
 
     def packed(self) -> PackedReader:
-        """What reads ``hu`` and ``mask`` in threads; it is closed with the store."""
+        """The thread-safe reader of ``hu`` and ``mask``; it is closed together with the store."""
         if self._packed is None:
             if not self.path.is_file():
-                raise DataError(f"{self.path}: no such store; prepare the cohort first")
+                raise DataError(f"{self.path}: no such {self.kind}; {self.absent}")
             self._packed = PackedReader(self.path, self.ids)
         return self._packed
 
@@ -204,17 +194,17 @@ class Store(Hdf5Reader):
 
 
 def is_store(path: str | os.PathLike[str]) -> bool:
-    """True if ``path`` is a file that begins like an HDF5 file, or the folder of a dataset."""
+    """Whether ``path`` is a file that begins like an HDF5 file, or the folder of a dataset."""
     path = Path(path)
     return is_dataset(path) or begins_like_hdf5(path)
 
 
 def is_dataset(path: str | os.PathLike[str]) -> bool:
-    """True if ``path`` is a folder that ``deepatlas prepare`` finished: one that holds ``dataset.json``."""
+    """Whether ``path`` is a folder that ``deepatlas prepare`` has completed, which holds ``dataset.json``."""
     return (Path(path) / DATASET).is_file()
 
 
 def packed_path(path: str | os.PathLike[str]) -> Path:
-    """The store's file: ``path``, or ``packed.h5`` in it where it is the folder of a dataset."""
+    """The file of a store: ``path`` itself, or the file ``packed.h5`` in it if it is a folder."""
     path = Path(path)
     return path / PACKED if path.is_dir() else path

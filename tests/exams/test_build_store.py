@@ -210,7 +210,7 @@ def test_an_image_that_holds_only_air_is_skipped(tmp_path):
     write_cohort(tmp_path / "data", 1)
     air = np.random.default_rng(0).normal(-1000, 5, size=(20, 20, 20)).astype(np.float32)
     write_volume(tmp_path / "data" / "air" / "ct.nii.gz", Volume(air, Grid.from_spacing(air.shape)))
-    assert "holds air alone" in ready(tmp_path / "data", tmp_path).skipped["air"]
+    assert "holds nothing but air" in ready(tmp_path / "data", tmp_path).skipped["air"]
 
 
 def test_unusual_exams_are_noted(tmp_path):
