@@ -1,4 +1,4 @@
-"""Networks: the coordinate network, its autoencoder for features, and the learnable atlas."""
+"""Networks: the coordinate network, the autoencoder of image features, and the learnable atlas."""
 
 from deepatlas.nn.atlas import Atlas
 from deepatlas.nn.autoencoder import Autoencoder

@@ -9,7 +9,7 @@ import deepatlas_ops as ops
 
 
 class Atlas(nn.Module):
-    """``values [1, 1, N, N, N]`` in [0, 1]: what the learned coordinate space looks like."""
+    """The image of the learned coordinate space: a parameter ``values [1, 1, N, N, N]`` in [0, 1]."""
 
     def __init__(self, size: int = 128):
         super().__init__()
@@ -17,24 +17,24 @@ class Atlas(nn.Module):
 
     @torch.no_grad()
     def seed(self, volume: Tensor, extent: float) -> None:
-        """Start from one exam ``[1, 1, D, H, W]`` in [0, 1], which is given the cube [-extent, extent]^3.
+        """Initialise the atlas from one exam ``[1, 1, D, H, W]`` in [0, 1], which fills the cube [-extent, extent]^3.
 
-        The room left around it (tanh reaches the faces of [-1, 1]^3 only asymptotically) is for anatomy that
-        the seed exam does not show; it starts as a continuation of the exam's border.
+        The margin around it is for anatomy that this exam does not show (tanh reaches the faces of [-1, 1]^3 only
+        asymptotically). It is initialised by continuing the border of the exam.
         """
         scale = torch.eye(3, 4, dtype=volume.dtype, device=volume.device)[None] / extent
         size = self.values.shape[2:]
         self.values.copy_(ops.affine_resample(volume, scale, size, padding="border"))
 
     def forward(self, coords: Tensor) -> Tensor:
-        """The atlas seen through coordinate maps (X o c_n, eq. 8): ``[B, 3, D, H, W] -> [B, 1, D, H, W]``."""
+        """The atlas resampled by coordinate maps (X o c_n, eq. 8): ``[B, 3, D, H, W] -> [B, 1, D, H, W]``."""
         return sample_shared(self.values, coords)
 
 
 def sample_shared(volume: Tensor, coords: Tensor, *, padding: str = "border") -> Tensor:
     """``ops.resample`` of one volume ``[1, 1, N, N, N]`` by a batch of maps: ``[B, 3, D, H, W] -> [B, 1, D, H, W]``.
 
-    The maps are stacked along z, which spares a copy of the volume per exam.
+    The maps are stacked along z, so that the volume need not be copied for each exam.
     """
     batch, _, depth, height, width = coords.shape
     stacked = coords.transpose(0, 1).reshape(1, 3, batch * depth, height, width)

@@ -10,10 +10,10 @@ LEAKY_SLOPE = 0.1
 
 
 class StandardizedConv3d(nn.Conv3d):
-    """3-D convolution whose kernel is standardised per output channel before use (weight standardisation, [17]).
+    """3-D convolution with weight standardisation: its kernel is standardised per output channel before use ([17]).
 
-    The standardised kernel is divided by the square root of its fan-in, so that unit-variance input gives
-    unit-variance output: without it the residual sums grow by a factor of about fifteen per block.
+    The standardised kernel is divided by the square root of its fan-in, so that input of unit variance gives output
+    of unit variance. Without this division the residual sums grow by a factor of about fifteen per block.
     """
 
     def forward(self, x: Tensor) -> Tensor:  # [B, Cin, D, H, W] -> [B, Cout, D, H, W]
@@ -24,18 +24,20 @@ class StandardizedConv3d(nn.Conv3d):
 
 
 class PointwiseConv3d(nn.Conv3d):
-    """A 1x1x1 convolution as a matrix product, many times faster than oneDNN's for the three channels of a map."""
+    """A 1x1x1 convolution as a matrix product, which is much faster than oneDNN for the three channels of a map."""
 
     def forward(self, x: Tensor) -> Tensor:  # [B, Cin, D, H, W] -> [B, Cout, D, H, W]
         weight = self.weight.flatten(1).expand(x.shape[0], -1, -1)
+        assert self.bias is not None
         return torch.baddbmm(self.bias[:, None], weight, x.flatten(2)).unflatten(2, x.shape[2:])
 
 
 class PreactivationConv(nn.Module):
     """Group norm, leaky ReLU (slope 0.1), 3x3x3 convolution, in this order.
 
-    ``standardize=False`` leaves the kernel as it is: needed where the kernel starts at zero (a standardised
-    zero kernel has no direction) or where its scale is the prediction (the tanh head).
+    ``standardize=False`` disables weight standardisation. This is necessary where the kernel is initialised to zero,
+    because a kernel of zeros cannot be standardised, and where the scale of the kernel determines the prediction,
+    as before the tanh.
     """
 
     def __init__(
@@ -47,6 +49,15 @@ class PreactivationConv(nn.Module):
         convolution = StandardizedConv3d if standardize else plain
         self.conv = convolution(inputs, outputs, kernel, padding=kernel // 2)
 
+    def initialise(self, std: float) -> None:
+        """Draw the kernel from a normal distribution, or set it to zero where ``std`` is 0; set the bias to zero."""
+        assert self.conv.bias is not None
+        if std > 0:
+            nn.init.normal_(self.conv.weight, std=std)
+        else:
+            nn.init.zeros_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)
+
     def activate(self, x: Tensor) -> Tensor:
         """The features after the nonlinearity and before the convolution, same shape as ``x``."""
         return F.leaky_relu(self.norm(x), LEAKY_SLOPE, inplace=True)
@@ -56,9 +67,9 @@ class PreactivationConv(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """A pair of preactivation convolutions with a residual sum between their outputs: y = a(x), y + b(y).
+    """Two preactivation convolutions a and b with a residual sum of their outputs: y = a(x), result y + b(y).
 
-    Summing successive outputs needs no projection where the number of channels changes.
+    Because successive outputs are summed, no projection is needed where the number of channels changes.
     """
 
     def __init__(self, inputs: int, outputs: int, *, groups: int = 8):

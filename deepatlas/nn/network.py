@@ -11,16 +11,16 @@ from deepatlas.nn.blocks import PreactivationConv, ResidualBlock, StandardizedCo
 
 
 class CoordinateNetwork(nn.Module):
-    """Maps an exam to anatomical coordinates, ``x [B, 1, S, S, S] -> c [B, 3, s, s, s]`` in [-1, 1].
+    """Maps an exam to anatomical coordinates: ``x [B, 1, S, S, S] -> c [B, 3, s, s, s]`` in [-1, 1].
 
     Level ``l`` has ``s = S / fold / 2**l`` voxels per axis; level ``len(channels) - 1`` is the coarsest. Every
-    resampling is corner-aligned (section 5.2.2), so that features of all levels share their corners and the heads
-    can be residual: the head of level ``l`` adds to the upsampled feature map of level ``l + 1``, and one
-    convolution, shared by all levels, turns the sum into coordinates.
+    resampling is corner-aligned (section 5.2.2), so that the corners of the features of all levels coincide. This
+    allows residual heads: the head of level ``l`` adds to the upsampled feature map of level ``l + 1``, and one
+    convolution, shared by all levels, converts the sum into coordinates.
 
-    ``fold > 1`` (not in the paper) turns blocks of ``fold**3`` input voxels into channels of the stem, which loses
-    nothing and leaves out the most expensive level: half the time of a step on a CPU, with coordinates at half the
-    resolution of the input.
+    ``fold > 1``, which is not in the paper, converts blocks of ``fold**3`` input voxels into channels of the stem.
+    This discards no information and omits the most expensive level: with ``fold=2`` a training step takes half the
+    time on a CPU, and the coordinates have half the resolution of the input.
     """
 
     def __init__(self, config: NetworkConfig):
@@ -34,30 +34,31 @@ class CoordinateNetwork(nn.Module):
             for before, after in zip((channels[0], *channels[:-1]), channels, strict=True)
         )
         self.bottom = ResidualBlock(channels[-1], channels[-1], groups=groups)
-        # decoder[l] brings level l + 1 down to the channels of level l before the upsampling.
+        # decoder[l] reduces level l + 1 to the channels of level l, before the upsampling.
         self.decoder = nn.ModuleList(
             ResidualBlock(deep, shallow, groups=groups)
             for shallow, deep in zip(channels[:-1], channels[1:], strict=True)
         )
-        self.heads = nn.ModuleList(_Head(c, config.features, groups) for c in channels)
+        heads = [_Head(c, config.features, groups) for c in channels]
+        self.heads = nn.ModuleList(heads)
         self.to_coords = PreactivationConv(
             config.features, 3, groups=groups, kernel=config.head_kernel, standardize=False
         )
-        nn.init.normal_(self.to_coords.conv.weight, std=1e-2)
-        nn.init.zeros_(self.to_coords.conv.bias)
-        # The coarsest head starts live; finer ones start at zero, that is at the prediction below them (5.2.3).
-        last = self.heads[-1].output.conv
-        nn.init.normal_(last.weight, std=(last.weight[0].numel()) ** -0.5)
+        self.to_coords.initialise(std=1e-2)
+        # The output of the coarsest head is initialised with random numbers. The outputs of the finer heads start at
+        # zero, so that each of them initially repeats the prediction of the next coarser level (5.2.3).
+        coarsest = heads[-1].output
+        coarsest.initialise(std=coarsest.conv.weight[0].numel() ** -0.5)
 
     def level_size(self, level: int) -> int:
-        """Voxels per axis of the coordinate map of ``level``."""
+        """Number of voxels per axis of the coordinate map of ``level``."""
         return max(1, (self.config.size // self.config.fold) >> level)
 
     def features(self, x: Tensor, level: int) -> list[Tensor]:
-        """Head feature maps f_l of every level from the coarsest down to ``level``, each [B, K, s, s, s]."""
+        """Feature maps f_l of the heads, from the coarsest level down to ``level``, each [B, K, s, s, s]."""
         self._check(x, level)
         skips = []
-        y = self.stem(_space_to_channels(x, self.config.fold))
+        y = self.stem(space_to_channels(x, self.config.fold))
         for depth, block in enumerate(self.encoder):
             if depth:
                 y = ops.resize(y, (self.level_size(depth),) * 3)
@@ -72,20 +73,23 @@ class CoordinateNetwork(nn.Module):
         return maps
 
     def forward(self, x: Tensor, level: int = 0) -> Tensor:
-        """Coordinates predicted at ``level``: [B, 3, s, s, s], s = S / fold / 2**level, channels x, y, z."""
+        """Coordinates at ``level``: [B, 3, s, s, s] with s = S / fold / 2**level, channels x, y, z.
+
+        Raises ValueError for an input of another shape, or a level that does not exist.
+        """
         return self._coords(self.features(x, level)[-1])
 
     def pyramid(self, x: Tensor, level: int = 0) -> list[Tensor]:
-        """Coordinates of every level from the coarsest down to ``level``."""
+        """Coordinates of every level, from the coarsest down to ``level``."""
         return [self._coords(f) for f in self.features(x, level)]
 
     def _coords(self, features: Tensor) -> Tensor:
-        # In float32 whatever the features are: bfloat16 would leave steps of a tenth of a voxel.
+        # Always in float32, because the steps between bfloat16 numbers are a tenth of a voxel.
         with torch.autocast(features.device.type, enabled=False):
             return torch.tanh(self.to_coords(features.float()))
 
     def head_parameters(self, level: int) -> list[nn.Parameter]:
-        """The parameters that exist only for the head of ``level`` (warm start, section 5.2.3)."""
+        """The parameters that belong only to the head of ``level``, for its warm start (section 5.2.3)."""
         return list(self.heads[level].parameters())
 
     def _check(self, x: Tensor, level: int) -> None:
@@ -99,21 +103,20 @@ class CoordinateNetwork(nn.Module):
 
 
 class _Head(nn.Module):
-    """Residual block, then a convolution to K channels that starts at zero: f_l of section 2.2.1."""
+    """A residual block and a convolution to K channels that is initialised to zero: f_l of section 2.2.1."""
 
     def __init__(self, channels: int, features: int, groups: int):
         super().__init__()
         self.block = ResidualBlock(channels, channels, groups=groups)
         self.output = PreactivationConv(channels, features, groups=groups, standardize=False)
-        nn.init.zeros_(self.output.conv.weight)
-        nn.init.zeros_(self.output.conv.bias)
+        self.output.initialise(std=0)
 
     def forward(self, y: Tensor) -> Tensor:
         return self.output(self.block(y))
 
 
-def _space_to_channels(x: Tensor, fold: int) -> Tensor:
-    """``[B, 1, S, S, S] -> [B, fold**3, S / fold, S / fold, S / fold]``, each block of voxels in one place."""
+def space_to_channels(x: Tensor, fold: int) -> Tensor:
+    """``[B, 1, S, S, S] -> [B, fold**3, S / fold, S / fold, S / fold]``: each block of voxels becomes channels."""
     if fold == 1:
         return x
     batch, _, size, _, _ = x.shape
@@ -123,5 +126,5 @@ def _space_to_channels(x: Tensor, fold: int) -> Tensor:
 
 
 def parameter_count(module: nn.Module) -> int:
-    """Number of trainable scalars (the paper's full network: 4,277,617)."""
+    """Number of trainable scalars. The full network of the paper has 4,277,617."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)

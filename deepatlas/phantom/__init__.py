@@ -1,1 +1,1 @@
-"""Synthetic whole-body CTs whose every voxel knows its true place in the template."""
+"""Phantoms: synthetic whole-body CTs for which the true template coordinate of every voxel is known."""

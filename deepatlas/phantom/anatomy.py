@@ -1,4 +1,4 @@
-"""The phantom's template: one body, painted once at 2 mm, that every exam is a deformed copy of."""
+"""The template of the phantom: one body, painted once at 2 mm, of which every exam is a deformed copy."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ STRUCTURES: dict[str, int] = {
     )
 }  # fmt: skip
 
+# The voxel spacing of the template, and its first and last voxel (x, y, z), in mm.
 SPACING = 2.0
 LOW, HIGH = np.array([-192.0, -120.0, -396.0]), np.array([192.0, 120.0, 324.0])
-# z at the vertex and where the thighs leave the field of view of a whole-body exam.
+# z in mm of the top of the head, and of the lower end of a whole-body exam, in the thighs.
 VERTEX, THIGH = 306.0, -338.0
 
 
 @dataclass(frozen=True)
 class Template:
-    """Tissue ids, structure ids and body mask, all ``[D, H, W]`` on ``grid`` (RAS, template mm)."""
+    """Tissue ids, structure ids and the mask of the body, all ``[D, H, W]`` on ``grid`` (RAS, template mm)."""
 
     grid: Grid
     tissue: NDArray[np.uint8]
@@ -45,7 +46,7 @@ class Template:
 
 
 def _distance(canvas: Canvas, shape: Shape, step: int) -> NDArray[np.float32]:
-    """Distances over the whole canvas of a smooth shape: every ``step``-th voxel, and linear between them."""
+    """Distances of a smooth shape on the whole canvas, interpolated linearly between every ``step``-th voxel."""
     axes = canvas.axes(tuple(slice(0, n) for n in canvas.grid.shape))  # type: ignore[arg-type]
     coarse = shape.distance(axes[0][:, :, ::step], axes[1][:, ::step], axes[2][::step]).astype(np.float32)
     for axis, n in enumerate(canvas.grid.shape):
@@ -58,7 +59,7 @@ def _distance(canvas: Canvas, shape: Shape, step: int) -> NDArray[np.float32]:
 
 @lru_cache(maxsize=1)
 def build_template() -> Template:
-    """Paint the template body (a few seconds, once per process; treat the arrays as read-only)."""
+    """Paint the template body. This takes a few seconds, once per process; the arrays are read-only."""
     shape = tuple(int(n) for n in np.round((HIGH - LOW) / SPACING).astype(int)[::-1] + 1)
     grid = Grid.from_spacing(shape, SPACING, LOW)  # type: ignore[arg-type]
     canvas = Canvas(grid, TISSUE_NAMES, STRUCTURES)
@@ -73,7 +74,7 @@ def build_template() -> Template:
     canvas.tissue[skin < -2.4] = ids["fat"]
     muscle = (skin < -2.4 - fat) | ((inner < 9) & (skin < -4))
     canvas.tissue[muscle] = ids["muscle"]
-    # Fascia between the superficial and the deep muscles of the trunk and thighs.
+    # The fascia between the superficial and the deep muscles of trunk and thighs.
     sheet = muscle & (np.abs(skin + fat + 16) < 1.3) & (inner > 10) & (z < 120)
     canvas.tissue[sheet] = ids["fat"]
     canvas.tissue[inner < 0] = ids["visceral_fat"]

@@ -1,4 +1,4 @@
-"""How far a single affine map gets on the phantom: the score that learning has to beat."""
+"""The accuracy of a single affine map between two phantoms: the baseline that a trained model must exceed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from deepatlas.phantom.patients import PhantomExam
 
 
 def best_affine(source: PhantomExam, target: PhantomExam, *, points: int = 20000) -> NDArray[np.float64]:
-    """4x4 matrix from target to source millimetres: least squares over the target's foreground.
+    """The affine map that fits best, a 4x4 matrix from target to source mm: least squares over the foreground.
 
-    Each target voxel is matched with the source voxel of the nearest *true* template coordinate; those
-    without one within two voxels (outside the source's field of view) are left out. ``ValueError`` if fewer
-    than 100 remain.
+    Each target voxel is matched with the source voxel whose *true* template coordinate is nearest. Target voxels
+    without a match within two voxels, which are outside the field of view of the source, are omitted. About
+    ``points`` target voxels are used. Raises ValueError if fewer than 100 of them have a match.
     """
     index = np.argwhere(target.foreground)
     index = index[:: max(1, len(index) // points)]
@@ -33,9 +33,9 @@ def best_affine(source: PhantomExam, target: PhantomExam, *, points: int = 20000
 
 
 def affine_baseline(source: PhantomExam, target: PhantomExam) -> dict[str, float]:
-    """Dice per structure when ``source``'s labels are carried to ``target`` by :func:`best_affine`.
+    """Dice of each structure when the labels of ``source`` are carried to ``target`` by :func:`best_affine`.
 
-    Structures that either exam does not show are left out.
+    Structures that are not visible in both exams are omitted.
     """
     m = np.linalg.inv(source.volume.grid.affine) @ best_affine(source, target) @ target.volume.grid.affine
     k, j, i = np.ix_(*(np.arange(n) for n in target.volume.grid.shape))

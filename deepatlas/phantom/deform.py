@@ -1,4 +1,4 @@
-"""Random anatomy: smooth diffeomorphisms of the phantom's template space, and the poses of its exams."""
+"""Random anatomy: smooth diffeomorphisms of the template space of the phantom, and poses of the body."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from deepatlas.phantom.shapes import rotation
 
 Array = NDArray[np.float32]
 
-STEP = 12.0  # mm between the nodes of the velocity field
-MARGIN = 84.0  # mm of it around the template, where exams with a wide field of view look
+# The distance in mm between the nodes of the velocity field.
+STEP = 12.0
+# The field extends this many mm beyond the template, because exams with a wide field of view extend beyond it as well.
+MARGIN = 84.0
 SQUARINGS = 6
 MIN_DETERMINANT = 0.2
 
 # Correlation length (sigma of the Gaussian that smooths white noise) and amplitude of each component, in mm.
 SCALES = ((96.0, 17.0), (40.0, 3.5))
-HEAD_SHARE = 0.5  # of that in the head: a skull bends less than a trunk
-# Organ, centre, reach (sigma) in mm, and sigma of the strain with which it swells or shrinks.
+# The share of these amplitudes that remains in the head, because a skull bends less than a trunk.
+HEAD_SHARE = 0.5
+# Organ, centre and reach (sigma) in mm, and sigma of the strain with which the organ grows or shrinks.
 SWELLING = (
     ("liver", (50, 4, -92), 46.0, 0.24),
     ("spleen", (-76, -32, -98), 30.0, 0.22),
@@ -44,13 +47,15 @@ SHIFTS = (
     ("thigh_right", (98, 0, -330), 48.0, (9, 10, 0)),
     ("thigh_left", (-98, 0, -330), 48.0, (9, 10, 0)),
 )
-BREATH = 9.0  # mm, sigma of the diaphragm's motion common to both sides
+# Sigma in mm of the motion of the diaphragm that both sides have in common.
+BREATH = 9.0
+# The centre of the head's rotation in mm, and sigma in degrees about x (nod), y (tilt) and z (turn).
 NECK = (0.0, -28.0, 118.0)
-HEAD_TURN = (7.0, 5.0, 8.0)  # degrees, sigma about x (nod), y (tilt), z (look aside)
+HEAD_TURN = (7.0, 5.0, 8.0)
 
 
-def _nodes() -> tuple[Array, Array, Array]:
-    """Open template coordinates x, y, z of the velocity nodes."""
+def velocity_nodes() -> tuple[Array, Array, Array]:
+    """Template coordinates x, y, z in mm of the nodes of the velocity field, as open arrays."""
     axes = [
         np.arange(lo - MARGIN, hi + MARGIN + STEP, STEP, dtype=np.float32)
         for lo, hi in zip(LOW, HIGH, strict=True)
@@ -59,16 +64,20 @@ def _nodes() -> tuple[Array, Array, Array]:
 
 
 def _noise(generator: np.random.Generator, shape: tuple[int, ...], sigma: float) -> Array:
-    """Smooth noise of unit variance: white noise under a Gaussian of ``sigma`` nodes."""
+    """Smooth noise of unit variance: white noise, filtered by a Gaussian of ``sigma`` nodes."""
     field = generator.standard_normal(shape, dtype=np.float32)
     smooth = ndimage.gaussian_filter(field, sigma, mode="reflect", truncate=3.0)
-    # A Gaussian of sigma s keeps 1 / (2 s sqrt(pi)) of white noise's variance along each axis.
+    # Along each axis, a Gaussian of sigma s reduces the variance of white noise to 1 / (2 s sqrt(pi)).
     return smooth * np.float32((2 * sigma * np.sqrt(np.pi)) ** (len(shape) / 2))
 
 
 def random_velocity(generator: np.random.Generator, strength: float = 1.0) -> Array:
-    """A stationary velocity field ``[3, D, H, W]`` (x, y, z in mm): smooth noise, organs, breath, neck."""
-    x, y, z = _nodes()
+    """A random stationary velocity field ``[3, D, H, W]`` (x, y, z in mm).
+
+    It is the sum of smooth noise, growth and shift of organs, breathing, and rotation of the head; ``strength`` scales
+    all of them.
+    """
+    x, y, z = velocity_nodes()
     shape = (z.shape[0], y.shape[1], x.shape[2])
     field = np.zeros((3, *shape), dtype=np.float32)
     for sigma, amplitude in SCALES:
@@ -93,7 +102,7 @@ def random_velocity(generator: np.random.Generator, strength: float = 1.0) -> Ar
         weight = bump(centre, reach)[0]
         shift = np.array(sigmas) * generator.standard_normal(3)
         shift[2] += breath if name.startswith("diaphragm") else 0
-        for axis in np.flatnonzero(sigmas):
+        for axis in np.flatnonzero(sigmas).tolist():
             field[axis] += np.float32(shift[axis]) * weight
     turn = np.deg2rad(np.array(HEAD_TURN) * generator.standard_normal(3).clip(-2, 2)).astype(np.float32)
     px, py, pz = (p - np.float32(c) for p, c in zip((x, y, z), NECK, strict=True))
@@ -104,7 +113,7 @@ def random_velocity(generator: np.random.Generator, strength: float = 1.0) -> Ar
 
 
 def exponential(velocity: Array) -> Array:
-    """Displacement in mm of the flow of ``velocity`` after unit time, by scaling and squaring."""
+    """The displacement in mm after unit time of the flow along ``velocity``, by scaling and squaring."""
     displacement = velocity / np.float32(2**SQUARINGS)
     shape = displacement.shape[1:]
     index = [
@@ -120,9 +129,9 @@ def exponential(velocity: Array) -> Array:
 
 
 def determinant(coords: NDArray, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> NDArray:
-    """Jacobian determinant ``[D, H, W]`` of a map ``[3, D, H, W]`` (x, y, z), by central differences.
+    """The Jacobian determinant ``[D, H, W]`` of a map ``[3, D, H, W]`` (x, y, z), by central differences.
 
-    ``spacing`` is that of the voxels (x, y, z); the map's and the grid's units cancel when both are mm.
+    ``spacing`` is the voxel size (x, y, z) in the unit of the map.
     """
     j = [np.gradient(c, *spacing[::-1]) for c in coords]
     rows = [(g[2], g[1], g[0]) for g in j]
@@ -134,13 +143,13 @@ def determinant(coords: NDArray, spacing: tuple[float, float, float] = (1.0, 1.0
 class Deformation:
     """A diffeomorphism of template space: ``p -> p + displacement(p)``, all in mm."""
 
-    displacement: Array  # [3, D, H, W] on the nodes
+    displacement: Array  # [3, D, H, W], x, y, z at the nodes
 
     @classmethod
     def random(cls, generator: np.random.Generator, strength: float = 1.0) -> Deformation:
-        """Draw one. Should a draw's determinant come near zero, its flow is shortened until it does not."""
+        """Draw a deformation. If its determinant is too close to zero, the velocity is reduced until it is not."""
         velocity = random_velocity(generator, strength)
-        x, y, z = _nodes()
+        x, y, z = velocity_nodes()
         while True:
             displacement = exponential(velocity)
             mapped = [p + d for p, d in zip((x, y, z), displacement, strict=True)]
@@ -149,7 +158,7 @@ class Deformation:
             velocity = velocity * np.float32(0.85)
 
     def at(self, points: NDArray) -> Array:
-        """Displacement ``[3, ...]`` at points ``[3, ...]`` (x, y, z, mm), cubic between the nodes."""
+        """Displacement ``[3, ...]`` at points ``[3, ...]`` (x, y, z in mm), by cubic interpolation between nodes."""
         index = np.stack([(points[2 - i] - (LOW[2 - i] - MARGIN)) / STEP for i in range(3)])
         return np.stack(
             [ndimage.map_coordinates(d, index, order=3, mode="nearest") for d in self.displacement]
@@ -158,7 +167,7 @@ class Deformation:
 
 @dataclass(frozen=True)
 class Pose:
-    """How a body lies and how big it is: ``world = matrix @ template + offset``."""
+    """The position and the size of a body: ``world = matrix @ template + offset`` in mm."""
 
     matrix: NDArray[np.float64]
     offset: NDArray[np.float64]
@@ -166,7 +175,7 @@ class Pose:
 
     @classmethod
     def random(cls, generator: np.random.Generator, strength: float = 1.0) -> Pose:
-        """Turned up to 12 degrees about z, 8 about y, 6 about x; size 0.85 to 1.15; of its own build."""
+        """Draw a pose: up to 6, 8 and 12 degrees about x, y and z, scale 0.85 to 1.15, and random proportions."""
         turn = generator.uniform(-1, 1, 3) * (6, 8, 12) * strength
         scale = float(np.exp(generator.uniform(np.log(0.85), np.log(1.15)) * strength))
         build = np.exp(generator.uniform(-1, 1, 3) * (0.09, 0.09, 0.05) * strength)
@@ -176,20 +185,20 @@ class Pose:
         return cls(rotation(*turn) @ np.diag(scale * build), table, scale)
 
     def template_from_world(self) -> NDArray[np.float64]:
-        """4x4 matrix from world to template millimetres."""
+        """The 4x4 matrix from world mm to template mm."""
         forward = np.eye(4)
         forward[:3, :3], forward[:3, 3] = self.matrix, self.offset
-        return np.linalg.inv(forward)
+        return np.linalg.inv(forward)  # type: ignore[return-value]
 
     def to_world(self, points: NDArray) -> NDArray[np.float64]:
-        """Template points ``[..., 3]`` to world mm."""
+        """Convert template points ``[..., 3]`` (x, y, z in mm) to world mm."""
         return np.asarray(points, dtype=np.float64) @ self.matrix.T + self.offset
 
 
 def upsample(values: Array, shape: tuple[int, int, int], step: tuple[int, int, int]) -> Array:
-    """Uniform cubic B-spline ``[C, *shape]`` with control values ``[C, ...]`` every ``step`` voxels.
+    """A uniform cubic B-spline ``[C, *shape]`` with a control value of ``values [C, ...]`` at every ``step`` voxels.
 
-    The first control value sits ``step`` voxels before voxel 0. Twice differentiable, and made of
+    The first control value is ``step`` voxels before voxel 0. The spline is twice differentiable. It is computed by
     element-wise sums in a fixed order, so that the result does not depend on the number of threads.
     """
     for axis, (n, k) in enumerate(zip(shape, step, strict=True), start=1):

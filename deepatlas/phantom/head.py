@@ -1,4 +1,4 @@
-"""The phantom's head: skull, brain, face, mandible and teeth, in template millimetres."""
+"""The head of the phantom: skull, brain, face, mandible and teeth, in template mm."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from deepatlas.phantom.skeleton import BASE, BRAIN_CAVITY, CRANIUM, paint_bone
 
 
 def paint_head(canvas: Canvas) -> None:
-    """Skull first, then what lies inside it, then the face in front."""
+    """Paint the head: the face first, then the skull with the brain, and finally the jaw."""
     _paint_face(canvas)
     skull = (CRANIUM & BASE.grown(10)) - BRAIN_CAVITY
     canvas.paint(skull, "cortical", (2.6, "marrow"), label="skull")
-    for side in (1, -1):  # the dense petrous bones with their air cells
+    # The dense petrous bones with their air cells.
+    for side in (1, -1):
         canvas.paint(ellipsoid((46 * side, -14, 172), (17, 14, 13), yaw=20 * side), "cortical", label="skull")
         canvas.paint(ellipsoid((54 * side, -24, 163), (9, 9, 9)), "marrow", (3, "gas"), label="skull")
     _paint_brain(canvas)
@@ -71,11 +72,13 @@ def _paint_face(canvas: Canvas) -> None:
         canvas.paint(ellipsoid((30 * side, 70, 180), (12.5, 12.5, 12.5)), "soft", (1.6, "eye"))
         canvas.paint(ellipsoid((30 * side, 79, 180), (5, 2.4, 5)), "lens")
         canvas.paint(ellipsoid((25 * side, 54, 156), (12, 17, 14)), "gas")
-    canvas.paint(ellipsoid((0, 26, 172), (11, 13, 9)), "gas")  # sphenoid sinus
+    # The sphenoid sinus.
+    canvas.paint(ellipsoid((0, 26, 172), (11, 13, 9)), "gas")
     nasal = ellipsoid((0, 56, 160), (10, 34, 19))
     canvas.paint(nasal, "gas")
-    canvas.paint(ellipsoid((0, 56, 160), (1.6, 33, 20)), "soft")  # septum
-    for side in (1, -1):  # turbinates
+    # The nasal septum and the turbinates.
+    canvas.paint(ellipsoid((0, 56, 160), (1.6, 33, 20)), "soft")
+    for side in (1, -1):
         canvas.paint(tube([(6 * side, 40, 156), (6 * side, 78, 154)], 2.8, steps=1), "soft")
 
 

@@ -1,4 +1,4 @@
-"""The phantom's soft organs: airway, lungs, heart and vessels, and the abdomen, in template millimetres."""
+"""The soft organs of the phantom: neck, airway, lungs, heart, vessels and abdomen, in template mm."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import numpy as np
 
 from deepatlas.phantom.shapes import Array, Canvas, Shape, ellipsoid, halfspace, stack, tube, union
 
-DIAPHRAGM = ((54, 4, -36), (-52, 4, -46))  # tops of the right and left dome (x, y, z)
+# The tops of the right and the left dome of the diaphragm (x, y, z).
+DIAPHRAGM = ((54, 4, -36), (-52, 4, -46))
 ABDOMEN_FILL = ("visceral_fat",)
 
 
 def diaphragm_height(x: Array, y: Array) -> Array:
-    """z of the diaphragm over the plane; the right dome stands higher, the heart rests on the middle."""
+    """z of the diaphragm at points of the axial plane. The right dome is higher; the heart rests on the middle."""
     domes = [np.float32(z) - 0.0105 * ((x - cx) ** 2 + 0.75 * (y - cy) ** 2) for cx, cy, z in DIAPHRAGM]
     middle = -54 - 0.012 * (x**2 + (y - 24) ** 2)
     return np.maximum(np.maximum(*domes), middle).astype(np.float32)
@@ -32,21 +33,22 @@ def _below_diaphragm(margin: float) -> Shape:
 
 
 def paint_neck(canvas: Canvas) -> None:
-    """Vessels, thyroid and gullet of the neck; the airway follows in :func:`paint_airway`."""
+    """Paint vessels, thyroid, glands and oesophagus; :func:`paint_airway` paints the airway."""
     for side in (1, -1):
         canvas.paint(tube([(20 * side, 12, 58), (26 * side, 6, 100), (30 * side, 8, 152)], 5), "artery")
         canvas.paint(
             tube([(30 * side, 14, 58), (38 * side, 6, 100), (40 * side, -4, 156)], [8, 7, 5.5]), "vein"
         )
         canvas.paint(ellipsoid((18 * side, 18, 88), (9, 10, 19)), "thyroid")
-        canvas.paint(ellipsoid((50 * side, 8, 142), (9, 14, 17)), "soft")  # parotid and submandibular glands
+        # The parotid and the submandibular gland.
+        canvas.paint(ellipsoid((50 * side, 8, 142), (9, 14, 17)), "soft")
         canvas.paint(ellipsoid((30 * side, 36, 112), (10, 13, 8)), "soft")
     canvas.paint(ellipsoid((0, 27, 86), (10, 4, 6)), "thyroid")
     canvas.paint(tube([(0, -4, 100), (-3, -10, 40), (-5, -12, -20), (-12, -4, -56)], 6), "muscle")
 
 
 def paint_airway(canvas: Canvas) -> None:
-    """Pharynx, larynx, trachea and main bronchi, walled, filled with air."""
+    """Paint pharynx, larynx, trachea and main bronchi: a wall of cartilage, filled with air."""
     course = [(0, 24, 158), (0, 15, 134), (0, 17, 112), (0, 20, 96), (0, 12, 70), (1, -2, 36)]
     shape = tube(course, [11, 11.5, 10.5, 9.5, 11, 11.5], steps=16)
     bronchi = [tube([(1, -2, 38), (18, -7, 24), (40, -10, 8)], [10, 9, 7], steps=4)]
@@ -56,7 +58,7 @@ def paint_airway(canvas: Canvas) -> None:
 
 
 def paint_lungs(canvas: Canvas, cavity: Shape, generator: np.random.Generator) -> None:
-    """Both lungs with their vessel trees; the mediastinum between them is fat."""
+    """Paint both lungs with their vessels, and the fat of the mediastinum between them."""
     middle = stack(
         [
             (90, 22, 30, -8, 2),
@@ -92,7 +94,7 @@ def paint_lungs(canvas: Canvas, cavity: Shape, generator: np.random.Generator) -
 
 
 def paint_heart(canvas: Canvas) -> None:
-    """Heart with four chambers, great vessels and the aorta down to its fork."""
+    """Paint the heart with four chambers, the great vessels, and the aorta down to its bifurcation."""
     heart = union(
         ellipsoid((-22, 22, -16), (43, 36, 37), roll=-25),
         ellipsoid((12, 12, -4), (32, 32, 38)),
@@ -135,7 +137,7 @@ def paint_heart(canvas: Canvas) -> None:
 
 
 def paint_abdomen(canvas: Canvas, cavity: Shape) -> None:
-    """Organs of the belly and pelvis, from the bowel (which fills what is left) to the solid organs."""
+    """Paint the organs of abdomen and pelvis: first the bowel, which fills the free space, then the solid organs."""
     space = cavity.grown(-4) & _below_diaphragm(5)
     _paint_small_bowel(canvas, space)
     _paint_colon(canvas)
@@ -160,14 +162,16 @@ def paint_abdomen(canvas: Canvas, cavity: Shape) -> None:
     canvas.paint(stomach, "stomach_wall", (4, "stomach_fluid"), label="stomach")
     canvas.paint(stomach.grown(-4) & halfspace((0, -1, 0), -24), "gas", label="stomach")
     _paint_liver(canvas, space)
-    for side, centre, turn in (("right", (56, -29, -152), -10), ("left", (-55, -29, -138), 10)):
-        sign = 1 if side == "right" else -1
+    for name, sign, centre, turn in (
+        ("kidney_right", 1, (56, -29, -152), -10),
+        ("kidney_left", -1, (-55, -29, -138), 10),
+    ):
         kidney = ellipsoid(centre, (25, 21, 45), roll=turn, yaw=-20 * sign)
         canvas.paint(kidney.grown(5) & space, "visceral_fat")
-        canvas.paint(kidney, "kidney_cortex", (8, "kidney_medulla"), label=f"kidney_{side}")
+        canvas.paint(kidney, "kidney_cortex", (8, "kidney_medulla"), label=name)
         cx, cy, cz = centre
         sinus = ellipsoid((cx - 11 * sign, cy + 5, cz), (10, 7, 17))
-        canvas.paint(sinus, "visceral_fat", (4, "urine"), label=f"kidney_{side}")
+        canvas.paint(sinus, "visceral_fat", (4, "urine"), label=name)
 
     bladder = ellipsoid((0, 8, -256), (37, 32, 33), pitch=-15)
     canvas.paint(bladder.grown(5), "visceral_fat", over=("bowel_wall", "bowel_content", "gas", "stool"))
@@ -185,7 +189,7 @@ def _paint_liver(canvas: Canvas, space: Shape) -> None:
     liver = liver & space
     canvas.paint(liver.grown(1.5) & space, "visceral_fat")
     canvas.paint(liver, "liver", label="liver")
-    hepatic = [
+    hepatic: list[tuple[list[tuple[float, float, float]], list[float]]] = [
         ([(26, 2, -62), (60, 4, -72), (88, 0, -98)], [6, 4, 2.5]),
         ([(26, 4, -62), (40, 34, -76), (46, 52, -92)], [5, 3.5, 2.5]),
         ([(24, 6, -62), (2, 32, -72), (-26, 42, -76)], [5, 3.5, 2.5]),
@@ -198,7 +202,7 @@ def _paint_liver(canvas: Canvas, space: Shape) -> None:
 
 
 def _paint_small_bowel(canvas: Canvas, space: Shape) -> None:
-    """Loops: level sets of a bent gyroid, wall outside, content and a little gas inside, fat between."""
+    """Paint loops along the level sets of a distorted gyroid: a wall with content and some gas, and fat in between."""
 
     def loops(x: Array, y: Array, z: Array) -> Array:
         k = np.float32(2 * np.pi / 54)

@@ -1,8 +1,8 @@
-"""A cohort of procedural whole-body CTs whose every voxel knows its true place in the template.
+"""A cohort of procedural whole-body CTs for which the true template coordinate of every voxel is known.
 
-Exam i is the template body (:mod:`deepatlas.phantom.anatomy`) seen through ``T = D o P``: a pose and
-build P, then a smooth diffeomorphism D. Its HU, labels and foreground are the template's at T(x), and T(x)
-itself is :attr:`PhantomExam.coords`: the ground truth that no real exam has.
+Exam i is the template body (:mod:`deepatlas.phantom.anatomy`), resampled by ``T = D o P``: a pose P with random
+proportions, followed by a smooth diffeomorphism D. Its HU, labels and foreground at x are those of the template at
+T(x). T(x) itself is :attr:`PhantomExam.coords`, the ground truth that no real exam has.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from deepatlas.space.constants import AIR
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
 
-FIELD_OF_VIEW = (384.0, 312.0)  # mm along x and y at scale 1
-CONTROL_SPACING = 16.0  # mm between the control values that carry the displacement to the voxels
+# The field of view along x and y in mm, for a body of scale 1.
+FIELD_OF_VIEW = (384.0, 312.0)
+# The distance in mm between the control values of the spline by which voxels obtain their displacement.
+CONTROL_SPACING = 16.0
 GOLDEN = (np.sqrt(5) - 1) / 2
-GRAIN = 9.0  # mm, size of the texture in organs
-# Template z (low, high) in mm that a partial field of view shows, before random shifts.
+# The size of the texture of organs in mm.
+GRAIN = 9.0
+# The range of template z (low, high) in mm that each partial field of view shows, before random shifts.
 REGIONS = {
     "head-neck-chest": (-40.0, VERTEX),
     "chest-abdomen": (-195.0, 105.0),
@@ -38,10 +41,10 @@ REGIONS = {
 class PhantomExam:
     """One exam and its ground truth.
 
-    ``volume``: HU, float32. ``labels``: uint8 ids of ``names``. ``coords``: float32 ``[3, D, H, W]``, the
-    true template coordinate (x, y, z) of each voxel in mm (RAS+: x grows to the patient's right).
-    ``foreground``: bool ``[D, H, W]``, the body without the couch. ``region`` is "whole" or the part in view;
-    ``phase`` the contrast phase.
+    ``volume`` holds float32 HU and ``labels`` uint8 ids of ``names``. ``coords`` (float32 ``[3, D, H, W]``) is the true
+    template coordinate (x, y, z) of each voxel in mm (RAS+: x increases to the patient's right). ``foreground`` (bool
+    ``[D, H, W]``) is the body without the couch. ``region`` is "whole" or the visible part of the body, ``phase`` the
+    contrast phase.
     """
 
     id: str
@@ -61,12 +64,14 @@ class PhantomExam:
 
 @dataclass(frozen=True)
 class PhantomCohort:
-    """Exams drawn from a seed: exam i is the same whatever was drawn before it and however many threads run.
+    """Exams drawn from a seed. Exam i depends neither on the exams drawn before it nor on the number of threads.
 
-    ``shape`` (D, H, W) is that of a whole-body exam, about 6 x 4 x 4 mm (z, y, x) by default; a partial exam
-    has fewer slices. ``partial`` is the share of those. ``deformation`` scales the anatomy's variation (at 1
-    the best affine alignment reaches a mean Dice of about 0.5), ``noise`` the scanner's. Exam 0 is always a
-    whole body, mildly deformed, to seed an atlas with.
+    ``shape`` (D, H, W) is the shape of a whole-body exam, whose default gives voxels of about 6 x 4 x 4 mm (z, y, x); a
+    partial exam has fewer slices. ``partial`` is the share of partial exams. ``deformation`` scales the variation of
+    the anatomy (at 1 the best affine alignment reaches a mean Dice of about 0.5), and ``noise`` the noise of the
+    scanner. Exam 0 always shows the whole body with a mild deformation, so that it can initialise an atlas.
+
+    Raises ValueError for values that are out of range.
     """
 
     seed: int = 0
@@ -95,11 +100,11 @@ class PhantomCohort:
         return dict(STRUCTURES)
 
     def exam_id(self, index: int) -> str:
-        """Name of exam ``index``, also that of its folder on disk."""
+        """The name of exam ``index``, which is also the name of its folder on disk."""
         return f"phantom_{index:04d}"
 
     def template(self, phase: str = "portal") -> tuple[Volume, Volume]:
-        """The template body at 2 mm: HU (float32, no noise) and labels (uint8); its world is template mm."""
+        """The template body at 2 mm: float32 HU without noise, and uint8 labels. World mm are template mm."""
         template = build_template()
         hu, _ = lookup(phase, np.random.default_rng(self.seed))
         return (
@@ -108,10 +113,10 @@ class PhantomCohort:
         )
 
     def exam(self, index: int) -> PhantomExam:
-        """Draw exam ``index`` (from 0): about half a second on one core at the default shape."""
+        """Draw exam ``index``, counted from 0. This takes about half a second on one core at the default shape."""
         if index < 0:
             raise ValueError(f"PhantomCohort: exam index must not be negative, got {index}")
-        # One stream per aspect: the same anatomy returns whatever the field of view or the noise.
+        # Each aspect has its own random stream, so that the anatomy does not depend on the field of view or the noise.
         streams = (np.random.default_rng([self.seed, index, aspect]) for aspect in range(4))
         for_pose, for_anatomy, for_view, for_scan = streams
         strength = 0.15 if index == 0 else 1.0
@@ -139,8 +144,8 @@ class PhantomCohort:
         )
 
     def _field_of_view(self, index: int, pose: Pose, generator: np.random.Generator) -> tuple[str, Grid]:
-        """The part of the body in view and its voxel grid, at times tilted, or stored LPS or feet first."""
-        # Steps of the golden ratio fill [0, 1) evenly: small cohorts have their share of partial exams too.
+        """The visible part of the body, and its voxel grid: possibly tilted, in LPS order, or stored feet first."""
+        # Steps of the golden ratio fill [0, 1) evenly, so that small cohorts also have their share of partial exams.
         start = np.random.default_rng([self.seed]).random()
         partial, pick = (start + GOLDEN * index) % 1 < self.partial, generator.integers(len(REGIONS))
         slack = generator.uniform(-1, 1, 5)
@@ -182,7 +187,7 @@ class PhantomCohort:
         phase: str,
         generator: np.random.Generator,
     ) -> NDArray[np.float32]:
-        """HU of the exam: tissue in its contrast phase, smooth texture, couch, scanner blur and noise."""
+        """HU of the exam: tissues in their contrast phase, with texture, couch, and blur and noise of the scanner."""
         hu_of, texture_of = lookup(phase, generator)
         template = build_template()
         block = max(1, int(min(grid.spacing) // template.grid.spacing[0]))
@@ -193,9 +198,8 @@ class PhantomCohort:
         steps = _steps(grid, GRAIN)
         cells = (n // k + 4 for n, k in zip(grid.shape, steps, strict=True))
         grain = upsample(generator.standard_normal((1, *cells), dtype=np.float32), grid.shape, steps)[0]
-        hu += (
-            grain * texture_of[tissue] * np.float32(2.5)
-        )  # the spline keeps about 0.4 of the grain's deviation
+        # The spline reduces the standard deviation of the grain to about 0.4.
+        hu += grain * texture_of[tissue] * np.float32(2.5)
         _add_couch(hu, grid, foreground)
         width = generator.uniform(1.2, 2.0)
         hu = ndimage.gaussian_filter(hu, [min(width / s, 1.0) for s in reversed(grid.spacing)], truncate=3.0)
@@ -206,13 +210,12 @@ class PhantomCohort:
 
 
 def _steps(grid: Grid, mm: float) -> tuple[int, int, int]:
+    """About ``mm`` millimetres as whole voxels (z, y, x)."""
     return tuple(max(1, round(mm / s)) for s in reversed(grid.spacing))  # type: ignore[return-value]
 
 
-def _world(
-    grid: Grid, index: tuple[NDArray, NDArray, NDArray], to: NDArray[np.float64]
-) -> NDArray[np.float32]:
-    """``to @ affine`` applied to open voxel indices (z, y, x): points ``[3, ...]``."""
+def _world(grid: Grid, index: tuple[NDArray, ...], to: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Apply ``to @ affine`` to voxel indices (z, y, x), given as open arrays; returns points ``[3, ...]``."""
     m = to @ grid.affine
     k, j, i = (np.asarray(v, dtype=np.float64) for v in index)
     return np.stack(
@@ -221,7 +224,7 @@ def _world(
 
 
 def _template_coords(grid: Grid, pose: Pose, deformation: Deformation) -> NDArray[np.float32]:
-    """T at every voxel: the pose exactly, plus a cubic B-spline over samples of the deformation."""
+    """T at every voxel: the exact pose, plus a cubic B-spline over samples of the deformation."""
     steps = _steps(grid, CONTROL_SPACING)
     control = [np.arange(-s, n + 2 * s, s) for n, s in zip(grid.shape, steps, strict=True)]
     to = pose.template_from_world()
@@ -232,20 +235,20 @@ def _template_coords(grid: Grid, pose: Pose, deformation: Deformation) -> NDArra
 
 
 def _voxels(coords: NDArray[np.float32], grid: Grid) -> NDArray[np.float32]:
-    """Fractional indices ``[3, ...]`` (z, y, x) on an upright grid of points ``[3, ...]`` (x, y, z) in mm."""
+    """Fractional indices ``[3, ...]`` (z, y, x) of points ``[3, ...]`` (x, y, z in mm) on an axis-aligned RAS grid."""
     origin, spacing = grid.affine[:3, 3].astype(np.float32), np.array(grid.spacing, dtype=np.float32)
     return np.stack([(coords[a] - origin[a]) / spacing[a] for a in (2, 1, 0)])
 
 
 def _nearest(coords: NDArray[np.float32], grid: Grid) -> NDArray[np.intp]:
-    """Flat index of the template voxel nearest to each point, the border continued outward."""
+    """The flat index of the template voxel that is nearest to each point; points outside get a border voxel."""
     at = _voxels(coords, grid)
     z, y, x = (np.rint(a).clip(0, n - 1).astype(np.intp) for a, n in zip(at, grid.shape, strict=True))
     return (z * grid.shape[1] + y) * grid.shape[2] + x
 
 
 def _pooled(array: NDArray[np.float32], block: int) -> NDArray[np.float32]:
-    """Mean over blocks, rests dropped: the partial volume of a scanner's voxels."""
+    """Mean over blocks, as a scanner averages over its voxels; incomplete blocks are dropped."""
     if block == 1:
         return array
     for axis in range(3):
@@ -256,7 +259,7 @@ def _pooled(array: NDArray[np.float32], block: int) -> NDArray[np.float32]:
 
 
 def _add_couch(hu: NDArray[np.float32], grid: Grid, foreground: NDArray[np.bool_]) -> None:
-    """A curved carbon-fibre couch under the patient, level with the room whatever the patient's pose."""
+    """Add a curved carbon-fibre couch under the patient. It is aligned with the world, not with the patient."""
     if not foreground.any():
         return
     x, y, _ = _world(grid, np.ix_(*(np.arange(n) for n in grid.shape)), np.eye(4))

@@ -1,7 +1,7 @@
-"""Implicit shapes in millimetres and a voxel canvas to paint them on: the drawing kit of the phantom.
+"""The drawing tools of the phantom: implicit shapes in mm, and a voxel canvas on which they are painted.
 
-A shape is a bounding box and a function of open coordinate arrays (x, y, z) that is negative inside and close
-to the distance in mm from the surface, so that shells, margins and smooth unions are one subtraction away.
+A shape is a bounding box and a function of open coordinate arrays (x, y, z). The function is negative inside and
+approximates the distance in mm from the surface, so that shells and margins need only a subtraction.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FAR = np.float32(1e3)
 
 @dataclass(frozen=True)
 class Shape:
-    """``distance(x, y, z)`` in mm, negative inside, holds within the box ``low``..``high`` (x, y, z)."""
+    """``distance(x, y, z)`` in mm, negative inside; it is valid in the box from ``low`` to ``high`` (x, y, z)."""
 
     low: NDArray[np.float64]
     high: NDArray[np.float64]
@@ -52,7 +52,7 @@ class Shape:
 
 
 def union(*shapes: Shape, blend: float = 0.0) -> Shape:
-    """Union of shapes; with ``blend`` mm the seams are filled smoothly."""
+    """The union of shapes. With ``blend`` > 0 (in mm) the transitions between them are smooth."""
 
     def distance(x: Array, y: Array, z: Array) -> Array:
         total = shapes[0].distance(x, y, z)
@@ -82,32 +82,32 @@ def ellipsoid(
     roll: float = 0,
     power: float = 2,
 ) -> Shape:
-    """Ellipsoid with semi-axes ``radii`` in mm; ``yaw``, ``pitch``, ``roll`` turn it about z, x, y (degrees).
+    """An ellipsoid with semi-axes ``radii`` in mm, rotated by ``yaw``, ``pitch``, ``roll`` degrees about z, x, y.
 
-    ``power`` above 2 squares it off, towards a box.
+    A ``power`` above 2 makes it more similar to a box.
     """
-    centre, radii = np.asarray(centre, dtype=np.float64), np.asarray(radii, dtype=np.float64)
+    middle, semi = np.asarray(centre, dtype=np.float64), np.asarray(radii, dtype=np.float64)
     turn = rotation(pitch, roll, yaw)
-    m = (turn.T / radii[:, None]).astype(np.float32)
-    reach = np.abs(turn) @ radii if power > 2 else np.sqrt((turn**2) @ radii**2)
-    c = centre.astype(np.float32)
-    inverse = (1 / radii).astype(np.float32)
+    m = (turn.T / semi[:, None]).astype(np.float32)
+    reach = np.abs(turn) @ semi if power > 2 else np.sqrt((turn**2) @ semi**2)
+    c = middle.astype(np.float32)
+    inverse = (1 / semi).astype(np.float32)
 
     def distance(x: Array, y: Array, z: Array) -> Array:
         x, y, z = x - c[0], y - c[1], z - c[2]
         parts = [row[0] * x + row[1] * y + row[2] * z for row in m]
         if power != 2:
             level = sum(np.abs(p) ** np.float32(power) for p in parts) ** np.float32(1 / power)
-            return (level - 1) * np.float32(radii.min())
+            return (level - 1) * np.float32(semi.min())
         level = np.sqrt(sum(p * p for p in parts))
         slope = np.sqrt(sum((p * i) ** 2 for p, i in zip(parts, inverse, strict=True))) + np.float32(1e-6)
         return level * (level - 1) / slope
 
-    return Shape(centre - reach, centre + reach, distance)
+    return Shape(middle - reach, middle + reach, distance)
 
 
 def rotation(about_x: float, about_y: float, about_z: float) -> NDArray[np.float64]:
-    """3x3 rotation: about x, then y, then z, in degrees."""
+    """The 3x3 matrix of a rotation about x, then y, then z, in degrees."""
     (cx, cy, cz), (sx, sy, sz) = (
         np.cos(np.deg2rad([about_x, about_y, about_z])),
         np.sin(np.deg2rad([about_x, about_y, about_z])),
@@ -118,20 +118,17 @@ def rotation(about_x: float, about_y: float, about_z: float) -> NDArray[np.float
     return rz @ ry @ rx
 
 
-def tube(
-    points: ArrayLike, radius: float | Sequence[float], *, steps: int = 12, smooth: bool = True
-) -> Shape:
-    """Tube along a spline through ``points`` [n, 3], its ``radius`` in mm given once or at each point.
+def tube(points: ArrayLike, radius: float | Sequence[float], *, steps: int = 12) -> Shape:
+    """A tube along a spline through ``points`` [n, 3], with one ``radius`` in mm or one for each point.
 
-    It is the union of ``steps`` round-ended capsules with linearly varying radius; ``smooth=False`` joins the
-    points with straight pieces instead.
+    It is the union of ``steps`` capsules with linearly varying radius.
     """
-    points = np.asarray(points, dtype=np.float64)
-    radii = np.broadcast_to(np.asarray(radius, dtype=np.float64), len(points))
-    if smooth and len(points) > 2:
-        length = np.r_[0, np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))]
+    nodes = np.asarray(points, dtype=np.float64)
+    radii = np.broadcast_to(np.asarray(radius, dtype=np.float64), len(nodes))
+    if len(nodes) > 2:
+        length = np.r_[0, np.cumsum(np.linalg.norm(np.diff(nodes, axis=0), axis=1))]
         at = np.linspace(0, length[-1], steps + 1)
-        points, radii = CubicSpline(length, points)(at), PchipInterpolator(length, radii)(at)
+        nodes, radii = CubicSpline(length, nodes)(at), PchipInterpolator(length, radii)(at)
     segments = [
         (
             a.astype(np.float32),
@@ -140,28 +137,29 @@ def tube(
             ra,
             rb - ra,
         )
-        for a, b, ra, rb in zip(points[:-1], points[1:], radii[:-1], radii[1:], strict=True)
+        for a, b, ra, rb in zip(nodes[:-1], nodes[1:], radii[:-1], radii[1:], strict=True)
     ]
 
     def distance(x: Array, y: Array, z: Array) -> Array:
-        total = None
+        total: Array | None = None
         for a, d, inverse, r, dr in segments:
             px, py, pz = x - a[0], y - a[1], z - a[2]
             t = np.clip((px * d[0] + py * d[1] + pz * d[2]) * inverse, 0, 1)
             px, py, pz = px - t * d[0], py - t * d[1], pz - t * d[2]
             each = np.sqrt(px * px + py * py + pz * pz) - (np.float32(r) + np.float32(dr) * t)
             total = each if total is None else np.minimum(total, each)
+        assert total is not None, "a tube needs at least two points"
         return total
 
     reach = radii[:, None]
-    return Shape((points - reach).min(axis=0), (points + reach).max(axis=0), distance)
+    return Shape((nodes - reach).min(axis=0), (nodes + reach).max(axis=0), distance)
 
 
 def stack(sections: ArrayLike, *, low: float | None = None, high: float | None = None) -> Shape:
-    """A trunk of super-elliptic cross-sections, from rows ``(z, half width, half depth, centre y, power)``.
+    """A trunk of super-elliptic cross-sections, given as rows ``(z, half width, half depth, centre y, power)``.
 
-    Rows run upward or downward in z; values between them are monotone cubic. It ends flat at ``low`` and
-    ``high`` (the first and last z by default).
+    The rows may be in any order of z; between them the values are interpolated by monotone cubics. The trunk has flat
+    ends at ``low`` and ``high``, by default the smallest and the largest z.
     """
     rows = np.asarray(sections, dtype=np.float64)
     rows = rows[np.argsort(rows[:, 0])]
@@ -173,7 +171,8 @@ def stack(sections: ArrayLike, *, low: float | None = None, high: float | None =
         a, b, c, n = (values[..., i] for i in range(4))
         y = y - c
         level = ((np.abs(x) / a) ** n + (np.abs(y) / b) ** n) ** (1 / n) + np.float32(1e-6)
-        # Along the ray from the axis outside; inside, where that ray may have no length, to the nearer wall.
+        # Outside, the distance along the ray from the axis. Inside, where that ray may have no length, the distance
+        # to the nearer wall.
         radial = np.sqrt(x * x + y * y) * (1 - 1 / level)
         side = np.where(level < 1, (level - 1) * np.minimum(a, b), radial)
         return np.maximum(side, np.maximum(np.float32(low) - z, z - np.float32(high)))
@@ -187,7 +186,7 @@ def stack(sections: ArrayLike, *, low: float | None = None, high: float | None =
 
 
 def halfspace(normal: ArrayLike, offset: float) -> Shape:
-    """The points with ``normal . p <= offset``."""
+    """The points p with ``normal . p <= offset``."""
     n = np.asarray(normal, dtype=np.float64)
     n, offset = n / np.linalg.norm(n), offset / float(np.linalg.norm(n))
     everywhere = np.full(3, float(FAR))
@@ -201,7 +200,7 @@ def halfspace(normal: ArrayLike, offset: float) -> Shape:
 
 
 class Canvas:
-    """Tissue and structure ids on a grid, painted shape by shape: a later shape covers an earlier one."""
+    """Tissue and structure ids on a grid, painted shape by shape; later shapes cover earlier ones."""
 
     def __init__(self, grid: Grid, tissues: Sequence[str], structures: dict[str, int]) -> None:
         self.grid = grid
@@ -213,7 +212,7 @@ class Canvas:
         self._origin = grid.affine[:3, 3]
 
     def axes(self, box: tuple[slice, slice, slice]) -> tuple[Array, Array, Array]:
-        """Open world coordinates x, y, z in mm of a box of voxels (slices in z, y, x)."""
+        """World coordinates x, y, z in mm of a box of voxels (slices in z, y, x), as open arrays."""
         z, y, x = (
             (self._origin[2 - i] + self._spacing[2 - i] * np.arange(s.start, s.stop)).astype(np.float32)
             for i, s in enumerate(box)
@@ -221,7 +220,7 @@ class Canvas:
         return x[None, None, :], y[None, :, None], z[:, None, None]
 
     def box(self, low: NDArray[np.float64], high: NDArray[np.float64]) -> tuple[slice, slice, slice]:
-        """The voxels (slices in z, y, x) within ``low``..``high`` mm, clipped to the grid."""
+        """The voxels (slices in z, y, x) between ``low`` and ``high`` (x, y, z in mm), clipped to the grid."""
         first = np.floor((np.asarray(low) - self._origin) / self._spacing).astype(int)
         last = np.ceil((np.asarray(high) - self._origin) / self._spacing).astype(int) + 1
         return tuple(  # type: ignore[return-value]
@@ -230,7 +229,7 @@ class Canvas:
         )
 
     def measure(self, shape: Shape) -> tuple[tuple[slice, slice, slice], Array]:
-        """The shape's box and its distances in mm there."""
+        """The voxels of the bounding box of a shape, and the distances in mm from its surface there."""
         box = self.box(shape.low, shape.high)
         size = tuple(s.stop - s.start for s in box)
         return box, np.broadcast_to(shape.distance(*self.axes(box)).astype(np.float32, copy=False), size)
@@ -246,9 +245,13 @@ class Canvas:
     ) -> None:
         """Fill ``shape`` with tissue.
 
-        ``layers`` is a tissue, followed by ``(depth in mm, tissue)`` for what lies deeper. ``label`` names
-        the structure (none: the label is cleared, unless ``keep_label``). ``over`` restricts the brush to
-        voxels of those tissues, ``inside`` to voxels of that structure.
+        Args:
+            shape: the voxels to paint.
+            layers: the tissue, followed by ``(depth in mm, tissue)`` for each deeper layer.
+            label: the structure of these voxels; None clears their label.
+            keep_label: leave the labels unchanged instead.
+            over: paint only voxels of these tissues, if any are given.
+            inside: paint only voxels of this structure, if one is given.
         """
         box, distance = self.measure(shape)
         mask = distance < 0

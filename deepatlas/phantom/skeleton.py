@@ -1,7 +1,7 @@
-"""The phantom's body outline and bones, in template mm (x to the right, y to the front, z to the head).
+"""The outline of the body and the bones, in template mm (x to the right, y to the front, z to the head).
 
-Proportions are a young child's, whose large head and sitting height of 64 cm keep every structure several
-voxels wide at a network input of 32 voxels per axis.
+The proportions are those of a young child. Because of the large head and the sitting height of 64 cm, every structure
+is several voxels wide even at a network input of 32 voxels per axis.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from scipy.interpolate import PchipInterpolator
 
 from deepatlas.phantom.shapes import Array, Canvas, Shape, ellipsoid, halfspace, stack, tube, union
 
-# z, centre y of the vertebral body, its half width and half depth.
+# For each level: z, and centre y, half width and half depth of the vertebral body.
 SPINE = np.array(
     [
         (172, -31, 11, 9),
@@ -33,7 +33,8 @@ _spine = PchipInterpolator(SPINE[:, 0], SPINE[:, 1:])
 SPINE_TOP, SPINE_BOTTOM = 160.0, -196.0
 CANAL_RADIUS = 10.5
 
-BODY_SECTIONS = [  # z, half width, half depth, centre y, power
+# Cross-sections of trunk and cavity: z, half width, half depth, centre y, power of the super-ellipse.
+BODY_SECTIONS = [
     (112, 45, 48, -8, 2.1),
     (92, 62, 52, -8, 2.2),
     (72, 104, 66, -6, 2.3),
@@ -66,13 +67,13 @@ CAVITY_SECTIONS = [
 ]
 
 CRANIUM = ellipsoid((0, -8, 227), (71, 87, 74))
-# Everything above the sloping skull base.
+# The half-space above the sloping base of the skull.
 BASE = halfspace((0, 0.296, -1), -178)
 BRAIN_CAVITY = ellipsoid((0, -8, 227), (62.5, 78.5, 65.5)) & BASE
 
 
 def spine_at(z: float) -> tuple[float, float, float]:
-    """Centre y, half width and half depth of the vertebral column at height z."""
+    """Centre y, half width and half depth of the vertebral bodies at height z."""
     y, a, b = _spine(z)
     return float(y), float(a), float(b)
 
@@ -88,7 +89,7 @@ def canal() -> Shape:
 
 
 def body() -> Shape:
-    """The skin: trunk, shoulders, neck, head with nose and ears, and thighs that leave the field of view."""
+    """The outline of the skin: trunk, shoulders, neck, head with nose and ears, and thighs."""
     limbs = [
         tube([(58, -10, 68), (110, -12, 64), (140, -12, 52), (147, -10, 24)], [34, 36, 34, 27]),
         tube([(76, 0, -276), (77, 2, -340), (74, 4, -430)], [74, 71, 64], steps=4),
@@ -104,24 +105,24 @@ def body() -> Shape:
     neck = tube([(0, -12, 60), (0, -12, 112), (0, -16, 165)], [58, 47, 50], steps=6)
     ears = ellipsoid((72, -4, 188), (7, 13, 20), yaw=20)
     trunk = stack(BODY_SECTIONS)
-    whole = union(trunk, perineum, *limbs, *(s.mirrored() for s in limbs), blend=30)
-    whole = union(whole, neck, blend=40)
-    whole = union(whole, head, blend=22)
-    return union(whole, ears, ears.mirrored(), blend=6)
+    skin = union(trunk, perineum, *limbs, *(s.mirrored() for s in limbs), blend=30)
+    skin = union(skin, neck, blend=40)
+    skin = union(skin, head, blend=22)
+    return union(skin, ears, ears.mirrored(), blend=6)
 
 
 def cavity() -> Shape:
-    """The inside of the rib cage, the abdominal wall and the pelvis."""
+    """The cavity inside the rib cage, the abdominal wall and the pelvis."""
     return stack(CAVITY_SECTIONS)
 
 
 def paint_bone(canvas: Canvas, shape: Shape, label: str | None = None, cortex: float = 3.2) -> None:
-    """Cortical shell around marrow."""
+    """Paint a bone: a cortical shell, ``cortex`` mm thick, around marrow."""
     canvas.paint(shape, "cortical", (cortex, "marrow"), label=label)
 
 
 def paint_skeleton(canvas: Canvas, ribcage: Shape) -> None:
-    """All bones, back to front. ``ribcage`` is the cavity whose wall the ribs run in."""
+    """Paint all bones of trunk and limbs. The ribs run in the wall of the cavity ``ribcage``."""
     _paint_ribs(canvas, ribcage)
     _paint_shoulder(canvas)
     _paint_pelvis(canvas)
@@ -134,12 +135,13 @@ def _paint_ribs(canvas: Canvas, ribcage: Shape) -> None:
     def ribs(x: Array, y: Array, z: Array) -> Array:
         wall = ribcage.distance(x, y, z)
         wall = np.maximum(-wall, wall - 9)
-        # Ribs descend from the spine to the front, and rise again towards the sternum.
+        # The ribs descend from the spine to the front, and rise again towards the sternum.
         course = z + np.float32(slope) * (y + 70) - np.float32(0.008) * np.maximum(y - 15, 0) ** 2
         phase = (course - 82) / np.float32(pitch)
         band = (np.abs(phase - np.round(phase)) * np.float32(pitch) - np.float32(5.2)).astype(np.float32)
         extent = np.maximum(course - 88, -118 - course)
-        arch = (-34 - z) - np.float32(0.85) * np.abs(x)  # open below the sternum: the costal margin
+        # The rib cage is open below the sternum, along the costal margin.
+        arch = (-34 - z) - np.float32(0.85) * np.abs(x)
         open_front = np.where(y > 0, arch, -50).astype(np.float32)
         return np.maximum(np.maximum(wall, band), np.maximum(extent, open_front))
 
@@ -208,7 +210,7 @@ def _paint_pelvis(canvas: Canvas) -> None:
 
 
 def _levels() -> list[tuple[float, float]]:
-    """Centre height and pitch of every vertebra, from the top: they grow from neck to loin."""
+    """Centre z and height of every vertebra from top to bottom. The heights increase downwards."""
     levels, z = [], SPINE_TOP
     while z > SPINE_BOTTOM:
         pitch = float(np.interp(z, [-190, -60, 70, 160], [31, 24, 19, 15]))

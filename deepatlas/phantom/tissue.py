@@ -1,4 +1,4 @@
-"""What the phantom's tissues look like on CT: Hounsfield units, and what contrast agent does to them."""
+"""The appearance of the tissues on CT: Hounsfield units, and their enhancement by contrast agent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PHASES = ("none", "arterial", "portal")
 
 
 class Tissue(NamedTuple):
-    """HU without contrast, its rise in two phases, jitter per exam and texture within it (both one sigma)."""
+    """HU without contrast, enhancement in two phases, and sigma of the variation between exams and within one."""
 
     hu: float
     arterial: float = 0
@@ -69,11 +69,17 @@ TISSUE_NAMES = tuple(TISSUES)
 
 
 def lookup(phase: str, generator: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Tables by tissue id for one exam: HU (contrast of varying strength, tissues jittered) and texture."""
+    """Random tables for one exam, indexed by tissue id: the HU of each tissue, and the sigma of its texture.
+
+    The strength of the contrast and the HU of each tissue vary from exam to exam. Raises ValueError for a phase that is
+    not one of :data:`PHASES`.
+    """
     if phase not in PHASES:
         raise ValueError(f"phantom: phase must be one of {', '.join(PHASES)}, got {phase!r}")
     table = np.array(list(TISSUES.values()), dtype=np.float32)
     strength = np.float32(generator.uniform(0.8, 1.1))
     jitter = generator.standard_normal(len(table)).astype(np.float32).clip(-2, 2) * table[:, 3]
-    rise = {"none": 0, "arterial": table[:, 1], "portal": table[:, 2]}[phase]
-    return table[:, 0] + strength * rise + jitter, table[:, 4] * np.float32(generator.uniform(0.7, 1.3))
+    rises = {"none": np.zeros_like(table[:, 0]), "arterial": table[:, 1], "portal": table[:, 2]}
+    return table[:, 0] + strength * rises[phase] + jitter, table[:, 4] * np.float32(
+        generator.uniform(0.7, 1.3)
+    )

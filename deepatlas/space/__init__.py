@@ -1,1 +1,1 @@
-"""Physical space: grids, volumes, affine maps, and the way from a CT to the network's input."""
+"""Physical space: grids, volumes, affine maps, and the resampling of a CT to the input of the network."""

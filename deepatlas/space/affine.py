@@ -1,4 +1,4 @@
-"""Affine maps of normalised coordinates: their grids of coordinates, and random ones for augmentation (paper 5.5.2).
+"""Affine maps of normalised coordinates: coordinates under a map, and random maps for augmentation (paper 5.5.2).
 
 A ``theta`` [B, 3, 4] maps the normalised coordinates (x, y, z) of a moved sample to those of its original:
 ``moved(v) = original(theta v)``, which is what ``ops.affine_resample`` takes.
@@ -16,9 +16,13 @@ from deepatlas.config import DataConfig
 
 
 def affine_coords(theta: Tensor, size: int | Sequence[int]) -> Tensor:
-    """Where each voxel of an augmented sample lies in its original: ``[B, 3, D, H, W]``, normalised x, y, z.
+    """Normalised coordinates of the voxels of an augmented sample in its original: the map ``original_from_augmented``.
 
-    This is the map ``original_from_augmented``. An axis of size 1 sits at 0.
+    Args:
+        theta: affine maps ``[B, 3, 4]``.
+        size: voxels along each axis of the sample, one number or (z, y, x). An axis of size 1 has coordinate 0.
+
+    Returns coordinates ``[B, 3, D, H, W]``, channels x, y, z.
     """
     shape = (size,) * 3 if isinstance(size, int) else tuple(size)
     axes = [
@@ -42,14 +46,13 @@ def random_affine(
 ) -> Tensor:
     """Draw ``batch`` independent affine maps.
 
-    Each axis is scaled by its own factor from ``scale`` (a factor above 1 shows more: the field of view
-    grows), then the cube is turned by an angle in ``±rotation`` radians about each of x, y and z, then
-    moved by up to ``±translation`` in normalised units along each. ``rotation`` and ``translation`` are
-    numbers, or one per axis (x, y, z). As in the paper the rotation is that of the normalised cube,
-    whatever the voxel size.
+    Each axis is scaled by its own factor from ``scale``; a factor above 1 enlarges the field of view. The cube is
+    then rotated by an angle of up to ``±rotation`` radians about each of x, y and z, and finally moved by up to
+    ``±translation`` in normalised units along each axis. ``rotation`` and ``translation`` are one number, or one for
+    each axis (x, y, z). As in the paper, the normalised cube is rotated, regardless of the size of its voxels.
 
-    Returns theta ``[B, 3, 4]``. Numbers are drawn on the generator's own device, so a CPU generator gives
-    the same maps on every device.
+    Returns theta ``[B, 3, 4]``. The numbers are drawn on the device of the generator, so that a CPU generator gives
+    the same maps on every device. Raises ValueError for ranges that are negative or not finite.
     """
     low, high = scale
     if not 0 < low <= high:

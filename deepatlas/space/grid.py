@@ -1,4 +1,4 @@
-"""The physical space of a voxel array: shape and affine, carried exactly through every step."""
+"""The physical space of a voxel array: its shape and affine, which stay exact through every operation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def axis_cosine(affine: NDArray[np.float64]) -> float:
 def _halves(shape: Shape) -> NDArray[np.float64]:
     """Voxels per unit of normalised coordinate, (x, y, z).
 
-    An axis of size 1 has its voxel at 0 and, so that the map stays invertible, half a voxel per unit.
+    An axis of size 1 has its voxel at 0. Half a voxel per unit keeps the map invertible.
     """
     return np.array([max(n - 1, 1) / 2 for n in reversed(shape)], dtype=np.float64)
 
@@ -45,17 +45,17 @@ def _triple(value: int | Sequence[int], what: str) -> Shape:
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """A voxel array's place in the world.
+    """The position of a voxel array in physical space.
 
     ``shape`` is (D, H, W), in the order of the array's axes z, y, x. ``affine`` is the 4x4 float64 matrix
-    from voxel indices (x, y, z) to RAS+ millimetres (x to the right, y to the front, z to the head): what
-    nibabel calls the affine of the array transposed to x, y, z. Points are ``[..., 3]`` in x, y, z order
-    everywhere.
+    from voxel indices (x, y, z) to RAS+ millimetres (x to the right, y to the front, z to the head), which
+    is nibabel's affine of the array transposed to x, y, z. Points are always ``[..., 3]`` in the order x, y,
+    z.
 
     Normalised coordinates are corner-aligned: -1 is the centre of the first voxel of an axis, +1 the centre
-    of the last; an axis of size 1 sits at 0.
+    of the last; an axis of size 1 has coordinate 0.
 
-    Raises :class:`~deepatlas.errors.DataError` if the shape holds no voxel, or the affine is not finite,
+    Raises :class:`~deepatlas.errors.DataError` if the shape has no voxels, or the affine is not finite,
     not invertible or sheared.
     """
 
@@ -103,7 +103,7 @@ class Grid:
     def from_spacing(
         cls, shape: Shape, spacing: ArrayLike = (1.0, 1.0, 1.0), origin: ArrayLike = (0.0, 0.0, 0.0)
     ) -> Grid:
-        """An axis-aligned RAS+ grid; ``spacing`` and ``origin`` (first voxel's centre) are x, y, z in mm."""
+        """An axis-aligned RAS+ grid; ``spacing`` and ``origin`` (the centre of the first voxel) are x, y, z in mm."""
         affine = np.diag([*np.broadcast_to(np.asarray(spacing, dtype=np.float64), 3), 1.0])
         affine[:3, 3] = origin
         return cls(shape, affine)
@@ -122,16 +122,16 @@ class Grid:
 
     @property
     def extent(self) -> tuple[float, float, float]:
-        """Size of the field of view (x, y, z) in mm, outer face to outer face."""
+        """Size of the field of view (x, y, z) in mm, between the outer faces of the voxels."""
         return tuple(s * n for s, n in zip(self.spacing, reversed(self.shape), strict=True))  # type: ignore
 
     def corners(self) -> NDArray[np.float64]:
-        """World positions ``[8, 3]`` in mm of the eight corner voxels' centres."""
+        """World positions ``[8, 3]`` in mm of the centres of the eight corner voxels."""
         last = np.array([n - 1 for n in reversed(self.shape)])
         return self.voxel_to_world(np.array(list(np.ndindex(2, 2, 2))) * last)
 
     def matches(self, other: Grid, tolerance: float = 0.1) -> bool:
-        """Same shape, and every voxel within ``tolerance`` voxels of its counterpart."""
+        """Whether the shapes are equal and every voxel is within ``tolerance`` voxels of its counterpart."""
         if self.shape != other.shape:
             return False
         return bool(
@@ -149,25 +149,25 @@ class Grid:
         return self.affine @ to_voxel
 
     def voxel_to_world(self, points: ArrayLike) -> NDArray[np.float64]:
-        """Voxel indices ``[..., 3]`` (x, y, z), fractions allowed, to mm."""
+        """Convert voxel indices ``[..., 3]`` (x, y, z), which may be fractional, to mm."""
         return _apply(self.affine, points)
 
     def world_to_voxel(self, points: ArrayLike) -> NDArray[np.float64]:
-        """Millimetres ``[..., 3]`` to fractional voxel indices (x, y, z)."""
+        """Convert mm ``[..., 3]`` to fractional voxel indices (x, y, z)."""
         return _apply(np.linalg.inv(self.affine), points)
 
     def normalized_to_world(self, coords: ArrayLike) -> NDArray[np.float64]:
-        """Normalised coordinates ``[..., 3]`` (x, y, z) to mm."""
+        """Convert normalised coordinates ``[..., 3]`` (x, y, z) to mm."""
         return _apply(self.normalized_affine, coords)
 
     def world_to_normalized(self, points: ArrayLike) -> NDArray[np.float64]:
-        """Millimetres ``[..., 3]`` to normalised coordinates (x, y, z); outside the grid they pass 1."""
+        """Convert mm ``[..., 3]`` to normalised coordinates (x, y, z), which are beyond ±1 outside the grid."""
         return _apply(np.linalg.inv(self.normalized_affine), points)
 
     def theta_from(self, target: Grid) -> NDArray[np.float64]:
-        """``[3, 4]`` matrix from ``target``'s normalised coordinates to this grid's.
+        """The ``[3, 4]`` matrix from the normalised coordinates of ``target`` to those of this grid.
 
-        ``ops.affine_resample(volume_on_self, theta, target.shape)`` then pulls the volume onto ``target``.
+        ``ops.affine_resample(volume_on_self, theta, target.shape)`` resamples a volume on this grid to ``target``.
         """
         return (np.linalg.inv(self.normalized_affine) @ target.normalized_affine)[:3]
 
@@ -179,7 +179,7 @@ class Grid:
     # -- derived grids ----------------------------------------------------------------------------
 
     def resized(self, shape: int | Sequence[int]) -> Grid:
-        """The grid after a corner-aligned resize: normalised coordinates keep their place in the world."""
+        """The grid after a corner-aligned resize, which keeps the world position of every normalised coordinate."""
         shape = _triple(shape, "shape")
         if min(shape) < 1:
             raise DataError(
@@ -190,10 +190,10 @@ class Grid:
         return Grid(shape, self.normalized_affine @ from_new)
 
     def pooled(self, kernel: int | Sequence[int]) -> Grid:
-        """The grid after average pooling with stride = ``kernel`` (an integer or (z, y, x)), rests dropped.
+        """The grid after average pooling with stride = ``kernel`` (an integer or (z, y, x)).
 
-        A pooled voxel sits at the centre of its block, so the first one moves inward by (k - 1) / 2 input
-        voxels.
+        Incomplete blocks at the end of an axis are dropped. A pooled voxel is at the centre of its block, so
+        that the first voxel moves inward by (k - 1) / 2 input voxels.
         """
         kernel = _triple(kernel, "kernel")
         if min(kernel) < 1 or any(k > n for k, n in zip(kernel, self.shape, strict=True)):
@@ -201,7 +201,8 @@ class Grid:
         k = np.array(kernel[::-1], dtype=np.float64)
         from_new = np.diag([*k, 1.0])
         from_new[:3, 3] = (k - 1) / 2
-        return Grid(tuple(n // s for n, s in zip(self.shape, kernel, strict=True)), self.affine @ from_new)
+        d, h, w = (n // s for n, s in zip(self.shape, kernel, strict=True))
+        return Grid((d, h, w), self.affine @ from_new)
 
     def cropped(self, start: Sequence[int], shape: Sequence[int]) -> Grid:
         """The grid of ``array[z0:z0+d, y0:y0+h, x0:x0+w]``; ``start`` may be negative (padding)."""
@@ -210,14 +211,14 @@ class Grid:
         return Grid(_triple(shape, "shape"), self.affine @ from_new)
 
     def canonical(self) -> tuple[Grid, Shape, tuple[int, ...]]:
-        """The closest RAS+ grid reached by permuting and flipping axes alone.
+        """The closest RAS+ grid that permuting and flipping the axes can give.
 
-        Returns ``(grid, axes, flips)``: ``np.flip(array.transpose(axes), flips)`` lives on ``grid``, whose
-        voxel axes x, y, z run to the right, the front and the head as nearly as the oblique angle lets
-        them.
+        Returns ``(grid, axes, flips)``: ``grid`` is the grid of ``np.flip(array.transpose(axes), flips)``. Its
+        voxel axes x, y, z run to the right, to the front and to the head, as closely as an oblique grid allows.
         """
         cosines = self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0)
-        # source[w] is the old voxel axis that lies best along world axis w; rounding settles 45-degree ties.
+        # source[w] is the old voxel axis that best follows world axis w. Rounding makes the choice at 45 degrees
+        # reproducible.
         source = max(
             permutations(range(3)), key=lambda p: round(sum(abs(cosines[w, p[w]]) for w in range(3)), 6)
         )
@@ -230,12 +231,12 @@ class Grid:
             from_new[old, 3] = self.shape[2 - old] - 1 if negative else 0
             if negative:
                 flipped.append(2 - world)
-        axes = tuple(2 - source[2 - axis] for axis in range(3))
-        shape = tuple(self.shape[axis] for axis in axes)
-        return Grid(shape, self.affine @ from_new), axes, tuple(sorted(flipped))  # type: ignore[arg-type]
+        axes = (2 - source[2], 2 - source[1], 2 - source[0])
+        shape = (self.shape[axes[0]], self.shape[axes[1]], self.shape[axes[2]])
+        return Grid(shape, self.affine @ from_new), axes, tuple(sorted(flipped))
 
 
-def _apply(matrix: NDArray[np.float64], points: ArrayLike) -> NDArray[np.float64]:
+def _apply(matrix: NDArray, points: ArrayLike) -> NDArray[np.float64]:
     points = np.asarray(points, dtype=np.float64)
     if points.ndim == 0 or points.shape[-1] != 3:
         raise ValueError(f"Grid: points must have shape [..., 3] (x, y, z), got {points.shape}")

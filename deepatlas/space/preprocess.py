@@ -1,4 +1,4 @@
-"""From a CT on any grid to the network's input, with exact geometry (paper 5.5.2 and 5.5.3)."""
+"""Preprocessing: from a CT on any grid to the input of the network, with exact geometry (paper 5.5.2 and 5.5.3)."""
 
 from __future__ import annotations
 
@@ -18,26 +18,38 @@ from deepatlas.space.volume import Volume
 
 HU_RANGE = (-256.0, 256.0)
 CROPS = (None, "foreground", "midline")
-MIDLINE_MM = 240.0  # left to right: any head and neck with some room, and of the shoulders only the middle
+# The width that ``crop="midline"`` keeps: any head and neck with some margin, and only the middle of the shoulders.
+MIDLINE_MM = 240.0
 
-_MASK_SIGMA = 0.7  # voxels, paper 5.5.3
-_MASK_THRESHOLD = -900.0  # HU, paper 5.5.3
+# Paper 5.5.3: the blur in voxels and the threshold in HU of the foreground mask.
+_MASK_SIGMA = 0.7
+_MASK_THRESHOLD = -900.0
+# The size of the blocks whose means are used to find the patient.
 _COARSE_MM = 4.0
-_BODY_THRESHOLD = -400.0  # block means: above foam couch tops, blankets and lungs, below fat
-_SLICE_MM = 36.0  # the square that a full axial slice holds: less than an infant's neck, more than a tube
+# The HU of a block that belongs to the patient: above foam couch tops, blankets and lungs, below fat.
+_BODY_THRESHOLD = -400.0
+# The side of the square that a full axial slice contains: smaller than the neck of an infant, larger than a tube.
+_SLICE_MM = 36.0
+# The neighbourhood of a voxel in its axial slice.
 _IN_PLANE = np.zeros((3, 3, 3), dtype=bool)
 _IN_PLANE[1] = ndimage.generate_binary_structure(2, 1)
-_COMPANION = 0.25  # a second body part (the other leg) has at least this share of the largest one's volume
+# A second region is a body part, such as the other leg, if it has at least this share of the largest one's volume.
+_COMPANION = 0.25
 
 
 def to_model_grid(volume: Volume, size: int = MODEL_SIZE, crop: str | None = None) -> Volume:
-    """Resample a CT to ``size``³ as the network sees it (paper 5.5.2), still in Hounsfield units.
+    """Resample a CT to the grid of the network's input (paper 5.5.2); the values remain Hounsfield units.
 
-    The voxels are put in RAS order, cropped to the patient if ``crop="foreground"`` (and from left to right to the
-    middle 240 mm of the patient at most if ``crop="midline"``, see :func:`midline_box`), resized to 128³ with
-    corner-aligned linear interpolation and average-pooled by ``128 // size``.
+    The voxels are reordered to RAS, cropped, resized to 128³ with corner-aligned linear interpolation, and
+    average-pooled by ``128 // size``.
 
-    Returns a float32 :class:`Volume` whose grid is exact, the half-voxel shift of the pooling included.
+    Args:
+        volume: Hounsfield units on any grid.
+        size: voxels along each side, a divisor of 128.
+        crop: None, ``"foreground"`` to crop to the patient (see :func:`foreground_box`), or ``"midline"`` to crop also
+            from left to right to at most the middle 240 mm of the patient (see :func:`midline_box`).
+
+    Returns a float32 :class:`Volume` with its exact grid, which includes the half-voxel shift of the pooling.
 
     Raises :class:`~deepatlas.errors.DataError` if no patient is found to crop to.
     """
@@ -47,7 +59,7 @@ def to_model_grid(volume: Volume, size: int = MODEL_SIZE, crop: str | None = Non
 
 
 def to_fine_grid(volume: Volume, crop: str | None = None) -> Volume:
-    """The 128³ volume, in Hounsfield units, that :func:`to_model_grid` pools."""
+    """The float32 volume of 128³ voxels in Hounsfield units that :func:`to_model_grid` pools."""
     if crop not in CROPS:
         raise ValueError(f"preprocess: crop must be one of {CROPS}, got {crop!r}")
     volume = volume.canonical()
@@ -61,7 +73,7 @@ def to_fine_grid(volume: Volume, crop: str | None = None) -> Volume:
 
 
 def pool_volume(volume: Volume, kernel: int) -> Volume:
-    """Average-pool by ``kernel`` along each axis; corner voxels move inward by (kernel - 1) / 2 voxels."""
+    """Average-pool by ``kernel`` along each axis; the corner voxels move inward by (kernel - 1) / 2 voxels."""
     if kernel == 1:
         return volume
     tensor = torch.from_numpy(np.ascontiguousarray(volume.array, dtype=np.float32))[None, None]
@@ -70,21 +82,20 @@ def pool_volume(volume: Volume, kernel: int) -> Volume:
 
 
 def labels_to_grid(seg: Volume, grid: Grid) -> Volume:
-    """Pull a label image onto ``grid`` with nearest-neighbour sampling, 0 outside; the dtype is kept."""
+    """Resample a label image to ``grid`` with nearest-neighbour sampling. The dtype is kept; outside it is 0."""
     theta = torch.from_numpy(seg.grid.theta_from(grid)).float()[None]
-    tensor = torch.from_numpy(np.ascontiguousarray(seg.array, dtype=np.float32))[
-        None, None
-    ]  # exact below 2**24
+    # float32 represents integers below 2**24 exactly.
+    tensor = torch.from_numpy(np.ascontiguousarray(seg.array, dtype=np.float32))[None, None]
     sampled = ops.affine_resample(tensor, theta, grid.shape, mode="nearest", padding="zeros")
     return replace(seg, array=sampled[0, 0].numpy().astype(seg.array.dtype), grid=grid)
 
 
 def pool_labels(labels: NDArray, kernel: int) -> NDArray:
-    """The most frequent label of each ``kernel``³ block of a (D, H, W) array.
+    """The most frequent label of each block of ``kernel``³ voxels of a ``[D, H, W]`` array; the dtype is kept.
 
-    Nearest-neighbour sampling would take one corner of the block, a fraction of a voxel off its centre. A tie
-    is settled by the block's first voxel in even blocks and its last in odd ones, as on a chessboard, so
-    that structures neither grow nor move; if that voxel is not among the tied, by the higher id.
+    Nearest-neighbour sampling would instead take one corner of the block, a fraction of a voxel from its centre. A
+    tie is decided by one voxel, so that structures neither grow nor move: the first voxel of even blocks and the last
+    of odd ones, which alternate as on a chessboard. If the label of that voxel is not tied, the higher id wins.
     """
     if kernel == 1:
         return labels
@@ -92,7 +103,8 @@ def pool_labels(labels: NDArray, kernel: int) -> NDArray:
     blocks = labels[: d * kernel, : h * kernel, : w * kernel].reshape(d, kernel, h, kernel, w, kernel)
     blocks = blocks.transpose(0, 2, 4, 1, 3, 5).reshape(d * h * w, kernel**3)
     pooled = blocks[:, 0].copy()
-    mixed = np.flatnonzero((blocks != blocks[:, :1]).any(axis=1))  # blocks on a border; the rest are settled
+    # Only blocks at the border of a structure hold different labels.
+    mixed = np.flatnonzero((blocks != blocks[:, :1]).any(axis=1))
     ordered = np.sort(blocks[mixed], axis=1)
     best = np.zeros(len(mixed), dtype=np.int64)
     run = np.zeros(len(mixed), dtype=np.int64)
@@ -110,19 +122,23 @@ def pool_labels(labels: NDArray, kernel: int) -> NDArray:
 
 
 def normalize(hu: Tensor) -> Tensor:
-    """Clip Hounsfield units to [-256, 256] and scale to [0, 1] (paper 5.5.2); integers become float32."""
+    """Clip Hounsfield units to [-256, 256] and scale them to [0, 1] (paper 5.5.2); integers become float32."""
     low, high = HU_RANGE
     hu = hu if hu.is_floating_point() else hu.float()
     return (hu.clamp(low, high) - low) / (high - low)
 
 
 def foreground_mask(hu: NDArray) -> NDArray[np.bool_]:
-    """Where the patient is, for the masked losses: paper 5.5.3.
+    """The mask of the patient for the masked losses (paper 5.5.3).
 
-    Gaussian blur (sigma 0.7 voxel), threshold -900 HU, largest connected region, holes filled. ``hu`` is
-    (D, H, W), axial slices first, at the network's resolution; an image of air alone gives an empty mask.
-    The first and the last slice of the patient count as closed: lungs and airway that a truncated scan cuts
-    open are still inside.
+    Gaussian blur (sigma 0.7 voxel), threshold at -900 HU, largest connected region, holes filled. The first and the
+    last slice of the patient are treated as closed, so that lungs and airway that a truncated scan cuts open are
+    inside.
+
+    Args:
+        hu: Hounsfield units ``[D, H, W]`` at the resolution of the network, with axial slices along the first axis.
+
+    Returns a boolean mask of the same shape, which is empty for an image of air.
     """
     blurred = ndimage.gaussian_filter(np.maximum(hu, AIR).astype(np.float32), _MASK_SIGMA)
     mask = _largest(blurred > _MASK_THRESHOLD)
@@ -133,14 +149,13 @@ def foreground_mask(hu: NDArray) -> NDArray[np.bool_]:
 
 
 def foreground_box(volume: Volume) -> tuple[Shape, Shape]:
-    """Bounding box ``(start, shape)`` in voxels (z, y, x) of the patient, a few millimetres wider.
+    """The bounding box of the patient with a margin of a few millimetres: ``(start, shape)`` in voxels (z, y, x).
 
-    Found on block means of about 4 mm. Thin and small things (couch top, tubes, debris, head frame) are
-    opened away and do not count unless they are large. Axial slices at the ends that hold no full
-    cross-section are left out: empty ones, and those where no more than the surroundings of one structure
-    were published.
+    The patient is found on block means of about 4 mm. A morphological opening removes thin and small objects (couch
+    top, tubes, debris, head frame); only large regions count. Axial slices at both ends without a full cross-section
+    are left out: empty slices, and slices of published data that show only the surroundings of one structure.
 
-    Raises :class:`~deepatlas.errors.DataError` if there is no patient in the image.
+    Raises :class:`~deepatlas.errors.DataError` if the image shows no patient.
     """
     array = np.ascontiguousarray(volume.array, dtype=np.float32)
     kernel = tuple(
@@ -160,7 +175,8 @@ def foreground_box(volume: Volume) -> tuple[Shape, Shape]:
     sizes = np.bincount(regions.ravel())
     sizes[0] = 0
     kept = np.isin(regions, np.flatnonzero(sizes >= max(1.0, _COMPANION * sizes.max())))
-    kept = ndimage.binary_dilation(kept) & body  # what the opening took from the rim
+    # The opening also removed voxels from the surface of the patient.
+    kept = ndimage.binary_dilation(kept) & body
     kept &= _full_slices(kept, kernel, volume)[:, None, None]
     start, shape = [], []
     for axis, (k, n) in enumerate(zip(kernel, array.shape, strict=True)):
@@ -172,16 +188,17 @@ def foreground_box(volume: Volume) -> tuple[Shape, Shape]:
 
 
 def midline_box(volume: Volume) -> tuple[Shape, Shape]:
-    """Box ``(start, shape)`` in voxels (z, y, x) of a RAS image: its middle ``MIDLINE_MM`` from left to right.
+    """The middle ``MIDLINE_MM`` of a RAS image from left to right, as a box ``(start, shape)`` in voxels (z, y, x).
 
-    The middle is the median over the axial slices of the patient's centre in each. For heads and necks: a whole
-    image is as wide as the shoulders, three times a head, or as narrow as the field of view, so a head would take
-    a third of the network's input in one exam and all of it in the next.
+    The middle is the median, over the axial slices, of the patient's centre in each slice. This crop is for exams of
+    head and neck: an uncropped image is as wide as the shoulders, three times the width of a head, or as narrow as
+    the field of view, so that a head would fill a third of the network's input in one exam and all of it in another.
     """
     depth, height, width = volume.grid.shape
     keep = min(width, round(MIDLINE_MM / volume.grid.spacing[0]))
     body = ndimage.binary_opening(np.asarray(volume.array) > _BODY_THRESHOLD, _IN_PLANE)
-    columns = body.sum(axis=1)  # [z, x]
+    # Voxels of the patient in each column, [z, x].
+    columns = body.sum(axis=1)
     filled = columns.sum(axis=1)
     if keep == width or not filled.any():
         start = (width - keep) // 2
@@ -192,7 +209,7 @@ def midline_box(volume: Volume) -> tuple[Shape, Shape]:
 
 
 def _full_slices(body: NDArray[np.bool_], kernel: tuple[int, ...], volume: Volume) -> NDArray[np.bool_]:
-    """Which axial slices lie between the first and the last full one; all of them if none is full."""
+    """Boolean ``[D]``: the axial slices from the first to the last full one, or all slices if none is full."""
     filled = ndimage.binary_fill_holes(body, _IN_PLANE)
     x, y, _ = volume.grid.spacing
     square = (max(1, round(_SLICE_MM / (y * kernel[1]))), max(1, round(_SLICE_MM / (x * kernel[2]))))
@@ -205,6 +222,7 @@ def _full_slices(body: NDArray[np.bool_], kernel: tuple[int, ...], volume: Volum
 
 
 def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The largest connected region of a mask."""
     regions, count = ndimage.label(mask)
     if count < 2:
         return mask

@@ -1,4 +1,4 @@
-"""A voxel array together with its place in the world."""
+"""A voxel array together with its position in physical space."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from deepatlas.space.grid import Grid
 class Volume:
     """``array`` (D, H, W) on ``grid``: Hounsfield units for a CT, integer ids for a label image.
 
-    ``name`` is the file or exam that it came from, for messages.
+    ``name`` is the file or exam of its origin, which messages name.
+
+    Raises ValueError if the shapes of array and grid differ.
     """
 
     array: NDArray
@@ -30,17 +32,16 @@ class Volume:
             )
 
     def canonical(self) -> Volume:
-        """The same voxels in the closest RAS+ order (permuted and flipped, never resampled)."""
+        """The same voxels in the closest RAS+ order: axes are permuted and flipped, and nothing is resampled."""
         grid, axes, flips = self.grid.canonical()
         array = np.ascontiguousarray(self.array.transpose(axes))
-        if (
-            flips
-        ):  # a copy: an axis of one voxel counts as contiguous in either direction, but not for PyTorch
+        if flips:
+            # Copied explicitly: NumPy takes a flipped axis of one voxel for contiguous, but PyTorch does not.
             array = np.flip(array, flips).copy()
         return replace(self, array=array, grid=grid)
 
     def cropped(self, start: Sequence[int], shape: Sequence[int]) -> Volume:
-        """The box of ``shape`` from voxel ``start`` (both z, y, x), which must lie inside the array."""
+        """The box of ``shape`` at voxel ``start`` (both z, y, x); ValueError if it is not inside the array."""
         box = tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))
         if any(b.start < 0 or b.stop > n for b, n in zip(box, self.grid.shape, strict=True)):
             raise ValueError(

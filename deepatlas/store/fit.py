@@ -57,14 +57,14 @@ def fit_exam(
         raise ExamError(
             f"{ct.name}: holds nothing but air (no region above -900 HU); check that it is in Hounsfield units"
         )
+    labels_fine: NDArray | None = None
+    labels_64: NDArray | None = None
+    present: set[int] = set()
     if seg is not None:
         dtype = np.uint8 if max(labels.values()) < 256 else np.uint16
         labels_fine = labels_to_grid(seg, fine.grid).array.astype(dtype)
         labels_64 = pool_labels(labels_fine, FINE_SIZE // MODEL_SIZE)
         present = set(np.unique(seg.array).tolist())
-    else:
-        labels_fine = labels_64 = None
-        present = set()
     return PreparedExam(
         hu=np.rint(pooled.array).clip(-32768, 32767).astype(np.int16),
         mask=mask.astype(np.uint8),

@@ -8,7 +8,7 @@ from deepatlas.config import NetworkConfig, preset
 from deepatlas.nn import Atlas, Autoencoder, CoordinateNetwork, parameter_count
 from deepatlas.nn.autoencoder import HISTOGRAM_HU, HISTOGRAM_VALUE, histogram_map
 from deepatlas.nn.blocks import StandardizedConv3d
-from deepatlas.nn.network import _space_to_channels
+from deepatlas.nn.network import space_to_channels
 
 SMALL = NetworkConfig(size=16, channels=(8, 8, 16), features=16, head_kernel=1)
 
@@ -118,6 +118,6 @@ def test_folding_moves_every_voxel_into_one_channel():
     network = CoordinateNetwork(NetworkConfig(size=16, fold=2, channels=(8, 16), features=8, head_kernel=1))
     assert network(torch.rand(1, 1, 16, 16, 16), 0).shape == (1, 3, 8, 8, 8)
     x = torch.arange(16.0**3).view(1, 1, 16, 16, 16)
-    folded = _space_to_channels(x, 2)
+    folded = space_to_channels(x, 2)
     torch.testing.assert_close(folded.mean(1, keepdim=True), F.avg_pool3d(x, 2))
     assert folded.unique().numel() == 16**3

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from scipy.linalg import expm
 
-from deepatlas.phantom.deform import STEP, Deformation, Pose, _nodes, determinant, exponential, upsample
+from deepatlas.phantom.deform import (
+    STEP,
+    Deformation,
+    Pose,
+    determinant,
+    exponential,
+    upsample,
+    velocity_nodes,
+)
 from deepatlas.phantom.shapes import Canvas, ellipsoid, halfspace, rotation, stack, tube, union
 from deepatlas.space.grid import Grid
 
@@ -84,7 +92,7 @@ def test_upsample_reproduces_linear_fields():
 
 def test_exponential_of_a_linear_velocity_is_the_matrix_exponential():
     rate = np.array([[0.08, -0.15, 0.0], [0.15, 0.05, 0.02], [0.0, 0.04, -0.06]])
-    x, y, z = _nodes()
+    x, y, z = velocity_nodes()
     grid = np.stack(np.broadcast_arrays(x, y, z))
     velocity = np.einsum("ij,jdhw->idhw", rate, grid).astype(np.float32)
     points = np.random.default_rng(3).uniform(-60, 60, (3, 300))
@@ -102,7 +110,7 @@ def test_determinant_of_an_affine_map():
 @pytest.mark.parametrize("index", range(3))
 def test_random_deformations_are_smooth_and_do_not_fold(index):
     deformation = Deformation.random(np.random.default_rng(index))
-    mapped = np.stack([p + d for p, d in zip(_nodes(), deformation.displacement, strict=True)])
+    mapped = np.stack([p + d for p, d in zip(velocity_nodes(), deformation.displacement, strict=True)])
     assert determinant(mapped, (STEP,) * 3).min() > 0
     assert 5 < np.linalg.norm(deformation.displacement, axis=0).mean() < 60
 
