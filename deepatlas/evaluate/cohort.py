@@ -34,6 +34,7 @@ from deepatlas.localize.segment import segment_coordinates
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import Engine
 from deepatlas.pictures import figures
+from deepatlas.pictures.draw import png_bytes, save_figure, save_png
 from deepatlas.space.volume import Volume
 
 
@@ -122,7 +123,7 @@ def evaluate_cohort(
     plot = None
     if pictures and rows:
         figure = figures.dice_figure(rows, list(structures))
-        plot = figures.save_figure(figure, out_dir / "figures" / "dice.png")
+        plot = save_figure(figure, out_dir / "figures" / "dice.png")
     sections = sorted((result.section for result in results), key=_mean_dice_or_last)
     write_report(out_dir / "report.html", Report("One-shot segmentation", evaluation, sections, plot))
     return summary
@@ -160,7 +161,7 @@ def _evaluate_exams(
             figure = exam_figure(
                 files.id, ct, reference, predicted, structures, model.atlas, coords, grid, settings.convention
             )
-            section.png = figures.png_bytes(figure)
+            section.png = png_bytes(figure)
         return _ExamResult(section, seconds)
 
     results = []
@@ -169,7 +170,7 @@ def _evaluate_exams(
         if result.section.png:
             # The picture is written here and not in evaluate(), because a full disk must end the run. There it would
             # count as one bad exam.
-            figures.save_png(result.section.png, out_dir / "figures" / f"{files.id}.png")
+            save_png(result.section.png, out_dir / "figures" / f"{files.id}.png")
         if progress is not None:
             mean = statistics(row.dice for row in result.section.rows).mean
             text = "no structure drawn" if mean is None else f"mean Dice {mean:.3f}"

@@ -15,6 +15,7 @@ from deepatlas.errors import DataError
 from deepatlas.evaluate.score import LabelIds
 from deepatlas.model.native import native_coordinates
 from deepatlas.pictures import figures
+from deepatlas.pictures.view import choose_slices
 from deepatlas.space.grid import Grid
 from deepatlas.space.preprocess import foreground_box, normalize
 from deepatlas.space.volume import Volume
@@ -54,7 +55,7 @@ def exam_figure(
     box = tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))
     truth, found = truth[box], found[box]
     names = {name: ids.prediction for name, ids in structures.items()}
-    index = figures.choose_slices(truth, list(names.values()))
+    index = choose_slices(truth, list(names.values()))
 
     def cut(array: NDArray) -> list[NDArray]:
         return [np.take(array, at, axis=axis) for axis, at in enumerate(index)]

@@ -9,7 +9,7 @@ from deepatlas.evaluate.evaluation import Evaluation
 from deepatlas.evaluate.rows import Row
 from deepatlas.evaluate.tables import summary_cells
 from deepatlas.files import write_text
-from deepatlas.pictures.figures import data_uri
+from deepatlas.pictures.draw import data_uri
 from deepatlas.pictures.page import render
 
 

@@ -1,1 +1,1 @@
-"""Pictures and the style of pages."""
+"""Pictures of exams and results, and the style of HTML pages."""

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: one style for all of them, and how a template becomes a page."""
+"""Self-contained HTML pages: their common style, and the rendering of templates."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ STYLE = """ :root { color-scheme: light dark; --line: #8884; --soft: #888; }
 
 
 def render(package: str, template: str, **values: Any) -> str:
-    """The page that a jinja template of a package gives with these values, and with :data:`STYLE` as ``style``.
+    """Render a Jinja template of a Python package with these values, and with :data:`STYLE` as ``style``.
 
-    Values are escaped, and one that the template needs and does not get is an error.
+    Values are escaped. A value that the template needs but does not get raises ``jinja2.UndefinedError``.
     """
     source = resources.files(package).joinpath(template).read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)

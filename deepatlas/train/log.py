@@ -94,7 +94,7 @@ class RunLog:
     def draw(self) -> None:
         """Redraw ``progress.png``: every logged scalar against the overall step."""
         try:
-            from deepatlas.pictures.figures import new_figure, save_figure
+            from deepatlas.pictures.draw import new_figure, save_figure
         except ImportError:
             return
         series = defaultdict(lambda: ([], []))

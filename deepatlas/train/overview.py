@@ -13,7 +13,8 @@ from deepatlas.exams.read import read_labels_for, read_volume
 from deepatlas.localize.segment import segment
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import Engine
-from deepatlas.pictures.figures import progress_figure, save_figure
+from deepatlas.pictures.draw import save_figure
+from deepatlas.pictures.figures import progress_figure
 from deepatlas.space.preprocess import foreground_box, normalize
 from deepatlas.space.volume import Volume
 

@@ -10,7 +10,8 @@ import torch
 
 import deepatlas_ops as ops
 from deepatlas.nn import Atlas, CoordinateNetwork
-from deepatlas.pictures.figures import View, coordinate_colours, new_figure, save_figure, show
+from deepatlas.pictures.draw import coordinate_colours, new_figure, save_figure, show
+from deepatlas.pictures.view import View
 from deepatlas.space.affine import affine_coords
 from deepatlas.space.grid import Grid
 from deepatlas.train.feed.resident import ExamArray

@@ -16,8 +16,9 @@ from deepatlas.exams.exam_file import ExamFile, ExamRecord
 from deepatlas.files import write_text
 from deepatlas.intake.dataset.folder import REPORT, exam_path
 from deepatlas.intake.dataset.manifest import Manifest
-from deepatlas.pictures.figures import View, data_uri, new_figure, png_bytes
+from deepatlas.pictures.draw import data_uri, new_figure, png_bytes
 from deepatlas.pictures.page import render
+from deepatlas.pictures.view import View
 from deepatlas.space.constants import AIR
 from deepatlas.version import __version__
 

@@ -1,0 +1,188 @@
+"""Drawing: slices with true proportions, side letters and contours, and figures as PNG files.
+
+Figures are plain ``matplotlib.figure.Figure`` objects, so that nothing here changes the global state of pyplot or needs
+a display.
+"""
+
+from __future__ import annotations
+
+import base64
+import colorsys
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deepatlas.files import atomic_path
+from deepatlas.pictures.view import View
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The palettes of Okabe and Ito, without black, and of Tol (bright): colour-blind readers can tell these colours apart,
+# and they are visible on grey CT.
+COLOURS = (
+    "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#4477EE",
+    "#EE6677", "#66CCEE", "#AA3377", "#CCBB44", "#88DD88", "#FF99CC", "#9988FF",
+)  # fmt: skip
+BACKGROUND = "#101014"
+INK = "#e8e8ec"
+
+
+def colour(index: int) -> str:
+    """The hexadecimal colour of a label id (from 1), which is the same in every picture and different for every id."""
+    if index <= len(COLOURS):
+        return COLOURS[(int(index) - 1) % len(COLOURS)]
+    # Hues that advance by the golden angle never repeat; lightness and saturation alternate.
+    step = int(index) - len(COLOURS)
+    rgb = colorsys.hls_to_rgb(
+        (0.07 + 0.618034 * step) % 1, (0.52, 0.68, 0.6)[step % 3], (0.95, 0.65)[step % 2]
+    )
+    return "#" + "".join(f"{round(255 * v):02X}" for v in rgb)
+
+
+def new_figure(width: float, height: float, dpi: int = 100, background: str = "white") -> Figure:
+    """An empty figure of ``width`` x ``height`` inches, which Agg draws."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=dpi, facecolor=background)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def coordinate_colours(coords: np.ndarray) -> np.ndarray:
+    """Coordinates ``[3, ...]`` in [-1, 1] as RGB ``[..., 3]`` in [0, 1]: red x, green y, blue z."""
+    return np.moveaxis(np.clip((np.asarray(coords, dtype=np.float32) + 1) / 2, 0, 1), 0, -1)
+
+
+def show(
+    axes: Axes, image: np.ndarray, view: View, spacing: Sequence[float],
+    window: tuple[float, float] = (0.0, 1.0), title: str = "", letters: bool = True,
+) -> None:  # fmt: skip
+    """Draw one slice that :class:`View` has oriented.
+
+    Args:
+        axes: where to draw.
+        image: grey values ``[rows, columns]``, clipped to ``window``, or RGB ``[rows, columns, 3]`` in [0, 1].
+        view: the view of the slice.
+        spacing: voxel size (x, y, z) in mm.
+        window: the values that are shown black and white.
+        title: a line above the picture.
+        letters: whether to draw the letters of the patient's sides.
+    """
+    low, high = window
+    axes.imshow(image, cmap="gray", vmin=low, vmax=high, aspect=view.aspect(spacing), interpolation="nearest")
+    # Contours are drawn on a padded grid, which must not shrink the picture.
+    axes.autoscale(False)
+    axes.set_axis_off()
+    if title:
+        axes.set_title(title, color=INK, fontsize=9, pad=4)
+    if letters:
+        for x, letter, align in zip((0.02, 0.98), view.letters(), ("left", "right"), strict=True):
+            axes.text(
+                x,
+                0.5,
+                letter,
+                transform=axes.transAxes,
+                color="#ffd866",
+                fontsize=9,
+                ha=align,
+                va="center",
+                weight="bold",
+            )
+
+
+def draw_contours(
+    axes: Axes, labels: np.ndarray, ids: Sequence[int], style: str = "solid", width: float = 1.2
+) -> None:
+    """Outline the labels ``ids`` of an oriented slice ``[rows, columns]``, each in its colour."""
+    # With padding, a label at the edge of the picture has a closed outline.
+    padded = np.pad(labels, 1)
+    rows, columns = (np.arange(-1, n + 1) for n in labels.shape)
+    for identity in ids:
+        mask = padded == identity
+        if mask.any():
+            axes.contour(
+                columns, rows, mask.astype(np.float32), levels=[0.5], colors=[colour(identity)],
+                linewidths=width, linestyles=style,
+            )  # fmt: skip
+
+
+def legend(figure: Figure, names: Mapping[str, int], note: str = "") -> None:
+    """Draw the names and colours of the structures along the lower edge, and the line ``note`` below them."""
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=colour(i), lw=3, label=n) for n, i in names.items()]
+    if handles:
+        figure.legend(
+            handles=handles, loc="lower center", ncols=min(len(handles), 7), frameon=False, fontsize=8,
+            labelcolor=INK, bbox_to_anchor=(0.5, 0.022), handlelength=1.2, columnspacing=1.4,
+        )  # fmt: skip
+    if note:
+        figure.text(0.5, 0.008, note, color="#9a9aa4", fontsize=7, ha="center", va="bottom")
+
+
+def panel_grid(
+    shape: tuple[int, int, int],
+    spacing: Sequence[float],
+    columns: int,
+    names: int,
+    title: str,
+    width: float = 12.0,
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure with a row of ``columns`` panels for each of the three planes, in the proportions of the anatomy.
+
+    Args:
+        shape: shape (z, y, x) of the canonical volume.
+        spacing: voxel size (x, y, z) in mm.
+        columns: panels in a row.
+        names: number of structures in the legend.
+        title: a line at the top.
+        width: width of the figure in inches.
+    """
+    x, y, z = (n * s for n, s in zip(shape[::-1], spacing, strict=True))
+    sides = ((x, y), (x, z), (y, z))
+    heights = [height / wide for wide, height in sides]
+    cell = width / columns
+    heights = [min(h, 1.6) for h in heights]
+    top, bottom = 0.55, 0.32 + 0.22 * -(-max(names, 1) // 7)
+    height = cell * sum(heights) + top + bottom
+    figure = new_figure(width, height, background=BACKGROUND)
+    grid = figure.add_gridspec(
+        3, columns, height_ratios=heights, left=0.005, right=0.995, wspace=0.02, hspace=0.03,
+        top=1 - top / height, bottom=bottom / height,
+    )  # fmt: skip
+    figure.text(0.5, 1 - 0.06 / height, title, color=INK, fontsize=11, ha="center", va="top")
+    axes = [[figure.add_subplot(grid[r, c]) for c in range(columns)] for r in range(3)]
+    for ax in (a for row in axes for a in row):
+        ax.set_axis_off()
+    return figure, axes
+
+
+def png_bytes(figure: Figure, dpi: int = 100) -> bytes:
+    """The figure as the bytes of a PNG file."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=dpi, facecolor=figure.get_facecolor())
+    return out.getvalue()
+
+
+def data_uri(png: bytes) -> str:
+    """The bytes of a PNG file as a ``data:`` URI for HTML."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def save_png(png: bytes, path: str | Path) -> None:
+    """Write the bytes of a PNG file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(png)
+
+
+def save_figure(figure: Figure, path: str | Path, dpi: int = 100) -> bytes:
+    """Write a figure as a PNG file atomically, and return the bytes of the file."""
+    png = png_bytes(figure, dpi)
+    save_png(png, path)
+    return png
