@@ -1,4 +1,4 @@
-"""Draws docs/conventions.png: what coordinates mean in deepatlas_ops. Run from the source tree."""
+"""Draw docs/conventions.png, which explains the coordinates of deepatlas_ops. Run from the source tree."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ BLUE, RED, GREY = "#2166ac", "#b2182b", "#999999"
 
 
 def identity(size: tuple[int, int, int]) -> torch.Tensor:
-    """The absolute coordinates that sample a volume where it is: [1, 3, D, H, W]."""
+    """The absolute coordinates of the voxels themselves, [1, 3, D, H, W]."""
     axes = [torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1) for n in size]
     return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1])[None]
 
 
 def corners(ax) -> None:
-    """One slice of a volume: voxels, their centres, and the coordinates of the outermost ones."""
+    """Draw one slice of a volume: its voxels, their centres, and the coordinates of the outermost voxels."""
     width, height = 5, 4
     values = np.random.default_rng(0).uniform(0.35, 0.85, (height, width))
     ax.imshow(values, cmap="gray", vmin=0, vmax=1)
@@ -38,7 +38,7 @@ def corners(ax) -> None:
 
 
 def pull(ax) -> None:
-    """resample: every output voxel reads the volume at its coordinate."""
+    """Draw what ``resample`` does: every output voxel reads the volume at its coordinate."""
     n = 9
     y, x = np.mgrid[-1 : 1 : n * 1j, -1 : 1 : n * 1j]
     u, v = x + 0.28 * np.cos(1.5 * y), y + 0.22 * np.sin(2 * x)
@@ -53,7 +53,7 @@ def pull(ax) -> None:
 
 
 def inverse(ax) -> None:
-    """implicit_warp: a map, and the one that undoes it."""
+    """Draw what ``implicit_warp`` does: a map, and its inverse."""
     n = 33
     here = identity((n, n, n))
     x, y, z = here[0]

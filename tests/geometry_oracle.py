@@ -1,8 +1,8 @@
-"""Random grids, and images whose voxels say where they are: what the proofs of geometry share.
+"""Random grids, and images whose values are positions: the tools of the proofs of geometry.
 
-An image of ramps holds in each voxel that voxel's own index along one axis. Linear interpolation and averaging keep
-a linear function exact, so wherever such an image is resampled to, its values tell the place in the source that they
-came from; and a grid that says otherwise is wrong, by as much as the two differ.
+Each voxel of a ramp image holds its own index along one axis. Linear interpolation and averaging preserve linear
+functions exactly, so that the values of a resampled ramp image are the positions in the source from which they came. If
+a grid gives another position, the grid is wrong by the difference.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from deepatlas.space.preprocess import to_model_grid
 from deepatlas.space.volume import Volume
 
 LPS = np.array([-1.0, -1.0, 1.0])
-LONG = bool(os.environ.get("DEEPATLAS_LONG_TESTS"))  # a hundred times the examples
+# Run a hundred times as many examples.
+LONG = bool(os.environ.get("DEEPATLAS_LONG_TESTS"))
 
 
 def examples(count: int):
-    """Settings of a property test: so many random grids, or many more in the long run."""
+    """Settings of a property test with ``count`` random examples, or a hundred times as many in the long tests."""
     return settings(
         max_examples=100 * count if LONG else count,
         deadline=None,
@@ -39,7 +40,7 @@ def unit(low: float = 0.0, high: float = 1.0):
 
 @st.composite
 def grids(draw, smallest: int = 4, largest: int = 72, spacing=(0.2, 12.0), mirrored: bool = True) -> Grid:
-    """Any rotation, any order and direction of the axes, spacings up to 60 times apart, any origin."""
+    """Grids of any rotation, axis order, axis direction and origin; spacings may differ by a factor of 60."""
     shape = tuple(draw(st.integers(smallest, largest)) for _ in range(3))
     low, high = np.log(spacing)
     sizes = np.exp([draw(unit(low, high)) for _ in range(3)])
@@ -56,6 +57,7 @@ def grids(draw, smallest: int = 4, largest: int = 72, spacing=(0.2, 12.0), mirro
 
 
 def itk_image(array: np.ndarray, grid: Grid) -> sitk.Image:
+    """A SimpleITK image with this geometry; the conversion to LPS is independent of the package."""
     image = sitk.GetImageFromArray(array)
     image.SetSpacing(grid.spacing)
     image.SetOrigin((LPS * grid.affine[:3, 3]).tolist())
@@ -64,12 +66,12 @@ def itk_image(array: np.ndarray, grid: Grid) -> sitk.Image:
 
 
 def index_arrays(shape) -> list[np.ndarray]:
-    """Float32 arrays of the x, the y and the z index of every voxel."""
+    """The ramp images: float32 arrays of the x, y and z index of every voxel."""
     return [a.astype(np.float32) for a in np.indices(shape)[::-1]]
 
 
 def in_air(array: np.ndarray) -> np.ndarray:
-    """The array within a body, -1000 HU around it; an axis too short for a rim is body from end to end."""
+    """The array inside a box-shaped body, with -1000 HU around it, except along axes of fewer than 24 voxels."""
     inside = np.zeros(array.shape, dtype=bool)
     rims = [round(0.15 * n) if n >= 24 else 0 for n in array.shape]
     inside[tuple(slice(rim, n - rim) for rim, n in zip(rims, array.shape, strict=True))] = True
@@ -77,7 +79,7 @@ def in_air(array: np.ndarray) -> np.ndarray:
 
 
 def inner_point(grid: Grid, where) -> np.ndarray:
-    """World mm of a point in the middle third of every axis, at most 80 mm off the centre: ``where`` in [0, 1]^3."""
+    """A world point in the middle third of every axis and within 80 mm of the centre; ``where`` is in [0, 1]^3."""
     last = np.array(grid.shape[::-1]) - 1
     point, centre = (
         grid.voxel_to_world(last * (0.34 + 0.32 * np.asarray(where))),
@@ -90,9 +92,10 @@ def inner_point(grid: Grid, where) -> np.ndarray:
 def found_index(
     ramps: list[Volume], point: np.ndarray, size: int = 64, crop: str | None = None
 ) -> np.ndarray:
-    """Where in its source (voxels x, y, z) the model space of ``size``³ shows the world point ``point`` (RAS mm).
+    """The source position (voxels x, y, z) of the world point ``point`` (RAS mm) in the model space of ``size``³.
 
-    The point goes to the model's normalised coordinates, as a network counts, and is read there from the images.
+    The point is converted to normalised coordinates of the model space, as a network uses them, and the resampled ramps
+    are read at these coordinates.
     """
     found = []
     for volume in ramps:

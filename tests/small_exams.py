@@ -1,4 +1,4 @@
-"""Small exams made on the spot."""
+"""Small synthetic exams for tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deepatlas.space.volume import Volume
 
 
 def oblique(rng: np.random.Generator, shape=(20, 24, 28), angle: float = 0.4) -> Grid:
-    """A turned, anisotropic grid whose axes are also permuted and flipped at random."""
+    """A rotated, anisotropic grid with randomly permuted and flipped axes."""
     quaternion = rng.normal(size=3) * angle / 2
     x, y, z = quaternion / max(1.0, np.linalg.norm(quaternion))
     w = np.sqrt(1 - min(1.0, x * x + y * y + z * z))
@@ -32,7 +32,7 @@ def oblique(rng: np.random.Generator, shape=(20, 24, 28), angle: float = 0.4) ->
 
 
 def body(shape=(24, 40, 40), spacing=(4.0, 4.0, 5.0), seed: int = 0) -> tuple[Volume, Volume]:
-    """A CT of an elliptic trunk with a bone and a lung in it, and the label image (1 bone, 2 lung)."""
+    """A CT of an elliptic trunk that contains a bone and a lung, and its label image (1 bone, 2 lung)."""
     rng = np.random.default_rng(seed)
     z, y, x = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
     shift = rng.uniform(-0.05, 0.05)
@@ -52,7 +52,7 @@ LABELS = {"bone": 1, "lung": 2}
 
 
 def write_cohort(root: Path, count: int = 3, suffix: str = ".nii.gz") -> Path:
-    """A data directory of ``count`` exams e1, e2 …; the last has no segmentation."""
+    """Write a data directory of ``count`` exams e1, e2 …, of which the last has no segmentation."""
     for i in range(1, count + 1):
         ct, seg = body(seed=i)
         write_volume(root / f"e{i}" / f"ct{suffix}", Volume(np.rint(ct.array).astype(np.int16), ct.grid))
@@ -63,7 +63,7 @@ def write_cohort(root: Path, count: int = 3, suffix: str = ".nii.gz") -> Path:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error, which must be a single line."""
+    """The message of an error, after a check that it is a single line."""
     text = str(error)
     assert text and "\n" not in text
     return text

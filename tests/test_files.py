@@ -1,3 +1,5 @@
+"""Atomic writes, and the one-line errors of writes that fail."""
+
 from __future__ import annotations
 
 import errno
@@ -13,7 +15,7 @@ from deepatlas.errors import DeepAtlasError, WriteError
 from deepatlas.files import atomic_h5, atomic_path, write_error, write_text
 
 
-def test_appears_whole_and_keeps_its_suffix(tmp_path):
+def test_a_file_appears_when_the_block_ends_and_the_temporary_name_keeps_the_suffix(tmp_path):
     target = tmp_path / "new" / "a.nii.gz"
     with atomic_path(target) as temporary:
         assert temporary.parent == target.parent and temporary.name.endswith(".nii.gz")
@@ -24,7 +26,7 @@ def test_appears_whole_and_keeps_its_suffix(tmp_path):
     assert target.read_text() == "two" and os.listdir(target.parent) == ["a.nii.gz"]
 
 
-def test_an_error_leaves_no_trace(tmp_path):
+def test_an_error_in_the_block_leaves_the_old_file(tmp_path):
     target = tmp_path / "a.txt"
     target.write_text("old")
     with pytest.raises(RuntimeError), atomic_path(target) as temporary:
@@ -33,7 +35,7 @@ def test_an_error_leaves_no_trace(tmp_path):
     assert target.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
 
 
-def test_nothing_written_is_an_error(tmp_path):
+def test_a_block_that_writes_nothing_is_an_error(tmp_path):
     with pytest.raises(WriteError, match="cannot write"), atomic_path(tmp_path / "a"):
         pass
 
@@ -48,14 +50,14 @@ def test_nothing_written_is_an_error(tmp_path):
         (OSError("something\nodd"), "something odd"),
     ],
 )
-def test_system_errors_are_one_line(error, words):
+def test_operating_system_errors_become_one_line(error, words):
     raised = write_error("out/a.h5", error)
     text = str(raised)
     assert isinstance(raised, WriteError)
     assert text.startswith("out/a.h5: cannot write") and words in text and "\n" not in text
 
 
-def test_folder_and_file_in_the_way(tmp_path):
+def test_a_path_that_is_a_folder_or_below_a_file(tmp_path):
     with pytest.raises(WriteError, match="is a folder"), atomic_path(tmp_path):
         pass
     (tmp_path / "file").write_text("x")
@@ -63,7 +65,7 @@ def test_folder_and_file_in_the_way(tmp_path):
         pass
 
 
-def test_hdf5_round_trip(tmp_path):
+def test_hdf5_files_are_read_back_as_written(tmp_path):
     noise = np.random.default_rng(0).normal(size=(40, 50, 60))
     with atomic_h5(tmp_path / "a.h5") as file:
         file.create_dataset("lzf", data=noise, chunks=(1, 50, 60), compression="lzf", fletcher32=True)
@@ -108,8 +110,8 @@ for job in jobs:
 """
 
 
-def test_a_disk_that_takes_no_more(tmp_path):
-    """A limit on the file size stands in for a full disk: writes fail part of the way through."""
+def test_a_full_disk(tmp_path):
+    """Simulated by a limit on the size of files, so that writes fail after some of the data."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", FULL],
@@ -125,5 +127,5 @@ def test_a_disk_that_takes_no_more(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_errors_are_one_line():
+def test_white_space_in_messages_becomes_single_spaces():
     assert str(DeepAtlasError("a\n  b\tc")) == "a b c"

@@ -1,4 +1,7 @@
-"""A place in the source is that place in the 64³ model space, and back, on any grid: against SimpleITK and nibabel."""
+"""Proofs that positions are preserved from the source to the 64³ model space and back, on any grid.
+
+The oracles are SimpleITK and nibabel.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,8 @@ from deepatlas.space.grid import Grid
 from deepatlas.space.preprocess import labels_to_grid, to_model_grid
 from deepatlas.space.volume import Volume
 
-TOLERANCE = 0.01  # voxels of the source
+# In voxels of the source.
+TOLERANCE = 0.01
 where = st.tuples(unit(), unit(), unit())
 SUFFIXES = st.sampled_from([".nii.gz", ".nii", ".nrrd", ".mha"])
 
@@ -48,8 +52,9 @@ SUFFIXES = st.sampled_from([".nii.gz", ".nii", ".nrrd", ".mha"])
 
 
 def written(folder, grid: Grid, suffix: str, crop) -> tuple[list[Volume], sitk.Image, str]:
-    """Ramps that SimpleITK has written, as we read them; the image and the path of one of them."""
-    ramps, folder = [], folder / suffix.strip(".")  # a folder each: ITK confuses x.nii with x.nii.gz
+    """Ramps that SimpleITK has written, as the package reads them; the image and the path of one of them."""
+    # Each suffix has its own folder, because ITK confuses x.nii with x.nii.gz.
+    ramps, folder = [], folder / suffix.strip(".")
     folder.mkdir(exist_ok=True)
     for axis, array in enumerate(index_arrays(grid.shape)):
         path = str(folder / f"{axis}{suffix}")
@@ -62,7 +67,7 @@ def written(folder, grid: Grid, suffix: str, crop) -> tuple[list[Volume], sitk.I
 @examples(12)
 @given(grid=grids(), where=where, suffix=SUFFIXES)
 def test_a_marked_point_comes_back(tmp_path, crop, grid, where, suffix):
-    """From a file of SimpleITK's through reading, cropping, resizing and pooling; SimpleITK says where it lay."""
+    """From a file of SimpleITK through reading, cropping, resizing and pooling; SimpleITK gives the true position."""
     ramps, image, path = written(tmp_path, grid, suffix, crop)
     point = inner_point(grid, where)
     expected = np.array(image.TransformPhysicalPointToContinuousIndex((LPS * point).tolist()))
@@ -75,11 +80,12 @@ def test_a_marked_point_comes_back(tmp_path, crop, grid, where, suffix):
 @examples(25)
 @given(grid=grids(1, 6), where=where, size=st.sampled_from([16, 32, 64, 128]))
 def test_axes_of_one_to_six_voxels(grid, where, size):
-    """Not from files, of which axes under four voxels are refused; an axis of one voxel has its place at 0."""
+    """Not from files, because fewer than four voxels are refused there; an axis of one voxel has coordinate 0."""
     point = inner_point(grid, where)
     expected = nib.affines.apply_affine(np.linalg.inv(grid.affine), point)
     for axis, n in enumerate(grid.shape[::-1]):
-        if n == 1:  # constant: nothing is read from it but its only index
+        # An axis of one voxel has no other position than index 0.
+        if n == 1:
             assert expected[axis] == pytest.approx(0, abs=1e-6)
     ramps = [Volume(array, grid) for array in index_arrays(grid.shape)]
     assert np.abs(found_index(ramps, point, size) - expected).max() < TOLERANCE
@@ -104,19 +110,19 @@ def test_extreme_anisotropy(tmp_path, crop, grid, factors, where):
 
 
 def without_the_shift(self, kernel):
-    """Average pooling as one gets it wrong: voxels twice as large, the corner left where it was."""
+    """A wrong average pooling: voxels twice as large, with the corner at its old position."""
     from_new = np.diag([kernel, kernel, kernel, 1.0])
     return Grid(tuple(n // kernel for n in self.shape), self.affine @ from_new)
 
 
 def with_corners_kept(self, kernel):
-    """The other mistake: pooling taken for a corner-aligned resize."""
+    """Another wrong average pooling: the grid of a corner-aligned resize."""
     return self.resized(tuple(n // kernel for n in self.shape))
 
 
 @pytest.mark.parametrize(("mistake", "least"), [(without_the_shift, 0.15), (with_corners_kept, 0.03)])
 def test_the_proof_fails_without_the_shift_of_the_pooling(tmp_path, monkeypatch, mistake, least):
-    """Half a voxel of the 128³ grid: a quarter of a voxel of a source of 64, a hundred times the tolerance of 0.01."""
+    """The shift is half a voxel of the 128³ grid, a quarter of a voxel of this source, and far above the tolerance."""
     rng = np.random.default_rng(0)
     affine = np.eye(4)
     affine[:3, :3] = Rotation.from_rotvec([0.3, -0.4, 0.9]).as_matrix() * [2.0, -1.5, 3.0]
@@ -133,13 +139,13 @@ def test_the_proof_fails_without_the_shift_of_the_pooling(tmp_path, monkeypatch,
 
 
 def blob(shape, centre, sigma) -> np.ndarray:
-    """A Gaussian of 1000 HU at a fractional voxel (x, y, z), of these widths in voxels."""
+    """A Gaussian of 1000 HU; its centre (x, y, z) and its widths are in voxels."""
     parts = [(a - c) / s for a, c, s in zip(index_arrays(shape), centre, sigma, strict=True)]
     return 1000 * np.exp(-sum(p**2 for p in parts) / 2)
 
 
 def centre_of_mass(array: np.ndarray) -> np.ndarray:
-    """Of its values, in voxels x, y, z."""
+    """The centre of mass of the values, in voxels (x, y, z)."""
     total = array.sum(dtype=np.float64)
     return np.array([(a.astype(np.float64) * array).sum() / total for a in index_arrays(array.shape)])
 
@@ -148,14 +154,13 @@ def centre_of_mass(array: np.ndarray) -> np.ndarray:
 @examples(6)
 @given(grid=grids(40, 90, spacing=(0.5, 2.4)), where=where, suffix=SUFFIXES)
 def test_a_marked_blob_comes_back(tmp_path, crop, grid, where, suffix):
-    """A bright blob drawn around a world point: its centre of mass in the model space is that point, in SimpleITK's
-    voxels of the source."""
+    """A bright blob around a world point: its centre of mass in the model space is that point, measured in voxels of
+    the source by SimpleITK."""
     point = inner_point(grid, 0.3 + 0.4 * np.array(where))
     image = itk_image(np.zeros(grid.shape, np.uint8), grid)
     centre = np.array(image.TransformPhysicalPointToContinuousIndex((LPS * point).tolist()))
-    body = in_air(
-        np.full(grid.shape, 37, np.float32)
-    )  # no share of it in air makes exactly the crop's threshold
+    # With 37 HU, no mixture of body and air gives exactly the threshold of the crop.
+    body = in_air(np.full(grid.shape, 37, np.float32))
     mark = blob(grid.shape, centre, np.array(grid.shape[::-1]) / 16)
     mark[mark < 0.1] = 0
     model = []
@@ -163,7 +168,8 @@ def test_a_marked_blob_comes_back(tmp_path, crop, grid, where, suffix):
         path = tmp_path / f"{name}{suffix}"
         sitk.WriteImage(itk_image(array.astype(np.float32), grid), str(path))
         model.append(to_model_grid(read_volume(path, notes=[]), 64, crop))
-    assert model[0].grid == model[1].grid  # the mark does not move the crop
+    # The mark does not change the crop.
+    assert model[0].grid == model[1].grid
     mass = model[1].grid.voxel_to_world(centre_of_mass(model[1].array.astype(np.float64) - model[0].array))
     back = np.array(image.TransformPhysicalPointToContinuousIndex((LPS * mass).tolist()))
     assert np.abs(back - centre).max() < TOLERANCE
@@ -194,7 +200,7 @@ def test_sheared_grids_are_refused(tmp_path, grid, row, shear, suffix):
 
 
 def centroids(labels: sitk.Image) -> dict[int, np.ndarray]:
-    """RAS mm of every label's centre of mass, by SimpleITK."""
+    """The centre of mass of every label in RAS mm, by SimpleITK."""
     statistics = sitk.LabelShapeStatisticsImageFilter()
     statistics.Execute(labels)
     return {label: LPS * statistics.GetCentroid(label) for label in statistics.GetLabels()}
@@ -208,7 +214,7 @@ def coarse_voxels(grid: Grid, a: np.ndarray, b: np.ndarray) -> float:
 @examples(6)
 @given(grid=grids(24, 80, spacing=(0.6, 3.0)), shifts=st.tuples(where, where))
 def test_masks_go_to_the_model_space_and_back(tmp_path, crop, grid, shifts):
-    """A label image of SimpleITK's through preparation to 64³ and 128³, and from there to the native grid again."""
+    """A label image of SimpleITK is prepared at 64³ and 128³, and resampled from there to the native grid again."""
     last = np.array(grid.shape[::-1]) - 1
     labels = np.zeros(grid.shape, dtype=np.uint8)
     for label, (shift, middle) in enumerate(zip(shifts, (0.4, 0.6), strict=True), 1):
@@ -226,7 +232,7 @@ def test_masks_go_to_the_model_space_and_back(tmp_path, crop, grid, shifts):
     expected = centroids(seg)
     assert set(expected) == {1, 2} and prepared.has_label == [True, True]
     fine, coarse = prepared.fine_grid, prepared.fine_grid.pooled(2)
-    # A nearest neighbour lies up to half a voxel off: of the source on the way in, and of 64³ on the way back.
+    # A nearest neighbour is up to half a voxel away: of the source on the way in, and of 64³ on the way back.
     for array, model, least in ((prepared.labels_fine, fine, 0.1), (prepared.labels, coarse, 0.55)):
         found = centroids(itk_image(array, model))
         native = labels_to_grid(Volume(array, model), prepared.native_grid)
@@ -242,7 +248,7 @@ def test_masks_go_to_the_model_space_and_back(tmp_path, crop, grid, shifts):
 
 @st.composite
 def over_the_anatomy(draw) -> Grid:
-    """A random grid that holds the anatomy of affine_model.py: 140 mm and more along every axis."""
+    """A random grid that contains the anatomy of affine_model.py: at least 140 mm along every axis."""
     spacing = np.array([draw(unit(1.6, 4.0)), draw(unit(1.6, 4.0)), draw(unit(1.6, 6.0))])
     turn = Rotation.from_rotvec([draw(unit(-3.1, 3.1)) for _ in range(3)]).as_matrix()
     columns = turn * draw(st.tuples(*[st.sampled_from([1.0, -1.0])] * 3)) * spacing
@@ -260,8 +266,8 @@ def known_model(monkeypatch):
 
 @examples(3)
 @given(pair=st.tuples(over_the_anatomy(), over_the_anatomy()), places=st.tuples(where, where, where))
-def test_located_points_and_segmentations_lie_where_the_anatomy_is(tmp_path, known_model, pair, places):
-    """``deepatlas locate`` and ``deepatlas segment`` between two random grids; SimpleITK reads what they wrote."""
+def test_located_points_and_segmentations_are_at_the_anatomy(tmp_path, known_model, pair, places):
+    """``deepatlas locate`` and ``deepatlas segment`` between two random grids; SimpleITK reads their output."""
     for name, grid in zip(("a", "b"), pair, strict=True):
         ct, seg = exam(grid, name)
         write_volume(tmp_path / name / "ct.nii.gz", ct)
@@ -291,8 +297,8 @@ def test_located_points_and_segmentations_lie_where_the_anatomy_is(tmp_path, kno
         assert coarse_voxels(model, got[label], place) < 0.35
 
 
-def test_the_affine_model_reads_float32_coordinates():
-    """The points above go through coordinates of single precision, whose steps are far below the tolerance."""
+def test_the_affine_model_gives_float32_coordinates():
+    """The points above are computed from float32 coordinates, whose steps are far below the tolerance."""
     coords, grid, _ = AffineModel(64).coordinates_on_model_grid(
         exam(Grid.from_spacing((20,) * 3, 7, (-66,) * 3))[0]
     )

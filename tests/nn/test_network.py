@@ -1,5 +1,6 @@
-"""The network's shapes, its size in the paper's preset, and the head that starts as the level below."""
+"""Shapes of the networks, their sizes in the preset of the paper, and the initialisation of new heads."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -32,14 +33,16 @@ def test_every_level_predicts_coordinates_of_its_resolution(level):
 def test_coordinates_are_float32_under_autocast():
     torch.manual_seed(0)
     network = CoordinateNetwork(SMALL)
-    network.to_coords.conv.weight.data.normal_(std=0.2)  # coordinates of some size
+    # Larger weights than initially, so that the coordinates differ from zero.
+    network.to_coords.conv.weight.data.normal_(std=0.2)
     x = torch.rand(2, 1, 16, 16, 16)
     expected = network(x, 1)
     with torch.autocast("cpu", torch.bfloat16):
         half, features = network(x, 1), network.features(x, 1)[-1]
     assert half.dtype == torch.float32 and features.dtype == torch.bfloat16
     assert expected.std() > 0.05 and (half - expected).abs().max() < 0.05
-    assert not torch.equal(half, half.bfloat16().float())  # not rounded to eight bits at the end
+    # The coordinates have not been rounded to bfloat16 at the end.
+    assert not torch.equal(half, half.bfloat16().float())
 
 
 def test_a_new_head_starts_as_the_upsampled_level_below():
@@ -55,7 +58,8 @@ def test_every_parameter_of_a_level_learns():
     torch.manual_seed(0)
     network = CoordinateNetwork(SMALL)
     optimiser = torch.optim.SGD(network.parameters(), lr=1e-2)
-    for _ in range(2):  # the zero convolution of a head passes gradients on only after its first step
+    # The convolution of a head that starts at zero passes gradients on only after its first step.
+    for _ in range(2):
         optimiser.zero_grad()
         target = torch.linspace(-0.5, 0.5, 16)
         (network(torch.rand(2, 1, 16, 16, 16), 0) - target).square().mean().backward()
@@ -64,7 +68,7 @@ def test_every_parameter_of_a_level_learns():
     assert still == []
 
 
-def test_wrong_input_is_named():
+def test_an_input_of_the_wrong_shape_is_refused():
     with pytest.raises(ValueError, match=r"x must have shape \[B, 1, 16, 16, 16\], got \[1, 1, 8, 8, 8\]"):
         CoordinateNetwork(SMALL)(torch.rand(1, 1, 8, 8, 8))
 
@@ -79,8 +83,6 @@ def test_standardised_kernel_ignores_scale_and_offset_of_its_weight():
 
 
 def test_histogram_map_matches_numpy_interp():
-    import numpy as np
-
     hu = torch.linspace(-256, 256, 1001, dtype=torch.float64)
     expected = np.interp(hu.numpy(), HISTOGRAM_HU, HISTOGRAM_VALUE)
     mapped = histogram_map(((hu + 256) / 512).reshape(1, 1, 7, 11, 13))
@@ -94,7 +96,7 @@ def test_autoencoder_features_and_reconstructions_have_two_resolutions():
     assert [tuple(f.shape) for f in model(x)] == [(2, 1, 8, 8, 8), (2, 1, 4, 4, 4)]
 
 
-def test_atlas_seed_is_seen_unchanged_through_the_scaled_identity():
+def test_atlas_resampled_by_the_identity_is_the_seed_exam():
     atlas = Atlas(31)
     volume = torch.rand(1, 1, 7, 7, 7)
     volume = F.interpolate(volume, size=(61,) * 3, mode="trilinear", align_corners=True)
@@ -105,7 +107,7 @@ def test_atlas_seed_is_seen_unchanged_through_the_scaled_identity():
     torch.testing.assert_close(seen, volume[:, :, ::2, ::2, ::2], atol=1e-5, rtol=1e-5)
 
 
-def test_atlas_serves_a_batch_as_grid_sample_would():
+def test_atlas_resampled_by_a_batch_agrees_with_grid_sample():
     atlas = Atlas(9)
     torch.nn.init.uniform_(atlas.values)
     coords = torch.rand(3, 3, 4, 5, 6) * 2 - 1

@@ -1,4 +1,4 @@
-"""The phantom cohort: the truth it claims is the truth it draws."""
+"""The phantom cohort: its images agree with its ground truth."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def digest(exam) -> str:
 
 
 def core(exam, name) -> np.ndarray:
-    """HU of a structure's inside, away from its surface."""
+    """HU of the inside of a structure, without the voxels at its surface."""
     mask = exam.labels.array == exam.names[name]
     return exam.volume.array[ndimage.binary_erosion(mask)]
 
@@ -57,7 +57,7 @@ def median(exam, name) -> float:
 
 
 def centre(exam, name) -> np.ndarray:
-    """World position of a structure's centre of mass, mm."""
+    """World position of the centre of mass of a structure in mm."""
     index = np.argwhere(exam.labels.array == exam.names[name])
     return exam.volume.grid.voxel_to_world(index.mean(axis=0)[::-1])
 
@@ -100,7 +100,7 @@ def test_whole_exams_show_every_structure(whole):
         assert present[max(exam.names.values()) + 1 :].sum() == 0
 
 
-def test_truth_has_no_folds(whole, mixed):
+def test_true_coordinates_have_no_folds(whole, mixed):
     for exam in whole + mixed:
         grid = exam.volume.grid
         handed = np.sign(np.linalg.det(grid.affine[:3, :3]))
@@ -141,14 +141,16 @@ def test_coordinates_keep_the_bodys_orientation_in_the_world(mixed):
         )[0].T
         assert np.all(np.diag(linear) > 0.5) and 0.4 < np.linalg.det(linear) < 2.5, exam.id
         handed.add(tuple(np.sign(np.round(np.diag(grid.affine)[:3], 6))))
-    assert len(handed) >= 3  # RAS, LPS and feet-first storage all occur
-    assert any(np.abs(e.volume.grid.affine[0, 1]) > 0.05 for e in mixed)  # and so do tilted grids
+    # RAS, LPS and feet-first storage all occur, and so do tilted grids.
+    assert len(handed) >= 3
+    assert any(np.abs(e.volume.grid.affine[0, 1]) > 0.05 for e in mixed)
 
 
-def test_left_and_right_are_the_patients(whole):
+def test_left_and_right_are_those_of_the_patient(whole):
     for exam in whole:
         middle = centre(exam, "spine")[0]
-        assert centre(exam, "liver")[0] > middle + 15  # RAS+: the patient's right is +x
+        # In RAS+, the right side of the patient is +x.
+        assert centre(exam, "liver")[0] > middle + 15
         for name in ("spleen", "stomach", "heart"):
             assert centre(exam, name)[0] < middle, name
         for name in ("kidney", "lung", "humerus", "femur"):
@@ -157,7 +159,7 @@ def test_left_and_right_are_the_patients(whole):
         assert centre(exam, "heart")[1] > centre(exam, "spinal_canal")[1]
 
 
-def test_tissues_have_true_hounsfield_units(whole):
+def test_tissues_have_realistic_hounsfield_units(whole):
     for exam in whole:
         assert -920 < median(exam, "lung_right") < -680
         assert median(exam, "airway") < -800
@@ -167,7 +169,8 @@ def test_tissues_have_true_hounsfield_units(whole):
         bones = exam.volume.array[
             np.isin(exam.labels.array, [exam.names[n] for n in ("skull", "femur_right")])
         ]
-        assert 700 < np.percentile(bones, 98) < 1400  # the thin cortex shares most of its voxels
+        # Most voxels of the thin cortical bone also contain other tissue.
+        assert 700 < np.percentile(bones, 98) < 1400
         outside = exam.volume.array[~ndimage.binary_dilation(exam.foreground, iterations=2)]
         assert -1024 <= np.median(outside) < -950
         assert exam.volume.array.min() >= -1024
@@ -186,7 +189,7 @@ def test_contrast_phases_differ(whole):
             assert found and low < np.min(found) and np.max(found) < high, (phase, name, found)
 
 
-def test_couch_lies_outside_the_body(whole):
+def test_the_couch_is_outside_the_body(whole):
     for exam in whole:
         world = exam.volume.grid.voxel_to_world(np.argwhere(exam.foreground)[:, ::-1])
         couch = ~ndimage.binary_dilation(exam.foreground, iterations=3) & (exam.volume.array > -600)
@@ -196,7 +199,7 @@ def test_couch_lies_outside_the_body(whole):
         assert not exam.labels.array[couch].any()
 
 
-def test_partial_fields_of_view(mixed):
+def test_partial_exams_show_only_their_region(mixed):
     assert 0.2 < np.mean([e.partial for e in mixed]) < 0.4
     assert not mixed[0].partial
     regions = {e.region: e for e in mixed}
@@ -212,7 +215,7 @@ def test_partial_fields_of_view(mixed):
         assert labels.shape[0] < SMALL[0] and labels.shape[1:] == SMALL[1:]
 
 
-def test_first_exam_is_mild(whole):
+def test_the_first_exam_has_a_mild_deformation(whole):
     def bend(exam):
         index = np.argwhere(exam.foreground)[::11]
         world = np.column_stack([exam.volume.grid.voxel_to_world(index[:, ::-1]), np.ones(len(index))])
@@ -244,7 +247,7 @@ def test_affine_baseline_finds_a_purely_affine_relation():
     assert scores["liver"] > 0.9 and np.mean(list(scores.values())) > 0.75
 
 
-def test_affine_baseline_names_exams_without_overlap(mixed):
+def test_affine_baseline_of_exams_without_overlap(mixed):
     head = next(e for e in mixed if e.region == "head-neck-chest")
     pelvis = next(e for e in mixed if e.region == "abdomen-pelvis")
     head.foreground, keep = head.foreground & (head.coords[2] > 150), head.foreground
@@ -270,12 +273,13 @@ def test_template_is_cached_and_read_only():
     with pytest.raises(ValueError):
         build_template().label[0, 0, 0] = 1
     hu, labels = PhantomCohort().template()
-    labels.array[0, 0, 0] = 1  # a copy of the user's own
+    # The labels are a copy that the caller may change.
+    labels.array[0, 0, 0] = 1
     assert build_template().label[0, 0, 0] == 0
     assert hu.grid == labels.grid
 
 
-def test_write_and_read_back(tmp_path):
+def test_written_phantoms_are_read_back_unchanged(tmp_path):
     cohort = PhantomCohort(shape=SMALL)
     folders = write_phantoms(cohort, tmp_path / "data", 3, progress=False)
     found = find_exams(tmp_path / "data")
@@ -288,7 +292,7 @@ def test_write_and_read_back(tmp_path):
         assert ct.grid.matches(exam.volume.grid, 1e-3) and seg.grid.matches(ct.grid, 1e-6)
 
 
-def test_write_keeps_what_is_whole_and_repairs_what_is_not(tmp_path):
+def test_writing_again_keeps_complete_exams_and_repairs_others(tmp_path):
     cohort = PhantomCohort(shape=SMALL)
     first, second = write_phantoms(cohort, tmp_path, 2, progress=False)
     (second / "seg.nii.gz").unlink()
@@ -298,7 +302,7 @@ def test_write_keeps_what_is_whole_and_repairs_what_is_not(tmp_path):
     assert (second / "seg.nii.gz").is_file()
 
 
-def test_write_refuses_folders_of_other_content(tmp_path):
+def test_folders_with_other_content_are_refused(tmp_path):
     write_phantoms(PhantomCohort(shape=SMALL), tmp_path / "a", 1, progress=False)
     with pytest.raises(DataError, match=r"phantom\.json: holds phantoms of other settings \(seed\)"):
         write_phantoms(PhantomCohort(shape=SMALL, seed=1), tmp_path / "a", 1, progress=False)
@@ -336,11 +340,11 @@ def test_a_full_disk_leaves_no_half_exam(tmp_path, monkeypatch):
         ({"deformation": -1}, "must not be negative"),
     ],
 )
-def test_bad_arguments_are_named(arguments, message):
+def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         PhantomCohort(**arguments)
 
 
-def test_negative_index_is_named():
+def test_a_negative_index_is_refused():
     with pytest.raises(ValueError, match="index must not be negative"):
         PhantomCohort(shape=SMALL).exam(-1)

@@ -1,4 +1,4 @@
-"""The phantom's drawing kit and its maps, against closed forms."""
+"""Shapes, canvas and deformations of the phantom, against closed forms."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ def test_sphere_distance_is_exact():
     np.testing.assert_allclose(at(ellipsoid((1, 2, 3), (12, 12, 12)), points), expected, atol=1e-3)
 
 
-def test_turned_ellipsoid_has_its_surface_and_box_where_they_belong():
+def test_rotated_ellipsoid_has_the_correct_surface_and_box():
     shape = ellipsoid((5, 0, 0), (30, 10, 20), yaw=30, pitch=20, roll=-10)
     direction = np.random.default_rng(1).standard_normal((500, 3))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     surface = (direction * (30, 10, 20)) @ rotation(20, -10, 30).T + (5, 0, 0)
     assert np.abs(at(shape, surface)).max() < 1e-3
     assert (surface >= shape.low - 1e-6).all() and (surface <= shape.high + 1e-6).all()
-    assert np.abs(surface.max(axis=0) - shape.high).max() < 1.5  # the box is tight
+    # The box is tight.
+    assert np.abs(surface.max(axis=0) - shape.high).max() < 1.5
 
 
 def test_capsule_distance_is_exact():

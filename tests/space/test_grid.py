@@ -1,9 +1,12 @@
+"""Grids, against SimpleITK and nibabel."""
+
 from __future__ import annotations
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from geometry_oracle import itk_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_exams import oblique
@@ -15,13 +18,8 @@ from deepatlas.space.volume import Volume
 SEEDS = range(6)
 
 
-def itk_image(grid: Grid) -> sitk.Image:
-    lps = np.diag([-1.0, -1.0, 1.0])
-    image = sitk.Image(*reversed(grid.shape), sitk.sitkUInt8)
-    image.SetSpacing(grid.spacing)
-    image.SetOrigin((lps @ grid.affine[:3, 3]).tolist())
-    image.SetDirection((lps @ grid.affine[:3, :3] / grid.spacing).ravel().tolist())
-    return image
+def empty_image(grid: Grid) -> sitk.Image:
+    return itk_image(np.zeros(grid.shape, np.uint8), grid)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -30,7 +28,7 @@ def test_points_agree_with_simpleitk_and_nibabel(seed):
     grid = oblique(rng, angle=1.0)
     points = rng.uniform(0, 19, size=(5, 3))
     world = grid.voxel_to_world(points)
-    image = itk_image(grid)
+    image = empty_image(grid)
     itk = [image.TransformContinuousIndexToPhysicalPoint(p.tolist()) for p in points]
     np.testing.assert_allclose(world * [-1, -1, 1], itk, atol=1e-9)
     np.testing.assert_allclose(world, nib.affines.apply_affine(grid.affine, points), atol=1e-9)
@@ -94,13 +92,13 @@ def test_pooling_moves_the_corner_inward_by_half_a_voxel():
 def test_crop_agrees_with_simpleitk(seed):
     grid = oblique(np.random.default_rng(seed))
     cropped = grid.cropped((2, 3, 4), (5, 6, 7))
-    region = sitk.RegionOfInterest(itk_image(grid), [7, 6, 5], [4, 3, 2])
+    region = sitk.RegionOfInterest(empty_image(grid), [7, 6, 5], [4, 3, 2])
     np.testing.assert_allclose(cropped.affine[:3, 3] * [-1, -1, 1], region.GetOrigin(), atol=1e-9)
     np.testing.assert_allclose(cropped.spacing, region.GetSpacing(), atol=1e-12)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_theta_maps_target_to_self(seed):
+def test_theta_maps_coordinates_of_the_target_to_the_grid(seed):
     rng = np.random.default_rng(seed)
     grid, target = oblique(rng), oblique(rng, shape=(4, 1, 6))
     coords = rng.uniform(-1, 1, size=(10, 3))
@@ -109,7 +107,7 @@ def test_theta_maps_target_to_self(seed):
     np.testing.assert_allclose(grid.normalized_to_world(moved), target.normalized_to_world(coords), atol=1e-8)
 
 
-def test_identity_sits_on_the_voxels():
+def test_identity_coordinates_are_the_voxel_centres():
     grid = oblique(np.random.default_rng(0), shape=(3, 1, 4))
     coords = np.moveaxis(grid.identity(), 0, -1)
     assert coords.shape == (3, 1, 4, 3) and (coords[..., 1] == 0).all()
@@ -148,12 +146,12 @@ SHEARED[0, 1] = 0.2
         ((4, 4, 4), SHEARED, "right angles.*resample"),
     ],
 )
-def test_refuses_what_is_no_grid(shape, affine, message):
+def test_impossible_grids_are_refused(shape, affine, message):
     with pytest.raises(DataError, match=message):
         Grid(shape, affine)
 
 
-def test_refuses_impossible_steps():
+def test_impossible_operations_are_refused():
     grid = Grid.from_spacing((4, 4, 4))
     with pytest.raises(DataError, match="cannot pool"):
         grid.pooled(5)

@@ -1,9 +1,12 @@
+"""Preprocessing: positions, values, labels and the mask of the patient."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from geometry_oracle import itk_image
 from small_exams import body, oblique
 
 from deepatlas.errors import DataError
@@ -22,8 +25,8 @@ from deepatlas.space.volume import Volume
 
 
 def ramps(grid: Grid) -> list[Volume]:
-    """Three volumes whose values are the x, y and z of their voxels in mm: linear, so that interpolation and
-    averaging keep them exact, and every resampled value tells where its voxel came from."""
+    """Three volumes whose values are the x, y and z of their voxels in mm. Interpolation and averaging preserve linear
+    functions exactly, so that every resampled value is the true position of its voxel."""
     index = np.moveaxis(np.indices(grid.shape)[::-1], 0, -1)
     world = grid.voxel_to_world(index)
     return [Volume(world[..., axis].astype(np.float32), grid) for axis in range(3)]
@@ -48,20 +51,17 @@ def test_every_voxel_is_where_its_grid_says(seed, size):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_mark_set_with_simpleitk_comes_back(tmp_path, seed):
-    """File in, model grid out: the position comes from SimpleITK alone, and the grid has to agree."""
+    """From a file to the model grid: SimpleITK gives the position, and the grid must agree with it."""
     rng = np.random.default_rng(seed)
     grid = oblique(rng, shape=(30, 31, 33))
-    lps = np.diag([-1.0, -1.0, 1.0])
-    blank = sitk.Image(33, 31, 30, sitk.sitkFloat32)
-    blank.SetSpacing(grid.spacing)
-    blank.SetOrigin((lps @ grid.affine[:3, 3]).tolist())
-    blank.SetDirection((lps @ grid.affine[:3, :3] / grid.spacing).ravel().tolist())
+    blank = itk_image(np.zeros(grid.shape, np.float32), grid)
     index = rng.uniform(12, 18, size=3)
     point = np.array(blank.TransformContinuousIndexToPhysicalPoint(index.tolist()))
     places = sitk.PhysicalPointSource(
         sitk.sitkVectorFloat64, blank.GetSize(), blank.GetOrigin(), blank.GetSpacing(), blank.GetDirection()
     )
-    offset = sitk.GetArrayFromImage(places) - point  # of every voxel from the mark, LPS mm
+    # The offset of every voxel from the mark in LPS mm.
+    offset = sitk.GetArrayFromImage(places) - point
     out = []
     for axis in range(3):
         image = sitk.GetImageFromArray(offset[..., axis].astype(np.float32))
@@ -95,7 +95,7 @@ def test_padding_below_air_does_not_bleed_in():
     )
 
 
-def test_wrong_options():
+def test_wrong_options_are_refused():
     ct, _ = body()
     with pytest.raises(ValueError, match="size must divide 128"):
         to_model_grid(ct, 48)
@@ -103,7 +103,7 @@ def test_wrong_options():
         to_model_grid(ct, crop="patient")
 
 
-def test_normalize():
+def test_normalize_clips_and_scales():
     hu = torch.tensor([-2000, -256, 0, 256, 3000], dtype=torch.int16)
     assert normalize(hu).tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
     assert normalize(hu.double()).dtype == torch.float64
@@ -118,21 +118,14 @@ def test_labels_to_grid_agrees_with_simpleitk(seed):
     grid, target = oblique(rng), oblique(rng, shape=(15, 16, 17))
     target = Grid(target.shape, target.affine + 0)
     moved = target.affine.copy()
-    moved[:3, 3] += grid.corners().mean(0) - target.corners().mean(0)  # let the two overlap
+    # Move the target so that the two overlap.
+    moved[:3, 3] += grid.corners().mean(0) - target.corners().mean(0)
     target = Grid(target.shape, moved)
     labels = rng.integers(0, 5, size=grid.shape).astype(np.uint8)
-
-    def image(array, g):
-        result = sitk.GetImageFromArray(array)
-        result.SetSpacing(g.spacing)
-        result.SetOrigin((g.affine[:3, 3] * [-1, -1, 1]).tolist())
-        result.SetDirection((np.diag([-1, -1, 1]) @ g.affine[:3, :3] / g.spacing).ravel().tolist())
-        return result
-
     expected = sitk.GetArrayFromImage(
         sitk.Resample(
-            image(labels, grid),
-            image(np.zeros(target.shape, np.uint8), target),
+            itk_image(labels, grid),
+            itk_image(np.zeros(target.shape, np.uint8), target),
             sitk.Transform(),
             sitk.sitkNearestNeighbor,
         )
@@ -140,7 +133,7 @@ def test_labels_to_grid_agrees_with_simpleitk(seed):
     found = labels_to_grid(Volume(labels, grid), target)
     assert found.array.dtype == np.uint8 and found.grid is target
     index = grid.world_to_voxel(target.voxel_to_world(np.moveaxis(np.indices(target.shape)[::-1], 0, -1)))
-    # Leave out what lies between two voxels, and the rim, where the two continue the image differently.
+    # Leave out positions halfway between two voxels, and the rim, where the two continue the image differently.
     clear = (np.abs(index - np.floor(index) - 0.5) > 1e-3).all(-1)
     clear &= ((index > 0) & (index < np.array(grid.shape[::-1]) - 1)).all(-1)
     assert clear.mean() > 0.05
@@ -166,7 +159,7 @@ def test_pool_labels_is_the_majority(kernel):
         assert pooled[index] == (judge if judge in winners else winners[-1])
 
 
-def test_pool_labels_keeps_size_and_place():
+def test_pool_labels_keeps_size_and_position():
     z, y, x = np.indices((96, 96, 96))
     rng = np.random.default_rng(0)
     errors, volumes = [], []
@@ -177,14 +170,15 @@ def test_pool_labels_keeps_size_and_place():
         errors.append(np.argwhere(pooled).mean(0) - (np.argwhere(ball).mean(0) - 0.5) / 2)
         volumes.append(pooled.sum() * 8 / ball.sum())
     assert np.abs(np.mean(errors, axis=0)).max() < 0.01
-    assert np.mean(volumes) == pytest.approx(1, abs=0.02)  # a majority rounds off what is curved
+    # A majority slightly reduces curved shapes.
+    assert np.mean(volumes) == pytest.approx(1, abs=0.02)
 
 
 # -- foreground -------------------------------------------------------------------------------------
 
 
 def phantom_with_couch() -> tuple[np.ndarray, np.ndarray]:
-    """64 cube of 5 mm: a trunk with an airway, a couch that does not touch it, and a stray tube."""
+    """A cube of 64 voxels of 5 mm: a trunk with an airway, a couch that does not touch it, and a tube."""
     hu = np.full((64, 64, 64), -1024.0, dtype=np.float32)
     z, y, x = np.indices(hu.shape)
     patient = ((x - 32) / 18) ** 2 + ((y - 34) / 12) ** 2 < 1
@@ -201,7 +195,8 @@ def test_foreground_mask_is_the_patient():
     mask = foreground_mask(hu)
     assert mask.dtype == bool
     assert not mask[:, :17].any() and not mask[:, 58:].any()
-    assert (mask & patient).sum() / patient.sum() > 0.99  # with its airway, also where the scan cuts it open
+    # The airway is inside, also where the end of the scan cuts it open.
+    assert (mask & patient).sum() / patient.sum() > 0.99
     assert mask.sum() < 1.25 * patient.sum()
     assert not foreground_mask(np.full((8, 8, 8), -1000.0)).any()
     assert foreground_mask(np.full((8, 8, 8), 40.0)).all()
@@ -211,7 +206,8 @@ def test_foreground_box_leaves_out_couch_debris_and_empty_slices():
     hu, patient = phantom_with_couch()
     hu[:10] = -1024
     hu[50:] = -1024
-    hu[50:, 33:36, 30:33] = 40  # the surroundings of a cord, beyond the scanned range
+    # The surroundings of a spinal cord, beyond the scanned range.
+    hu[50:, 33:36, 30:33] = 40
     (z, y, x), (d, h, w) = foreground_box(Volume(hu, Grid.from_spacing(hu.shape, 5.0)))
     assert z in (9, 10) and z + d in (50, 51)
     inside = np.argwhere(patient[20])
@@ -220,7 +216,7 @@ def test_foreground_box_leaves_out_couch_debris_and_empty_slices():
     assert 0 <= low[1] - x <= 2 and 0 <= x + w - high[1] <= 2
 
 
-def test_foreground_box_of_a_full_field_is_all_of_it():
+def test_foreground_box_of_a_full_field_of_view_is_the_whole_image():
     hu = np.full((20, 30, 30), 40.0, dtype=np.float32)
     assert foreground_box(Volume(hu, Grid.from_spacing(hu.shape, 5.0))) == ((0, 0, 0), (20, 30, 30))
 
