@@ -1,18 +1,19 @@
-"""Damage to files, and what is asked of a reader that meets it.
+"""Random damage to files, and the requirements for a reader of damaged files.
 
-What "silent wrong" means, and so what :func:`judge` asks for each damaged file:
+:func:`judge` checks these requirements for each damaged file:
 
-* The outcome is a :class:`DataError` of one line, or a result. Nothing else: no other exception, no crash, no hang.
-* A file that is shorter than it was gives an error, unless what is read is equal to the original (only padding or a
-  line end was lost) or comes with a warning, for a text header beside its voxels or a slice at the end of a series.
-* Positions count as equal within 0.05 voxel, values within 1e-3: what float32 headers and readers differ by.
-* A result with no more warnings than the undamaged file gives must be either equal to the original, or what an
-  independent reader (nibabel, pynrrd, pydicom, highdicom, the header's own text for MetaImage) makes of the damaged
-  file: same shape, positions and values after scaling. So a changed byte in voxels that carry no checksum, or a
-  changed number in a header that is still consistent, may pass, for nobody can notice it; but no reader of ours may
-  make something else of it.
-* Where a checksum covers the content (zip members, gzip and zlib streams, prepared stores, exams and datasets) there is
-  no independent reader: the result is the original or there is an error.
+* The outcome is a :class:`DataError` of one line, or a result: no other exception, no crash and no hang.
+* A truncated file gives an error, unless the result is equal to the original (only padding or a line end was lost), or
+  comes with a warning, for a text header whose voxels are in another file and for a slice at the end of a series.
+* Positions count as equal within 0.05 voxel, and values within 1e-3, because float32 headers and readers differ by
+  as much.
+* A result with no more warnings than the undamaged file gives must be equal either to the original, or to the result
+  of an independent reader of the damaged file (nibabel, pynrrd, pydicom, highdicom, or the text of the header for
+  MetaImage): same shape, positions and values after scaling. A changed byte in voxels without a checksum, or a changed
+  number in a header that is still consistent, may therefore pass, because nobody can notice it; but no reader of this
+  package may give yet another result.
+* Where a checksum covers the content (zip members, gzip and zlib streams, prepared stores, exams and datasets), there
+  is no independent reader: the result is equal to the original, or there is an error.
 """
 
 from __future__ import annotations
@@ -32,9 +33,12 @@ Arrays = dict[str, NDArray]
 
 @dataclass(frozen=True)
 class Format:
-    """``make`` writes the files of one exam into a folder; ``read`` is the product's reader, giving arrays by name and
-    warnings; ``truth`` an independent reader's arrays, or None where checksums leave nothing to interpret. ``header``
-    says how many leading bytes of a file count as header; ``gzipped`` damages half of the cases inside the stream.
+    """One kind of file.
+
+    ``make`` writes the files of one exam into a folder. ``read`` is the reader of the package, which gives arrays by
+    name, and warnings. ``truth`` gives the arrays of an independent reader; it is None where checksums cover all
+    content. ``header`` is the number of leading bytes of a file that count as its header. With ``gzipped``, half of
+    the damage is done inside the gzip stream. Files with the suffix ``may_warn`` may be truncated with a warning.
     """
 
     make: Callable[[Path], None]
@@ -42,14 +46,14 @@ class Format:
     truth: Callable[[Path], Arrays] | None = None
     header: Callable[[str, bytes], int] = field(default=lambda name, data: min(len(data), 400))
     gzipped: bool = False
-    may_warn: str = "-"  # files of this suffix may be truncated with a warning
+    may_warn: str = "-"
 
 
 # -- damage -----------------------------------------------------------------------------------------
 
 
 def damage(fmt: Format, files: dict[str, bytes], rng: np.random.Generator) -> tuple[dict[str, bytes], str]:
-    """The files with one of them damaged, and what was done: ``"ct.nii: 3 bytes flipped …"``."""
+    """The files with one of them damaged, and a description such as ``"ct.nii: bit 3 of byte 9 flipped"``."""
     name = sorted(files)[rng.integers(len(files))]
     data, inside = files[name], fmt.gzipped and rng.random() < 0.5
     if inside:
@@ -138,13 +142,17 @@ def _apart(shape: tuple[int, ...], a: NDArray, b: NDArray) -> float:
 def judge(
     fmt: Format, folder: Path, what: str, original: Arrays, usual: list[str], product_done: Callable[[], None]
 ) -> tuple[str, str]:
-    """``(outcome, complaint)``: outcome "error", "same", "warned" or "other"; complaint empty if all is well."""
+    """Read a damaged file and return ``(outcome, complaint)``; the complaint is empty if all requirements are met.
+
+    The outcome is "error", "exception", "same", "warned" or "other". ``product_done`` is called when the reader of the
+    package has finished.
+    """
     try:
         arrays, notes = fmt.read(folder)
     except DataError as error:
         text = str(error)
         bad = not text or "\n" in text or "Traceback" in text or len(text) > 1000
-        return "error", f"no good message: {text!r}" if bad else ""
+        return "error", f"not a one-line message: {text!r}" if bad else ""
     except Exception as error:  # noqa: BLE001
         return "exception", f"{type(error).__name__}: {error}"
     finally:
@@ -159,13 +167,13 @@ def judge(
     if warned:
         return "warned", ""
     if fmt.truth is None:
-        return "other", f"a changed result in silence: {changed}"
+        return "other", f"a changed result without a warning: {changed}"
     try:
         truth = fmt.truth(folder)
     except Exception as error:  # noqa: BLE001
         return (
             "other",
-            f"in silence ({changed}), and the independent reader says {type(error).__name__}: {error}",
+            f"a changed result without a warning ({changed}); independent reader: {type(error).__name__}: {error}",
         )
     wrong = difference(arrays, truth)
-    return "other", f"in silence other than the independent reader: {wrong}" if wrong else ""
+    return "other", f"without a warning another result than the independent reader: {wrong}" if wrong else ""

@@ -1,4 +1,4 @@
-"""DICOM for the fuzz test: series, enhanced multi-frame, RTSTRUCT and DICOM-SEG."""
+"""The DICOM files of the fuzz test: series, enhanced multi-frame, RTSTRUCT and DICOM-SEG."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import drawn_objects
 import numpy as np
 import pydicom
 import SimpleITK as sitk
+from drawn_segmentations import segmentation
 from fuzz_damage import Arrays, Format
 from make_dicom import uid, write_ct
 from numpy.typing import NDArray
@@ -52,7 +53,7 @@ def make_series(syntax: str, multiframe: bool = False) -> Callable[[Path], None]
 
 
 def read_dicom(folder: Path) -> tuple[Arrays, list[str]]:
-    """As an intake does it: the largest exam's series is chosen; everything that is left over is a note."""
+    """As ``deepatlas prepare`` reads it: the series of the largest exam is chosen, and the rest becomes notes."""
     scan = scan_dicom([Found(p, p.name) for p in sorted(folder.iterdir())])
     exams = sorted(scan.exams().values(), key=lambda series: -sum(len(s.slices) for s in series))
     if not exams:
@@ -68,14 +69,14 @@ def read_dicom(folder: Path) -> tuple[Arrays, list[str]]:
 
 
 def dicom_truth(folder: Path) -> Arrays:
-    """What pydicom makes of the files, stacked along their normal."""
+    """The images that pydicom reads, stacked along their normal."""
     planes = []
     for path in sorted(folder.iterdir()):
         ds = pydicom.dcmread(path, force=True)
-        ds.SamplesPerPixel = ds.get("SamplesPerPixel", 1)  # what a CT without it means
-        scaled = (
-            ds.get("file_meta", ds).get("TransferSyntaxUID") == JPEGLosslessSV1
-        )  # pydicom has no decoder for it
+        # A CT without this element has one sample per pixel.
+        ds.SamplesPerPixel = ds.get("SamplesPerPixel", 1)
+        # GDCM, which returns scaled values, decodes the JPEG for which pydicom has no decoder.
+        scaled = ds.get("file_meta", ds).get("TransferSyntaxUID") == JPEGLosslessSV1
         pixels = (
             sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="GDCMImageIO"))
             if scaled
@@ -125,7 +126,7 @@ def _slices() -> list[pydicom.Dataset]:
 
 
 def _with_fixed_uids(make: Callable[[list], pydicom.Dataset]) -> tuple[pydicom.Dataset, list]:
-    """The same bytes on every run: numbered UIDs, no date of today."""
+    """The object with numbered UIDs and a fixed date, so that its bytes are the same in every run."""
     numbers = count()
     plain = drawn_objects.generate_uid
     drawn_objects.generate_uid = lambda: uid("fixed", next(numbers))
@@ -168,8 +169,6 @@ def make_rtstruct(folder: Path) -> None:
 
 
 def make_segmentation(folder: Path) -> None:
-    from test_dicom_seg import segmentation
-
     masks = np.zeros((8, 24, 26, 2), dtype=bool)
     masks[1:5, 4:14, 3:12, 0] = masks[2:7, 10:20, 14:22, 1] = True
 
@@ -196,7 +195,7 @@ def read_structure_file(folder: Path) -> tuple[Arrays, list[str]]:
 
 
 def rtstruct_truth(folder: Path) -> Arrays:
-    """The contours that pydicom finds in the damaged file, written anew into a clean one."""
+    """The contours that pydicom reads from the damaged file, written into a new file."""
     damaged = pydicom.dcmread(folder / "rs.dcm", force=True)
     drawn = {int(item.ReferencedROINumber): item for item in damaged.ROIContourSequence}
     structures = {
@@ -211,7 +210,7 @@ def rtstruct_truth(folder: Path) -> Arrays:
 
 
 def segmentation_truth(folder: Path) -> Arrays:
-    """The label map that highdicom makes of the damaged file, on the CT's grid."""
+    """The label map that highdicom reads from the damaged file, on the grid of the CT."""
     import highdicom as hd
 
     seg = hd.seg.segread(folder / "seg.dcm")

@@ -1,4 +1,4 @@
-"""The kinds of files that the fuzz test damages: one entry of ``FORMATS`` each. See fuzz_damage for what is asked."""
+"""The kinds of files that the fuzz test damages, one entry of ``FORMATS`` each (see fuzz_damage)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from deepatlas.space.volume import Volume
 
 
 def grid(shape=(9, 11, 10)) -> Grid:
-    """Oblique, anisotropic and flipped."""
+    """A rotated, anisotropic and flipped grid."""
     c, s = np.cos(0.3), np.sin(0.3)
     affine = np.eye(4)
     affine[:3, :3] = np.array([[c, -s, 0], [s, c, 0], [0, 0, -1]]) * [0.9, 1.1, 2.5]
@@ -106,7 +106,8 @@ def make_nrrd(name: str, compress: bool) -> Callable[[Path], None]:
             "encoding": "gzip" if compress else "raw",
         }
         nrrd.write(str(folder / name), ct().array, header, index_order="C")
-        data = (folder / name).read_bytes()  # without its comments, which hold the time of day
+        # Remove the comments, which contain the time.
+        data = (folder / name).read_bytes()
         (folder / name).write_bytes(re.sub(rb"(?m)^#.*\n", b"", data[:600]) + data[600:])
 
     return make
@@ -155,7 +156,7 @@ _MET |= {"MET_FLOAT": "f4", "MET_DOUBLE": "f8", "MET_LONG_LONG": "i8", "MET_ULON
 
 
 def meta_truth(suffix: str) -> Callable[[Path], Arrays]:
-    """The fields of the header as the MetaImage documentation gives them; there is no second library."""
+    """An independent reader that follows the MetaImage documentation, because there is no second library."""
 
     def truth(folder: Path) -> Arrays:
         path = only(folder, suffix)
@@ -290,7 +291,7 @@ def make_dataset(folder: Path) -> None:
 
 
 def read_dataset(folder: Path) -> tuple[Arrays, list[str]]:
-    """As ``prepare --check`` does it; then the exams."""
+    """Check the dataset as ``prepare --check`` does, then read its exams."""
     from deepatlas.intake.dataset.check import check_dataset
     from deepatlas.intake.dataset.folder import Dataset
 

@@ -1,6 +1,6 @@
-"""Runs cases of the fuzz test in a process of its own, so that a crash or hang of a C library is that case's failure.
+"""A process that runs cases of the fuzz test, so that a crash or hang of a C library is the failure of that case alone.
 
-``python tests/intake/fuzz_worker.py nii 17`` repeats one case and says what it does.
+``python tests/io/fuzz_worker.py nii 17`` repeats one case and prints its result.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from typing import Any
 
 import numpy as np
 
-_MEMORY = 6 << 30  # bytes of address space: a header that asks for more must be refused, not served
+# Limit of the address space in bytes. A header that asks for more must be refused.
+_MEMORY = 6 << 30
 
 
 class Bench:
-    """The files of each format as they are whole, and what is read from them."""
+    """The undamaged files of each format, and the arrays and warnings that are read from them."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.known: dict[str, tuple[dict[str, bytes], Any, list[str]]] = {}
 
-    def whole(self, name: str) -> tuple[dict[str, bytes], Any, list[str]]:
+    def undamaged(self, name: str) -> tuple[dict[str, bytes], Any, list[str]]:
         from fuzz_formats import FORMATS
 
         if name not in self.known:
-            folder = self.root / name / "whole"
+            folder = self.root / name / "undamaged"
             folder.mkdir(parents=True)
             FORMATS[name].make(folder)
             files = {
@@ -48,7 +49,7 @@ class Bench:
         from fuzz_damage import damage, judge
         from fuzz_formats import FORMATS
 
-        files, original, usual = self.whole(name)
+        files, original, usual = self.undamaged(name)
         rng = np.random.default_rng([zlib.crc32(name.encode()), number])
         damaged, what = damage(FORMATS[name], files, rng)
         folder = self.root / name / "case"
@@ -61,7 +62,7 @@ class Bench:
 
 
 def serve() -> None:
-    """Answer each line ``[format, case]`` with a line of JSON; what C libraries print is part of the complaint."""
+    """Answer each line ``[format, case]`` with a line of JSON. Output that C libraries print is a complaint."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
@@ -71,7 +72,7 @@ def serve() -> None:
     os.dup2(noise.fileno(), 1)
     os.dup2(noise.fileno(), 2)
 
-    def heard() -> str:
+    def output() -> str:
         sys.stdout.flush()
         sys.stderr.flush()
         noise.seek(0)
@@ -84,24 +85,24 @@ def serve() -> None:
         bench = Bench(Path(root))
         for line in sys.stdin:
             name, number = json.loads(line)
-            said: list[str] = []
-            bench.whole(name)
-            heard()
-            result = bench.case(name, number, lambda said=said: said.append(heard()))
-            heard()
-            if said and said[0].strip() and not result["complaint"]:
-                result["complaint"] = f"printed: {said[0].strip()[:300]}"
+            printed: list[str] = []
+            bench.undamaged(name)
+            output()
+            result = bench.case(name, number, lambda printed=printed: printed.append(output()))
+            output()
+            if printed and printed[0].strip() and not result["complaint"]:
+                result["complaint"] = f"printed: {printed[0].strip()[:300]}"
             print(json.dumps(result), file=answers, flush=True)
 
 
 class Worker:
-    """A serving process, started again after a crash or hang."""
+    """A process that runs :func:`serve`. It is started again after a crash or hang."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[str] | None = None
 
     def ask(self, name: str, number: int, timeout: float = 120) -> dict[str, str]:
-        """The result of a case; a dead process, or one silent for ``timeout`` seconds, is its complaint."""
+        """The result of a case. A process that dies, or does not answer in ``timeout`` seconds, is a complaint."""
         if self.process is None:
             self.process = subprocess.Popen(
                 [sys.executable, __file__],
@@ -110,7 +111,8 @@ class Worker:
                 text=True,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
             )
-            timeout += 300  # for its imports
+            # The imports of the new process take time.
+            timeout += 300
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(json.dumps([name, number]) + "\n")
         self.process.stdin.flush()

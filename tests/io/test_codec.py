@@ -1,3 +1,5 @@
+"""Reading and writing NIfTI, NRRD and MetaImage files, and the errors for damaged or unsuitable ones."""
+
 from __future__ import annotations
 
 import gzip
@@ -9,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 from small_exams import oblique, one_line
 
-from deepatlas.errors import DataError, DataWarning
+from deepatlas.errors import DataError, DataWarning, WriteError
 from deepatlas.exams.read import read_volume
 from deepatlas.io.codec import image_suffix, write_volume
 from deepatlas.space.grid import Grid
@@ -30,7 +32,7 @@ def voxels_apart(a: Grid, b: Grid) -> float:
 
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("seed", range(3))
-def test_round_trip(tmp_path, suffix, seed):
+def test_written_files_are_read_back_unchanged(tmp_path, suffix, seed):
     rng = np.random.default_rng(seed)
     original = Volume(rng.integers(0, 9, size=(20, 24, 28)).astype(np.uint8), oblique(rng))
     path = write_volume(tmp_path / f"mask{suffix}", original)
@@ -66,7 +68,7 @@ def test_simpleitk_sees_the_same_points(tmp_path, suffix):
 @pytest.mark.parametrize(
     "dtype", [np.bool_, np.uint8, np.int16, np.int64, np.float16, np.float32, np.float64]
 )
-def test_every_kind_of_number_is_kept(tmp_path, dtype):
+def test_numbers_of_every_type_are_preserved(tmp_path, dtype):
     array = (np.arange(5 * 6 * 7).reshape(5, 6, 7) % 2 + 0).astype(dtype)
     path = write_volume(tmp_path / "a.nii.gz", Volume(array, Grid.from_spacing((5, 6, 7))))
     np.testing.assert_array_equal(read_volume(path, labels=True).array, array)
@@ -84,7 +86,7 @@ def test_hounsfield_scaling_is_applied(tmp_path):
     np.testing.assert_allclose(back.array, stored, atol=0.5)
 
 
-def test_labels_take_the_smallest_type(tmp_path):
+def test_labels_get_the_smallest_type_that_holds_them(tmp_path):
     grid = Grid.from_spacing((4, 4, 4))
     for top, dtype in [(255, np.uint8), (256, np.uint16), (70000, np.int32)]:
         array = np.zeros((4, 4, 4), dtype=np.float32)
@@ -104,7 +106,7 @@ def message(path, *, labels=False) -> str:
     return text
 
 
-def test_missing_and_foreign_files(tmp_path):
+def test_files_that_are_missing_empty_or_of_another_kind(tmp_path):
     assert "no such file" in message(tmp_path / "none.nii.gz")
     assert "is a folder" in message(tmp_path)
     (tmp_path / "empty.nii.gz").touch()
@@ -118,7 +120,7 @@ def test_missing_and_foreign_files(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_truncated_file(tmp_path, suffix):
+def test_truncated_files_are_refused(tmp_path, suffix):
     path = write_volume(tmp_path / f"a{suffix}", volume())
     whole = path.read_bytes()
     for part in (0.9, 0.5, 0.01):
@@ -127,7 +129,7 @@ def test_truncated_file(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
-def test_corrupt_compressed_voxels(tmp_path, suffix):
+def test_damaged_compressed_voxels_are_refused(tmp_path, suffix):
     path = write_volume(tmp_path / f"a{suffix}", volume())
     data = bytearray(path.read_bytes())
     middle = len(data) // 2
@@ -137,17 +139,18 @@ def test_corrupt_compressed_voxels(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_wrong_suffix(tmp_path, suffix, capfd):
+def test_a_wrong_suffix_is_refused(tmp_path, suffix, capfd):
     other = write_volume(tmp_path / ("b.nrrd" if suffix.startswith(".nii") else "b.nii"), volume())
     path = tmp_path / f"a{suffix}"
     path.write_bytes(other.read_bytes())
     assert "not" in message(path)
     path.write_bytes(b"this is no image " * 40)
     message(path)
-    assert capfd.readouterr().err == ""  # the C++ libraries stay silent
+    # The C++ libraries print nothing.
+    assert capfd.readouterr().err == ""
 
 
-def test_not_gzip_despite_its_name_still_reads(tmp_path):
+def test_an_uncompressed_file_with_a_gz_suffix_is_read(tmp_path):
     path = write_volume(tmp_path / "a.nii", volume())
     path.rename(tmp_path / "b.nii.gz")
     np.testing.assert_array_equal(read_volume(tmp_path / "b.nii.gz").array, volume().array)
@@ -168,7 +171,7 @@ def save_nifti(path, array, affine=None):
         ((8, 9, 7, 1, 3), ["5-D"]),
     ],
 )
-def test_not_three_dimensional(tmp_path, shape, words):
+def test_images_that_are_not_three_dimensional_are_refused(tmp_path, shape, words):
     array = np.random.default_rng(0).integers(-99, 99, size=shape).astype(np.int16)
     text = message(save_nifti(tmp_path / "a.nii.gz", array))
     assert all(word in text for word in words), text
@@ -179,7 +182,7 @@ def test_trailing_axis_of_one_is_accepted(tmp_path):
     assert read_volume(save_nifti(tmp_path / "a.nii", array)).array.shape == (7, 6, 5)
 
 
-def test_colour_and_complex_images(tmp_path):
+def test_colour_and_complex_images_are_refused(tmp_path):
     image = sitk.GetImageFromArray(np.zeros((6, 6, 6, 3), dtype=np.uint8), isVector=True)
     sitk.WriteImage(image, str(tmp_path / "rgb.nrrd"))
     assert "3 values per voxel" in message(tmp_path / "rgb.nrrd")
@@ -187,7 +190,7 @@ def test_colour_and_complex_images(tmp_path):
     assert "values per voxel" in message(tmp_path / "c.nii")
 
 
-def test_constant_and_nan(tmp_path):
+def test_constant_images_and_nan_voxels_are_refused(tmp_path):
     assert "every voxel is 7" in message(
         save_nifti(tmp_path / "c.nii", np.full((5, 6, 7), 7, dtype=np.int16))
     )
@@ -202,7 +205,7 @@ def test_constant_and_nan(tmp_path):
     assert "NaN" in message(tmp_path / "n.nii", labels=True)
 
 
-def test_sheared_geometry(tmp_path):
+def test_sheared_geometry_is_refused(tmp_path):
     affine = np.eye(4)
     affine[0, 1] = 0.3
     array = np.random.default_rng(0).integers(-99, 99, size=(5, 6, 7)).astype(np.int16)
@@ -223,7 +226,7 @@ def _sheared_nrrd(path):
     return path
 
 
-def test_labels_must_be_whole_and_not_negative(tmp_path):
+def test_labels_that_are_fractional_or_negative_are_refused(tmp_path):
     array = np.zeros((5, 6, 7), dtype=np.float32)
     array[0, 0, :3] = 0.5
     assert "3 voxels are not integers" in message(save_nifti(tmp_path / "a.nii", array), labels=True)
@@ -231,7 +234,7 @@ def test_labels_must_be_whole_and_not_negative(tmp_path):
     assert "negative label -2" in message(save_nifti(tmp_path / "a.nii", array), labels=True)
 
 
-def test_odd_values_only_warn(tmp_path):
+def test_values_that_are_unusual_for_a_ct_are_noted(tmp_path):
     array = np.random.default_rng(0).integers(0, 4000, size=(5, 6, 7)).astype(np.int16)
     path = save_nifti(tmp_path / "a.nii", array)
     with pytest.warns(DataWarning, match="rescale intercept"):
@@ -253,7 +256,7 @@ def test_missing_orientation_is_noted(tmp_path):
     assert "no orientation" in notes[0]
 
 
-def test_bad_dimensions_in_the_header(tmp_path, capfd):
+def test_impossible_dimensions_in_the_header_are_refused(tmp_path, capfd):
     path = write_volume(tmp_path / "a.nii.gz", volume())
     data = bytearray(gzip.decompress(path.read_bytes()))
     data[40:42] = (99).to_bytes(2, "little")
@@ -265,8 +268,8 @@ def test_bad_dimensions_in_the_header(tmp_path, capfd):
 # -- writing ----------------------------------------------------------------------------------------
 
 
-def test_refuses_other_suffixes_and_numbers(tmp_path):
-    with pytest.raises(DataError, match="cannot write this kind"):
+def test_unsupported_suffixes_and_types_are_not_written(tmp_path):
+    with pytest.raises(WriteError, match="cannot write this kind"):
         write_volume(tmp_path / "a.mhd", volume())
     grid = Grid.from_spacing((4, 4, 4))
     with pytest.raises(DataError, match="renumber"):
@@ -276,7 +279,7 @@ def test_refuses_other_suffixes_and_numbers(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = write_volume(tmp_path / "a.nii.gz", volume(0))
     before = path.read_bytes()
 
@@ -285,7 +288,7 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
             handle.write(before[:200])
 
     monkeypatch.setattr(sitk, "WriteImage", half)
-    with pytest.raises(DataError, match="cannot write") as error:
+    with pytest.raises(WriteError, match="cannot write") as error:
         write_volume(path, volume(1))
     one_line(error.value)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
@@ -314,8 +317,8 @@ def noted(path) -> list[str]:
     return notes
 
 
-def test_nifti_with_two_geometries(tmp_path):
-    """The one that is used is noted; where ITK mixes them into a third one, the file is refused."""
+def test_a_nifti_with_two_geometries_is_noted_or_refused(tmp_path):
+    """A note names the geometry that is used. If ITK mixes them into a third geometry, the file is refused."""
     here, there = np.diag([-2.0, 2, 3, 1]), np.diag([-2.0, 2, 3, 1])
     there[:3, 3] = 10, 0, 0
     assert noted(nifti_with(tmp_path / "a.nii", qform=here, sform=here)) == []
@@ -326,13 +329,14 @@ def test_nifti_with_two_geometries(tmp_path):
         read = read_volume(mixed)
     except DataError as error:
         assert "contradicts itself" in one_line(error)
-    else:  # an ITK that takes the spacing from the sform
+    else:
+        # This version of ITK takes the spacing from the sform.
         np.testing.assert_allclose(read.grid.affine, here, atol=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_geometry_of_a_nifti_header_is_nibabels(tmp_path, seed):
-    """Quaternions of every kind, half turns and left-handed axes among them, without a contradiction."""
+def test_the_geometry_of_a_nifti_header_agrees_with_nibabel(tmp_path, seed):
+    """Rotations of every kind, including half turns and left-handed axes, are read without a contradiction."""
     rng = np.random.default_rng(seed)
     affine = (
         oblique(rng, angle=3.0).affine
@@ -344,7 +348,7 @@ def test_the_geometry_of_a_nifti_header_is_nibabels(tmp_path, seed):
     np.testing.assert_allclose(read_volume(path).grid.affine, nib.load(path).affine, atol=1e-3)
 
 
-def test_bytes_that_the_header_does_not_know(tmp_path):
+def test_more_bytes_than_the_header_describes_are_noted(tmp_path):
     here = np.diag([2.0, 2, 3, 1])
     assert "12 bytes more" in noted(nifti_with(tmp_path / "a.nii", qform=here, extra=bytes(12)))[0]
     for suffix in (".nrrd", ".mha"):
@@ -353,7 +357,8 @@ def test_bytes_that_the_header_does_not_know(tmp_path):
         with open(tmp_path / f"a{suffix}", "ab") as file:
             file.write(bytes(12))
         assert any("12 bytes more" in note for note in noted(tmp_path / f"a{suffix}"))
-    path = write_volume(tmp_path / "b.nrrd", volume())  # compressed: what comes out of the stream counts
+    # In a compressed file, the decompressed bytes are counted.
+    path = write_volume(tmp_path / "b.nrrd", volume())
     path.write_bytes(path.read_bytes().replace(b"sizes: 28", b"sizes: 14"))
     assert any("bytes more than its header says" in note for note in noted(path))
 
@@ -393,7 +398,7 @@ def test_a_header_is_read_strictly(tmp_path, suffix, old, new, words, capfd):
         (".nrrd", b"space directions"),
     ],
 )
-def test_a_geometry_that_is_not_given_is_noted(tmp_path, suffix, key):
+def test_a_missing_geometry_is_noted(tmp_path, suffix, key):
     path = write_volume(tmp_path / f"a{suffix}", volume())
     lines = path.read_bytes().split(b"\n")
     path.write_bytes(b"\n".join(line for line in lines if not line.startswith(key)))
@@ -407,8 +412,8 @@ def test_a_geometry_that_is_not_given_is_noted(tmp_path, suffix, key):
         (".mha", b"DimSize = 28 24 20", b"DimSize = 90000 90000 9000"),
     ],
 )
-def test_more_voxels_than_memory(tmp_path, suffix, old, new):
-    """Refused from the header: decompressing a bomb to count its bytes would take hours."""
+def test_files_larger_than_the_memory_are_refused(tmp_path, suffix, old, new):
+    """The header alone decides, because decompressing such a file to count its bytes would take hours."""
     path = write_volume(tmp_path / f"a{suffix}", volume())
     assert old in path.read_bytes()
     path.write_bytes(path.read_bytes().replace(old, new))
@@ -420,7 +425,7 @@ def test_more_voxels_than_memory(tmp_path, suffix, old, new):
     assert "5.4e+04 GB of voxels" in message(path)
 
 
-def test_voxels_in_another_file(tmp_path):
+def test_voxels_in_another_file_are_read(tmp_path):
     image = sitk.GetImageFromArray(volume().array)
     for suffix in (".mhd", ".nhdr"):
         sitk.WriteImage(image, str(tmp_path / f"a{suffix}"))
@@ -436,7 +441,7 @@ def test_voxels_in_another_file(tmp_path):
 
 
 def test_a_compressed_file_beside_its_uncompressed_twin(tmp_path):
-    """ITK takes the header of x.nii.gz and the voxels of x.nii where both lie in a folder; nibabel does not."""
+    """In a folder with both, ITK reads the header of x.nii.gz and the voxels of x.nii; nibabel does not."""
     rng = np.random.default_rng(0)
     for folder, names in (
         ("a", ("x.nii", "x.nii.gz")),

@@ -1,4 +1,4 @@
-"""Damaged files of every format: see fuzz_formats for what is asked, fuzz_worker for how to repeat a case."""
+"""Random damage to files of every format. See fuzz_damage for the requirements, fuzz_worker to repeat one case."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from fuzz_formats import FORMATS
 from fuzz_worker import Worker
 
 LONG = os.environ.get("DEEPATLAS_LONG_TESTS") == "1"
-CASES = int(os.environ.get("DEEPATLAS_FUZZ_CASES", 160 if LONG else 10))  # of each format
-FIRST = int(os.environ.get("DEEPATLAS_FUZZ_FIRST", "0"))  # other cases than the usual ones
+# The number of cases of each format, and the first one.
+CASES = int(os.environ.get("DEEPATLAS_FUZZ_CASES", 160 if LONG else 10))
+FIRST = int(os.environ.get("DEEPATLAS_FUZZ_FIRST", "0"))
 
 
 @pytest.fixture(scope="module")
@@ -23,15 +24,16 @@ def worker():
 
 
 @pytest.mark.parametrize("name", [name for name, fmt in FORMATS.items() if fmt.truth])
-def test_the_independent_reader_agrees_on_whole_files(tmp_path, name):
-    (tmp_path / "whole").mkdir()
-    FORMATS[name].make(tmp_path / "whole")
-    arrays, _ = FORMATS[name].read(tmp_path / "whole")
-    assert difference(arrays, FORMATS[name].truth(tmp_path / "whole")) == ""
+def test_the_independent_reader_agrees_on_undamaged_files(tmp_path, name):
+    folder = tmp_path / "undamaged"
+    folder.mkdir()
+    FORMATS[name].make(folder)
+    arrays, _ = FORMATS[name].read(folder)
+    assert difference(arrays, FORMATS[name].truth(folder)) == ""
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_damaged_files(worker, name, record_property):
+def test_damaged_files_give_an_error_or_the_right_result(worker, name, record_property):
     outcomes, complaints = Counter(), []
     for number in range(FIRST, FIRST + CASES):
         result = worker.ask(name, number)
@@ -41,4 +43,4 @@ def test_damaged_files(worker, name, record_property):
     record_property("outcomes", dict(outcomes))
     print(name, dict(outcomes))
     assert not complaints, "\n".join(complaints)
-    assert outcomes["error"], "no damage was noticed at all"
+    assert outcomes["error"], "no damage was noticed"

@@ -7,48 +7,15 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from drawn_objects import ct_headers, itk_image, random_grid, saved, series_of, turned
+from drawn_segmentations import segmentation
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless, generate_uid
 
 from deepatlas.intake.structures.read import read_structures, structure_names
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
 
-hd = pytest.importorskip("highdicom")
-codes = pytest.importorskip("pydicom.sr.codedict").codes
-
-NAMES = ["Liver", "Left Lung", "Tumour"]
 LABELS = {"liver": 1, "left_lung": 2, "tumour": 7}
 IDS = list(LABELS.values())
-
-
-def segmentation(slices, masks, kind="BINARY", syntax=ExplicitVRLittleEndian, **keywords):
-    """``masks`` (planes, rows, columns, segments): bool, or float for FRACTIONAL."""
-    described = [
-        hd.seg.SegmentDescription(
-            segment_number=number,
-            segment_label=NAMES[number - 1],
-            segmented_property_category=codes.SCT.Organ,
-            segmented_property_type=codes.SCT.Liver,
-            algorithm_type="MANUAL",
-        )
-        for number in range(1, masks.shape[-1] + 1)
-    ]
-    return hd.seg.Segmentation(
-        source_images=slices,
-        pixel_array=masks,
-        segmentation_type=kind,
-        segment_descriptions=described,
-        series_instance_uid=generate_uid(),
-        series_number=2,
-        sop_instance_uid=generate_uid(),
-        instance_number=1,
-        manufacturer="deepatlas tests",
-        manufacturer_model_name="tests",
-        software_versions="1",
-        device_serial_number="1",
-        transfer_syntax_uid=syntax,
-        **keywords,
-    )
 
 
 def blobs(rng, shape, count=3):
