@@ -19,6 +19,14 @@ class DataError(DeepAtlasError):
     """An exam, label file, data directory, store or output path that cannot be used."""
 
 
+class WriteError(DataError):
+    """An output path that cannot be written; ``__cause__`` is the :class:`OSError`."""
+
+
+class PassingError(DataError):
+    """Data that cannot be used now and may be usable later, for example because a disk failed or a file changed."""
+
+
 class DataWarning(UserWarning):
     """An exam that can be used but looks odd (for example, not in Hounsfield units)."""
 

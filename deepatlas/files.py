@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deepatlas.errors import DataError
+from deepatlas.errors import WriteError
 
 if TYPE_CHECKING:
     import h5py
@@ -33,14 +33,14 @@ _CURES = {
 }
 
 
-def write_error(path: str | os.PathLike[str], error: OSError) -> DataError:
+def write_error(path: str | os.PathLike[str], error: OSError) -> WriteError:
     """The one-line error for an :class:`OSError` met while writing ``path``."""
     number = error.errno
     if number not in _CURES:  # h5py raises a plain OSError that names the number in its text
         found = re.search(r"errno = (\d+)", str(error))
         number = int(found.group(1)) if found else number
     reason, cure = _CURES.get(number or 0, (str(error), "check the path and the disk"))
-    return DataError(f"{path}: cannot write: {reason}; {cure}")
+    return WriteError(f"{path}: cannot write: {reason}; {cure}")
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The temporary name keeps the suffixes (``.nii.gz``), because writers choose the format by them. Missing
     parent folders are made. On any error the temporary file is removed and ``path`` is left as it was;
-    an :class:`OSError` is raised again as a one-line :class:`~deepatlas.errors.DataError`.
+    an :class:`OSError` is raised again as a one-line :class:`~deepatlas.errors.WriteError`.
     """
     path = Path(path)
     temporary = path.with_name(f".{secrets.token_hex(4)}.{os.getpid()}.{path.name}")
