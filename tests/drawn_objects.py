@@ -11,7 +11,8 @@ from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import format_number_as_ds as decimal
 
-from deepatlas.io.dicom.series import DicomSeries, Found
+from deepatlas.io.dicom.found import Found
+from deepatlas.io.dicom.series import DicomSeries
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
 

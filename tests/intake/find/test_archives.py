@@ -15,7 +15,7 @@ import pytest
 from deepatlas.errors import DataError
 from deepatlas.intake.find.archives import extract
 from deepatlas.intake.find.extraction import Limits, archive_suffix
-from deepatlas.io.dicom.series import Found, Refusal
+from deepatlas.io.dicom.found import Found, Refusal
 
 NOISE = np.random.default_rng(0).integers(0, 256, 5000, dtype=np.uint8).tobytes()
 TARS = [".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2"]
@@ -316,7 +316,7 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 from deepatlas.intake.find.archives import extract
-from deepatlas.io.dicom.series import Found
+from deepatlas.io.dicom.found import Found
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
 for name in ("a.zip", "a.tar.gz"):

@@ -15,7 +15,7 @@ from deepatlas.errors import DataError
 from deepatlas.exams.read import read_volume
 from deepatlas.intake.find.walk import scratch_folder, walk
 from deepatlas.io.codec import write_volume
-from deepatlas.io.dicom.series import Refusal
+from deepatlas.io.dicom.found import Refusal
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
 

@@ -14,7 +14,7 @@ from deepatlas.intake.run.finish import Entry
 from deepatlas.intake.run.journal import Journal
 from deepatlas.intake.run.pipeline import _Journals, _Run, _stop_at_refusal
 from deepatlas.intake.run.work import DONE, FAILED, REFUSED, Outcome, _left_out
-from deepatlas.io.dicom.series import Found, Refusal
+from deepatlas.io.dicom.found import Found, Refusal
 
 
 def files(*names):

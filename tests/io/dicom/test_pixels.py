@@ -21,10 +21,10 @@ from pydicom.uid import (
 
 from deepatlas.errors import DataError
 from deepatlas.io.dicom.codestream import check_codestream, frame_size
+from deepatlas.io.dicom.found import Found
 from deepatlas.io.dicom.header import Header, read_header
 from deepatlas.io.dicom.pixels import read_pixels
 from deepatlas.io.dicom.read import read_folder
-from deepatlas.io.dicom.series import Found
 
 SHAPE = (4, 18, 14)
 AFFINE = np.array([[-0.8, 0, 0, 40], [0, -0.7, 0, 30], [0, 0, 2.5, -100], [0, 0, 0, 1.0]])
@@ -45,7 +45,7 @@ def hounsfield(low: int = -1000, high: int = 2000, seed: int = 0) -> np.ndarray:
 def pixels(path, **change) -> np.ndarray:
     header = read_header(Found(path, path.name))
     assert isinstance(header, Header)
-    return read_pixels(header).hu
+    return read_pixels(path, header).hu
 
 
 def error_of(path) -> str:
