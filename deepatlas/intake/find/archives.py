@@ -1,8 +1,8 @@
 """Unpack archives of unknown origin safely.
 
 A member is written only below the given folder, only as a regular file, only within the limits, and only under a
-checked name. A fault of one member refuses that member. A fault of the archive (it is damaged, truncated, or larger than images
-can be) refuses the archive, and nothing of it stays on the disk.
+checked name. A fault of one member refuses that member. A fault of the archive (it is damaged, truncated, or larger
+than images can be) refuses the archive, and nothing of it stays on the disk.
 """
 
 from __future__ import annotations

@@ -217,7 +217,7 @@ def left_out(ignored: Mapping[str, Ignored], labels: Mapping[str, int], *, secon
         if reason.why in (Why.NOT_IN_MAP, Why.EMPTY):
             # Nobody asked for the structure, or the table names a structure that this exam does not have.
             continue
-        text = reason.text
+        text: str = reason
         if reason.why is Why.NOT_IN_TABLE:
             text = "its name is not one of anatomy, so it may be somebody's; say in a name map what it is"
             if second:

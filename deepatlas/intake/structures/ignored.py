@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum, auto
 
 from deepatlas.errors import DataError
@@ -21,15 +20,18 @@ class Why(Enum):
     UNUSABLE = auto()
 
 
-@dataclass(frozen=True)
-class Ignored:
-    """The reason why a structure is left out; ``str(ignored)`` is its text."""
+class Ignored(str):
+    """The reason why a structure is left out, as a text that carries its kind, ``why``."""
 
     why: Why
-    text: str
 
-    def __str__(self) -> str:
-        return self.text
+    def __new__(cls, why: Why, text: str) -> Ignored:
+        self = super().__new__(cls, text)
+        self.why = why
+        return self
+
+    def __getnewargs__(self) -> tuple[Why, str]:  # type: ignore[override]
+        return self.why, str(self)
 
 
 class EmptyStructure(DataError):

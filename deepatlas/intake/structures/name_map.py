@@ -96,10 +96,10 @@ class NameMap:
         """The dataset's names, in the order of the map."""
         return list(self.entries)
 
-    def match(self, name: str) -> str | Ignored:
-        """The wanted name that ``name`` means, or why there is none. An alias spelled out goes before every pattern."""
+    def match(self, name: str) -> tuple[str, str] | tuple[None, Ignored]:
+        """``(wanted name, "")``, or ``(None, reason)``. An alias that is spelled out goes before every pattern."""
         if found := self._exact.get(compact(name)):
-            return found
+            return found, ""
         spelled, cleaned = unicodedata.normalize("NFKC", name).strip(), clean_name(name)
         fitting = {
             wanted
@@ -107,11 +107,11 @@ class NameMap:
             if pattern.search(spelled) or (cleaned and pattern.search(cleaned))
         }
         if len(fitting) == 1:
-            return fitting.pop()
+            return fitting.pop(), ""
         if fitting:
             both = " and ".join(repr(wanted) for wanted in sorted(fitting))
-            return Ignored(Why.UNUSABLE, f"patterns of {both} match it; spell it out as an alias of one")
-        return Ignored(Why.NOT_IN_MAP, "not in the name map")
+            return None, Ignored(Why.UNUSABLE, f"patterns of {both} match it; spell it out as an alias of one")
+        return None, Ignored(Why.NOT_IN_MAP, "not in the name map")
 
 
 def is_margin(name: str) -> bool:

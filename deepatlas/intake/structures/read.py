@@ -7,8 +7,8 @@ the voxel. A warning counts the voxels that a structure takes from others. An ou
 RTSTRUCT) is painted first in any case, below all others.
 
 The names of structures in a file are free text. Without a name map or a label table that says otherwise, only names
-that :func:`deepatlas.intake.privacy.names.why_private` has no objection to are used, in lower case with underscores; others
-are listed by their number alone. The names of a label table that belongs to label images are used as they are.
+that :func:`deepatlas.intake.privacy.names.why_private` has no objection to are used, in lower case with underscores;
+others are listed by their number alone. The names of a label table that belongs to label images are used as they are.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def structure_names(
         tokens = _tokens(identifiers, series)
         for structure in structures:
             name = structure.ignored or _resolve(structure, tokens, names, None)
-            if isinstance(name, str):
+            if not isinstance(name, Ignored):
                 found.add(name)
     return sorted(found)
 
@@ -170,17 +170,17 @@ def _resolve(
 ) -> str | Ignored:
     """What the dataset calls a structure, or why it is left out. Without ``labels`` every name will do."""
     if names is not None:
-        name = names.match(structure.name)
-        if isinstance(name, Ignored):
-            return name
+        name, reason = names.match(structure.name)
+        if name is None:
+            return reason
     else:
         spelled = {compact(label): label for label in labels or ()}
         if key := compact(structure.name):
             if key in spelled:
                 return spelled[key]
         name = structure.name if structure.given else clean_name(structure.name)
-        if not structure.given and (reason := why_private(structure.name, identifiers)):
-            return Ignored(Why.UNUSABLE, f"{reason}; say in a name map what it is")
+        if not structure.given and (objection := why_private(structure.name, identifiers)):
+            return Ignored(Why.UNUSABLE, f"{objection}; say in a name map what it is")
     if labels is not None and name not in labels:
         return Ignored(Why.NOT_IN_TABLE, "not in the label table")
     return name

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from deepatlas.errors import DataError
 from deepatlas.intake.privacy import identity
-from deepatlas.intake.privacy.identity import Identity, private_folder, public_text, readable_id
+from deepatlas.intake.privacy.identity import Identity, private_folder, readable_id
+from deepatlas.intake.privacy.redact import public_text
 
 
 def mode(path) -> int:

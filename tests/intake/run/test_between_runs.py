@@ -8,13 +8,17 @@ import pytest
 
 from deepatlas.errors import DataError
 from deepatlas.intake.find.catalogue import Catalogue
-from deepatlas.intake.find.discover import Peek, _table_for, _up, pair
+from deepatlas.intake.find.naming import parent_folder
+from deepatlas.intake.find.pairs import nearest_table, pair
+from deepatlas.intake.find.records import Peek, Role
 from deepatlas.intake.privacy.identity import Identity
 from deepatlas.intake.run.finish import Entry
 from deepatlas.intake.run.journal import Journal
 from deepatlas.intake.run.pipeline import _Journals, _Run, _stop_at_refusal
-from deepatlas.intake.run.work import DONE, FAILED, REFUSED, Outcome, _left_out
-from deepatlas.io.dicom.found import Found, Refusal
+from deepatlas.intake.run.outcome import Outcome, Status
+from deepatlas.intake.run.work import left_out
+from deepatlas.intake.structures.ignored import Ignored, Why
+from deepatlas.io.dicom.found import Found, Refusal, Subject
 
 
 def files(*names):
@@ -33,41 +37,34 @@ def test_a_folder_named_after_its_exam_pairs_what_is_in_it(label):
 
 
 def test_the_root_of_an_archive_is_a_folder():
-    assert [_up(f) for f in ("a.zip!segmentations", "a.zip!x/segmentations", "x/seg", "seg")] == [
+    assert [parent_folder(f) for f in ("a.zip!segmentations", "a.zip!x/segmentations", "x/seg", "seg")] == [
         "a.zip!", "a.zip!x", "x", "",
     ]  # fmt: skip
-    assert _table_for("data/labelsTr", {"data": {"a": 1}, "data/labelsTr": {"b": 1}}) == {"b": 1}
+    assert nearest_table("data/labelsTr", {"data": {"a": 1}, "data/labelsTr": {"b": 1}}) == {"b": 1}
 
 
-@pytest.mark.parametrize("own", [FAILED, REFUSED])
+@pytest.mark.parametrize("own", [Status.FAILED, Status.REFUSED])
 def test_what_a_shard_has_made_counts_before_another_failure(tmp_path, own):
-    for name, status in (("journal.sqlite", own), ("journal-0-of-2.sqlite", DONE)):
+    for name, status in (("journal.sqlite", own), ("journal-0-of-2.sqlite", Status.DONE)):
         journal = Journal(tmp_path / name)
         journal.enter(Outcome("exam", "made-of-this", status))
         journal.close()
     entry = Entry("key", "digest", "name", "", True, (), "", id="exam", fingerprint="made-of-this")
     with _Journals(tmp_path, None) as journals:
-        assert journals.get(entry).status == DONE
+        assert journals.get(entry).status is Status.DONE
 
 
 @pytest.mark.parametrize(
-    ("reason", "passing"),
-    [
-        ("cannot read: permission denied; check it", True),
-        ("cannot be read (Input/output error); copy it again", True),
-        ("vanished while the source was read; put it back and run again", True),
-        ("the scratch disk is full; free space there or unpack it yourself", True),
-        ("not a CT", False),
-    ],
+    "passing", [True, False], ids=["a disk that failed", "a file that is not a CT"]
 )
-def test_exams_that_cannot_be_read_for_now_have_not_left(tmp_path, reason, passing):
+def test_exams_that_cannot_be_read_for_now_have_not_left(tmp_path, passing):
     dst = tmp_path / "dst"
     for exam in ("aa01", "bb02"):
         (dst / "exams" / exam[:2]).mkdir(parents=True)
         (dst / "exams" / exam[:2] / f"{exam}.h5").touch()
     run = SimpleNamespace(
         dst=dst, src=tmp_path, options=SimpleNamespace(progress=False), identity=Identity.open(dst),
-        planner=SimpleNamespace(refusals=[("b", "file", reason, None)]),
+        planner=SimpleNamespace(refusals=[Refusal("b", "any reason", passing=passing)]),
     )  # fmt: skip
     entries = [Entry("key", "digest", "name", "", True, (), "", id="aa01")]
     if passing:
@@ -79,11 +76,12 @@ def test_exams_that_cannot_be_read_for_now_have_not_left(tmp_path, reason, passi
 
 def test_strict_stops_at_what_an_earlier_run_refused():
     with pytest.raises(DataError, match="b: damaged"):
-        _stop_at_refusal(Outcome("exam", "f", REFUSED, refusals=[Refusal("b", "damaged", "exam")]))
+        _stop_at_refusal(Outcome("exam", "f", Status.REFUSED, refusals=[Refusal("b", "damaged", Subject.EXAM)]))
 
 
 def test_only_numbered_structures_are_called_by_their_number():
-    lines = _left_out({"structure smith": "no closed contour", "structure 7": "no closed contour"}, {})
+    reason = Ignored(Why.UNUSABLE, "no closed contour")
+    lines = left_out({"structure smith": reason, "structure 7": reason}, {})
     assert lines == ["a structure: left out: no closed contour", "structure 7: left out: no closed contour"]
 
 
@@ -123,7 +121,7 @@ def test_a_header_that_a_failing_disk_hid_is_read_again(catalogue, tmp_path):
     path.write_bytes(b"x")
     catalogue.add([Found(path, "a")])
     assert catalogue.unread() == 1
-    catalogue.keep([Peek("a", "refused", reason="cannot be read (Input/output error); copy it again")])
+    catalogue.keep([Peek("a", Role.REFUSED, refusal=Refusal("a", "the disk failed", passing=True))])
     assert catalogue.unread() == 1
-    catalogue.keep([Peek("a", "refused", reason="not a CT")])
+    catalogue.keep([Peek("a", Role.REFUSED, refusal=Refusal("a", "not a CT"))])
     assert catalogue.unread() == 0

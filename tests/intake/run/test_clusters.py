@@ -14,7 +14,8 @@ from deepatlas.errors import DataError
 from deepatlas.intake.dataset.folder import Dataset
 from deepatlas.intake.run import work
 from deepatlas.intake.run.pipeline import Options, prepare
-from deepatlas.intake.run.work import Outcome, prepare_exam
+from deepatlas.intake.run.outcome import Outcome
+from deepatlas.intake.run.work import prepare_exam
 
 distributed = pytest.importorskip(
     "distributed", reason="dask's distributed is not installed (pip install '.[dask]')"
@@ -73,14 +74,3 @@ def test_a_scheduler_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
     src = write_cohort(tmp_path / "src", 1)
     with pytest.raises(DataError, match="no dask scheduler answers"):
         prepare(src, tmp_path / "dst", Options(engine="dask", address="tcp://127.0.0.1:9", progress=False))
-
-
-def test_a_ray_cluster_makes_the_same_dataset(tmp_path):
-    pytest.importorskip("ray", reason="ray is not installed (pip install '.[ray]')")
-    src = write_cohort(tmp_path / "src", 2)
-    options = {"progress": False, "keep_ids": True}
-    prepare(src, tmp_path / "here", Options(workers=1, **options))
-    same_salt(tmp_path)
-    assert prepare(src, tmp_path / "there", Options(engine="ray", **options)).made == 2
-    for name in ("dataset.json", "packed.h5", "manifest.sqlite", "report.html"):
-        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes(), name

@@ -20,7 +20,6 @@ from deepatlas.intake.dataset.check import check_dataset
 from deepatlas.intake.dataset.folder import Dataset
 from deepatlas.intake.run import work
 from deepatlas.intake.run.pipeline import Options, prepare
-from deepatlas.io.dicom import pixels as dicom_pixels
 from deepatlas.io.dicom import read as dicom_read
 
 SIZES = {2: 12, 5: 8, 7: 6}  # slices of the series, by number
@@ -192,8 +191,6 @@ def test_a_disk_that_fails_makes_no_other_exam(tmp_path, monkeypatch, where):
         taken = 5
     bad = sorted((src / "a" / str(taken)).iterdir())[4]
 
-    read = dicom_pixels._by_gdcm
-
     def failing(job):
         if job.plan.name != "P1":
             return first(job)
@@ -204,15 +201,17 @@ def test_a_disk_that_fails_makes_no_other_exam(tmp_path, monkeypatch, where):
         finally:
             (tmp_path / "kept").rename(bad)
 
-    def gdcm(path):  # which does not say that it could not read the file
+    read = dicom_read.read_pixels
+
+    def gone(path, header):
         if path == bad:
             path.rename(tmp_path / "kept")
-        return read(path)
+        return read(path, header)
 
     with monkeypatch.context() as patch:
         patch.setattr(work, "prepare_exam", failing)
         if where == "pixels":
-            patch.setattr(dicom_pixels, "_by_gdcm", gdcm)
+            patch.setattr(dicom_read, "read_pixels", gone)
         summary = run(src, dst)
     assert summary.exams == 1 and set(summary.refused) == {"P1"}
     assert taken == 5 or os.strerror(errno.ENOENT) in summary.refused["P1"]
@@ -225,10 +224,10 @@ def test_no_memory_makes_no_other_exam(tmp_path, monkeypatch):
     write_exam(src / "b", "P2")
     slices = dicom_read._slices
 
-    def full(headers, *rest):
-        if headers[0].patient == "P1":
+    def full(series, *rest):
+        if series.patient == "P1":
             raise MemoryError
-        return slices(headers, *rest)
+        return slices(series, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(dicom_read, "_slices", full)
