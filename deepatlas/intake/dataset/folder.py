@@ -109,7 +109,7 @@ def read_dataset_json(folder: str | os.PathLike[str]) -> dict[str, Any]:
                 f"{path}: dataset format {about['version']}, this program reads {VERSION}; "
                 "install the version that wrote it, or prepare the dataset again"
             )
-        whole = text == _canonical(about)
+        whole = text == canonical_text(about)
     except DataError:
         raise
     except (ValueError, KeyError, TypeError) as error:
@@ -227,11 +227,11 @@ def finish_dataset(
             n: {"bytes": (folder / n).stat().st_size, "sha256": file_sha256(folder / n)} for n in files
         },
     }
-    write_text(folder / DATASET, _canonical(about))
+    write_text(folder / DATASET, canonical_text(about))
     return Dataset(folder)
 
 
-def _canonical(about: dict[str, Any]) -> str:
+def canonical_text(about: dict[str, Any]) -> str:
     """The text of ``dataset.json`` with these values, followed by its own checksum."""
     values = {key: value for key, value in about.items() if key != "sha256"}
     values["sha256"] = hashlib.sha256(json.dumps(values).encode()).hexdigest()

@@ -2,9 +2,9 @@
 
 It uses a rollback journal instead of a write-ahead log, which needs memory shared by all processes that have the file
 open; network disks do not provide that. A process that is killed leaves the journal, and the next process that opens
-the file rolls the unfinished change back. Processes do not share a manifest: each shard writes its own, and they are merged
-(:func:`merge_manifests`). A manifest names nobody: ids and sources are pseudonyms that the caller made, and it contains
-no path of the source.
+the file rolls the unfinished change back. Processes do not share a manifest: each shard writes its own, and they are
+merged (:func:`merge_manifests`). A manifest names nobody: ids and sources are pseudonyms that the caller made, and it
+contains no path of the source.
 """
 
 from __future__ import annotations

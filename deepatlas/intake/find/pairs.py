@@ -25,12 +25,19 @@ _LABEL_FOLDERS = (*_DRAWN, "labelstr", "labelsts")
 _BESIDE = {"imagestr": ("labelstr",), "imagests": ("labelsts",), "images": ("labels", "masks")}
 
 
+def opens_labels(task: Task) -> bool:
+    """Whether planning has to open the label images of a task.
+
+    A label table states the names of its structures itself, in its own spelling.
+    """
+    return bool(task.labels) and not (task.source_labels and task.names is None)
+
+
 def plan_pair(task: Task) -> Plan:
     """Plan the exam of a CT image and list the structures of its label images, as far as headers tell."""
     source = ExamSource(task.key, task.name, image=task.image, labels=task.labels)
     structures: list[str] = []
-    # A label table states the names of its structures itself, in its own spelling.
-    if task.labels and not (task.source_labels and task.names is None):
+    if opens_labels(task):
         structures = structure_names(task.labels, names=task.names, source_labels=task.source_labels)
     return Plan(task.key, task.name, "", source, tuple(structures), (), task.source_labels, task.digest)
 

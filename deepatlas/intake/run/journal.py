@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from deepatlas.errors import DataError, WriteError
 from deepatlas.files import write_error
 from deepatlas.intake.dataset.manifest import SeriesLine
+from deepatlas.intake.run.finish import Entry
 from deepatlas.intake.run.outcome import Outcome, Status
 from deepatlas.io.dicom.found import Refusal, Subject
 from deepatlas.sqlite import Trouble, connect, create_private, trouble_of
@@ -77,6 +78,36 @@ class Journal:
         if trouble in (Trouble.DISK_FULL, Trouble.DEVICE):
             return WriteError(f"{self.path}: cannot write: {error}; free space and run again")
         return DataError(f"{self.path}: damaged ({error}); delete it, and the exams are prepared again")
+
+
+class Journals:
+    """The journal of this run and, if no other process can be writing to them, those of earlier runs and shards."""
+
+    def __init__(self, private: Path, shard: tuple[int, int] | None) -> None:
+        own = private / ("journal-{}-of-{}.sqlite".format(*shard) if shard else "journal.sqlite")
+        self._own = Journal(own)
+        others = [] if shard else sorted(p for p in private.glob("journal*.sqlite") if p != own)
+        self._others = [Journal(path) for path in others]
+
+    def get(self, entry: Entry) -> Outcome | None:
+        """The outcome of an exam in its present state, from the journal of this run or of a shard."""
+        outcomes = (journal.get(entry.id) for journal in (self._own, *self._others))
+        found = [o for o in outcomes if o is not None and o.fingerprint == entry.fingerprint]
+        # A success counts before a failure of another shard or of an earlier run.
+        return min(found, key=lambda o: o.status is not Status.DONE, default=None)
+
+    def enter(self, outcome: Outcome) -> None:
+        self._own.enter(outcome)
+
+    def outcomes(self, entries: Iterable[Entry]) -> Iterator[Outcome]:
+        return (outcome for entry in entries if (outcome := self.get(entry)) is not None)
+
+    def __enter__(self) -> Journals:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for journal in (self._own, *self._others):
+            journal.close()
 
 
 def _outcome(text: str) -> Outcome:

@@ -21,11 +21,11 @@ from deepatlas.intake.digest import digest
 from deepatlas.intake.find.catalogue import Catalogue
 from deepatlas.intake.find.studies import other_series
 from deepatlas.intake.find.walk import scratch_folder
-from deepatlas.intake.privacy.identity import Identity
+from deepatlas.intake.privacy.identity import Identity, private_folder
 from deepatlas.intake.run import work
 from deepatlas.intake.run.engines import Died, default_workers, open_engine
 from deepatlas.intake.run.finish import Entry, finish, read_state
-from deepatlas.intake.run.journal import Journal
+from deepatlas.intake.run.journal import Journals
 from deepatlas.intake.run.options import Options, Summary
 from deepatlas.intake.run.outcome import Outcome, Status
 from deepatlas.intake.run.places import check_places, clear_leftovers, held, may_write
@@ -85,12 +85,12 @@ class _Run:
                 mine = [e for e in entries if self._is_mine(e)]
                 if options.shard:
                     catalogue.detach([e.key for e in mine])
-            journals = stack.enter_context(_Journals(private, options.shard))
+            journals = stack.enter_context(Journals(private, options.shard))
             todo = [e for e in mine if not self._is_done(e, journals)]
             if options.strict:
                 again = {e.id for e in todo}
                 for outcome in journals.outcomes(e for e in mine if e.id not in again):
-                    _stop_at_refusal(outcome)
+                    stop_at_refusal(outcome)
             if options.merge and todo:
                 raise DataError(
                     f"{self.dst}: {len(todo)} of {len(entries)} exams are not prepared yet; run the shards that did "
@@ -99,7 +99,9 @@ class _Run:
             if options.shard:
                 self._make(catalogue, todo, labels, journals)
                 return self._summary(len(mine), labels, journals, mine, finished=False)
-            gone = self._gone(entries)
+            gone = gone_exams(self.dst, self.src, entries, self.planner.refusals)
+            if gone and options.progress:
+                print(f"{len(gone)} exams are no longer in {self.src} and are removed", file=sys.stderr)
             refusals = sorted((r.name, r.kind, r.reason, r.public) for r in self.planner.refusals)
             state = digest([(e.id, e.fingerprint) for e in entries], refusals)
             if not todo and not gone and read_state(private) == state and (exams := self._exams()):
@@ -130,7 +132,7 @@ class _Run:
         index, count = self.options.shard
         return int(digest(entry.id), 16) % count == index
 
-    def _is_done(self, entry: Entry, journals: _Journals) -> bool:
+    def _is_done(self, entry: Entry, journals: Journals) -> bool:
         outcome = journals.get(entry)
         if outcome is None or (outcome.status is Status.FAILED and not self.options.merge):
             return False
@@ -139,27 +141,6 @@ class _Run:
         with suppress(OSError):
             return exam_path(self.dst, entry.id).stat().st_size == outcome.record["bytes"]  # type: ignore[index]
         return False
-
-    def _gone(self, entries: list[Entry]) -> set[str]:
-        """Ids of exams that have a file and are no longer in the source."""
-        there = {path.stem for path in (self.dst / "exams").glob("*/[!.]*.h5")}
-        gone = there - {e.id for e in entries}
-        if there and len(gone) == len(there):
-            raise DataError(
-                f"{self.dst}: holds {len(there)} exams, none of which is in {self.src}; choose another DST, or delete "
-                f"this one and {self.identity.folder.name} first"
-            )
-        # What lies in a folder that cannot be read now has not left the source.
-        doubtful = [r for r in self.planner.refusals if r.passing]
-        if gone and doubtful:
-            raise DataError(
-                f"{self.dst}: {len(gone)} of its exams are not found in {self.src}, where {len(doubtful)} files or "
-                f"folders could not be read (first: {doubtful[0].name}: {doubtful[0].reason}); mend that and run "
-                "again: nothing was removed"
-            )
-        if gone and self.options.progress:
-            print(f"{len(gone)} exams are no longer in {self.src} and are removed", file=sys.stderr)
-        return gone
 
     def _exams(self) -> int:
         """The number of exams of the finished dataset; 0 if it is not whole, as far as sizes and headers tell.
@@ -182,7 +163,7 @@ class _Run:
         return about["exams"] if whole else 0
 
     def _make(
-        self, catalogue: Catalogue, todo: list[Entry], labels: dict[str, int], journals: _Journals
+        self, catalogue: Catalogue, todo: list[Entry], labels: dict[str, int], journals: Journals
     ) -> None:
         attempts = None
         if self.options.engine != "processes":
@@ -229,7 +210,7 @@ class _Run:
                 self.made += result.status is Status.DONE
                 bar.update(1)
                 if self.options.strict:
-                    _stop_at_refusal(result)
+                    stop_at_refusal(result)
 
     # -- small things -----------------------------------------------------------------------------------------
 
@@ -237,7 +218,7 @@ class _Run:
         self,
         exams: int,
         labels: dict[str, int],
-        journals: _Journals,
+        journals: Journals,
         entries: list[Entry],
         finished: bool = True,
     ) -> Summary:
@@ -261,37 +242,30 @@ class _Run:
         )
 
 
-class _Journals:
-    """The journal of this run and, if no other process can be writing to them, those of earlier runs and shards."""
+def gone_exams(dst: Path, src: Path, entries: Iterable[Entry], refusals: Iterable[Refusal]) -> set[str]:
+    """The ids of exams that have a file in ``dst`` and are no longer in ``src``.
 
-    def __init__(self, private: Path, shard: tuple[int, int] | None) -> None:
-        own = private / ("journal-{}-of-{}.sqlite".format(*shard) if shard else "journal.sqlite")
-        self._own = Journal(own)
-        others = [] if shard else sorted(p for p in private.glob("journal*.sqlite") if p != own)
-        self._others = [Journal(path) for path in others]
-
-    def get(self, entry: Entry) -> Outcome | None:
-        """The outcome of an exam in its present state, from the journal of this run or of a shard."""
-        outcomes = (journal.get(entry.id) for journal in (self._own, *self._others))
-        found = [o for o in outcomes if o is not None and o.fingerprint == entry.fingerprint]
-        # A success counts before a failure of another shard or of an earlier run.
-        return min(found, key=lambda o: o.status is not Status.DONE, default=None)
-
-    def enter(self, outcome: Outcome) -> None:
-        self._own.enter(outcome)
-
-    def outcomes(self, entries: Iterable[Entry]) -> Iterator[Outcome]:
-        return (outcome for entry in entries if (outcome := self.get(entry)) is not None)
-
-    def __enter__(self) -> _Journals:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for journal in (self._own, *self._others):
-            journal.close()
+    Raises :class:`~deepatlas.errors.DataError` if these are all exams of ``dst``, or if they may be in a part of
+    ``src`` that cannot be read now.
+    """
+    there = {path.stem for path in (dst / "exams").glob("*/[!.]*.h5")}
+    gone = there - {e.id for e in entries}
+    if there and len(gone) == len(there):
+        raise DataError(
+            f"{dst}: holds {len(there)} exams, none of which is in {src}; choose another DST, or delete "
+            f"this one and {private_folder(dst).name} first"
+        )
+    doubtful = [r for r in refusals if r.passing]
+    if gone and doubtful:
+        raise DataError(
+            f"{dst}: {len(gone)} of its exams are not found in {src}, where {len(doubtful)} files or folders could "
+            f"not be read (first: {doubtful[0].name}: {doubtful[0].reason}); mend that and run again: nothing was "
+            "removed"
+        )
+    return gone
 
 
-def _stop_at_refusal(outcome: Outcome) -> None:
+def stop_at_refusal(outcome: Outcome) -> None:
     """``--strict``: a refusal stops the run that finds it and every later one."""
     for refusal in outcome.refusals:
         # Nobody wanted what belongs to a series that was not taken.

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from deepatlas.errors import DataError
 from deepatlas.intake.find import discover
 from deepatlas.intake.find.catalogue import Catalogue
-from deepatlas.intake.find.pairs import image_tasks
+from deepatlas.intake.find.pairs import image_tasks, opens_labels
 from deepatlas.intake.find.studies import dicom_tasks
 from deepatlas.intake.find.task import Plan, Task
 from deepatlas.intake.find.walk import walk
@@ -115,8 +115,8 @@ class Planner:
                 if plan is not None:
                     enter(plan)
                 else:
-                    # The headers of a study are in the catalogue, so that none of its files is opened.
-                    yield task if task.image is None else catalogue.reached(task)
+                    # The headers of a study are in the catalogue, so that planning opens none of its files.
+                    yield catalogue.reached(task) if opens_labels(task) else task
 
         fresh: list[Plan] = []
         with progress_bar(self.options, None, None, "choosing series", "exam") as bar:

@@ -79,7 +79,7 @@ def prepare_exam(job: ExamJob) -> Outcome:
     """
     began = time.monotonic()
     hidden = job.plan.hidden()
-    if job.attempts is not None and not _try(job.attempts):
+    if job.attempts is not None and not count_attempt(job.attempts):
         out = Outcome(job.id, job.fingerprint, Status.FAILED)
         _fail(out, DataError("its worker died twice while it was read; look at it by itself"), job)
     else:
@@ -227,7 +227,7 @@ def left_out(ignored: Mapping[str, Ignored], labels: Mapping[str, int], *, secon
     return lines
 
 
-def _try(marker: Path) -> bool:
+def count_attempt(marker: Path) -> bool:
     """Count an attempt in a file that the next worker sees; False after two attempts that did not end."""
     count = int(marker.read_text() or 0) if marker.exists() else 0
     if count >= 2:

@@ -110,7 +110,9 @@ class NameMap:
             return fitting.pop(), ""
         if fitting:
             both = " and ".join(repr(wanted) for wanted in sorted(fitting))
-            return None, Ignored(Why.UNUSABLE, f"patterns of {both} match it; spell it out as an alias of one")
+            return None, Ignored(
+                Why.UNUSABLE, f"patterns of {both} match it; spell it out as an alias of one"
+            )
         return None, Ignored(Why.NOT_IN_MAP, "not in the name map")
 
 

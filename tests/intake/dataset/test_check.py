@@ -132,7 +132,7 @@ def rewritten(folder: Path) -> None:
     about = read_dataset_json(folder)
     for name, known in about["files"].items():
         known |= {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
-    (folder / "dataset.json").write_text(intake_dataset._canonical(about))
+    (folder / "dataset.json").write_text(intake_dataset.canonical_text(about))
 
 
 def test_files_that_disagree(folder, tmp_path):

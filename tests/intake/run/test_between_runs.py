@@ -2,7 +2,6 @@
 
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -11,11 +10,10 @@ from deepatlas.intake.find.catalogue import Catalogue
 from deepatlas.intake.find.naming import parent_folder
 from deepatlas.intake.find.pairs import nearest_table, pair
 from deepatlas.intake.find.records import Peek, Role
-from deepatlas.intake.privacy.identity import Identity
 from deepatlas.intake.run.finish import Entry
-from deepatlas.intake.run.journal import Journal
-from deepatlas.intake.run.pipeline import _Journals, _Run, _stop_at_refusal
+from deepatlas.intake.run.journal import Journal, Journals
 from deepatlas.intake.run.outcome import Outcome, Status
+from deepatlas.intake.run.pipeline import gone_exams, stop_at_refusal
 from deepatlas.intake.run.work import left_out
 from deepatlas.intake.structures.ignored import Ignored, Why
 from deepatlas.io.dicom.found import Found, Refusal, Subject
@@ -50,33 +48,30 @@ def test_what_a_shard_has_made_counts_before_another_failure(tmp_path, own):
         journal.enter(Outcome("exam", "made-of-this", status))
         journal.close()
     entry = Entry("key", "digest", "name", "", True, (), "", id="exam", fingerprint="made-of-this")
-    with _Journals(tmp_path, None) as journals:
+    with Journals(tmp_path, None) as journals:
         assert journals.get(entry).status is Status.DONE
 
 
-@pytest.mark.parametrize(
-    "passing", [True, False], ids=["a disk that failed", "a file that is not a CT"]
-)
+@pytest.mark.parametrize("passing", [True, False], ids=["a disk that failed", "a file that is not a CT"])
 def test_exams_that_cannot_be_read_for_now_have_not_left(tmp_path, passing):
     dst = tmp_path / "dst"
     for exam in ("aa01", "bb02"):
         (dst / "exams" / exam[:2]).mkdir(parents=True)
         (dst / "exams" / exam[:2] / f"{exam}.h5").touch()
-    run = SimpleNamespace(
-        dst=dst, src=tmp_path, options=SimpleNamespace(progress=False), identity=Identity.open(dst),
-        planner=SimpleNamespace(refusals=[Refusal("b", "any reason", passing=passing)]),
-    )  # fmt: skip
+    refusals = [Refusal("b", "any reason", passing=passing)]
     entries = [Entry("key", "digest", "name", "", True, (), "", id="aa01")]
     if passing:
         with pytest.raises(DataError, match="1 of its exams are not found .* nothing was removed"):
-            _Run._gone(run, entries)
+            gone_exams(dst, tmp_path, entries, refusals)
     else:
-        assert _Run._gone(run, entries) == {"bb02"}
+        assert gone_exams(dst, tmp_path, entries, refusals) == {"bb02"}
 
 
 def test_strict_stops_at_what_an_earlier_run_refused():
     with pytest.raises(DataError, match="b: damaged"):
-        _stop_at_refusal(Outcome("exam", "f", Status.REFUSED, refusals=[Refusal("b", "damaged", Subject.EXAM)]))
+        stop_at_refusal(
+            Outcome("exam", "f", Status.REFUSED, refusals=[Refusal("b", "damaged", Subject.EXAM)])
+        )
 
 
 def test_only_numbered_structures_are_called_by_their_number():

@@ -13,8 +13,8 @@ from small_exams import write_cohort
 from deepatlas.errors import DataError
 from deepatlas.intake.dataset.folder import Dataset
 from deepatlas.intake.run import work
-from deepatlas.intake.run.pipeline import Options, prepare
 from deepatlas.intake.run.outcome import Outcome
+from deepatlas.intake.run.pipeline import Options, prepare
 from deepatlas.intake.run.work import prepare_exam
 
 distributed = pytest.importorskip(
@@ -33,7 +33,7 @@ def address():
 
 def deadly_exam(job) -> Outcome:
     """As prepare_exam, but e2 takes its process along, as a fault in a C library does."""
-    if job.attempts is not None and job.plan.name == "e2" and work._try(job.attempts):
+    if job.attempts is not None and job.plan.name == "e2" and work.count_attempt(job.attempts):
         os.kill(os.getpid(), signal.SIGKILL)
     return prepare_exam(job)
 

@@ -161,7 +161,7 @@ def test_a_training_array_of_other_exams_is_noticed(tmp_path, monkeypatch):
     (dst / "packed.h5").write_bytes(short)
     about = json.loads((dst / "dataset.json").read_text())  # of the size that is stated, and whole in itself
     about["files"]["packed.h5"]["bytes"] = len(short)
-    (dst / "dataset.json").write_text(dataset._canonical(about))
+    (dst / "dataset.json").write_text(dataset.canonical_text(about))
     run(src, dst)
     assert (dst / "packed.h5").read_bytes() == whole and Dataset(dst).about["exams"] == 3
 
