@@ -1,4 +1,4 @@
-"""Studies in archives: when they are unpacked, how often, and what becomes of them."""
+"""Exams in archives: when and how often an archive is unpacked, and what its exams become."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(src, dst, **options):
 
 
 def scratch_disk(monkeypatch, free):
-    """A disk of which so many per cent are free."""
+    """A disk of which ``free`` per cent are free."""
     usage = SimpleNamespace(total=100 << 40, free=free << 40)
     monkeypatch.setattr(discover.shutil, "disk_usage", lambda _: usage)
 
@@ -65,7 +65,7 @@ def study(folder, number):
 
 
 def zipped(path, *numbers):
-    """A zip of some studies; their files are left beside it, outside the source."""
+    """A zip of some studies, whose files also stay outside the source, in ``plain``."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         for number in numbers:
             for one in study(path.parent.parent / "plain" / str(number), number):
@@ -91,7 +91,7 @@ def contents(dst):
 
 
 def voxels(dst):
-    """What was made, whatever it is called."""
+    """The voxels of all exams, without their ids."""
     exams = [(e.volume().array, e.labels() if e.present else None, e.present) for e in Dataset(dst)]
     return sorted(
         (a.shape, hash(a.tobytes()), labels and hash(labels.array.tobytes()), names)
@@ -141,7 +141,8 @@ def test_a_ct_with_many_masks_is_one_exam(src, tmp_path, monkeypatch, unpacked):
     write_cohort(tmp_path / "cohort", 2)
     masked(src / "subject.zip", tmp_path / "cohort" / "e1", "rib_1", "rib_2", "rib_3", "heart", "liver")
     assert run(src, tmp_path / "dst").exams == 1
-    assert unpacked == {"subject.zip": 3}  # by workers: the main process would unpack it once, and keep it
+    # A look, the headers of the masks, and the images. An archive of several exams is unpacked once and kept.
+    assert unpacked == {"subject.zip": 3}
 
 
 def test_the_disk_holds_one_archive_at_a_time_for_each_worker(src, tmp_path, monkeypatch, unpacked):

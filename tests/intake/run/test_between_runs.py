@@ -1,4 +1,4 @@
-"""What goes wrong between two runs, and whose drawing belongs to whom."""
+"""What changes between two runs, and which label image belongs to which CT."""
 
 from contextlib import closing
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The same command on a cluster: two dask workers, each a process of its own."""
+"""``deepatlas prepare`` on a dask cluster of two workers, each in its own process."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def address():
 
 
 def deadly_exam(job) -> Outcome:
-    """As prepare_exam, but e2 takes its process along, as a fault in a C library does."""
+    """As prepare_exam, but e2 kills its process, as a fault in a C library does."""
     if job.attempts is not None and job.plan.name == "e2" and work.count_attempt(job.attempts):
         os.kill(os.getpid(), signal.SIGKILL)
     return prepare_exam(job)
 
 
 def same_salt(folder):
-    """What stands for a source is salted: the same in two datasets only with the same salt."""
+    """Pseudonyms are equal in two datasets only if these have the same salt."""
     (folder / "there.private").mkdir(mode=0o700)
     shutil.copy(folder / "here.private" / "salt", folder / "there.private")
 

@@ -1,4 +1,4 @@
-"""An exam whose first series cannot be used is made of its next best; what was tried and why is told."""
+"""An exam whose first series cannot be used is made of the next best one, and what was tried is reported."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from deepatlas.intake.run import work
 from deepatlas.intake.run.pipeline import Options, prepare
 from deepatlas.io.dicom import read as dicom_read
 
-SIZES = {2: 12, 5: 8, 7: 6}  # slices of the series, by number
+# {number of a series: number of its slices}.
+SIZES = {2: 12, 5: 8, 7: 6}
 
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -33,7 +34,7 @@ def run(src, dst, **options):
 
 
 def write_exam(folder, patient="P1", numbers=(2, 5), **more):
-    """An exam of some series, each of other values, with a scout and a drawing on every series."""
+    """An exam with several series of different values, an RTSTRUCT for each of them, and a scout."""
     study = f"1.2.3.{patient[1:]}"
     for number in numbers:
         ct, _ = body((SIZES[number], 40, 40), seed=number)
@@ -61,7 +62,8 @@ def surplus(folder):
 
 
 def undecodable(folder):
-    def spoil(ds):  # zeros where size and coding are told
+    def spoil(ds):
+        # Zeros replace the bytes that state size and coding.
         ds.PixelData = ds.PixelData[:20] + bytes(200) + ds.PixelData[220:]
 
     changed(sorted(folder.iterdir())[4], spoil)
@@ -180,7 +182,7 @@ def test_a_series_that_was_asked_for_has_no_second(tmp_path):
 
 @pytest.mark.parametrize("where", ["pixels", "header", "header of the next"])
 def test_a_disk_that_fails_makes_no_other_exam(tmp_path, monkeypatch, where):
-    """What a file holds decides, and not how the network was at that moment."""
+    """The contents of the files decide, not the state of the network at that moment."""
     src, dst = tmp_path / "src", tmp_path / "dst"
     write_exam(src / "a", "P1")
     write_exam(src / "b", "P2")

@@ -1,4 +1,4 @@
-"""The command from end to end: mixed sources, going on after kills, changes, shards, bad places."""
+"""``deepatlas prepare`` from end to end: mixed sources, changes, shards, kills, unusable sources and destinations."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from deepatlas.intake.dataset import folder as dataset
 from deepatlas.intake.dataset.folder import Dataset, exam_path
 from deepatlas.intake.run import work
 from deepatlas.intake.run.pipeline import Options, prepare
+from deepatlas.intake.run.places import held
 from deepatlas.intake.run.work import prepare_exam
 
 LONG = bool(os.environ.get("DEEPATLAS_LONG_TESTS"))
@@ -40,7 +41,7 @@ def run(src, dst, **options):
 
 
 def dicom_exam(folder, seed=1, **tags):
-    """A CT series with a scout, a thinner copy and an RTSTRUCT; returns the CT."""
+    """A CT series with a scout, a second series with half of its slices, and an RTSTRUCT; returns the CT."""
     ct, _ = body((12, 40, 40), seed=seed)
     ct.array = np.rint(ct.array.clip(min=-1024))
     study = f"1.2.3.{seed}"
@@ -57,7 +58,7 @@ def dicom_exam(folder, seed=1, **tags):
 
 
 def arrays(dst) -> dict:
-    """Everything that a dataset holds, by exam: for comparing two of them."""
+    """Everything that a dataset contains, by exam, to compare two datasets."""
     return {exam.id: (exam.content, exam.path.read_bytes()) for exam in Dataset(dst)}
 
 
@@ -115,7 +116,8 @@ def test_nothing_is_done_twice_and_changes_are_noticed(tmp_path, monkeypatch):
     assert summary.exams == 2 and "e1" in summary.refused and len(list(dst.glob("exams/*/[!.]*.h5"))) == 2
     done.clear()
     run(src, dst, crop="foreground")
-    assert done == []  # what is refused for good is not read again
+    # What is refused for good is not read again.
+    assert done == []
 
 
 def test_a_lost_or_damaged_exam_file_is_made_again(tmp_path):
@@ -258,8 +260,6 @@ def test_a_lost_private_folder_is_one_line(tmp_path):
 
 
 def test_two_runs_do_not_share_a_dataset(tmp_path):
-    from deepatlas.intake.run.places import held
-
     src = write_cohort(tmp_path / "src", 1)
     run(src, tmp_path / "dst")
     with held(tmp_path / "dst.private" / "lock", "busy"), pytest.raises(DataError, match="another `prepare`"):
@@ -296,7 +296,7 @@ def command(tmp_path, *arguments, mode="plain"):
     script.write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     argv = [sys.executable, script, mode, *map(str, arguments)]
-    # A shell lets what it starts in the background ignore Ctrl-C, and so would everything that the tests start there.
+    # Processes that a shell starts in the background ignore Ctrl-C, and so would all processes that the tests start.
     hear = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
                             start_new_session=True, preexec_fn=hear)  # fmt: skip
@@ -304,7 +304,7 @@ def command(tmp_path, *arguments, mode="plain"):
 
 @pytest.mark.processes
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
-    """A limit on the size of files stands in for it."""
+    """A limit on the size of files takes the place of a full disk."""
     src, dst = write_cohort(tmp_path / "src", 2), tmp_path / "dst"
     process = command(tmp_path, "prepare", src, dst, "--quiet", "--workers", 1, mode="full")
     out, err = process.communicate(timeout=300)
@@ -318,7 +318,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
 
 @pytest.mark.processes
 def test_kills_at_any_moment_lose_nothing(tmp_path):
-    """SIGKILL to the whole session at random moments; in the end all is as if nothing had happened."""
+    """SIGKILL to the whole session at random moments. In the end the dataset is as if nothing had happened."""
     count, kills = (40, 12) if LONG else (8, 3)
     src = write_cohort(tmp_path / "src", count)
     rng = random.Random(0)
