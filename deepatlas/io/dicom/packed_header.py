@@ -1,4 +1,7 @@
-"""Headers as bytes, for a database that keeps millions of them: some 300 bytes for a CT slice."""
+"""Headers as bytes, for a database that keeps millions of them: fewer than 500 bytes for a CT slice.
+
+A plan, which is compressed as a whole, needs only some 70 bytes for each slice, because slices share most values.
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,14 @@
 """What changes between two runs, and which label image belongs to which CT."""
 
+import json
+import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from deepatlas.errors import DataError
+from deepatlas.intake.dataset.manifest import SeriesLine
 from deepatlas.intake.find.catalogue import Catalogue
 from deepatlas.intake.find.naming import parent_folder
 from deepatlas.intake.find.pairs import nearest_table, pair
@@ -65,6 +68,36 @@ def test_exams_that_cannot_be_read_for_now_have_not_left(tmp_path, passing):
             gone_exams(dst, tmp_path, entries, refusals)
     else:
         assert gone_exams(dst, tmp_path, entries, refusals) == {"bb02"}
+
+
+def test_a_journal_of_an_earlier_version_is_read(tmp_path):
+    """It kept the public reasons in a list of their own."""
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        journal.enter(Outcome("e1", "f", Status.REFUSED))
+    refusal = {"name": "Doe", "reason": "Doe: damaged", "kind": "exam", "passing": True}
+    old = {
+        "id": "e1", "fingerprint": "f", "status": "done", "record": {"id": "e1"},
+        "series": [["series 2", True, "taken"]],
+        "refusals": [refusal], "public": [["Doe", "exam", "damaged"]], "error": "", "seconds": 1.5,
+    }  # fmt: skip
+    with closing(sqlite3.connect(tmp_path / "journal.sqlite")) as db, db:
+        db.execute("UPDATE outcomes SET outcome = ?", (json.dumps(old),))
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        outcome = journal.get("e1")
+    assert outcome.status is Status.DONE and outcome.series[0].taken and outcome.seconds == 1.5
+    assert outcome.refusals == [Refusal("Doe", "Doe: damaged", Subject.EXAM, True, public="damaged")]
+
+
+def test_an_outcome_survives_the_journal(tmp_path):
+    series = [
+        SeriesLine("series 2", True, "taken: the only one"),
+        SeriesLine("series 3", False, "not taken: sharp"),
+    ]
+    refusals = [Refusal("a", "a: damaged", Subject.SERIES, public="damaged")]
+    outcome = Outcome("e1", "f", Status.FAILED, {"bytes": 7}, series, refusals, "an error", 2.0)
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        journal.enter(outcome)
+        assert journal.get("e1") == outcome and list(journal) == [outcome] and journal.get("e2") is None
 
 
 def test_strict_stops_at_what_an_earlier_run_refused():
