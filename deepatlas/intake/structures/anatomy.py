@@ -1,8 +1,8 @@
 """The words that names of structures are made of.
 
 Contours are named in free text, and no rule can tell a nickname, a tattoo or a place from a structure if the header
-does not mention it. Without a name map, a dataset therefore contains only names made of these words: those of TG-263, of
-TotalSegmentator and of radiotherapy planning. All other names have to be explained in a name map.
+does not mention it. Without a name map, a dataset therefore contains only names made of these words: those of TG-263,
+of TotalSegmentator and of radiotherapy planning. All other names have to be explained in a name map.
 """
 
 from __future__ import annotations

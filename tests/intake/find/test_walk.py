@@ -220,7 +220,9 @@ def test_what_vanishes_while_the_source_is_read(src, tmp_path):
             shutil.rmtree(src / "c")
             (src / "c").write_bytes(b"now a file")
     assert names == ["a/1", "a/3", "c", "d"]
-    assert {r.name for r in refused} == {"a/2", "b"} and all("vanished" in r.reason and r.passing for r in refused)
+    assert {r.name for r in refused} == {"a/2", "b"} and all(
+        "vanished" in r.reason and r.passing for r in refused
+    )
 
 
 def test_a_file_that_vanishes_before_it_is_read(src, tmp_path):
