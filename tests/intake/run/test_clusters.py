@@ -23,6 +23,10 @@ distributed = pytest.importorskip(
 pytest.importorskip("joblib", reason="joblib is not installed (pip install '.[dask]')")
 
 
+# Each worker of the cluster imports PyTorch.
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def address():
     with distributed.LocalCluster(

@@ -237,6 +237,7 @@ def test_no_memory_makes_no_other_exam(tmp_path, monkeypatch):
     assert run(src, dst).exams == 2 and Dataset(dst).exam("P1").grid.shape[0] == SIZES[2]
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_shards_and_processes_make_the_same_dataset(tmp_path, capsys):
     src = tmp_path / "src"

@@ -280,6 +280,27 @@ def test_a_source_that_vanishes_is_one_line(tmp_path, monkeypatch):
     assert not (tmp_path / "dst" / "dataset.json").exists()
 
 
+def test_a_slice_that_changes_after_its_header_was_read_is_tried_again(tmp_path, monkeypatch):
+    """The exam is refused, since its header may tell another position, and prepared in the next run."""
+    write_cohort(tmp_path / "src" / "cohort", 1)
+    dicom_exam(tmp_path / "src" / "d", PatientID="P1")
+
+    def changed(job):
+        if job.plan.name == "P1":
+            path = job.plan.source.series.slices[3].path
+            ds = pydicom.dcmread(path)
+            ds.ImagePositionPatient[2] += 0.5
+            ds.save_as(path)
+        return prepare_exam(job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "prepare_exam", changed)
+        summary = run(tmp_path / "src", tmp_path / "dst")
+    assert summary.exams == 1 and "the file changed after its header was read" in summary.refused["P1"]
+    again = run(tmp_path / "src", tmp_path / "dst")
+    assert again.exams == 2 and again.made == 1 and not again.refused
+
+
 SCRIPT = """
 import resource, signal, sys
 from deepatlas import cli
@@ -316,6 +337,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_kills_at_any_moment_lose_nothing(tmp_path):
     """SIGKILL to the whole session at random moments. In the end the dataset is as if nothing had happened."""
