@@ -45,7 +45,7 @@ def test_a_dataset(tmp_path):
 
 
 def test_the_same_exams_give_the_same_bytes(tmp_path):
-    """In one go, in shards, one after the other, and once more."""
+    """Whether they are prepared at once, in shards, one after the other, or again."""
     ids = ("e1", "e2", "e10", "b")
     whole = files_of(write_dataset(tmp_path / "set", ids).folder)
     assert Dataset(tmp_path / "set").ids == ["b", "e1", "e2", "e10"]
@@ -63,7 +63,7 @@ def test_the_same_exams_give_the_same_bytes(tmp_path):
 
 
 def test_new_exams_do_not_open_old_ones(tmp_path):
-    """Rows that did not change come from the packed file, not from the exams; a damaged one is not trusted."""
+    """Unchanged rows come from the packed file instead of the exams, unless that file is damaged."""
     folder = tmp_path / "set"
     dataset = write_dataset(folder)
     before = [dataset.store.hu[row] for row in range(3)]
@@ -144,7 +144,8 @@ def test_unfinished_and_edited(tmp_path):
 def test_reads_as_a_cohort_and_as_a_store(tmp_path):
     dataset = write_dataset(tmp_path / "set")
     moved = tmp_path / "elsewhere"
-    dataset.folder.rename(moved)  # nothing in it knows where it is
+    # Nothing in a dataset depends on its place.
+    dataset.folder.rename(moved)
     cohort = find_exams(moved)
     assert [e.id for e in cohort.exams] == ["e1", "e2", "e3"] and cohort.labels == LABELS
     assert cohort.exam("e3").seg is None

@@ -111,7 +111,8 @@ def test_shards_are_merged(tmp_path):
         assert list(merged.rows()) == ["e1", "e2", "e3"] and len(merged.series()) == 6
         assert [r.warnings for r in merged.exams()] == [["odd", "very odd"]] * 3
         assert [name for name, *_ in merged.refusals()] == ["x", "y", "z"]
-    merge_manifests(tmp_path / "ab", [tmp_path / "ab"])  # onto itself
+    # Onto itself.
+    merge_manifests(tmp_path / "ab", [tmp_path / "ab"])
     assert (tmp_path / "ab").read_bytes() == (tmp_path / "ba").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "ab", "b", "ba"]
 
@@ -167,7 +168,7 @@ def test_killed_while_it_writes(tmp_path):
 
 
 def test_a_journal_is_rolled_back(tmp_path):
-    """Killed in the middle of a transaction whose pages are partly on the disk already."""
+    """The process is killed in a transaction of which some pages are on the disk already."""
     path = shard(tmp_path / "m.sqlite", *(record(f"e{i}") for i in range(20)))
     child, pipe = forked(leave_half_a_change, path)
     pipe.recv()

@@ -17,7 +17,7 @@ from deepatlas.intake.run.engines import Died, default_workers, open_engine
 
 
 def work(job: str) -> str:
-    """What the workers do: ``job`` says how it ends."""
+    """The work of the processes; ``job`` tells how it ends."""
     if job == "segfault":
         ctypes.string_at(0)
     if job == "killed":
@@ -119,7 +119,8 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path):
             state = open(f"/proc/{worker}/stat").read().split(") ")[1][0]
         except OSError:
             return
-        if state == "Z":  # ended; nobody has taken note of it
+        if state == "Z":
+            # It has ended, but nobody has waited for it.
             return
         time.sleep(0.05)
     pytest.fail(f"worker {worker} lives on")

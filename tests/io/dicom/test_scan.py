@@ -41,7 +41,7 @@ def scanned(root: Path):
 
 
 def test_a_hospital_export(tmp_path):
-    """Two patients, three exams, nested and flat, with all that lies beside the slices."""
+    """Two patients and three exams, in nested and flat folders, with all the other objects of their studies."""
     s1, s2, s3 = (uid("study", i) for i in range(3))
     other = {"PatientID": "PAT-0002"}
     write_ct(tmp_path / "A" / "deep" / "er", body(6), AFFINE, study=s1, number=2, name="IM{:04d}")
@@ -113,14 +113,14 @@ def test_second_copies_are_left_out_and_named(tmp_path):
 
 
 def test_one_uid_at_several_places_is_no_copy(tmp_path):
-    """As a careless anonymiser leaves it: every slice has the same SOPInstanceUID."""
+    """A careless anonymiser gave every slice the same SOPInstanceUID."""
     write_ct(tmp_path, body(), AFFINE, tags={"SOPInstanceUID": "1.2.3"})
     scan = scanned(tmp_path)
     assert len(scan.series[0].slices) == 6 and not scan.refusals
 
 
 def test_uids_that_were_emptied(tmp_path):
-    """As in public collections: no study, no series, no instance UID, no patient."""
+    """Some public collections have no study, series or instance UID and no patient."""
     blank = dict.fromkeys(("StudyInstanceUID", "SeriesInstanceUID", "PatientID", "PatientName"), "")
     for name in ("x", "y"):
         write_ct(tmp_path / name, body(), AFFINE, tags=blank)
