@@ -31,6 +31,13 @@ def in_this_process() -> Iterator[None]:
         yield
 
 
+def fix_salt(dst: Path) -> None:
+    """Give a dataset that does not exist yet a salt, so that its ids, and its shards, are always the same."""
+    private = dst.with_name(f"{dst.name}.private")
+    private.mkdir(mode=0o700, parents=True)
+    (private / "salt").write_text("01" * 32)
+
+
 def prepare_here(src: Path, dst: Path, **options) -> Summary:
     """:func:`~deepatlas.intake.run.pipeline.prepare` without other processes and without progress."""
     with in_this_process():
