@@ -409,7 +409,7 @@ def test_a_read_only_file_system_is_one_line(tmp_path):
 def test_check_names_what_is_damaged(tmp_path, capsys):
     src, dst = write_cohort(tmp_path / "src", 2), tmp_path / "dst"
     assert cli.main(["prepare", str(src), str(dst), "--quiet", "--check"]) == 0
-    assert capsys.readouterr().out.endswith("whole\n")
+    assert capsys.readouterr().out.endswith("undamaged\n")
     path = exam_path(dst, Dataset(dst).ids[0])
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 255
