@@ -1,4 +1,4 @@
-"""``deepatlas prepare`` at scale: exams a second, memory over time, and what it costs to start again.
+"""``deepatlas prepare`` at scale: exams per second, memory over time, and the cost of starting again.
 
 pytest benchmarks/bench_intake.py                                   # a few tiny exams
 pytest benchmarks/bench_intake.py --benchmark -s                    # 5,000, or DEEPATLAS_INTAKE_EXAMS
@@ -23,12 +23,13 @@ import SimpleITK as sitk
 
 MEASURED = int(os.environ.get("DEEPATLAS_INTAKE_EXAMS", "5000"))
 WORKERS = int(os.environ.get("DEEPATLAS_INTAKE_WORKERS", "1"))
-DICOM_EVERY = 10  # of the exams one in so many is a DICOM series, the others are NIfTI
+# One in so many exams is a DICOM series; the others are NIfTI.
+DICOM_EVERY = 10
 SHAPE = (24, 48, 48)
 
 
 def synthesise(root: Path, count: int) -> None:
-    """Small exams of a trunk: noise and shift differ, so that no two are the same."""
+    """Small exams of a trunk with different noise and shift, so that no two are equal."""
     z, y, x = np.meshgrid(*[np.linspace(-1, 1, n) for n in SHAPE], indexing="ij")
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 8, SHAPE)
@@ -46,7 +47,7 @@ def synthesise(root: Path, count: int) -> None:
 
 
 def write_dicom(image: sitk.Image, folder: Path, number: int) -> None:
-    """A CT series by SimpleITK."""
+    """Write a CT series with SimpleITK."""
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     root = f"1.2.826.0.1.3680043.2.1125.{number + 1}"
@@ -67,15 +68,14 @@ def write_dicom(image: sitk.Image, folder: Path, number: int) -> None:
 
 
 class Memory(threading.Thread):
-    """Resident memory of a process and its children, in MB, every second."""
+    """Samples the resident memory of a process and its children, in MB, every second."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
         self.pid, self.samples, self.done = pid, [], threading.Event()
         self.began = time.monotonic()
-        self.cpu: dict[
-            int, float
-        ] = {}  # seconds of each process so far: on a busy machine the clock says little
+        # Processor seconds of each process, since elapsed time means little on a busy machine.
+        self.cpu: dict[int, float] = {}
 
     def run(self) -> None:
         while not self.done.wait(1.0):
@@ -98,7 +98,7 @@ class Memory(threading.Thread):
             self.samples.append((time.monotonic() - self.began, total, parent))
 
     def at(self, share: float) -> tuple[float, float]:
-        """(all processes, the parent) in MB after that share of the time; the median of a tenth around it."""
+        """Memory of (all processes, the parent) in MB after that share of the time: the median of a tenth around it."""
         if not self.samples:
             return 0.0, 0.0
         n = len(self.samples)
@@ -109,7 +109,7 @@ class Memory(threading.Thread):
 
 
 def prepare(src: Path, dst: Path, *more: str) -> tuple[dict, float, Memory]:
-    """Run the command; returns its JSON, the seconds it took and its memory."""
+    """Run the command; returns its JSON result, the elapsed seconds, and the samples of its memory."""
     argv = [
         sys.executable,
         "-m",

@@ -23,6 +23,10 @@ class WriteError(DataError):
     """A file or folder that cannot be written: a full disk, a missing permission, a path that is taken."""
 
 
+class PassingError(DataError):
+    """Data that cannot be used now and may be usable later, for example because a disk failed or a file changed."""
+
+
 class DataWarning(UserWarning):
     """An exam can be used but looks unusual, for example because its values do not seem to be Hounsfield units."""
 

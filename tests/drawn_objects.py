@@ -1,4 +1,4 @@
-"""CT headers, RTSTRUCT and DICOM-SEG on any grid, made without the code under test (SimpleITK has the geometry)."""
+"""CT headers and RTSTRUCT on any grid, made without the code under test: SimpleITK computes the geometry."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import format_number_as_ds as decimal
 
-from deepatlas.io.dicom.series import DicomSeries, Found
+from deepatlas.io.dicom.found import Found
+from deepatlas.io.dicom.series import DicomSeries
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
 
@@ -47,7 +48,8 @@ def itk_image(grid: Grid) -> sitk.Image:
 
 def turned(volume: Volume, rng: np.random.Generator) -> Volume:
     """The same voxels in another order: axes permuted and flipped, the affine with them."""
-    axes = rng.permutation(3)  # of the array
+    # The axes of the array.
+    axes = rng.permutation(3)
     flips = [axis for axis in range(3) if rng.random() < 0.5]
     array = np.flip(volume.array.transpose(axes), flips)
     to_old = np.zeros((4, 4))

@@ -1,7 +1,7 @@
-"""Synthetic DICOM: a CT written as a series, with the traps of real ones, and what else lies in a study.
+"""Synthetic DICOM: a CT written as a series, with the traps of real ones, and the other objects of a study.
 
-The geometry of a voxel array here is the plain RAS affine of nibabel, so that a test can compare positions
-with ``affine @ (x, y, z, 1)``; it may be oblique, flipped, left-handed or sheared (a tilted gantry).
+The geometry of a voxel array is the plain RAS affine of nibabel, so that a test can compare positions with
+``affine @ (x, y, z, 1)``. It may be oblique, flipped, left-handed or sheared (a tilted gantry).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def lps(affine: ArrayLike) -> NDArray[np.float64]:
 def base(
     sop_class: str, study: str, series: str, instance: str, tags: dict[str, Any] | None = None, **more: Any
 ) -> Dataset:
-    """What every object of a study holds. ``tags`` (keyword: value) win; a value of None takes the tag away."""
+    """The elements of every object of a study. ``tags`` (keyword: value) win; None removes an element."""
     ds = Dataset()
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -117,7 +117,7 @@ def write_ct(
         affine: 4x4, voxel (x, y, z) to RAS mm; slice k lies at its column 2 times k.
         study, series, frame: UIDs; by default made from the folder's path and ``number``.
         number: SeriesNumber.
-        tags: for every file, keyword: value (None takes the tag away).
+        tags: for every file, keyword: value (None removes the element).
         slice_tags: the same for single slices, ``{slice: {keyword: value}}``; not for multi-frame.
         tilt: gantry tilt in degrees; shears ``affine`` with :func:`tilted`.
         drop, duplicate: slices left out; slices written once more under another SOPInstanceUID.
@@ -203,7 +203,8 @@ def write_ct(
             **measures,
             "ImageOrientationPatient": orientation,
             "ImagePositionPatient": [_number(v) for v in positions[k]],
-            "SliceLocation": _number(-1000.0 + float(numbers[place])),  # a trap: nothing may trust it
+            # A trap: no reader may rely on it.
+            "SliceLocation": _number(-1000.0 + float(numbers[place])),
             "RescaleSlope": _number(slopes[k]),
             "RescaleIntercept": _number(intercepts[k]),
             "RescaleType": "HU",
@@ -297,7 +298,8 @@ def _stored(
     shift = high_bit - bits + 1
     if signed and high_bit == 15:
         return (values << shift).astype(np.int16).view(np.uint16)
-    if signed and shift == 0:  # sign-extended into the unused bits, as scanners write it
+    if signed and shift == 0:
+        # Scanners extend the sign into the unused bits.
         return values.astype(np.int16).view(np.uint16)
     return ((values & ((1 << bits) - 1)) << shift).astype(np.uint16)
 
@@ -310,7 +312,8 @@ def _pixels(ds: Dataset, cells: NDArray[np.uint16], syntax: str) -> None:
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     if syntax in (RLELossless, JPEGLSLossless):
         ds.compress(syntax, generate_instance_uid=False)
-    elif syntax == JPEGBaseline8Bit:  # lossy and 8 bits: for what a reader makes of it, not for a CT
+    elif syntax == JPEGBaseline8Bit:
+        # Lossy and with 8 bits, so not for a CT, but a reader must be able to decode it.
         from PIL import Image
 
         frames = []
@@ -321,7 +324,8 @@ def _pixels(ds: Dataset, cells: NDArray[np.uint16], syntax: str) -> None:
         ds.BitsAllocated = ds.BitsStored = 8
         ds.HighBit = 7
         _encapsulated(ds, frames, syntax)
-    elif syntax == JPEG2000:  # lossy
+    elif syntax == JPEG2000:
+        # Lossy.
         from PIL import Image
 
         frames = []

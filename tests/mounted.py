@@ -1,4 +1,4 @@
-"""Python in a process that sees a small file system of its own: read-only, or soon full."""
+"""Run Python in a process with a small file system of its own, which is read-only or soon full."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 
 
 def run_mounted(script: str, cwd: Path, options: str) -> list[str]:
-    """Lines that ``script`` prints; ``mounted`` in ``cwd`` is a memory file system with these mount options.
+    """The lines that ``script`` prints; the folder ``mounted`` in ``cwd`` is a tmpfs with these mount options.
 
-    Skips the test where a process may not mount anything.
+    Skips the test if processes may not mount file systems.
     """
     (cwd / "mounted").mkdir()
     (cwd / "script.py").write_text(script)

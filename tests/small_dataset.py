@@ -1,4 +1,4 @@
-"""Small datasets made on the spot."""
+"""Small datasets for tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deepatlas.intake.dataset.manifest import Manifest, SeriesLine
 
 
 def write_dataset(folder: Path, ids=("e1", "e2", "e3"), *, shards=1, crop=None) -> Dataset:
-    """A dataset of small exams; the last has no labels."""
+    """A dataset of small exams, of which the last has no labels."""
     paths = []
     for shard in range(shards):
         paths.append(folder.parent / f"{folder.name}.shards" / f"{shard}.sqlite")

@@ -56,9 +56,15 @@ def kind_of(path: str | os.PathLike[str], *, is_exam: bool = False) -> Kind:
 def exam_name(path: str | os.PathLike[str]) -> str:
     """The name of an exam: that of its folder for ``<exam>/ct.nii.gz``, otherwise its file name without suffix."""
     path = PurePath(path)
-    suffix = image_suffix(path) or (EXAM_SUFFIX if path.suffix.lower() == EXAM_SUFFIX else "")
-    stem = path.name[: len(path.name) - len(suffix)]
+    stem = exam_stem(path)
     return path.parent.name if stem.lower() in CT_NAMES and path.parent.name else stem
+
+
+def exam_stem(path: str | os.PathLike[str]) -> str:
+    """The name of a file without the suffix of an image or an exam file."""
+    path = PurePath(path)
+    suffix = image_suffix(path) or (EXAM_SUFFIX if path.suffix.lower() == EXAM_SUFFIX else "")
+    return path.name[: len(path.name) - len(suffix)]
 
 
 def _holds_dicom(folder: Path, *, below: bool) -> bool:

@@ -27,9 +27,9 @@ from pydicom.uid import (
 from deepatlas.errors import DataError
 from deepatlas.intake.structures.read import read_structures
 from deepatlas.io.dicom.choose import choose_series
+from deepatlas.io.dicom.found import Found
 from deepatlas.io.dicom.read import read_series
 from deepatlas.io.dicom.scan import scan_dicom
-from deepatlas.io.dicom.series import Found
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
 
@@ -60,11 +60,11 @@ def read_dicom(folder: Path) -> tuple[Arrays, list[str]]:
         raise DataError(scan.refusals[0].reason if scan.refusals else "nothing in it is DICOM")
     choice = choose_series(exams[0])
     if choice.taken is None:
-        raise DataError("; ".join(choice.reasons.values()))
+        raise DataError("; ".join(map(str, choice.reasons.values())))
     reading = read_series(choice.taken)
     notes = [r.reason for r in scan.refusals] + reading.corrections + reading.warnings
     notes += [str(other) for other in exams[1:]] + [f"{f.name} is not DICOM" for f in scan.rest]
-    notes += [reason for name, reason in list(choice.reasons.items())[1:]]
+    notes += [str(reason) for reason in list(choice.reasons.values())[1:]]
     return {"voxels": reading.volume.array, "affine": reading.volume.grid.affine}, notes
 
 

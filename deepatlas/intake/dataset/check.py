@@ -1,7 +1,7 @@
-"""Is a dataset whole? Every byte of every file is compared with a checksum, and whatever does not belong is named.
+"""Check a dataset: every byte of every file is compared with a checksum, and foreign files are listed.
 
-``dataset.json`` holds its own checksum and those of the manifest, the training array and the report; the manifest holds
-those of the exam files. A file whose checksum does not fit is not opened: HDF5 was not made for damaged files.
+``dataset.json`` contains its own checksum and those of the manifest, the training array and the report; the manifest
+contains those of the exam files. A file with a wrong checksum is not opened, since HDF5 is not made for damaged files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _EXAM_AGAIN = "delete it and run prepare again"
 
 
 class Damage(NamedTuple):
-    """What is wrong with a file; ``path`` is the one below the dataset's folder."""
+    """What is wrong with a file; ``path`` is relative to the folder of the dataset."""
 
     path: str
     reason: str
@@ -36,7 +36,7 @@ class Damage(NamedTuple):
 
 
 class _Expected(NamedTuple):
-    """A file and what is known of its bytes; ``sha256`` is empty where nothing is."""
+    """A file with its known size and checksum, and the cure if it is damaged."""
 
     name: str
     size: int
@@ -47,17 +47,17 @@ class _Expected(NamedTuple):
 def check_dataset(
     folder: str | os.PathLike[str], progress: bool = False, workers: int | None = None
 ) -> list[Damage]:
-    """Read every byte of a dataset and list what is damaged, truncated, missing, foreign or in disagreement.
+    """Read every byte of a dataset and list what is damaged, truncated, missing, foreign or contradictory.
 
     Args:
         folder: the dataset.
         progress: show a bar on stderr.
-        workers: threads that read (default: the processors, 8 at most). Checksums are computed side by side.
+        workers: number of threads that compute checksums (default: the number of processors, at most 8).
 
     Returns:
-        The damages, sorted by path; an empty list for a dataset that is whole.
+        The damages, sorted by path; an empty list for a dataset without damage.
 
-    Raises :class:`~deepatlas.errors.DataError` where the folder is no dataset at all.
+    Raises :class:`~deepatlas.errors.DataError` if the folder is not a dataset at all.
     """
     folder = Path(folder)
     found, damages = _files(folder)
@@ -82,9 +82,8 @@ def check_dataset(
         damages += _store_by_itself(folder)
     if about is not None and exams is not None and not {d.path for d in damages} & {MANIFEST, PACKED}:
         damages += _disagreements(folder, about, exams)
-    first = {
-        damage.path: damage for damage in reversed(damages)
-    }  # a manifest that cannot be read is named once
+    # A file with several damages, such as a manifest that cannot be read, is listed once.
+    first = {damage.path: damage for damage in reversed(damages)}
     return sorted(first.values())
 
 
@@ -92,7 +91,7 @@ def check_dataset(
 
 
 def _files(folder: Path) -> tuple[dict[str, None], list[Damage]]:
-    """Names of all files below the folder, links included; and folders that cannot be listed."""
+    """The names of all files below the folder, including links, and the folders that cannot be listed."""
     damages: list[Damage] = []
 
     def unreadable(error: OSError) -> None:
@@ -132,7 +131,7 @@ def _exams(folder: Path, damages: list[Damage]) -> list[ExamRecord] | None:
 
 
 def _stranger(path: Path, name: str, exams: list[ExamRecord] | None) -> str:
-    """Why a file is not expected."""
+    """Why a file does not belong to the dataset."""
     if path.is_symlink():
         return "a link, which prepare does not make; move it elsewhere"
     if path.name.startswith(".") or path.name.endswith("-journal"):
@@ -154,7 +153,7 @@ def _stranger(path: Path, name: str, exams: list[ExamRecord] | None) -> str:
 
 
 def _side_by_side(folder: Path, expected: list[_Expected], workers: int) -> Iterator[tuple[str, str]]:
-    """:func:`_differs` of every file, in order, a few ahead in threads."""
+    """:func:`_differs` of every file, in order, computed by threads a few files ahead."""
     with ThreadPoolExecutor(workers) as pool:
         queue = iter(expected)
         waiting = [(e.name, pool.submit(_differs, folder / e.name, e)) for e in islice(queue, 4 * workers)]
@@ -165,7 +164,7 @@ def _side_by_side(folder: Path, expected: list[_Expected], workers: int) -> Iter
 
 
 def _differs(path: Path, expected: _Expected) -> str:
-    """Why a file is not the one that was written; the empty string where it is."""
+    """Why a file is not the one that was written, or the empty string."""
     try:
         if path.is_symlink() or not path.is_file():
             return f"missing; {_AGAIN}" if not path.is_symlink() else f"a link instead of the file; {_AGAIN}"
@@ -184,7 +183,7 @@ def _differs(path: Path, expected: _Expected) -> str:
 
 
 def _store_by_itself(folder: Path) -> list[Damage]:
-    """The training array where no checksum of the file is known: all of it is read, and its own are tested."""
+    """Check a training array whose file checksum is unknown: reading all of it verifies the checksums inside."""
     try:
         with Store(folder) as store:
             for row in range(len(store)):
@@ -199,7 +198,7 @@ def _store_by_itself(folder: Path) -> list[Damage]:
 
 
 def _disagreements(folder: Path, about: dict[str, Any], exams: list[ExamRecord]) -> list[Damage]:
-    """Files that are whole, each for itself, and do not tell the same."""
+    """Contradictions between files that are each undamaged."""
     damages = []
     try:
         with Manifest(folder / MANIFEST, read_only=True) as manifest:

@@ -1,4 +1,4 @@
-"""A dataset: the folder that ``deepatlas prepare`` writes. Its layout is in docs/dataset.md."""
+"""A dataset, the folder that ``deepatlas prepare`` writes. docs/dataset.md describes its layout."""
 
 from __future__ import annotations
 
@@ -31,23 +31,24 @@ MANIFEST, REPORT, EXAMS = "manifest.sqlite", "report.html", "exams"
 
 
 def exam_name(exam_id: str) -> str:
-    """The exam's file below the dataset's folder. The folders in between keep listings short: 256 of them."""
+    """The path of an exam's file in the dataset. The exams are spread over 256 folders to keep listings short."""
     return f"{EXAMS}/{hashlib.sha256(exam_id.encode()).hexdigest()[:2]}/{exam_id}.h5"
 
 
 def exam_path(folder: str | os.PathLike[str], exam_id: str) -> Path:
-    """Where the exam's file is, or will be."""
+    """The path of an exam's file, which need not exist."""
     return Path(folder) / exam_name(exam_id)
 
 
 class Dataset:
-    """A finished dataset, for reading: ``len``, iteration and :meth:`exam` give its exams as
-    :class:`~deepatlas.exams.exam_file.ExamFile`.
+    """A finished dataset, for reading.
+
+    ``len``, iteration and :meth:`exam` give its exams as :class:`~deepatlas.exams.exam_file.ExamFile`.
 
     Attributes: ``folder``; ``ids`` (in the order of the training array); ``labels`` (``{name: id}``); ``crop``;
     ``store`` (the training array, a :class:`~deepatlas.store.store.Store`).
 
-    Raises :class:`~deepatlas.errors.DataError` for a folder that is no dataset, unfinished, damaged, or of a newer
+    Raises :class:`~deepatlas.errors.DataError` for a folder that is not a dataset, unfinished, damaged, or of another
     version.
     """
 
@@ -75,19 +76,19 @@ class Dataset:
         return f"Dataset({str(self.folder)!r}, {len(self)} exams, {len(self.labels)} structures)"
 
     def exam(self, exam_id: str) -> ExamFile:
-        """One exam at native resolution; :class:`~deepatlas.errors.DataError` if it is not here."""
+        """One exam at native resolution; :class:`~deepatlas.errors.DataError` if the dataset does not have it."""
         self.store.index(exam_id)
         return ExamFile(exam_path(self.folder, exam_id))
 
     def manifest(self) -> Manifest:
-        """The manifest, opened for reading; close it."""
+        """The manifest, opened for reading. The caller closes it."""
         return Manifest(self.folder / MANIFEST, read_only=True)
 
 
 def read_dataset_json(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """What ``dataset.json`` says: format, version, crop, labels, number of exams, checksums of the other files.
+    """The values of ``dataset.json``: format, version, crop, labels, number of exams, checksums of the other files.
 
-    Raises :class:`~deepatlas.errors.DataError` where it is missing, damaged or of another version.
+    Raises :class:`~deepatlas.errors.DataError` if it is missing, damaged or of another version.
     """
     path = Path(folder) / DATASET
     try:
@@ -108,7 +109,7 @@ def read_dataset_json(folder: str | os.PathLike[str]) -> dict[str, Any]:
                 f"{path}: dataset format {about['version']}, this program reads {VERSION}; "
                 "install the version that wrote it, or prepare the dataset again"
             )
-        whole = text == _canonical(about)
+        whole = text == canonical_text(about)
     except DataError:
         raise
     except (ValueError, KeyError, TypeError) as error:
@@ -124,15 +125,15 @@ def assemble_packed(
     *,
     progress: Callable[[Iterable[Row]], Iterable[Row]] | None = None,
 ) -> list[str]:
-    """Write ``packed.h5``, whole or not at all, from the rows that the exam files carry; returns its ids in order.
+    """Write ``packed.h5``, completely or not at all, from the rows in the exam files; returns its ids in order.
 
-    One row is in memory at a time, and no CT is read. Rows that did not change since the dataset was last finished are
-    taken from the packed file that is there, so that a few new exams do not open every old one. The same exams give
-    the same bytes, in whatever order they were prepared.
+    One row is in memory at a time, and no CT is read. Rows that have not changed since the dataset was last finished
+    are copied from the existing packed file, so that a few new exams do not require opening all old ones. The same
+    exams give the same bytes, whatever the order in which they were prepared.
 
     Raises:
-        DataError: no exam, exams with different crops or with different ids for one structure, a damaged
-            exam file, and every failure of the disk.
+        DataError: there is no exam, the exams have different crops or different ids for one structure, an exam file is
+            damaged, or the disk fails.
     """
     folder = Path(folder)
     if not exams:
@@ -169,10 +170,11 @@ def assemble_packed(
 
 
 def label_table(exams: Iterable[ExamRecord]) -> dict[str, int]:
-    """``{name: id}`` of all structures, by id; :class:`~deepatlas.errors.DataError` where exams disagree."""
+    """``{name: id}`` of all structures, ordered by id; :class:`~deepatlas.errors.DataError` if exams disagree."""
     table: dict[str, int] = {}
     owner: dict[int, str] = {}
-    seen: set[int] = set()  # exams share a few tables
+    # The exams share a few tables.
+    seen: set[int] = set()
     for exam in exams:
         if id(exam.labels) in seen:
             continue
@@ -196,13 +198,14 @@ def finish_dataset(
 ) -> Dataset:
     """Make a dataset of the exam files in ``folder``: manifest, training array, report, and ``dataset.json`` last.
 
-    Safe to kill at any moment and to run again: every file is replaced whole, and until the last one is there the
-    dataset is the old one, or unfinished.
+    It may be killed at any moment and run again: every file is replaced as a whole, and until the last one is written
+    the dataset is the old one, or unfinished.
 
     Args:
+        folder: the folder of the dataset.
         manifests: those of the shards, which are merged into ``manifest.sqlite``; that one may be among them.
-        report: called with the folder and the merged manifest; writes ``report.html``.
-        progress: wraps the rows of the training array in a bar.
+        report: writes ``report.html``; called with the folder and the merged manifest.
+        progress: wraps the rows of the training array in a progress bar.
     """
     folder = Path(folder)
     merge_manifests(folder / MANIFEST, manifests)
@@ -224,12 +227,12 @@ def finish_dataset(
             n: {"bytes": (folder / n).stat().st_size, "sha256": file_sha256(folder / n)} for n in files
         },
     }
-    write_text(folder / DATASET, _canonical(about))
+    write_text(folder / DATASET, canonical_text(about))
     return Dataset(folder)
 
 
-def _canonical(about: dict[str, Any]) -> str:
-    """The one text of these values, with its own checksum at the end."""
+def canonical_text(about: dict[str, Any]) -> str:
+    """The text of ``dataset.json`` with these values, followed by its own checksum."""
     values = {key: value for key, value in about.items() if key != "sha256"}
     values["sha256"] = hashlib.sha256(json.dumps(values).encode()).hexdigest()
     return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
@@ -249,7 +252,7 @@ def _rows(folder: Path, exams: Sequence[ExamRecord]) -> Iterator[Row]:
 
 
 def _whole_store(folder: Path) -> Store | None:
-    """The training array that is there, or None unless it is known to be whole."""
+    """The existing training array, or None unless its checksum is the known one."""
     try:
         known = read_dataset_json(folder)["files"][PACKED]
         return Store(folder) if known["sha256"] == file_sha256(folder / PACKED) else None

@@ -1,15 +1,16 @@
 """The manifest: one SQLite file with a line for every exam, warning, series and refusal.
 
-It keeps a rollback journal instead of a write-ahead log: that one needs memory shared by all that have the file open,
-which network disks do not give. A process that is killed leaves the journal, and whoever opens the file next rolls the
-half-made change back. Processes do not share a manifest: each shard writes its own, and they are merged
-(:func:`merge_manifests`). It names nobody: ids and sources are what the caller made of them, and no path of the source
-goes in.
+It uses a rollback journal instead of a write-ahead log, which needs memory shared by all processes that have the file
+open; network disks do not provide that. A process that is killed leaves the journal, and the next process that opens
+the file rolls the unfinished change back. Processes do not share a manifest: each shard writes its own, and they are
+merged (:func:`merge_manifests`). A manifest names nobody: ids and sources are pseudonyms that the caller made, and it
+contains no path of the source.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import sqlite3
@@ -22,6 +23,8 @@ from typing import Any, NamedTuple
 from deepatlas.errors import DataError
 from deepatlas.exams.exam_file import ExamRecord
 from deepatlas.files import atomic_path, write_text
+from deepatlas.io.dicom.found import Subject
+from deepatlas.sqlite import Trouble, connect, transaction, trouble_of
 
 FORMAT = "deepatlas-manifest"
 VERSION = 1
@@ -60,23 +63,36 @@ _COLUMNS = (
 
 
 class SeriesLine(NamedTuple):
-    """A series that an exam could have been made of; ``series`` tells it by number and geometry, not by free text."""
+    """A series that an exam could have been made of; ``series`` describes it by number and geometry alone."""
 
     series: str
     taken: bool
     reason: str
 
 
-class Manifest:
-    """A manifest on disk, made if it is not there (unless ``read_only``). Every call that changes it is one
-    transaction, on the disk when the call returns.
+class RefusalLine(NamedTuple):
+    """Something that was refused; ``name`` is a pseudonym or the id of an exam."""
 
-    Raises :class:`~deepatlas.errors.DataError` for a file that is no manifest, damaged, of a newer version or missing
-    (``read_only``), and for every failure of the disk.
+    name: str
+    kind: Subject
+    reason: str
+
+
+class Manifest:
+    """A manifest on disk, created if it is missing (unless ``read_only``).
+
+    Every call that changes it is one transaction, which is on the disk when the call returns (unless ``durable`` is
+    False, for a file that need not survive a power cut).
+
+    Raises :class:`~deepatlas.errors.DataError` for a file that is not a manifest, damaged, of another version or, with
+    ``read_only``, missing, and for every failure of the disk.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, read_only: bool = False, durable: bool = True
+    ) -> None:
         self.path = Path(path)
+        self._durable = durable
         self._db: sqlite3.Connection | None = None
         if read_only and not self.path.is_file():
             raise DataError(f"{self.path}: no such manifest; prepare the dataset again")
@@ -92,10 +108,8 @@ class Manifest:
             if not read_only:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             address = f"{self.path.resolve().as_uri()}?mode={'ro' if read_only else 'rwc'}"
-            self._db = sqlite3.connect(address, uri=True, isolation_level=None, timeout=60)
-            if not read_only:
-                self._db.execute("PRAGMA journal_mode = DELETE")
-                self._db.execute("PRAGMA synchronous = FULL")
+            writing = ("journal_mode = DELETE", f"synchronous = {'FULL' if self._durable else 'OFF'}")
+            self._db = connect(address, () if read_only else writing, uri=True)
         if not self._rows("SELECT name FROM sqlite_master LIMIT 1"):
             if read_only:
                 raise DataError(f"{self.path}: an empty manifest; prepare the dataset again")
@@ -122,10 +136,9 @@ class Manifest:
     # -- writing --------------------------------------------------------------------------------------------
 
     def add_exam(self, record: ExamRecord, source: str = "", series: Sequence[SeriesLine] = ()) -> None:
-        """Enter an exam whose file is written; an earlier entry of that id, and its lines, are replaced.
+        """Enter an exam whose file has been written. An earlier entry of that id, and its lines, are replaced.
 
-        ``source`` is what :meth:`sources` gives back: a text that tells whether the exam has to be prepared again,
-        and nothing about whose it is.
+        ``source`` is a text that tells whether the exam has to be prepared again, and nothing about whose it is.
         """
         x, y, z = (int(n) for n in reversed(record.shape))
         values = [
@@ -141,18 +154,9 @@ class Manifest:
             db.executemany("INSERT INTO series VALUES (?, ?, ?, ?)", lines)
 
     def add_refusal(self, name: str, kind: str, reason: str) -> None:
-        """Enter what did not go in: ``name`` is a salted hash, ``kind`` is file, series or exam. Twice is once."""
+        """Enter a refusal, unless it is there: ``name`` is a pseudonym, ``kind`` is file, series or exam."""
         with self._change() as db:
             db.execute("INSERT OR IGNORE INTO refusals VALUES (?, ?, ?)", (name, kind, reason))
-
-    def remove_refusal(self, name: str) -> None:
-        """Forget a refusal: what it named goes in after all."""
-        with self._change() as db:
-            db.execute("DELETE FROM refusals WHERE name = ?", (name,))
-
-    def remove_exam(self, exam_id: str) -> None:
-        with self._change() as db:
-            self._delete(db, exam_id)
 
     def set_rows(self, ids: Sequence[str]) -> None:
         """Enter the rows of packed.h5: ``ids`` in their order."""
@@ -164,14 +168,6 @@ class Manifest:
 
     def __len__(self) -> int:
         return self._rows("SELECT count(*) FROM exams")[0][0]
-
-    def ids(self) -> list[str]:
-        """Exam ids, sorted."""
-        return [row[0] for row in self._rows("SELECT id FROM exams ORDER BY id")]
-
-    def sources(self) -> dict[str, str]:
-        """``{id: source}`` as they were entered."""
-        return dict(self._rows("SELECT id, source FROM exams ORDER BY id"))
 
     def rows(self) -> dict[str, int | None]:
         """``{id: row of packed.h5}``."""
@@ -194,18 +190,17 @@ class Manifest:
         return _record(dict(zip(_COLUMNS, found[0], strict=True)), [t for (t,) in texts])
 
     def series(self) -> list[tuple[str, SeriesLine]]:
-        """``(exam id, line)`` of every series that was looked at."""
+        """``(exam id, line)`` of every series of the exams."""
         found = self._rows("SELECT id, series, taken, reason FROM series ORDER BY id, rowid")
         return [(i, SeriesLine(s, bool(taken), reason)) for i, s, taken, reason in found]
 
-    def refusals(self) -> list[tuple[str, str, str]]:
-        """``(name, kind, reason)`` of what did not go in, sorted."""
-        return self._rows("SELECT name, kind, reason FROM refusals ORDER BY name, kind, reason")
+    def refusals(self) -> list[RefusalLine]:
+        """What was refused, sorted."""
+        found = self._rows("SELECT name, kind, reason FROM refusals ORDER BY name, kind, reason")
+        return [RefusalLine(name, Subject(kind), reason) for name, kind, reason in found]
 
     def export_csv(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write every table as ``<table>.csv`` into ``folder``; returns the paths."""
-        import io
-
         paths = []
         for table in TABLES:
             text = io.StringIO()
@@ -247,16 +242,8 @@ class Manifest:
 
     @contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:
-        with self._errors():
-            db = self._connection()
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                yield db
-                db.execute("COMMIT")
-            except BaseException:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                raise
+        with self._errors(), transaction(self._connection(), "BEGIN IMMEDIATE") as db:
+            yield db
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -268,18 +255,17 @@ class Manifest:
             raise DataError(f"{self.path}: {_reason(error)}") from error
 
 
-def merge_manifests(
-    target: str | os.PathLike[str], sources: Iterable[str | os.PathLike[str]], *, update: bool = False
-) -> None:
-    """Write the manifest ``target``, whole or not at all, from those of shards; it may be among the sources.
+def merge_manifests(target: str | os.PathLike[str], sources: Iterable[str | os.PathLike[str]]) -> None:
+    """Write the manifest ``target``, completely or not at all, from those of shards; it may be among the sources.
 
-    The same exams give the same bytes, however they were spread over shards. An exam in several manifests must be the
-    same one in all of them, and is entered once; with ``update`` the last manifest's is taken instead.
+    The same exams give the same bytes, however they were distributed over shards. An exam that is in several manifests
+    must be the same in all of them, and is entered once.
 
     Raises :class:`~deepatlas.errors.DataError` for a manifest that cannot be read and for an exam that differs.
     """
     exams: dict[str, tuple[Path, tuple]] = {}
-    lines: dict[str, dict[str, list[tuple]]] = {"warnings": {}, "series": {}}  # of every exam
+    # {table: {exam: rows}}.
+    lines: dict[str, dict[str, list[tuple]]] = {"warnings": {}, "series": {}}
     refusals: set[tuple] = set()
     for path in map(Path, sources):
         with Manifest(path, read_only=True) as shard:
@@ -287,18 +273,17 @@ def merge_manifests(
             for row in shard._rows(f"SELECT {', '.join(_COLUMNS)} FROM exams"):
                 exam_id, content = row[0], row[-1]
                 before = exams.get(exam_id)
-                if before is not None and not update:
+                if before is not None:
                     if before[1][-1] != content:
                         raise DataError(
                             f"{path}: exam {exam_id} differs from that in {before[0]}; "
                             "prepare it again in one of them and delete the other"
                         )
                     continue
-                exams[exam_id] = (path, (*row[:2], None, *row[3:]))  # its row of packed.h5 is not known yet
+                # Its row of packed.h5 is not known yet.
+                exams[exam_id] = (path, (*row[:2], None, *row[3:]))
                 fresh.add(exam_id)
             for table, of in lines.items():
-                for exam_id in fresh:
-                    of.pop(exam_id, None)
                 for row in shard._rows(f"SELECT * FROM {table} ORDER BY rowid"):
                     if row[0] in fresh:
                         of.setdefault(row[0], []).append(row)
@@ -341,18 +326,18 @@ def _json(value: Any) -> str:
 
 @lru_cache(maxsize=4096)
 def _parsed(text: str) -> Any:
-    """One object for equal texts: fifty thousand exams share one label table."""
+    """The same object for equal texts: fifty thousand exams share one label table."""
     return json.loads(text)
 
 
 def _reason(error: sqlite3.Error) -> str:
-    text = str(error)
-    if "not a database" in text or "malformed" in text:
-        return f"damaged, or not a manifest ({text}); prepare the dataset again"
-    if "full" in text:
+    trouble = trouble_of(error)
+    if trouble is Trouble.DAMAGED:
+        return f"damaged, or not a manifest ({error}); prepare the dataset again"
+    if trouble is Trouble.DISK_FULL:
         return "cannot write: the disk is full; free space or write somewhere else"
-    if "readonly" in text or "unable to open" in text:
-        return f"cannot open for writing ({text}); choose a folder that you may write to"
-    if "locked" in text:
+    if trouble is Trouble.ACCESS:
+        return f"cannot open for writing ({error}); choose a folder that you may write to"
+    if trouble is Trouble.BUSY:
         return "another process writes to it; wait for it, or give each its own"
-    return f"cannot be used ({text}); check the disk"
+    return f"cannot be used ({error}); check the disk"

@@ -1,4 +1,4 @@
-"""The quality report of a dataset: one self-contained page, made from the manifest and a sample of the exam files."""
+"""The quality report of a dataset: one self-contained page, made of the manifest and a sample of the exam files."""
 
 from __future__ import annotations
 
@@ -11,33 +11,38 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from deepatlas.exams.exam_file import ExamFile, ExamRecord
 from deepatlas.files import write_text
 from deepatlas.intake.dataset.folder import REPORT, exam_path
-from deepatlas.intake.dataset.manifest import Manifest
+from deepatlas.intake.dataset.manifest import Manifest, SeriesLine
+from deepatlas.io.dicom.found import Subject
 from deepatlas.pictures.draw import data_uri, new_figure, png_bytes
 from deepatlas.pictures.page import render
 from deepatlas.pictures.view import View
 from deepatlas.space.constants import AIR
 from deepatlas.version import __version__
 
-THUMBNAILS = 60  # of 51,167 exams a page of 6 MB would show 1 in 850; a few thousand do not open in a browser
-_HEIGHT, _WIDTH = 190, 190  # pixels of a thumbnail at most
-_WINDOW = (-700.0, 500.0)  # HU: lungs are told from air, and bone from soft tissue
-_SERIES_ROWS = 200  # lines of one reason of the choice of series; the manifest has all
+# Pictures on the page. A page of 6 MB shows one in 850 of 51,167 exams; browsers do not open a few thousand.
+THUMBNAILS = 60
+# Largest size of a thumbnail in pixels.
+_HEIGHT, _WIDTH = 190, 190
+# In this window (HU), lungs differ from air and bone from soft tissue.
+_WINDOW = (-700.0, 500.0)
+# Lines for one reason of the choice of series. The manifest has all of them.
+_SERIES_ROWS = 200
 _NUMBER = re.compile(r"[-+]?\d+([.,]\d+)*")
 
 
 def write_quality_report(folder: Path, manifest: Manifest, thumbnails: int = THUMBNAILS) -> None:
     """Write ``report.html`` into ``folder``: counts, histograms, pictures, every warning and refusal.
 
-    It holds no date and needs no other file: the same dataset gives the same page.
+    The page contains no date and needs no other file. The same dataset gives the same page.
     """
     exams = list(manifest.exams())
     refusals = manifest.refusals()
     warnings = [(e.id, text) for e in exams for text in e.warnings]
-    series = [(exam, f"{line.series}: {line.reason}") for exam, line in manifest.series()]
     labels = exams[0].labels if exams else {}
     present = Counter(name for e in exams for name in e.present)
     text = render(
@@ -49,8 +54,8 @@ def write_quality_report(folder: Path, manifest: Manifest, thumbnails: int = THU
         size=_size(sum(e.bytes for e in exams)),
         labelled=sum(e.has_seg for e in exams),
         warned=sum(bool(e.warnings) for e in exams),
-        refused_exams=sum(kind == "exam" for _, kind, _ in refusals),
-        refused_files=sum(kind != "exam" for _, kind, _ in refusals),
+        refused_exams=sum(line.kind is Subject.EXAM for line in refusals),
+        refused_files=sum(line.kind is not Subject.EXAM for line in refusals),
         structures=[(name, i, present[name]) for name, i in labels.items()],
         histograms=data_uri(_histograms(exams)),
         ranges=_ranges(exams),
@@ -58,9 +63,9 @@ def write_quality_report(folder: Path, manifest: Manifest, thumbnails: int = THU
         thumbs=[_thumbnail(folder, e) for e in _sample(exams, thumbnails)],
         window=f"window {_WINDOW[0]:g} to {_WINDOW[1]:g} HU",
         warnings=_groups(warnings),
-        exam_refusals=_groups((name, reason) for name, kind, reason in refusals if kind == "exam"),
-        file_refusals=_groups((name, reason) for name, kind, reason in refusals if kind != "exam"),
-        series=_series_groups(series),
+        exam_refusals=_groups((r.name, r.reason) for r in refusals if r.kind is Subject.EXAM),
+        file_refusals=_groups((r.name, r.reason) for r in refusals if r.kind is not Subject.EXAM),
+        series=_series_groups(manifest.series()),
     )
     write_text(folder / REPORT, text)
 
@@ -69,7 +74,7 @@ def write_quality_report(folder: Path, manifest: Manifest, thumbnails: int = THU
 
 
 def _axes(exams: list[ExamRecord]) -> list[tuple[str, np.ndarray]]:
-    """What is counted, along the patient's axes: (name, a value for each exam)."""
+    """The distributions that are shown, along the patient's axes: (name, a value for each exam)."""
     spacing = np.array([e.spacing for e in exams]).reshape(-1, 3)
     extent = np.array([e.extent for e in exams]).reshape(-1, 3)
     return [
@@ -94,9 +99,8 @@ def _histograms(exams: list[ExamRecord]) -> bytes:
         axes = figure.add_subplot(1, 4, place)
         if len(values):
             middle = float(values.min() + values.max()) / 2
-            half = max(
-                0.52 * float(np.ptp(values)), 0.05 * abs(middle), 1e-3
-            )  # values may differ by rounding alone
+            # The values may differ by rounding errors only.
+            half = max(0.52 * float(np.ptp(values)), 0.05 * abs(middle), 1e-3)
             axes.hist(values, bins=30, range=(middle - half, middle + half), color="#56B4E9")
         axes.set_xlabel(f"{name} (mm)", fontsize=8)
         axes.tick_params(labelsize=7)
@@ -122,7 +126,7 @@ def _tables(exams: list[ExamRecord]) -> list[tuple[str, list[tuple[str, int]]]]:
 
 
 def _groups(lines: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Lines that differ in their numbers alone belong together; the largest group first."""
+    """Group the lines that differ in their numbers only; the largest group comes first."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for name, text in lines:
         groups.setdefault(_NUMBER.sub("#", text), []).append((name, text))
@@ -132,14 +136,14 @@ def _groups(lines: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
     ]
 
 
-def _series_groups(lines: list[tuple[str, str]]) -> list[dict[str, Any]]:
-    """By the reason, whatever the series is called; exams with a single series are not listed."""
+def _series_groups(lines: list[tuple[str, SeriesLine]]) -> list[dict[str, Any]]:
+    """Group the series by the reason for or against them. Exams with a single series are not listed."""
     several = {exam for exam, n in Counter(exam for exam, _ in lines).items() if n > 1}
     groups: dict[str, list[tuple[str, str]]] = {}
-    for exam, text in lines:
+    for exam, line in lines:
         if exam in several:
-            reason = re.search(r"(not )?taken: .*", text)
-            groups.setdefault(_NUMBER.sub("#", reason[0] if reason else text), []).append((exam, text))
+            row = exam, f"{line.series}: {line.reason}"
+            groups.setdefault(_NUMBER.sub("#", line.reason), []).append(row)
     ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
     return [
         {"title": title, "rows": rows[:_SERIES_ROWS], "more": max(0, len(rows) - _SERIES_ROWS)}
@@ -181,10 +185,8 @@ def _thumbnail(folder: Path, exam: ExamRecord) -> dict[str, Any]:
 def coronal_png(exam: ExamFile) -> tuple[bytes, int, int]:
     """The mid-coronal slice of an exam as a PNG file, and its width and height in pixels.
 
-    Right of the patient to the left, head up, a millimetre as long across as down.
+    The patient's right is on the left, the head is up, and a millimetre has the same length in both directions.
     """
-    from PIL import Image
-
     grid, axes, flips = exam.grid.canonical()
     plane = _plane(exam, axes, flips, grid.shape[1] // 2)
     x, _, z = grid.extent
@@ -201,8 +203,9 @@ def coronal_png(exam: ExamFile) -> tuple[bytes, int, int]:
 
 
 def _plane(exam: ExamFile, axes: tuple[int, ...], flips: tuple[int, ...], index: int) -> np.ndarray:
-    """The coronal plane ``index`` (in canonical order) as ``[z, x]`` in canonical order, reading little more."""
-    source = axes[1]  # the file's axis that runs from back to front
+    """The coronal plane ``index`` (in canonical order) as ``[z, x]`` in canonical order; little else is read."""
+    # The axis of the file that runs from back to front.
+    source = axes[1]
     count = exam.grid.shape[source]
     at = count - 1 - index if 1 in flips else index
     box = tuple(slice(at, at + 1) if axis == source else slice(None) for axis in range(3))

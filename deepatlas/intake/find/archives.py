@@ -1,8 +1,8 @@
-"""Archives of strangers, unpacked without trust.
+"""Unpack archives of unknown origin safely.
 
-A member is only written below the folder given, only as a regular file, only as far as the limits go, and
-only under a checked name. What is wrong with one member refuses that member; what is wrong with the archive
-(damaged, truncated, larger than it can honestly be) refuses the archive, and nothing of it stays on disk.
+A member is written only below the given folder, only as a regular file, only within the limits, and only under a
+checked name. A fault of one member refuses that member. A fault of the archive (it is damaged, truncated, or larger
+than images can be) refuses the archive, and nothing of it stays on the disk.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from deepatlas.errors import DataError
+from deepatlas.errors import DataError, PassingError
 from deepatlas.intake.find.extraction import (
     CHUNK,
     LIMITS,
@@ -34,7 +35,7 @@ from deepatlas.intake.find.extraction import (
     Refused,
     archive_suffix,
 )
-from deepatlas.io.dicom.series import Archive, Found, Refusal
+from deepatlas.io.dicom.found import Found, Refusal
 
 _STREAMS: dict[str, Callable[..., BinaryIO]] = {
     ".tar": open,
@@ -53,24 +54,34 @@ _DAMAGE = (
     gzip.BadGzipFile,
     EOFError,
     struct.error,
-    ValueError,  # a name that is no UTF-8, an impossible date or offset
+    # A name that is not UTF-8, an impossible date or offset.
+    ValueError,
     OverflowError,
     IndexError,
 )
 
 
-class Unopened(DataError):
-    """An archive that could be unpacked before, and now cannot."""
+@dataclass(frozen=True)
+class Archive:
+    """An archive below the source, and the folder into which it is to be unpacked."""
+
+    found: Found
+    folder: Path
+
+
+class Unopened(PassingError):
+    """An archive that was unpacked before and cannot be unpacked now."""
 
 
 @contextmanager
 def opened(archives: Iterable[Archive]) -> Iterator[None]:
-    """Archives that lie unpacked in their folders while the block lasts; :class:`Unopened` if one cannot be."""
+    """Keep archives unpacked in their folders while the block runs; :class:`Unopened` if one cannot be unpacked."""
     folders: list[Path] = []
     try:
         for archive in archives:
             folders.append(archive.folder)
-            shutil.rmtree(archive.folder, ignore_errors=True)  # of a worker that died
+            # A worker that died may have left a part of it.
+            shutil.rmtree(archive.folder, ignore_errors=True)
             refused: list[Refusal] = []
             if not extract(archive.found, archive.folder, refused):
                 reason = refused[-1].reason if refused else "it is empty now; put it back"
@@ -82,15 +93,15 @@ def opened(archives: Iterable[Archive]) -> Iterator[None]:
 
 
 def extract(archive: Found, folder: Path, refused: list[Refusal], limits: Limits = LIMITS) -> list[Found]:
-    """Unpack an archive into ``folder``, which is made, and list its regular files, sorted by name.
+    """Unpack an archive into ``folder``, which is created, and list its regular files, sorted by name.
 
     Args:
         archive: a file whose name ends in one of :data:`~deepatlas.intake.find.extraction.ARCHIVES`.
-        folder: does not exist yet, or is empty; removed again when the archive is refused.
-        refused: what does not go in is appended: members by name, or the whole archive.
-        limits: against archives that are made to fill a disk.
+        folder: must not exist or be empty; it is removed again if the archive is refused.
+        refused: refusals are appended, of single members or of the whole archive.
+        limits: protect against archives that are made to fill a disk.
 
-    Raises :class:`~deepatlas.errors.DataError` when ``folder`` cannot be written for another reason than space.
+    Raises :class:`~deepatlas.errors.DataError` if ``folder`` cannot be written for another reason than a full disk.
     """
     suffix = archive_suffix(archive.path)
     job = Extraction(archive, folder, limits)
@@ -102,7 +113,8 @@ def extract(archive: Found, folder: Path, refused: list[Refusal], limits: Limits
                 _unzip(job)
             else:
                 _untar(job, _STREAMS[suffix])
-        except DataError:  # it is a ValueError too
+        except DataError:
+            # It is a ValueError as well.
             raise
         except _DAMAGE as error:
             raise Refused(f"damaged or truncated archive ({_brief(error)}); {_AGAIN}") from error
@@ -172,7 +184,7 @@ def _unzip_member(job: Extraction, file: zipfile.ZipFile, member: zipfile.ZipInf
 def _directory(job: Extraction) -> int | None:
     """The number of members that a zip declares; refuses a directory that would not fit into memory.
 
-    :mod:`zipfile` reads the whole directory at once, and does not compare what it found with the number.
+    :mod:`zipfile` reads the whole directory at once, and does not compare its length with the declared number.
     """
     with open(job.archive.path, "rb") as file:
         if file.seek(0, os.SEEK_END) < 22:
@@ -184,14 +196,15 @@ def _directory(job: Extraction) -> int | None:
         raise zipfile.BadZipFile("no directory at its end")
     entries, size = struct.unpack("<HI", tail[at + 10 : at + 16])
     if entries == 0xFFFF or size == 0xFFFFFFFF:
-        return None  # zip64: what is found is counted
+        # zip64: the members that are found are counted.
+        return None
     if size > job.limits.members * 512:
         raise Refused(f"holds more than {job.limits.members} members; {UNPACK}")
     return entries
 
 
 def _refuse_overlap(members: list[zipfile.ZipInfo]) -> None:
-    """Members that share bytes are how a small archive unpacks to a huge one."""
+    """Refuse members that share bytes, by which a small archive can unpack to a huge one."""
     end = 0
     for member in sorted(members, key=lambda m: m.header_offset):
         if member.header_offset < end:
@@ -211,11 +224,13 @@ def _untar(job: Extraction, opener: Callable[..., BinaryIO]) -> None:
                     raise tarfile.ReadError("a member of negative size")
                 tape.allow(tar.offset)
                 _untar_member(job, tar, member)
-                tar.members = []  # it would keep every header
+                # Otherwise tarfile keeps every header in memory.
+                tar.members = []
             end = tar.offset
-        while tape.read(CHUNK):  # the checksum of a compressed stream is tested at its end
+        # The checksum of a compressed stream is verified at its end.
+        while tape.read(CHUNK):
             tape.allow(tape.position)
-    # A damaged header looks to tarfile like the end; the true end is zeros and nothing else.
+    # tarfile takes a damaged header for the end of the archive. After the true end there are only zeros.
     if tape.last > end or tape.position < end + tarfile.BLOCKSIZE:
         raise tarfile.ReadError("it ends without its end mark, or a header is damaged")
 
@@ -228,23 +243,26 @@ def _untar_member(job: Extraction, tar: tarfile.TarFile, member: tarfile.TarInfo
     if not member.isreg() or member.issparse():
         return job.refuse(member.name, f"a link, device or sparse file inside an archive; {UNPACK}")
     stream = tar.extractfile(member)
-    assert stream is not None  # of a regular file
+    # It is None only for what is not a regular file.
+    assert stream is not None
     job.write(member.name, target, stream, member.size)
 
 
 class _Tape:
-    """A decompressed tar as tarfile may read it: no further than allowed, every byte counted."""
+    """A decompressed tar for tarfile to read, which counts the bytes and allows no more than the next headers."""
 
-    HEADERS = 4 << 20  # bytes of headers of one member, which tarfile keeps in memory
+    # Bytes that the headers of one member may have, since tarfile keeps them in memory.
+    HEADERS = 4 << 20
 
     def __init__(self, raw: BinaryIO, job: Extraction) -> None:
         self._raw, self._job = raw, job
         self.position = 0
-        self.last = 0  # where the last byte that is not zero ends
+        # The end of the last byte that is not zero.
+        self.last = 0
         self.allow(0)
 
     def allow(self, offset: int) -> None:
-        """Let the headers at ``offset`` be read, and everything before."""
+        """Allow reading up to the end of the headers at ``offset``."""
         self._until = offset + self.HEADERS
 
     def read(self, size: int) -> bytes:
@@ -260,6 +278,6 @@ class _Tape:
 
 
 def _brief(error: Exception) -> str:
-    """What a library says, without the names of members that it may quote."""
+    """The message of a library without the names of members that it may quote."""
     text = re.sub(r"(for file|name) .*", "", str(error)).strip(" ,:'\"")
     return re.sub(r"[^ -~]", "?", text)[:80] or type(error).__name__

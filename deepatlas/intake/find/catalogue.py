@@ -1,32 +1,40 @@
-"""What lies below the source, in SQLite: millions of files fit on the disk where they would not in memory.
+"""What lies below the source, in SQLite: millions of files fit on the disk where they would not fit into memory.
 
-Headers that were read are kept in the private folder, so that a run that goes on, a second shard or a later run reads
-only what is new; which file is which in this run is in a file of its own in the scratch folder.
+Headers that were read are kept in the private folder, so that a run that continues, a second shard or a later run reads
+only what is new. Which files there are in this run is in a database of its own in the scratch folder.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
 import shutil
 import sqlite3
+import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
 
-from deepatlas.errors import DataError
+from deepatlas.errors import DataError, WriteError
 from deepatlas.files import write_error
-from deepatlas.intake.find.archives import extract
+from deepatlas.intake.digest import digest
+from deepatlas.intake.find.archives import Archive, extract
 from deepatlas.intake.find.extraction import archive_suffix
-from deepatlas.io.codec import image_suffix
-from deepatlas.io.dicom.series import Archive, Found, Refusal
+from deepatlas.intake.find.naming import file_kind, folder_of
+from deepatlas.intake.find.records import FEW, Contents, Member, Peek, Role
+from deepatlas.intake.find.task import Plan, Task
+from deepatlas.io.dicom.found import Found, Refusal
+from deepatlas.sqlite import Trouble, connect, create_private, transaction, trouble_of
 
-VERSION = 2  # raise with the layout of what is kept
-FEW = 4  # exams of an archive that each unpack it for themselves: more share it
+# Raise this number with the layout of what is kept.
+VERSION = 3
+# The state of a file that has gone since it was listed.
 _GONE = "gone"
-_PAGE = 256  # headers that a worker reads at a time
+# Number of headers that a worker reads at a time.
+_PAGE = 256
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (name TEXT PRIMARY KEY, path TEXT, stat TEXT, kind TEXT, archive TEXT)
@@ -35,76 +43,39 @@ CREATE TABLE IF NOT EXISTS archives (name TEXT PRIMARY KEY, path TEXT, folder TE
     exams INTEGER, open INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS kept.archives (name TEXT PRIMARY KEY, stat TEXT, contents BLOB) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS kept.headers (name TEXT PRIMARY KEY, stat TEXT, role TEXT, patient TEXT, study TEXT,
-    series TEXT, referenced TEXT, reason TEXT) WITHOUT ROWID;
+    series TEXT, referenced TEXT, header BLOB, reason TEXT, passing INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS kept.plans (key TEXT PRIMARY KEY, digest TEXT, plan BLOB) WITHOUT ROWID;
 """
 
 
-class Peek(NamedTuple):
-    """What the header of a file says about where it belongs. ``role`` is "image", "labels", "rest" or "refused"."""
-
-    name: str
-    role: str
-    patient: str = ""
-    study: str = ""
-    series: str = ""
-    referenced: tuple[str, ...] = ()
-    reason: str = ""
-
-
-class Contents(NamedTuple):
-    """What an archive holds."""
-
-    # Name as in :class:`Found`, path in the archive's folder, bytes.
-    members: tuple[tuple[str, str, int], ...]
-    peeks: tuple[Peek, ...]  # of those that are neither images nor label tables
-    tables: dict[str, bytes]  # name: what is in it
-    refusals: tuple[Refusal, ...]
-    exams: int  # at most so many
-    kept: bool  # whether it lies unpacked in its folder
-
-    @property
-    def lasting(self) -> bool:
-        """Whether it will be the same as long as the archive is: not where a disk was full or failed."""
-        return not any(r.passing for r in self.refusals)
-
-
-class Member(NamedTuple):
-    """A file of a study."""
-
-    found: Found
-    stat: str
-    role: str
-    patient: str
-
-
 class Catalogue:
-    """The files of one run. What touches what is kept needs the private folder's lock, until :meth:`detach`."""
+    """The files of one run. Until :meth:`detach`, the lock of the private folder must be held."""
 
     def __init__(self, scratch: Path, private: Path) -> None:
         self._scratch, self._kept = scratch, private / f"headers-{VERSION}.sqlite"
-        self._plans = "kept.plans"
+        # Where plans and headers are; detach() moves them to this run's own database.
+        self._plans, self._headers = "kept.plans", "kept.headers"
         try:
-            self._db = sqlite3.connect(
-                scratch / "files.sqlite", isolation_level=None, timeout=60, check_same_thread=False
-            )  # joblib asks for jobs from threads of its own, one at a time
-            self._db.execute("PRAGMA synchronous = OFF")  # a file that a power cut damages is made again
+            # A database that a power cut damages is made again, so nothing has to be synchronised. joblib asks for
+            # jobs from threads of its own, one at a time.
+            self._db = connect(scratch / "files.sqlite", ["synchronous = OFF"], any_thread=True)
             self._attach()
         except (sqlite3.Error, OSError) as error:
             raise _error(self._kept, error) from error
 
     def _attach(self) -> None:
-        descriptor = os.open(self._kept, os.O_WRONLY | os.O_CREAT, 0o600)
-        os.close(descriptor)
+        create_private(self._kept)
         self._db.execute("ATTACH ? AS kept", (str(self._kept),))
         try:
             self._db.execute("PRAGMA kept.synchronous = NORMAL")
             self._db.executescript(_SCHEMA)
-        except sqlite3.DatabaseError:  # damaged: it holds nothing that cannot be read again
+        except sqlite3.DatabaseError as error:
+            if trouble_of(error) is not Trouble.DAMAGED:
+                raise
+            # It holds nothing that cannot be read again.
             self._db.execute("DETACH kept")
             self._kept.unlink()
-            descriptor = os.open(self._kept, os.O_WRONLY | os.O_CREAT, 0o600)
-            os.close(descriptor)
+            create_private(self._kept)
             self._db.execute("ATTACH ? AS kept", (str(self._kept),))
             self._db.executescript(_SCHEMA)
 
@@ -114,10 +85,10 @@ class Catalogue:
     # -- files ----------------------------------------------------------------------------------------
 
     def add(self, files: Iterable[Found]) -> None:
-        """Take down the files of a walk."""
+        """Enter the files of a walk."""
         with self._change() as db:
             for number, found in enumerate(files):
-                row = (found.name, str(found.path), _stat(found.path), kind_of(found.name), "")
+                row = (found.name, str(found.path), _stat(found.path), file_kind(found.name), "")
                 if archive_suffix(found.name):
                     row = (*row[:2], str(self._scratch / f"a{number}"), row[2])
                     db.execute("INSERT OR REPLACE INTO archives VALUES (?, ?, ?, ?, NULL, 0, 0)", row)
@@ -128,12 +99,11 @@ class Catalogue:
         return self._db.execute("SELECT count(*) FROM files").fetchone()[0]
 
     def unread(self) -> int:
-        """How many files with an unknown header there are, put by for :meth:`pages`."""
+        """Find the files whose headers are unknown, for :meth:`pages`, and return how many there are."""
         with self._change() as db:
-            # A disk that failed once may read now.
+            # A disk that failed in an earlier run may work in this one.
             db.execute(
-                "DELETE FROM kept.headers WHERE role = 'refused' AND reason LIKE 'cannot be read (%' "
-                "AND name NOT IN (SELECT name FROM files WHERE archive != '')"
+                "DELETE FROM kept.headers WHERE passing AND name NOT IN (SELECT name FROM files WHERE archive != '')"
             )
             db.execute("DROP TABLE IF EXISTS todo")
             db.execute(
@@ -155,12 +125,13 @@ class Catalogue:
             yield [Found(Path(path), name) for _, name, path in rows]
 
     def keep(self, peeks: Iterable[Peek]) -> None:
+        """Keep what was found out about files."""
         with self._change() as db:
             for p in peeks:
                 _keep(db, p, db.execute("SELECT stat FROM files WHERE name = ?", (p.name,)).fetchone()[0])
 
     def group(self) -> None:
-        """Sort the DICOM files into studies; what was drawn on a series goes to the study of that series."""
+        """Sort the DICOM files into studies. What was drawn on a series goes to the study of that series."""
         with self._change() as db:
             db.execute("DROP TABLE IF EXISTS members")
             db.execute(
@@ -189,43 +160,32 @@ class Catalogue:
 
     def study(self, study: str) -> list[Member]:
         rows = self._db.execute(
-            "SELECT name, path, stat, role, patient FROM members WHERE study = ? ORDER BY name", (study,)
+            f"SELECT m.name, m.path, m.stat, m.role, m.patient, h.header FROM members m JOIN {self._headers} h "
+            "ON h.name = m.name WHERE m.study = ? ORDER BY m.name",
+            (study,),
         )
         return [
-            Member(Found(Path(path), name), stat, role, patient) for name, path, stat, role, patient in rows
+            Member(Found(Path(path), name), stat, Role(role), patient, header)
+            for name, path, stat, role, patient, header in rows
         ]
 
-    def refused(self) -> Iterator[tuple[str, str]]:
-        """Name and reason of the files whose header says that they are of no use."""
-        yield from self._db.execute(
-            "SELECT f.name, h.reason FROM files f JOIN kept.headers h ON h.name = f.name AND h.stat = f.stat "
+    def refused(self) -> Iterator[Refusal]:
+        """The refusals of files whose header says that they are of no use."""
+        rows = self._db.execute(
+            "SELECT f.name, h.reason, h.passing FROM files f JOIN kept.headers h "
+            "ON h.name = f.name AND h.stat = f.stat "
             "WHERE f.kind = 'other' AND h.role = 'refused' ORDER BY f.name"
         )
-
-    def rest(self) -> list[str]:
-        """Names of the files that are neither images nor DICOM."""
-        rows = self._db.execute(
-            "SELECT f.name FROM files f JOIN kept.headers h ON h.name = f.name AND h.stat = f.stat "
-            "WHERE f.kind = 'other' AND h.role = 'rest' ORDER BY f.name"
-        )
-        return [name for (name,) in rows]
+        return (Refusal(name, reason, passing=bool(passing)) for name, reason, passing in rows)
 
     def images(self) -> Iterator[tuple[str, list[Found]]]:
         """The image files of every folder that has some: ``(folder, files)``, sorted."""
-        folder, files = None, []
-        # Sorting by name alone would put what lies deeper between the files of a folder.
-        for name, path in self._db.execute("SELECT name, path FROM files WHERE kind = 'image' ORDER BY name"):
-            files.append(Found(Path(path), name))
+        rows = self._db.execute("SELECT name, path FROM files WHERE kind = 'image'")
+        files = [Found(Path(path), name) for name, path in rows]
+        # In the order of their names alone, files of deeper folders would lie between the files of a folder.
         files.sort(key=lambda f: (folder_of(f.name), f.name))
-        group: list[Found] = []
-        for found in files:
-            if folder_of(found.name) != folder and group:
-                yield folder, group  # type: ignore[misc]
-                group = []
-            folder = folder_of(found.name)
-            group.append(found)
-        if group:
-            yield folder, group  # type: ignore[misc]
+        for folder, group in groupby(files, key=lambda f: folder_of(f.name)):
+            yield folder, list(group)
 
     def tables(self) -> dict[str, Found]:
         """The ``labels.json`` of every folder that has one."""
@@ -235,7 +195,7 @@ class Catalogue:
     # -- archives -------------------------------------------------------------------------------------
 
     def unknown_archives(self) -> list[Archive]:
-        """Those that were not looked into before, as they are now."""
+        """The archives that were not looked into before in their present state."""
         with self._change() as db:
             db.execute(
                 "UPDATE archives SET contents = (SELECT k.contents FROM kept.archives k "
@@ -247,6 +207,7 @@ class Catalogue:
         return [Archive(Found(Path(path), name), Path(folder)) for name, path, folder in rows.fetchall()]
 
     def keep_contents(self, archive: Archive, contents: Contents) -> None:
+        """Keep what an archive holds."""
         name = archive.found.name
         with self._change() as db:
             (stat,) = db.execute("SELECT stat FROM archives WHERE name = ?", (name,)).fetchone()
@@ -258,7 +219,7 @@ class Catalogue:
                 db.execute("INSERT OR REPLACE INTO kept.archives VALUES (?, ?, ?)", (name, stat, blob))
 
     def list_members(self) -> Iterator[Refusal]:
-        """Take down the members of all archives; gives what was refused of them."""
+        """Enter the members of all archives; yields what was refused of them."""
         rows = self._db.execute(
             "SELECT name FROM archives WHERE contents IS NOT NULL ORDER BY name"
         ).fetchall()
@@ -271,7 +232,7 @@ class Catalogue:
             with self._change() as db:
                 db.execute("UPDATE archives SET exams = ? WHERE name = ?", (contents.exams, archive))
                 for name, place, _ in contents.members:
-                    row = (name, place, stats[name], kind_of(name), archive)
+                    row = (name, place, stats[name], file_kind(name), archive)
                     db.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", row)
                 for p in contents.peeks:
                     _keep(db, p, stats[p.name])
@@ -284,8 +245,31 @@ class Catalogue:
                     db.execute("UPDATE files SET path = ?, archive = '' WHERE name = ?", (str(path), name))
             yield from contents.refusals
 
-    def reach(self, files: Iterable[Found], key: str) -> tuple[dict[str, Found], tuple[Archive, ...]]:
-        """Files of the exam ``key``, by name, where they lie in this run, and the archives to unpack for them."""
+    def reached(self, task: Task) -> Task:
+        """The task with files that can be opened once its archives are unpacked."""
+        there, archives = self._reach(task.everything, task.key)
+        return replace(
+            task,
+            files=tuple(there[f.name] for f in task.files),
+            image=task.image and there[task.image.name],
+            labels=tuple(there[f.name] for f in task.labels),
+            archives=archives,
+        )
+
+    def placed(self, plan: Plan) -> tuple[Plan, tuple[Archive, ...]]:
+        """The plan with files that can be opened in this run, once the archives, also returned, are unpacked."""
+        source = plan.source
+        assert source is not None
+        there, archives = self._reach(source.files, plan.key)
+        series = source.series
+        if series is not None:
+            series = replace(series, slices=tuple(there[f.name] for f in series.slices))
+        image = source.image and there[source.image.name]
+        labels = tuple(there[f.name] for f in source.labels)
+        return replace(plan, source=replace(source, series=series, image=image, labels=labels)), archives
+
+    def _reach(self, files: Iterable[Found], key: str) -> tuple[dict[str, Found], tuple[Archive, ...]]:
+        """``{name: file}`` of the exam ``key`` with paths of this run, and the archives to unpack for them."""
         there: dict[str, Found] = {}
         folders: dict[str, Path] = {}
         closed: list[Archive] = []
@@ -301,14 +285,16 @@ class Catalogue:
         return there, tuple(closed)
 
     def _archive(self, name: str, key: str) -> tuple[Archive, bool]:
-        """Where an exam finds an archive, and whether it lies there: for many exams it is unpacked here and now."""
+        """Where an exam finds an archive, and whether it is unpacked there. For many exams it is unpacked now."""
         path, folder, exams, is_open = self._db.execute(
             "SELECT path, folder, exams, open FROM archives WHERE name = ?", (name,)
         ).fetchone()
         archive = Archive(Found(Path(path), name), Path(folder))
         if not is_open and exams > FEW:
-            shutil.rmtree(archive.folder, ignore_errors=True)  # of a worker that died
-            is_open = bool(extract(archive.found, archive.folder, []))  # if not, a worker will say why
+            # A worker that died may have left a part of it.
+            shutil.rmtree(archive.folder, ignore_errors=True)
+            # If it cannot be unpacked, a worker will report why.
+            is_open = bool(extract(archive.found, archive.folder, []))
             with self._change() as db:
                 db.execute("UPDATE archives SET open = ? WHERE name = ?", (is_open, name))
         if is_open:
@@ -318,47 +304,59 @@ class Catalogue:
     # -- files of this run ----------------------------------------------------------------------------
 
     def stat(self, name: str) -> str:
+        """Size and time of a file, as one text; empty if there is no such file."""
         row = self._db.execute("SELECT stat FROM files WHERE name = ?", (name,)).fetchone()
         return row[0] if row else ""
 
     # -- plans ----------------------------------------------------------------------------------------
 
-    def plan(self, key: str, digest: str) -> Any:
-        """What was kept for these files, or None."""
+    def plan(self, key: str, digest: str) -> Plan | None:
+        """The plan that was kept for an exam with these files, or None."""
         row = self._db.execute(
             f"SELECT plan FROM {self._plans} WHERE key = ? AND digest = ?", (key, digest)
         ).fetchone()
         try:
-            return pickle.loads(row[0]) if row else None
-        except Exception:  # of another version: it is made again
+            return pickle.loads(zlib.decompress(row[0])) if row else None
+        except Exception:
+            # It was written by another version, and is made again.
             return None
 
+    def keep_plans(self, plans: Iterable[Plan]) -> None:
+        with self._change() as db:
+            for plan in plans:
+                row = (plan.key, plan.digest, zlib.compress(pickle.dumps(plan, pickle.HIGHEST_PROTOCOL)))
+                db.execute("INSERT OR REPLACE INTO kept.plans VALUES (?, ?, ?)", row)
+
     def detach(self, keys: Iterable[str]) -> None:
-        """Copy the plans of ``keys`` to this run's own file, and leave the kept ones to other processes."""
+        """Copy the plans and headers of ``keys`` to this run's own database, and leave the kept ones to others."""
         with self._change() as db:
             db.execute("CREATE TABLE mine (key TEXT PRIMARY KEY, digest TEXT, plan BLOB) WITHOUT ROWID")
+            db.execute("CREATE TABLE my_headers (name TEXT PRIMARY KEY, header BLOB) WITHOUT ROWID")
             for key in keys:
                 db.execute("INSERT INTO mine SELECT key, digest, plan FROM kept.plans WHERE key = ?", (key,))
+                db.execute(
+                    "INSERT INTO my_headers SELECT h.name, h.header FROM members m JOIN kept.headers h "
+                    "ON h.name = m.name WHERE m.study = ?",
+                    (key,),
+                )
         self._db.execute("DETACH kept")
-        self._plans = "mine"
+        self._plans, self._headers = "mine", "my_headers"
 
-    def keep_plans(self, plans: Iterable[tuple[str, str, Any]]) -> None:
-        with self._change() as db:
-            for key, digest, plan in plans:
-                row = (key, digest, pickle.dumps(plan))
-                db.execute("INSERT OR REPLACE INTO plans VALUES (?, ?, ?)", row)
-
-    # -- inner ----------------------------------------------------------------------------------------
-
-    def _change(self) -> _Transaction:
-        return _Transaction(self._db, self._kept)
+    @contextmanager
+    def _change(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with transaction(self._db) as db:
+                yield db
+        except sqlite3.Error as error:
+            raise _error(self._kept, error) from error
 
 
 def _stat(path: Path) -> str:
-    """Size and time of a file, and of the voxels beside a header."""
+    """Size and time of a file, and of the files of voxels beside a header."""
     try:
         return ",".join(_size_and_time(p) for p in (path, *_detached(path)))
-    except OSError:  # gone since it was listed: reading it will say so
+    except OSError:
+        # It has gone since it was listed. Reading it will report that.
         return _GONE
 
 
@@ -368,7 +366,7 @@ def _size_and_time(path: Path) -> str:
 
 
 def _detached(header: Path) -> list[Path]:
-    """The files beside a header that may hold its voxels: those of the same name but for the ending."""
+    """The files beside a header that may hold its voxels: those with the same name and another ending."""
     if header.suffix.lower() not in (".mhd", ".nhdr"):
         return []
     stem = header.name[: -len(header.suffix)] + "."
@@ -376,51 +374,25 @@ def _detached(header: Path) -> list[Path]:
 
 
 def _keep(db: sqlite3.Connection, p: Peek, stat: str) -> None:
-    row = (p.name, stat, p.role, p.patient, p.study, p.series, json.dumps(p.referenced), p.reason)
-    db.execute("INSERT OR REPLACE INTO kept.headers VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+    reason, passing = ("", False) if p.refusal is None else (p.refusal.reason, p.refusal.passing)
+    row = (
+        p.name,
+        stat,
+        p.role,
+        p.patient,
+        p.study,
+        p.series,
+        json.dumps(p.referenced),
+        p.header,
+        reason,
+        passing,
+    )
+    db.execute(f"INSERT OR REPLACE INTO kept.headers VALUES ({', '.join('?' * len(row))})", row)
 
 
-class _Transaction:
-    def __init__(self, db: sqlite3.Connection, path: Path) -> None:
-        self._db, self._path = db, path
-
-    def __enter__(self) -> sqlite3.Connection:
-        try:
-            self._db.execute("BEGIN")
-        except sqlite3.Error as error:
-            raise _error(self._path, error) from error
-        return self._db
-
-    def __exit__(self, kind: type | None, error: BaseException | None, _: Any) -> None:
-        try:
-            self._db.execute("COMMIT" if error is None else "ROLLBACK")
-        except sqlite3.Error as failure:
-            raise _error(self._path, failure) from failure
-        if isinstance(error, sqlite3.Error):
-            raise _error(self._path, error) from error
-
-
-def _error(path: Path, error: Exception) -> DataError:
+def _error(path: Path, error: sqlite3.Error | OSError) -> DataError:
     if isinstance(error, OSError):
         return write_error(path, error)
-    cure = "free space" if "full" in str(error) else "check the disk and that you may write there"
-    return DataError(f"{path}: cannot write: {error}; {cure}")
-
-
-def folder_of(name: str) -> str:
-    """The folder of a found file's name ("" for the source itself); an archive counts as a folder."""
-    head, mark, inner = name.rpartition("!")
-    parent = str(PurePosixPath(inner).parent)
-    parent = "" if parent == "." else parent
-    return f"{head}!{parent}" if mark else parent
-
-
-def digest(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()[:32]
-
-
-def kind_of(name: str) -> str:
-    """What is to be done with a file of this name: "image", "table" (of labels), or "other", whose header tells."""
-    if image_suffix(name):
-        return "image"
-    return "table" if PurePosixPath(name.rpartition("!")[2]).name == "labels.json" else "other"
+    full = trouble_of(error) is Trouble.DISK_FULL
+    cure = "free space" if full else "check the disk and that you may write there"
+    return WriteError(f"{path}: cannot write: {error}; {cure}")

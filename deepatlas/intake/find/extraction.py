@@ -1,4 +1,4 @@
-"""One archive on its way to disk: what may be written where, and what is left of its allowance."""
+"""Which members of an archive may be written to the disk, where, and how many bytes."""
 
 from __future__ import annotations
 
@@ -12,33 +12,39 @@ from pathlib import Path
 from typing import BinaryIO
 
 from deepatlas.files import write_error
-from deepatlas.io.dicom.series import Found, Refusal
+from deepatlas.io.dicom.found import Found, Refusal
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
 ARCHIVES = (".zip", *TARS)
-UNREAD = (".7z", ".rar", ".tar.zst", ".lha", ".iso")  # archives that nothing here opens
+# Archives that cannot be opened here.
+UNREAD = (".7z", ".rar", ".tar.zst", ".lha", ".iso")
 UNPACK = "unpack it yourself and give the folder"
 CHUNK = 1 << 20
-_LOOK = 64 << 20  # bytes between two looks at the free space
-# Folders and files that systems leave behind; no image is among them.
+# Bytes that are written between two checks of the free space.
+_LOOK = 64 << 20
+# Folders and files that operating systems leave behind. None of them is an image.
 _JUNK = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information"}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much an archive may hold. A CT compresses two- to fourfold, empty label images a thousandfold."""
+    """How much an archive may hold. A CT compresses two- to fourfold, an empty label image a thousandfold.
+
+    Archives that unpack to more than ``floor`` bytes and to more than ``ratio`` times their size are refused, and so
+    are those that would leave less than ``reserve`` bytes free on the scratch disk.
+    """
 
     members: int = 200_000
-    ratio: int = 200  # unpacked to packed size …
-    floor: int = 4 << 30  # … which counts above so many bytes
-    reserve: int = 1 << 30  # bytes that stay free on the scratch disk
+    ratio: int = 200
+    floor: int = 4 << 30
+    reserve: int = 1 << 30
 
 
 LIMITS = Limits()
 
 
 class Refused(Exception):
-    """The archive as a whole does not go in; the text is the reason and the cure, which may be time (``passing``)."""
+    """The archive as a whole is refused; the text is the reason. ``passing``: another run may succeed."""
 
     def __init__(self, reason: str, passing: bool = False) -> None:
         super().__init__(reason)
@@ -46,23 +52,23 @@ class Refused(Exception):
 
 
 def archive_suffix(path: str | os.PathLike[str]) -> str:
-    """``.zip``, ``.tar.gz`` …, also of kinds that are not read, or the empty string (``.nii.gz`` is none)."""
+    """The suffix of an archive, also of one that cannot be read (``.7z``); empty for other files (``.nii.gz``)."""
     name = os.fspath(path).lower()
     return max((s for s in (*ARCHIVES, *UNREAD) if name.endswith(s)), key=len, default="")
 
 
 def shown(name: str) -> str:
-    """A file name on one line: control characters, undecodable bytes and backslashes escaped, one to one."""
+    """A file name on one line, with control characters, undecodable bytes and backslashes escaped uniquely."""
     return "".join(c if c.isprintable() and c != "\\" else repr(c)[1:-1] for c in name)
 
 
 def is_junk(name: str) -> bool:
-    """True for hidden files and what systems leave behind."""
+    """Whether a file is hidden, or left behind by an operating system."""
     return name.startswith(".") or name.lower() in _JUNK
 
 
 class Extraction:
-    """One archive on its way to disk: where it goes, what is left of its allowance."""
+    """An archive that is being unpacked: what has been found and refused, and how many bytes may still be written."""
 
     def __init__(self, archive: Found, folder: Path, limits: Limits) -> None:
         self.archive, self.folder, self.limits = archive, folder, limits
@@ -72,10 +78,12 @@ class Extraction:
         try:
             size = archive.path.stat().st_size
         except OSError:
-            size = 0  # gone: opening it will say so
+            # The archive has gone. Opening it will report that.
+            size = 0
         self.allowance = max(limits.floor, limits.ratio * size)
         self.written = 0
-        self._checked = -_LOOK  # so that the first byte looks at the disk
+        # The free space is checked before the first byte.
+        self._checked = -_LOOK
 
     def name(self, member: str) -> str:
         return f"{self.archive.name}!{shown(member)}"
@@ -89,7 +97,7 @@ class Extraction:
             raise Refused(f"holds more than {self.limits.members} members; {UNPACK}")
 
     def expect(self, total: int) -> None:
-        """Refuse before a byte is written if ``total`` bytes are too many."""
+        """Refuse the archive if ``total`` bytes are too many for its limits or for the disk."""
         if total > self.allowance:
             raise Refused(
                 f"unpacks to more than {_size(self.allowance)}, which no images compress to "
@@ -108,7 +116,7 @@ class Extraction:
             )
 
     def take(self, member: str) -> Path | None:
-        """Where a member may be written, or None (refused, or junk)."""
+        """Where a member may be written, or None if it is refused or passed over."""
         self.count()
         parts = [part for part in member.replace("\\", "/").split("/") if part not in ("", ".")]
         if not parts:
@@ -124,7 +132,7 @@ class Extraction:
         return None
 
     def write(self, member: str, target: Path, stream: BinaryIO, size: int) -> None:
-        """Copy a member of ``size`` bytes to its place; damage of the archive is raised as it comes."""
+        """Copy a member of ``size`` bytes to its place. Errors that damage of the archive causes are not caught."""
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             out = open(target, "xb")
@@ -154,7 +162,7 @@ class Extraction:
         self.found.append(Found(target, self.name(member)))
 
     def _ambiguous(self, member: str, target: Path) -> None:
-        """Nobody can tell which of two members is meant, so neither goes in; the file stays to mark the name."""
+        """Refuse all members of one name, since nobody can tell which is meant; the file stays to mark the name."""
         self.found = [found for found in self.found if found.path != target]
         self.refuse(member, f"several members of the archive have this name; {UNPACK}")
 

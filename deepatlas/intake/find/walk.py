@@ -1,6 +1,6 @@
-"""Every file below a source, each once, in an order that does not change.
+"""Find every file below a source, each once and always in the same order.
 
-Nothing is opened but folders: a FIFO or a device that lies among the images cannot stop the run.
+Only folders are opened: a FIFO or a device among the images cannot block the run.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from pathlib import Path
 from deepatlas.errors import DataError
 from deepatlas.files import write_error
 from deepatlas.intake.find.extraction import is_junk, shown
-from deepatlas.io.dicom.series import Found, Refusal
+from deepatlas.io.dicom.found import Found, Refusal
 
 try:
     import fcntl
-except ImportError:  # Windows
+except ImportError:
+    # On Windows.
     fcntl = None  # type: ignore[assignment]
 
 _PREFIX = ".deepatlas-scratch-"
@@ -32,6 +33,7 @@ _SPECIAL = {
     stat.S_IFBLK: "a device",
 }
 _PERMISSIONS = "check its permissions"
+_VANISHED = "vanished while the source was read; put it back and run again"
 
 
 def walk(
@@ -41,18 +43,18 @@ def walk(
     *,
     skip: Iterable[str | os.PathLike[str]] = (),
 ) -> Iterator[Found]:
-    """Yield every regular file below ``src``: a folder, one file or one archive.
+    """Yield every regular file below ``src``, which is a folder or a single file.
 
-    The real tree comes first, sorted by name; then what only symbolic links lead to. A folder or file that has
-    been met is not met again, so that loops end. Hidden files and what systems leave behind (``.DS_Store``,
-    ``Thumbs.db``, ``__MACOSX``) are passed over in silence. Archives are files like others here.
+    The real tree comes first, sorted by name, then what only symbolic links lead to. No folder or file is yielded
+    twice, so that loops end. Hidden files and what operating systems leave behind (``.DS_Store``, ``Thumbs.db``,
+    ``__MACOSX``) are passed over silently. Archives are treated like any other file.
 
     Args:
         src: where to look.
-        scratch: an existing folder for aliases of files whose names no library opens (see :func:`scratch_folder`);
-            the paths yielded live as long as it does.
-        refused: a line is appended for everything that does not go in: broken links and loops, folders and files
-            without permission, FIFOs, sockets, devices, and files that vanish meanwhile.
+        scratch: an existing folder for aliases of files whose names no library can open (see
+            :func:`scratch_folder`); the paths that are yielded are valid as long as it exists.
+        refused: a refusal is appended for broken links and loops, folders and files without permission, FIFOs,
+            sockets, devices, and files that vanish during the walk.
         skip: files and folders to leave out, such as the destination if it lies below the source.
 
     Raises :class:`~deepatlas.errors.DataError` if ``src`` itself is missing or cannot be read.
@@ -88,16 +90,18 @@ class _Walker:
         self.src, self.scratch, self.refused = src, scratch, refused
         self.folders = {key for path in (scratch, *skip) if (key := _identity(path))}
         self.skipped = set(self.folders)
-        self.targets: set[tuple[int, int]] = set()  # files that links led to
-        self.waiting: list[tuple[str, str]] = []  # links: path and name
+        # Files that links led to.
+        self.targets: set[tuple[int, int]] = set()
+        # Links that have not been followed yet: path and name.
+        self.waiting: list[tuple[str, str]] = []
         self.count = 0
         self.own: Path | None = None
 
-    def refuse(self, name: str, reason: str) -> None:
-        self.refused.append(Refusal(shown(name), reason))
+    def refuse(self, name: str, reason: str, *, passing: bool = False) -> None:
+        self.refused.append(Refusal(shown(name), reason, passing=passing))
 
     def folder(self, path: Path, name: str) -> Iterator[Found]:
-        """The real files below a folder; its links are put by."""
+        """The real files below a folder. Its links are kept for :meth:`links`."""
         stack = [iter(self.entries(str(path), name))]
         while stack:
             entry = next(stack[-1], None)
@@ -118,7 +122,7 @@ class _Walker:
                 yield from self.regular(path_here, name_here, status)
 
     def entries(self, path: str, name: str) -> list[tuple[str, str]]:
-        """Path and name of what lies in a folder that was not met before, sorted."""
+        """Path and name of what lies in a folder, sorted; empty if the folder was seen before."""
         try:
             status = os.stat(path)
             key = (status.st_dev, status.st_ino)
@@ -135,7 +139,7 @@ class _Walker:
         return [(os.path.join(path, n), f"{name}/{n}" if name else n) for n in names]
 
     def links(self) -> Iterator[Found]:
-        """What symbolic links lead to, if it was not met before; links found there wait in their turn."""
+        """The files that symbolic links lead to, unless they were seen before. Links found there are followed later."""
         while self.waiting:
             batch, self.waiting = sorted(self.waiting, key=lambda e: os.fsencode(e[1])), []
             for path, name in batch:
@@ -169,14 +173,14 @@ class _Walker:
             self.refuse(name, f"{kind}, not a file; remove it")
         elif not os.access(path, os.R_OK):
             if os.path.lexists(path):
-                self.refuse(name, f"cannot read: permission denied; {_PERMISSIONS}")
+                self.refuse(name, f"cannot read: permission denied; {_PERMISSIONS}", passing=True)
             else:
-                self.refuse(name, "vanished while the source was read; put it back and run again")
+                self.refuse(name, _VANISHED, passing=True)
         else:
             yield Found(Path(self.alias(path)), shown(name))
 
     def alias(self, path: str) -> str:
-        """A path that every library can open: a link in the scratch folder where bytes are undecodable."""
+        """A path that every library can open: a link in the scratch folder if the name has undecodable bytes."""
         try:
             path.encode()
             return path
@@ -192,7 +196,7 @@ class _Walker:
             return str(alias)
 
     def place(self) -> Path:
-        """A folder for this walk alone."""
+        """A folder that belongs to this walk alone."""
         if self.own is None:
             try:
                 self.own = Path(tempfile.mkdtemp(dir=self.scratch))
@@ -202,11 +206,11 @@ class _Walker:
 
     def unreadable(self, name: str, error: OSError) -> None:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
-            self.refuse(name, "vanished while the source was read; put it back and run again")
+            self.refuse(name, _VANISHED, passing=True)
         elif error.errno in (errno.EACCES, errno.EPERM):
-            self.refuse(name, f"cannot read: permission denied; {_PERMISSIONS}")
+            self.refuse(name, f"cannot read: permission denied; {_PERMISSIONS}", passing=True)
         else:
-            self.refuse(name, f"cannot read: {error.strerror}; check the disk and its name")
+            self.refuse(name, f"cannot read: {error.strerror}; check the disk and its name", passing=True)
 
 
 def _identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
@@ -219,23 +223,25 @@ def _identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
 
 @contextmanager
 def scratch_folder(parent: str | os.PathLike[str]) -> Iterator[Path]:
-    """A new folder below ``parent`` that only its owner may read, gone when the block ends.
+    """A new folder below ``parent`` that only its owner may read; it is removed when the block ends.
 
-    A run that was killed leaves its folder behind; the next call with the same ``parent`` removes it. A folder in
-    use is known by its lock, so runs side by side do not take each other's.
+    A run that was killed leaves its folder behind, and the next call with the same ``parent`` removes it. A folder in
+    use is recognised by its lock, so that runs side by side do not remove each other's.
 
-    Raises :class:`~deepatlas.errors.DataError` if ``parent`` cannot be made or written.
+    Raises :class:`~deepatlas.errors.DataError` if ``parent`` cannot be created or written.
     """
     parent = Path(parent)
     handles: list[int] = []
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        with _locked(parent):  # a new folder is not yet locked: nobody may take it for a stale one
+        # Until the new folder is locked, no other process may take it for one that was left behind.
+        with _locked(parent):
             _clean(parent)
             folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
             if fcntl is not None:
                 handles.append(os.open(folder, os.O_RDONLY))
-                with suppress(OSError):  # a file system without locks
+                # Some file systems have no locks.
+                with suppress(OSError):
                     fcntl.flock(handles[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         raise write_error(parent, error) from error
@@ -273,7 +279,8 @@ def _clean(parent: Path) -> None:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            continue  # in use, or no locks here
+            # It is in use, or the file system has no locks.
+            continue
         finally:
             os.close(handle)
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""Pseudonyms, and the folder beside a dataset that alone can undo them.
+"""Pseudonyms, and the private folder beside a dataset without which they cannot be undone.
 
-An exam's id is the HMAC-SHA256 of its key (a StudyInstanceUID or a path) under a secret salt, so that the same exam
-keeps its id from run to run and nobody without the salt can try out the UIDs of a hospital. The salt, and the tables
-that say which exam is which, lie in ``DST.private`` beside the dataset, for their owner's eyes.
+The id of an exam is the HMAC-SHA256 of its key (a StudyInstanceUID or a path) under a secret salt. An exam keeps its id
+from run to run, and nobody without the salt can find out whose exam it is by trying the UIDs of a hospital. The salt,
+and the tables that tell which exam is which, are in ``DST.private`` beside the dataset, readable by its owner only.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from pathlib import Path
 from deepatlas.errors import DataError
 from deepatlas.files import atomic_path, write_error
 
-_CLAIM_SECONDS = 10.0  # a claim is held for one rename
-ID_DIGITS = 16  # 64 bits: two of 51,167 exams meet by chance once in 10^10 datasets
-# Endings that say what a file is and not whose: anything else after a dot may be part of a name.
+# How long to wait for the claim of another process, which holds it for one rename.
+_CLAIM_SECONDS = 10.0
+# Hexadecimal digits of an id. With 64 bits, two of 51,167 exams share an id in one of 10^10 datasets.
+ID_DIGITS = 16
+# Endings that tell the format of a file. Any other text after a dot may be part of a person's name.
 _ENDINGS = (
     ".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".dicom", ".ima", ".json", ".zip", ".tar", ".tar.gz",
     ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".7z", ".rar", ".h5", ".csv", ".txt", ".pdf", ".xml", ".jpg", ".png", ".raw",
@@ -45,10 +47,11 @@ class Identity:
 
     @classmethod
     def open(cls, dst: Path, *, create: bool = True) -> Identity:
-        """Make the private folder (mode 0700) and its salt (0600), or read them.
+        """Open the private folder, which is made (mode 0700) together with its salt (mode 0600) if it is missing.
 
-        Several processes may do so at once: one salt wins. Raises :class:`~deepatlas.errors.DataError` where they
-        cannot be written, where the salt is not what was written, and (``create=False``) where there is none.
+        Several processes may do this at the same time and get the same salt. Raises
+        :class:`~deepatlas.errors.DataError` if the folder or the salt cannot be written, if the salt is damaged, and,
+        with ``create=False``, if it is missing.
         """
         folder = private_folder(dst)
         path = folder / "salt"
@@ -72,7 +75,7 @@ class Identity:
         return cls(folder, bytes.fromhex(text))
 
     def pseudonym(self, kind: str, value: str) -> str:
-        """16 hexadecimal digits for a value; other kinds of the same value get others."""
+        """16 hexadecimal digits for a value, which differ between the kinds ("exam", "file" …) of the same value."""
         message = f"{kind}\0{value}".encode("utf-8", "surrogatepass")
         return hmac.new(self._salt, message, hashlib.sha256).hexdigest()[:ID_DIGITS]
 
@@ -80,11 +83,11 @@ class Identity:
         return self.pseudonym("exam", key)
 
     def alias(self, name: str) -> str:
-        """What stands in the dataset for a file: its pseudonym and its ending, if that is one of image files."""
+        """The name of a file in the dataset: its pseudonym, followed by its ending if that is a common one."""
         return "file-" + self.pseudonym("file", name) + known_ending(name)
 
     def write_csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Path:
-        """A table in the private folder, readable by its owner alone, whole or not at all."""
+        """Write a table into the private folder (mode 0600), complete or not at all."""
         text = io.StringIO()
         table = csv.writer(text)
         table.writerow(header)
@@ -104,66 +107,12 @@ def known_ending(name: str) -> str:
 
 
 def readable_id(name: str) -> str:
-    """A name as an id that any file system takes (``--keep-ids``); may be empty."""
+    """A name turned into an id that every file system accepts (``--keep-ids``); it may be empty."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-")[:80]
 
 
-# A word of a path or header that short or that common is no identifier, and messages need it.
-_ORDINARY = frozenset(
-    "ct seg dicom data image images labels label mask exam series study scan file train test".split()
-)
-_UID = re.compile(r"\d+(\.\d+){3,}")
-_PATH = re.compile(r"(?<![\w.])[~.]?(/[^\s:;,]+)+/?|[A-Za-z]:\\[^\s:;,]+")
-_QUOTED = re.compile(r"(?<!\w)(['\"]).*?\1(?!\w)")
-_BRACKETS = re.compile(r"\s*\(([^()]*)\)")
-_LONG = re.compile(r"\d{6,}|(?<!\d)\d{1,4}[-/]\d{1,2}[-/]\d{1,4}(?!\d)")
-# What may stand in brackets: numbers and the words that our own messages use with them. The rest may quote a file.
-_MEASURES = re.compile(
-    r"(\s|,|;|:|[-+]?\d+(\.\d+)?(e[-+]?\d+)?|[x×%°²³]|mm|cm|ml|hu|kv|degrees?|slices?|voxels?|frames?|files?|apart|up|to|of"
-    r"|and|or|in|with|the|a|corners?|cosine|x|y|z|axis|axes|air|no|region|above|below|sheared|geometry|as|after|gantry|tilt"
-    r"|axial|coronal|sagittal|oblique|part|number|without|after|slice|about|at|most|least|is|are|series|bits?|largest|smallest|median)*",
-    re.IGNORECASE,
-)  # fmt: skip
-
-
-def public_text(text: str, secrets_: Iterable[str] = ()) -> str:
-    """One line of a message as it may stand in a dataset: what could name somebody is cut out.
-
-    ``secrets_`` are names and paths that must go wherever they stand (whole, and word by word). Quotations, paths,
-    UIDs, dates, long numbers and bracketed remarks of libraries go in any case.
-    """
-    text = " ".join(str(text).split())
-    whole = sorted({s for s in secrets_ if len(s) >= 2}, key=len, reverse=True)
-    for secret in whole:
-        if secret.lower() not in _ORDINARY:
-            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)" if len(secret) < 5 else re.escape(secret), "…", text,
-                          flags=re.IGNORECASE)  # fmt: skip
-    words = {w for s in whole for w in re.split(r"[\W_]+", s) if len(w) >= 3 and w.lower() not in _ORDINARY}
-    known = _vocabulary()
-    for word in sorted(words, key=len, reverse=True):
-        if word.lower() not in known:
-            text = re.sub(re.escape(word), "…", text, flags=re.IGNORECASE)
-    text = _QUOTED.sub("…", text)
-    text = _PATH.sub("…", text)
-    text = _UID.sub("…", text)
-    text = _LONG.sub("…", text)
-    text = _BRACKETS.sub(lambda m: m.group(0) if _MEASURES.fullmatch(m.group(1)) else "", text)
-    text = re.sub(r"…(\s*[:,;/._-]?\s*…)+", "…", text)
-    return re.sub(r"^…\s*:\s*", "", text).strip() or "cannot be used"
-
-
-def _vocabulary() -> frozenset[str]:
-    """English words of our messages that a folder may be called by ("body", "head", "slices")."""
-    return frozenset(
-        "the and not for with file files slice slices voxel voxels axis axes image volume body head neck chest abdomen "
-        "pelvis lung lungs liver spine contrast axial coronal sagittal spacing series study exam patient damaged "
-        "truncated empty missing read copy export again check holds only one two three from its has are was "
-        "archive archives scratch disk".split()
-    )
-
-
 def _close_to_others(folder: Path) -> None:
-    """Mode 0700. Where a disk knows no permissions (FAT), how it is mounted decides who reads it."""
+    """Set mode 0700. On a disk without permissions (FAT), the mount options decide who may read the folder."""
     if not stat.S_IMODE(os.stat(folder).st_mode) & 0o077:
         return
     try:
@@ -176,7 +125,7 @@ def _close_to_others(folder: Path) -> None:
 
 
 def _create_once(path: Path, text: str) -> None:
-    """Write a small file (mode 0600) unless it is there; whole, and never over another process's."""
+    """Write a small file (mode 0600) unless it exists: completely, and never over the one of another process."""
     if path.exists():
         return
     temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
@@ -190,14 +139,18 @@ def _create_once(path: Path, text: str) -> None:
             os.link(temporary, path)
         except FileExistsError:
             pass
-        except OSError:  # a disk without hard links; if it is another trouble, it shows again
+        except OSError:
+            # The disk has no hard links. If it is another trouble, the rename fails as well.
             _rename_once(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _rename_once(temporary: Path, path: Path) -> None:
-    """Name ``temporary`` ``path`` unless that is there. A rename replaces, so one process at a time may do it."""
+    """Rename ``temporary`` to ``path`` unless that exists.
+
+    A rename would replace the file of another process, so a claim lets one process at a time do it.
+    """
     claim = path.with_name(f".{path.name}.claim")
     until = time.monotonic() + _CLAIM_SECONDS
     while not path.exists():
@@ -209,7 +162,8 @@ def _rename_once(temporary: Path, path: Path) -> None:
             time.sleep(0.01)
             continue
         try:
-            if not path.exists():  # else another process was done before this one's claim
+            # Another process may have finished before this one got its claim.
+            if not path.exists():
                 os.rename(temporary, path)
         finally:
             claim.unlink()

@@ -1,7 +1,7 @@
-"""Where the work on exams is done: in processes of this machine, or on a cluster through joblib.
+"""The engines that do the work on exams: processes of this machine, or a dask cluster through joblib.
 
-Jobs and results are small and picklable; arrays go to files. Every engine yields results as they come, holds no more
-jobs than it has workers to do them (and a few for their queues), and ends at once when its iterator is closed.
+Jobs and results are small and picklable; arrays are written to files. Every engine yields results as they are done,
+takes no more jobs than its workers and their short queues need, and ends at once when its iterator is closed.
 """
 
 from __future__ import annotations
@@ -14,30 +14,35 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
+import torch
+
 from deepatlas.errors import DataError
+from deepatlas.io.itk import simpleitk
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-ENGINES = ("processes", "dask", "ray")
-_RECYCLE = 1000  # jobs of a process before a new one takes its place: what a C library leaks goes with it
-_START_SECONDS = 300.0  # for a process to import what it needs, on a slow disk
-_BYTES_PER_WORKER = 3 << 30  # a thorax at 0.6 mm in float32, its copy in RAS order and its label image
+ENGINES = ("processes", "dask")
+# Jobs that a process does before a new one replaces it, so that memory leaks of C libraries do not accumulate.
+_RECYCLE = 1000
+# How long a process may take to import what it needs, on a slow disk.
+_START_SECONDS = 300.0
+# Enough for a thorax at 0.6 mm in float32, its copy in RAS order and its label image.
+_BYTES_PER_WORKER = 3 << 30
 
 
 @dataclass(frozen=True)
 class Died:
-    """In place of a result: the process ended or was ended while it worked on the job."""
+    """Takes the place of a result if the process ended, or was ended, while it worked on the job."""
 
     reason: str
 
 
 def default_workers() -> int:
-    """One for each CPU core that this process may use, as far as 3 GB of memory each go."""
+    """The number of CPU cores that this process may use, at most one for every 3 GB of memory."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with suppress(ValueError, OSError, AttributeError):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -48,23 +53,23 @@ def default_workers() -> int:
 def open_engine(
     engine: str = "processes", *, workers: int = 1, address: str | None = None, timeout: float | None = None
 ) -> Processes | Cluster:
-    """What jobs are run on; a context manager, whose processes live until its end.
+    """Open an engine, a context manager whose processes live until its end.
 
-    Its ``run(work, jobs)`` yields ``(job, result)`` in the order in which they are done; ``work`` is a function at a
-    module's top level. A process that crashes (a fault in a C library, no memory) costs its job alone, which yields
-    :class:`Died`. Exceptions of ``work`` are raised.
+    Its ``run(work, jobs)`` yields ``(job, result)`` in the order in which the jobs are done; ``work`` is a function at
+    the top level of a module. A process that crashes (a fault in a C library, lack of memory) costs its job only,
+    which yields :class:`Died`. Exceptions of ``work`` are raised.
 
     Args:
-        engine: ``"processes"`` of this machine, or ``"dask"`` or ``"ray"`` with the cluster at ``address``.
-        workers: how many processes; a cluster's size is its own.
+        engine: ``"processes"`` of this machine, or ``"dask"`` for the cluster whose scheduler is at ``address``.
+        workers: the number of processes. A cluster has a size of its own.
         timeout: seconds that a process may take for a job before it is ended.
 
-    :class:`~deepatlas.errors.DataError` for a library that is not installed and a cluster that cannot be reached.
+    Raises :class:`~deepatlas.errors.DataError` if dask is not installed, or its cluster cannot be reached.
     """
     if engine == "processes":
         return Processes(workers, timeout)
-    if engine in ENGINES:
-        return Cluster(engine, address)
+    if engine == "dask":
+        return Cluster(address)
     raise ValueError(f"open_engine: engine must be one of {ENGINES}, got {engine!r}")
 
 
@@ -72,7 +77,7 @@ def open_engine(
 
 
 class _Worker:
-    """A process with a pipe of its own, so that its death cannot take another's job along."""
+    """A process with its own pipe, so that its death does not affect the job of another one."""
 
     def __init__(self) -> None:
         context = _context()
@@ -89,11 +94,12 @@ class _Worker:
     def give(self, work: Callable[[Any], Any], job: Any) -> None:
         self.job, self.busy, self.since = job, True, time.monotonic()
         self.jobs += 1
-        with suppress(OSError):  # it died meanwhile, which taking the result will tell
+        # If the process has died, take() will notice.
+        with suppress(OSError):
             self.pipe.send((work, job))
 
     def take(self) -> tuple[bool, Any]:
-        """``(True, result)``, or ``(False, how it died)``."""
+        """``(True, result)``, or ``(False, reason)`` if the process died."""
         try:
             return True, self.pipe.recv()
         except (EOFError, OSError):
@@ -101,7 +107,8 @@ class _Worker:
             return False, _how_it_ended(self.process.exitcode)
 
     def end(self) -> None:
-        self.pipe.close()  # an idle process ends by itself
+        # An idle process ends when its pipe is closed.
+        self.pipe.close()
         self.process.join(0 if self.busy or not self.ready else 2)
         if self.process.is_alive():
             self.process.kill()
@@ -142,15 +149,17 @@ class Processes:
                         worker.end()
                     if isinstance(result, _Raised):
                         raise result.error
-                    self._feed(work, queue)  # before the caller looks at the result: nobody waits for that
+                    # The workers get their next jobs before the caller deals with the result.
+                    self._feed(work, queue)
                     yield job, result
         finally:
-            for worker in [w for w in self._pool if w.busy]:  # an error, or nobody wants the rest
+            # After an error, or if nobody wants the remaining results.
+            for worker in [w for w in self._pool if w.busy]:
                 self._pool.remove(worker)
                 worker.end()
 
     def _feed(self, work: Callable[[Any], Any], queue: Iterator[Any]) -> None:
-        """Give every idle process a job, and start processes as long as there are jobs for them."""
+        """Give every idle process a job, and start further processes while there are jobs for them."""
         idle = [w for w in self._pool if not w.busy]
         while idle or len(self._pool) < self._count:
             try:
@@ -162,10 +171,11 @@ class Processes:
             (idle.pop() if idle else self._pool[-1]).give(work, job)
 
     def _look(self, worker: _Worker, answered: bool) -> Any:
-        """A worker's result, :class:`Died`, or nothing yet."""
+        """The result of a worker, :class:`Died`, or ``_NOTHING`` if it is still working."""
         if answered:
             ok, result = worker.take()
-            if ok and not worker.ready:  # its first word: it has imported all that it needs
+            if ok and not worker.ready:
+                # The first message tells that the process has imported what it needs.
                 worker.ready, worker.since = True, time.monotonic()
                 return _NOTHING
         else:
@@ -178,7 +188,8 @@ class Processes:
                 f"a worker process does not start ({result}); a script that prepares needs "
                 "`if __name__ == '__main__':` around its call"
             )
-        worker.busy = not ok  # one that died or hangs is not to be asked to end
+        # A process that died or hangs cannot be asked to end.
+        worker.busy = not ok
         return result if ok else Died(result)
 
 
@@ -186,8 +197,9 @@ _NOTHING = object()
 
 
 def _context() -> Any:
-    """Processes that inherit neither threads' locks nor open files, and that do not each import what they all need."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
+    """How processes start: without locks and open files of this one, and with all modules imported once for all."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        # On Windows.
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["deepatlas.intake.run.work"])
@@ -200,8 +212,9 @@ class _Raised:
 
 
 def _serve(pipe: Connection) -> None:
-    """The life of a worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    """What a worker process does: take jobs from the pipe and return results until the pipe is closed."""
+    # The parent answers Ctrl-C.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with_parent()
     one_thread()
     with suppress(OSError, EOFError):
@@ -216,14 +229,14 @@ def _serve(pipe: Connection) -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """An error that survives the way to another process."""
+    """An error that can be sent to another process."""
     if type(error) is DataError:
         return error
     return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent is killed, whatever it is doing: nobody would take its result."""
+    """End this process as soon as its parent is killed, since nobody would take its result."""
     parent = multiprocessing.parent_process()
     if parent is not None:
 
@@ -235,15 +248,9 @@ def _end_with_parent() -> None:
 
 
 def one_thread() -> None:
-    """Keep the libraries' threads out of each other's way where there is a process for each core."""
-    import torch
-
+    """Restrict the libraries to one thread, because there is a process for each core."""
     torch.set_num_threads(1)
-    with suppress(ImportError):
-        import SimpleITK as sitk
-
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-        sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    simpleitk().ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
 
 def _how_it_ended(code: int | None) -> str:
@@ -256,58 +263,44 @@ def _how_it_ended(code: int | None) -> str:
     return f"its process ended with code {code}"
 
 
-# -- clusters -----------------------------------------------------------------------------------------
+# -- cluster ------------------------------------------------------------------------------------------
 
 
 class Cluster:
-    """joblib with a dask or ray cluster as its backend; see :func:`open_engine`."""
+    """joblib with a dask cluster as its backend; see :func:`open_engine`."""
 
-    def __init__(self, engine: str, address: str | None = None) -> None:
-        self._engine, self._open = engine, ExitStack()
-        self._address = address
+    def __init__(self, address: str | None = None) -> None:
+        self._address, self._open = address, ExitStack()
 
     def __enter__(self) -> Cluster:
-        self._joblib, self._slots = self._open.enter_context(_cluster(self._engine, self._address))
+        self._joblib, self._slots = self._open.enter_context(_dask(self._address))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
     def run(self, work: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[tuple[Job, Result | Died]]:
-        results = self._results(self._joblib.delayed(_remote)(work, job) for job in jobs)
+        from distributed.comm import CommClosedError
+        from distributed.scheduler import KilledWorker
+
+        parallel = self._joblib.Parallel(
+            n_jobs=self._slots, pre_dispatch="2*n_jobs", batch_size=1, return_as="generator_unordered"
+        )
+        results = parallel(self._joblib.delayed(_remote)(work, job) for job in jobs)
         try:
             for job, result in results:
                 if isinstance(result, _Raised):
                     raise result.error
                 yield job, result
-        except Exception as error:
-            if type(error).__name__ in _LOST:
-                raise DataError(
-                    f"{self._engine}: a worker of the cluster died ({type(error).__name__}); run the same command "
-                    "again: it goes on where it stopped"
-                ) from error
-            raise
+        except (KilledWorker, CommClosedError) as error:
+            raise DataError(
+                f"dask: a worker of the cluster died ({type(error).__name__}); run the same command "
+                "again: it goes on where it stopped"
+            ) from error
         finally:
-            results.close()
-
-    def _results(self, calls: Iterator[Any]) -> Iterator[Any]:
-        options = {"n_jobs": self._slots, "pre_dispatch": "2*n_jobs", "batch_size": 1}
-        if self._engine == "dask":
-            results = self._joblib.Parallel(**options, return_as="generator_unordered")(calls)
-            try:
-                yield from results
-            finally:
-                with suppress(Exception):  # of jobs that nobody waits for any more
-                    results.close()
-            return
-        parallel = self._joblib.Parallel(
-            **options
-        )  # ray's backend gives lists alone: a few jobs for each slot
-        while some := list(islice(calls, 4 * self._slots)):
-            yield from parallel(some)
-
-
-_LOST = ("KilledWorker", "RayActorError", "ActorDiedError", "WorkerCrashedError", "CommClosedError")
+            # The remaining jobs may fail, but nobody waits for them.
+            with suppress(Exception):
+                results.close()
 
 
 def _remote(work: Callable[[Any], Any], job: Any) -> tuple[Any, Any]:
@@ -319,41 +312,20 @@ def _remote(work: Callable[[Any], Any], job: Any) -> tuple[Any, Any]:
 
 
 @contextmanager
-def _cluster(engine: str, address: str | None) -> Iterator[tuple[Any, int]]:
+def _dask(address: str | None) -> Iterator[tuple[Any, int]]:
     """joblib with the cluster as its backend, and the number of jobs that it can do at once."""
     try:
         import joblib
-
-        if engine == "dask":
-            from distributed import Client
-        else:
-            import ray
-            from ray.util.joblib import register_ray
+        from distributed import Client
     except ImportError as error:
-        raise DataError(
-            f"--engine {engine} needs more packages; pip install 'deepatlas[{engine}]'"
-        ) from error
-    if engine == "dask":
-        try:
-            client = (
-                Client(address, timeout="20s") if address else Client(processes=True, threads_per_worker=1)
-            )
-        except (OSError, ValueError, TimeoutError) as error:
-            raise DataError(f"--address {address}: no dask scheduler answers ({error}); check it") from error
-        with client:
-            slots = sum(client.nthreads().values())
-            if not slots:
-                raise DataError(f"--address {address}: the dask cluster has no workers; start some")
-            with joblib.parallel_config("dask", wait_for_workers_timeout=60):
-                yield joblib, slots
-        return
+        raise DataError("--engine dask needs more packages; pip install 'deepatlas[dask]'") from error
     try:
-        ray.init(address=address, log_to_driver=False, ignore_reinit_error=True)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise DataError(f"--address {address}: no ray cluster answers ({error}); check it") from error
-    try:
-        register_ray()
-        with joblib.parallel_config("ray"):
-            yield joblib, max(1, int(ray.cluster_resources().get("CPU", 1)))
-    finally:
-        ray.shutdown()
+        client = Client(address, timeout="20s") if address else Client(processes=True, threads_per_worker=1)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise DataError(f"--address {address}: no dask scheduler answers ({error}); check it") from error
+    with client:
+        slots = sum(client.nthreads().values())
+        if not slots:
+            raise DataError(f"--address {address}: the dask cluster has no workers; start some")
+        with joblib.parallel_config("dask", wait_for_workers_timeout=60):
+            yield joblib, slots

@@ -1,4 +1,4 @@
-"""The end of a run: from exam files and outcomes to manifest, training array, report and the private tables."""
+"""The end of a run: manifest, training array, report and private tables are made of exam files and outcomes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from deepatlas.errors import DataError
 from deepatlas.exams.exam_file import ExamRecord
 from deepatlas.files import write_text
 from deepatlas.intake.dataset.folder import exam_name, finish_dataset
-from deepatlas.intake.dataset.manifest import Manifest, SeriesLine
+from deepatlas.intake.dataset.manifest import Manifest
 from deepatlas.intake.dataset.quality import write_quality_report
-from deepatlas.intake.find.discover import Plan
+from deepatlas.intake.find.task import Plan
 from deepatlas.intake.privacy.identity import Identity
-from deepatlas.intake.run.work import DONE, Outcome
+from deepatlas.intake.run.outcome import Outcome, Status
+from deepatlas.io.dicom.found import Refusal, Subject
 
 STATE = "state.json"
 
@@ -50,55 +51,54 @@ def finish(
     identity: Identity,
     entries: list[Entry],
     outcomes: Iterable[Outcome],
-    refusals: list[tuple[str, str, str, str]],
+    refusals: list[Refusal],
     *,
     state: str,
     bar: Callable[[Iterable[Any], int | None, str, str], Iterable[Any]],
 ) -> int:
-    """Write everything that a dataset has besides its exam files, ``dataset.json`` last; returns how many exams it has.
+    """Write everything that a dataset has besides its exam files, ``dataset.json`` last; returns the number of exams.
 
-    ``refusals`` are those of the files and of planning: name, kind, reason, and the reason without names. The same
-    outcomes give the same bytes.
+    ``refusals`` are those of files and of planning. Equal outcomes give equal bytes.
     """
     path = scratch / "manifest.sqlite"
     path.unlink(missing_ok=True)
-    names = {entry.id: entry for entry in entries}
-    kept: list[tuple[str, str, str]] = [(name, kind, reason) for name, kind, reason, _ in refusals]
+    kept = list(refusals)
     count, first = 0, ""
-    with Manifest(path) as manifest:
-        manifest._db.execute(
-            "PRAGMA synchronous = OFF"
-        )  # a scratch file: what counts is written whole from it
-        for name, kind, _, hidden in refusals:
-            manifest.add_refusal(identity.alias(name), kind, hidden)
+    # The scratch file need not survive a power cut: the manifest of the dataset is written from it as a whole.
+    with Manifest(path, durable=False) as manifest:
+        for refusal in refusals:
+            manifest.add_refusal(identity.alias(refusal.name), refusal.kind, refusal.public)
         for outcome in outcomes:
-            if outcome.status == DONE and outcome.record is not None:
+            if outcome.status is Status.DONE and outcome.record is not None:
                 record = ExamRecord(**{**outcome.record, **_tuples(outcome.record)})
-                series = [SeriesLine(*line) for line in outcome.series]
-                manifest.add_exam(record, identity.pseudonym("source", outcome.fingerprint), series)
+                source = identity.pseudonym("source", outcome.fingerprint)
+                manifest.add_exam(record, source, outcome.series)
                 count += 1
-            for name, kind, hidden in outcome.public:
-                alias = outcome.id if kind == "exam" else identity.alias(name)
-                manifest.add_refusal(alias, kind, hidden)
-                first = first or hidden
-            kept += [(r.name, r.kind, r.reason) for r in outcome.refusals]
-    identity.write_csv("refused.csv", ("name", "kind", "reason"), kept)
+            for refusal in outcome.refusals:
+                is_exam = refusal.kind is Subject.EXAM
+                alias = outcome.id if is_exam else identity.alias(refusal.name)
+                manifest.add_refusal(alias, refusal.kind, refusal.public)
+                first = first or refusal.public
+            kept += outcome.refusals
+    identity.write_csv("refused.csv", ("name", "kind", "reason"), [(r.name, r.kind, r.reason) for r in kept])
     rows = [
-        (e.id, e.name, e.patient, e.key, exam_name(e.id)) for e in sorted(names.values(), key=lambda e: e.id)
+        (e.id, e.name, e.patient, e.key, exam_name(e.id)) for e in sorted(entries, key=lambda entry: entry.id)
     ]
     identity.write_csv("key.csv", ("id", "name", "patient", "key", "file"), rows)
     if not count:
         raise DataError(f"{dst}: none of the {len(entries)} exams can be used; the first: {first}")
     finish_dataset(
-        dst, [path], report=lambda folder, manifest: write_quality_report(folder, manifest),
+        dst,
+        [path],
+        report=write_quality_report,
         progress=lambda parts: bar(parts, count, "training array", "exam"),
-    )  # fmt: skip
+    )
     write_text(identity.folder / STATE, json.dumps({"state": state}) + "\n")
     return count
 
 
 def read_state(private: Path) -> str:
-    """What the last finished run was about, or the empty string."""
+    """The state that the last finished run wrote, or the empty string."""
     try:
         return str(json.loads((private / STATE).read_text(encoding="utf-8"))["state"])
     except (OSError, ValueError, KeyError, TypeError):

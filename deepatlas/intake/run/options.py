@@ -1,4 +1,4 @@
-"""What ``deepatlas prepare`` can be asked for, and how it ended."""
+"""The options of ``deepatlas prepare``, and the summary of a run."""
 
 from __future__ import annotations
 
@@ -14,14 +14,20 @@ from deepatlas.space.preprocess import CROPS
 
 @dataclass(frozen=True)
 class Options:
-    """What ``deepatlas prepare`` can be asked for.
+    """The options of ``deepatlas prepare``.
 
-    ``crop``: as in training (None, "foreground", "midline"), for the training array alone. ``names``: a name map
-    (JSON). ``series``: ``{exam: SeriesNumber or SeriesInstanceUID}``, an exam given by its id, PatientID or
-    StudyInstanceUID. ``keep_ids``: name exams as the source does. ``strict``: stop at the first exam that does not
-    go in. ``workers``: processes (default: one a core, as far as memory goes). ``shard``: ``(i, n)``, prepare the
-    i-th of n parts (from 0) and leave the rest to others; ``merge`` then makes the dataset of all parts. ``engine``,
-    ``address``: see :func:`~deepatlas.intake.run.engines.open_engine`. ``timeout``: seconds for one exam.
+    Attributes:
+        crop: None, "foreground" or "midline", as in training. It concerns the training array alone.
+        names: the path of a name map (JSON).
+        series: ``{exam: SeriesNumber or SeriesInstanceUID}``, an exam given by its id, PatientID or StudyInstanceUID.
+        keep_ids: name exams as the source does.
+        strict: stop at the first exam that is refused.
+        workers: number of processes (default: one for each core, as far as the memory suffices).
+        shard: ``(i, n)`` prepares the i-th of n parts, counted from 0.
+        merge: make the dataset of all parts.
+        engine, address: see :func:`~deepatlas.intake.run.engines.open_engine`.
+        timeout: seconds that one exam may take.
+        progress: show bars and refusals on stderr.
     """
 
     crop: str | None = None
@@ -50,7 +56,7 @@ class Options:
 
 @dataclass
 class Summary:
-    """How a run ended. ``refused`` are the exams of the source that are not in the dataset, by true name."""
+    """How a run ended. ``refused`` maps the true names of the exams that are not in the dataset to the reasons."""
 
     dataset: Path
     exams: int

@@ -1,13 +1,12 @@
-"""``deepatlas prepare``: from a source to a dataset, each exam whole or not at all, and never one twice.
+"""``deepatlas prepare``: turn a source into a dataset, each exam completely or not at all, and none of them twice.
 
-The order of a run: find the files; read the headers that are new; choose each exam's series; settle the ids of
-structures; make the exam files that are not there yet; and from them, last, manifest, training array and report.
+A run finds the files, reads the headers that are new, chooses the series of each exam, decides the ids of structures,
+writes the exam files that are missing, and finally makes manifest, training array and report of them.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 from collections import Counter
@@ -18,26 +17,25 @@ from pathlib import Path
 
 from deepatlas.errors import DataError
 from deepatlas.intake.dataset.folder import exam_path, read_dataset_json
-from deepatlas.intake.find.catalogue import Catalogue, digest
-from deepatlas.intake.find.discover import other_series
+from deepatlas.intake.digest import digest
+from deepatlas.intake.find.catalogue import Catalogue
+from deepatlas.intake.find.studies import other_series
 from deepatlas.intake.find.walk import scratch_folder
-from deepatlas.intake.privacy.identity import Identity
+from deepatlas.intake.privacy.identity import Identity, private_folder
 from deepatlas.intake.run import work
 from deepatlas.intake.run.engines import Died, default_workers, open_engine
 from deepatlas.intake.run.finish import Entry, finish, read_state
-from deepatlas.intake.run.journal import Journal
+from deepatlas.intake.run.journal import Journals
 from deepatlas.intake.run.options import Options, Summary
+from deepatlas.intake.run.outcome import Outcome, Status
 from deepatlas.intake.run.places import check_places, clear_leftovers, held, may_write
-from deepatlas.intake.run.planning import Planner, placed, progress_bar, reached
-from deepatlas.intake.run.work import DONE, FAILED, FATAL, ExamJob, Outcome
-from deepatlas.io.dicom.series import Refusal
+from deepatlas.intake.run.planning import Planner, progress_bar
+from deepatlas.intake.run.work import ExamJob
+from deepatlas.io.dicom.found import Refusal, Subject
 from deepatlas.store.store import Store
 
-# Refusals that may be gone in the next run: what lies there has not left the source.
-_PASSING = re.compile(
-    r"^cannot (be )?read[ :]|^vanished|^its archive cannot|scratch disk|while it was read|while its headers"
-)
-_SHOWN = 20  # refusals on the screen; all are in the private folder and, without names, in the report
+# Number of refusals on the screen. All are in the private folder and, without names, in the report.
+_SHOWN = 20
 
 
 def prepare(
@@ -45,11 +43,12 @@ def prepare(
 ) -> Summary:
     """Turn ``src`` (a folder or an archive of exams) into the dataset ``dst``, or bring ``dst`` up to date.
 
-    What is in ``dst`` and has not changed in ``src`` stays; exams that are no longer in ``src`` leave. A run that was
-    stopped, however hard, goes on when it is called again.
+    Exams that have not changed in ``src`` stay in ``dst``, and exams that are no longer in ``src`` are removed from it.
+    A run that was stopped, even by a power cut, continues when it is called again.
 
-    Raises :class:`~deepatlas.errors.DataError`, one line, for places that cannot be used, a source without exams, a
-    disk that cannot be written, a name map that is wrong, and (``strict``) the first exam that does not go in.
+    Raises :class:`~deepatlas.errors.DataError`, one line, for a source or destination that cannot be used, a source
+    without exams, a disk that cannot be written, a wrong name map, and with ``strict`` for the first exam that is
+    refused.
     """
     return _Run(Path(src), Path(dst), options or Options()).run()
 
@@ -79,19 +78,19 @@ class _Run:
                 open_engine(options.engine, workers=workers, address=options.address, timeout=options.timeout)
             )
             self.planner = Planner(self.src, self.dst, options, self.identity, self.engine)
-            # The first of several shards reads the headers; the others wait, and find them read.
+            # The first of several shards reads the headers while the others wait for them.
             with held(private / "lock-headers", None):
                 catalogue = stack.enter_context(closing(Catalogue(scratch, private)))
                 entries, labels = self.planner.run(catalogue, scratch)
                 mine = [e for e in entries if self._is_mine(e)]
                 if options.shard:
                     catalogue.detach([e.key for e in mine])
-            journals = stack.enter_context(_Journals(private, options.shard))
+            journals = stack.enter_context(Journals(private, options.shard))
             todo = [e for e in mine if not self._is_done(e, journals)]
             if options.strict:
                 again = {e.id for e in todo}
                 for outcome in journals.outcomes(e for e in mine if e.id not in again):
-                    _stop_at_refusal(outcome)
+                    stop_at_refusal(outcome)
             if options.merge and todo:
                 raise DataError(
                     f"{self.dst}: {len(todo)} of {len(entries)} exams are not prepared yet; run the shards that did "
@@ -100,19 +99,29 @@ class _Run:
             if options.shard:
                 self._make(catalogue, todo, labels, journals)
                 return self._summary(len(mine), labels, journals, mine, finished=False)
-            gone = self._gone(entries)
-            state = digest([(e.id, e.fingerprint) for e in entries], sorted(self.planner.refusals))
+            gone = gone_exams(self.dst, self.src, entries, self.planner.refusals)
+            if gone and options.progress:
+                print(f"{len(gone)} exams are no longer in {self.src} and are removed", file=sys.stderr)
+            refusals = sorted((r.name, r.kind, r.reason, r.public) for r in self.planner.refusals)
+            state = digest([(e.id, e.fingerprint) for e in entries], refusals)
             if not todo and not gone and read_state(private) == state and (exams := self._exams()):
                 return self._summary(exams, labels, journals, entries)
-            if gone:  # until the end, this is no finished dataset
+            if gone:
+                # Until the run ends, this is not a finished dataset.
                 (self.dst / "dataset.json").unlink(missing_ok=True)
             self._make(catalogue, todo, labels, journals)
-            for exam in gone | {o.id for o in journals.outcomes(entries) if o.status != DONE}:
+            for exam in gone | {o.id for o in journals.outcomes(entries) if o.status is not Status.DONE}:
                 exam_path(self.dst, exam).unlink(missing_ok=True)
             exams = finish(
-                self.dst, scratch, self.identity, entries, journals.outcomes(entries), self.planner.refusals,
-                state=state, bar=partial(progress_bar, options),
-            )  # fmt: skip
+                self.dst,
+                scratch,
+                self.identity,
+                entries,
+                journals.outcomes(entries),
+                self.planner.refusals,
+                state=state,
+                bar=partial(progress_bar, options),
+            )
             return self._summary(exams, labels, journals, entries)
 
     # -- the steps ------------------------------------------------------------------------------------------
@@ -123,57 +132,38 @@ class _Run:
         index, count = self.options.shard
         return int(digest(entry.id), 16) % count == index
 
-    def _is_done(self, entry: Entry, journals: _Journals) -> bool:
+    def _is_done(self, entry: Entry, journals: Journals) -> bool:
         outcome = journals.get(entry)
-        if outcome is None or (outcome.status == FAILED and not self.options.merge):
+        if outcome is None or (outcome.status is Status.FAILED and not self.options.merge):
             return False
-        if outcome.status != DONE:
+        if outcome.status is not Status.DONE:
             return True
         with suppress(OSError):
             return exam_path(self.dst, entry.id).stat().st_size == outcome.record["bytes"]  # type: ignore[index]
         return False
 
-    def _gone(self, entries: list[Entry]) -> set[str]:
-        """Ids of exams that have a file and are no longer in the source."""
-        there = {path.stem for path in (self.dst / "exams").glob("*/[!.]*.h5")}
-        gone = there - {e.id for e in entries}
-        if there and len(gone) == len(there):
-            raise DataError(
-                f"{self.dst}: holds {len(there)} exams, none of which is in {self.src}; choose another DST, or delete "
-                f"this one and {self.identity.folder.name} first"
-            )
-        doubtful = [r for r in self.planner.refusals if _PASSING.search(r[2])]
-        if gone and doubtful:
-            raise DataError(
-                f"{self.dst}: {len(gone)} of its exams are not found in {self.src}, where {len(doubtful)} files or "
-                f"folders could not be read (first: {doubtful[0][0]}: {doubtful[0][2]}); mend that and run again: "
-                "nothing was removed"
-            )
-        if gone and self.options.progress:
-            print(f"{len(gone)} exams are no longer in {self.src} and leave the dataset", file=sys.stderr)
-        return gone
-
     def _exams(self) -> int:
-        """How many exams the finished dataset has; 0 where it is not whole, as far as sizes and headers tell.
+        """The number of exams of the finished dataset; 0 if it is not whole, as far as sizes and headers tell.
 
-        Reading all of it is for ``--check``: a run that has nothing to do takes a moment.
+        Only ``--check`` reads all of it, so that a run with nothing to do takes a moment.
         """
         try:
             about = read_dataset_json(self.dst)
             whole = all((self.dst / n).stat().st_size == f["bytes"] for n, f in about["files"].items())
             with Store(self.dst) as store:
-                store.packed()  # its arrays lie where they were written
+                # Raises unless the arrays lie where they were written.
+                store.packed()
                 whole = whole and len(store) == about["exams"]
         except (DataError, OSError):
             whole = False
         if not whole and self.options.progress:
             print(
-                f"{self.dst}: not whole; manifest, training array and report are made anew", file=sys.stderr
+                f"{self.dst}: incomplete; manifest, training array and report are made again", file=sys.stderr
             )
         return about["exams"] if whole else 0
 
     def _make(
-        self, catalogue: Catalogue, todo: list[Entry], labels: dict[str, int], journals: _Journals
+        self, catalogue: Catalogue, todo: list[Entry], labels: dict[str, int], journals: Journals
     ) -> None:
         attempts = None
         if self.options.engine != "processes":
@@ -182,35 +172,45 @@ class _Run:
 
         def jobs() -> Iterator[ExamJob]:
             for entry in todo:
-                plan, archives = placed(catalogue.plan(entry.key, entry.digest), catalogue)
+                plan = catalogue.plan(entry.key, entry.digest)
+                assert plan is not None
+                plan, archives = catalogue.placed(plan)
                 others = other_series(catalogue, plan, self.planner.names)
                 yield ExamJob(
-                    entry.id, entry.fingerprint, plan, exam_path(self.dst, entry.id), labels, self.planner.names,
-                    self.options.crop, attempts / entry.fingerprint if attempts else None, archives,
-                    others and reached(others, catalogue),
-                )  # fmt: skip
+                    entry.id,
+                    entry.fingerprint,
+                    plan,
+                    exam_path(self.dst, entry.id),
+                    labels,
+                    self.planner.names,
+                    self.options.crop,
+                    attempts / entry.fingerprint if attempts else None,
+                    archives,
+                    others and catalogue.reached(others),
+                )
 
         if not todo:
             return
-        with suppress(FileNotFoundError):  # from here on, until the end, this is no finished dataset
+        # From here on until the run ends, this is not a finished dataset.
+        with suppress(FileNotFoundError):
             (self.dst / "dataset.json").unlink()
         with progress_bar(self.options, None, len(todo), "preparing", "exam") as bar:
             for job, result in self.engine.run(work.prepare_exam, jobs()):
                 if isinstance(result, Died):
                     reason = f"{result.reason} while it was read; look at it by itself"
-                    result = Outcome(job.id, job.fingerprint, FAILED, refusals=[Refusal(job.plan.name, reason, "exam")],
-                                     public=[(job.plan.name, "exam", reason)])  # fmt: skip
-                if result.status == FATAL:
+                    refusal = Refusal(job.plan.name, reason, Subject.EXAM, public=reason)
+                    result = Outcome(job.id, job.fingerprint, Status.FAILED, refusals=[refusal])
+                if result.status is Status.FATAL:
                     raise DataError(result.error)
-                if result.status != DONE and not self.src.exists():
+                if result.status is not Status.DONE and not self.src.exists():
                     raise DataError(
                         f"{self.src}: vanished while it was read; put it back and run again: what is done stays"
                     )
                 journals.enter(result)
-                self.made += result.status == DONE
+                self.made += result.status is Status.DONE
                 bar.update(1)
                 if self.options.strict:
-                    _stop_at_refusal(result)
+                    stop_at_refusal(result)
 
     # -- small things -----------------------------------------------------------------------------------------
 
@@ -218,18 +218,15 @@ class _Run:
         self,
         exams: int,
         labels: dict[str, int],
-        journals: _Journals,
+        journals: Journals,
         entries: list[Entry],
         finished: bool = True,
     ) -> Summary:
-        refused = {name: reason for name, kind, reason, _ in self.planner.refusals if kind == "exam"}
-        files = Counter(reason for _, kind, reason, _ in self.planner.refusals if kind != "exam")
+        refusals = [*self.planner.refusals]
         for outcome in journals.outcomes(entries):
-            for r in outcome.refusals:
-                if r.kind == "exam":
-                    refused[r.name] = r.reason
-                else:
-                    files[r.reason] += 1
+            refusals += outcome.refusals
+        refused = {r.name: r.reason for r in refusals if r.kind is Subject.EXAM}
+        files = Counter(r.reason for r in refusals if r.kind is not Subject.EXAM)
         if self.options.progress:
             _list("exams", refused.items())
             _list("files", ((f"{n} x", reason) for reason, n in files.most_common()))
@@ -245,46 +242,41 @@ class _Run:
         )
 
 
-class _Journals:
-    """This run's journal, and, where no other process can be writing them, those of earlier runs and shards."""
+def gone_exams(dst: Path, src: Path, entries: Iterable[Entry], refusals: Iterable[Refusal]) -> set[str]:
+    """The ids of exams that have a file in ``dst`` and are no longer in ``src``.
 
-    def __init__(self, private: Path, shard: tuple[int, int] | None) -> None:
-        own = private / ("journal-{}-of-{}.sqlite".format(*shard) if shard else "journal.sqlite")
-        self._own = Journal(own)
-        others = [] if shard else sorted(p for p in private.glob("journal*.sqlite") if p != own)
-        self._others = [Journal(path) for path in others]
-
-    def get(self, entry: Entry) -> Outcome | None:
-        """What became of an exam as it is now: as this journal has it, or as a shard's has it."""
-        outcomes = (journal.get(entry.id) for journal in (self._own, *self._others))
-        found = [o for o in outcomes if o is not None and o.fingerprint == entry.fingerprint]
-        # One that came in counts before a failure that another shard, or an earlier run, had with it.
-        return min(found, key=lambda o: o.status != DONE, default=None)
-
-    def enter(self, outcome: Outcome) -> None:
-        self._own.enter(outcome)
-
-    def outcomes(self, entries: Iterable[Entry]) -> Iterator[Outcome]:
-        return (outcome for entry in entries if (outcome := self.get(entry)) is not None)
-
-    def __enter__(self) -> _Journals:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for journal in (self._own, *self._others):
-            journal.close()
+    Raises :class:`~deepatlas.errors.DataError` if these are all exams of ``dst``, or if they may be in a part of
+    ``src`` that cannot be read now.
+    """
+    there = {path.stem for path in (dst / "exams").glob("*/[!.]*.h5")}
+    gone = there - {e.id for e in entries}
+    if there and len(gone) == len(there):
+        raise DataError(
+            f"{dst}: holds {len(there)} exams, none of which is in {src}; choose another DST, or delete "
+            f"this one and {private_folder(dst).name} first"
+        )
+    doubtful = [r for r in refusals if r.passing]
+    if gone and doubtful:
+        raise DataError(
+            f"{dst}: {len(gone)} of its exams are not found in {src}, where {len(doubtful)} files or folders could "
+            f"not be read (first: {doubtful[0].name}: {doubtful[0].reason}); mend that and run again: nothing was "
+            "removed"
+        )
+    return gone
 
 
-def _stop_at_refusal(outcome: Outcome) -> None:
-    """``--strict``: what does not go in stops the run, in the run that finds it and in every later one."""
-    for refusal in (r for r in outcome.refusals if r.kind != "series"):  # which nobody wanted
-        raise DataError(f"{refusal.name}: {refusal.reason}")
+def stop_at_refusal(outcome: Outcome) -> None:
+    """``--strict``: a refusal stops the run that finds it and every later one."""
+    for refusal in outcome.refusals:
+        # Nobody wanted what belongs to a series that was not taken.
+        if refusal.kind is not Subject.SERIES:
+            raise DataError(f"{refusal.name}: {refusal.reason}")
 
 
 def _list(what: str, lines: Iterable[tuple[str, str]]) -> None:
     lines = list(lines)
     if lines:
-        print(f"{what} that did not go in: {len(lines)}", file=sys.stderr)
+        print(f"{what} that were refused: {len(lines)}", file=sys.stderr)
     for name, reason in lines[:_SHOWN]:
         print(f"  {name}: {reason}", file=sys.stderr)
     if len(lines) > _SHOWN:

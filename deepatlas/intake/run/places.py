@@ -1,4 +1,4 @@
-"""Source and destination: whether they can be used, and by one run at a time."""
+"""Checks of source and destination, and the locks by which one run at a time uses them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ from deepatlas.intake.privacy.identity import private_folder
 
 try:
     import fcntl
-except ImportError:  # Windows
+except ImportError:
+    # On Windows.
     fcntl = None  # type: ignore[assignment]
 
-# What a dataset's folder holds; anything else, and it is another thing, which nobody wants overwritten.
+# What the folder of a dataset contains. A folder with anything else is something that must not be overwritten.
 _OURS = {"dataset.json", "exams", "packed.h5", "manifest.sqlite", "manifest.sqlite-journal", "report.html"}
-_JUNK = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what systems leave in any folder that is looked at
-_TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.\d+\..+")  # of files.atomic_path, left by a process that was killed
+# What operating systems leave in any folder that is displayed.
+_JUNK = {".DS_Store", "Thumbs.db", "desktop.ini"}
+# Temporary files of files.atomic_path, which a process that was killed leaves behind.
+_TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.\d+\..+")
 
 
 def check_places(src: Path, dst: Path) -> None:
-    """Raise :class:`~deepatlas.errors.DataError` unless ``src`` is there and ``dst`` is new, empty or a dataset."""
+    """Raise :class:`~deepatlas.errors.DataError` unless ``src`` exists and ``dst`` is new, empty or a dataset."""
     if not src.exists():
         raise DataError(f"{src}: no such file or folder; check the path")
     source, target = src.resolve(), dst.resolve()
@@ -58,7 +61,7 @@ def check_places(src: Path, dst: Path) -> None:
 
 
 def may_write(dst: Path) -> None:
-    """Make ``dst`` and try to write there, so that a read-only disk is known before hours of reading."""
+    """Create ``dst`` and try to write there, so that a read-only disk is noticed before hours of reading."""
     probe = dst / f".{secrets.token_hex(4)}.{os.getpid()}.probe"
     try:
         dst.mkdir(parents=True, exist_ok=True)
@@ -69,7 +72,7 @@ def may_write(dst: Path) -> None:
 
 
 def clear_leftovers(dst: Path) -> None:
-    """Remove what killed processes were writing. Nobody else may be writing to ``dst``."""
+    """Remove the temporary files of processes that were killed. No other process may be writing to ``dst``."""
     for pattern in (".*", "exams/*/.*"):
         for path in dst.glob(pattern):
             if _TEMPORARY.fullmatch(path.name):
@@ -79,7 +82,7 @@ def clear_leftovers(dst: Path) -> None:
 
 @contextmanager
 def held(path: Path, busy: str | None, *, shared: bool = False) -> Iterator[None]:
-    """Hold a lock that ends with the process. Who does not get it raises ``busy``, or waits if that is None."""
+    """Hold a lock, which ends with the process. If it is taken, raise ``busy``, or wait if that is None."""
     if fcntl is None:
         yield
         return
@@ -94,7 +97,8 @@ def held(path: Path, busy: str | None, *, shared: bool = False) -> Iterator[None
         except BlockingIOError:
             raise DataError(f"{path.parent}: {busy}") from None
         except OSError:
-            pass  # a file system without locks
+            # Some file systems have no locks.
+            pass
         yield
     finally:
         os.close(handle)

@@ -1,42 +1,44 @@
-"""The first half of a run: find the files, read the headers that are new, settle what each exam is made of."""
+"""The first half of a run: find the files, read the headers that are new, decide what each exam is made of."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from deepatlas.errors import DataError
 from deepatlas.intake.find import discover
 from deepatlas.intake.find.catalogue import Catalogue
-from deepatlas.intake.find.discover import Plan, Task
+from deepatlas.intake.find.pairs import image_tasks, opens_labels
+from deepatlas.intake.find.studies import dicom_tasks
+from deepatlas.intake.find.task import Plan, Task
 from deepatlas.intake.find.walk import walk
 from deepatlas.intake.privacy.identity import Identity, readable_id
+from deepatlas.intake.privacy.names import compact, identifier_tokens, why_private
+from deepatlas.intake.privacy.redact import redacted
 from deepatlas.intake.run import work
 from deepatlas.intake.run.engines import Died
 from deepatlas.intake.run.finish import Entry
 from deepatlas.intake.run.options import Options
 from deepatlas.intake.structures.anatomy import is_anatomical
-from deepatlas.intake.structures.name_map import NameMap, compact, identifier_tokens, label_table, why_private
-from deepatlas.io.dicom.series import Archive, Found, Refusal
+from deepatlas.intake.structures.name_map import NameMap, label_table
+from deepatlas.io.dicom.found import Found, Refusal, Subject
 
 EXPECTED = "expected DICOM, NIfTI, NRRD or MetaImage files, in folders or archives"
 
 
 class Planner:
-    """Finds and plans the exams of a source.
-
-    ``refusals`` are gathered on the way: name, kind, reason, and the reason without names.
-    """
+    """Finds and plans the exams of a source, and collects the ``refusals`` with their public reasons."""
 
     def __init__(self, src: Path, dst: Path, options: Options, identity: Identity, engine: Any) -> None:
         self.src, self.dst, self.options = src, dst, options
         self.identity, self.engine = identity, engine
         self.names = NameMap.read(options.names) if options.names else None
-        self.refusals: list[tuple[str, str, str, str]] = []
+        self.refusals: list[Refusal] = []
 
     def run(self, catalogue: Catalogue, scratch: Path) -> tuple[list[Entry], dict[str, int]]:
         """Every exam that can be used, sorted by key, with id and fingerprint; and the label table."""
@@ -64,23 +66,20 @@ class Planner:
                     bar.update(len(page))
             for page, peeks in self.engine.run(discover.peek, ([found] for found in died)):
                 if isinstance(peeks, Died):
-                    self._refuse(
-                        [Refusal(page[0].name, f"cannot be read: {peeks.reason}; look at it by itself")]
-                    )
+                    self._refuse([_died(page[0].name, peeks)])
                 else:
                     catalogue.keep(peeks)
                 bar.update(1)
         catalogue.group()
-        self._refuse(Refusal(name, reason) for name, reason in catalogue.refused())
+        self._refuse(catalogue.refused())
 
     def look(self, catalogue: Catalogue) -> int:
-        """List the members of all archives, after a look into those that are new; the number of all files."""
+        """Look into the archives that are new and list the members of all; returns the number of all files."""
         unknown = catalogue.unknown_archives()
         with progress_bar(self.options, None, len(unknown), "opening archives", "archive") as bar:
             for archive, contents in self.engine.run(discover.look, unknown):
                 if isinstance(contents, Died):
-                    reason = f"cannot be read: {contents.reason}; look at it by itself"
-                    self._refuse([Refusal(archive.found.name, reason)])
+                    self._refuse([_died(archive.found.name, contents)])
                 else:
                     catalogue.keep_contents(archive, contents)
                 bar.update(1)
@@ -88,7 +87,7 @@ class Planner:
         return catalogue.count()
 
     def plan(self, catalogue: Catalogue) -> list[Entry]:
-        """Every exam, with what its headers tell; the plans themselves are kept on the disk."""
+        """Every exam that can be used, as far as headers tell. The plans themselves are kept on the disk."""
         unused = set(self.options.series)
         overrides = self.options.series
         refusals: list[Refusal] = []
@@ -103,32 +102,31 @@ class Planner:
 
         def enter(plan: Plan) -> None:
             entries.append(Entry.of(plan))
-            lines, public = work.refused(plan)
-            for line, (_, _, hidden) in zip(lines, public, strict=True):
-                self.refusals.append((line.name, line.kind, line.reason, hidden))
+            hidden = plan.hidden()
+            self.refusals += [redacted(refusal, hidden) for refusal in plan.refusals]
 
-        def unknown() -> Iterator[Task]:
-            yield from discover.dicom_tasks(catalogue, self.names, override)
-            yield from discover.image_tasks(catalogue, self.src, self.names, refusals)
+        def tasks() -> Iterator[Task]:
+            yield from dicom_tasks(catalogue, self.names, override)
+            yield from image_tasks(catalogue, self.src, self.names, refusals)
 
         def new() -> Iterator[Task]:
-            for task in unknown():
+            for task in tasks():
                 plan = catalogue.plan(task.key, task.digest)
-                if plan is None:
-                    yield reached(task, catalogue)
-                else:
+                if plan is not None:
                     enter(plan)
+                else:
+                    # The headers of a study are in the catalogue, so that planning opens none of its files.
+                    yield catalogue.reached(task) if opens_labels(task) else task
 
-        fresh: list[tuple[str, str, Plan]] = []
+        fresh: list[Plan] = []
         with progress_bar(self.options, None, None, "choosing series", "exam") as bar:
             for task, plan in self.engine.run(discover.plan, new()):
                 if isinstance(plan, Died):
-                    reason = f"cannot be read: {plan.reason}; look at it by itself"
-                    self._refuse([Refusal(task.name, reason, "exam")])
+                    self._refuse([_died(task.name, plan, Subject.EXAM)])
                     continue
                 enter(plan)
                 if plan.source is not None or not any(r.passing for r in plan.refusals):
-                    fresh.append((task.key, task.digest, plan))
+                    fresh.append(plan)
                 if len(fresh) >= 100:
                     catalogue.keep_plans(fresh)
                     fresh = []
@@ -139,31 +137,33 @@ class Planner:
             raise DataError(
                 f"--series {sorted(unused)[0]}=…: no such exam in the source; give id, PatientID or StudyInstanceUID"
             )
-        if self.options.strict and (bad := [r for r in self.refusals if r[1] == "exam"]):
-            raise DataError(f"{bad[0][0]}: {bad[0][2]}")
+        if self.options.strict and (bad := [r for r in self.refusals if r.kind is Subject.EXAM]):
+            raise DataError(f"{bad[0].name}: {bad[0].reason}")
         usable = sorted((e for e in entries if e.usable), key=lambda e: e.key)
         if not usable:
-            first = (
-                f"; the first refusal: {self.refusals[0][0]}: {self.refusals[0][2]}" if self.refusals else ""
-            )
+            first = ""
+            if self.refusals:
+                first = f"; the first refusal: {self.refusals[0].name}: {self.refusals[0].reason}"
             raise DataError(f"{self.src}: no exam that can be used; {EXPECTED}{first}")
         return usable
 
     def labels(self, entries: list[Entry]) -> dict[str, int]:
-        """The dataset's label table: of the name map, or of the label tables met and the names of what was drawn."""
+        """The dataset's label table: from the name map, or from the label tables and the names of what was drawn."""
         if self.names is not None:
             return {name: i for i, name in enumerate(self.names.wanted, 1)}
         tables = Counter(e.table for e in entries if e.table)
         words = identifier_tokens(e.name for e in entries) if tables else frozenset()
         given: dict[str, int] = {}
-        spelled: set[str] = set()  # one name in two spellings is one structure
+        # Two spellings of one name are one structure.
+        spelled: set[str] = set()
         others: set[str] = set()
         for table, _ in sorted(tables.items(), key=lambda item: (-item[1], item[0])):
             for name, value in json.loads(table).items():
                 if compact(name) in spelled or why_private(name, words):
                     continue
                 spelled.add(compact(name))
-                if value in given.values():  # another table's
+                if value in given.values():
+                    # Another table uses this id.
                     others.add(name)
                 else:
                     given[name] = value
@@ -182,39 +182,18 @@ class Planner:
             entry.fingerprint = work.fingerprint(entry.digest, labels, self.names, self.options.crop)
 
     def _refuse(self, refusals: Iterable[Refusal]) -> None:
-        for r in refusals:
-            self.refusals.append((r.name, r.kind, r.reason, work.hide(r)))
+        self.refusals += map(redacted, refusals)
+
+
+def _died(name: str, died: Died, kind: Subject = Subject.FILE) -> Refusal:
+    """The refusal of what a worker was reading when it died."""
+    return Refusal(name, f"cannot be read: {died.reason}; look at it by itself", kind, passing=True)
 
 
 def progress_bar(
     options: Options, items: Iterable[Any] | None, total: int | None, title: str, unit: str
 ) -> Any:
-    """A bar with rate and time left on stderr, if that is a terminal and progress is wanted."""
-    from tqdm import tqdm
-
-    off = True if not options.progress else None  # None: on a terminal only
+    """A bar with rate and remaining time on stderr, if that is a terminal and progress is wanted."""
+    # None: on a terminal only.
+    off = True if not options.progress else None
     return tqdm(items, total=total, desc=title, unit=unit, leave=False, disable=off)
-
-
-def reached(task: Task, catalogue: Catalogue) -> Task:
-    """The task with files that can be opened, once its archives are."""
-    image, labels = task.image, task.labels
-    there, archives = catalogue.reach((*task.files, *((image,) if image else ()), *labels), task.key)
-    return replace(
-        task, files=tuple(there[f.name] for f in task.files), image=image and there[image.name],
-        labels=tuple(there[f.name] for f in labels), archives=archives,
-    )  # fmt: skip
-
-
-def placed(plan: Plan, catalogue: Catalogue) -> tuple[Plan, tuple[Archive, ...]]:
-    """The plan with the paths of this run, and the archives to unpack for them."""
-    source = plan.source
-    assert source is not None
-    series, image = source.series, source.image
-    slices = series.slices if series is not None else ()
-    there, archives = catalogue.reach((*slices, *((image,) if image else ()), *source.labels), plan.key)
-    if series is not None:
-        series = replace(series, slices=tuple(there[f.name] for f in slices))
-    image = image and there[image.name]
-    labels = tuple(there[f.name] for f in source.labels)
-    return replace(plan, source=replace(source, series=series, image=image, labels=labels)), archives

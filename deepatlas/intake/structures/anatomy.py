@@ -1,8 +1,8 @@
 """The words that names of structures are made of.
 
-Contours are named in free text. What a header's identifiers do not give away (a nickname, a tattoo, a place) cannot be
-told from a structure by any rule, so without a name map only names of these words go into a dataset: those of TG-263,
-of TotalSegmentator and of planning. All others wait for somebody to say in a map what they are.
+Contours are named in free text, and no rule can tell a nickname, a tattoo or a place from a structure if the header
+does not mention it. Without a name map, a dataset therefore contains only names made of these words: those of TG-263,
+of TotalSegmentator and of radiotherapy planning. All other names have to be explained in a name map.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ _WORDS = frozenset(
     gtvp gtvn ctvp ctvn ptvn ptvp igtv oar roi bst c t st h low high dose level mm cm
     """.split()
 )
-# A run of letters, or a level or number as in C7, T12, rib_10: vertebrae and dose levels have up to four digits.
+# A run of letters, or a number as in C7, T12 and rib_10. Vertebrae and dose levels have up to four digits.
 _PARTS = re.compile(r"[^\W\d_]+|\d+|[\W_]+")
 
 
 def is_anatomical(name: str) -> bool:
-    """Whether a name is made of words of anatomy and planning, and of numbers of at most four digits, no years."""
+    """Whether a name consists of words of anatomy and planning and of numbers with at most four digits (no years)."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     for part in _PARTS.findall(spaced):
         if part.isdigit():
@@ -67,7 +67,7 @@ def is_anatomical(name: str) -> bool:
 
 
 def _known(word: str) -> bool:
-    """Known, or two known words written as one ("lungleft", "spinalcanal")."""
+    """Whether a word is known, or consists of two known words ("lungleft", "spinalcanal")."""
     if word in _WORDS or word.rstrip("s") in _WORDS:
         return True
     return any(word[:i] in _WORDS and word[i:] in _WORDS for i in range(3, len(word) - 2))

@@ -1,8 +1,9 @@
 """Structures painted as segments: DICOM Segmentation (SEG), binary, fractional and label map.
 
-Frames come in any order and cover any subset of slices; each says where it lies. A segment's frames are stacked into
-a volume of their own, which goes to the CT's grid voxel by voxel where the two share a lattice, and otherwise by
-nearest neighbour with a warning. A fractional segment holds the voxels with at least half of its maximum value.
+Frames come in any order and cover any subset of the slices; each states its position. The frames of a segment are
+stacked into a volume of their own, which is brought to the grid of the CT voxel by voxel if the two share a lattice,
+and by nearest neighbour with a warning otherwise. A fractional segment consists of the voxels with at least half of its
+maximum value.
 """
 
 from __future__ import annotations
@@ -14,72 +15,87 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.pixels import iter_pixels
 from scipy import ndimage
 
 from deepatlas.errors import DataError
+from deepatlas.intake.structures.contents import LabelContents, Reference, Structure
 from deepatlas.intake.structures.drawing import (
     ON_GRID,
     Drawing,
     LabelSource,
     Patch,
-    check_reference,
     dicom_errors,
     empty_patch,
     place,
 )
+from deepatlas.intake.structures.ignored import EmptyStructure
 from deepatlas.io.dicom.series import DicomSeries
 from deepatlas.space.constants import LPS_SIGNS
 from deepatlas.space.grid import Grid
 
-SOP_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # SEG, Label Map Segmentation
 _KINDS = ("BINARY", "FRACTIONAL", "LABELMAP")
-_MAX_VOXELS = 1 << 30  # of one segment's stack; beyond it a position is damaged
-_SAME_PLANE = 0.02  # mm
+# Voxels of the stack of one segment; if there were more, a position would be damaged.
+_MAX_VOXELS = 1 << 30
+# Frames closer than this (mm) lie in one plane.
+_SAME_PLANE = 0.02
 _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
 
 
-def read_dicom_seg(dataset: Any, series: DicomSeries | None = None) -> LabelSource:
-    """The segments of a DICOM-SEG (a pydicom Dataset with its pixel data).
+def segmentation_contents(dataset: Any) -> LabelContents:
+    """The segments of a DICOM-SEG (a pydicom data set, pixels not needed) and what they were drawn on.
 
-    ``series`` is the CT's; without it, neither frame of reference nor series is compared. Raises :class:`DataError`
-    if the file was drawn on another series or frame of reference, is no stack of planes, or is damaged.
+    Raises :class:`~deepatlas.errors.DataError` if the file is not a stack of planes, has no segment, or is damaged.
     """
+    return _contents(dataset)[0]
+
+
+def read_dicom_seg(dataset: Any, series: DicomSeries | None = None) -> LabelSource:
+    """The segments of a DICOM-SEG (a pydicom data set with its pixels), ready to be drawn.
+
+    ``series`` is the CT's; without it, neither frame of reference nor series is compared. Raises
+    :class:`~deepatlas.errors.DataError` if the file was drawn on another series or frame of reference, is not a stack
+    of planes, or is damaged.
+    """
+    contents, stack = _contents(dataset)
+    return LabelSource([Drawing(s, partial(stack.draw, s.number)) for s in contents.drawn_on(series)])
+
+
+def _contents(dataset: Any) -> tuple[LabelContents, _Stack]:
     with dicom_errors("the DICOM-SEG"):
         kind = str(dataset.get("SegmentationType") or "")
         if kind not in _KINDS:
             raise DataError("the DICOM-SEG has no known SegmentationType; export it as BINARY or FRACTIONAL")
         referenced = dataset.get("ReferencedSeriesSequence") or []
-        check_reference(
-            series,
+        reference = Reference(
             str(dataset.get("FrameOfReferenceUID") or ""),
-            [str(item.SeriesInstanceUID) for item in referenced if item.get("SeriesInstanceUID")],
-            [
+            frozenset(str(item.SeriesInstanceUID) for item in referenced if item.get("SeriesInstanceUID")),
+            frozenset(
                 str(image.ReferencedSOPInstanceUID)
                 for item in referenced
                 for image in item.get("ReferencedInstanceSequence") or []
-            ],
+            ),
         )
         segments = {int(item.SegmentNumber): item for item in dataset.get("SegmentSequence") or []}
-        stack = _Stack(dataset, kind)
-        drawings = [
-            Drawing(
-                name=str(item.get("SegmentLabel") or ""),
-                number=number,
-                draw=partial(stack.draw, number),
-            )
+        structures = tuple(
+            Structure(str(item.get("SegmentLabel") or ""), number)
             for number, item in segments.items()
-            if not (kind == "LABELMAP" and number == 0)  # the background may be described as a segment
-        ]
-    if not drawings:
+            # The background of a label map may be described as a segment.
+            if not (kind == "LABELMAP" and number == 0)
+        )
+        stack = _Stack(dataset, kind)
+    if not structures:
         raise DataError("the DICOM-SEG describes no segment; export it again")
-    return LabelSource(drawings)
+    return LabelContents(structures, (reference,)), stack
 
 
 @dataclass
 class _Frame:
+    """One frame: the number of its segment (0 in a label map), and the position of its first voxel in RAS mm."""
+
     index: int
-    segment: int  # 0 in a label map
-    position: NDArray[np.float64]  # of the first voxel, RAS mm
+    segment: int
+    position: NDArray[np.float64]
 
 
 class _Stack:
@@ -89,7 +105,8 @@ class _Stack:
         self.dataset = dataset
         self.kind = kind
         self.shape = (int(dataset.Rows), int(dataset.Columns))
-        self._labels: tuple[NDArray, list] | None = None  # of a label map, decoded once
+        # The voxels of a label map, decoded once, and the boxes of its labels.
+        self._labels: tuple[NDArray, list] | None = None
         shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
         orientations, spacings, self.frames = [], [], []
         for index, own in enumerate(dataset.get("PerFrameFunctionalGroupsSequence") or []):
@@ -124,7 +141,8 @@ class _Stack:
         if np.ptp(orientations, axis=0).max() > 1e-4 or np.ptp(spacings, axis=0).max() > 1e-4:
             raise DataError("frames of the DICOM-SEG differ in orientation or spacing; export one volume")
         cosines = np.array(orientations[0]).reshape(2, 3) * LPS_SIGNS
-        rows, columns = spacings[0]  # between rows, between columns
+        # The distances between rows and between columns.
+        rows, columns = spacings[0]
         self.along_x, self.along_y = cosines[0] * columns, cosines[1] * rows
         self.normal = np.cross(cosines[0], cosines[1])
         places = np.array([frame.position for frame in self.frames])
@@ -133,7 +151,7 @@ class _Stack:
         if np.abs(np.linalg.norm([*cosines, self.normal], axis=1) - 1).max() > 1e-3:
             raise DataError("the DICOM-SEG's rows and columns are not at right angles; export it again")
         aside = (places - places[0]) - np.outer((places - places[0]) @ self.normal, self.normal)
-        # So are those of a CT with a tilted gantry.
+        # The slices of a CT with a tilted gantry are shifted too.
         self.shifted = bool(np.linalg.norm(aside, axis=1).max() > ON_GRID * min(rows, columns))
 
     def draw(self, number: int, grid: Grid, notes: list[str]) -> Patch:
@@ -141,7 +159,7 @@ class _Stack:
         with dicom_errors("the pixel data of the DICOM-SEG"):
             frames = [frame for frame in self.frames if frame.segment in (0, number)]
             if not frames:
-                raise DataError("empty: no frame holds it")
+                raise EmptyStructure("empty: no frame holds it")
             own = None if self.shifted else self._own_grid(self.frames if self._all_in_one else frames, grid)
             if own is None:
                 return self._frame_by_frame(number, frames, grid, notes)
@@ -149,7 +167,8 @@ class _Stack:
                 return self._from_label_map(number, own, grid, notes)
             volume = np.zeros(own.shape, dtype=bool)
             for index, frame in zip(self._slices(frames, own), self._decoded(frames), strict=True):
-                volume[index] |= self._inside(frame, number)  # two frames of one place are joined
+                # Two frames at one position are joined.
+                volume[index] |= self._inside(frame, number)
             return _onto(volume, own, grid, notes)
 
     @property
@@ -164,7 +183,7 @@ class _Stack:
         return frame > 0
 
     def _frame_by_frame(self, number: int, frames: list[_Frame], grid: Grid, notes: list[str]) -> Patch:
-        """Frames that make no regular stack: each on the CT's nearest slice, voxel by voxel where it fits."""
+        """Draw frames that are no regular stack: each on the nearest slice of the CT, voxel by voxel if it fits."""
         cosines = np.abs(grid.affine[:3, :3].T / np.array(grid.spacing)[:, None] @ self.normal)
         if cosines.max() < 0.999:
             raise DataError("its frames are unevenly spaced and not parallel to the CT's slices; resample it")
@@ -181,7 +200,7 @@ class _Stack:
                 drawn[patch.box] |= patch.array
                 held, same = held + int(np.count_nonzero(mask)), same and exact
         if not held:
-            raise DataError("empty: no voxel holds it")
+            raise EmptyStructure("empty: no voxel holds it")
         if not same:
             notes.append("drawn on uneven or shifted slices; taken on the CT's nearest voxels")
         elif (lost := held - int(np.count_nonzero(drawn))) > 0:
@@ -197,19 +216,20 @@ class _Stack:
             self._labels = volume, ndimage.find_objects(volume.astype(np.int32))
         volume, boxes = self._labels
         if number > len(boxes) or boxes[number - 1] is None:
-            raise DataError("empty: no voxel holds it")
+            raise EmptyStructure("empty: no voxel holds it")
         box = boxes[number - 1]
         part = own.cropped([side.start for side in box], [side.stop - side.start for side in box])
         return _onto(volume[box] == number, part, grid, notes)
 
     def _own_grid(self, frames: list[_Frame], target: Grid) -> Grid | None:
-        """A regular grid that holds all ``frames``, and the slices that may lie between them; None if none does."""
+        """A regular grid that holds all ``frames`` and any slices missing between them; None if there is none."""
         along = np.array([frame.position @ self.normal for frame in frames])
         first, depth, step = frames[int(along.argmin())].position, 1, 0.0
         offsets = along - along.min()
         for step in self._steps(target):
             if (depth := round(float(offsets.max()) / step) + 1) > 1:
-                step = float(offsets.max()) / (depth - 1)  # stated ones are rounded
+                # A stated distance is rounded.
+                step = float(offsets.max()) / (depth - 1)
             if np.abs(offsets / step - np.round(offsets / step)).max() <= ON_GRID:
                 break
         else:
@@ -222,10 +242,11 @@ class _Stack:
         return Grid((depth, *self.shape), affine)
 
     def _steps(self, target: Grid) -> list[float]:
-        """Distances between slices that the frames may have, the likeliest first.
+        """Distances between slices that the frames may have, the most likely first.
 
-        A file may leave empty frames out, so that the least distance seen is a multiple of the true one, and may
-        state another series' spacing. What it states and shows goes first, then the CT's own slices.
+        A file may leave out empty frames, so that the smallest distance between its frames is a multiple of the true
+        one, and may state the spacing of another series. A distance that is both stated and observed goes first, then
+        the CT's own.
         """
         along = np.sort([frame.position @ self.normal for frame in self.frames])
         gaps = np.diff(along)
@@ -245,20 +266,18 @@ class _Stack:
     def _decoded(self, frames: list[_Frame]) -> Iterator[NDArray]:
         """The pixels (rows, columns) of every frame."""
         if self.packed is None:
-            from pydicom.pixels import iter_pixels
-
             yield from iter_pixels(self.dataset, indices=[frame.index for frame in frames], raw=True)
             return
         size = self.shape[0] * self.shape[1]
         for frame in frames:
-            # pydicom cannot read single frames that do not begin on a byte.
+            # pydicom cannot read single frames that do not begin at a byte.
             begin, end = frame.index * size, (frame.index + 1) * size
             bits = np.unpackbits(self.packed[begin // 8 : -(-end // 8)], bitorder="little")
             yield bits[begin % 8 : begin % 8 + size].reshape(self.shape)
 
     @cached_property
     def packed(self) -> NDArray[np.uint8] | None:
-        """The bytes of an uncompressed one-bit SEG; None for all others."""
+        """The pixel bytes of an uncompressed one-bit SEG; None for every other file."""
         syntax = str(self.dataset.file_meta.TransferSyntaxUID)
         if int(self.dataset.BitsAllocated) != 1 or syntax not in _NATIVE:
             return None
@@ -280,7 +299,7 @@ def _group(name: str, own: Any, shared: Any) -> Any:
 def _onto(volume: NDArray[np.bool_], own: Grid, grid: Grid, notes: list[str]) -> Patch:
     patch, exact = place(volume, own, grid)
     if not volume.any():
-        raise DataError("empty: no voxel holds it")
+        raise EmptyStructure("empty: no voxel holds it")
     if not exact:
         notes.append("drawn on another grid than the CT's; resampled with nearest neighbour")
     elif lost := int(np.count_nonzero(volume)) - int(np.count_nonzero(patch.array)):

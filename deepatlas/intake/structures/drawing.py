@@ -1,11 +1,11 @@
-"""What the readers of structures hand over: one drawing a structure, and where its voxels lie on a CT's grid."""
+"""Drawings of structures, which the readers of all sources produce, and how their voxels come onto a CT's grid."""
 
 from __future__ import annotations
 
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,17 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepatlas.errors import DataError
-from deepatlas.io.dicom.series import DicomSeries
+from deepatlas.intake.structures.contents import Structure
 from deepatlas.space.grid import Grid, Shape
 from deepatlas.space.preprocess import labels_to_grid
 from deepatlas.space.volume import Volume
 
-ON_GRID = 0.1  # voxels: what lies closer to the CT's grid than this is on it
+# What lies closer to the grid of the CT than this, in voxels, counts as lying on it.
+ON_GRID = 0.1
 
 
 @dataclass(frozen=True)
 class Patch:
-    """``array`` (z, y, x) at voxel ``start`` (z, y, x) of a larger array, all of it inside."""
+    """A part of a larger array: ``array`` (z, y, x) begins at its voxel ``start`` (z, y, x) and lies inside it."""
 
     start: Shape
     array: NDArray
@@ -36,7 +37,7 @@ class Patch:
 
 @dataclass(frozen=True)
 class Bits:
-    """A mask that waits for its turn, a bit a voxel: forty masks of a CT are gigabytes as bytes."""
+    """A mask with one bit for each voxel. Forty masks of a CT, one byte for each voxel, would take gigabytes."""
 
     shape: tuple[int, ...]
     packed: NDArray[np.uint8]
@@ -51,27 +52,26 @@ class Bits:
 
 @dataclass(frozen=True)
 class Drawing:
-    """One structure of a source, not yet on a grid.
+    """A structure that can be drawn onto a grid.
 
-    ``draw(grid, notes)`` gives its voxels as a bool :class:`Patch`, appends oddities to ``notes`` and raises
-    :class:`DataError` with the reason where it cannot. ``name`` is the source's, free text.
+    ``draw(grid, notes)`` returns its voxels as a bool :class:`Patch`, appends what is odd to ``notes``, and raises
+    :class:`~deepatlas.errors.DataError` with the reason if it cannot be drawn.
     """
 
-    name: str
-    number: int
+    structure: Structure
     draw: Callable[[Grid, list[str]], Patch]
-    outline: bool = False  # the outer contour of the body, which holds all others
-    given: bool = False  # the name is from a label table that somebody wrote, and taken as it is
-    refusal: str = ""  # why it is not to be drawn, known without drawing
 
 
 @dataclass
 class LabelSource:
-    """The structures of one file, and the header's identifying values, which no name may hold."""
+    """The structures of one file. No name in a dataset may contain ``identifiers``, values of the file's header.
+
+    ``check(grid)`` raises :class:`~deepatlas.errors.DataError` if the file does not fit the grid of the CT.
+    """
 
     drawings: list[Drawing]
     identifiers: list[str] = field(default_factory=list)
-    check: Callable[[Grid], None] = lambda grid: None  # raises DataError if the file cannot go onto the grid
+    check: Callable[[Grid], None] = lambda grid: None
 
 
 def empty_patch() -> Patch:
@@ -79,20 +79,22 @@ def empty_patch() -> Patch:
 
 
 def shares_lattice(grid: Grid, target: Grid) -> bool:
-    """Whether the voxels of ``grid`` are voxels of ``target``, in whatever order and however far they reach."""
+    """Whether the voxels of ``grid`` coincide with voxels of ``target``, or of its continuation, in any order."""
     return _lattice(grid, target) is not None
 
 
 def place(array: NDArray, grid: Grid, target: Grid) -> tuple[Patch, bool]:
-    """Bring labels ``array`` on ``grid`` to ``target``: voxel by voxel where they share a lattice, else nearest.
+    """Bring labels ``array`` on ``grid`` to ``target``: voxel by voxel on a shared lattice, else by nearest neighbour.
 
-    They share one when the voxels of ``grid`` are voxels of ``target`` (within 0.1 voxels), in whatever order and
-    direction its axes run and however far it reaches. Returns the part inside ``target`` and whether it is exact.
+    The grids share a lattice if the voxels of ``grid`` coincide (within 0.1 voxels) with voxels of ``target`` or of its
+    continuation, whatever the order and direction of the axes. Returns the part inside ``target``, and whether the
+    result is exact.
     """
     if (moved := _lattice(grid, target)) is None:
         return _nearest(array, grid, target), False
     turn, offset = moved
-    source = np.abs(turn).argmax(axis=1)  # of target axis x, y, z
+    # The axis of ``grid`` that each axis x, y, z of ``target`` comes from.
+    source = np.abs(turn).argmax(axis=1)
     size = np.array(array.shape[::-1])
     start = offset + np.where(turn.sum(axis=1) < 0, 1 - size[source], 0)
     turned = array.transpose([2 - source[axis] for axis in (2, 1, 0)])
@@ -106,7 +108,7 @@ def place(array: NDArray, grid: Grid, target: Grid) -> tuple[Patch, bool]:
 
 
 def _lattice(grid: Grid, target: Grid) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-    """``(turn, offset)`` with target voxel = turn @ voxel + offset, all whole numbers; None if there is none."""
+    """``(turn, offset)``, integers, with target voxel = turn @ voxel + offset; None if there is no shared lattice."""
     to_target = np.linalg.inv(target.affine) @ grid.affine
     turn = np.round(to_target[:3, :3])
     if not (np.array_equal(np.abs(turn).sum(axis=0), [1, 1, 1]) and abs(round(np.linalg.det(turn))) == 1):
@@ -120,7 +122,7 @@ def _lattice(grid: Grid, target: Grid) -> tuple[NDArray[np.int64], NDArray[np.in
 
 
 def _nearest(array: NDArray, grid: Grid, target: Grid) -> Patch:
-    # A border of nothing settles what lies beyond the outermost voxels, an axis of one voxel included.
+    # A border of background decides what lies beyond the outermost voxels, also along an axis of one voxel.
     padded = np.pad(array, 1)
     grid = grid.cropped((-1, -1, -1), padded.shape)
     there = target.world_to_voxel(grid.corners())
@@ -135,38 +137,17 @@ def _nearest(array: NDArray, grid: Grid, target: Grid) -> Patch:
     return Patch(start, pulled.astype(array.dtype, copy=False))  # type: ignore[arg-type]
 
 
-def check_reference(
-    series: DicomSeries | None, frame: str, series_uids: Iterable[str], sop_uids: Iterable[str]
-):
-    """Raise :class:`DataError` if a file was drawn in another frame of reference or on another series.
-
-    What the file or the CT leaves empty is not compared. Images count before series: a file that names one of the
-    CT's images belongs to it, whatever series UID stands above them.
-    """
-    if series is None:
-        return
-    if frame and series.frame and frame != series.frame:
-        raise DataError(
-            "drawn in another frame of reference than the CT; register it to the CT, or choose the series that "
-            "it was drawn on"
-        )
-    series_uids = set(series_uids)
-    # A series that was split carries a suffix; its parts have one SeriesInstanceUID.
-    if series_uids and series.series.split("#")[0] not in series_uids:
-        if set(sop_uids).isdisjoint(series.sop_uids):
-            raise DataError("drawn on another series than the CT; choose that series for the exam")
-
-
 @contextmanager
 def dicom_errors(what: str) -> Iterator[None]:
-    """pydicom's many errors, raised when a field is first looked at, as one that quotes no value of the file."""
+    """Turn the errors of pydicom, raised when an element is first used, into one that quotes no value of the file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             yield
         except DataError:
             raise
-        except MemoryError as error:  # a damaged length asks for gigabytes
+        except MemoryError as error:
+            # A damaged length may ask for gigabytes.
             raise DataError(f"{what} is damaged, or larger than the memory; export it again") from error
         except OSError as error:
             raise DataError(f"cannot read: {error.strerror or type(error).__name__}") from error
@@ -177,7 +158,7 @@ def dicom_errors(what: str) -> Iterator[None]:
 
 
 def without_path(error: DataError, path: Path) -> str:
-    """An error's message without the paths and names of the file and of what lies beside it."""
+    """The message of an error without the paths and names of the file and of its neighbours."""
     text = re.sub(rf"^{re.escape(str(path.parent))}[^:]*: ", "", str(error).replace(str(path), "the file"))
     text = re.sub(r"its voxels are in .*, which is missing", "the file of its voxels is missing", text)
     return text.removeprefix("the file: ")

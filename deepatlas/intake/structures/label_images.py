@@ -1,4 +1,4 @@
-"""Structures painted as label images: NIfTI, NRRD and MetaImage on the CT's grid, in whatever order of voxels."""
+"""Structures painted as label images: NIfTI, NRRD and MetaImage on the grid of the CT, in any order of the voxels."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from scipy import ndimage
 
 from deepatlas.errors import DataError
 from deepatlas.exams.read import read_volume
+from deepatlas.intake.privacy.names import clean_name, compact
+from deepatlas.intake.structures.contents import Structure
 from deepatlas.intake.structures.drawing import (
     Bits,
     Drawing,
@@ -21,43 +23,46 @@ from deepatlas.intake.structures.drawing import (
     shares_lattice,
     without_path,
 )
-from deepatlas.intake.structures.name_map import clean_name, compact
+from deepatlas.intake.structures.ignored import EmptyStructure
 from deepatlas.io.codec import image_suffix
-from deepatlas.io.dicom.series import Found
+from deepatlas.io.dicom.found import Found
+from deepatlas.io.itk import simpleitk
 from deepatlas.space.constants import MAX_LABEL
 from deepatlas.space.grid import Grid
 
-# A label image with such a word in its name is not called after a structure, but likely after a patient.
+# A label image with one of these words in its name is not named after a structure, but probably after a patient.
 _GENERIC = frozenset(
     ("seg", "segmentation", "label", "labels", "mask", "masks", "annotation", "groundtruth", "gt")
 )
 
 
 class LabelImage:
-    """A label image of NIfTI, NRRD or MetaImage; its voxels are read when it is checked against a grid."""
+    """A label image in NIfTI, NRRD or MetaImage. Its voxels are read when it is checked against the grid of the CT."""
 
     def __init__(self, file: Found) -> None:
         self.file = file
         self.table: dict[str, int] = {}
 
     def source(self, table: Mapping[str, int] | None) -> LabelSource:
-        """What the image holds by ``table``, else by its header, else by its file's name."""
+        """What the image holds according to ``table``, else to its header, else to the name of its file."""
         self.table = dict(table or {}) or _slicer_segments(self.file)
         stem = PurePath(self.file.name).name
         stem = stem[: len(stem) - len(image_suffix(stem))]
         if compact(stem) in {compact(name) for name in self.table}:
-            self.table = {}  # liver.nii.gz beside heart.nii.gz: a mask each, whose 1 is not the table's 1
+            # liver.nii.gz beside heart.nii.gz: each is a mask, whose 1 is not the 1 of the table.
+            self.table = {}
         if not self.table and not _GENERIC.isdisjoint(clean_name(stem).split("_")):
             raise DataError('no labels.json names its structures; write one, for example {"liver": 1}')
         named = self.table or {stem: 0}
         given = bool(self.table and table)
-        return LabelSource(
-            [Drawing(name, value, partial(self.draw, value), given=given) for name, value in named.items()],
-            check=self.check,
-        )
+        drawings = [
+            Drawing(Structure(name, value, given=given), partial(self.draw, value))
+            for name, value in named.items()
+        ]
+        return LabelSource(drawings, check=self.check)
 
     def check(self, grid: Grid) -> None:
-        """Read the voxels; raise :class:`DataError` if they are not on ``grid`` or hold what nothing names."""
+        """Read the voxels; :class:`DataError` if they do not lie on ``grid``, or hold a label without a name."""
         try:
             volume = read_volume(self.file.path, labels=True, notes=[])
         except DataError as error:
@@ -82,14 +87,14 @@ class LabelImage:
                 f"holds label ids that its label table does not name ({some}); add them or clear them"
             )
         self.grid = volume.grid
-        # In bits: where each structure has a file, all of them are held until the last is painted.
+        # Packed into bits: if each structure has its own file, all masks are kept until the last one is painted.
         self.masks = {value: (box, Bits.of(volume.array[box] == value)) for value, box in held.items()}
 
     def draw(self, value: int, grid: Grid, notes: list[str]) -> Patch:
-        """The voxels of ``value``; of the only value there is, if it is 0."""
+        """The voxels of label ``value``, or of the only label in the image if ``value`` is 0."""
         value = value or next(iter(self.masks), 0)
         if value not in self.masks:
-            raise DataError("empty: no voxel holds it")
+            raise EmptyStructure("empty: no voxel holds it")
         box, bits = self.masks[value]
         mask = bits.array()
         part = self.grid.cropped([side.start for side in box], mask.shape)
@@ -103,15 +108,13 @@ def _slicer_segments(file: Found) -> dict[str, int]:
     """``{name: id}`` that 3D Slicer writes into the header of a ``.seg.nrrd``; empty for other files."""
     if image_suffix(file.path) not in (".nrrd", ".nhdr"):
         return {}
-    import SimpleITK as sitk
-
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    reader = sitk.ImageFileReader()
+    reader = simpleitk().ImageFileReader()
     reader.SetFileName(str(file.path))
     try:
         reader.ReadImageInformation()
     except RuntimeError:
-        return {}  # what is wrong is said when its voxels are read
+        # Reading the voxels will report what is wrong.
+        return {}
     table: dict[str, int] = {}
     for key in reader.GetMetaDataKeys():
         segment = re.fullmatch(r"(Segment\d+_)LabelValue", key)

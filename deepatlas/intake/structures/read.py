@@ -1,49 +1,53 @@
-"""Structures of an exam, from RTSTRUCT, DICOM-SEG and label images, as one label image on the CT's grid.
+"""Read the structures of an exam, from RTSTRUCT, DICOM-SEG and label images, as one label image on the CT's grid.
 
-Where structures overlap, the smaller one (by the voxels of its own mask) has the voxel, so that a tumour is not lost
-in the lung that it grows in; of two equal ones the later in the label table. Planning volumes that hold healthy tissue
-by design (PTV, CTV, ITV) leave it to the anatomy. A name map is an order that somebody gave: with one, the later has
-the voxel, whatever it is. A warning counts what was taken. An outline of the whole body (EXTERNAL in an RTSTRUCT) is
-painted first in any case, under all others.
+Where structures overlap, the smaller one (by the voxels of its own mask) gets the voxel, so that a tumour is not lost
+in the lung in which it grows; of two equal ones, the later in the label table. Planning volumes that contain healthy
+tissue by design (PTV, CTV, ITV) leave it to the anatomy. A name map states an order: with one, the later structure gets
+the voxel. A warning counts the voxels that a structure takes from others. An outline of the whole body (EXTERNAL in an
+RTSTRUCT) is painted first in any case, below all others.
 
-What structures are called in a file is free text. Without a name map or label table that says otherwise, only names
-go in that :func:`deepatlas.intake.structures.name_map.why_private` finds nothing in, in lower case with underscores;
-others are listed by their number alone. The names of a label table beside label images go in as they are.
+The names of structures in a file are free text. Without a name map or a label table that says otherwise, only names
+that :func:`deepatlas.intake.privacy.names.why_private` has no objection to are used, in lower case with underscores;
+others are listed by their number alone. The names of a label table that belongs to label images are used as they are.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepatlas.errors import DataError
-from deepatlas.intake.structures import dicom_seg, rtstruct
-from deepatlas.intake.structures.drawing import Bits, Drawing, LabelSource, Patch, dicom_errors, without_path
+from deepatlas.intake.privacy.names import clean_name, compact, identifier_tokens, why_private
+from deepatlas.intake.structures.contents import LabelContents, Structure
+from deepatlas.intake.structures.drawing import Bits, Drawing, LabelSource, Patch, without_path
+from deepatlas.intake.structures.ignored import EmptyStructure, Ignored, Why
 from deepatlas.intake.structures.label_images import LabelImage
-from deepatlas.intake.structures.name_map import (
-    NameMap,
-    clean_name,
-    compact,
-    identifier_tokens,
-    is_margin,
-    why_private,
-)
+from deepatlas.intake.structures.label_object import open_label_object
+from deepatlas.intake.structures.name_map import NameMap, is_margin
 from deepatlas.io.codec import image_suffix
-from deepatlas.io.dicom.series import DicomSeries, Found, Refusal, Structures
+from deepatlas.io.dicom.found import Found, Refusal
+from deepatlas.io.dicom.series import DicomSeries
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
 
-_DEFLATED = "1.2.840.10008.1.2.1.99"
-_UNDEFINED = 0xFFFFFFFF  # length of an element that ends with a delimiter
-_BULK = (0x3006, 0x5200, 0x7FE0)  # groups of contours, frames and pixels
-_IDENTIFYING = (
-    "PatientID OtherPatientIDs AccessionNumber PatientBirthDate StudyID PatientAddress PatientTelephoneNumbers "
-    "InstitutionName InstitutionAddress StationName"
-).split()
+
+@dataclass
+class Structures:
+    """A label image on the grid of a CT, and what became of every structure of the sources.
+
+    ``labels`` is uint8 or uint16. ``present`` lists the names of the dataset that have voxels, ``ignored`` maps names
+    of the source to the reason why they were left out, and ``refused`` lists the files of which nothing was used.
+    """
+
+    labels: Volume
+    present: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    ignored: dict[str, Ignored] = field(default_factory=dict)
+    refused: list[Refusal] = field(default_factory=list)
 
 
 def read_structures(
@@ -55,24 +59,25 @@ def read_structures(
     series: DicomSeries | None = None,
     source_labels: Mapping[str, int] | None = None,
 ) -> Structures:
-    """Read the structures of one exam onto its CT's grid.
+    """Read the structures of one exam onto the grid of its CT.
 
     Args:
         files: RTSTRUCT, DICOM-SEG (``.dcm`` or without suffix) and label images of this exam.
         ct: the CT; only its grid matters.
-        labels: ``{name: id}`` of the dataset, ids from 1 to 65535; its order settles overlaps where there are
-            ``names``, and otherwise those of structures of equal size.
-        names: which names of the sources mean which name of the dataset. Without it, a source's name means the one
-            of ``labels`` that it equals but for case, spaces and punctuation. Sources that a map gives one name are
-            joined; without a map, the first that has voxels is taken. Either is warned of.
-        series: the CT's series, if it is DICOM; what was drawn on another series or frame of reference is refused.
-        source_labels: ``{name: id}`` that the label images were painted with; without it their headers (3D Slicer),
-            or the file's name for an image of one structure, say what they hold.
+        labels: ``{name: id}`` of the dataset, with ids from 1 to 65535. Its order decides overlaps if there are
+            ``names``, otherwise only those between structures of equal size.
+        names: maps the names of the sources to names of the dataset. Without it, a source's name means the name of
+            ``labels`` that it equals apart from case, spaces and punctuation. Several sources with one name are joined
+            if a map gives them the name; without a map, the first that has voxels is used. Both cause a warning.
+        series: the series of the CT, if it is DICOM. Files that were drawn on another series or in another frame of
+            reference are refused.
+        source_labels: ``{name: id}`` that the label images were painted with. Without it, their headers (3D Slicer),
+            or the file's name for an image of one structure, tell what they hold.
 
     Returns:
-        :class:`Structures`, its labels uint8 or, for ids above 255, uint16. A structure that holds no voxel, is not
-        wanted or cannot be drawn is in ``ignored`` with the reason; a file that cannot be used is in ``refused``.
-        Neither they nor the warnings hold names that may identify somebody.
+        :class:`Structures`. A structure that has no voxel, is not wanted or cannot be drawn is in ``ignored`` with the
+        reason, a file that cannot be used in ``refused``. Neither these nor the warnings contain names that may
+        identify a person.
     """
     dtype = np.uint8 if max(labels.values(), default=0) < 256 else np.uint16
     result = Structures(Volume(np.zeros(ct.grid.shape, dtype=dtype), ct.grid, name=ct.name))
@@ -84,14 +89,17 @@ def read_structures(
             result.refused.append(Refusal(file.name, str(error)))
             continue
         for drawing in source.drawings:
-            name, reason = _resolve(drawing, identifiers, names, labels)
-            if name is None or drawing.refusal:
-                _ignore(result, _shown(drawing, identifiers), drawing.refusal or reason)
+            shown = _shown(drawing.structure, identifiers)
+            name = drawing.structure.ignored or _resolve(drawing.structure, identifiers, names, labels)
+            if isinstance(name, Ignored):
+                _ignore(result, shown, name)
             else:
-                wanted.setdefault(name, []).append((drawing, _shown(drawing, identifiers)))
+                wanted.setdefault(name, []).append((drawing, shown))
     order = {name: position for position, name in enumerate(labels)}
     named = {value: name for name, value in labels.items()}
-    outlines = {name for name, group in wanted.items() if any(drawing.outline for drawing, _ in group)}
+    outlines = {
+        name for name, group in wanted.items() if any(drawing.structure.outline for drawing, _ in group)
+    }
     held: Counter[str] = Counter()
     ordered = sorted(wanted, key=lambda n: (n not in outlines, order[n]))
     layers = ((name, _draw(name, wanted[name], ct.grid, names is not None, result)) for name in ordered)
@@ -111,7 +119,7 @@ def read_structures(
         if held[name]:
             result.present.append(name)
         else:
-            _ignore(result, name, f"all its voxels belong to structures {above}")
+            _ignore(result, name, Ignored(Why.UNUSABLE, f"all its voxels belong to structures {above}"))
     return result
 
 
@@ -121,17 +129,32 @@ def structure_names(
     names: NameMap | None = None,
     series: DicomSeries | None = None,
     source_labels: Mapping[str, int] | None = None,
+    contents: Mapping[str, LabelContents] | None = None,
 ) -> list[str]:
-    """The dataset's names of all structures in ``files`` that may go in, sorted, from headers alone.
+    """The dataset's names, sorted, of all structures in ``files`` that may be used, from headers alone.
 
-    For :func:`~deepatlas.intake.structures.name_map.label_table`, before any exam is read. Files that cannot be used
-    are passed over; :func:`read_structures` says why.
+    This is for :func:`~deepatlas.intake.structures.name_map.label_table`, before any exam is read. Files that cannot
+    be used are passed over; :func:`read_structures` gives the reasons.
+
+    Args:
+        contents: ``{name of a file: its contents}`` of the files whose headers have been read; others are opened.
     """
     found = set()
-    for _, source, identifiers in _sources(files, series, source_labels, []):
-        for drawing in source.drawings:
-            name, _ = _resolve(drawing, identifiers, names, None)
-            if name is not None and not drawing.refusal:
+    for file in files:
+        try:
+            if contents is not None and file.name in contents:
+                structures = contents[file.name].drawn_on(series)
+                identifiers = contents[file.name].identifiers
+            else:
+                source = _open(file, series, source_labels)
+                structures = [drawing.structure for drawing in source.drawings]
+                identifiers = tuple(source.identifiers)
+        except DataError:
+            continue
+        tokens = _tokens(identifiers, series)
+        for structure in structures:
+            name = structure.ignored or _resolve(structure, tokens, names, None)
+            if not isinstance(name, Ignored):
                 found.add(name)
     return sorted(found)
 
@@ -140,62 +163,67 @@ def structure_names(
 
 
 def _resolve(
-    drawing: Drawing, identifiers: frozenset[str], names: NameMap | None, labels: Mapping[str, int] | None
-) -> tuple[str | None, str]:
-    """What the dataset calls a structure, or None and why it does not go in; any name if ``labels`` is None."""
+    structure: Structure,
+    identifiers: frozenset[str],
+    names: NameMap | None,
+    labels: Mapping[str, int] | None,
+) -> str | Ignored:
+    """What the dataset calls a structure, or why it is left out. Without ``labels`` every name will do."""
     if names is not None:
-        name, reason = names.match(drawing.name)
+        name, reason = names.match(structure.name)
         if name is None:
-            return None, reason
+            return reason
     else:
         spelled = {compact(label): label for label in labels or ()}
-        if key := compact(drawing.name):
+        if key := compact(structure.name):
             if key in spelled:
-                return spelled[key], ""
-        name = drawing.name if drawing.given else clean_name(drawing.name)
-        if not drawing.given and (reason := why_private(drawing.name, identifiers)):
-            return None, f"{reason}; say in a name map what it is"
+                return spelled[key]
+        name = structure.name if structure.given else clean_name(structure.name)
+        if not structure.given and (objection := why_private(structure.name, identifiers)):
+            return Ignored(Why.UNUSABLE, f"{objection}; say in a name map what it is")
     if labels is not None and name not in labels:
-        return None, "not in the label table"
-    return name, ""
+        return Ignored(Why.NOT_IN_TABLE, "not in the label table")
+    return name
 
 
-def _shown(drawing: Drawing, identifiers: frozenset[str]) -> str:
+def _shown(structure: Structure, identifiers: frozenset[str]) -> str:
     """What a report may call a structure of the source."""
-    name = " ".join(drawing.name.split())
-    return name if drawing.given or not why_private(name, identifiers) else f"structure {drawing.number}"
+    name = " ".join(structure.name.split())
+    if structure.given or not why_private(name, identifiers):
+        return name
+    return f"structure {structure.number}"
 
 
-def _ignore(result: Structures, shown: str, reason: str) -> None:
+def _ignore(result: Structures, shown: str, ignored: Ignored) -> None:
+    """Add to the ignored structures, under a name that is not yet there."""
     key, count = shown, 1
     while key in result.ignored:
         count += 1
         key = f"{shown} ({count})"
-    result.ignored[key] = reason
+    result.ignored[key] = ignored
 
 
 def _draw(
     name: str, group: list[tuple[Drawing, str]], grid: Grid, join: bool, result: Structures
 ) -> list[Patch]:
-    """The voxels of all drawings of one name; of the first that has any, unless they are to be joined."""
+    """The voxels of all drawings of one name if they are to be joined, otherwise of the first that has any."""
     patches: list[Patch] = []
     for drawing, shown in group:
         if patches and not join:
-            _ignore(
-                result,
-                shown,
-                f"{name} was already taken from a structure before it; tell them apart in a name map",
-            )
+            reason = f"{name} was already taken from a structure before it; tell them apart in a name map"
+            _ignore(result, shown, Ignored(Why.UNUSABLE, reason))
             result.warnings.append(f"{name}: more than one structure has this name; the first is taken")
             continue
         notes: list[str] = []
         try:
             patch = drawing.draw(grid, notes)
         except DataError as error:
-            _ignore(result, shown, str(error))
+            why = Why.EMPTY if isinstance(error, EmptyStructure) else Why.UNUSABLE
+            _ignore(result, shown, Ignored(why, str(error)))
             continue
         if not patch.array.any():
-            _ignore(result, shown, "; ".join(["no centre of the CT's voxels lies inside it", *notes]))
+            reason = "; ".join(["no centre of the CT's voxels lies inside it", *notes])
+            _ignore(result, shown, Ignored(Why.UNUSABLE, reason))
             continue
         result.warnings += [f"{name}: {note}" for note in notes]
         patches.append(patch)
@@ -209,9 +237,10 @@ def _draw(
 def _largest_first(
     layers: Iterable[tuple[str, list[Patch]]], outlines: Collection[str]
 ) -> Iterator[tuple[str, list[Patch]]]:
-    """Outlines, then margins, then the rest, each by falling number of voxels; equal ones in the order they come in."""
+    """Outlines, then margins, then the rest, each from the largest to the smallest; equal ones keep their order."""
     waiting = []
-    for name, patches in layers:  # all are drawn before the first is painted
+    # All structures are drawn before the first one is painted.
+    for name, patches in layers:
         voxels = sum(int(np.count_nonzero(patch.array)) for patch in patches)
         bits = [(patch.start, Bits.of(patch.array)) for patch in patches]
         rank = 0 if name in outlines else 1 if is_margin(name) else 2
@@ -221,7 +250,7 @@ def _largest_first(
 
 
 def _paint(array: NDArray, patch: Patch, value: int) -> dict[int, int]:
-    """Set the patch's voxels to ``value``; return how many had which id already (0 left out)."""
+    """Set the voxels of the patch to ``value``; return ``{id: number of voxels}`` of the labels that they had."""
     view = array[patch.box]
     before = view[patch.array]
     counts = np.bincount(before[before != 0])
@@ -238,62 +267,21 @@ def _sources(
     source_labels: Mapping[str, int] | None,
     refused: list[Refusal],
 ) -> Iterator[tuple[Found, LabelSource, frozenset[str]]]:
-    """Every file that can be used, with what it holds and the identifiers of its header."""
+    """Every file that can be used, with what it holds and the words that no name may contain."""
     for file in files:
         try:
             source = _open(file, series, source_labels)
         except DataError as error:
             refused.append(Refusal(file.name, without_path(error, file.path)))
             continue
-        patient = [series.patient] if series is not None else []
-        yield file, source, identifier_tokens([*source.identifiers, *patient])
+        yield file, source, _tokens(source.identifiers, series)
+
+
+def _tokens(identifiers: Sequence[str], series: DicomSeries | None) -> frozenset[str]:
+    return identifier_tokens([*identifiers, *([series.patient] if series is not None else [])])
 
 
 def _open(file: Found, series: DicomSeries | None, source_labels: Mapping[str, int] | None) -> LabelSource:
     if image_suffix(file.path):
         return LabelImage(file).source(source_labels)
-    import pydicom
-
-    with dicom_errors("the file"):
-        # force: some structure sets lack the preamble. What is no DICOM has no SOP class then.
-        dataset = pydicom.dcmread(file.path, defer_size="1 MB", force=True)
-        kind = str(dataset.get("SOPClassUID") or "")
-        if kind != rtstruct.SOP_CLASS and kind not in dicom_seg.SOP_CLASSES:
-            raise DataError(
-                "neither an RTSTRUCT nor a DICOM-SEG; structures come as one of these, or as label images"
-            )
-        _check_whole(dataset, file)
-        identifiers = _identifying(dataset)
-    read = rtstruct.read_rtstruct if kind == rtstruct.SOP_CLASS else dicom_seg.read_dicom_seg
-    source = read(dataset, series)
-    source.identifiers += identifiers
-    return source
-
-
-def _check_whole(dataset: Any, file: Found) -> None:
-    """pydicom reads a cut file to its end without a word; contours after the cut would be missed."""
-    from pydicom.dataelem import RawDataElement
-
-    if dataset.file_meta.get("TransferSyntaxUID") == _DEFLATED:
-        return  # places are those of the inflated stream, whose end zlib watches over
-    size = file.path.stat().st_size
-    for tag in dataset.keys():
-        raw = dataset.get_item(tag, keep_deferred=True)
-        if (
-            isinstance(raw, RawDataElement)
-            and raw.length != _UNDEFINED
-            and raw.value_tell + raw.length > size
-        ):
-            raise DataError(
-                f"truncated, {size} of at least {raw.value_tell + raw.length} bytes are there; copy it again"
-            )
-
-
-def _identifying(dataset: Any) -> list[str]:
-    """Values of a header that name the patient, or the people and the place of the examination."""
-    elements = (dataset[tag] for tag in dataset.keys() if tag.group not in _BULK)
-    values = [str(element.value) for element in elements if element.VR == "PN" and element.value]
-    values += [str(dataset.get(keyword) or "") for keyword in _IDENTIFYING]
-    for item in dataset.get("RTROIObservationsSequence") or []:
-        values.append(str(item.get("ROIInterpreter") or ""))
-    return values
+    return open_label_object(file.path, series)

@@ -1,12 +1,12 @@
 """Structures drawn as contours: DICOM RTSTRUCT.
 
-A voxel belongs to a structure if its centre lies inside an odd number of the structure's contours on that slice
-(even-odd rule, the XOR of the contours): an inner contour is a hole, and the two banks of a keyhole cancel. A centre
-on a contour belongs if the inside lies on the side of the higher voxel index, so that structures that share a border
-share no voxel and leave none between them.
+A voxel belongs to a structure if its centre lies inside an odd number of the structure's contours on that slice (the
+even-odd rule, that is the XOR of the contours). An inner contour is therefore a hole, and the two banks of a keyhole
+cancel. A centre exactly on a contour belongs to the structure if the inside lies towards the higher voxel index, so
+that structures with a common border neither share voxels nor leave voxels between them.
 
-The rule is evaluated in :func:`fill`. Libraries that fill polygons do not follow it: skimage.draw.polygon takes
-every centre on the border, for matplotlib.path it depends on the sense of rotation, and PIL rounds the vertices.
+:func:`fill` evaluates this rule. Libraries that fill polygons follow other rules: skimage.draw.polygon includes every
+centre on the border, matplotlib.path decides by the sense of rotation, and PIL rounds the vertices.
 """
 
 from __future__ import annotations
@@ -19,42 +19,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepatlas.errors import DataError
+from deepatlas.intake.structures.contents import LabelContents, Reference, Structure
 from deepatlas.intake.structures.drawing import (
     ON_GRID,
     Drawing,
     LabelSource,
     Patch,
-    check_reference,
     dicom_errors,
     empty_patch,
 )
+from deepatlas.intake.structures.ignored import Ignored, Why
 from deepatlas.io.dicom.series import DicomSeries
 from deepatlas.space.constants import LPS_SIGNS
 from deepatlas.space.grid import Grid
 
-SOP_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
-_OTHER_FRAME = "drawn in another frame of reference than the CT"
 _CONTOUR_DATA = 0x30060050
-_SNAP = 6  # decimals of a voxel: far below what is drawn, far above rounding
-_FAR = 1e5  # mm; a coordinate beyond it is damage
-_PAIRS = 1 << 22  # edges times rows filled at once
+# Decimals of a voxel: far finer than what is drawn, far coarser than rounding errors.
+_SNAP = 6
+# A coordinate beyond this (mm) is damaged.
+_FAR = 1e5
+# Number of crossings of an edge and a row that are computed at once.
+_PAIRS = 1 << 22
 
 
-def read_rtstruct(dataset: Any, series: DicomSeries | None = None) -> LabelSource:
-    """The structures of an RTSTRUCT (a pydicom Dataset).
+def rtstruct_contents(dataset: Any) -> LabelContents:
+    """The structures of an RTSTRUCT (a pydicom data set) and what they were drawn on.
 
-    ``series`` is the CT's; without it, neither frame of reference nor series is compared. Raises :class:`DataError`
-    if the file was drawn on another series or frame of reference, holds no structure, or is damaged.
+    Raises :class:`~deepatlas.errors.DataError` if the file holds no structure or no contours, or is damaged.
     """
     with dicom_errors("the RTSTRUCT"):
-        frames = _references(dataset)
-        if series is not None and len(frames) == 1:
-            check_reference(series, *next(iter(frames.items()))[1])
-        elif series is not None and frames and series.frame:
-            if series.frame not in frames:
-                check_reference(series, next(iter(frames)), (), ())
-            check_reference(series, *frames[series.frame])
+        references = _references(dataset)
         if dataset.get("ROIContourSequence") is None:
             raise DataError("the RTSTRUCT has no contours (ROIContourSequence); export it again")
         outlines = {
@@ -62,25 +57,33 @@ def read_rtstruct(dataset: Any, series: DicomSeries | None = None) -> LabelSourc
             for item in dataset.get("RTROIObservationsSequence") or []
             if item.get("RTROIInterpretedType") == "EXTERNAL"
         }
-        contours = {
-            int(item.ReferencedROINumber): item.get("ContourSequence") or []
-            for item in dataset.get("ROIContourSequence") or []
-        }
-        drawings = []
-        for item in dataset.get("StructureSetROISequence") or []:
-            number = int(item.ROINumber)
-            frame = str(item.get("ReferencedFrameOfReferenceUID") or "")
-            refusal = _no_inside(contours.get(number, []))
-            if series is not None and frame and series.frame and frame != series.frame:
-                refusal = _OTHER_FRAME
-            draw = partial(_draw, contours.get(number, []))
-            name = str(item.get("ROIName") or "")
-            drawings.append(Drawing(name, number, draw, outline=number in outlines, refusal=refusal))
-    if not drawings:
+        contours = _contours(dataset)
+        structures = [
+            Structure(
+                str(item.get("ROIName") or ""),
+                number := int(item.ROINumber),
+                outline=number in outlines,
+                frame=str(item.get("ReferencedFrameOfReferenceUID") or ""),
+                ignored=_encloses_nothing(contours.get(number, [])),
+            )
+            for item in dataset.get("StructureSetROISequence") or []
+        ]
+    if not structures:
         raise DataError("the RTSTRUCT holds no structure; export it again with its structures")
-    if all(drawing.refusal == _OTHER_FRAME for drawing in drawings):
-        raise DataError(f"{_OTHER_FRAME}; register it to the CT, or choose the series that it was drawn on")
-    return LabelSource(drawings)
+    return LabelContents(tuple(structures), references)
+
+
+def read_rtstruct(dataset: Any, series: DicomSeries | None = None) -> LabelSource:
+    """The structures of an RTSTRUCT (a pydicom data set), ready to be drawn.
+
+    ``series`` is the CT's; without it, neither frame of reference nor series is compared. Raises
+    :class:`~deepatlas.errors.DataError` if the file was drawn on another series or frame of reference, holds no
+    structure, or is damaged.
+    """
+    structures = rtstruct_contents(dataset).drawn_on(series)
+    with dicom_errors("the RTSTRUCT"):
+        contours = _contours(dataset)
+    return LabelSource([Drawing(s, partial(_draw, contours.get(s.number, []))) for s in structures])
 
 
 def fill(contours: list[NDArray[np.float64]], shape: tuple[int, int]) -> NDArray[np.bool_]:
@@ -112,33 +115,33 @@ def fill(contours: list[NDArray[np.float64]], shape: tuple[int, int]) -> NDArray
     return np.logical_xor.accumulate(odd, axis=1)[:, :columns]
 
 
-def _references(dataset: Any) -> dict[str, tuple[str, set[str], set[str]]]:
-    """``{frame: (frame, series UIDs, SOP instance UIDs)}`` that a structure set says it was drawn on."""
-    found = {}
+def _contours(dataset: Any) -> dict[int, Any]:
+    """``{number of a structure: its contour items}``."""
+    return {
+        int(item.ReferencedROINumber): item.get("ContourSequence") or []
+        for item in dataset.get("ROIContourSequence") or []
+    }
+
+
+def _references(dataset: Any) -> tuple[Reference, ...]:
+    """What a structure set says it was drawn on, one entry for each frame of reference."""
+    found: dict[str, tuple[set[str], set[str]]] = {}
     for item in dataset.get("ReferencedFrameOfReferenceSequence") or []:
-        frame = str(item.get("FrameOfReferenceUID") or "")
-        all_series = [
-            series
-            for study in item.get("RTReferencedStudySequence") or []
-            for series in study.get("RTReferencedSeriesSequence") or []
-        ]
-        _, uids, images = found.setdefault(frame, (frame, set(), set()))
-        uids.update(
-            str(series.get("SeriesInstanceUID")) for series in all_series if series.get("SeriesInstanceUID")
-        )
-        images.update(
-            str(image.get("ReferencedSOPInstanceUID"))
-            for series in all_series
-            for image in series.get("ContourImageSequence") or []
-        )
-    return found
+        uids, images = found.setdefault(str(item.get("FrameOfReferenceUID") or ""), (set(), set()))
+        for study in item.get("RTReferencedStudySequence") or []:
+            for series in study.get("RTReferencedSeriesSequence") or []:
+                if uid := series.get("SeriesInstanceUID"):
+                    uids.add(str(uid))
+                for image in series.get("ContourImageSequence") or []:
+                    images.add(str(image.get("ReferencedSOPInstanceUID")))
+    return tuple(Reference(f, frozenset(uids), frozenset(images)) for f, (uids, images) in found.items())
 
 
 def _points(item: Any) -> NDArray[np.float64]:
     """Contour points ``[N, 3]`` in RAS mm."""
     element = item.get_item(_CONTOUR_DATA)
     raw = getattr(element, "value", None)
-    # Straight from the bytes: pydicom makes an object of every number, ten times slower.
+    # The bytes are parsed here: pydicom makes an object of every number, which takes ten times as long.
     numbers = (
         raw.decode("ascii").strip(" \0").split("\\")
         if isinstance(raw, bytes)
@@ -147,7 +150,7 @@ def _points(item: Any) -> NDArray[np.float64]:
     try:
         values = np.array([float(n) for n in numbers], dtype=np.float64)
     except ValueError as error:
-        raise DataError("a contour holds something that is no number; export it again") from error
+        raise DataError("a contour holds a value that is not a number; export it again") from error
     if len(values) % 3 or not (np.abs(values) < _FAR).all():
         raise DataError("a contour's coordinates are damaged; export it again")
     stated = item.get("NumberOfContourPoints")
@@ -168,7 +171,7 @@ def _draw(items: Any, grid: Grid, notes: list[str]) -> Patch:
         return empty_patch()
     u, v = [other for other in range(3) if other != axis]
     width, height = grid.shape[2 - u], grid.shape[2 - v]
-    # Of the whole array, only the box around the structure is filled.
+    # Only the box around the structure is filled, not the whole array.
     every = np.concatenate([points for plane in planes.values() for points in plane])[:, [u, v]]
     if (every < -0.5).any() or (every > [width - 0.5, height - 0.5]).any():
         notes.append("reaches beyond the CT within its slices; cut off there")
@@ -191,7 +194,7 @@ def _draw(items: Any, grid: Grid, notes: list[str]) -> Patch:
 
 
 def _kind(item: Any) -> str:
-    """A contour's geometric type, made fit for a message."""
+    """The geometric type of a contour, or a neutral word if it is free text."""
     kind = str(item.get("ContourGeometricType") or "no type").strip()
     return kind if kind.replace("_", "").replace(" ", "").isalpha() else "unknown type"
 
@@ -200,17 +203,18 @@ def _counts(kinds: Counter[str]) -> str:
     return ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items()))
 
 
-def _no_inside(items: Any) -> str:
-    """Why a structure's contours enclose nothing, from their types alone; empty if one may."""
+def _encloses_nothing(items: Any) -> Ignored | None:
+    """Why contours enclose nothing, judged by their types alone; None if they may enclose something."""
     if not items:
-        return "empty: no contour was drawn"
+        return Ignored(Why.EMPTY, "empty: no contour was drawn")
     if any(_kind(item) in _CLOSED for item in items):
-        return ""
-    return f"no closed contour ({_counts(Counter(map(_kind, items)))}), so it has no inside"
+        return None
+    kinds = _counts(Counter(map(_kind, items)))
+    return Ignored(Why.UNUSABLE, f"no closed contour ({kinds}), so it has no inside")
 
 
 def _closed_contours(items: Any, notes: list[str]) -> list[NDArray[np.float64]]:
-    """The closed contours; the others are counted in ``notes``, and a structure of nothing else is refused."""
+    """The closed contours. The others are counted in ``notes``; :class:`DataError` if no contour is closed."""
     kept, seen, left_out = [], set(), Counter()
     for item in items:
         if (kind := _kind(item)) not in _CLOSED:
@@ -220,7 +224,8 @@ def _closed_contours(items: Any, notes: list[str]) -> list[NDArray[np.float64]]:
         if len(points) < 3:
             left_out["fewer than three points"] += 1
         elif points.tobytes() in seen:
-            left_out["drawn twice"] += 1  # by the even-odd rule it would undo itself
+            # By the even-odd rule, two equal contours would cancel.
+            left_out["drawn twice"] += 1
         else:
             seen.add(points.tobytes())
             kept.append(points)
@@ -245,10 +250,10 @@ def _slice_axis(contours: list[NDArray[np.float64]]) -> int:
 def _on_slices(
     contours: list[NDArray[np.float64]], axis: int, slices: int, notes: list[str]
 ) -> dict[int, list[NDArray[np.float64]]]:
-    """``{slice: its contours}``. A plane belongs to the nearest slice, a slice to the nearest of its planes."""
+    """``{slice: its contours}``. A plane is drawn on the nearest slice; of several planes a slice takes the nearest."""
     positions = np.array([points[:, axis].mean() for points in contours])
     order = np.argsort(positions, kind="stable")
-    # Contours of one plane differ by the rounding of their coordinates alone.
+    # The positions of contours in one plane differ only by the rounding of their coordinates.
     breaks = np.flatnonzero(np.diff(positions[order]) > ON_GRID) + 1
     best: dict[int, tuple[float, NDArray[np.int64]]] = {}
     beyond = between = crowded = 0

@@ -1,4 +1,4 @@
-"""Which series of an exam is taken: the axial soft-tissue reconstruction with the most slices."""
+"""Choose the series of an exam that is used: the axial soft-tissue reconstruction with the most slices."""
 
 from __future__ import annotations
 
@@ -6,25 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from deepatlas.errors import DataError
 from deepatlas.io.dicom.kernel import SHARP, SOFT
-from deepatlas.io.dicom.series import Choice, DicomSeries
+from deepatlas.io.dicom.series import Choice, DicomSeries, Verdict
 
-# Values of ImageType of what is computed from a CT and shows something else.
-_NOT_ANATOMY = {
-    *(
-        "MIP",
-        "MINIP",
-        "MIN_IP",
-        "PROJECTION IMAGE",
-        "SCREEN SAVE",
-        "SCREEN CAPTURE",
-        "DOSE_INFO",
-        "DOSE",
-        "VRT",
-    ),
-    *("PERFUSION", "CBF", "CBV", "MTT", "TTP", "TMAX", "3D", "RGB", "OVERLAY", "IODINE", "EFF_Z", "RHO_Z"),
-    *("SUBTRACTION", "BONE_REMOVED"),
-}
-TRIED = "not taken: tried "  # what the reason of a series begins with that was taken and could not be used
+# Values of ImageType of images that are computed from a CT and show something else than anatomy.
+_NOT_ANATOMY = frozenset(
+    "MIP MINIP MIN_IP DOSE_INFO DOSE VRT PERFUSION CBF CBV MTT TTP TMAX 3D RGB OVERLAY IODINE EFF_Z RHO_Z SUBTRACTION "
+    "BONE_REMOVED".split()
+) | {"PROJECTION IMAGE", "SCREEN SAVE", "SCREEN CAPTURE"}  # fmt: skip
 _CT_KINDS = ("CT Image", "Enhanced CT Image", "Legacy Converted Enhanced CT Image")
 
 
@@ -33,23 +21,24 @@ def choose_series(
 ) -> Choice:
     """Choose among the series of one exam.
 
-    Taken is, of the CT series that are axial, whole, original rather than derived, and for soft tissue (or of
-    unknown purpose; never known to be sharp), the one with the most slices. Ties go to the one known to be for soft
-    tissue, the longer range, the smaller pixels, the lower number and UID, in this order.
+    Candidates are the CT series that are axial, without gaps, and reconstructed for soft tissue or for an unknown
+    purpose (never those known to be sharp); original series go before derived ones. The candidate with the most slices
+    is taken. Ties are broken in favour of the series known to be for soft tissue, the longer range, the smaller
+    pixels, the lower number and the lower UID, in this order.
 
     Args:
-        series: all of the exam's.
-        override: a SeriesNumber or a SeriesInstanceUID (with its ``#2`` where a series was split) that is taken
-            whatever the rules say, as long as it is a CT volume.
-        tried: ``{DicomSeries.series: why not}`` of those whose pixels turned out to be of no use, in the order that
-            they were tried in; the next best is taken.
+        series: all series of the exam.
+        override: a SeriesNumber or a SeriesInstanceUID (with its ``#2`` if the series was split). This series is
+            taken whatever the rules say, as long as it is a CT volume.
+        tried: ``{DicomSeries.series: reason}`` of the series whose pixels could not be used, in the order in which
+            they were tried; the next best one is taken.
 
     Returns:
-        A :class:`Choice`; ``taken`` is None where no series qualifies. ``reasons`` has a line for each series and
-        holds no free text of the headers.
+        A :class:`~deepatlas.io.dicom.series.Choice`, whose ``taken`` is None if no series qualifies. The verdicts hold
+        no free text of the headers.
 
     Raises:
-        DataError: no series, or more than one, is what ``override`` names; or it is no CT volume.
+        DataError: ``override`` names no series, or more than one, or a series that is not a CT volume.
     """
     names = series_names(series)
     if override is not None and str(override) != "":
@@ -71,13 +60,16 @@ def choose_series(
     for i, name in enumerate(names):
         if not against[i] and i != fit[0]:
             against[i] = _second(series[i], series[fit[0]])
-        taken = f"taken: {_merit(series[i], len(fit))}" + ", of those that can be used" * bool(tried)
-        reasons[name] = f"not taken: {against[i]}" if against[i] else taken
+        if against[i]:
+            reasons[name] = Verdict(False, against[i], tried=series[i].series in turns)
+        else:
+            merit = _merit(series[i], len(fit)) + ", of those that can be used" * bool(tried)
+            reasons[name] = Verdict(True, merit)
     return Choice(series[fit[0]] if fit else None, reasons)
 
 
 def series_names(series: Sequence[DicomSeries]) -> list[str]:
-    """What to call the series of an exam: number and geometry, without the headers' text; all different."""
+    """Unique names for the series of an exam, made of number and geometry without any text of the headers."""
     names: list[str] = []
     for one in series:
         f = one.facts
@@ -97,7 +89,8 @@ def _overridden(series: Sequence[DicomSeries], names: list[str], override: str) 
     hits = [i for i, one in enumerate(series) if one.series == override]
     hits = hits or [i for i, one in enumerate(series) if str(one.facts["number"]) == override]
     listed = "; ".join(names[:8]) + (" …" if len(names) > 8 else "")
-    if len(hits) > 1:  # the scout or a picture beside the slices does not make a number ambiguous
+    if len(hits) > 1:
+        # A scout or a picture of the same number does not make the number ambiguous.
         hits = [i for i in hits if not _unusable(series[i])] or hits
     if not hits:
         raise DataError(f"no such series as the one asked for; the exam has: {listed}")
@@ -105,13 +98,13 @@ def _overridden(series: Sequence[DicomSeries], names: list[str], override: str) 
         raise DataError(f"the series number asked for fits {len(hits)} series; give the SeriesInstanceUID")
     if problem := _unusable(series[hits[0]]):
         raise DataError(f"{names[hits[0]]} was asked for, but {problem}")
-    reasons = {n: "not taken: another series was asked for" for n in names}
-    reasons[names[hits[0]]] = "taken: asked for"
+    reasons = {name: Verdict(False, "another series was asked for") for name in names}
+    reasons[names[hits[0]]] = Verdict(True, "asked for")
     return Choice(series[hits[0]], reasons)
 
 
 def _unusable(one: DicomSeries) -> str:
-    """Why it cannot be a CT volume at all, or the empty string."""
+    """Why a series cannot be a CT volume at all, or the empty string."""
     f = one.facts
     if f["kind"] not in _CT_KINDS or f["modality"] != "CT":
         modality = f" (modality {f['modality']})" if f["modality"] else ""
@@ -126,6 +119,7 @@ def _unusable(one: DicomSeries) -> str:
 
 
 def _against(one: DicomSeries) -> str:
+    """Why a series is no candidate, or the empty string."""
     f = one.facts
     if reason := _unusable(one):
         return reason
@@ -133,7 +127,8 @@ def _against(one: DicomSeries) -> str:
         return f"it is computed from a CT and shows something else (ImageType {kinds[0]})"
     if f["orientation"] != "axial":
         return f"it is {f['orientation']}, not axial"
-    if f["images"] > 2 * f["slices"]:  # one copy of each may be one: the reader compares the pixels
+    # Up to two images at each position may be copies: the reader compares their pixels.
+    if f["images"] > 2 * f["slices"]:
         return f"it has {f['images']} images for {f['slices']} places: several times or energies"
     if f["tissue"] == SHARP:
         kernel = f" (kernel {f['kernel']})" if f["kernel"] else ""

@@ -1,12 +1,14 @@
-"""What the frames of compressed pixel data say of themselves, before a decoder meets them.
+"""Check the size that compressed frames state, before a decoder reads them.
 
 The decoders inside GDCM trust their input: JPEG-LS of another width than the header's comes out scrambled, and a
-damaged precision or size makes the JPEG decoder write where it should not and ends the process.
+damaged precision or size makes the JPEG decoder write beyond its buffers and ends the process.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from pydicom.encaps import generate_frames
 
 from deepatlas.errors import DataError
 
@@ -20,13 +22,14 @@ _PRECISIONS = {
     _LOSSLESS: set(range(2, 17)),
     _JPEG_LS: set(range(2, 17)),
 }
-_SIZ = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 codestream and its size segment
+# The start of a JPEG 2000 codestream, followed by its size segment.
+_SIZ = b"\xff\x4f\xff\x51"
 _RLE = "1.2.840.10008.1.2.5"
 
 
 @dataclass(frozen=True)
 class FrameSize:
-    """Rows and columns, values per pixel, and bits per value."""
+    """Rows and columns, number of values of a pixel, and bits of a value."""
 
     rows: int
     columns: int
@@ -35,19 +38,18 @@ class FrameSize:
 
 
 def check_codestream(data: bytes, syntax: str, frames: int, rows: int, columns: int, allocated: int) -> None:
-    """Raise unless every frame of encapsulated ``data`` is of that size, of one sample, and complete.
+    """Check that every frame of encapsulated ``data`` is complete and has that size and one value for each pixel.
 
-    Raises :class:`~deepatlas.errors.DataError`, one line without names.
+    Raises :class:`~deepatlas.errors.DataError`, one line without identifiers, if it is not so.
     """
-    from pydicom.encaps import generate_frames
-
     try:
         found = list(generate_frames(data, number_of_frames=frames))
     except Exception:
         raise _damaged() from None
     if len(found) != frames:
         raise DataError(f"it holds {len(found)} of {frames} frames; copy or export it again")
-    if syntax == _RLE:  # carries no size; GDCM counts its bytes
+    if syntax == _RLE:
+        # RLE states no size, and GDCM counts its bytes.
         return
     for frame in found:
         size = frame_size(frame)
@@ -56,14 +58,13 @@ def check_codestream(data: bytes, syntax: str, frames: int, rows: int, columns: 
                 f"its pixels decode to {size.rows} x {size.columns} of {size.samples} values, but its header says "
                 f"{rows} x {columns} of 1; copy or export it again"
             )
-        if (
-            -(-size.precision // 8) != allocated // 8
-        ):  # GDCM's buffers go by the header, its decoders by the frame
+        # The buffers of GDCM have the size that the header states, its decoders that of the frame.
+        if -(-size.precision // 8) != allocated // 8:
             raise _damaged()
 
 
 def frame_size(frame: bytes) -> FrameSize:
-    """The size that a JPEG, JPEG-LS or JPEG 2000 frame tells. Raises :class:`~deepatlas.errors.DataError`."""
+    """The size that a JPEG, JPEG-LS or JPEG 2000 frame states; :class:`~deepatlas.errors.DataError` if it has none."""
     if frame[:2] != b"\xff\xd8":
         at = frame[:512].find(_SIZ)
         if at < 0:
@@ -72,10 +73,12 @@ def frame_size(frame: bytes) -> FrameSize:
     at = 2
     while at + 10 <= len(frame):
         marker = frame[at + 1]
-        if frame[at] == 0xFF and marker == 0xFF:  # a fill byte
+        if frame[at] == 0xFF and marker == 0xFF:
+            # A fill byte.
             at += 1
             continue
-        if frame[at] != 0xFF or marker == 0xDA:  # the pixels begin, and no size was told
+        if frame[at] != 0xFF or marker == 0xDA:
+            # The pixels begin without a size.
             break
         if marker in _FRAME_MARKERS:
             precision = frame[at + 4]
@@ -88,7 +91,7 @@ def frame_size(frame: bytes) -> FrameSize:
 
 
 def _jpeg2000(segment: bytes) -> FrameSize:
-    """From the SIZ segment, which holds no more than one tile-aligned image of one component in what DICOM allows."""
+    """The size in a SIZ segment, which in DICOM describes one image whose components are not subsampled."""
     words = [int.from_bytes(segment[4 + 4 * i : 8 + 4 * i]) for i in range(8)]
     right, bottom, left, top, tile_width, tile_height, tile_left, tile_top = words
     length, samples = int.from_bytes(segment[:2]), int.from_bytes(segment[36:38])

@@ -1,13 +1,13 @@
-"""Where the slices of a series lie: from ImagePositionPatient and ImageOrientationPatient to one orthogonal grid.
+"""Arrange the slices of a series on one orthogonal grid, from ImagePositionPatient and ImageOrientationPatient.
 
-Neither SliceLocation nor the order of files or instance numbers says anything here. A slice has a level (its
-distance along the normal of the slices) and a shift (its place within its plane). Slices whose levels are even and
-whose shifts agree are a grid already. Two things are put right without inventing anatomy, and noted:
+SliceLocation and the order of files and instance numbers are not used. A slice has a level (its distance along the
+normal of the slices) and a shift (its position within its plane). Slices with even levels and equal shifts are a grid
+already. Two deviations are corrected, and reported, without inventing anatomy:
 
-- an even drift from slice to slice, as a tilted gantry gives: every slice is moved within its plane, linearly;
-- levels that are uneven but leave no gap: voxels are interpolated linearly between the slices that are there.
+- an even drift from slice to slice, as a tilted gantry causes: every slice is moved within its plane, linearly;
+- levels that are uneven but leave no gap: voxels are interpolated linearly between the existing slices.
 
-A gap is refused: nothing says what is in it. So are slices that lie beside each other without a pattern.
+A gap is refused, because nothing tells what belongs there. So are slices that are shifted without a pattern.
 """
 
 from __future__ import annotations
@@ -20,24 +20,31 @@ from numpy.typing import ArrayLike, NDArray
 from deepatlas.errors import DataError
 from deepatlas.space.grid import SHEAR_TOLERANCE
 
-SAME_LEVEL = 0.01  # mm; slices closer than this are at one place
-EVEN = 0.05  # of the spacing; a level may be that far from its even place
-NOTABLE = 0.01  # of the spacing; from here on that is worth a warning
-STRAIGHT = 0.05  # of a pixel; a shift up to this is rounding
-GAP = 1.5  # times the spacing around it; a longer step has lost a slice
-ABUT = 1.1  # times their thickness; slices up to this far apart leave nothing out
-REGULAR_RUN = 3  # equal steps in a row that make a part with a spacing of its own
-MAX_STEP_RATIO = 4.0  # between the parts of one series
+# Slices closer than this (mm) share a level.
+SAME_LEVEL = 0.01
+# How far a level may be from its even position, as a fraction of the spacing, and from where on a warning is given.
+EVEN = 0.05
+NOTABLE = 0.01
+# Shifts up to this fraction of a pixel are rounding errors.
+STRAIGHT = 0.05
+# A step longer than this multiple of the spacing around it has lost a slice.
+GAP = 1.5
+# Slices up to this multiple of their thickness apart leave nothing out.
+ABUT = 1.1
+# Number of equal steps in a row that make a part with a spacing of its own.
+REGULAR_RUN = 3
+# Largest ratio between the spacings of the parts of one series.
+MAX_STEP_RATIO = 4.0
 
 
 @dataclass(frozen=True)
 class Stack:
     """The slices of a series in the order of their levels.
 
-    ``planes`` lists the given indices plane by plane (several where slices are at one place); ``levels`` (K,) and
-    ``shifts`` (K, 2: along x and y of the image) are in mm from the first plane. ``affine`` (4x4, LPS) and ``count``
-    describe the orthogonal, even grid of the result before any shift; ``even`` and ``straight`` say what needs no
-    work.
+    ``planes`` lists the given indices plane by plane (several if slices share a position). ``levels`` [K] and
+    ``shifts`` [K, 2] (along x and y of the image) are in mm from the first plane. ``affine`` (4x4, LPS) and ``count``
+    describe the orthogonal, even grid of the result before any shift. ``even`` and ``straight`` tell that levels and
+    shifts need no correction.
     """
 
     planes: list[list[int]]
@@ -57,9 +64,9 @@ class Stack:
 
 
 def axes_of(orientation: ArrayLike) -> NDArray[np.float64]:
-    """Unit vectors (rows x, y and the normal; LPS) of an ImageOrientationPatient; right-handed and orthogonal.
+    """Orthogonal unit vectors x, y and normal (the rows of [3, 3], LPS, right-handed) of an ImageOrientationPatient.
 
-    Raises :class:`~deepatlas.errors.DataError` where its two directions are not unit vectors at a right angle.
+    Raises :class:`~deepatlas.errors.DataError` if its two directions are not unit vectors at a right angle.
     """
     x, y = np.asarray(orientation, dtype=np.float64).reshape(2, 3)
     lengths = np.linalg.norm(x), np.linalg.norm(y)
@@ -90,14 +97,14 @@ def arrange(
 
     Args:
         positions: ImagePositionPatient of every slice, [N, 3] LPS mm, in any order.
-        orientation: ImageOrientationPatient, the same for all.
-        spacing: of the pixels (x, y) in mm.
-        thickness: of every slice in mm, [N] (NaN: not known). Where slices abut elsewhere, a wider step between thin
-            ones is a gap even if it comes several times in a row.
+        orientation: ImageOrientationPatient, which is the same for all slices.
+        spacing: the size (x, y) of a pixel in mm.
+        thickness: the thickness of every slice in mm, [N] (NaN: not known). If slices abut elsewhere, a wider step
+            between thin slices is a gap even if it occurs several times in a row.
 
     Raises:
-        DataError: one line without names, where they make no volume: a gap (how many slices, and where), levels too
-        close or too irregular, fewer than two levels.
+        DataError: one line without identifiers, if the slices are no volume: a gap (how many slices, and where), levels
+            that are too close or too irregular, fewer than two levels.
     """
     axes = axes_of(orientation)
     positions = np.asarray(positions, dtype=np.float64)
@@ -130,7 +137,8 @@ def arrange(
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1], affine[:3, 2] = axes[0] * spacing[0], axes[1] * spacing[1], axes[2] * step
     affine[:3, 3] = positions[first[0]] + start * axes[2]
-    if straight:  # rounding left in the positions is spread, half to each side
+    if straight:
+        # The rounding errors of the positions are distributed to both sides.
         affine[:3, 3] += (shifts.max(axis=0) + shifts.min(axis=0)) / 2 @ axes[:2]
     return Stack(planes, levels, shifts, affine, count, even, straight, notes, warnings)
 
@@ -138,11 +146,12 @@ def arrange(
 def _step(
     levels: NDArray[np.float64], thickness: NDArray[np.float64]
 ) -> tuple[float, float, bool, list[str], list[str]]:
-    """First level and spacing of the result, whether the levels are even already, corrections and warnings."""
+    """First level and spacing of the result, whether the levels are even already, corrections, and warnings."""
     steps = np.diff(levels)
     mean, start = (float(v) for v in np.polyfit(np.arange(len(levels)), levels, 1))
     off = float(np.abs(levels - start - mean * np.arange(len(levels))).max()) / mean
-    ends = np.fmax(thickness[1:], thickness[:-1])  # the thicker of the two slices of each step
+    # The thicker of the two slices of each step.
+    ends = np.fmax(thickness[1:], thickness[:-1])
     if off <= EVEN:
         warnings = [f"slice positions are up to {off:.1%} of the spacing off"] * (off > NOTABLE)
         if np.isfinite(ends).all() and mean > GAP * ends.max() > 0:
@@ -166,7 +175,7 @@ def _step(
 
 
 def _reference(steps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """For each step the spacing that is usual there: its own run's, or the widest of the runs beside it."""
+    """For each step the usual spacing there: that of its own run, or the widest of the neighbouring runs."""
     runs: list[list[int]] = [[0]]
     for index in range(1, len(steps)):
         usual = float(np.mean(steps[runs[-1]]))
@@ -208,7 +217,7 @@ def _refuse_gaps(levels: NDArray, steps: NDArray, reference: NDArray) -> None:
 def _straight(
     shifts: NDArray[np.float64], levels: NDArray[np.float64], spacing: tuple[float, float]
 ) -> tuple[bool, str]:
-    """Whether the slices lie above each other; otherwise what is corrected, in words."""
+    """Whether the slices lie exactly above each other, and otherwise a description of the correction."""
     pixels = np.ptp(shifts, axis=0) / spacing
     if pixels.max() / 2 <= STRAIGHT:
         return True, ""

@@ -1,27 +1,21 @@
-"""What an intake needs to know of a DICOM file, from its header alone."""
+"""The fields of a DICOM header that deciding what a file is, stacking it and decoding its pixels depend on."""
 
 from __future__ import annotations
 
+import os
 import re
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import pydicom
 from numpy.typing import NDArray
 
-from deepatlas.errors import DataError
-from deepatlas.io.dicom.series import Found, Refusal
-from deepatlas.io.dicom.values import (
-    FunctionalGroups,
-    Plain,
-    int_of,
-    pydicom_module,
-    quiet,
-    tag_of,
-    text_of,
-    values_of,
-)
+from deepatlas.io.dicom.found import Found, Refusal
+from deepatlas.io.dicom.values import FunctionalGroups, Plain, int_of, quiet, tag_of, text_of, values_of
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
@@ -29,6 +23,8 @@ LEGACY_ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.2"
 CT_CLASSES = (CT, ENHANCED_CT, LEGACY_ENHANCED_CT)
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
 DEFLATED = "1.2.840.10008.1.2.1.99"
+# Native transfer syntaxes; a file without meta information has none and is one of the first two.
+NATIVE = ("", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", BIG_ENDIAN)
 DIRECTORY = "1.2.840.10008.1.3.10"
 RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
 SEGMENTATIONS = (
@@ -37,9 +33,11 @@ SEGMENTATIONS = (
 )
 
 _AGAIN = "export it again from the archive (PACS)"
-_MOST_FRAMES = 65536  # more are damage, and would ask for memory
+# A header that claims more frames is damaged, and reading it would exhaust the memory.
+_MOST_FRAMES = 65536
+_PIXEL_DATA = (0x7FE0, 0x0010)
 
-# Read in one pass; everything else is skipped, private tags and free text first of all.
+# The elements that are read. All others are skipped, above all private elements and free text.
 _TAGS = """
 SOPClassUID SOPInstanceUID Modality PatientID PatientName StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID
 SeriesNumber SeriesDescription AcquisitionNumber AcquisitionTime AcquisitionDateTime TemporalPositionIdentifier
@@ -53,16 +51,14 @@ SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence ConcatenationUID
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """One image (or RTSTRUCT, or segmentation) as its header tells it. Lengths in mm, directions in LPS.
+    """The header of one image, RTSTRUCT or segmentation. Lengths are in mm, directions in LPS.
 
-    ``positions`` is [frames, 3], ``rescale`` [frames, 2] (slope and intercept; NaN where the file gives none); a
-    classic image has one frame. ``spacing`` is (between columns, between rows), that is (x, y). Texts may identify
-    a patient and stay inside the intake.
+    A classic image has one frame. Texts may identify a patient and must not leave the intake.
     """
 
-    found: Found
     sop_class: str
     sop_uid: str
+    # TransferSyntaxUID.
     syntax: str
     modality: str
     patient: str
@@ -71,17 +67,18 @@ class Header:
     frame: str
     number: int | None
     instance: int | None
-    moments: tuple[str, ...]  # what may tell apart images of one place, see scan
+    # Elements of the acquisition that may tell apart several images at one position (see scan.py).
+    moments: tuple[str, ...]
     image_type: tuple[str, ...]
     rows: int
     columns: int
     frames: int
-    concatenation: tuple[
-        str, int
-    ]  # ConcatenationUID of an enhanced image in several files, and how many they are
+    # ConcatenationUID of a multi-frame image that was cut into several files, and the number of these files.
+    concatenation: tuple[str, int]
+    # Between columns and between rows, that is (x, y).
     spacing: tuple[float, float] | None
     orientation: tuple[float, ...] | None
-    positions: NDArray[np.float64] | None
+    positions: NDArray[np.float64] | None  # [frames, 3]
     thickness: float | None
     kernel: str
     description: str
@@ -94,17 +91,24 @@ class Header:
     stored: int
     high_bit: int
     signed: bool
-    rescale: NDArray[np.float64]
+    # Slope and intercept; NaN where the file gives none.
+    rescale: NDArray[np.float64]  # [frames, 2]
     rescale_type: str
+    # Lowest and highest stored value that mean "no pixel".
     padding: tuple[int, int] | None
-    referenced: tuple[str, ...]  # SeriesInstanceUIDs that an RTSTRUCT or a segmentation refers to
-    lossy: bool  # compressed with a loss at some time
-    surplus: int  # bytes of uncompressed pixel data beyond what size and number of frames ask for
-    complete: bool  # as far as the length of the file tells
-
-    @property
-    def is_ct(self) -> bool:
-        return self.modality == "CT" and self.sop_class in CT_CLASSES
+    # The SeriesInstanceUIDs that an RTSTRUCT or a segmentation refers to.
+    referenced: tuple[str, ...]
+    # Whether the pixels were compressed with a loss at some time.
+    lossy: bool
+    # First byte of the value of PixelData, 0 if its place in the file is unknown (deflated, or no pixels).
+    pixel_offset: int
+    # Bytes of PixelData as declared (-1: undefined, for encapsulated pixels), and as the file holds them.
+    pixel_length: int
+    pixel_held: int
+    # CRC-32 of the bytes before PixelData (of the whole file if ``pixel_offset`` is 0).
+    checksum: int
+    # What ``read_drawn`` of :func:`read_header` returned for an RTSTRUCT or a segmentation.
+    drawn: Any = None
 
     @property
     def thicknesses(self) -> NDArray[np.float64]:
@@ -113,95 +117,132 @@ class Header:
 
     @property
     def hounsfield(self) -> bool:
-        """Whether RescaleType is HU, or not given as in most CT images."""
+        """Whether RescaleType is HU, or absent, as in most CT images."""
         return self.rescale_type.upper() in ("", "HU", "HU_MOD")
 
     @property
     def known_syntax(self) -> str:
-        """The transfer syntax if it is one of the standard's (a damaged or private one may hold anything)."""
+        """The transfer syntax if it is one of the standard's (a damaged or private one may hold any text)."""
         return self.syntax if re.fullmatch(r"1\.2\.840\.10008\.1\.2[.0-9]*", self.syntax) else ""
 
     @property
     def is_multiframe(self) -> bool:
         return self.sop_class in CT_CLASSES[1:]
 
+    @property
+    def is_label_object(self) -> bool:
+        """Whether it is an RTSTRUCT or a DICOM segmentation."""
+        return self.sop_class == RTSTRUCT or self.sop_class in SEGMENTATIONS
 
-def read_header(found: Found) -> Header | Refusal | None:
-    """The header of a file: None if it is no DICOM, a refusal if it is DICOM that an intake has no use for.
+    @property
+    def is_native(self) -> bool:
+        """Whether the pixels are neither encapsulated nor deflated, so that their number of bytes is known."""
+        return not is_encapsulated(self.syntax) and self.syntax != DEFLATED
 
-    The refusal's reason holds nothing of the file's text. Never raises for what a file holds.
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes that uncompressed pixels of this size and number of frames need."""
+        return self.rows * self.columns * self.samples * self.frames * self.allocated // 8
+
+    @property
+    def surplus(self) -> int:
+        """Bytes of uncompressed pixel data beyond what size and number of frames need."""
+        need = self.pixel_bytes
+        return max(self.pixel_length - need - need % 2, 0) if self.is_native else 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether the file is whole, as far as its length tells."""
+        return self.syntax == DEFLATED or self.pixel_held >= (self.pixel_bytes if self.is_native else 1)
+
+
+def read_header(found: Found, read_drawn: Callable[[Any, int], Any] | None = None) -> Header | Refusal | None:
+    """Read the header of a file, opening the file once.
+
+    Args:
+        found: the file.
+        read_drawn: called for an RTSTRUCT or a segmentation with its pydicom data set (without pixels) and the size
+            of the file in bytes; the result becomes :attr:`Header.drawn`. It must not raise.
+
+    Returns:
+        The header; None if the file is not DICOM; a refusal if it is DICOM that cannot be part of an exam. The
+        refusal quotes nothing of the file's text. What a file holds never makes this function raise.
     """
     try:
         with open(found.path, "rb") as handle:
-            start = _start(handle)
-            if start is None:
+            if not _starts_as_dicom(handle):
                 return None
-            return _read(found, handle)
+            return _read(found, handle, read_drawn)
     except _Useless as useless:
-        return Refusal(found.name, str(useless))
+        return Refusal(found.name, str(useless), damaged=useless.damaged)
     except OSError as error:
-        return Refusal(
-            found.name,
-            f"cannot be read ({error.strerror or 'input/output error'}); copy it again",
-            passing=True,
-        )
-    except DataError:
-        raise
-    except Exception:  # pydicom raises whatever the damage leads to; its text may quote the file
-        return Refusal(found.name, f"a DICOM file whose header is damaged; {_AGAIN}")
+        reason = f"cannot be read ({error.strerror or 'input/output error'}); copy it again"
+        return Refusal(found.name, reason, passing=True)
+    except Exception:
+        # pydicom raises whatever the damage leads to, and its text may quote the file.
+        return Refusal(found.name, f"a DICOM file whose header is damaged; {_AGAIN}", damaged=True)
 
 
 class _Useless(Exception):
-    """DICOM without a place in a dataset; the text is the reason."""
+    """DICOM that cannot be part of an exam; the text is the reason."""
+
+    def __init__(self, reason: str, *, damaged: bool = False) -> None:
+        super().__init__(reason)
+        self.damaged = damaged
 
 
 def looks_like_dicom(path: str | Path) -> bool:
-    """Whether a file starts as DICOM does, with or without the preamble."""
+    """Whether a file begins as DICOM does, with or without the preamble."""
     try:
         with open(path, "rb") as handle:
-            return _start(handle) is not None
+            return _starts_as_dicom(handle)
     except OSError:
         return False
 
 
-def _start(handle: BinaryIO) -> int | None:
-    """Where the data set begins (file meta information included), or None; rewinds the file."""
+def _starts_as_dicom(handle: BinaryIO) -> bool:
+    """Look at the first bytes of a file, and rewind it."""
     head = handle.read(140)
     handle.seek(0)
     if head[128:132] == b"DICM":
-        return 132
+        return True
     group, element = int.from_bytes(head[0:2], "little"), int.from_bytes(head[2:4], "little")
     if len(head) < 132 or group not in (0x0002, 0x0008) or element > 0x0100:
-        return None
+        return False
     explicit = head[4:6].isalpha() and head[4:6].isupper()
-    length = int.from_bytes(head[4:8], "little")
-    return 0 if explicit or length <= 1024 else None
+    return explicit or int.from_bytes(head[4:8], "little") <= 1024
 
 
-def _read(found: Found, handle: BinaryIO) -> Header:
-    pydicom = pydicom_module()
+def _read(found: Found, handle: BinaryIO, read_drawn: Callable[[Any, int], Any] | None) -> Header:
     with quiet():
         ds = pydicom.dcmread(
             handle, stop_before_pixels=True, force=True, specific_tags=[tag_of(k) for k in _TAGS]
         )
         meta = ds.file_meta
-        declared, held = _pixel_bytes(handle, text_of(meta, "TransferSyntaxUID") == BIG_ENDIAN)
+        pixels = _locate_pixels(handle, text_of(meta, "TransferSyntaxUID") == BIG_ENDIAN)
         sop_class = text_of(ds, "SOPClassUID") or text_of(meta, "MediaStorageSOPClassUID")
         modality = text_of(ds, "Modality")
         if sop_class == DIRECTORY:
-            raise _Useless("a DICOMDIR: an index, whose files are read themselves")
+            raise _Useless("a DICOMDIR, which is an index; the files that it lists are read themselves")
         if not sop_class and modality == "CT" and "Rows" in ds:
             sop_class = CT
         if not sop_class and not modality:
             raise _Useless(f"DICOM without SOPClassUID and Modality; {_AGAIN}")
         referenced: tuple[str, ...] = ()
+        drawn = None
         if sop_class == RTSTRUCT or sop_class in SEGMENTATIONS:
-            referenced = _referenced(pydicom.dcmread(found.path, stop_before_pixels=True, force=True))
+            handle.seek(0)
+            everything = pydicom.dcmread(handle, stop_before_pixels=True, force=True)
+            referenced = _referenced(everything)
+            if read_drawn is not None:
+                drawn = read_drawn(everything, os.fstat(handle.fileno()).st_size)
         elif sop_class in CT_CLASSES and not _is_image(ds, sop_class):
-            raise _Useless(f"{object_type(sop_class)} with a damaged header; {_AGAIN}")
+            raise _Useless(f"{object_type(sop_class)} with a damaged header; {_AGAIN}", damaged=True)
         elif not _is_image(ds, sop_class):
             raise _Useless(f"{object_type(sop_class)}: not an image of the body")
-        return _header(found, ds, sop_class, modality, referenced, declared, held)
+        handle.seek(0)
+        checksum = zlib.crc32(handle.read(pixels[0] or -1))
+        return _header(found, ds, sop_class, modality, referenced, drawn, pixels, checksum)
 
 
 def _header(
@@ -210,8 +251,9 @@ def _header(
     sop_class: str,
     modality: str,
     referenced: tuple[str, ...],
-    declared: int,
-    held: int,
+    drawn: Any,
+    pixels: tuple[int, int, int],
+    checksum: int,
 ) -> Header:
     folder = found.name.rpartition("/")[0]
     study = text_of(ds, "StudyInstanceUID") or f"folder:{folder}"
@@ -225,10 +267,8 @@ def _header(
     groups = FunctionalGroups(ds, frames) if sop_class in CT_CLASSES[1:] else Plain(ds)
     spacing, orientation = groups.numbers("PixelSpacing", 2), groups.numbers("ImageOrientationPatient", 6)
     signed = int_of(ds, "PixelRepresentation") == 1
-    native = not is_encapsulated(syntax) and syntax != DEFLATED
-    need = rows * columns * samples * frames * allocated // 8
+    offset, length, held = pixels
     return Header(
-        found=found,
         sop_class=sop_class,
         sop_uid=text_of(ds, "SOPInstanceUID") or text_of(ds.file_meta, "MediaStorageSOPInstanceUID"),
         syntax=syntax,
@@ -277,13 +317,19 @@ def _header(
         padding=_padding(ds, signed, allocated),
         referenced=referenced,
         lossy=text_of(ds, "LossyImageCompression") == "01",
-        surplus=max(declared - need - need % 2, 0) if native else 0,
-        complete=syntax == DEFLATED or held >= (need if native else 1),
+        pixel_offset=offset,
+        pixel_length=length,
+        pixel_held=held,
+        checksum=checksum,
+        drawn=drawn,
     )
 
 
 def _padding(ds: Any, signed: bool, allocated: int) -> tuple[int, int] | None:
-    """Lowest and highest stored value that mean "no pixel". The two tags' type is often the wrong one of US and SS."""
+    """Lowest and highest stored value that mean "no pixel".
+
+    The value representation of the two elements is often the wrong one of US and SS, which is undone here.
+    """
     ends = [
         v for key in ("PixelPaddingValue", "PixelPaddingRangeLimit") if (v := int_of(ds, key)) is not None
     ]
@@ -294,37 +340,44 @@ def _padding(ds: Any, signed: bool, allocated: int) -> tuple[int, int] | None:
     return min(wrapped), max(wrapped)
 
 
-def _pixel_bytes(handle: BinaryIO, big_endian: bool) -> tuple[int, int]:
-    """Length of the pixel data that starts here: as declared (-1: not declared), and what the file holds of it."""
+def _locate_pixels(handle: BinaryIO, big_endian: bool) -> tuple[int, int, int]:
+    """Offset and length of the value of PixelData, which begins here, and how many of its bytes the file holds.
+
+    The length is the declared one, -1 if it is undefined. All three are 0 where no PixelData begins.
+    """
+    start = handle.tell()
     head = handle.read(12)
     order = "big" if big_endian else "little"
+    if len(head) < 12 or (int.from_bytes(head[:2], order), int.from_bytes(head[2:4], order)) != _PIXEL_DATA:
+        return 0, 0, 0
     explicit = head[4:6] in (b"OW", b"OB")
     length = int.from_bytes(head[8:12] if explicit else head[4:8], order)
-    start = handle.tell() - (0 if explicit else 4)
-    here = max(handle.seek(0, 2) - start, 0) if len(head) == 12 else 0
-    return (-1 if length == 0xFFFFFFFF else length), here
+    offset = start + (12 if explicit else 8)
+    held = max(handle.seek(0, os.SEEK_END) - offset, 0)
+    return offset, -1 if length == 0xFFFFFFFF else length, held
 
 
 def is_encapsulated(syntax: str) -> bool:
-    """Whether the pixels are encapsulated, so that their length says nothing."""
+    """Whether a transfer syntax encapsulates the pixels, so that their number of bytes tells nothing."""
     return syntax.startswith("1.2.840.10008.1.2.4.") or syntax == "1.2.840.10008.1.2.5"
 
 
 def _is_image(ds: Any, sop_class: str) -> bool:
-    if sop_class.startswith("1.2.840.10008.5.1.4.1.1.481"):  # dose, plan and beam objects of radiotherapy
+    # Of the objects of radiotherapy (doses, plans, beams …) only RT Image is an image.
+    if sop_class.startswith("1.2.840.10008.5.1.4.1.1.481"):
         return sop_class == "1.2.840.10008.5.1.4.1.1.481.1"
     return bool(int_of(ds, "Rows") and int_of(ds, "Columns"))
 
 
 def object_type(sop_class: str) -> str:
-    """What kind of object it is, in words of the standard alone: "CT Image", "Comprehensive SR" …"""
+    """The kind of a DICOM object in the words of the standard: "CT Image", "Comprehensive SR" …"""
     with quiet():
-        name = str(pydicom_module().uid.UID(sop_class).name)
+        name = str(pydicom.uid.UID(sop_class).name)
     return name.removesuffix(" Storage") if name != sop_class else "object of unknown type"
 
 
 def _referenced(ds: Any) -> tuple[str, ...]:
-    """SeriesInstanceUIDs named anywhere below the references of an RTSTRUCT or a segmentation."""
+    """The SeriesInstanceUIDs anywhere below the references of an RTSTRUCT or a segmentation."""
     found = []
     for keyword in ("ReferencedFrameOfReferenceSequence", "ReferencedSeriesSequence"):
         for item in values_of(ds, keyword):

@@ -1,7 +1,7 @@
-"""Whether a reconstruction is for soft tissue or sharp (bone, lung): kernel, then window, then description.
+"""Tell whether a reconstruction is for soft tissue or sharp (bone, lung), by kernel, description and window.
 
-Makers name their kernels each in their own way; the names here are those of their conformance statements and
-of public collections. A kernel is passed on only where it is known, because the field is free text.
+Every manufacturer names its kernels differently; the names here are those of conformance statements and of public
+collections. Only known kernels are passed on, because the element is free text.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import re
 
 SOFT, SHARP, UNKNOWN = "soft", "sharp", "unknown"
 
-# Siemens: B30f, B30s, B70f, H31s, U90u, I31f\3 (iterative), Br38f, Hr40, Qr36, Bl57d: the number is the sharpness.
+# Siemens: B30f, B30s, B70f, H31s, U90u, I31f\3 (iterative), Br38f, Hr40, Qr36, Bl57d. The number is the sharpness.
 _SIEMENS = re.compile(r"^(?P<family>[A-Z][a-z]?)(?P<sharpness>\d{2})[a-z]{0,2}$")
 _SIEMENS_SHARP = 50
-# Canon (Toshiba): FC03, FC13-H: tens of the number.
+# Canon (Toshiba): FC03, FC13-H. The tens of the number tell the purpose.
 _CANON = re.compile(r"^FC\s?(?P<number>\d{2})(-\w{1,3})?$")
 _CANON_SHARP = {3, 5, 8}
 _SOFT_NAMES = {
@@ -29,18 +29,19 @@ _SHARP_WORDS = re.compile(
     r"(?![a-z])",
     re.IGNORECASE,
 )
-_WIDE_WINDOW = 1000.0  # HU; soft tissue is looked at with 300 to 500
+# From this width (HU) on a window is not for soft tissue, which is displayed with 300 to 500.
+_WIDE_WINDOW = 1000.0
 
 
 def known_kernel(kernel: str) -> str:
-    """The kernel's name if it is a known one, otherwise the empty string."""
+    """The name of the kernel if it is known, otherwise the empty string."""
     name = kernel.strip()
     known = _SIEMENS.match(name) or _CANON.match(name.upper()) or name.upper() in _SOFT_NAMES | _SHARP_NAMES
     return name if known else ""
 
 
 def tissue(kernel: str, window: float | None = None, description: str = "") -> str:
-    """``soft``, ``sharp`` or ``unknown``."""
+    """What a reconstruction is for: ``soft``, ``sharp`` or ``unknown``."""
     name = kernel.strip()
     if match := _CANON.match(name.upper()):
         return SHARP if int(match["number"]) // 10 in _CANON_SHARP else SOFT

@@ -1,4 +1,4 @@
-"""A DICOM series to a CT volume: decoded, stacked by position, and put on an orthogonal, even grid."""
+"""Read a DICOM series as a CT volume: decoded, stacked by position, and put on an orthogonal, even grid."""
 
 from __future__ import annotations
 
@@ -10,39 +10,49 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepatlas.errors import DataError
+from deepatlas.errors import DataError, PassingError
 from deepatlas.io.dicom.choose import choose_series
+from deepatlas.io.dicom.found import Found
 from deepatlas.io.dicom.geometry import Stack, arrange, axes_of
-from deepatlas.io.dicom.header import Header, read_header
+from deepatlas.io.dicom.header import Header
 from deepatlas.io.dicom.kernel import known_kernel, tissue
 from deepatlas.io.dicom.pixels import read_pixels
 from deepatlas.io.dicom.scan import scan_dicom
-from deepatlas.io.dicom.series import DicomSeries, Found, Reading, Refusal
+from deepatlas.io.dicom.series import DicomSeries, Reading
 from deepatlas.space.constants import AIR, LPS_FROM_RAS, MIN_VOXELS
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
 
-_WOBBLE = 2e-4  # of a direction cosine between slices: 0.05 mm at the rim of a body
-_NO_AIR = -500.0  # HU; a CT without a rescale whose lowest value is above this is not in Hounsfield units
+# Difference of a direction cosine between slices from which on a warning is given: 0.05 mm at the rim of a body.
+_WOBBLE = 2e-4
+# A CT without a rescale whose lowest value is above this is not in Hounsfield units.
+_NO_AIR = -500.0
 
 
 def read_series(series: DicomSeries) -> Reading:
-    """Read a series into a CT.
+    """Read the pixels of a series into a CT. Each file is opened once; its header comes with the series.
 
     Positions come from ImagePositionPatient and ImageOrientationPatient alone. The array is float32 Hounsfield
     units [slices, rows, columns]; its axes x (along a row), y (down a column) and z (along their cross product)
-    are right-handed, and its :class:`~deepatlas.space.grid.Grid` is RAS+ mm.
+    are right-handed, and its :class:`~deepatlas.space.grid.Grid` is in RAS+ mm.
 
-    Corrected, and listed in ``corrections``: a gantry tilt (each slice is moved within its plane onto orthogonal
-    axes, linearly; the rows or columns that this adds are -1024 HU at the rim), uneven spacing without a gap
-    (linear between slices), second copies of a slice with equal pixels, PixelPaddingValue (set to -1024 HU).
+    Corrected, and listed in ``corrections``: a gantry tilt (every slice is moved within its plane onto orthogonal
+    axes by linear interpolation; rows and columns that this adds are -1024 HU), uneven spacing without a gap (linear
+    interpolation between slices), second copies of a slice with equal pixels, PixelPaddingValue (set to -1024 HU).
 
     Raises:
-        DataError: one line without names for everything that leaves the volume in doubt: missing slices (how many,
-        and where), different images at one place, files that cannot be decoded or are cut short, values that are no
-        Hounsfield units.
+        DataError: one line without identifiers for everything that leaves the volume in doubt: missing slices (how
+            many, and where), different images at one position, files that cannot be decoded or are cut short, values
+            that are not Hounsfield units.
+        PassingError: a file cannot be read now, or has changed since its header was read.
     """
-    headers = [_header(found, number, len(series.slices)) for number, found in enumerate(series.slices, 1)]
+    headers = series.headers
+    for number, header in enumerate(headers, 1):
+        if header.orientation is None or header.positions is None or header.spacing is None:
+            raise DataError(
+                f"image {number} of {len(headers)} has no usable ImagePositionPatient, ImageOrientationPatient or "
+                "PixelSpacing; export the series again"
+            )
     head = headers[0]
     positions = _positions(headers)
     thickness = np.concatenate([header.thicknesses for header in headers])
@@ -51,7 +61,7 @@ def read_series(series: DicomSeries) -> Reading:
         raise DataError(f"the series has {len(stack.planes)} slices; a volume needs at least {MIN_VOXELS}")
     corrections, warnings = list(stack.corrections), list(stack.warnings)
     try:
-        array = _slices(headers, stack, corrections, warnings)
+        array = _slices(series, stack, corrections, warnings)
     except MemoryError as error:
         size = f"{len(stack.planes)} x {head.rows} x {head.columns}"
         raise DataError(f"no memory for its {size} voxels; read it on a larger machine") from error
@@ -71,14 +81,14 @@ def read_series(series: DicomSeries) -> Reading:
 
 
 def read_folder(path: str | os.PathLike[str], override: str | int | None = None) -> Reading:
-    """Read the CT series of a folder (searched with its subfolders), or an enhanced multi-frame file.
+    """Read the CT series of a folder (and of the folders below it), or an enhanced multi-frame file.
 
-    Of several series the one of :func:`~deepatlas.io.dicom.choose.choose_series` is taken; a series that is
-    alone is taken also where it would not be chosen (sharp or not axial).
+    Of several series, :func:`~deepatlas.io.dicom.choose.choose_series` chooses one. A single series is read even if
+    it would not be chosen because it is sharp or not axial.
 
     Raises:
-        DataError: one line that names ``path``, where there is no CT series, the series are of several exams, or the
-        series cannot be read.
+        DataError: one line that names ``path``, if there is no CT series, the series belong to several exams, or the
+            series cannot be read.
     """
     path = Path(path)
     try:
@@ -104,41 +114,27 @@ def read_folder(path: str | os.PathLike[str], override: str | int | None = None)
             taken = alone[0]
         if taken is None:
             reasons = choose_series(series).reasons
-            raise DataError(
-                "no series to take: " + "; ".join(f"{name} {reason}" for name, reason in reasons.items())
-            )
+            listed = "; ".join(f"{name} {verdict}" for name, verdict in reasons.items())
+            raise DataError(f"no series to take: {listed}")
         reading = read_series(taken)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     reading.volume.name = str(path)
-    if lost := sum("damaged" in refusal.reason for refusal in scan.refusals):
+    if lost := sum(refusal.damaged for refusal in scan.refusals):
         reading.warnings.append(f"{lost} DICOM file{'s' * (lost != 1)} with a damaged header left out")
     return reading
 
 
 def _volume(series: DicomSeries) -> bool:
+    """Whether a series is a CT volume, chosen or not."""
     facts = series.facts
     return (
         facts["modality"] == "CT" and not facts["problem"] and not facts["localizer"] and facts["hounsfield"]
     )
 
 
-def _header(found: Found, number: int, count: int) -> Header:
-    header = read_header(found)
-    if header is None or isinstance(header, Refusal):
-        reason = header.reason if header else "the file is no longer DICOM"
-        cause = OSError(reason) if header is not None and header.passing else None
-        raise DataError(f"image {number} of {count}: {reason}") from cause
-    if header.orientation is None or header.positions is None or header.spacing is None:
-        raise DataError(
-            f"image {number} of {count} has no usable ImagePositionPatient, ImageOrientationPatient or PixelSpacing; "
-            "export the series again"
-        )
-    return header
-
-
 def _positions(headers: Sequence[Header]) -> NDArray[np.float64]:
-    """The positions of all frames, [N, 3]. The files must share a grid."""
+    """The positions of all frames, [N, 3]; :class:`DataError` unless the images share size, spacing, orientation."""
     head = headers[0]
     for header in headers[1:]:
         if (header.rows, header.columns) != (head.rows, head.columns):
@@ -153,12 +149,13 @@ def _positions(headers: Sequence[Header]) -> NDArray[np.float64]:
 
 
 def _slices(
-    headers: Sequence[Header],
+    series: DicomSeries,
     stack: Stack,
     corrections: list[str],
     warnings: list[str],
 ) -> NDArray[np.float32]:
-    """The planes in their order, [K, rows, columns] HU; copies are compared and left out."""
+    """The planes of the stack in their order, [K, rows, columns] HU. Copies of a slice are compared and left out."""
+    headers = series.headers
     head = headers[0]
     array = np.empty((len(stack.planes), head.rows, head.columns), dtype=np.float32)
     plane_of = {index: k for k, plane in enumerate(stack.planes) for index in plane}
@@ -166,11 +163,12 @@ def _slices(
     padded = copies = 0
     doubtful = False
     index = 0
-    for file, header in enumerate(headers):
+    for number, (found, header) in enumerate(zip(series.slices, headers, strict=True), 1):
         try:
-            pixels = read_pixels(header)
+            pixels = read_pixels(found.path, header)
         except DataError as error:
-            raise DataError(f"image {file + 1} of {len(headers)}: {error}") from error
+            kind = PassingError if isinstance(error, PassingError) else DataError
+            raise kind(f"image {number} of {len(headers)}: {error}") from error
         padded += pixels.padded
         doubtful |= pixels.doubtful_padding
         for frame in pixels.hu:
@@ -217,9 +215,10 @@ def _check_values(array: NDArray[np.float32], headers: Sequence[Header], warning
 
 
 def _unshifted(array: NDArray[np.float32], stack: Stack) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Every slice moved within its plane, on a grid that is wide enough for all; and that grid's affine (LPS)."""
+    """Move every slice within its plane, onto a grid that is wide enough for all; also returns its affine (LPS)."""
     x_size, y_size, _ = stack.spacing
-    shifts = stack.shifts / (x_size, y_size)  # pixels
+    # In pixels.
+    shifts = stack.shifts / (x_size, y_size)
     low = np.floor(shifts.min(axis=0) + 1e-6).astype(int)
     high = np.ceil(shifts.max(axis=0) - 1e-6).astype(int)
     rows, columns = array.shape[1] + high[1] - low[1], array.shape[2] + high[0] - low[0]
@@ -233,11 +232,12 @@ def _unshifted(array: NDArray[np.float32], stack: Stack) -> tuple[NDArray[np.flo
 
 
 def _moved(plane: NDArray[np.float32], shift: float, size: int, axis: int) -> NDArray[np.float32]:
-    """``plane`` moved up by ``shift`` >= 0 voxels along ``axis`` in ``size`` places, linear, air around it."""
+    """``plane`` moved by ``shift`` >= 0 voxels along ``axis``, which gets ``size`` voxels; linear, with air around."""
     if abs(shift - round(shift)) < 1e-6:
         shift = round(shift)
     plane = np.moveaxis(plane, axis, 0)
-    at = np.arange(size) - shift  # place in the plane of every new voxel
+    # The position in the old plane of every voxel of the new one.
+    at = np.arange(size) - shift
     inside = (at > -0.5) & (at < len(plane) - 0.5)
     at = np.clip(at, 0, len(plane) - 1)
     lower = np.minimum(at.astype(int), len(plane) - 2)
@@ -248,7 +248,7 @@ def _moved(plane: NDArray[np.float32], shift: float, size: int, axis: int) -> ND
 
 
 def _evened(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
-    """Linear between the slices, at even levels."""
+    """The array interpolated linearly between its slices, at even distances."""
     levels = np.minimum(np.arange(stack.count) * stack.spacing[2], stack.levels[-1])
     above = np.clip(np.searchsorted(stack.levels, levels, side="right"), 1, len(stack.levels) - 1)
     below = above - 1
@@ -260,7 +260,7 @@ def _evened(array: NDArray[np.float32], stack: Stack) -> NDArray[np.float32]:
 
 
 def _facts(headers: Sequence[Header], stack: Stack) -> dict[str, Any]:
-    """Provenance that identifies nobody: numbers, and words of the standard or of a maker's list."""
+    """Provenance that identifies nobody: numbers, and terms of the standard or of a manufacturer's list."""
     head = headers[0]
     kernel = known_kernel(head.kernel)
     return {

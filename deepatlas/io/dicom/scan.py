@@ -1,90 +1,64 @@
-"""Arbitrary DICOM files to image series, from headers alone.
+"""Group arbitrary DICOM files into image series, from their headers alone.
 
-The unit is what can be stacked: one series may hold several (a scout beside the slices, a second orientation, the
-phases of one acquisition), and each becomes a series of its own.
+The result is what can be stacked. One SeriesInstanceUID may hold several stacks (a scout beside the slices, a second
+orientation, the phases of one acquisition), and each of them becomes a series of its own.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from deepatlas.errors import DataError
+from deepatlas.io.dicom.found import Found, Refusal
 from deepatlas.io.dicom.geometry import arrange, orientation_class
-from deepatlas.io.dicom.header import RTSTRUCT, SEGMENTATIONS, Header, object_type, read_header
+from deepatlas.io.dicom.header import RTSTRUCT, Header, object_type, read_header
 from deepatlas.io.dicom.kernel import known_kernel, tissue
-from deepatlas.io.dicom.series import DicomSeries, Found, Refusal
+from deepatlas.io.dicom.series import DicomSeries
 from deepatlas.space.constants import MIN_VOXELS
 
-SAME_ORIENTATION = 1e-3  # largest difference of a direction cosine
-SAME_SPACING = 1e-4  # mm
+# Largest difference of a direction cosine within a series.
+SAME_ORIENTATION = 1e-3
+# Largest difference of the pixel spacing within a series, in mm.
+SAME_SPACING = 1e-4
 _MODALITIES = {"CT", "MR", "PT", "NM", "US", "CR", "DX", "MG", "XA", "RF", "OT", "RTIMAGE", "SC"}
 _SCOUTS = {"LOCALIZER", "SCOUT"}
-# Values of ImageType that the standard or makers define; others are free text and are not passed on.
-_IMAGE_TYPES = {
-    *(
-        "ORIGINAL",
-        "DERIVED",
-        "PRIMARY",
-        "SECONDARY",
-        "AXIAL",
-        "LOCALIZER",
-        "SCOUT",
-        "VOLUME",
-        "NONE",
-        "OTHER",
-    ),
-    *(
-        "MPR",
-        "MIP",
-        "MINIP",
-        "MIN_IP",
-        "AVERAGE",
-        "REFORMATTED",
-        "PROJECTION IMAGE",
-        "RESAMPLED",
-        "MIXED",
-        "HELIX",
-    ),
-    *(
-        "SCREEN SAVE",
-        "SCREEN CAPTURE",
-        "DOSE_INFO",
-        "DOSE",
-        "PERFUSION",
-        "CBF",
-        "CBV",
-        "MTT",
-        "TTP",
-        "TMAX",
-        "VRT",
-    ),
-    *("3D", "RGB", "OVERLAY", "IODINE", "EFF_Z", "RHO_Z", "VNC", "MONO_E", "SUBTRACTION", "BONE_REMOVED"),
-}
+# Values of ImageType that the standard or manufacturers define. Other values are free text and are not passed on.
+_IMAGE_TYPES = frozenset(
+    "ORIGINAL DERIVED PRIMARY SECONDARY AXIAL LOCALIZER SCOUT VOLUME NONE OTHER MPR MIP MINIP MIN_IP AVERAGE "
+    "REFORMATTED RESAMPLED MIXED HELIX DOSE_INFO DOSE PERFUSION CBF CBV MTT TTP TMAX VRT 3D RGB OVERLAY IODINE EFF_Z "
+    "RHO_Z VNC MONO_E SUBTRACTION BONE_REMOVED".split()
+) | {"PROJECTION IMAGE", "SCREEN SAVE", "SCREEN CAPTURE"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class LabelObject:
-    """An RTSTRUCT or DICOM-SEG file and what it belongs to."""
+    """An RTSTRUCT or DICOM-SEG file and what it belongs to.
+
+    ``modality`` is "RTSTRUCT" or "SEG", ``referenced`` the SeriesInstanceUIDs that the file refers to, and ``drawn``
+    what was read of its structures together with the header (:attr:`Header.drawn`).
+    """
 
     found: Found
-    modality: str  # "RTSTRUCT" or "SEG"
+    modality: str
     patient: str
     study: str
-    frame: str  # FrameOfReferenceUID; often empty in an RTSTRUCT, which names it deeper down
-    referenced: tuple[str, ...] = ()  # SeriesInstanceUIDs that it refers to
+    referenced: tuple[str, ...] = ()
+    drawn: Any = None
+    # Whether the file is whole, as far as its length tells.
+    complete: bool = True
 
 
 @dataclass
 class Scan:
     """What a set of files holds.
 
-    ``series`` are sorted by patient, study, number and UID; ``labels`` are RTSTRUCT and DICOM-SEG objects;
-    ``rest`` are the files that are not DICOM.
+    ``series`` is sorted by patient, study, number and UID; ``labels`` are the RTSTRUCT and DICOM-SEG objects; ``rest``
+    are the files that are not DICOM.
     """
 
     series: list[DicomSeries] = field(default_factory=list)
@@ -100,71 +74,78 @@ class Scan:
         return dict(found)
 
 
+class _Image(NamedTuple):
+    """An image file and its header."""
+
+    found: Found
+    header: Header
+
+
 def scan_dicom(files: Iterable[Found]) -> Scan:
     """Read the headers of ``files`` and group them into series.
 
-    A file that is not DICOM goes to ``rest``; DICOM that is not an image (reports, presentation states, DICOMDIR),
-    second copies of one instance (equal SOPInstanceUID and place) and damaged files become refusals. Images of
-    every kind become series, so that a choice can say why it passes them over. ``facts`` of a series:
+    A file that is not DICOM goes to ``rest``. DICOM that is not an image (reports, presentation states, DICOMDIR),
+    second copies of an instance (equal SOPInstanceUID and position) and damaged files become refusals. Images of
+    every kind become series, so that a choice can state why it does not take them. The ``facts`` of a series are:
 
     ================ ==============================================================================================
     number           SeriesNumber, or None
-    modality         "CT", "MR", "PT" …, or "" if it is none of the usual
-    kind             "CT Image", "Secondary Capture Image" …: the object's type in the standard's words
+    modality         "CT", "MR", "PT" …, or "" for an unusual one
+    kind             "CT Image", "Secondary Capture Image" …: the type of the object in the standard's words
     image_type       the defined values of ImageType, joined by a backslash
     localizer        whether it is a scout
     orientation      "axial", "coronal", "sagittal", "oblique", or None without a position
-    slices           number of levels
-    images           number of images; more than ``slices`` where several lie at one level
-    rows, columns    of an image
+    slices           number of positions along the normal
+    images           number of images; more than ``slices`` where several share a position
+    rows, columns    size of an image
     spacing          (x, y, z) in mm after stacking, or None
     thickness        SliceThickness in mm, or None
-    extent           from the first to the last slice, mm
-    kernel           ConvolutionKernel where it is one of a maker's, otherwise ""
+    extent           distance from the first to the last slice in mm
+    kernel           ConvolutionKernel if it is a known one, otherwise ""
     tissue           "soft", "sharp" or "unknown": what the reconstruction is for
     contrast         whether a contrast agent is named
     kvp              tube voltage in kV, or None
-    multiframe       whether it is one enhanced object
+    multiframe       whether it is an enhanced multi-frame object
     syntax           UID of the transfer syntax
-    hounsfield       whether the rescale type is HU or not given
-    problem          why it makes no volume, one line without names, or None
+    hounsfield       whether RescaleType is HU or absent
+    problem          why it is not a volume (one line without identifiers), or None
     ================ ==============================================================================================
-
-    Raises :class:`~deepatlas.errors.DataError` only where pydicom is missing.
     """
     return group_headers((found, read_header(found)) for found in files)
 
 
 def group_headers(headers: Iterable[tuple[Found, Header | Refusal | None]]) -> Scan:
-    """The second half of :func:`scan_dicom`, for headers that were read elsewhere (other processes)."""
+    """As :func:`scan_dicom`, for headers that have been read already."""
     scan = Scan()
-    groups: dict[tuple, list[Header]] = defaultdict(list)
+    groups: dict[tuple, list[_Image]] = defaultdict(list)
     copies: dict[tuple, tuple[tuple, int]] = {}
     for found, header in headers:
         if header is None:
             scan.rest.append(found)
         elif isinstance(header, Refusal):
             scan.refusals.append(header)
-        elif header.sop_class == RTSTRUCT or header.sop_class in SEGMENTATIONS:
+        elif header.is_label_object:
             modality = "RTSTRUCT" if header.sop_class == RTSTRUCT else "SEG"
-            scan.labels.append(
-                LabelObject(found, modality, header.patient, header.study, header.frame, header.referenced)
-            )
+            about = header.patient, header.study, header.referenced, header.drawn, header.complete
+            scan.labels.append(LabelObject(found, modality, *about))
         else:
-            _add(header, groups, copies, scan.refusals)
+            _add(_Image(found, header), groups, copies, scan.refusals)
     for members in groups.values():
         series = sorted(
             (_series(part) for one in _by_orientation(members) for part in _parts(one)),
             key=lambda s: (-s.facts["slices"], -s.facts["images"], s.sop_uids),
         )
         for index, part in enumerate(series, 1):
-            scan.series.append(part if index == 1 else _renamed(part, index))
+            name = part.series if index == 1 else f"{part.series}#{index}"
+            scan.series.append(replace(part, series=name))
     scan.series.sort(key=lambda s: (s.patient, s.study, s.facts["number"] or 0, s.series))
     scan.labels.sort(key=lambda o: o.found.name)
     return scan
 
 
-def _add(header: Header, groups: dict, copies: dict, refusals: list[Refusal]) -> None:
+def _add(image: _Image, groups: dict, copies: dict, refusals: list[Refusal]) -> None:
+    """Add an image to its series, unless it is a second copy. Of two copies the complete one is kept."""
+    header = image.header
     key = (header.patient, header.study, header.series)
     group = groups[key]
     if header.sop_uid:
@@ -172,33 +153,33 @@ def _add(header: Header, groups: dict, copies: dict, refusals: list[Refusal]) ->
         place = None if header.positions is None else tuple(map(tuple, header.positions.round(3)))
         if first is not None and first[0] == (place, header.orientation):
             kept = group[first[1]]
-            loser = header
-            if header.complete and not kept.complete:
-                group[first[1]], loser = header, kept
-            refusals.append(
-                Refusal(loser.found.name, "a second copy of an image that is there (same SOPInstanceUID)")
-            )
+            loser = image
+            if header.complete and not kept.header.complete:
+                group[first[1]], loser = image, kept
+            reason = "a second copy of an image that is there (same SOPInstanceUID)"
+            refusals.append(Refusal(loser.found.name, reason))
             return
         copies[(*key, header.sop_uid)] = ((place, header.orientation), len(group))
-    group.append(header)
+    group.append(image)
 
 
-def _by_orientation(members: list[Header]) -> list[list[Header]]:
-    """Images of one series that can share a grid: same type, size, spacing and orientation."""
-    groups: list[list[Header]] = []
-    for header in members:
+def _by_orientation(members: list[_Image]) -> list[list[_Image]]:
+    """The images of one series in groups that can share a grid: same type, size, spacing and orientation."""
+    groups: list[list[_Image]] = []
+    for image in members:
         for group in groups:
-            if _alike(header, group[0]):
-                group.append(header)
+            if _alike(image.header, group[0].header):
+                group.append(image)
                 break
         else:
-            groups.append([header])
+            groups.append([image])
     return groups
 
 
 def _alike(a: Header, b: Header) -> bool:
+    # An enhanced object is a volume by itself, unless it was cut into several files.
     if (a.frames > 1 or b.frames > 1) and not (a.concatenation[0] and a.concatenation == b.concatenation):
-        return False  # an enhanced object is a volume by itself, unless it was cut into several files
+        return False
     if (a.sop_class, a.modality, a.rows, a.columns, a.samples, a.frame) != (
         *(b.sop_class, b.modality, b.rows, b.columns, b.samples, b.frame),
     ):
@@ -216,25 +197,25 @@ def _close(a: Any, b: Any, tolerance: float) -> bool:
     return bool(np.abs(np.subtract(a, b)).max() <= tolerance)
 
 
-def _parts(members: list[Header]) -> list[list[Header]]:
-    """Split where several images lie at one level and something of the acquisition tells them apart."""
-    if len(members) < 2 or any(m.positions is None for m in members):
+def _parts(members: list[_Image]) -> list[list[_Image]]:
+    """Split a group if several images lie at one position and an attribute of the acquisition tells them apart."""
+    if len(members) < 2 or any(m.header.positions is None for m in members):
         return [members]
     levels = len({_level(m) for m in members})
     if levels == len(members):
         return [members]
     for key in _SPLITS:
-        parts: dict[Any, list[Header]] = defaultdict(list)
+        parts: dict[Any, list[_Image]] = defaultdict(list)
         for member in members:
-            parts[key(member)].append(member)
+            parts[key(member.header)].append(member)
         if len(parts) > 1 and all(len({_level(m) for m in part}) == len(part) for part in parts.values()):
             return list(parts.values())
     return [members]
 
 
-def _level(header: Header) -> tuple[float, ...]:
-    assert header.positions is not None
-    return tuple(header.positions[0].round(2))
+def _level(image: _Image) -> tuple[float, ...]:
+    assert image.header.positions is not None
+    return tuple(image.header.positions[0].round(2))
 
 
 _SPLITS = [
@@ -244,42 +225,31 @@ _SPLITS = [
 ]
 
 
-def _series(members: list[Header]) -> DicomSeries:
-    facts = _facts(members)
-    order = facts.pop("order")
-    head = members[0]
+def _series(members: list[_Image]) -> DicomSeries:
+    facts, order = _facts(members)
+    head = members[0].header
     return DicomSeries(
         patient=head.patient,
         study=head.study,
         series=head.series,
         frame=head.frame,
         slices=tuple(members[i].found for i in order),
-        sop_uids=tuple(members[i].sop_uid for i in order),
+        sop_uids=tuple(members[i].header.sop_uid for i in order),
         facts=facts,
+        headers=tuple(members[i].header for i in order),
     )
 
 
-def _renamed(series: DicomSeries, index: int) -> DicomSeries:
-    return DicomSeries(
-        series.patient,
-        series.study,
-        f"{series.series}#{index}",
-        series.frame,
-        series.slices,
-        series.sop_uids,
-        series.facts,
-    )
-
-
-def _facts(members: list[Header]) -> dict[str, Any]:
-    head = members[0]
-    images = sum(m.frames for m in members)
-    types = [v for v in head.image_type if v in _IMAGE_TYPES]
+def _facts(members: list[_Image]) -> tuple[dict[str, Any], list[int]]:
+    """The facts of a series (see :func:`scan_dicom`), and the indices of its members in the order of stacking."""
+    headers = [m.header for m in members]
+    head = headers[0]
+    images = sum(h.frames for h in headers)
     facts: dict[str, Any] = {
         "number": head.number,
         "modality": head.modality if head.modality in _MODALITIES else "",
         "kind": object_type(head.sop_class),
-        "image_type": "\\".join(types),
+        "image_type": "\\".join(v for v in head.image_type if v in _IMAGE_TYPES),
         "localizer": bool(_SCOUTS & set(head.image_type)),
         "orientation": None,
         "slices": images,
@@ -297,42 +267,45 @@ def _facts(members: list[Header]) -> dict[str, Any]:
         "syntax": head.known_syntax,
         "hounsfield": head.hounsfield,
         "problem": None,
-        "order": sorted(range(len(members)), key=lambda i: (members[i].instance or 0, members[i].found.name)),
     }
+    order = sorted(range(len(members)), key=lambda i: (headers[i].instance or 0, members[i].found.name))
     try:
-        _place(members, facts)
+        order = _stacked(headers, facts) or order
     except DataError as error:
         facts["problem"] = str(error)
-    return facts
+    return facts, order
 
 
-def _place(members: list[Header], facts: dict[str, Any]) -> None:
-    head = members[0]
-    if any(m.orientation is None for m in members):
+def _stacked(headers: list[Header], facts: dict[str, Any]) -> list[int]:
+    """Complete ``facts`` by the geometry, and give the order of the files (empty for multi-frame objects).
+
+    Raises :class:`~deepatlas.errors.DataError` with the reason if the images make no volume.
+    """
+    head = headers[0]
+    if any(h.orientation is None for h in headers):
         if head.is_multiframe:
             raise DataError("its frames differ in ImageOrientationPatient; export it as separate series")
         raise DataError("it has no ImageOrientationPatient: a projection or a picture, not slices in space")
     facts["orientation"] = orientation_class(head.orientation)  # type: ignore[arg-type]
-    if any(m.positions is None for m in members):
+    if any(h.positions is None for h in headers):
         raise DataError("it has slices without ImagePositionPatient; export the series again")
     if head.spacing is None:
         raise DataError("it has no PixelSpacing; export the series again")
-    if head.concatenation[0] and len(members) < head.concatenation[1]:
+    if head.concatenation[0] and len(headers) < head.concatenation[1]:
         raise DataError(
-            f"{len(members)} of the {head.concatenation[1]} files of one multi-frame image are there; "
+            f"{len(headers)} of the {head.concatenation[1]} files of one multi-frame image are there; "
             "export the series again"
         )
-    cut = sum(not m.complete for m in members)
+    cut = sum(not h.complete for h in headers)
     if cut:
-        raise DataError(f"{cut} of {len(members)} files are cut short; copy the series again")
-    positions = np.concatenate([m.positions for m in members])  # type: ignore[arg-type]
+        raise DataError(f"{cut} of {len(headers)} files are cut short; copy the series again")
+    positions = np.concatenate([h.positions for h in headers])  # type: ignore[misc]
     facts["slices"] = len(np.unique(positions.round(2), axis=0))
-    thickness = np.concatenate([m.thicknesses for m in members])
+    thickness = np.concatenate([h.thicknesses for h in headers])
     stack = arrange(positions, head.orientation, head.spacing, thickness)  # type: ignore[arg-type]
     facts["slices"] = len(stack.planes)
     facts["spacing"] = tuple(round(v, 4) for v in stack.spacing)
     facts["extent"] = round(float(stack.levels[-1]), 3)
-    if head.frames == 1:
-        facts["order"] = [i for plane in stack.planes for i in plane]
     if len(stack.planes) < MIN_VOXELS:
         raise DataError(f"it has {len(stack.planes)} slices; a volume needs at least {MIN_VOXELS}")
+    return [i for plane in stack.planes for i in plane] if head.frames == 1 else []

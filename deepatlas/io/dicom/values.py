@@ -1,4 +1,4 @@
-"""Values of a DICOM header whatever its state: missing, empty, of the wrong type, for all frames or for each."""
+"""Values of DICOM elements, which may be missing, empty or of the wrong type, given once or for each frame."""
 
 from __future__ import annotations
 
@@ -12,25 +12,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from deepatlas.errors import DataError
-
-
-def pydicom_module() -> Any:
-    """pydicom, or a one-line error where it is missing."""
-    try:
-        import pydicom
-    except ImportError as error:
-        raise DataError("reading DICOM needs pydicom; pip install 'pydicom>=3'") from error
-    return pydicom
+from pydicom import config
+from pydicom.tag import Tag
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """pydicom without its warnings and log lines, which quote the values of a header."""
-    pydicom_module()
-    from pydicom import config
-
+    """Suppress the warnings and log lines of pydicom, which quote the values of a header."""
     logger = logging.getLogger("pydicom")
     level, mode = logger.level, config.settings.reading_validation_mode
     logger.setLevel(logging.CRITICAL)
@@ -45,7 +33,7 @@ def quiet() -> Iterator[None]:
 
 
 class Plain:
-    """The values of a classic image, as a table of one frame."""
+    """The values of a classic image, which has one frame."""
 
     def __init__(self, ds: Any) -> None:
         self._ds = ds
@@ -71,7 +59,7 @@ class Plain:
 
 
 class FunctionalGroups(Plain):
-    """The values of an enhanced image: for all frames (shared) or for each."""
+    """The values of an enhanced image, shared by all frames or given for each."""
 
     _GROUP = {
         "PixelSpacing": "PixelMeasuresSequence",
@@ -93,7 +81,7 @@ class FunctionalGroups(Plain):
         self._count = frames
 
     def _items(self, keyword: str) -> list[Any]:
-        """For each frame the data set that holds ``keyword``, or None."""
+        """For each frame the item that holds ``keyword``, or None."""
         group = self._GROUP[keyword]
 
         def inside(item: Any) -> Any:
@@ -128,17 +116,18 @@ class FunctionalGroups(Plain):
 
 @cache
 def tag_of(keyword: str) -> Any:
-    """pydicom's tag of a keyword; looking it up each time takes longer than reading the element."""
-    return pydicom_module().tag.Tag(keyword)
+    """pydicom's tag of a keyword, cached because the look-up takes longer than reading the element."""
+    return Tag(keyword)
 
 
 def values_of(ds: Any, keyword: str) -> list[Any]:
-    """The values of an element as a list; empty where it is missing, empty or not what its type says."""
+    """The values of an element as a list; empty if it is missing, empty or cannot be converted to its type."""
     if ds is None:
         return []
     try:
         value = ds[tag_of(keyword)].value
-    except Exception:  # missing, or a number that is no number: pydicom converts on access
+    except Exception:
+        # The element is missing, or is not the number that its type promises: pydicom converts on access.
         return []
     if value is None or value == "":
         return []

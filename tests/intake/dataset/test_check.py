@@ -17,7 +17,8 @@ from deepatlas.intake.dataset.check import Damage, check_dataset
 from deepatlas.intake.dataset.folder import exam_name, exam_path, finish_dataset, read_dataset_json
 from deepatlas.intake.dataset.manifest import Manifest
 
-FLIPS = 400 if os.environ.get("DEEPATLAS_LONG_TESTS") else 12  # places in every file
+# Number of places in every file.
+FLIPS = 400 if os.environ.get("DEEPATLAS_LONG_TESTS") else 12
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_a_whole_dataset(made):
 
 
 def test_a_flipped_bit_anywhere_is_found(folder):
-    """In the payload, in what HDF5 and SQLite keep between it, and in the unused bytes: any bit of any file."""
+    """Any bit of any file: in the values, in the structures of HDF5 and SQLite, and in unused bytes."""
     rng = np.random.default_rng(0)
     for name, whole in files_of(folder).items():
         places = {0, len(whole) - 1, *rng.integers(0, len(whole), FLIPS).tolist()}
@@ -128,11 +129,11 @@ def test_no_dataset(tmp_path):
 
 
 def rewritten(folder: Path) -> None:
-    """dataset.json with the checksums of the files as they are now: only their content can give them away."""
+    """Write the present checksums into dataset.json, so that only the contents of the files can reveal the damage."""
     about = read_dataset_json(folder)
     for name, known in about["files"].items():
         known |= {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
-    (folder / "dataset.json").write_text(intake_dataset._canonical(about))
+    (folder / "dataset.json").write_text(intake_dataset.canonical_text(about))
 
 
 def test_files_that_disagree(folder, tmp_path):
@@ -168,7 +169,7 @@ def test_an_exam_that_was_replaced(folder):
 
 
 def test_killed_between_the_last_files(folder, monkeypatch):
-    """Exams added, and stopped just before dataset.json: the check says so, and the same call mends it."""
+    """Exams were added, and the run stopped before dataset.json. The check reports it, and the same call repairs it."""
     with Manifest(folder.parent / "m.sqlite") as manifest:
         add_exam(folder, manifest, "e0", 5)
     shards = [folder / "manifest.sqlite", folder.parent / "m.sqlite"]

@@ -15,7 +15,7 @@ import pytest
 from deepatlas.errors import DataError
 from deepatlas.intake.find.archives import extract
 from deepatlas.intake.find.extraction import Limits, archive_suffix
-from deepatlas.io.dicom.series import Found, Refusal
+from deepatlas.io.dicom.found import Found, Refusal
 
 NOISE = np.random.default_rng(0).integers(0, 256, 5000, dtype=np.uint8).tobytes()
 TARS = [".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2"]
@@ -24,7 +24,7 @@ SMALL = Limits(reserve=0)
 
 
 def unpacked(path, tmp_path, limits=SMALL) -> tuple[dict[str, bytes], dict[str, str]]:
-    """{name: content} of what came out, {name: reason} of what was refused, after checks that hold for all."""
+    """Unpack, check what holds for every archive, and return {name: content} and {name: reason of the refusal}."""
     refused: list[Refusal] = []
     folder = tmp_path / "scratch" / "a1"
     before = {p for p in tmp_path.rglob("*")}
@@ -209,7 +209,7 @@ def test_truncated_archives(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", [".zip", *TARS])
 def test_flipped_bytes_change_no_member(tmp_path, suffix):
-    """Whatever a flipped byte does, a member that comes out is as it went in, unless nothing guards it.
+    """Whatever byte is flipped, a member that is unpacked is the original one, unless no checksum protects it.
 
     Plain tar has no checksum of its members; names are guarded by the header's checksum alone.
     """
@@ -230,7 +230,7 @@ def test_flipped_bytes_change_no_member(tmp_path, suffix):
 
 
 def test_a_damaged_header_is_not_the_end_of_a_tar(tmp_path):
-    """tarfile itself stops at it without a word."""
+    """tarfile itself stops there without an error."""
     path = make_tar(tmp_path / "a.tar", [("a", NOISE), ("b", NOISE)])
     data = bytearray(path.read_bytes())
     for damage in (b"\xff" * 20, bytes(512)):
@@ -264,7 +264,7 @@ def test_too_much_for_the_disk(tmp_path, suffix):
 
 
 def test_overlapping_members(tmp_path):
-    """The bomb without nesting: directory entries that share one compressed kernel."""
+    """A bomb without nesting: directory entries that share one compressed kernel."""
     path = make_zip(tmp_path / "a.zip", [(f"m{i}", bytes(100_000)) for i in range(4)])
     data = bytearray(path.read_bytes())
     entries = [m.start() for m in re.finditer(b"PK\1\2", data)]
@@ -294,7 +294,7 @@ def test_too_many_members(tmp_path, suffix):
 
 
 def test_a_tar_header_that_fills_the_memory(tmp_path):
-    """A name of 60 MB, which tarfile would hold in memory several times over."""
+    """A name of 60 MB, of which tarfile would keep several copies in memory."""
     path = make_tar(tmp_path / "a.tar.gz", [("x/" * (30 << 20), b"1"), ("b", b"1")])
     found, refused = unpacked(path, tmp_path)
     assert not found and "impossible size" in refused["a.tar.gz"]
@@ -316,7 +316,7 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 from deepatlas.intake.find.archives import extract
-from deepatlas.io.dicom.series import Found
+from deepatlas.io.dicom.found import Found
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
 for name in ("a.zip", "a.tar.gz"):
@@ -327,7 +327,7 @@ for name in ("a.zip", "a.tar.gz"):
 
 
 def test_a_scratch_disk_that_takes_no_more(tmp_path):
-    """A limit on the file size stands in for a full disk."""
+    """A limit on the file size takes the place of a full disk."""
     for suffix in (".zip", ".tar.gz"):
         make(tmp_path / f"a{suffix}", [("a", NOISE), ("b", NOISE * 20)])
     done = subprocess.run(

@@ -9,13 +9,16 @@ import sys
 
 import numpy as np
 import pytest
+from make_dicom import write_ct
 from mounted import run_mounted
 
 from deepatlas.errors import DataError
 from deepatlas.exams.read import read_volume
 from deepatlas.intake.find.walk import scratch_folder, walk
 from deepatlas.io.codec import write_volume
-from deepatlas.io.dicom.series import Refusal
+from deepatlas.io.dicom.found import Refusal
+from deepatlas.io.dicom.read import read_series
+from deepatlas.io.dicom.scan import scan_dicom
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
 
@@ -28,7 +31,7 @@ def src(tmp_path):
 
 @pytest.fixture
 def seen(tmp_path):
-    """Walk a source; gives (names in order, {name: reason}) after checks that hold for all."""
+    """Walk a source and check what holds for every source; returns (names in order, {name: reason})."""
     (tmp_path / "scratch").mkdir()
 
     def see(src, **options):
@@ -102,7 +105,7 @@ def test_links_are_followed_once(src, seen, tmp_path):
 
 
 def test_hidden_storage_behind_links(src, seen):
-    """As git-annex keeps files: what lies in a hidden folder counts where a link shows it."""
+    """git-annex keeps files in a hidden folder; they count where a link leads to them."""
     touch(src / ".git" / "annex" / "k1")
     (src / "a").mkdir()
     (src / "a" / "ct.nii.gz").symlink_to("../.git/annex/k1")
@@ -138,7 +141,7 @@ def test_the_destination_below_the_source_is_left_out(src, seen):
 
 
 def test_fifos_sockets_and_devices_are_never_opened(src, seen):
-    """Opening the FIFO would wait for ever: the alarm ends the test then."""
+    """Opening the FIFO would block; an alarm would then end the test."""
     touch(src / "a.dcm")
     os.mkfifo(src / "pipe.dcm")
     with socket.socket(socket.AF_UNIX) as server:
@@ -181,7 +184,7 @@ except DataError as error:
 
 
 def test_folders_and_files_without_permission(src, tmp_path):
-    """In a process that is not root, for whom permissions do not count."""
+    """In a process of another user than root, who may read everything."""
     touch(src / "a.dcm", src / "locked" / "b.dcm", src / "c.dcm", src / "d.zip", src / "e" / "f.dcm")
     for name, mode in [("locked", 0), ("c.dcm", 0), ("d.zip", 0), ("e", 0o444)]:
         (src / name).chmod(mode)
@@ -220,7 +223,9 @@ def test_what_vanishes_while_the_source_is_read(src, tmp_path):
             shutil.rmtree(src / "c")
             (src / "c").write_bytes(b"now a file")
     assert names == ["a/1", "a/3", "c", "d"]
-    assert {r.name for r in refused} == {"a/2", "b"} and all("vanished" in r.reason for r in refused)
+    assert {r.name for r in refused} == {"a/2", "b"} and all(
+        "vanished" in r.reason and r.passing for r in refused
+    )
 
 
 def test_a_file_that_vanishes_before_it_is_read(src, tmp_path):
@@ -242,7 +247,7 @@ def test_names_of_every_kind_stay_on_one_line_and_apart(src, seen):
 
 
 def test_undecodable_names_open_in_every_library(src, seen, tmp_path):
-    """Folders and files named in Latin-1, as old exports are."""
+    """Folders and files with names in Latin-1, as in old exports."""
     volume = Volume(np.arange(125).reshape(5, 5, 5) - 50, Grid.from_spacing((5, 5, 5)))
     folder = os.path.join(os.fsencode(src), b"M\xfcller")
     try:
@@ -328,11 +333,6 @@ def test_scratch_on_a_read_only_disk(tmp_path):
 
 
 def test_a_series_that_vanishes_between_scan_and_reading(src, tmp_path):
-    from make_dicom import write_ct
-
-    from deepatlas.io.dicom.read import read_series
-    from deepatlas.io.dicom.scan import scan_dicom
-
     hu = np.random.default_rng(0).integers(-1000, 1000, (6, 12, 14))
     files = write_ct(src / "ct", hu, np.diag([-1, -1, 2.5, 1.0]))
     (tmp_path / "s").mkdir()

@@ -1,7 +1,7 @@
-"""No identifier reaches a dataset: all eighteen kinds of HIPAA's Safe Harbor are planted wherever text fits in.
+"""No identifier reaches a dataset: all eighteen kinds of HIPAA's Safe Harbor are planted wherever text is possible.
 
-Every planted value has a token that occurs nowhere else; afterwards every byte of the dataset is searched for the
-tokens, in every encoding that text may have, decompressed and decoded, and so are the names of files.
+Every planted value contains a token that occurs nowhere else. Every byte of the dataset, decompressed and decoded, and
+every file name is then searched for the tokens in all encodings that text may have.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ import pytest
 import SimpleITK as sitk
 from drawn_objects import rtstruct, saved
 from make_dicom import uid, write_capture, write_ct, write_localizer, write_report
+from prepare_here import prepare_here
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from small_exams import body
-
-from deepatlas.intake.run.pipeline import Options, prepare
 
 # 45 CFR 164.514(b)(2)(i): (A) to (R).
 PLANTED = {
@@ -50,7 +49,7 @@ PLANTED = {
     "photograph": "faceZQ.jpg",
     "other": "TATTOOdragonZQ",
 }
-# What must not be found: the values, and the words that stand for their owner.
+# What must not be found: the values, and the words that identify their owner.
 TOKENS = sorted(
     {*PLANTED.values(), "Zyxwvut", "Quentin", "Kumquatlane", "Blefuscu", "1933", "0527", "48151623", "7734501",
      "0091827364", "55512093", "65848Z", "8877665544", "FPRINT", "faceZQ", "TATTOO", "dragonZQ", "0147", "2211"}
@@ -61,7 +60,7 @@ FOLDER = "Zyxwvut_Quentin_19330527"
 
 
 def tags(number: int) -> dict:
-    """Identifiers in the header: in their own tags, in free text, in nested sequences and in private ones."""
+    """Identifiers in the header, in their own elements and in free text."""
     text = " ".join(PLANTED.values())
     return {
         "PatientName": NAME,
@@ -92,7 +91,7 @@ def tags(number: int) -> dict:
 
 
 def poison(path: Path) -> None:
-    """Nested sequences, private tags, and text after the pixels."""
+    """Add identifiers in nested sequences, in private elements, and after the pixels."""
     ds = pydicom.dcmread(path)
     item = Dataset()
     item.PatientName, item.PatientID, item.TextValue = NAME, MRN, " ".join(PLANTED.values())
@@ -110,7 +109,7 @@ def poison(path: Path) -> None:
 
 
 def identified_uid(number: int) -> str:
-    """Some sites put numbers of patients into their UIDs."""
+    """Some hospitals put the numbers of patients into their UIDs."""
     return f"1.2.826.0.1.48151623.19330527.{number}"
 
 
@@ -241,7 +240,7 @@ def plant_others(root: Path) -> None:
 
 
 def everything(folder: Path):
-    """Every text that the dataset can be made to give: ``(where, bytes)``."""
+    """Every text that can be extracted from the dataset: ``(place, bytes)``."""
     for path in sorted(folder.rglob("*")):
         yield str(path), str(path.relative_to(folder)).encode()
         if not path.is_file():
@@ -282,13 +281,14 @@ def everything(folder: Path):
 
 
 def leaks(folder: Path) -> list[str]:
-    """Where tokens are, whatever their case and encoding."""
+    """The places where tokens occur, in any case and encoding."""
     forms = {}
     for token in TOKENS:
         for text in {token, token.replace("^", " ")}:
             for encoding in ("utf-8", "utf-16-le", "utf-16-be", "latin-1"):
                 forms.setdefault(text.lower().encode(encoding), token)
-            for shift in range(3):  # base64 looks different at each of three places
+            # base64 of a text depends on its position modulo three.
+            for shift in range(3):
                 inner = base64.b64encode(b"x" * shift + text.encode())[4 * (shift > 0) : -4].lower()
                 forms.setdefault(inner, token) if len(inner) >= 8 else None
             forms.setdefault(text.encode().hex().encode(), token)
@@ -313,11 +313,11 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prepared(source, tmp_path_factory):
     dst = tmp_path_factory.mktemp("out") / "dataset"
-    return prepare(source, dst, Options(workers=1, progress=False))
+    return prepare_here(source, dst)
 
 
 def test_the_search_finds_what_it_looks_for(tmp_path):
-    """The test of the test: tokens hidden in each of the places are found."""
+    """Tokens that are hidden in each of the places are found."""
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset(
             "x", data=np.frombuffer(b"..Zyxwvut.." * 50, np.uint8), compression="gzip", chunks=(550,)
@@ -343,8 +343,8 @@ def test_no_identifier_reaches_the_dataset(prepared, source):
     assert leaks(prepared.dataset) == []
 
 
-def test_it_took_in_and_refused_what_was_planted(prepared):
-    """Otherwise the search would be of an empty folder."""
+def test_planted_exams_were_prepared_or_refused(prepared):
+    """Otherwise an empty folder would have been searched."""
     with sqlite3.connect(prepared.dataset / "manifest.sqlite") as db:
         kinds = {row[0] for row in db.execute("SELECT json_extract(facts, '$.format') FROM exams")}
         reasons = " ".join(row[0] for row in db.execute("SELECT reason FROM refusals"))
@@ -368,7 +368,7 @@ def test_names_are_in_the_private_folder_and_nowhere_else(prepared):
 
 
 def test_reasons_stay_readable(prepared):
-    """What is cut out of a message is the name, not the reason."""
+    """Names are cut out of a message, but not the reason."""
     page = (prepared.dataset / "report.html").read_text()
     assert "files of more than one patient carry the same StudyInstanceUID" in page
     assert page.count("…") < 40

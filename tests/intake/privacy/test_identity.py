@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from deepatlas.errors import DataError
 from deepatlas.intake.privacy import identity
-from deepatlas.intake.privacy.identity import Identity, private_folder, public_text, readable_id
+from deepatlas.intake.privacy.identity import Identity, private_folder, readable_id
+from deepatlas.intake.privacy.redact import public_text
 
 
 def mode(path) -> int:
@@ -61,7 +62,7 @@ def test_a_disk_without_hard_links_has_one_salt_too(tmp_path, monkeypatch, numbe
 
 
 def test_a_salt_that_comes_between_look_and_claim_stays(tmp_path, monkeypatch):
-    """The slower of two processes: the faster one has written and left when it gets its claim."""
+    """The slower of two processes gets its claim when the faster one has already written the salt."""
     path, temporary, opened = tmp_path / "salt", tmp_path / "new", os.open
     temporary.write_text("second")
 
@@ -85,13 +86,14 @@ def test_a_claim_that_nobody_holds_is_one_line(tmp_path, monkeypatch):
 
 
 def test_a_private_folder_that_cannot_be_closed_says_so(tmp_path, monkeypatch):
-    """As on FAT, where a mount's umask stands for permissions."""
+    """On FAT, the umask of the mount takes the place of permissions."""
 
     def chmod(*_):
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(os, "chmod", chmod)
-    Identity.open(tmp_path / "a")  # made with 0700, as by umask=077
+    # It is made with mode 0700, as with umask=077.
+    Identity.open(tmp_path / "a")
     (tmp_path / "b.private").mkdir(mode=0o750)
     with pytest.raises(DataError, match="cannot be closed to other users .*umask=077"):
         Identity.open(tmp_path / "b")

@@ -1,20 +1,25 @@
-"""What goes wrong between two runs, and whose drawing belongs to whom."""
+"""What changes between two runs, and which label image belongs to which CT."""
 
+import json
+import sqlite3
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from deepatlas.errors import DataError
+from deepatlas.intake.dataset.manifest import SeriesLine
 from deepatlas.intake.find.catalogue import Catalogue
-from deepatlas.intake.find.discover import Peek, _table_for, _up, pair
-from deepatlas.intake.privacy.identity import Identity
+from deepatlas.intake.find.naming import parent_folder
+from deepatlas.intake.find.pairs import nearest_table, pair
+from deepatlas.intake.find.records import Peek, Role
 from deepatlas.intake.run.finish import Entry
-from deepatlas.intake.run.journal import Journal
-from deepatlas.intake.run.pipeline import _Journals, _Run, _stop_at_refusal
-from deepatlas.intake.run.work import DONE, FAILED, REFUSED, Outcome, _left_out
-from deepatlas.io.dicom.series import Found, Refusal
+from deepatlas.intake.run.journal import Journal, Journals
+from deepatlas.intake.run.outcome import Outcome, Status
+from deepatlas.intake.run.pipeline import gone_exams, stop_at_refusal
+from deepatlas.intake.run.work import left_out
+from deepatlas.intake.structures.ignored import Ignored, Why
+from deepatlas.io.dicom.found import Found, Refusal, Subject
 
 
 def files(*names):
@@ -33,57 +38,78 @@ def test_a_folder_named_after_its_exam_pairs_what_is_in_it(label):
 
 
 def test_the_root_of_an_archive_is_a_folder():
-    assert [_up(f) for f in ("a.zip!segmentations", "a.zip!x/segmentations", "x/seg", "seg")] == [
+    assert [parent_folder(f) for f in ("a.zip!segmentations", "a.zip!x/segmentations", "x/seg", "seg")] == [
         "a.zip!", "a.zip!x", "x", "",
     ]  # fmt: skip
-    assert _table_for("data/labelsTr", {"data": {"a": 1}, "data/labelsTr": {"b": 1}}) == {"b": 1}
+    assert nearest_table("data/labelsTr", {"data": {"a": 1}, "data/labelsTr": {"b": 1}}) == {"b": 1}
 
 
-@pytest.mark.parametrize("own", [FAILED, REFUSED])
+@pytest.mark.parametrize("own", [Status.FAILED, Status.REFUSED])
 def test_what_a_shard_has_made_counts_before_another_failure(tmp_path, own):
-    for name, status in (("journal.sqlite", own), ("journal-0-of-2.sqlite", DONE)):
+    for name, status in (("journal.sqlite", own), ("journal-0-of-2.sqlite", Status.DONE)):
         journal = Journal(tmp_path / name)
         journal.enter(Outcome("exam", "made-of-this", status))
         journal.close()
     entry = Entry("key", "digest", "name", "", True, (), "", id="exam", fingerprint="made-of-this")
-    with _Journals(tmp_path, None) as journals:
-        assert journals.get(entry).status == DONE
+    with Journals(tmp_path, None) as journals:
+        assert journals.get(entry).status is Status.DONE
 
 
-@pytest.mark.parametrize(
-    ("reason", "passing"),
-    [
-        ("cannot read: permission denied; check it", True),
-        ("cannot be read (Input/output error); copy it again", True),
-        ("vanished while the source was read; put it back and run again", True),
-        ("the scratch disk is full; free space there or unpack it yourself", True),
-        ("not a CT", False),
-    ],
-)
-def test_exams_that_cannot_be_read_for_now_have_not_left(tmp_path, reason, passing):
+@pytest.mark.parametrize("passing", [True, False], ids=["a disk that failed", "a file that is not a CT"])
+def test_exams_that_cannot_be_read_for_now_have_not_left(tmp_path, passing):
     dst = tmp_path / "dst"
     for exam in ("aa01", "bb02"):
         (dst / "exams" / exam[:2]).mkdir(parents=True)
         (dst / "exams" / exam[:2] / f"{exam}.h5").touch()
-    run = SimpleNamespace(
-        dst=dst, src=tmp_path, options=SimpleNamespace(progress=False), identity=Identity.open(dst),
-        planner=SimpleNamespace(refusals=[("b", "file", reason, None)]),
-    )  # fmt: skip
+    refusals = [Refusal("b", "any reason", passing=passing)]
     entries = [Entry("key", "digest", "name", "", True, (), "", id="aa01")]
     if passing:
         with pytest.raises(DataError, match="1 of its exams are not found .* nothing was removed"):
-            _Run._gone(run, entries)
+            gone_exams(dst, tmp_path, entries, refusals)
     else:
-        assert _Run._gone(run, entries) == {"bb02"}
+        assert gone_exams(dst, tmp_path, entries, refusals) == {"bb02"}
+
+
+def test_a_journal_of_an_earlier_version_is_read(tmp_path):
+    """It kept the public reasons in a list of their own."""
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        journal.enter(Outcome("e1", "f", Status.REFUSED))
+    refusal = {"name": "Doe", "reason": "Doe: damaged", "kind": "exam", "passing": True}
+    old = {
+        "id": "e1", "fingerprint": "f", "status": "done", "record": {"id": "e1"},
+        "series": [["series 2", True, "taken"]],
+        "refusals": [refusal], "public": [["Doe", "exam", "damaged"]], "error": "", "seconds": 1.5,
+    }  # fmt: skip
+    with closing(sqlite3.connect(tmp_path / "journal.sqlite")) as db, db:
+        db.execute("UPDATE outcomes SET outcome = ?", (json.dumps(old),))
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        outcome = journal.get("e1")
+    assert outcome.status is Status.DONE and outcome.series[0].taken and outcome.seconds == 1.5
+    assert outcome.refusals == [Refusal("Doe", "Doe: damaged", Subject.EXAM, True, public="damaged")]
+
+
+def test_an_outcome_survives_the_journal(tmp_path):
+    series = [
+        SeriesLine("series 2", True, "taken: the only one"),
+        SeriesLine("series 3", False, "not taken: sharp"),
+    ]
+    refusals = [Refusal("a", "a: damaged", Subject.SERIES, public="damaged")]
+    outcome = Outcome("e1", "f", Status.FAILED, {"bytes": 7}, series, refusals, "an error", 2.0)
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        journal.enter(outcome)
+        assert journal.get("e1") == outcome and list(journal) == [outcome] and journal.get("e2") is None
 
 
 def test_strict_stops_at_what_an_earlier_run_refused():
     with pytest.raises(DataError, match="b: damaged"):
-        _stop_at_refusal(Outcome("exam", "f", REFUSED, refusals=[Refusal("b", "damaged", "exam")]))
+        stop_at_refusal(
+            Outcome("exam", "f", Status.REFUSED, refusals=[Refusal("b", "damaged", Subject.EXAM)])
+        )
 
 
 def test_only_numbered_structures_are_called_by_their_number():
-    lines = _left_out({"structure smith": "no closed contour", "structure 7": "no closed contour"}, {})
+    reason = Ignored(Why.UNUSABLE, "no closed contour")
+    lines = left_out({"structure smith": reason, "structure 7": reason}, {})
     assert lines == ["a structure: left out: no closed contour", "structure 7: left out: no closed contour"]
 
 
@@ -123,7 +149,7 @@ def test_a_header_that_a_failing_disk_hid_is_read_again(catalogue, tmp_path):
     path.write_bytes(b"x")
     catalogue.add([Found(path, "a")])
     assert catalogue.unread() == 1
-    catalogue.keep([Peek("a", "refused", reason="cannot be read (Input/output error); copy it again")])
+    catalogue.keep([Peek("a", Role.REFUSED, refusal=Refusal("a", "the disk failed", passing=True))])
     assert catalogue.unread() == 1
-    catalogue.keep([Peek("a", "refused", reason="not a CT")])
+    catalogue.keep([Peek("a", Role.REFUSED, refusal=Refusal("a", "not a CT"))])
     assert catalogue.unread() == 0

@@ -1,4 +1,4 @@
-"""The same command on a cluster: two dask workers, each a process of its own."""
+"""``deepatlas prepare`` on a dask cluster of two workers, each in its own process."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ from small_exams import write_cohort
 from deepatlas.errors import DataError
 from deepatlas.intake.dataset.folder import Dataset
 from deepatlas.intake.run import work
+from deepatlas.intake.run.outcome import Outcome
 from deepatlas.intake.run.pipeline import Options, prepare
-from deepatlas.intake.run.work import Outcome, prepare_exam
+from deepatlas.intake.run.work import prepare_exam
 
 distributed = pytest.importorskip(
     "distributed", reason="dask's distributed is not installed (pip install '.[dask]')"
 )
 pytest.importorskip("joblib", reason="joblib is not installed (pip install '.[dask]')")
+
+
+# Each worker of the cluster imports PyTorch.
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +36,14 @@ def address():
 
 
 def deadly_exam(job) -> Outcome:
-    """As prepare_exam, but e2 takes its process along, as a fault in a C library does."""
-    if job.attempts is not None and job.plan.name == "e2" and work._try(job.attempts):
+    """As prepare_exam, but e2 kills its process, as a fault in a C library does."""
+    if job.attempts is not None and job.plan.name == "e2" and work.count_attempt(job.attempts):
         os.kill(os.getpid(), signal.SIGKILL)
     return prepare_exam(job)
 
 
 def same_salt(folder):
-    """What stands for a source is salted: the same in two datasets only with the same salt."""
+    """Pseudonyms are equal in two datasets only if these have the same salt."""
     (folder / "there.private").mkdir(mode=0o700)
     shutil.copy(folder / "here.private" / "salt", folder / "there.private")
 
@@ -73,14 +78,3 @@ def test_a_scheduler_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
     src = write_cohort(tmp_path / "src", 1)
     with pytest.raises(DataError, match="no dask scheduler answers"):
         prepare(src, tmp_path / "dst", Options(engine="dask", address="tcp://127.0.0.1:9", progress=False))
-
-
-def test_a_ray_cluster_makes_the_same_dataset(tmp_path):
-    pytest.importorskip("ray", reason="ray is not installed (pip install '.[ray]')")
-    src = write_cohort(tmp_path / "src", 2)
-    options = {"progress": False, "keep_ids": True}
-    prepare(src, tmp_path / "here", Options(workers=1, **options))
-    same_salt(tmp_path)
-    assert prepare(src, tmp_path / "there", Options(engine="ray", **options)).made == 2
-    for name in ("dataset.json", "packed.h5", "manifest.sqlite", "report.html"):
-        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes(), name

@@ -1,4 +1,4 @@
-"""Destinations that cannot be written, fill up or vanish: one line each, and nothing half written."""
+"""Destinations that cannot be written, fill up or vanish: each gives one line and leaves no partial file."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ def test_a_disk_that_fills_up(tmp_path):
     assert done.pop("scratch") == "done"
     for name, line in done.items():
         assert "mounted" in line and "full" in line, (name, line)
-    assert left in ("[]", "['mounted/m.sqlite']")  # a manifest is a data base: whole, with fewer lines
+    # The manifest is a database, which stays valid with fewer lines.
+    assert left in ("[]", "['mounted/m.sqlite']")
 
 
 def test_a_destination_that_is_removed_meanwhile(tmp_path):
@@ -101,12 +102,13 @@ def test_a_destination_that_is_removed_meanwhile(tmp_path):
         shutil.rmtree(tmp_path / "a")
         file["more"] = noise
     assert list(tmp_path.iterdir()) == []
-    write_text(tmp_path / "a" / "b", "again")  # a folder that can be made is made
+    # A missing folder is created.
+    write_text(tmp_path / "a" / "b", "again")
     assert (tmp_path / "a" / "b").read_text() == "again"
 
 
 def test_an_exam_written_over_a_damaged_one(tmp_path):
-    """What was half written by other means does not stay in the way."""
+    """A partial file that another program left is replaced."""
     (tmp_path / "e1.h5").write_bytes(b"\x89HDF\r\n\x1a\n half")
     ct = Volume(np.arange(512, dtype=np.int16).reshape(8, 8, 8), Grid.from_spacing((8, 8, 8)))
     write_exam(tmp_path / "e1.h5", ct, None, {}, {}, [])

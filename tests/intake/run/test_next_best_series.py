@@ -1,4 +1,4 @@
-"""An exam whose first series cannot be used is made of its next best; what was tried and why is told."""
+"""An exam whose first series cannot be used is made of the next best one, and what was tried is reported."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from deepatlas.intake.dataset.check import check_dataset
 from deepatlas.intake.dataset.folder import Dataset
 from deepatlas.intake.run import work
 from deepatlas.intake.run.pipeline import Options, prepare
-from deepatlas.io.dicom import pixels as dicom_pixels
 from deepatlas.io.dicom import read as dicom_read
 
-SIZES = {2: 12, 5: 8, 7: 6}  # slices of the series, by number
+# {number of a series: number of its slices}.
+SIZES = {2: 12, 5: 8, 7: 6}
 
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -34,7 +34,7 @@ def run(src, dst, **options):
 
 
 def write_exam(folder, patient="P1", numbers=(2, 5), **more):
-    """An exam of some series, each of other values, with a scout and a drawing on every series."""
+    """An exam with several series of different values, an RTSTRUCT for each of them, and a scout."""
     study = f"1.2.3.{patient[1:]}"
     for number in numbers:
         ct, _ = body((SIZES[number], 40, 40), seed=number)
@@ -62,7 +62,8 @@ def surplus(folder):
 
 
 def undecodable(folder):
-    def spoil(ds):  # zeros where size and coding are told
+    def spoil(ds):
+        # Zeros replace the bytes that state size and coding.
         ds.PixelData = ds.PixelData[:20] + bytes(200) + ds.PixelData[220:]
 
     changed(sorted(folder.iterdir())[4], spoil)
@@ -181,7 +182,7 @@ def test_a_series_that_was_asked_for_has_no_second(tmp_path):
 
 @pytest.mark.parametrize("where", ["pixels", "header", "header of the next"])
 def test_a_disk_that_fails_makes_no_other_exam(tmp_path, monkeypatch, where):
-    """What a file holds decides, and not how the network was at that moment."""
+    """The contents of the files decide, not the state of the network at that moment."""
     src, dst = tmp_path / "src", tmp_path / "dst"
     write_exam(src / "a", "P1")
     write_exam(src / "b", "P2")
@@ -191,8 +192,6 @@ def test_a_disk_that_fails_makes_no_other_exam(tmp_path, monkeypatch, where):
         surplus(src / "a" / "2")
         taken = 5
     bad = sorted((src / "a" / str(taken)).iterdir())[4]
-
-    read = dicom_pixels._by_gdcm
 
     def failing(job):
         if job.plan.name != "P1":
@@ -204,15 +203,17 @@ def test_a_disk_that_fails_makes_no_other_exam(tmp_path, monkeypatch, where):
         finally:
             (tmp_path / "kept").rename(bad)
 
-    def gdcm(path):  # which does not say that it could not read the file
+    read = dicom_read.read_pixels
+
+    def gone(path, header):
         if path == bad:
             path.rename(tmp_path / "kept")
-        return read(path)
+        return read(path, header)
 
     with monkeypatch.context() as patch:
         patch.setattr(work, "prepare_exam", failing)
         if where == "pixels":
-            patch.setattr(dicom_pixels, "_by_gdcm", gdcm)
+            patch.setattr(dicom_read, "read_pixels", gone)
         summary = run(src, dst)
     assert summary.exams == 1 and set(summary.refused) == {"P1"}
     assert taken == 5 or os.strerror(errno.ENOENT) in summary.refused["P1"]
@@ -225,10 +226,10 @@ def test_no_memory_makes_no_other_exam(tmp_path, monkeypatch):
     write_exam(src / "b", "P2")
     slices = dicom_read._slices
 
-    def full(headers, *rest):
-        if headers[0].patient == "P1":
+    def full(series, *rest):
+        if series.patient == "P1":
             raise MemoryError
-        return slices(headers, *rest)
+        return slices(series, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(dicom_read, "_slices", full)
@@ -236,6 +237,7 @@ def test_no_memory_makes_no_other_exam(tmp_path, monkeypatch):
     assert run(src, dst).exams == 2 and Dataset(dst).exam("P1").grid.shape[0] == SIZES[2]
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_shards_and_processes_make_the_same_dataset(tmp_path, capsys):
     src = tmp_path / "src"

@@ -1,4 +1,4 @@
-"""The command from end to end: mixed sources, going on after kills, changes, shards, bad places."""
+"""``deepatlas prepare`` from end to end: mixed sources, changes, shards, kills, unusable sources and destinations."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import pydicom
 import pytest
 from drawn_objects import rtstruct, saved
 from make_dicom import write_ct, write_localizer
+from prepare_here import fix_salt
 from small_exams import body, one_line, write_cohort
 
 from deepatlas.cli import main as cli
@@ -27,6 +28,7 @@ from deepatlas.intake.dataset import folder as dataset
 from deepatlas.intake.dataset.folder import Dataset, exam_path
 from deepatlas.intake.run import work
 from deepatlas.intake.run.pipeline import Options, prepare
+from deepatlas.intake.run.places import held
 from deepatlas.intake.run.work import prepare_exam
 
 LONG = bool(os.environ.get("DEEPATLAS_LONG_TESTS"))
@@ -40,7 +42,7 @@ def run(src, dst, **options):
 
 
 def dicom_exam(folder, seed=1, **tags):
-    """A CT series with a scout, a thinner copy and an RTSTRUCT; returns the CT."""
+    """A CT series with a scout, a second series with half of its slices, and an RTSTRUCT; returns the CT."""
     ct, _ = body((12, 40, 40), seed=seed)
     ct.array = np.rint(ct.array.clip(min=-1024))
     study = f"1.2.3.{seed}"
@@ -57,7 +59,7 @@ def dicom_exam(folder, seed=1, **tags):
 
 
 def arrays(dst) -> dict:
-    """Everything that a dataset holds, by exam: for comparing two of them."""
+    """Everything that a dataset contains, by exam, to compare two datasets."""
     return {exam.id: (exam.content, exam.path.read_bytes()) for exam in Dataset(dst)}
 
 
@@ -115,7 +117,8 @@ def test_nothing_is_done_twice_and_changes_are_noticed(tmp_path, monkeypatch):
     assert summary.exams == 2 and "e1" in summary.refused and len(list(dst.glob("exams/*/[!.]*.h5"))) == 2
     done.clear()
     run(src, dst, crop="foreground")
-    assert done == []  # what is refused for good is not read again
+    # What is refused for good is not read again.
+    assert done == []
 
 
 def test_a_lost_or_damaged_exam_file_is_made_again(tmp_path):
@@ -161,7 +164,7 @@ def test_a_training_array_of_other_exams_is_noticed(tmp_path, monkeypatch):
     (dst / "packed.h5").write_bytes(short)
     about = json.loads((dst / "dataset.json").read_text())  # of the size that is stated, and whole in itself
     about["files"]["packed.h5"]["bytes"] = len(short)
-    (dst / "dataset.json").write_text(dataset._canonical(about))
+    (dst / "dataset.json").write_text(dataset.canonical_text(about))
     run(src, dst)
     assert (dst / "packed.h5").read_bytes() == whole and Dataset(dst).about["exams"] == 3
 
@@ -199,9 +202,10 @@ def test_a_name_map_and_a_choice_of_series(tmp_path):
 def test_shards_and_their_merge_are_the_same_dataset(tmp_path):
     src = write_cohort(tmp_path / "src", 5)
     shutil.copytree(src, tmp_path / "again")
+    # With this salt either shard has exams.
+    fix_salt(tmp_path / "one")
+    fix_salt(tmp_path / "many")
     run(src, tmp_path / "one")
-    shutil.copytree(tmp_path / "one.private", tmp_path / "many.private",
-                    ignore=lambda _, names: [n for n in names if n != "salt"])  # fmt: skip
     made = [run(src, tmp_path / "many", shard=(0, 2)).made]
     assert not (tmp_path / "many" / "dataset.json").exists()
     with pytest.raises(DataError, match="not prepared yet"):
@@ -258,8 +262,6 @@ def test_a_lost_private_folder_is_one_line(tmp_path):
 
 
 def test_two_runs_do_not_share_a_dataset(tmp_path):
-    from deepatlas.intake.run.places import held
-
     src = write_cohort(tmp_path / "src", 1)
     run(src, tmp_path / "dst")
     with held(tmp_path / "dst.private" / "lock", "busy"), pytest.raises(DataError, match="another `prepare`"):
@@ -280,6 +282,27 @@ def test_a_source_that_vanishes_is_one_line(tmp_path, monkeypatch):
     assert not (tmp_path / "dst" / "dataset.json").exists()
 
 
+def test_a_slice_that_changes_after_its_header_was_read_is_tried_again(tmp_path, monkeypatch):
+    """The exam is refused, since its header may tell another position, and prepared in the next run."""
+    write_cohort(tmp_path / "src" / "cohort", 1)
+    dicom_exam(tmp_path / "src" / "d", PatientID="P1")
+
+    def changed(job):
+        if job.plan.name == "P1":
+            path = job.plan.source.series.slices[3].path
+            ds = pydicom.dcmread(path)
+            ds.ImagePositionPatient[2] += 0.5
+            ds.save_as(path)
+        return prepare_exam(job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "prepare_exam", changed)
+        summary = run(tmp_path / "src", tmp_path / "dst")
+    assert summary.exams == 1 and "the file changed after its header was read" in summary.refused["P1"]
+    again = run(tmp_path / "src", tmp_path / "dst")
+    assert again.exams == 2 and again.made == 1 and not again.refused
+
+
 SCRIPT = """
 import resource, signal, sys
 from deepatlas import cli
@@ -296,7 +319,7 @@ def command(tmp_path, *arguments, mode="plain"):
     script.write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     argv = [sys.executable, script, mode, *map(str, arguments)]
-    # A shell lets what it starts in the background ignore Ctrl-C, and so would everything that the tests start there.
+    # Processes that a shell starts in the background ignore Ctrl-C, and so would all processes that the tests start.
     hear = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
                             start_new_session=True, preexec_fn=hear)  # fmt: skip
@@ -304,7 +327,7 @@ def command(tmp_path, *arguments, mode="plain"):
 
 @pytest.mark.processes
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
-    """A limit on the size of files stands in for it."""
+    """A limit on the size of files takes the place of a full disk."""
     src, dst = write_cohort(tmp_path / "src", 2), tmp_path / "dst"
     process = command(tmp_path, "prepare", src, dst, "--quiet", "--workers", 1, mode="full")
     out, err = process.communicate(timeout=300)
@@ -316,9 +339,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_kills_at_any_moment_lose_nothing(tmp_path):
-    """SIGKILL to the whole session at random moments; in the end all is as if nothing had happened."""
+    """SIGKILL to the whole session at random moments. In the end the dataset is as if nothing had happened."""
     count, kills = (40, 12) if LONG else (8, 3)
     src = write_cohort(tmp_path / "src", count)
     rng = random.Random(0)
@@ -385,7 +409,7 @@ def test_a_read_only_file_system_is_one_line(tmp_path):
 def test_check_names_what_is_damaged(tmp_path, capsys):
     src, dst = write_cohort(tmp_path / "src", 2), tmp_path / "dst"
     assert cli.main(["prepare", str(src), str(dst), "--quiet", "--check"]) == 0
-    assert capsys.readouterr().out.endswith("whole\n")
+    assert capsys.readouterr().out.endswith("undamaged\n")
     path = exam_path(dst, Dataset(dst).ids[0])
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 255

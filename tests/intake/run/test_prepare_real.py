@@ -1,4 +1,4 @@
-"""Real exams through the command, and training on what it made: DICOM, RTSTRUCT in an archive, NIfTI."""
+"""Prepare real exams (DICOM, RTSTRUCT in an archive, NIfTI), and train on the dataset."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from prepare_here import prepare_here
 from real_exams import real
 
 from deepatlas.exams.read import read_volume
 from deepatlas.intake.dataset.check import check_dataset
 from deepatlas.intake.dataset.folder import Dataset
-from deepatlas.intake.run.pipeline import Options, prepare
 
+pytestmark = pytest.mark.slow
 LONG = bool(os.environ.get("DEEPATLAS_LONG_TESTS"))
 
 
@@ -26,7 +27,7 @@ def data() -> Path:
 
 @pytest.fixture(scope="module")
 def prepared(data, tmp_path_factory):
-    """Two or three head-and-necks, the trunk and its DICOM series; in the long run the thorax with its RTSTRUCT."""
+    """Three head-and-neck CTs, the trunk and its DICOM series; in the long form also the thorax with its RTSTRUCT."""
     src = tmp_path_factory.mktemp("real") / "src"
     (src / "openkbp").mkdir(parents=True)
     shutil.copy(data / "openkbp" / "labels.json", src / "openkbp" / "labels.json")
@@ -35,7 +36,7 @@ def prepared(data, tmp_path_factory):
     (src / "trunk").symlink_to(data / "totalsegmentator")
     if LONG:
         (src / "thorax").symlink_to(data / "lung1")
-    summary = prepare(src, src.parent / "dst", Options(workers=1, progress=False, keep_ids=True))
+    summary = prepare_here(src, src.parent / "dst", keep_ids=True)
     assert not summary.refused
     return summary
 

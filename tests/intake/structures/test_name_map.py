@@ -8,14 +8,8 @@ import random
 import pytest
 
 from deepatlas.errors import DataError
-from deepatlas.intake.structures.name_map import (
-    NameMap,
-    clean_name,
-    compact,
-    identifier_tokens,
-    label_table,
-    why_private,
-)
+from deepatlas.intake.privacy.names import clean_name, compact, identifier_tokens, why_private
+from deepatlas.intake.structures.name_map import NameMap, label_table
 
 
 @pytest.fixture

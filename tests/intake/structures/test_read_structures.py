@@ -21,9 +21,9 @@ from deepatlas.intake.structures.name_map import NameMap, label_table
 from deepatlas.intake.structures.read import read_structures, structure_names
 from deepatlas.io.codec import write_volume
 from deepatlas.io.dicom.choose import choose_series
+from deepatlas.io.dicom.found import Found
 from deepatlas.io.dicom.read import read_series
 from deepatlas.io.dicom.scan import scan_dicom
-from deepatlas.io.dicom.series import Found
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
 

@@ -15,7 +15,7 @@ from deepatlas.io.dicom.geometry import arrange, axes_of, orientation_class
 
 
 def slices(seed: int, levels, shifts=None, decimals: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Positions (shuffled), orientation and the order that stacks them."""
+    """Shuffled positions, an orientation, and the order that stacks them."""
     rng = np.random.default_rng(seed)
     x, y, z = Rotation.random(random_state=seed).as_matrix().T
     levels = np.asarray(levels, dtype=float)
@@ -49,7 +49,7 @@ def test_even_stacks(seed, count, spacing):
 @given(**CASES, places=st.lists(st.integers(1, 10_000), min_size=1, max_size=6))
 @settings(max_examples=120, deadline=None)
 def test_every_gap_is_counted(seed, count, spacing, places):
-    """Any few slices taken out of the middle, in any pattern that leaves most steps as they were."""
+    """Some slices are removed from the middle, in any pattern that leaves most of the steps unchanged."""
     gone = sorted({1 + p % (count - 2) for p in places})
     kept = np.setdiff1d(np.arange(count), gone)
     steps = np.diff(kept)

@@ -19,7 +19,7 @@ SCALE = 8  # HU a voxel: pixels are whole numbers
 
 
 def ramps(folder, grid, **options):
-    """Series whose pixels say where they are, as they are read, in voxels; and the files of one."""
+    """Series whose pixels encode their own position: as they are read, in voxels, and the files of one of them."""
     volumes, files = [], []
     for axis, array in enumerate(index_arrays(grid.shape)):
         shutil.rmtree(folder / str(axis), ignore_errors=True)
@@ -51,7 +51,7 @@ def test_a_marked_point_comes_back(tmp_path, multiframe, grid, where):
     where=st.tuples(unit(), unit(), unit()),
 )
 def test_a_marked_point_comes_back_from_a_tilted_gantry(tmp_path, grid, degrees, where):
-    """The slices are moved onto orthogonal axes as they are read; the sheared grid of the file says where it lay."""
+    """Reading moves the slices onto orthogonal axes; the sheared grid of the file tells where they were."""
     volumes, _ = ramps(tmp_path, grid, tilt=degrees)
     expected = (0.4 + 0.2 * np.array(where)) * (np.array(grid.shape[::-1]) - 1)
     point = nib.affines.apply_affine(tilted(grid.affine, degrees), expected)

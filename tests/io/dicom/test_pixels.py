@@ -21,10 +21,10 @@ from pydicom.uid import (
 
 from deepatlas.errors import DataError
 from deepatlas.io.dicom.codestream import check_codestream, frame_size
+from deepatlas.io.dicom.found import Found
 from deepatlas.io.dicom.header import Header, read_header
 from deepatlas.io.dicom.pixels import read_pixels
 from deepatlas.io.dicom.read import read_folder
-from deepatlas.io.dicom.series import Found
 
 SHAPE = (4, 18, 14)
 AFFINE = np.array([[-0.8, 0, 0, 40], [0, -0.7, 0, 30], [0, 0, 2.5, -100], [0, 0, 0, 1.0]])
@@ -45,7 +45,7 @@ def hounsfield(low: int = -1000, high: int = 2000, seed: int = 0) -> np.ndarray:
 def pixels(path, **change) -> np.ndarray:
     header = read_header(Found(path, path.name))
     assert isinstance(header, Header)
-    return read_pixels(header).hu
+    return read_pixels(path, header).hu
 
 
 def error_of(path) -> str:
@@ -60,7 +60,7 @@ def error_of(path) -> str:
 @pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
 @pytest.mark.parametrize("syntax", [*NATIVE, *COMPRESSED], ids=lambda s: pydicom.uid.UID(s).name[:28])
 def test_every_lossless_transfer_syntax(tmp_path, syntax, signed, multiframe):
-    """The encoders are pydicom's (RLE), CharLS (JPEG-LS) and GDCM's; the values are those that were encoded."""
+    """The encoders are those of pydicom (RLE), CharLS (JPEG-LS) and GDCM. Decoding must restore the values."""
     hu = hounsfield()
     for bits in (12, 16):
         folder = tmp_path / str(bits)
@@ -137,7 +137,7 @@ def test_traps_of_storage(tmp_path, options):
 
 @pytest.mark.parametrize("cells", [lambda c: c & 0xFFF, lambda c: c | 0x5000], ids=["masked sign", "overlay"])
 def test_unused_bits_are_ignored(tmp_path, cells):
-    """Signed values whose sign is not carried into the unused bits; unsigned ones with an overlay in them."""
+    """Signed values whose sign does not extend into the unused bits; unsigned values with an overlay there."""
     hu = hounsfield()
     signed = cells(0xFFFF) == 0xFFF
     for path in write_ct(tmp_path, hu, AFFINE, bits=12, signed=signed, intercept=0 if signed else -1024):
@@ -255,7 +255,7 @@ def test_files_cut_short_never_give_other_pixels(tmp_path, syntax, multiframe):
 
 @pytest.mark.parametrize("syntax", [*COMPRESSED[1:], JPEGBaseline8Bit, JPEG2000], ids=lambda s: s[-3:])
 def test_the_size_of_a_frame_and_every_damage_to_it(tmp_path, syntax):
-    """Single bits turned in what comes before the pixels: another size is told or it is refused, nothing else."""
+    """A flipped bit before the pixels either gives another size or is refused."""
     hu = np.clip(hounsfield(), -1000, -900) + 1000
     path = write_ct(tmp_path, hu, AFFINE, syntax=syntax, intercept=0)[0]
     ds = pydicom.dcmread(path)

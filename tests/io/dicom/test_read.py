@@ -25,7 +25,7 @@ def body(seed: int = 0, shape=SHAPE, low: int = -1000, high: int = 1500) -> np.n
 
 
 def oblique(seed: int) -> np.ndarray:
-    """A turned affine to RAS, its slices stacked either way."""
+    """A rotated affine to RAS whose slices are stacked in either direction."""
     rng = np.random.default_rng(seed)
     affine = np.eye(4)
     axes = Rotation.random(random_state=seed).as_matrix()
@@ -36,7 +36,7 @@ def oblique(seed: int) -> np.ndarray:
 
 
 def places(array: np.ndarray, affine: np.ndarray, values) -> np.ndarray:
-    """World positions of the voxels that hold ``values`` (each once), by nibabel's arithmetic."""
+    """World positions of the voxels with ``values`` (each occurs once), by the arithmetic of nibabel."""
     index = np.array([np.argwhere(array == v)[0][::-1] for v in values])
     return index @ affine[:3, :3].T + affine[:3, 3]
 
@@ -52,7 +52,7 @@ def refused(path) -> str:
 
 
 def by_itk(paths) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels and corners (RAS) as SimpleITK's series reader has them; it must be told the order."""
+    """Voxels and corners (RAS) according to SimpleITK's series reader, which must be given the order of the files."""
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames([str(p) for p in paths])
     image = reader.Execute()
@@ -209,9 +209,9 @@ def _ids(folder) -> dict:
 
 
 def test_two_regular_parts_are_resampled_to_the_finer(tmp_path):
-    """As a head CT: 2 mm through the base, 4 mm above. Linear in z, so that the result is known everywhere.
+    """A head CT with 2 mm through the base and 4 mm above. Values are linear in z, so that the result is known.
 
-    With slices that stay thin it is a gap.
+    With slices that stay thin, the wider steps are gaps.
     """
     levels = np.array([0, 2, 4, 6, 8, 12, 16, 20, 24], dtype=float)
     ramp = np.broadcast_to(levels[:, None, None] * 10 - 100, (9, 8, 8)).copy()
@@ -249,7 +249,7 @@ def test_spacing_that_hardly_varies_is_kept_and_said(tmp_path):
 
 
 def test_orientation_that_wobbles(tmp_path):
-    """A turn of a slice by 0.03 degrees is rounding and said; one by half a degree is another orientation."""
+    """A rotation of a slice by 0.03 degrees is rounding and causes a warning; half a degree is another orientation."""
     for name, angle in (("little", 5e-4), ("much", 1e-2)):
         turned = [np.cos(angle), np.sin(angle), 0, -np.sin(angle), np.cos(angle), 0]
         turned = [f"{v:.6f}" for v in turned]
@@ -294,7 +294,7 @@ def test_each_frame_has_its_own_rescale(tmp_path):
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_an_enhanced_image_in_several_files(tmp_path, size):
-    """As a concatenation, or as objects of one frame each."""
+    """Either a concatenation, or objects of one frame each."""
     hu, study, series = body(shape=(9, 12, 10)), uid("s"), uid("parts")
     for k in range(0, 9, size):
         tags = {"SOPInstanceUID": uid("part", k), "InstanceNumber": 9 - k}
@@ -321,7 +321,7 @@ def test_an_enhanced_image_in_several_files(tmp_path, size):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_multiframe_object_made_by_highdicom(tmp_path, seed):
-    """Legacy converted: another writer, another SOP class, of which GDCM alone ignores the rescale."""
+    """A legacy converted object, by another writer and of another SOP class, whose rescale GDCM ignores."""
     legacy = pytest.importorskip("highdicom.legacy")
     hu, affine = body(seed), oblique(seed)
     more = {

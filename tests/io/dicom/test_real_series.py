@@ -14,9 +14,9 @@ from real_exams import real
 from deepatlas.exams.cohort import find_exams
 from deepatlas.exams.read import read_volume
 from deepatlas.io.dicom.choose import choose_series
+from deepatlas.io.dicom.found import Found
 from deepatlas.io.dicom.read import read_series
 from deepatlas.io.dicom.scan import scan_dicom
-from deepatlas.io.dicom.series import Found
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_lung1_with_slices_gone_is_refused(lung):
     gone = {f.name for f in scan.series[0].slices[40:43]}
     rest = scan_dicom(Found(p, p.name) for p in sorted(lung.rglob("*.dcm")) if p.name not in gone)
     (reason,) = choose_series(rest.series).reasons.values()
-    assert "3 slices missing of 107: 3 after slice 40 (at 117 of 318 mm)" in reason
+    assert "3 slices missing of 107: 3 after slice 40 (at 117 of 318 mm)" in reason.why
 
 
 def test_totalsegmentator_jpeg2000():

@@ -1,0 +1,100 @@
+"""What the header of an RTSTRUCT or a DICOM-SEG tells of its structures, without their contours or pixels.
+
+It is found when the file is first looked at and travels with the exam's plan, so that the file is opened once more
+only, by the worker that draws the structures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from deepatlas.errors import DataError
+from deepatlas.intake.structures.ignored import Ignored, Why
+from deepatlas.io.dicom.series import DicomSeries
+
+_OTHER_FRAME = "drawn in another frame of reference than the CT"
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One structure of a source. ``name`` is free text of the source, ``number`` its number there."""
+
+    name: str
+    number: int
+    # It is the outer contour of the body, which encloses all other structures.
+    outline: bool = False
+    # The name is from a label table that somebody wrote, and is used as it is.
+    given: bool = False
+    # Its own FrameOfReferenceUID, if it has one.
+    frame: str = ""
+    # Why it cannot be drawn, if its header tells.
+    ignored: Ignored | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A frame of reference that a file names, with the series and images (their UIDs) that it was drawn on."""
+
+    frame: str
+    series: frozenset[str] = frozenset()
+    images: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class LabelContents:
+    """The structures of one file, what it was drawn on, and the identifying values of its header.
+
+    ``problem`` is the reason why nothing of the file can be used, or the empty string.
+    """
+
+    structures: tuple[Structure, ...] = ()
+    references: tuple[Reference, ...] = ()
+    identifiers: tuple[str, ...] = ()
+    problem: str = ""
+
+    def drawn_on(self, series: DicomSeries | None) -> list[Structure]:
+        """The structures, those of another frame of reference than that of ``series`` marked as ignored.
+
+        Raises :class:`~deepatlas.errors.DataError` if the file cannot be used or was drawn on another series. Nothing
+        is compared if ``series`` is None.
+        """
+        if self.problem:
+            raise DataError(self.problem)
+        if series is None:
+            return list(self.structures)
+        _check_references(self.references, series)
+        found = [
+            replace(s, ignored=Ignored(Why.UNUSABLE, _OTHER_FRAME)) if _differ(s.frame, series.frame) else s
+            for s in self.structures
+        ]
+        if all(_differ(s.frame, series.frame) for s in found):
+            raise DataError(
+                f"{_OTHER_FRAME}; register it to the CT, or choose the series that it was drawn on"
+            )
+        return found
+
+
+def _check_references(references: Sequence[Reference], series: DicomSeries) -> None:
+    """Raise :class:`~deepatlas.errors.DataError` if a file was drawn in another frame or on another series.
+
+    What the file or the CT leaves empty is not compared. Images count before series: a file that names one of the
+    CT's images belongs to it, whatever series UID stands above them.
+    """
+    if not references or (len(references) > 1 and not series.frame):
+        return
+    reference = next((r for r in references if r.frame == series.frame), references[0])
+    if _differ(reference.frame, series.frame):
+        raise DataError(
+            "drawn in another frame of reference than the CT; register it to the CT, or choose the series that "
+            "it was drawn on"
+        )
+    # The parts of a series that was split have a suffix, and share one SeriesInstanceUID.
+    if reference.series and series.series.split("#")[0] not in reference.series:
+        if reference.images.isdisjoint(series.sop_uids):
+            raise DataError("drawn on another series than the CT; choose that series for the exam")
+
+
+def _differ(frame: str, other: str) -> bool:
+    """Whether two FrameOfReferenceUIDs are given and differ."""
+    return bool(frame and other and frame != other)
