@@ -1,5 +1,5 @@
-// CUDA launchers of edge_difference: the order of edges_device.h on a stream.
-#include "edges_device.h"
+// CUDA launchers of edge_difference: the order of edges_functors.h on a stream.
+#include "edges_functors.h"
 #include "launch.cuh"
 
 namespace deepatlas {

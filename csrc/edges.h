@@ -1,5 +1,5 @@
 // Difference of the edges of two images (section 5.1.5): the arithmetic of one voxel, shared by the
-// row loops of edges.cpp and the functors of edges_device.h.
+// row loops of edges.cpp and the functors of edges_functors.h.
 //
 // The Prewitt gradient of a voxel is a difference of its neighbours along one axis and a sum of
 // three along the other two, borders replicated; the 18 that it is divided by comes in where its

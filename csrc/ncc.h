@@ -1,5 +1,5 @@
 // The arithmetic of correlation, shared by the CPU kernels (ncc.cpp, ncc_window.cpp) and the CUDA
-// kernels (ncc_device.h). All of it is float64, whatever the data: a variance is a small difference
+// kernels (ncc_functors.h). All of it is float64, whatever the data: a variance is a small difference
 // where a map is nearly flat, and the kernels wait for memory, not for the wider registers.
 #pragma once
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _check, _library, reference
-from .reference.sampling import compute_dtype
+from .reference.resample import compute_dtype
 
 
 def log_jacobian(field: Tensor, *, normalize_columns: bool = False, eps: float = 1e-3) -> Tensor:

@@ -29,7 +29,7 @@ from .jacobian import (
 )
 from .ncc import channel_moments, ncc, ncc_backward
 from .piecewise import piecewise_linear, piecewise_linear_backward
-from .sampling import (
+from .resample import (
     affine_resample,
     affine_resample_backward,
     identity_grid,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .jacobian import weighted_mean
-from .sampling import compute_dtype
+from .resample import compute_dtype
 
 EDGE_OFFSET = 1e-6  # keeps the square root differentiable where the image is flat
 EDGE_FLOOR = 1e-4  # the least mean square that a difference is taken over

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .jacobian import _difference_adjoint
-from .sampling import batch_first, compute_dtype, identity_grid, resample_backward
+from .resample import batch_first, compute_dtype, identity_grid, resample_backward
 
 STEPS = ("moving", "fixed", "direction_cosine", "newton")
 SLACK = 1e-5  # rounding allowed on |u| <= 1, so that the faces of an identity map count as inside

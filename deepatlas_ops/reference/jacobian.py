@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .sampling import compute_dtype
+from .resample import compute_dtype
 
 Columns = tuple[Tensor, Tensor, Tensor]
 SMOOTHNESS_EPS = 1e-3  # where smoothness_loss leaves the logarithm; the default of log_jacobian

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .jacobian import weighted_mean
-from .sampling import compute_dtype
+from .resample import compute_dtype
 
 
 def _box_sum(x: Tensor, window: int) -> Tensor:

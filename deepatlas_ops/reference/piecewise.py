@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .sampling import compute_dtype
+from .resample import compute_dtype
 
 
 def _segments(x: Tensor, knots: Sequence[float], values: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "edges_device.h"
+#include "edges_functors.h"
 #include "host.h"
 #include "piecewise.h"
 

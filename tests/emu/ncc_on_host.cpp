@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "host.h"
-#include "ncc_device.h"
+#include "ncc_functors.h"
 
 using namespace deepatlas;
 using namespace deepatlas::host;

@@ -1,4 +1,4 @@
-// Windowed correlation as CUDA runs it (see ncc_device.h for `Launch`). The windows are summed axis
+// Windowed correlation as CUDA runs it (see ncc_functors.h for `Launch`). The windows are summed axis
 // by axis into two sets of float64 maps, a group of channels at a time: x by one thread a voxel, y
 // and z by running sums over short columns, which neighbouring threads walk side by side.
 #pragma once

@@ -3,7 +3,7 @@
 // the host.
 #pragma once
 
-#include "ncc_device_window.h"
+#include "ncc_window_functors.h"
 
 namespace deepatlas {
 namespace ncc {
