@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import opcheck
+import opcheck_calls
 import pytest
 import torch
 
@@ -16,16 +16,16 @@ from deepatlas_ops import _library
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
 def test_kernels(native, dtype):
-    names = opcheck.check(dtype)
-    assert names == opcheck.all_ops()
-    assert all(map(opcheck.has_kernel, names))
+    names = opcheck_calls.check(dtype)
+    assert names == opcheck_calls.all_ops()
+    assert all(map(opcheck_calls.has_kernel, names))
 
 
 def test_bodies():
-    script = Path(opcheck.__file__)
+    script = Path(opcheck_calls.__file__)
     environment = {**os.environ, _library.BACKEND_VARIABLE: "torch"}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(script)], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout == f"{len(opcheck.all_ops())} bodies\n"
+    assert done.stdout == f"{len(opcheck_calls.all_ops())} bodies\n"

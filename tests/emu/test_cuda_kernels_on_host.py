@@ -8,7 +8,7 @@ from on_host import MEMORY, PORTABLE, RACES, build_and_run
 
 @pytest.mark.parametrize("flags", [MEMORY, PORTABLE, RACES])
 def test_sampling_and_resizing(flags, tmp_path):
-    build_and_run("kernels_on_host", ["resample.cpp", "resize.cpp"], flags, tmp_path)
+    build_and_run("resample_on_host", ["resample.cpp", "resize.cpp"], flags, tmp_path)
 
 
 @pytest.mark.parametrize("flags", [MEMORY, PORTABLE, RACES])
