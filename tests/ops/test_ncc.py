@@ -1,4 +1,4 @@
-"""ncc against numpy, its gradients, masks and flat regions: over the volume, and where windows are alike."""
+"""ncc over the whole volume against NumPy, and gradients, masks and flat regions with and without windows."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_flat_maps_give_zero_and_never_nan(backend, window, value, dtype):
     out = ops.ncc(a, b, window=window) + ops.ncc(a, a, window=window)
     grads = torch.autograd.grad(out.sum(), (a, b))
     assert out.abs().max() < 1e-3
-    # by a map flat to the last digit the gradient is finite but may be beyond the range of float16
+    # The gradient with respect to a flat map is finite, but may exceed the range of float16.
     good = (g.isnan().logical_not() if dtype == torch.float16 else g.isfinite() for g in grads)
     assert all(g.all() for g in good)
 
