@@ -155,7 +155,7 @@ struct SumsOfItem {
   }
 };
 
-// The gradient by the differences of each voxel, [items, 3, voxels]: one call a voxel.
+// The gradient by the differences of each voxel, [items, 3, voxels]: one call for each voxel.
 template <class S, class Index>
 struct Slopes {
   using T = Accumulate<S>;
@@ -191,7 +191,7 @@ struct Slopes {
   }
 };
 
-// The gradient of an image from the gradient by the differences: one call a voxel.
+// The gradient of an image from the gradient by the differences: one call for each voxel.
 template <class S, class Index>
 struct Gather {
   using T = Accumulate<S>;

@@ -123,7 +123,7 @@ inline void check_type(const char* op, const char* name, const Tensor& t, at::Sc
   TORCH_CHECK(t.device() == other.device(), "deepatlas_ops.", op, ": ", name, " must be on ",
               other.device(), " like ", other_name, ", got ", t.device());
   TORCH_CHECK(t.scalar_type() == type, "deepatlas_ops.", op, ": ", name, " must be ", type,
-              type == other.scalar_type() ? " like " : " beside this ", other_name, ", got ",
+              type == other.scalar_type() ? " like " : " for this ", other_name, ", got ",
               t.scalar_type());
 }
 

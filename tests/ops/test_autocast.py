@@ -18,7 +18,7 @@ def samples(name):
 
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("name", CASES)
-def test_a_half_volume_beside_float32_coordinates_gives_float32(backend, name, half):
+def test_a_half_volume_with_float32_coordinates_gives_float32(backend, name, half):
     case, mask = CASES[name], weights(SIZE, torch.float32)
     first, *rest = (x.float() for x in case.make(SIZE))
     # A convolution before the op leaves a half type.
@@ -69,7 +69,7 @@ def test_float32_and_float64_are_untouched(backend, name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_outside_a_region_a_mixture_is_the_callers_error(backend, name):
+def test_outside_a_region_mixed_types_are_an_error(backend, name):
     case = CASES[name]
     inputs = [x.float() for x in case.make(SIZE)]
     if len(inputs) == 1:

@@ -107,7 +107,7 @@ def test_every_input_of_the_build_is_in_its_key(sources, monkeypatch):
 
 
 @needs_tools
-def test_an_interrupted_build_is_done_anew(sources):
+def test_an_interrupted_build_is_repeated(sources):
     building = _build.cache_directory() / f"{_build._plan().key}.building"
     building.mkdir(parents=True)
     # PyTorch would wait forever for the process that has left this file.
@@ -119,7 +119,7 @@ def test_an_interrupted_build_is_done_anew(sources):
 
 
 @needs_tools
-def test_a_stale_lock_file_holds_nobody_up_and_a_held_one_does(sources):
+def test_only_a_lock_that_is_held_blocks_a_build(sources):
     cache = _build.cache_directory()
     cache.mkdir()
     lock = cache / f"{_build._plan().key}.lock"
@@ -137,7 +137,7 @@ def test_a_stale_lock_file_holds_nobody_up_and_a_held_one_does(sources):
 
 
 @needs_tools
-def test_a_damaged_library_is_built_anew(sources, capfd):
+def test_a_damaged_library_is_rebuilt(sources, capfd):
     # The library is damaged before this process maps it, as by a full disk.
     directory = _build.cache_directory() / _build._plan().key
     directory.mkdir(parents=True)
@@ -148,7 +148,7 @@ def test_a_damaged_library_is_built_anew(sources, capfd):
 
 
 @needs_tools
-def test_a_failing_build_is_one_line_with_a_log_and_not_repeated(sources, capfd):
+def test_a_failed_build_gives_one_line_and_a_log_and_is_not_repeated(sources, capfd):
     (sources / "ops.cpp").write_text("this is no C++\n")
     info = _build._load()
     assert not info.native
@@ -185,7 +185,7 @@ def test_where_nvcc_fails_the_cpu_kernels_are_built(sources, monkeypatch):
     assert info.cuda_reason.startswith("the build failed, see ")
 
 
-def test_no_compiler_is_one_line(sources, monkeypatch):
+def test_without_a_compiler_the_reason_is_one_line(sources, monkeypatch):
     monkeypatch.setenv("CXX", "/nonexistent/c++")
     info = _build._load()
     assert not info.native
@@ -198,7 +198,7 @@ def test_no_compiler_is_one_line(sources, monkeypatch):
     assert not _build.cache_directory().exists()
 
 
-def test_an_unusable_cache_is_one_line(sources, monkeypatch, tmp_path):
+def test_the_reason_for_an_unusable_cache_is_one_line(sources, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("DEEPATLAS_OPS_CACHE", str(tmp_path / "file" / "cache"))
     info = _build._load()

@@ -45,7 +45,7 @@ def test_the_cpu_gives_the_same_bits_on_one_thread_and_two(name, dtype, native):
 
 
 @pytest.mark.parametrize("name", MEASURES)
-def test_measures_too(name, native):
+def test_measures_have_the_same_bits_on_one_thread_and_two(name, native):
     case, mask = MEASURES[name], weights(SIZE, torch.float32)
     (field,) = (x.float() for x in case.make(SIZE))
     results = []

@@ -65,12 +65,16 @@ NATIVE = [
     ("implicit_warp", (M.int(), M.int(), EYE, None, 1, 0.0, False), "c_moving must be float64, .*got Int"),
     ("implicit_warp", (HOLE, M, EYE, None, 1, 0.0, False), "c_moving has no voxels to sample from"),
     ("implicit_warp", (M, M.double(), EYE, None, 1, 0.0, False), "c_fixed must be Float like c_moving"),
-    ("implicit_warp", (M.half(), M.half(), EYE.half(), None, 1, 0.0, False), "matrix must be Float beside"),
+    (
+        "implicit_warp",
+        (M.half(), M.half(), EYE.half(), None, 1, 0.0, False),
+        "matrix must be Float for this c_moving",
+    ),
     ("implicit_warp", (M, M, EYE, EYE[:, :2], 1, 0.0, False), r"ruler must be \[B, 3, 3\]"),
     ("implicit_warp_unrolled", (M, M[:, :2], EYE, None, 1, 0.0), r"c_fixed must be \[B, 3, D, H, W\]"),
     ("implicit_warp_unrolled", (M, M, EYE, None, 0, 0.0), r"iterations must be 1 to 2\^31 - 1, got 0"),
     ("implicit_warp_backward", (M.double(), M, M, M[:, :1].bool(), EYE, True), "grad must be Float like"),
-    ("implicit_warp_backward", (M, M, M, M[:, :1], EYE, True), "valid must be Bool beside this c_moving"),
+    ("implicit_warp_backward", (M, M, M, M[:, :1], EYE, True), "valid must be Bool for this c_moving"),
     (
         "implicit_warp_unrolled_backward",
         (M[..., :2], M, M, EYE, 1, 0.0),

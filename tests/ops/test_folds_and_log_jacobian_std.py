@@ -118,7 +118,7 @@ def test_plain_is_the_deviation_of_log_jacobian(backend):
     assert ops.log_jacobian_std(identity(SIZE) * 0.3).item() == pytest.approx(0, abs=1e-12)
 
 
-def test_what_has_no_weight_does_not_matter(backend):
+def test_voxels_without_weight_do_not_matter(backend):
     field, mask = identity((6, 6, 8)), torch.ones(1, 1, 6, 6, 8, dtype=torch.bool)
     field[..., 7:] = float("nan")
     mask[..., 5:] = False

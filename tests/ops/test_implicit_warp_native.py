@@ -108,7 +108,7 @@ def test_the_result_does_not_depend_on_the_number_of_threads(gradient):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_many_small_items_are_those_items_alone():
+def test_a_batch_gives_the_results_of_its_items():
     moving, fixed = pair((3, 4, 5), (4, 3, 2), batch=40)
     for gradient in ("implicit", "unrolled"):
         weight = torch.randn_like(fixed)
@@ -145,7 +145,7 @@ def test_what_is_kept_for_backward_does_not_grow_with_the_iterations():
     assert many > 10 * few
 
 
-def test_infinite_and_nan_maps_read_nothing_outside_and_spoil_only_themselves():
+def test_infinity_and_nan_affect_only_their_own_voxels():
     moving, fixed = pair((5, 6, 7), (5, 6, 7))
     broken = fixed.clone()
     broken[0, 0, 1, 2, 3], broken[0, 2, 3, 3, 3], broken[0, 1, 4, 4, 4] = float("nan"), float("inf"), -1e30
@@ -178,7 +178,7 @@ def test_infinite_and_nan_maps_read_nothing_outside_and_spoil_only_themselves():
         ({"iterations": 0}, "iterations must be 1 to 2\\^31 - 1, got 0"),
     ],
 )
-def test_the_op_itself_checks(change, message):
+def test_the_registered_op_checks_its_arguments(change, message):
     arguments = {
         "c_moving": torch.zeros(1, 3, 3, 3, 3),
         "c_fixed": torch.zeros(1, 3, 3, 3, 3),

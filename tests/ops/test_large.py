@@ -38,7 +38,7 @@ def volume(native):
     return v
 
 
-def test_resample_reads_behind_32_bits(volume):
+def test_resample_reads_beyond_32_bits(volume):
     for mode in ("linear", "nearest"):
         corner = torch.ones(1, 3, 1, 1, 3).bfloat16()
         assert ops.resample(volume, corner, mode=mode).flatten().tolist() == [8, 8, 8]
@@ -47,7 +47,7 @@ def test_resample_reads_behind_32_bits(volume):
     assert ops.affine_resample(volume, theta.bfloat16(), (1, 1, 2)).flatten().tolist() == [8, 8]
 
 
-def test_resample_takes_the_gradient_by_coordinates_from_there(volume):
+def test_resample_has_the_gradient_by_coordinates_beyond_32_bits(volume):
     coords = torch.tensor([0.998, 1.0, 1.0]).bfloat16().reshape(1, 3, 1, 1, 1).requires_grad_()
     volume[..., -1, -1, :] = torch.arange(SIZE[2]) % 7
     (grad,) = torch.autograd.grad(ops.resample(volume, coords).float().sum(), coords)
@@ -55,7 +55,7 @@ def test_resample_takes_the_gradient_by_coordinates_from_there(volume):
     assert abs(grad[0, 0].item()) == pytest.approx((SIZE[2] - 1) / 2, rel=0.01)
 
 
-def test_resample_scatters_there(native):
+def test_resample_scatters_beyond_32_bits(native):
     need(20)
     volume = torch.zeros(1, 1, *SIZE, dtype=torch.bfloat16, requires_grad=True)
     corner = torch.ones(1, 3, 1, 1, 1).bfloat16()
@@ -63,7 +63,7 @@ def test_resample_scatters_there(native):
     assert grad[..., -1, -1, -1].item() == 1 and grad[..., 0, 0, :9].abs().sum() == 0
 
 
-def test_resize_to_and_from(volume):
+def test_resize_to_and_from_a_large_volume(volume):
     assert ops.resize(volume, (2, 2, 2)).flatten().tolist() == [0, 0, 0, 0, 0, 0, 0, 8]
     small = torch.zeros(1, 1, 2, 2, 2, dtype=torch.bfloat16)
     small[..., 1, 1, 1] = 5
@@ -72,7 +72,7 @@ def test_resize_to_and_from(volume):
     assert ops.resize(small, SIZE)[..., -1, -1, -1].item() == 5
 
 
-def test_resize_gathers_a_gradient_from_there(native):
+def test_resize_gathers_a_gradient_from_a_large_volume(native):
     need(10)
     small = torch.zeros(1, 1, 2, 2, 2, dtype=torch.bfloat16, requires_grad=True)
     out = ops.resize(small, SIZE)

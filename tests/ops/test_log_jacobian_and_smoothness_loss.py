@@ -82,7 +82,7 @@ def flipped(det):
 
 
 @pytest.mark.parametrize("eps", [1e-3, 0.1])
-def test_the_logarithm_goes_on_below_eps_bounded_and_rising(backend, eps):
+def test_the_logarithm_below_eps_is_bounded_and_increasing(backend, eps):
     dets = [2.0, eps * 1.001, eps * 0.999, eps * 0.5, eps * 1e-3, -eps * 1e-3, -eps, -1.0, -100.0, -1e6]
     values, slopes = [], []
     for det in dets:
@@ -187,7 +187,7 @@ def test_masks_of_any_type_weigh_alike(backend, dtype):
     )
 
 
-def test_what_lies_beyond_the_masks_neighbours_does_not_matter(backend):
+def test_voxels_beyond_the_neighbours_of_the_mask_do_not_matter(backend):
     field = regular()
     mask = torch.zeros(2, 1, *SIZE, dtype=torch.bool)
     mask[..., :3] = True

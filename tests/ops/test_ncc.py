@@ -105,7 +105,7 @@ def test_an_all_zero_mask_gives_zero_and_no_gradient(backend, window):
 
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
-def test_values_under_a_zero_weight_are_never_read(backend, window, dtype):
+def test_values_without_weight_are_never_used(backend, window, dtype):
     a, b = maps()
     mask = torch.rand(2, 1, *SIZE) > 0.4
     want = ops.ncc(a, b, mask.double(), window=window)
@@ -119,7 +119,7 @@ def test_values_under_a_zero_weight_are_never_read(backend, window, dtype):
 
 
 @pytest.mark.parametrize("window", [None, 3])
-def test_nan_spoils_its_own_channel_only(backend, window):
+def test_nan_affects_only_its_own_channel(backend, window):
     a, b = maps(1, 3)
     a[0, 1, 2, 3, 4] = float("nan")
     value, grad_a, grad_b = gradients(a, b, window)

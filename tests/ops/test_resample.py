@@ -132,7 +132,7 @@ def test_strides_do_not_matter(backend, function):
 
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("mode", MODES)
-def test_nan_coordinates_give_nan_and_pass_nothing_on(backend, mode, padding):
+def test_nan_coordinates_give_nan_and_no_gradient(backend, mode, padding):
     volume = torch.randn(1, 2, 4, 5, 6, requires_grad=True)
     clean = inside(1, (3, 3, 3), 0.9, torch.float32)
     coords = clean.clone()
@@ -165,7 +165,7 @@ def test_far_and_infinite_coordinates(backend):
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
-def test_any_coordinate_on_an_axis_of_one_names_its_voxel(backend, padding):
+def test_every_coordinate_on_an_axis_of_one_means_its_voxel(backend, padding):
     volume = torch.randn(1, 2, 4, 1, 5)
     coords = inside(1, (3, 3, 3), 0.99, torch.float32)
     moved = coords.clone()

@@ -22,7 +22,7 @@ def close(got, want):
 
 
 @pytest.mark.parametrize("name", {**CASES, **MEASURES})
-def test_vmap_is_one_call_after_the_other(backend, name):
+def test_vmap_gives_the_results_of_single_calls(backend, name):
     case, mask = {**CASES, **MEASURES}[name], weights(SIZE)
     inputs = stacked(case)
     want = torch.stack([case.run(mask, *call) for call in zip(*inputs, strict=True)])
