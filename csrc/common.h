@@ -1,5 +1,6 @@
-// Scalar types, host/device macro and the arithmetic of one axis, shared by every kernel on CPU and
-// CUDA. No torch header may enter this file: the .cu files compile with nvcc alone.
+// Scalar types, the host/device macro and the arithmetic of one axis, which all kernels share on
+// the CPU and on CUDA. This file must not include a torch header, because nvcc compiles the .cu
+// files alone.
 #pragma once
 
 #include <cmath>
@@ -23,7 +24,7 @@ enum class Scalar : int { kFloat64, kFloat32, kFloat16, kBFloat16 };
 enum Mode : int { kLinear = 0, kNearest = 1 };
 enum Padding : int { kBorder = 0, kZeros = 1, kReflection = 2 };
 
-// Storage types of the half precisions: only loaded and stored, never computed with.
+// Storage types of the half precisions. They are loaded and stored, but never computed with.
 struct Half {
   uint16_t bits;
 };
@@ -31,6 +32,7 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+// The type that a kernel computes and accumulates in: float64 for float64, otherwise float32.
 template <class S>
 struct AccumulateOf {
   using type = float;
@@ -42,29 +44,36 @@ struct AccumulateOf<double> {
 template <class S>
 using Accumulate = typename AccumulateOf<S>::type;
 
-DA_HD float bits_to_float(uint32_t bits) {
-#if defined(__CUDA_ARCH__)
-  return __uint_as_float(bits);
-#else
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-#endif
+// How many pieces of `piece` elements hold `count` elements.
+DA_HD int64_t pieces_of(int64_t count, int64_t piece) { return (count + piece - 1) / piece; }
+
+// ---- bits of floating-point numbers -------------------------------------------------------------
+
+template <class To, class From>
+DA_HD To copy_bits(From from) {
+  static_assert(sizeof(To) == sizeof(From), "the types must have the same size");
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
 }
 
-DA_HD uint32_t float_to_bits(float value) {
 #if defined(__CUDA_ARCH__)
-  return __float_as_uint(value);
+DA_HD float from_bits(uint32_t bits) { return __uint_as_float(bits); }
+DA_HD double from_bits(uint64_t bits) { return __longlong_as_double(static_cast<long long>(bits)); }
+DA_HD uint32_t to_bits(float value) { return __float_as_uint(value); }
+DA_HD uint64_t to_bits(double value) { return static_cast<uint64_t>(__double_as_longlong(value)); }
 #else
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return bits;
+DA_HD float from_bits(uint32_t bits) { return copy_bits<float>(bits); }
+DA_HD double from_bits(uint64_t bits) { return copy_bits<double>(bits); }
+DA_HD uint32_t to_bits(float value) { return copy_bits<uint32_t>(value); }
+DA_HD uint64_t to_bits(double value) { return copy_bits<uint64_t>(value); }
 #endif
-}
+
+// ---- loading and storing ------------------------------------------------------------------------
 
 DA_HD double load(double v) { return v; }
 DA_HD float load(float v) { return v; }
-DA_HD float load(BFloat16 v) { return bits_to_float(uint32_t(v.bits) << 16); }
+DA_HD float load(BFloat16 v) { return from_bits(uint32_t(v.bits) << 16); }
 DA_HD float load(Half v) {
 #if defined(__CUDA_ARCH__)
   return __half2float(__ushort_as_half(v.bits));
@@ -73,20 +82,22 @@ DA_HD float load(Half v) {
 #else
   const uint32_t sign = uint32_t(v.bits & 0x8000u) << 16;
   const uint32_t rest = v.bits & 0x7fffu;
-  if (rest >= 0x7c00u) return bits_to_float(sign | 0x7f800000u | ((rest & 0x3ffu) << 13));
-  if (rest < 0x400u) {  // subnormal: an exact multiple of 2^-24
-    const float magnitude = float(rest) * bits_to_float(0x33800000u);
+  if (rest >= 0x7c00u) return from_bits(sign | 0x7f800000u | ((rest & 0x3ffu) << 13));
+  // A subnormal number is an exact multiple of 2^-24.
+  if (rest < 0x400u) {
+    const float magnitude = float(rest) * from_bits(0x33800000u);
     return sign ? -magnitude : magnitude;
   }
-  return bits_to_float(sign | ((rest << 13) + 0x38000000u));
+  return from_bits(sign | ((rest << 13) + 0x38000000u));
 #endif
 }
 
 DA_HD void store(double* p, double v) { *p = v; }
 DA_HD void store(float* p, float v) { *p = v; }
 DA_HD void store(BFloat16* p, float v) {
-  const uint32_t bits = float_to_bits(v);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest even
+  const uint32_t bits = to_bits(v);
+  // This rounds to nearest, ties to even.
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   p->bits = uint16_t(v == v ? rounded : 0x7fc0u);
 }
 DA_HD void store(Half* p, float v) {
@@ -95,16 +106,18 @@ DA_HD void store(Half* p, float v) {
 #elif defined(__F16C__) && !defined(__CUDACC__)
   p->bits = _cvtss_sh(v, _MM_FROUND_TO_NEAREST_INT);
 #else
-  const uint32_t bits = float_to_bits(v);
+  const uint32_t bits = to_bits(v);
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t rest = bits & 0x7fffffffu;
   uint32_t half;
   if (rest > 0x7f800000u) {
     half = 0x7e00u;
-  } else if (rest >= 0x477ff000u) {  // rounds to 2^16 or more
+  } else if (rest >= 0x477ff000u) {
+    // The number rounds to 2^16 or more, which is infinity.
     half = 0x7c00u;
-  } else if (rest < 0x38800000u) {  // subnormal: adding 1/2 leaves the rounded multiple of 2^-24
-    half = float_to_bits(bits_to_float(rest) + 0.5f) - 0x3f000000u;
+  } else if (rest < 0x38800000u) {
+    // The result is subnormal. Adding 1/2 leaves the rounded multiple of 2^-24 in the mantissa.
+    half = to_bits(from_bits(rest) + 0.5f) - 0x3f000000u;
   } else {
     half = (rest + 0xfffu + ((rest >> 13) & 1u) - 0x38000000u) >> 13;
   }
@@ -112,29 +125,42 @@ DA_HD void store(Half* p, float v) {
 #endif
 }
 
-// Keeps NaN: every comparison with it is false.
+// Adds without atomics, for functors that take the way of adding as a parameter.
+struct PlainAdd {
+  template <class T>
+  void operator()(T* p, T value) const {
+    *p += value;
+  }
+};
+
+// ---- limits -------------------------------------------------------------------------------------
+
+// Keeps NaN, because every comparison with it is false.
 template <class T>
 DA_HD T clamp(T x, T low, T high) {
   return x < low ? low : (x > high ? high : x);
 }
 
-// Sends NaN to `low`: for values about to become an index.
+// Turns NaN into `low`, for values that become an index.
 template <class T>
 DA_HD T clamp_index(T x, T low, T high) {
   const T lower = x > low ? x : low;
   return lower < high ? lower : high;
 }
 
-// Infinity times the half extent 0 of an axis of size 1 would be NaN; a finite far value is not.
+// Replaces infinity by a large finite value: infinity times the half extent of an axis of size 1,
+// which is 0, would be NaN.
 template <class T>
 DA_HD T finite(T c) {
   return clamp(c, T(-1e9), T(1e9));
 }
 
-// One axis of a linear sample: voxels `base` and `base + 1` (the same voxel twice on an axis of
-// size 1) with their weights, and the derivatives of the weights by the voxel position. Both voxels
-// always exist, so that no sample ever reads outside the volume, whatever the position; a NaN
-// position gives NaN weights.
+// ---- one axis of a sample -----------------------------------------------------------------------
+
+// One axis of a linear sample: the weights of the voxels `base` and `base + 1` (on an axis of size
+// 1 the same voxel twice), and the derivatives of the weights by the position in voxels. Both
+// voxels always exist, so no sample reads outside the volume, whatever the position. A NaN position
+// gives NaN weights.
 template <class T>
 struct LinearAxis {
   int32_t base;
@@ -142,15 +168,16 @@ struct LinearAxis {
   T d0, d1;
 };
 
-// One axis of a nearest sample: weight 1 inside, 0 outside (zeros padding), NaN for a NaN position.
+// One axis of a nearest sample. The weight is 1 inside, 0 outside (with zeros padding), and NaN for
+// a NaN position.
 template <class T>
 struct NearestAxis {
   int32_t base;
   T weight;
 };
 
-// Mirror at the centres of the first and last voxel; `slope` is the sign of the mirrored
-// derivative.
+// Mirrors a position at the centres of the first and the last voxel. `slope` becomes 1, or -1 where
+// the mirrored axis runs backwards.
 template <class T>
 DA_HD T reflect(T x, T last, T& slope) {
   const T distance = std::fabs(x);
@@ -162,8 +189,8 @@ DA_HD T reflect(T x, T last, T& slope) {
   return last > T(0) ? mirrored : x * T(0);
 }
 
-// Position after padding; `slope` becomes the derivative of the result by the position, with
-// PyTorch's convention that a clamped position, its ends included, has none.
+// The position after padding. `slope` becomes the derivative of the result by the position. As in
+// PyTorch it is 0 where the position is clamped, including the two ends of the range.
 template <int P, class T>
 DA_HD T pad(T x, T last, T& slope) {
   slope = T(1);
@@ -187,8 +214,8 @@ DA_HD LinearAxis<T> locate_linear(T x, int32_t size) {
     axis.d1 = slope;
     return axis;
   }
-  // f lies in [-2, 3]: the pair stands at the edge and one or both of its voxels may be out of
-  // reach.
+  // Here f lies in [-2, 3]. Outside [0, 1] the pair is at the border, and one or both of its voxels
+  // are too far away to have a weight.
   const T left = f < T(0) ? T(1) + f : T(1) - f;
   const T right = f > T(1) ? T(2) - f : f;
   axis.w0 = left < T(0) ? T(0) : left;
@@ -198,7 +225,8 @@ DA_HD LinearAxis<T> locate_linear(T x, int32_t size) {
   const T falling = (f >= T(1)) & (f < T(2)) ? T(1) : T(0);
   axis.d0 = rising - inside;
   axis.d1 = inside - falling;
-  if (size == 1) axis.w1 = T(0);  // its second voxel is the first one
+  // On an axis of size 1 the second voxel is the first one.
+  if (size == 1) axis.w1 = T(0);
   return axis;
 }
 
@@ -206,12 +234,13 @@ template <int P, class T>
 DA_HD NearestAxis<T> locate_nearest(T x, int32_t size) {
   T slope;
   const T last = T(size - 1);
-  const T r = std::nearbyint(pad<P>(x, last, slope));  // half to even, as PyTorch
+  // Like PyTorch, this rounds halves to even.
+  const T r = std::nearbyint(pad<P>(x, last, slope));
   const T inside = (r >= T(0)) & (r <= last) ? T(1) : T(0);
   return {int32_t(clamp_index(r, T(0), last)), r == r ? inside : r};
 }
 
-// The same with the padding known only at run time (uniform over a kernel).
+// The same for a padding that is only known at run time, but is the same for all voxels.
 template <class T>
 DA_HD LinearAxis<T> locate_linear(int padding, T x, int32_t size) {
   if (padding == kBorder) return locate_linear<kBorder>(x, size);

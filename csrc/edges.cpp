@@ -1,6 +1,6 @@
-// Edges on the CPU, a row of voxels at a time: sums along z and y of the nine rows around it first,
-// then along x. Backward the slopes of a plane are summed along x and y as they come, and three such
-// planes are kept for the sums along z.
+// edge_difference on the CPU, a row of voxels at a time: the sums over the nine rows around it
+// along z and y come first, then those along x. The backward pass sums the slopes of a plane along
+// x and y at once, and keeps three such planes for the sums along z.
 #include "edges.h"
 
 #include <vector>
@@ -10,7 +10,7 @@
 namespace deepatlas {
 namespace {
 
-// The differences of a row's voxels, before they are divided by 18.
+// The differences of the voxels of a row, not divided by 18, and their roots.
 template <class T>
 class EdgeRow {
  public:
@@ -35,9 +35,11 @@ class EdgeRow {
     differences();
   }
 
-  T *x, *y, *z, *root;  // of `width` voxels
+  // Each has `width` voxels.
+  T *x, *y, *z, *root;
 
  private:
+  // The sums along z and y of the nine rows around the row, for each of the three differences.
   template <class S>
   void sums(const S* __restrict a0, const S* __restrict a1, const S* __restrict a2,
             const S* __restrict b0, const S* __restrict b1, const S* __restrict b2,
@@ -51,14 +53,15 @@ class EdgeRow {
       const T c = load(c0[i]) + load(c1[i]) + load(c2[i]);
       px[i] = a + b + c;
       py[i] = c - a;
-      pz[i] = (load(a2[i]) - load(a0[i])) + (load(b2[i]) - load(b0[i])) +
-              (load(c2[i]) - load(c0[i]));
+      pz[i] =
+          (load(a2[i]) - load(a0[i])) + (load(b2[i]) - load(b0[i])) + (load(c2[i]) - load(c0[i]));
     }
     for (T* padded : {along_x_, along_y_, along_z_}) {
       padded[0] = padded[1];
       padded[width_ + 1] = padded[width_];
     }
   }
+  // The sums and the difference along x.
   void differences() {
     const T* __restrict px = along_x_;
     const T* __restrict py = along_y_;
@@ -79,12 +82,11 @@ class EdgeRow {
 
   int32_t width_;
   std::vector<T> data_;
-  T *along_x_, *along_y_, *along_z_;  // with one value more at either end
+  // For the differences along x, y and z: rows with one more value at either end.
+  T *along_x_, *along_y_, *along_z_;
 };
 
-int64_t planes_a_task(const EdgesArgs& a) {
-  return std::max<int64_t>(1, 8192 / std::max<int64_t>(1, int64_t(a.shape.h) * a.shape.w));
-}
+constexpr int64_t kVoxelsPerTask = 8192;
 
 template <class S>
 const S* item_of(const void* images, int64_t item, const EdgesArgs& a) {
@@ -95,9 +97,10 @@ template <class S>
 void forward(const EdgesArgs& a, const Parallel& parallel) {
   using T = Accumulate<S>;
   const Shape3& s = a.shape;
-  parallel(a.items() * s.d, planes_a_task(a), [&](int64_t begin, int64_t end) {
+  const int64_t grain = planes_per_task(s, kVoxelsPerTask);
+  parallel(a.items() * s.d, grain, [&](int64_t begin, int64_t end) {
     EdgeRow<T> moving(s.w), fixed(s.w);
-    alignas(64) T weight[kBlock];
+    alignas(64) T weight[kRowVoxels];
     PlaneSums<T> sums(s.w);
     for (int64_t plane = begin; plane < end; ++plane) {
       const int64_t item = plane / s.d;
@@ -122,18 +125,14 @@ void forward(const EdgesArgs& a, const Parallel& parallel) {
     }
   });
   auto* statistics = reinterpret_cast<EdgeStatistics*>(a.statistics);
-  for (int64_t b = 0; b < a.batch; ++b) {
-    double total[3] = {0, 0, 0};
-    for (int64_t i = 0; i < a.channels * s.d; ++i) {
-      for (int k = 0; k < 3; ++k) total[k] += a.sums[3 * (b * a.channels * s.d + i) + k];
-    }
+  total_planes(a.sums, a.batch, a.channels * s.d, [&](int64_t b, const double* total) {
     statistics[b] = edge_statistics(total[0], total[1], total[2]);
     store(static_cast<S*>(a.value) + b, T(statistics[b].loss));
-  }
+  });
 }
 
-// Slopes of one plane after another, summed along x and y: `spread` is to be summed along z,
-// `turned` differenced.
+// The slopes of one plane after another, summed along x and y. Along z, `spread` has to be summed
+// and `turned` has to be subtracted.
 template <class S>
 class EdgePlanes {
   using T = Accumulate<S>;
@@ -147,7 +146,7 @@ class EdgePlanes {
         other_(a.shape.w),
         data_(size_t(6) * plane_ + 9 * size_t(a.shape.w) + 3 * (size_t(a.shape.w) + 2)) {}
 
-  // Of plane z of an item, kept until that of z + 3.
+  // Computes plane z of an item, which is kept until plane z + 3 is computed.
   void add(const void* own, const void* other, int64_t item, int32_t z, const EdgeSlope<T>& slope) {
     for (int32_t y = 0; y < s_.h; ++y) {
       own_.read(item_of<S>(own, item, a_), s_, z, y);
@@ -159,10 +158,11 @@ class EdgePlanes {
     sum_along_y(z, s_.h - 1);
   }
 
-  // out[i] of plane z, of which the planes beside it are there.
+  // Stores the gradient of plane z. The planes beside it must have been computed.
   void store_plane(int32_t z, S* __restrict out) const {
     const bool first = z == 0, last = z == s_.d - 1;
-    const T *below = spread(first ? z : z - 1), *here = spread(z), *above = spread(last ? z : z + 1);
+    const T *below = spread(first ? z : z - 1), *here = spread(z),
+            *above = spread(last ? z : z + 1);
     const T *low = turned(first ? z : z - 1), *high = turned(last ? z : z + 1);
     const T low_sign = first ? T(-1) : T(1), high_sign = last ? T(-1) : T(1);
     for (int64_t i = 0; i < plane_; ++i) {
@@ -171,8 +171,9 @@ class EdgePlanes {
   }
 
  private:
+  // The slopes of a row, with the values that count beyond its ends.
   void slopes(int64_t row, const EdgeSlope<T>& slope) {
-    alignas(64) T weight[kBlock];
+    alignas(64) T weight[kRowVoxels];
     T *x = padded(0), *y = padded(1), *z = padded(2);
     in_blocks(s_.w, [&](int32_t first, int n) {
       read_weights<S>(a_.mask, row + first, n, weight);
@@ -187,7 +188,7 @@ class EdgePlanes {
     y[0] = y[1], y[s_.w + 1] = y[s_.w];
     z[0] = z[1], z[s_.w + 1] = z[s_.w];
   }
-  // A voxel without a slope passes none on, whatever lies around it.
+  // Where k is 0 the product is 0, even if the other factor is NaN.
   static void multiply(const T* __restrict k, const T* __restrict by, int n, T* __restrict out) {
     for (int i = 0; i < n; ++i) out[i] = k[i] == T(0) ? T(0) : k[i] * by[i];
   }
@@ -221,6 +222,7 @@ class EdgePlanes {
     }
   }
 
+  // The parts of data_: six planes, nine rows, and three padded rows.
   T* at(int64_t offset) const { return const_cast<T*>(data_.data()) + offset; }
   T* spread(int32_t z) const { return at(z % 3 * plane_); }
   T* turned(int32_t z) const { return at((3 + z % 3) * plane_); }
@@ -241,9 +243,11 @@ void gradient(const EdgesArgs& a, bool fixed, const Parallel& parallel) {
   const void *own = fixed ? a.fixed : a.moving, *other = fixed ? a.moving : a.fixed;
   S* out = static_cast<S*>(fixed ? a.grad_fixed : a.grad_moving);
   const auto* statistics = reinterpret_cast<const EdgeStatistics*>(a.statistics);
-  parallel(a.items() * s.d, 2 * planes_a_task(a), [&](int64_t begin, int64_t end) {
+  const int64_t grain = 2 * planes_per_task(s, kVoxelsPerTask);
+  parallel(a.items() * s.d, grain, [&](int64_t begin, int64_t end) {
     EdgePlanes<S> planes(a);
-    while (begin < end) {  // an item, or the part of it that is this task's
+    // Each turn handles one item, or the part of it that belongs to this task.
+    while (begin < end) {
       const int64_t item = begin / s.d, b = item / a.channels;
       const int32_t from = int32_t(begin - item * s.d);
       const int32_t to = int32_t(std::min<int64_t>(s.d, end - item * s.d));

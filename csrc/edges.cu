@@ -1,17 +1,17 @@
-// CUDA launchers of edge_difference: the order of edges_device.h on a stream.
-#include "edges_device.h"
+// The CUDA launchers of edge_difference: the launches of edges_functors.h on a stream.
+#include "edges_functors.h"
 #include "launch.cuh"
 
 namespace deepatlas {
 
-int64_t edges_sums_cuda(const EdgesArgs& a) { return 3 * a.items() * edges::pieces_of(a); }
+int64_t edges_sums_cuda(const EdgesArgs& a) { return 3 * a.items() * edges::channel_pieces(a); }
 
 const char* edges_forward_cuda(const EdgesArgs& a, void* stream) {
   return with_scalar(a.scalar, [&](auto s) {
     using S = decltype(s);
     const CudaLaunch launch{stream};
-    return edges::fits_32_bit(a) ? edges::device_forward<S, int32_t>(a, launch)
-                                 : edges::device_forward<S, int64_t>(a, launch);
+    return fits_32_bit(edges::most_elements(a)) ? edges::device_forward<S, int32_t>(a, launch)
+                                                : edges::device_forward<S, int64_t>(a, launch);
   });
 }
 
@@ -19,8 +19,8 @@ const char* edges_backward_cuda(const EdgesArgs& a, void* stream) {
   return with_scalar(a.scalar, [&](auto s) {
     using S = decltype(s);
     const CudaLaunch launch{stream};
-    return edges::fits_32_bit(a) ? edges::device_backward<S, int32_t>(a, launch)
-                                 : edges::device_backward<S, int64_t>(a, launch);
+    return fits_32_bit(edges::most_elements(a)) ? edges::device_backward<S, int32_t>(a, launch)
+                                                : edges::device_backward<S, int64_t>(a, launch);
   });
 }
 

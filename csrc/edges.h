@@ -1,10 +1,11 @@
-// Difference of the edges of two images (section 5.1.5): the arithmetic of one voxel, shared by the
-// row loops of edges.cpp and the functors of edges_device.h.
+// The difference between the edges of two images (section 5.1.5): the arithmetic of one voxel, for
+// the row loops of edges.cpp and the functors of edges_functors.h.
 //
-// The Prewitt gradient of a voxel is a difference of its neighbours along one axis and a sum of
-// three along the other two, borders replicated; the 18 that it is divided by comes in where its
-// square is taken. Its adjoint is the same sums along the other two axes and the difference turned
-// round, where a value beyond the border is the border's in a sum and its negative in a difference.
+// Each component of the Prewitt gradient is the difference of two neighbours along one axis and the
+// sum over three neighbours along both other axes, with replicated borders. It is not divided by 18
+// at once; kEdgeScale, applied to the square, does that. The adjoint takes the same sums along the
+// other axes and the difference with the opposite sign, where a neighbour beyond the border counts
+// as the border's own value in a sum, and as its negative in a difference.
 #pragma once
 
 #include "kernels.h"
@@ -12,41 +13,51 @@
 
 namespace deepatlas {
 
-// As EDGE_OFFSET and EDGE_FLOOR of the PyTorch body.
-inline constexpr double kEdgeOffset = 1e-6;  // keeps the root differentiable where an image is flat
-inline constexpr double kEdgeFloor = 1e-4;   // the least mean square that a difference is taken over
+// The offset makes the root differentiable where an image is flat; the floor is the smallest mean
+// square of the fixed image's edges that the difference is divided by. As EDGE_OFFSET and
+// EDGE_FLOOR of the PyTorch body.
+inline constexpr double kEdgeOffset = 1e-6;
+inline constexpr double kEdgeFloor = 1e-4;
+// 1 / 18^2.
 inline constexpr double kEdgeScale = 1.0 / 324;
 
-// What edge_difference keeps of a batch item for its backward pass.
+// What the forward pass keeps of a batch item for the backward pass.
 struct EdgeStatistics {
   double loss;
-  double spread;  // the mean square of the fixed edges, held above the floor, times the weights' sum
-  double open;    // whether it is above the floor, 1 or 0
+  // The mean square of the fixed image's edges, at least kEdgeFloor, times the sum of the weights.
+  double spread;
+  // 1 if that mean square is not below the floor, otherwise 0.
+  double open;
 };
 
-// From the weighted sums over an item: of the squared difference, of the fixed edges squared, of
-// the weights.
+// From the weighted sums over an item of the squared difference, of the squared edges of the fixed
+// image, and of the weights.
 DA_HD EdgeStatistics edge_statistics(double difference, double power, double weight) {
   const double total = weight == 0 ? 1 : weight, mean = power / total;
-  const double held = mean < kEdgeFloor ? kEdgeFloor : mean;  // keeps NaN
+  // This keeps NaN.
+  const double held = mean < kEdgeFloor ? kEdgeFloor : mean;
   return {difference / total / held, held * total, mean >= kEdgeFloor ? 1.0 : 0.0};
 }
 
-// Magnitude of the gradient, and the constant that is taken off again so that flat is 0.
+// The root that the edge of a voxel is computed from: the magnitude of the gradient with the
+// offset.
 template <class T>
 DA_HD T edge_root(T x, T y, T z) {
   return std::sqrt((x * x + y * y + z * z) * T(kEdgeScale) + T(kEdgeOffset));
 }
+// The edge of a voxel: its root minus the root of the offset, so that a flat image gives 0.
 template <class T>
 DA_HD T edge_of(T root) {
-  return root - T(1e-3);  // the root of the offset
+  return root - T(1e-3);
 }
 
-// Gradient of the loss by the sums of a voxel's differences, as a factor on these. `own` and
-// `other` are roots, `own` that of the image the gradient is for.
+// The gradient of the loss by the differences of a voxel is these differences times a factor. `own`
+// and `other` are the roots of the two images; `own` is that of the image that the gradient is for.
 template <class T>
 struct EdgeSlope {
-  T factor, pull;  // pull: how the fixed image's edges lower the loss by being more; moving: 0
+  // `pull` is how much stronger edges of the fixed image reduce the loss through its denominator.
+  // It is 0 for the moving image.
+  T factor, pull;
 
   EdgeSlope() = default;
   DA_HD EdgeSlope(const EdgeStatistics& s, double grad, bool fixed)

@@ -1,27 +1,37 @@
-// The arithmetic of one interpolated voxel, shared by sampling and resizing.
+// Shapes and places of voxels, and the arithmetic of one interpolated value.
 #pragma once
 
 #include "vec3.h"
 
 namespace deepatlas {
 
+// The size of a volume along z, y and x.
 struct Shape3 {
   int32_t d, h, w;
   DA_HD int64_t voxels() const { return int64_t(d) * h * w; }
 };
 
+// The indices of a voxel.
 struct Place {
   int32_t z, y, x;
 };
 
+// The offset of a voxel in a volume.
+template <class Index>
+DA_HD Index offset_of(const Shape3& s, int32_t z, int32_t y, int32_t x) {
+  return (Index(z) * Index(s.h) + Index(y)) * Index(s.w) + Index(x);
+}
+
+// The indices of the voxel with an offset.
 template <class Index>
 DA_HD Place place_of(Index voxel, const Shape3& s) {
   const Index row = voxel / Index(s.w), z = row / Index(s.h);
   return {int32_t(z), int32_t(row - z * Index(s.h)), int32_t(voxel - row * Index(s.w))};
 }
 
-// Corner-aligned map from an output axis onto an input axis: the ends meet exactly, and an output
-// axis of size 1 sits at the centre (normalised coordinate 0).
+// The corner-aligned map from indices of an output axis to positions on an input axis. The two ends
+// map exactly onto each other. An output axis of size 1 lies at the centre of the input axis, at
+// the normalised coordinate 0.
 template <class T>
 struct AxisMap {
   T scale, end;
@@ -34,7 +44,8 @@ struct AxisMap {
   DA_HD T operator()(int32_t i) const { return i == last ? end : T(i) * scale; }
 };
 
-// Strides from the first voxel of a corner pair to the second; 0 on an axis of size 1.
+// The offsets from the first voxel to the second voxel of a pair along each axis; 0 on an axis of
+// size 1.
 template <class Index>
 struct Steps {
   Index z, y, x;
@@ -44,12 +55,14 @@ struct Steps {
         x(s.w > 1) {}
 };
 
-// Products of the weights by z and y, and the weights by x: all that a value needs.
+// The products of the weights along z and y, and the weights along x, of the eight voxels of a
+// cell.
 template <class T>
 struct Weights {
   T zy00, zy01, zy10, zy11, x0, x1;
 };
 
+// The value of a cell whose first voxel `p` points to.
 template <class S, class T, class Index>
 DA_HD T interpolate(const S* p, const Steps<Index>& step, const Weights<T>& w) {
   const S* q = p + step.z;

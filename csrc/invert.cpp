@@ -1,4 +1,4 @@
-// Inversion on the CPU: blocks of voxels shared out between threads, and the deterministic scatter.
+// Inversion on the CPU: blocks of voxels divided between threads, and the deterministic scatter.
 #include <algorithm>
 #include <vector>
 
@@ -10,7 +10,7 @@ namespace {
 
 using namespace invert;
 
-// What the functor Pack does, a row at a time.
+// Packs g = S c_moving as the functor Pack does, a row at a time.
 template <class S>
 void pack(const InvertArgs& a, const Parallel& parallel) {
   using T = Accumulate<S>;
@@ -46,7 +46,7 @@ void forward(const InvertArgs& a, const Parallel& parallel) {
   const int64_t voxels = a.out.voxels();
   pack<S>(a, parallel);
   for_each_block(
-      parallel, a.batch, a.out, kBlocksATask, [&](int64_t b, int64_t, int64_t n, int count) {
+      parallel, a.batch, a.out, kBlocksPerTask, [&](int64_t b, int64_t, int64_t n, int count) {
         const PackedMap<T> map(a.packed, grid, b);
         const auto matrix = Matrix3<T>::read(static_cast<const T*>(a.matrix) + 9 * b);
         Lanes<T> identity, target;
@@ -56,7 +56,7 @@ void forward(const InvertArgs& a, const Parallel& parallel) {
         Lanes<T> u = identity;
         solve(grid, map, a, count, target, u, work);
 
-        locate(grid, u, whole(count), work.cells);
+        locate(grid, u, padded_lanes(count), work.cells);
         read(map, work.cells, count, work.value);
         plain_steps(work.cells, work.value, target, count, work.next);
         T* residual = static_cast<T*>(a.residual) + b * voxels + n;
@@ -82,7 +82,7 @@ void load_lanes(const T* from, int64_t voxels, int count, Lanes<T>& lanes) {
   std::copy_n(from, count, lanes.x);
   std::copy_n(from + voxels, count, lanes.y);
   std::copy_n(from + 2 * voxels, count, lanes.z);
-  for (int i = count; i < whole(count); ++i) lanes.set(i, {T(0), T(0), T(0)});
+  for (int i = count; i < padded_lanes(count); ++i) lanes.set(i, {T(0), T(0), T(0)});
 }
 
 template <class T>
@@ -95,7 +95,7 @@ void to_quads(const Lanes<T>& lanes, int count, Quads<T>& quads) {
   }
 }
 
-// Where the solution of a block lies.
+// The places of the solution of a block on the packed map.
 template <class T>
 void locate_solution(const InvertArgs& a, const MovingGrid<T>& grid, int64_t b, int64_t n,
                      int count, Cells<T>& cells) {
@@ -103,8 +103,8 @@ void locate_solution(const InvertArgs& a, const MovingGrid<T>& grid, int64_t b, 
   Lanes<T> identity, u;
   place(a.out, n, count, identity);
   load_lanes(static_cast<const T*>(a.displacement) + b * 3 * voxels + n, voxels, count, u);
-  for (int i = 0; i < whole(count); ++i) u.set(i, identity[i] + u[i]);
-  locate(grid, u, whole(count), cells);
+  for (int i = 0; i < padded_lanes(count); ++i) u.set(i, identity[i] + u[i]);
+  locate(grid, u, padded_lanes(count), cells);
 }
 
 template <class S>
@@ -115,7 +115,8 @@ void implicit(const InvertArgs& a, const Parallel& parallel) {
   std::vector<Span> spans(a.batch * blocks);
   pack<S>(a, parallel);
   for_each_block(
-      parallel, a.batch, a.out, kBlocksATask, [&](int64_t b, int64_t block, int64_t n, int count) {
+      parallel, a.batch, a.out, kBlocksPerTask,
+      [&](int64_t b, int64_t block, int64_t n, int count) {
         const PackedMap<T> map(a.packed, grid, b);
         const auto matrix = Matrix3<T>::read(static_cast<const T*>(a.matrix) + 9 * b);
         Work<T> work;
@@ -133,7 +134,8 @@ void implicit(const InvertArgs& a, const Parallel& parallel) {
         spans[b * blocks + block].add(work.cells.z, count, a.in.d);
       });
   if (a.grad_moving == nullptr) return;
-  T* scratch = static_cast<T*>(a.packed);  // the packed map has done its duty
+  // The packed map is not needed any more.
+  T* scratch = static_cast<T*>(a.packed);
   for_each_slab(
       parallel, a, spans, scratch,
       [&](int64_t b, int64_t, int64_t n, int count, int32_t low, int32_t high) {
@@ -143,7 +145,8 @@ void implicit(const InvertArgs& a, const Parallel& parallel) {
         locate_solution(a, grid, b, n, count, cells);
         load_lanes(static_cast<const T*>(a.grad_fixed) + b * 3 * voxels + n, voxels, count, weight);
         to_quads(weight, count, quads);
-        for (int i = 0; i < count; ++i) {  // its place may be a NaN
+        // Where there is no gradient, the place may be NaN.
+        for (int i = 0; i < count; ++i) {
           cells.z[i] = is_zero(weight[i]) ? kNowhere : cells.z[i];
         }
         const PackedMap<T> map(scratch, grid, b);
@@ -151,16 +154,16 @@ void implicit(const InvertArgs& a, const Parallel& parallel) {
       });
 }
 
-// ---- the exact reverse --------------------------------------------------------------------------
+// ---- the unrolled gradient ----------------------------------------------------------------------
 
-// One block on its way there and back.
+// The path of one block: the last kTrail places in `trail`, and the number of steps of each lane.
 template <class T>
 struct Path {
-  std::vector<Lanes<T>> trail;  // where it has been: the last kTrail places
+  std::vector<Lanes<T>> trail;
   Lanes<T> identity, target, u, incoming, sum;
   Quads<T> weight;
   Work<T> work;
-  int32_t steps[kBlock];  // how many each lane takes
+  int32_t steps[kBlockVoxels];
   explicit Path(int iterations) : trail(std::min(iterations, kTrail)) {}
 };
 
@@ -172,13 +175,13 @@ void start(const InvertArgs& a, int64_t b, int64_t n, int count, Path<T>& path) 
       Matrix3<T>::read(static_cast<const T*>(a.matrix) + 9 * b), count, path.target);
 }
 
-// Walks up to `end` steps from the identity; returns how many the last lane took.
+// Takes up to `end` steps from the identity, and returns the largest number of steps of a lane.
 template <class T>
 int walk(const InvertArgs& a, const MovingGrid<T>& grid, const PackedMap<T>& map, int end,
          int count, Path<T>& path, Span* span) {
   const bool stops = a.tolerance > 0;
   path.u = path.identity;
-  std::fill_n(path.steps, kBlock, end);
+  std::fill_n(path.steps, kBlockVoxels, end);
   int moving = count, k = 0;
   for (; k < end && moving > 0; ++k) {
     path.trail[k % path.trail.size()] = path.u;
@@ -193,14 +196,14 @@ int walk(const InvertArgs& a, const MovingGrid<T>& grid, const PackedMap<T>& map
   return k;
 }
 
-// Step k backwards, as UnrolledBackward does.
+// Reverses step k, as UnrolledBackward does.
 template <class T>
 void reverse_step(const MovingGrid<T>& grid, const PackedMap<T>& map, int k, int count, int32_t low,
                   int32_t high, T* sums, Path<T>& path) {
   const Lanes<T>& u = path.trail[k % path.trail.size()];
   Work<T>& work = path.work;
-  locate(grid, u, whole(count), work.cells);
-  bool active[kBlock], placed[kBlock];
+  locate(grid, u, padded_lanes(count), work.cells);
+  bool active[kBlockVoxels], placed[kBlockVoxels];
   for (int i = 0; i < count; ++i) {
     const Vec3<T> in = path.incoming[i], f = work.cells.fraction[i];
     active[i] = (k < path.steps[i]) & !is_zero(in);
@@ -212,7 +215,8 @@ void reverse_step(const MovingGrid<T>& grid, const PackedMap<T>& map, int k, int
   }
   to_quads(path.incoming, count, path.weight);
   scatter(sums, map, work.cells, path.weight, count, low, high);
-  if (k == 0) return;  // the identity depends on nothing
+  // The path begins at the identity, which has no gradient.
+  if (k == 0) return;
   read(map, work.cells, count, work.value, work.slopes);
   const Slopes<T>& slopes = work.slopes;
   for (int i = 0; i < count; ++i) {
@@ -225,6 +229,7 @@ void reverse_step(const MovingGrid<T>& grid, const PackedMap<T>& map, int k, int
   }
 }
 
+// Turns the gradient by S c into that by the map c: see Finish.
 template <class S>
 void finish(const InvertArgs& a, const Shape3& shape, const void* map, void* grad, void* partial,
             const Parallel& parallel) {
@@ -242,7 +247,7 @@ void unrolled(const InvertArgs& a, const Parallel& parallel) {
   pack<S>(a, parallel);
   std::vector<Span> spans(a.batch * blocks, Span{0, a.in.d});
   if (slabs_of(a, parallel) > 1) {
-    for_each_block(parallel, a.batch, a.out, kBlocksATask,
+    for_each_block(parallel, a.batch, a.out, kBlocksPerTask,
                    [&](int64_t b, int64_t block, int64_t n, int count) {
                      Path<T> path(a.iterations);
                      start<S>(a, b, n, count, path);
@@ -267,7 +272,8 @@ void unrolled(const InvertArgs& a, const Parallel& parallel) {
                     while (k-- > end) reverse_step(grid, map, k, count, low, high, sums, path);
                   }
                   const int32_t first = spans[b * blocks + block].low;
-                  if (first < low || first >= high) return;  // another slab's task writes it
+                  // The task of only one slab stores the gradient of the fixed map.
+                  if (first < low || first >= high) return;
                   store_lanes(path.sum, voxels, count,
                               static_cast<T*>(a.grad_fixed) + b * 3 * voxels + n);
                 });

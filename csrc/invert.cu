@@ -1,4 +1,4 @@
-// CUDA launchers of inversion: the functors of invert_functors.h, one thread a voxel.
+// The CUDA launchers of inversion: the functors of invert_functors.h, one thread for each voxel.
 #include "invert_functors.h"
 #include "launch.cuh"
 
@@ -7,17 +7,12 @@ namespace {
 
 using namespace invert;
 
-// 32-bit indices halve the address arithmetic; all offsets of every tensor must fit.
-bool fits_32_bit(const InvertArgs& a) {
-  const int64_t in = packed_shape(a.in).voxels(), out = a.out.voxels();
-  return a.batch * 3 * (in > out ? in : out) < (int64_t(1) << 31) - (int64_t(1) << 28);
-}
-
-// f with a value of the C++ type of the maps and one of the index type.
+// Calls f with a value of the C++ type of the maps and a value of the index type.
 template <class F>
 const char* dispatch(const InvertArgs& a, const F& f) {
-  return with_scalar(a.scalar,
-                     [&](auto s) { return fits_32_bit(a) ? f(s, int32_t()) : f(s, int64_t()); });
+  const int64_t in = packed_shape(a.in).voxels(), out = a.out.voxels();
+  const bool narrow = fits_32_bit(a.batch * 3 * (in > out ? in : out));
+  return with_scalar(a.scalar, [&](auto s) { return narrow ? f(s, int32_t()) : f(s, int64_t()); });
 }
 
 template <class S, class Index>

@@ -1,10 +1,11 @@
-// Solving c_moving(u) = c_fixed(v) for u: the recursion of eqs 6 and 7, its residual and its two
-// gradients. The functors run as they are on CUDA (invert.cu); invert.cpp runs the same inline
-// arithmetic in blocks of voxels.
+// Solving c_moving(u) = c_fixed(v) for u: the arithmetic of one voxel of the recursion (eqs 6 and
+// 7) and of its two gradients. CUDA runs the functors of invert_functors.h (invert.cu); the CPU
+// runs the same arithmetic in blocks of voxels (invert_block.h, invert.cpp).
 //
-// With the step matrix S, g = S c_moving and t = S c_fixed, one step is u <- clamp(u) - g(clamp u)
-// + t. clamp holds u on the moving grid; beyond it g goes on with slope 1, so that every u is
-// finite. An axis of size 1 is such a continuation throughout.
+// With the step matrix S, g = S c_moving and t = S c_fixed, one step is
+//   u <- clamp(u) - g(clamp(u)) + t.
+// clamp limits u to the moving grid. Beyond the grid, g is continued with slope 1, so that every u
+// is finite. On an axis of size 1, clamp is 0 and g is continued along the whole axis.
 #pragma once
 
 #include "interpolate.h"
@@ -13,9 +14,14 @@
 namespace deepatlas {
 namespace invert {
 
-constexpr double kSlack = 1e-5;      // rounding allowed on |u| <= 1: the faces count as inside
-constexpr double kAmplified = 20.0;  // an inverse Jacobian that amplifies more is not used
-constexpr int kTrail = 32;           // iterations a voxel keeps of its path before it recomputes
+// Rounding allowed in |u| <= 1, so that the faces of the volume count as inside. As SLACK of the
+// PyTorch body.
+constexpr double kSlack = 1e-5;
+// An inverse Jacobian that amplifies more is not used. As MAX_AMPLIFICATION of the PyTorch body.
+constexpr double kAmplified = 20.0;
+// How many places of its path a voxel keeps for the unrolled gradient. It computes earlier ones
+// again.
+constexpr int kTrail = 32;
 
 // ---- matrices -----------------------------------------------------------------------------------
 
@@ -31,8 +37,8 @@ struct Matrix3 {
   DA_HD Vec3<T> transposed(const Vec3<T>& v) const { return row0 * v.x + row1 * v.y + row2 * v.z; }
 };
 
-// The inverse of a Jacobian with columns a, b, c, for as long as it is one worth having: no fold,
-// no plateau, no NaN.
+// The inverse of a Jacobian with columns a, b and c. `good` is false on a fold, where the map is
+// too flat, and for NaN.
 template <class T>
 struct Inverse {
   Vec3<T> bc, ca, ab;
@@ -55,8 +61,8 @@ struct Inverse {
 
 // ---- the two grids ------------------------------------------------------------------------------
 
-// The moving map as it is sampled: g with its three channels (and one unused) side by side, so that
-// a corner is one load. Rows hold two voxels at least: the second of a pair along x always exists.
+// g as it is sampled: its three channels and an unused one lie side by side, so that one load reads
+// a voxel. Rows have at least two voxels, so that the second voxel of a pair along x always exists.
 template <class T>
 struct alignas(16) Packed {
   T x, y, z, unused;
@@ -64,6 +70,7 @@ struct alignas(16) Packed {
 
 inline Shape3 packed_shape(const Shape3& in) { return {in.d, in.h, in.w > 1 ? in.w : 2}; }
 
+// The normalised coordinates of a voxel.
 template <class T>
 DA_HD Vec3<T> normalised(const Shape3& s, int32_t z, int32_t y, int32_t x) {
   return {s.w > 1 ? T(2 * x - (s.w - 1)) / T(s.w - 1) : T(0),
@@ -71,8 +78,8 @@ DA_HD Vec3<T> normalised(const Shape3& s, int32_t z, int32_t y, int32_t x) {
           s.d > 1 ? T(2 * z - (s.d - 1)) / T(s.d - 1) : T(0)};
 }
 
-// One axis of a position: u held on the grid, the voxel below it and the way to the next. NaN stays
-// in `held` and `fraction`; `base` is inside whatever u is.
+// One axis of a position: u limited to the grid, the voxel below it, and the fraction of the way to
+// the next voxel. For a NaN, `held` and `fraction` are NaN; `base` is inside the grid for any u.
 template <class T>
 struct Held {
   T held, fraction;
@@ -84,11 +91,15 @@ struct Held {
   }
 };
 
+// The constants of the moving grid.
 template <class T>
 struct MovingGrid {
-  Vec3<T> half;   // voxels per normalised unit
-  Vec3<T> limit;  // how far the grid reaches: 1, or 0 on an axis of size 1
-  Vec3<T> last;   // last voxel that has a next one
+  // Voxels per unit of normalised coordinates.
+  Vec3<T> half;
+  // The largest |u| on the grid: 1, or 0 on an axis of size 1.
+  Vec3<T> limit;
+  // The index of the last voxel that has a next one.
+  Vec3<T> last;
   Shape3 packed;
 
   explicit MovingGrid(const Shape3& in)
@@ -102,15 +113,16 @@ struct MovingGrid {
   DA_HD Held<T> along_z(T u) const { return {u, limit.z, half.z, last.z}; }
 };
 
-// A column of the Jacobian of g by a normalised coordinate, from the slope by voxels; beyond the
-// grid, and on an axis of size 1, that of the continuation.
+// A column of the Jacobian of g by a normalised coordinate, from the slope per voxel. Where g is
+// continued, that is the column of the identity.
 template <class T>
 DA_HD Vec3<T> column(const Vec3<T>& slope, T half, bool continued, const Vec3<T>& unit) {
   return {continued ? unit.x : slope.x * half, continued ? unit.y : slope.y * half,
           continued ? unit.z : slope.z * half};
 }
 
-// A Newton step from u: `rest` is the plain one. Where the Jacobian is of no use, the plain step.
+// The Newton step from u, where `rest` is the plain step. Where the inverse Jacobian cannot be
+// used, it is the plain step itself.
 template <class T>
 DA_HD Vec3<T> newton_step(const MovingGrid<T>& grid, const Vec3<T>& u, const Vec3<T>& rest,
                           const Vec3<T>& by_x, const Vec3<T>& by_y, const Vec3<T>& by_z) {
@@ -125,7 +137,7 @@ DA_HD Vec3<T> newton_step(const MovingGrid<T>& grid, const Vec3<T>& u, const Vec
           inverse.good ? step.z : rest.z};
 }
 
-// J^-T grad in the frame of S, or 0 where the solution cannot carry a gradient.
+// J^-T grad, where J is the Jacobian of g at the solution; 0 where the solution has no gradient.
 template <class T>
 DA_HD Vec3<T> implicit_weight(const MovingGrid<T>& grid, bool valid, const Vec3<T>& grad,
                               const Vec3<T>& by_x, const Vec3<T>& by_y, const Vec3<T>& by_z) {
@@ -138,13 +150,15 @@ DA_HD Vec3<T> implicit_weight(const MovingGrid<T>& grid, bool valid, const Vec3<
   return {passes ? weight.x : zero, passes ? weight.y : zero, passes ? weight.z : zero};
 }
 
-// One axis of the reverse of a step: `slope` is d g / d voxel times the incoming gradient. A held
-// coordinate, the border included, passes nothing on.
+// One axis of the gradient before a step, from the gradient after it. `slope` is the latter times
+// the slope of g per voxel. There is no gradient where clamp limits the coordinate, including the
+// border.
 template <class T>
 DA_HD T reversed(T incoming, T slope, T half, T u, T limit) {
   return std::fabs(u) >= limit ? T(0) : incoming - half * slope;
 }
 
+// Whether u is on the grid, up to rounding.
 template <class T>
 DA_HD bool inside(const Vec3<T>& u) {
   const T most = T(1) + T(kSlack);

@@ -1,6 +1,6 @@
-// Inversion of one block of voxels on the CPU: the arithmetic of invert.h in stages. The voxels of
-// a block are the lanes of loops that the compiler vectorises; the loads of the eight corners,
-// which it cannot, take all channels of a corner at once.
+// Inversion of one block of voxels on the CPU: the arithmetic of invert.h in stages. The compiler
+// vectorises the loops over the voxels of a block, called lanes here. It cannot vectorise the loads
+// of the eight corners, so these load all channels of a corner at once.
 #pragma once
 
 #if defined(__AVX__)
@@ -16,7 +16,7 @@
 namespace deepatlas {
 namespace invert {
 
-// Four channels of a voxel as one vector, in GCC's and Clang's notation, which every target has.
+// Four channels of a voxel as one vector, as GCC and Clang support them for every processor.
 template <class T>
 struct FourOf {
   typedef T type __attribute__((vector_size(4 * sizeof(T)), aligned(alignof(T)), may_alias));
@@ -24,9 +24,10 @@ struct FourOf {
 template <class T>
 using Four = typename FourOf<T>::type;
 
+// One vector per lane, component by component.
 template <class T>
 struct Lanes {
-  alignas(64) T x[kBlock], y[kBlock], z[kBlock];
+  alignas(64) T x[kBlockVoxels], y[kBlockVoxels], z[kBlockVoxels];
   DA_HD Vec3<T> operator[](int i) const { return {x[i], y[i], z[i]}; }
   DA_HD void set(int i, const Vec3<T>& v) {
     x[i] = v.x;
@@ -35,55 +36,53 @@ struct Lanes {
   }
 };
 
-// Vectors of voxels as the corners give them.
+// One vector per lane, lane by lane, as the corners give them.
 template <class T>
 struct Quads {
-  alignas(64) T at[kBlock][4];
+  alignas(64) T at[kBlockVoxels][4];
   DA_HD Vec3<T> operator[](int i) const { return {at[i][0], at[i][1], at[i][2]}; }
 };
 
-// Where the lanes stand on the packed map.
+// The places of the lanes on the packed map: see Held.
 template <class T>
 struct Cells {
   Lanes<T> held, fraction;
-  alignas(64) int32_t z[kBlock], y[kBlock], x[kBlock];
-  alignas(64) int64_t offset[kBlock];
+  alignas(64) int32_t z[kBlockVoxels], y[kBlockVoxels], x[kBlockVoxels];
+  alignas(64) int64_t offset[kBlockVoxels];
 };
 
+// The slopes of g per voxel.
 template <class T>
 struct Slopes {
   Quads<T> by_x, by_y, by_z;
 };
 
-// Loops run over whole vectors: lanes beyond `count` hold old values, which are harmless.
-inline int whole(int count) { return (count + 15) / 16 * 16; }
+// The number of lanes in complete vectors that hold `count` voxels. The additional lanes contain
+// old values, which do no harm.
+inline int padded_lanes(int count) { return (count + 15) / 16 * 16; }
 
 // ---- stages -------------------------------------------------------------------------------------
 
+// The coordinates of the voxels of a block.
 template <class T>
 void place(const Shape3& out, int64_t n, int count, Lanes<T>& identity) {
-  const int64_t line = n / out.w;
-  int32_t z = int32_t(line / out.h), y = int32_t(line - int64_t(z) * out.h);
-  int32_t x = int32_t(n - line * out.w);
-  for (int i = 0; i < count;) {
-    const int stretch = std::min(count - i, out.w - x);
-    for (int k = 0; k < stretch; ++k) identity.set(i + k, normalised<T>(out, z, y, x + k));
-    i += stretch;
-    x = 0;
-    if (++y == out.h) y = 0, ++z;
-  }
-  for (int i = count; i < whole(count); ++i) identity.set(i, {T(0), T(0), T(0)});
+  for_each_row_part(out, n, count, [&](int32_t z, int32_t y, int32_t x, int first, int part) {
+    for (int k = 0; k < part; ++k) identity.set(first + k, normalised<T>(out, z, y, x + k));
+  });
+  for (int i = count; i < padded_lanes(count); ++i) identity.set(i, {T(0), T(0), T(0)});
 }
 
+// t = S c_fixed of the voxels of a block.
 template <class S, class T>
 void aim(const S* fixed, int64_t voxels, const Matrix3<T>& matrix, int count, Lanes<T>& target) {
   for (int i = 0; i < count; ++i) {
     target.set(
         i, matrix(Vec3<T>{load(fixed[i]), load(fixed[i + voxels]), load(fixed[i + 2 * voxels])}));
   }
-  for (int i = count; i < whole(count); ++i) target.set(i, {T(0), T(0), T(0)});
+  for (int i = count; i < padded_lanes(count); ++i) target.set(i, {T(0), T(0), T(0)});
 }
 
+// The places of the lanes on the packed map.
 template <class T>
 void locate(const MovingGrid<T>& grid, const Lanes<T>& u, int count, Cells<T>& to) {
   const auto axis = [count](const T* __restrict from, T limit, T half, T last, T* __restrict held,
@@ -98,19 +97,15 @@ void locate(const MovingGrid<T>& grid, const Lanes<T>& u, int count, Cells<T>& t
   axis(u.z, grid.limit.z, grid.half.z, grid.last.z, to.held.z, to.fraction.z, to.z);
   axis(u.y, grid.limit.y, grid.half.y, grid.last.y, to.held.y, to.fraction.y, to.y);
   axis(u.x, grid.limit.x, grid.half.x, grid.last.x, to.held.x, to.fraction.x, to.x);
-  const int32_t h = grid.packed.h, w = grid.packed.w;
-  if (grid.packed.voxels() <= INT32_MAX) {  // 32-bit products vectorise on every machine
-    for (int i = 0; i < count; ++i) to.offset[i] = (to.z[i] * h + to.y[i]) * w + to.x[i];
-  } else {
-    for (int i = 0; i < count; ++i) to.offset[i] = (int64_t(to.z[i]) * h + to.y[i]) * w + to.x[i];
-  }
+  flatten(grid.packed, to.z, to.y, to.x, count, to.offset);
 }
 
-// The packed map of one batch item with the way from a corner to the next.
+// The packed map of one batch item, and the offsets, in scalars, from a corner to the next along y
+// and z.
 template <class T>
 struct PackedMap {
   const T* voxels;
-  int64_t along_y, along_z;  // in scalars
+  int64_t along_y, along_z;
   PackedMap(const void* packed, const MovingGrid<T>& grid, int64_t b)
       : voxels(static_cast<const T*>(packed) + 4 * b * grid.packed.voxels()),
         along_y(grid.packed.h > 1 ? 4 * int64_t(grid.packed.w) : 0),
@@ -141,7 +136,7 @@ struct Pair {
 };
 
 #if defined(__AVX__) && defined(__FMA__)
-// Both in one register.
+// Both voxels in one register.
 template <>
 struct Pair<float> {
   __m256 both;
@@ -161,7 +156,7 @@ struct Pair<float> {
 };
 #endif
 
-// The same sums as Solver::sample.
+// The values of g, and its slopes. The sums are those of Solver::sample.
 template <class T>
 void read(const PackedMap<T>& map, const Cells<T>& cells, int count, Quads<T>& value) {
   for (int i = 0; i < count; ++i) {
@@ -193,14 +188,14 @@ void read(const PackedMap<T>& map, const Cells<T>& cells, int count, Quads<T>& v
   }
 }
 
-// What a block iterates with.
+// The arrays that the steps of a block need. `moved` is the length of the last step in voxels.
 template <class T>
 struct Work {
   Cells<T> cells;
   Quads<T> value;
   Slopes<T> slopes;
   Lanes<T> next;
-  alignas(64) T moved[kBlock];  // length of the last step, voxels
+  alignas(64) T moved[kBlockVoxels];
 };
 
 template <class T>
@@ -218,11 +213,11 @@ void newton_steps(const MovingGrid<T>& grid, const Slopes<T>& __restrict slopes,
   }
 }
 
-// One step of every lane, in place; `measure`: work.moved says how far.
+// Takes one step of every lane in place. With `measure`, it also computes work.moved.
 template <class T>
 void advance(const MovingGrid<T>& grid, const PackedMap<T>& map, bool newton, bool measure,
              const Lanes<T>& target, int count, Lanes<T>& u, Work<T>& work) {
-  const int lanes = whole(count);
+  const int lanes = padded_lanes(count);
   locate(grid, u, lanes, work.cells);
   if (newton) {
     read(map, work.cells, count, work.value, work.slopes);
@@ -239,8 +234,8 @@ void advance(const MovingGrid<T>& grid, const PackedMap<T>& map, bool newton, bo
   for (int i = 0; i < lanes; ++i) u.set(i, work.next[i]);
 }
 
-// Runs the recursion in place. A lane that stops early makes room for the last one, so that the
-// stages only run over those that still move.
+// Runs the recursion in place. When a lane stops early, the last lane takes its place, so that the
+// stages only run over lanes that still move.
 template <class T>
 void solve(const MovingGrid<T>& grid, const PackedMap<T>& map, const InvertArgs& a, int count,
            const Lanes<T>& target, Lanes<T>& u, Work<T>& work) {
@@ -252,7 +247,7 @@ void solve(const MovingGrid<T>& grid, const PackedMap<T>& map, const InvertArgs&
     return;
   }
   Lanes<T> moving = u, aims = target;
-  int lane[kBlock];
+  int lane[kBlockVoxels];
   for (int i = 0; i < count; ++i) lane[i] = i;
   int left = count;
   for (int k = 0; k < a.iterations && left > 0; ++k) {
@@ -272,9 +267,10 @@ void solve(const MovingGrid<T>& grid, const PackedMap<T>& map, const InvertArgs&
   for (int i = 0; i < left; ++i) u.set(lane[i], moving[i]);
 }
 
-constexpr int32_t kNowhere = -2;  // the level of a lane that scatters nothing
+// The level of a lane that does not scatter.
+constexpr int32_t kNowhere = -2;
 
-// Adds -weight, shared out between the corners, to the levels [low, high) of a packed volume.
+// Distributes -weight over the corners of each lane, in the levels [low, high) of a packed volume.
 template <class T>
 void scatter(T* volume, const PackedMap<T>& map, const Cells<T>& cells, const Quads<T>& weight,
              int count, int32_t low, int32_t high) {

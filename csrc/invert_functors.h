@@ -1,5 +1,5 @@
-// The functors of inversion, one call a voxel: what CUDA runs, and the definition the CPU kernels
-// are tested against.
+// The functors of inversion, called once for each voxel. CUDA runs them, and the tests compare the
+// CPU kernels with them.
 #pragma once
 
 #include "invert.h"
@@ -7,7 +7,7 @@
 namespace deepatlas {
 namespace invert {
 
-// Packs g = S c_moving; one call a packed voxel.
+// Packs g = S c_moving, with one call for each packed voxel.
 template <class S, class Index>
 struct Pack {
   using T = Accumulate<S>;
@@ -34,7 +34,7 @@ struct Pack {
   }
 };
 
-// One voxel of the fixed grid: where it starts and what it looks for.
+// What the functors of the fixed grid share: a step of the recursion for one voxel.
 template <class S, class Index>
 struct Solver {
   using T = Accumulate<S>;
@@ -61,6 +61,7 @@ struct Solver {
         matrix(static_cast<const T*>(a.matrix)),
         packed(static_cast<const Packed<T>*>(a.packed)) {}
 
+  // A voxel of the fixed grid: its batch item, its offset there, and its coordinates.
   struct Voxel {
     Index b, n;
     Vec3<T> identity;
@@ -84,11 +85,12 @@ struct Solver {
     p[out_voxels] = value.y;
     p[2 * out_voxels] = value.z;
   }
+  // t = S c_fixed.
   DA_HD Vec3<T> target(const Voxel& v) const {
     return Matrix3<T>::read(matrix + 9 * v.b)(read(fixed, v));
   }
 
-  // g and its slopes by voxels at clamp(u).
+  // g and its slopes per voxel at clamp(u).
   struct Sample {
     Vec3<T> held, fraction, value, by_x, by_y, by_z;
     int32_t z, y, x;
@@ -96,15 +98,13 @@ struct Solver {
   DA_HD static Vec3<T> at(const Packed<T>& p) { return {p.x, p.y, p.z}; }
   DA_HD Sample sample(Index b, const Vec3<T>& u) const {
     const Held<T> x = grid.along_x(u.x), y = grid.along_y(u.y), z = grid.along_z(u.z);
-    const Steps<Index> step(in);
-    const Packed<T>* p = packed + b * packed_voxels +
-                         (Index(z.base) * Index(in.h) + Index(y.base)) * Index(grid.packed.w) +
-                         Index(x.base);
+    const Packed<T>* p =
+        packed + b * packed_voxels + offset_of<Index>(grid.packed, z.base, y.base, x.base);
     const Index along_y = in.h > 1 ? Index(grid.packed.w) : 0;
     const Packed<T>* q = p + (in.d > 1 ? Index(in.h) * Index(grid.packed.w) : 0);
     const Vec3<T> p00 = at(p[0]), p01 = at(p[1]), p10 = at(p[along_y]), p11 = at(p[along_y + 1]);
     const Vec3<T> q00 = at(q[0]), q01 = at(q[1]), q10 = at(q[along_y]), q11 = at(q[along_y + 1]);
-    // blended along y, then along z, then along x
+    // Interpolate along y, then along z, then along x.
     const Vec3<T> low0 = lerp(p00, p10, y.fraction), low1 = lerp(p01, p11, y.fraction);
     const Vec3<T> high0 = lerp(q00, q10, y.fraction), high1 = lerp(q01, q11, y.fraction);
     const Vec3<T> left = lerp(low0, high0, z.fraction), right = lerp(low1, high1, z.fraction);
@@ -128,12 +128,13 @@ struct Solver {
     const Sample s = sample(b, u);
     return u + newton_step(grid, u, s.held - s.value + t - u, s.by_x, s.by_y, s.by_z);
   }
-  // Whether a voxel that moved from u to next goes on.
+  // Whether a voxel that moved from u to next takes another step.
   DA_HD bool moves(const Vec3<T>& u, const Vec3<T>& next) const {
     return !(tolerance > T(0)) || length(scaled(next - u, grid.half)) >= tolerance;
   }
 };
 
+// The solution, its residual and its validity.
 template <class S, class Index>
 struct Solve : Solver<S, Index> {
   using T = Accumulate<S>;
@@ -169,15 +170,16 @@ struct Solve : Solver<S, Index> {
   }
 };
 
-// The adjoint of a sample: `weight` shared out between the eight corners of one batch item.
+// The adjoint of a sample: distributes `weight` over the eight corners of a cell of one batch item.
 template <class T, class Index, class Add>
 DA_HD void scatter(T* p, const Shape3& in, int32_t z, int32_t y, int32_t x, const Vec3<T>& f,
                    const Vec3<T>& weight, const Add& add) {
   const Steps<Index> step(in);
   const Index voxels = Index(in.voxels());
-  p += (Index(z) * Index(in.h) + Index(y)) * Index(in.w) + Index(x);
+  p += offset_of<Index>(in, z, y, x);
+  // Unrolling this loop would need registers that the callers need.
 #if defined(__CUDACC__)
-#pragma unroll 1  // the registers are needed elsewhere
+#pragma unroll 1
 #endif
   for (int corner = 0; corner < 4; ++corner) {
     const bool next_y = corner & 1, next_z = corner & 2;
@@ -195,7 +197,7 @@ DA_HD void scatter(T* p, const Shape3& in, int32_t z, int32_t y, int32_t x, cons
   }
 }
 
-// Gradients of the solution by both maps, by the implicit function theorem.
+// The gradients of the solution by both maps, by the implicit function theorem.
 template <class S, class Index, class Add>
 struct ImplicitBackward : Solver<S, Index> {
   using T = Accumulate<S>;
@@ -221,14 +223,16 @@ struct ImplicitBackward : Solver<S, Index> {
         implicit_weight(this->grid, valid[i], this->read(grad, v), s.by_x, s.by_y, s.by_z);
     const Vec3<T> share = Matrix3<T>::read(this->matrix + 9 * v.b).transposed(weight);
     this->write(grad_fixed, v, share);
-    if (grad_moving == nullptr || is_zero(share)) return;  // its place may be a NaN
+    // Where there is no gradient, the place may be NaN.
+    if (grad_moving == nullptr || is_zero(share)) return;
     scatter<T, Index>(grad_moving + v.b * 3 * Index(this->in.voxels()), this->in, s.z, s.y, s.x,
                       s.fraction, share * T(-1), add);
   }
 };
 
-// The exact reverse of the iterations, in the frame of S: see Finish. A gradient of exactly zero
-// stays zero, whatever the maps hold there; a place that is a NaN depends on no voxel of the map.
+// The gradients of g and t by reversing the iterations exactly; Finish computes those of the maps.
+// A gradient that is exactly 0 stays 0, whatever the maps hold there. A place that is NaN has no
+// gradient with respect to the moving map.
 template <class S, class Index, class Add>
 struct UnrolledBackward : Solver<S, Index> {
   using T = Accumulate<S>;
@@ -249,8 +253,8 @@ struct UnrolledBackward : Solver<S, Index> {
     Vec3<T> incoming = this->read(grad, v), sum{T(0), T(0), T(0)};
     T* const to = grad_moving + v.b * 3 * Index(this->in.voxels());
     Vec3<T> trail[kTrail];
-    // The path up to `end`, of which the trail holds the last kTrail places, is walked backwards;
-    // the part before it is computed again.
+    // The trail holds the last kTrail places of the path up to step `end`. They are reversed, and
+    // then the earlier part of the path is computed again.
     for (int end = this->iterations; end > 0;) {
       Vec3<T> u = v.identity;
       int steps = 0;
@@ -282,22 +286,23 @@ struct UnrolledBackward : Solver<S, Index> {
   }
 };
 
-// Lines of voxels through a map: along x where one thread takes a row through, along y where
-// neighbouring threads walk side by side through neighbouring memory.
+// The lines of voxels that the sums over a map are divided into. On the CPU a line is a row along
+// x. On CUDA it is a column along y, so that neighbouring threads read neighbouring memory.
 enum Lines : bool { kAlongRows, kAlongColumns };
 
 struct LinesOf {
-  int32_t length,
-      inner;      // voxels of a line; lines side by side, and so from one of its voxels to the next
-  int64_t count;  // lines of an item
+  // The number of voxels in a line, and the offset from one of them to the next.
+  int32_t length, inner;
+  // The number of lines in a batch item.
+  int64_t count;
   LinesOf(const Shape3& s, Lines lines)
       : length(lines == kAlongRows ? s.w : s.h),
         inner(lines == kAlongRows ? 1 : s.w),
         count(int64_t(s.d) * (lines == kAlongRows ? s.h : s.w)) {}
 };
 
-// Brings a gradient by S c to one by the map c, in place, and sums it against c for the gradient by
-// S: one call a line of the map.
+// Turns the gradient by S c into the gradient by the map c, in place, and sums up the gradient by
+// S, with one call for each line of the map.
 template <class S, class Index>
 struct Finish {
   using T = Accumulate<S>;
@@ -327,7 +332,8 @@ struct Finish {
     for (int32_t k = 0; k < lines.length; ++k) {
       const Index n = start + Index(k) * Index(lines.inner);
       const Vec3<T> g{grad[n], grad[n + voxels], grad[n + 2 * voxels]};
-      if (is_zero(g)) continue;  // the map may hold a NaN there
+      // Where there is no gradient, the map may be NaN.
+      if (is_zero(g)) continue;
       const Vec3<T> c{load(map[n]), load(map[n + voxels]), load(map[n + 2 * voxels])};
       sx = sx + c * g.x;
       sy = sy + c * g.y;

@@ -1,4 +1,5 @@
-// The scatter of inversion on the CPU: its tasks, their scratch, and the way back to planar maps.
+// The scatter of inversion on the CPU: its tasks, their scratch, and the conversion of packed sums
+// to a map.
 #pragma once
 
 #include <algorithm>
@@ -10,14 +11,15 @@
 namespace deepatlas {
 namespace invert {
 
-constexpr int64_t kBlocksATask = 8;
+constexpr int64_t kBlocksPerTask = 8;
 
+// How many slabs the volume of a batch item is cut into.
 inline int64_t slabs_of(const InvertArgs& a, const Parallel& parallel) {
   if (a.batch * a.out.voxels() < 4096) return 1;
   return std::min<int64_t>((parallel.threads + a.batch - 1) / a.batch, a.in.d);
 }
 
-// Levels [low, high) of the packed sums of one batch item to its planar gradient.
+// Copies the levels [low, high) of the packed sums of one batch item to grad_moving.
 template <class T>
 void unpack(const InvertArgs& a, int64_t b, const T* sums, int32_t low, int32_t high) {
   const int64_t voxels = a.in.voxels(), width = packed_shape(a.in).w;
@@ -33,9 +35,9 @@ void unpack(const InvertArgs& a, int64_t b, const T* sums, int32_t low, int32_t 
   }
 }
 
-// Each task owns a slab of levels of one batch item: it clears them in the scratch `packed`, calls
-// body(b, block, first voxel, count, low, high) for the blocks that touch them, and hands the sums
-// over to grad_moving.
+// Each task owns a slab, the levels [low, high) of one batch item. It sets them to 0 in `scratch`,
+// calls body(b, block, first voxel, count, low, high) for the blocks that scatter into them, and
+// copies the sums to grad_moving.
 template <class T, class F>
 void for_each_slab(const Parallel& parallel, const InvertArgs& a, const std::vector<Span>& spans,
                    T* scratch, const F& body) {

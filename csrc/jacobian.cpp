@@ -1,5 +1,6 @@
-// Jacobians on the CPU, a row of voxels at a time: the nine differences go to small arrays first,
-// then every voxel is the same arithmetic without a branch, which the compiler vectorises.
+// The Jacobian ops on the CPU, a row of voxels at a time. The nine differences go into small arrays
+// first. The arithmetic that follows has no branches, so that the compiler can vectorise it over
+// the voxels.
 #include <vector>
 
 #include "jacobian_rows.h"
@@ -7,7 +8,7 @@
 namespace deepatlas {
 namespace {
 
-// f(batch item, Row) over the rows of the planes [begin, end) of the whole batch.
+// Calls f(batch item, Row) for the rows of the planes [begin, end), counted over the batch.
 template <class S, class F>
 void over_rows(const JacobianArgs& a, int64_t begin, int64_t end, const F& f) {
   for (int64_t plane = begin; plane < end; ++plane) {
@@ -18,15 +19,15 @@ void over_rows(const JacobianArgs& a, int64_t begin, int64_t end, const F& f) {
   }
 }
 
-int64_t planes_a_task(const JacobianArgs& a) {
-  return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, int64_t(a.shape.h) * a.shape.w));
-}
+constexpr int64_t kVoxelsPerTask = 16384;
 
-// out[i] = f(i-th columns) for every voxel of a plain map.
+// Calls f(row, x, n, block, other, out) for the blocks of all rows. f stores the results of n
+// voxels, and may use the two blocks as scratch.
 template <class S, class Out, class F>
 void map_voxels(const JacobianArgs& a, const Parallel& parallel, const F& f) {
   using T = Accumulate<S>;
-  parallel(a.batch * a.shape.d, planes_a_task(a), [&](int64_t begin, int64_t end) {
+  const int64_t grain = planes_per_task(a.shape, kVoxelsPerTask);
+  parallel(a.batch * a.shape.d, grain, [&](int64_t begin, int64_t end) {
     Block<T> block, other;
     over_rows<S>(a, begin, end, [&](int64_t item, const Row<S>& row) {
       Out* out = static_cast<Out*>(a.output) + item * a.shape.voxels() + row.start();
@@ -68,18 +69,6 @@ void determinants(const JacobianArgs& a, const Parallel& parallel) {
 
 // ---- smoothness_loss ----------------------------------------------------------------------------
 
-// Sums of the planes of each batch item, in order.
-template <class F>
-void total_planes(const JacobianArgs& a, const F& f) {
-  for (int64_t item = 0; item < a.batch; ++item) {
-    double sums[3] = {0, 0, 0};
-    for (int32_t z = 0; z < a.shape.d; ++z) {
-      for (int k = 0; k < 3; ++k) sums[k] += a.sums[3 * (item * a.shape.d + z) + k];
-    }
-    f(item, sums);
-  }
-}
-
 template <class S, bool Log>
 void smoothness(const JacobianArgs& a, const Parallel& parallel) {
   using T = Accumulate<S>;
@@ -88,10 +77,11 @@ void smoothness(const JacobianArgs& a, const Parallel& parallel) {
   std::vector<double> second(a.batch);
   const SmoothnessPoint<T, Log> point(a);
 
-  // D of every voxel is kept, so that the second pass need not read the field.
-  parallel(planes, planes_a_task(a), [&](int64_t begin, int64_t end) {
+  // The first pass keeps D of every voxel, so that the second pass does not read the field.
+  const int64_t grain = planes_per_task(a.shape, kVoxelsPerTask);
+  parallel(planes, grain, [&](int64_t begin, int64_t end) {
     Block<T> block;
-    alignas(64) T weight[kBlock];
+    alignas(64) T weight[kRowVoxels];
     PlaneSums<T> sums(a.shape.w);
     over_rows<S>(a, begin, end, [&](int64_t item, const Row<S>& row) {
       in_blocks(a.shape.w, [&](int32_t x, int n) {
@@ -112,20 +102,20 @@ void smoothness(const JacobianArgs& a, const Parallel& parallel) {
       if (row.y == a.shape.h - 1) sums.finish(a.sums + 3 * (item * a.shape.d + row.z));
     });
   });
-  total_planes(a, [&](int64_t item, const double* sums) {
+  total_planes(a.sums, a.batch, a.shape.d, [&](int64_t item, const double* sums) {
     const double weight = sums[0] == 0 ? 1 : sums[0];
     statistics[item] = {sums[1] / weight, 0, weight};
     second[item] = sums[2] / weight;
   });
 
-  parallel(planes, 4 * planes_a_task(a), [&](int64_t begin, int64_t end) {
-    alignas(64) T weight[kBlock];
-    PlaneSums<T> sums(kBlock);
+  parallel(planes, 4 * grain, [&](int64_t begin, int64_t end) {
+    alignas(64) T weight[kRowVoxels];
+    PlaneSums<T> sums(kRowVoxels);
     const int64_t plane_voxels = int64_t(a.shape.h) * a.shape.w;
     for (int64_t plane = begin; plane < end; ++plane) {
       const T mean = T(statistics[plane / a.shape.d].change), delta = T(a.delta);
-      for (int64_t v = 0; v < plane_voxels; v += kBlock) {
-        const int n = int(std::min<int64_t>(kBlock, plane_voxels - v));
+      for (int64_t v = 0; v < plane_voxels; v += kRowVoxels) {
+        const int n = int(std::min<int64_t>(kRowVoxels, plane_voxels - v));
         const int64_t offset = plane * plane_voxels + v;
         read_weights<S>(a.weight, offset, n, weight);
         const T* __restrict kept = static_cast<const T*>(a.change) + offset;
@@ -138,7 +128,7 @@ void smoothness(const JacobianArgs& a, const Parallel& parallel) {
       sums.finish(a.sums + 3 * plane);
     }
   });
-  total_planes(a, [&](int64_t item, const double* sums) {
+  total_planes(a.sums, a.batch, a.shape.d, [&](int64_t item, const double* sums) {
     Statistics& s = statistics[item];
     s.pull = sums[1] / s.weight;
     store(static_cast<S*>(a.output) + item, T(sums[0] / s.weight + second[item]));

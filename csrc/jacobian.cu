@@ -1,6 +1,7 @@
-// CUDA launchers of the Jacobian ops: the functors of jacobian_functors.h in turn. Column gradients
-// go through memory (nine numbers a voxel written, then gathered): half the work of a kernel that
-// takes those of six neighbours anew for every voxel.
+// The CUDA launchers of the Jacobian ops: the functors of jacobian_functors.h. One kernel writes
+// the gradients of the columns to memory, nine numbers a voxel, and another one gathers them. That
+// is half the work of a single kernel that computes those of the six neighbours again for every
+// voxel.
 #include <type_traits>
 
 #include "jacobian_functors.h"
@@ -9,17 +10,14 @@
 namespace deepatlas {
 namespace {
 
-// 32-bit indices halve the address arithmetic; all offsets of every tensor must fit.
-bool fits_32_bit(const JacobianArgs& a) {
-  return a.batch * 9 * a.shape.voxels() < (int64_t(1) << 31) - (int64_t(1) << 28);
-}
-
-// f(scalar, index, flag) with values of their C++ types; flag becomes a compile-time constant.
+// Calls f(scalar, index, flag) with a value of the type of the data, a value of the index type, and
+// the flag as a type.
 template <class F>
 const char* with_types(const JacobianArgs& a, bool flag, const F& f) {
+  const bool narrow = fits_32_bit(a.batch * 9 * a.shape.voxels());
   return with_scalar(a.scalar, [&](auto s) {
     const auto indexed = [&](auto yes) {
-      return fits_32_bit(a) ? f(s, int32_t(), yes) : f(s, int64_t(), yes);
+      return narrow ? f(s, int32_t(), yes) : f(s, int64_t(), yes);
     };
     return flag ? indexed(std::true_type()) : indexed(std::false_type());
   });

@@ -1,5 +1,5 @@
-// Jacobians of coordinate fields: the arithmetic of one voxel, shared by the row loops of
-// jacobian.cpp and the functors of jacobian_functors.h.
+// Jacobians of coordinate fields: the arithmetic of one voxel, for the row loops of jacobian.cpp
+// and jacobian_backward.cpp and the functors of jacobian_functors.h.
 #pragma once
 
 #include <limits>
@@ -8,45 +8,28 @@
 
 namespace deepatlas {
 
-inline constexpr double kSmoothnessEps = 1e-3;  // as SMOOTHNESS_EPS of the PyTorch body
+// As SMOOTHNESS_EPS of the PyTorch body.
+inline constexpr double kSmoothnessEps = 1e-3;
 
 template <class T>
 inline constexpr T kInfinity = std::numeric_limits<T>::infinity();
 
 // ---- logarithm ----------------------------------------------------------------------------------
 
-DA_HD double bits_to_double(uint64_t bits) {
-#if defined(__CUDA_ARCH__)
-  return __longlong_as_double(static_cast<long long>(bits));
-#else
-  double value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-#endif
-}
-
-DA_HD uint64_t double_to_bits(double value) {
-#if defined(__CUDA_ARCH__)
-  return static_cast<uint64_t>(__double_as_longlong(value));
-#else
-  uint64_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return bits;
-#endif
-}
-
+// The constants of log_positive: the bits of sqrt(1/2), the length of the mantissa, the number of
+// terms of the series, and log(2) in two parts. The first part is so short that its product with
+// any exponent is exact.
 template <class T>
 struct LogParts;
 template <>
 struct LogParts<float> {
   using Bits = int32_t;
-  static constexpr Bits kRootHalf = 0x3f3504f3;  // sqrt(1/2)
+  static constexpr Bits kRootHalf = 0x3f3504f3;
   static constexpr int kMantissa = 23;
   static constexpr int kTerms = 4;
-  // log(2) in two parts, the first short enough for an exact product with any exponent.
   static constexpr float kHigh = 0x1.62e4p-1f, kLow = 0x1.7f7d1cp-20f;
-  DA_HD static Bits bits(float x) { return Bits(float_to_bits(x)); }
-  DA_HD static float value(Bits b) { return bits_to_float(uint32_t(b)); }
+  DA_HD static Bits bits(float x) { return Bits(to_bits(x)); }
+  DA_HD static float value(Bits b) { return from_bits(uint32_t(b)); }
 };
 template <>
 struct LogParts<double> {
@@ -55,11 +38,11 @@ struct LogParts<double> {
   static constexpr int kMantissa = 52;
   static constexpr int kTerms = 10;
   static constexpr double kHigh = 0x1.62e42fefap-1, kLow = 0x1.cf79abc9e3b3ap-40;
-  DA_HD static Bits bits(double x) { return Bits(double_to_bits(x)); }
-  DA_HD static double value(Bits b) { return bits_to_double(uint64_t(b)); }
+  DA_HD static Bits bits(double x) { return Bits(to_bits(x)); }
+  DA_HD static double value(Bits b) { return from_bits(uint64_t(b)); }
 };
 
-// 2/3 + 2/5 z + 2/7 z^2 + ..., from term K on.
+// The series 2/3 + 2/5 z + 2/7 z^2 + ... from term K on.
 template <class T, int K = 1>
 DA_HD T log_series(T z) {
   constexpr T term = T(2.0 / (2 * K + 1));
@@ -70,10 +53,11 @@ DA_HD T log_series(T z) {
   }
 }
 
-// log(x) of a normal x > 0, infinity or NaN, within 1.2 units in the last place: unlike std::log it
-// has no branch and no call, so that a compiler can vectorise it. x = 2^k (1 + f) with 1 + f
-// between sqrt(1/2) and sqrt(2), and log(1 + f) = 2 atanh(s), s = f / (2 + f); the first term left
-// out of the series is below 1/20 (float64: 1/100) unit.
+// log(x) for a normal number x > 0, infinity or NaN, with an error of at most 1.2 units in the last
+// place. Unlike std::log it has no branch and no call, so that a compiler can vectorise it. It uses
+// x = 2^k (1 + f) with 1 + f between sqrt(1/2) and sqrt(2), and log(1 + f) = 2 atanh(s) with s = f
+// / (2 + f). The first term that is left out of the series is below 1/20 unit, in float64 below
+// 1/100 unit.
 template <class T>
 DA_HD T log_positive(T x) {
   using Parts = LogParts<T>;
@@ -82,13 +66,14 @@ DA_HD T log_positive(T x) {
   const Bits k = (bits - Parts::kRootHalf) >> Parts::kMantissa;
   const T f = Parts::value(bits - k * (Bits(1) << Parts::kMantissa)) - T(1);
   const T s = f / (T(2) + f), z = s * s;
-  const T rest = s * (f - z * log_series<T>(z));  // log(1 + f) = f - rest
+  // log(1 + f) = f - rest
+  const T rest = s * (f - z * log_series<T>(z));
   const T value = T(k) * Parts::kHigh + (f - (rest - T(k) * Parts::kLow));
   return x < kInfinity<T> ? value : x;
 }
 
-// log(det) made finite and increasing for every det: its tangent from eps down to 0, and below 0
-// the mirrored logarithm log(eps) - 1 - log(1 - det / eps). Keeps NaN.
+// log(det), continued so that it is finite and increasing for every determinant: between 0 and eps
+// by its tangent at eps, and below 0 by log(eps) - 1 - log(1 - det / eps). Keeps NaN.
 template <class T>
 struct Logarithm {
   T eps, inverse, floor;
@@ -99,7 +84,7 @@ struct Logarithm {
     inverse = T(1) / eps;
     floor = std::log(eps);
   }
-  // The inverse of the slope.
+  // 1 / slope at a determinant.
   DA_HD T held(T det) const { return det >= T(0) ? (det < eps ? eps : det) : eps - det; }
 
   DA_HD T operator()(T det) const {
@@ -113,13 +98,13 @@ struct Logarithm {
 
 // ---- columns ------------------------------------------------------------------------------------
 
-// d field / dx, d field / dy and d field / dz; also their gradients.
+// The columns d field / dx, d field / dy and d field / dz, or the gradients of these columns.
 template <class T>
 struct Columns {
   Vec3<T> a, b, c;
 };
 
-// The columns themselves, or the identity frame where they must not count.
+// The columns, or those of the identity where the voxel must not count.
 template <class T>
 DA_HD Columns<T> hold(const Columns<T>& m, bool inside) {
   const T one = T(1), zero = T(0);
@@ -130,9 +115,9 @@ DA_HD Columns<T> hold(const Columns<T>& m, bool inside) {
 
 enum class Difference : int { kCentral, kForward, kBackward };
 
-// The two voxels of the difference at `position` of an axis, as offsets, and 1 / their distance in
-// normalised coordinates. One-sided at the borders; an axis of size 1 has scale 0, and its column
-// is the identity's (`unit`).
+// The difference at a position of an axis: the offsets of its two voxels, and 1 / their distance in
+// normalised coordinates. It is one-sided at the borders. On an axis of size 1 the scale is 0, and
+// `unit` adds the column of the identity.
 template <class T, class Index>
 struct Step {
   Index low, high;
@@ -149,10 +134,11 @@ struct Step {
   }
 };
 
-// Gradient of a field value by a column's gradient, before the differences are gathered.
+// The gradient of a difference from the gradient of a component of a column. On an axis without
+// differences it is 0, even if the gradient is NaN.
 template <class T>
 DA_HD T scaled(T gradient, T scale) {
-  return scale == T(0) ? T(0) : gradient * scale;  // 0, not NaN, on an axis without differences
+  return scale == T(0) ? T(0) : gradient * scale;
 }
 
 template <class T>
@@ -166,8 +152,8 @@ DA_HD T lesser(T least, const Vec3<T>& u, const Vec3<T>& v) {
   return next < least ? next : least;
 }
 
-// The smallest determinant of forward (p) and backward (q) differences, either along each axis.
-// NaN is passed over: infinity if all are.
+// The smallest of the eight determinants that take a forward (p) or a backward (q) difference along
+// each axis. Those that are NaN are ignored; if all are, the result is infinity.
 template <class T>
 DA_HD T least_determinant(const Columns<T>& p, const Columns<T>& q) {
   const Vec3<T> pp = cross(p.b, p.c), pq = cross(p.b, q.c), qp = cross(q.b, p.c),
@@ -183,12 +169,16 @@ DA_HD T least_determinant(const Columns<T>& p, const Columns<T>& q) {
   return lesser(least, q.a, qq);
 }
 
-// Determinant of the columns, and of the columns over their lengths (over eps where shorter).
+// The determinant of the columns, and that of the columns divided by their lengths (by eps if
+// shorter).
 template <class T>
 struct Frame {
   Vec3<T> bc, ca, ab;
-  T det, unit_det, volume;            // volume: the inverse of the product of the lengths
-  T inverse_a, inverse_b, inverse_c;  // of the squared lengths; 0 for a column shorter than eps
+  T det, unit_det;
+  // 1 / the product of the lengths.
+  T volume;
+  // 1 / the squared length of each column, or 0 for a column that is shorter than eps.
+  T inverse_a, inverse_b, inverse_c;
 
   DA_HD Frame(const Columns<T>& m, T eps)
       : bc(cross(m.b, m.c)), ca(cross(m.c, m.a)), ab(cross(m.a, m.b)), det(dot(m.a, bc)) {
@@ -203,7 +193,7 @@ struct Frame {
     squared = length < eps ? T(0) : inverse * inverse;
     return inverse;
   }
-  // Gradient of the columns given that of the determinant and that of the unit determinant.
+  // The gradient of the columns from the gradients of the two determinants.
   DA_HD Columns<T> gradient(const Columns<T>& m, T by_det, T by_unit_det) const {
     const T q = by_det + by_unit_det * volume, r = by_unit_det * unit_det;
     const T ra = r * inverse_a, rb = r * inverse_b, rc = r * inverse_c;
@@ -213,8 +203,9 @@ struct Frame {
   }
 };
 
-// ---- the two ops at one voxel -------------------------------------------------------------------
+// ---- the ops at one voxel -----------------------------------------------------------------------
 
+// log_jacobian and its gradient.
 template <class T, bool Normalize>
 struct LogJacobianPoint {
   Logarithm<T> log;
@@ -233,21 +224,25 @@ struct LogJacobianPoint {
   }
 };
 
+// The Huber loss, eq. 10.
 template <class T>
 DA_HD T huber(T x, T delta) {
   const T size = std::fabs(x);
   return size < delta ? T(0.5) * x * x : delta * (size - T(0.5) * delta);
 }
 
-// What smoothness_loss keeps of a batch item between its passes, and for its backward pass.
+// What smoothness_loss keeps of a batch item between its two passes, and for the backward pass.
 struct Statistics {
-  double change;  // weighted mean of D
-  double pull;    // weighted mean of the first Huber loss's derivative
-  double weight;  // sum of the weights, 1 where they sum to 0
+  // The weighted mean of D.
+  double change;
+  // The weighted mean of the derivative of the first Huber loss.
+  double pull;
+  // The sum of the weights, or 1 where that is 0.
+  double weight;
 };
 
-// Eq. 11 at one voxel: D and the second Huber loss first, the first one when the mean of D is
-// known.
+// smoothness_loss, eq. 11. The first pass computes D and the second Huber loss. The first Huber
+// loss needs the mean of D.
 template <class T, bool Log>
 struct SmoothnessPoint {
   Logarithm<T> log;
@@ -262,7 +257,8 @@ struct SmoothnessPoint {
     second = huber(orthonormality(frame), delta);
     return log(frame.det);
   }
-  // `share`: the voxel's weight over their sum, times the gradient of the loss.
+  // `share` is the weight of the voxel divided by the sum of the weights, times the gradient of the
+  // loss.
   DA_HD Columns<T> gradient(const Columns<T>& m, T share, T mean, T mean_pull) const {
     const Frame<T> frame(m, log.eps);
     const T pull = clamp(log(frame.det) - mean, -delta, delta) - mean_pull;

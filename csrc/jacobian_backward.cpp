@@ -1,7 +1,8 @@
-// Gradients of the Jacobian ops by the field on the CPU. A voxel's value enters the differences of
-// its neighbours, so it gathers from their columns' gradients: those of three planes are kept, in
-// tiles of rows that stay inside the second-level cache. No two tasks write the same voxel, and
-// what a voxel gathers does not depend on the tasks.
+// The gradients of the Jacobian ops with respect to the field on the CPU. The value of a voxel
+// enters the differences of its neighbours, so its gradient is gathered from the gradients of their
+// columns. These are kept for three planes, in tiles of rows that fit into the second-level cache.
+// No two tasks write the same voxel, and what a voxel gathers does not depend on the division into
+// tasks.
 #include <algorithm>
 #include <vector>
 
@@ -12,10 +13,11 @@ namespace {
 
 constexpr int64_t kTileBytes = 512 * 1024;
 
-// Rows of nine column gradients for three planes of a tile.
+// The gradients of the columns, nine numbers a voxel, for three planes of a tile: its rows, and one
+// more row at either side. `first` is the first of these rows.
 template <class T>
 struct Ring {
-  int32_t width, first, rows;  // the tile's rows and one more on either side
+  int32_t width, first, rows;
   std::vector<T> values;
 
   Ring(int32_t width, int32_t most) : width(width), first(0), rows(most + 2) {
@@ -26,7 +28,7 @@ struct Ring {
   }
 };
 
-// out = gradient(i), each component times the scale of its difference.
+// Stores gradient(i) for n voxels, each component times the scale of its difference.
 template <class T, class Gradient>
 void fill_block(int n, T sx, T sy, T sz, const Gradient gradient, Block<T>& out) {
   for (int i = 0; i < n; ++i) {
@@ -43,13 +45,15 @@ void fill_block(int n, T sx, T sy, T sz, const Gradient gradient, Block<T>& out)
   }
 }
 
-// The voxels before and behind along one axis; at a border the voxel itself, with the other sign.
+// The rows before and after a row along one axis. At a border that is the row itself, with the
+// opposite sign.
 template <class T>
 struct Sides {
   const T *low, *high;
   T low_sign, high_sign;
 };
 
+// Gathers the gradient of a row: `a` are the gradients along the row itself.
 template <class S, class T>
 void gather(const T* __restrict a, const Sides<T>& b, const Sides<T>& c, int32_t width,
             S* __restrict out) {
@@ -66,7 +70,8 @@ void gather(const T* __restrict a, const Sides<T>& b, const Sides<T>& c, int32_t
   store(out + last, rest(last) + a[last - 1] + a[last]);
 }
 
-// gradient_row(Row, x0, n, block, gradients of the columns of the block).
+// The gradient of the field. `Item` computes the gradients of the columns of one batch item, as
+// LogJacobianItem below.
 template <class S, class Item>
 class Backward {
  public:
@@ -96,7 +101,8 @@ class Backward {
   }
 
  private:
-  // Gradients of the planes [from, to) and the tile of rows at `first` of a batch item.
+  // Computes the gradient of the planes [from, to) of a batch item, for the tile that begins at row
+  // `first`.
   void slab(int64_t item, const Item& gradient, int32_t from, int32_t to, int32_t first,
             Ring<T>& ring) const {
     const Shape3& s = a_.shape;
@@ -111,6 +117,7 @@ class Backward {
     if (to == s.d) gather_plane(item, to - 1, first, last, ring);
   }
 
+  // Computes the gradients of the columns of a row.
   void fill(const Row<S>& row, const Item& gradient, Ring<T>& ring) const {
     const Shape3& s = a_.shape;
     const T sx = T(s.w - 1) / 4;
@@ -124,7 +131,8 @@ class Backward {
                [&](const auto& at) { fill_block(n, sx, sy, sz, at, gradients); });
       for (int k = 0; k < 9; ++k) std::copy_n(gradients.column[k], n, to + k * s.w + x);
     });
-    for (int k = 0; k < 3; ++k) {  // one-sided differences have twice the scale
+    // One-sided differences have twice the scale.
+    for (int k = 0; k < 3; ++k) {
       to[k * s.w] *= T(2);
       if (s.w > 1) to[k * s.w + s.w - 1] *= T(2);
     }
@@ -153,7 +161,8 @@ class Backward {
   int32_t tile_, tiles_;
 };
 
-// gradient(voxel, n, block, write): hands write() a function of the voxel's place in the block.
+// Calls write(f), where f(i) is the gradient of the columns of voxel i of a block of n voxels that
+// begins at `voxel` of the batch item.
 template <class S, bool Normalize>
 struct LogJacobianItem {
   using T = Accumulate<S>;
@@ -187,7 +196,7 @@ struct SmoothnessItem {
 
   template <class Write>
   void operator()(int64_t voxel, int n, const Block<T>& block, const Write& write) const {
-    alignas(64) T weight[kBlock];
+    alignas(64) T weight[kRowVoxels];
     read_weights<S>(a.weight, first + voxel, n, weight);
     const auto p = point;
     const T m = mean, pull = mean_pull, f = factor;

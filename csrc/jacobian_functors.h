@@ -1,12 +1,13 @@
-// Functors of the Jacobian ops, one call a voxel or a partial sum: what CUDA runs. No thread talks
-// to another, and every sum is taken in a fixed order, so all of it is deterministic.
+// The functors of the Jacobian ops that CUDA runs, called once for each voxel or partial sum. No
+// thread communicates with another, and every sum has a fixed order, so the results are
+// deterministic.
 #pragma once
 
 #include "jacobian.h"
 
 namespace deepatlas {
 
-// Fields of a batch as the functors read them.
+// The fields of a batch as the functors read them.
 template <class S, class Index>
 struct Field {
   using T = Accumulate<S>;
@@ -40,6 +41,7 @@ struct Field {
   }
 };
 
+// The logarithm of the determinant of each voxel.
 template <class S, class Index, bool Normalize>
 struct LogJacobianForward {
   using T = Accumulate<S>;
@@ -56,6 +58,7 @@ struct LogJacobianForward {
   }
 };
 
+// The determinant of each voxel, or the smallest one of forward and backward differences.
 template <class S, class Index>
 struct DeterminantForward {
   using T = Accumulate<S>;
@@ -79,6 +82,7 @@ struct DeterminantForward {
 
 // ---- gradients ----------------------------------------------------------------------------------
 
+// The gradient of the columns of a voxel, for each op.
 template <class S, class Index, bool Normalize>
 struct LogJacobianGradient {
   using T = Accumulate<S>;
@@ -110,7 +114,7 @@ struct SmoothnessGradient {
   }
 };
 
-// The gradients of the nine column components, times the scales of their differences.
+// The gradients of the nine components of the columns, times the scales of their differences.
 template <class S, class Index, class Gradient>
 struct ColumnGradients {
   using T = Accumulate<S>;
@@ -137,8 +141,9 @@ struct ColumnGradients {
   }
 };
 
-// A voxel's value enters the differences of its neighbours; at a border its own, with the sign of
-// the neighbour that is missing.
+// The gradient of the field. The value of a voxel enters the differences of its neighbours. At a
+// border it enters its own difference, with the sign that it would have in that of the missing
+// neighbour.
 template <class S, class Index>
 struct GatherColumns {
   using T = Accumulate<S>;
@@ -171,8 +176,9 @@ struct GatherColumns {
 
 // ---- sums of smoothness_loss --------------------------------------------------------------------
 
-// A batch item's voxels are summed by `partial` threads, each with the stride `partial`, so that
-// neighbours read neighbours; then by kReduced, then by one.
+// `partial` threads sum the voxels of a batch item, each with the stride `partial`, so that
+// neighbouring threads read neighbouring memory. Then kReduced threads sum these sums, and one
+// thread sums the rest.
 constexpr int64_t kMostPartial = 65536, kReduced = 256;
 
 inline int64_t partial_sums(const JacobianArgs& a) {
@@ -180,10 +186,12 @@ inline int64_t partial_sums(const JacobianArgs& a) {
   return wanted < 1 ? 1 : (wanted < kMostPartial ? wanted : kMostPartial);
 }
 
-// Layout of JacobianArgs::sums.
+// The layout of JacobianArgs::sums.
 struct SumBuffers {
   int64_t partial;
-  double *first, *reduced, *second;  // [batch, 3, partial], [batch, 3, kReduced], [batch]
+  double* first;    // [batch, 3, partial]
+  double* reduced;  // [batch, 3, kReduced]
+  double* second;   // [batch]
   explicit SumBuffers(const JacobianArgs& a) : partial(partial_sums(a)) {
     first = a.sums;
     reduced = first + 3 * a.batch * partial;
@@ -194,7 +202,8 @@ struct SumBuffers {
   }
 };
 
-// Weights, D (kept for the second pass) and the second Huber loss.
+// The partial sums of the weights, of D, which is kept for the second pass, and of the second Huber
+// loss.
 template <class S, class Index, bool Log>
 struct SmoothnessFirst {
   using T = Accumulate<S>;
@@ -233,7 +242,7 @@ struct SmoothnessFirst {
   }
 };
 
-// The first Huber loss and its derivative, now that the mean of D is known.
+// The partial sums of the first Huber loss and of its derivative, from the mean of D.
 template <class S, class Index>
 struct SmoothnessSecond {
   using T = Accumulate<S>;
@@ -269,7 +278,7 @@ struct SmoothnessSecond {
   }
 };
 
-// Rows of `partial` numbers to rows of kReduced.
+// Sums rows of `partial` numbers to rows of kReduced numbers.
 struct ReduceSums {
   int64_t partial;
   const double* from;
@@ -294,7 +303,7 @@ DA_HD double total(const double* row) {
   return sum;
 }
 
-// Of one batch item, after the first pass (Last = false) and after the second.
+// The statistics of a batch item after the first pass (Last is false) and after the second pass.
 template <class S, bool Last>
 struct SmoothnessTotals {
   const double* reduced;

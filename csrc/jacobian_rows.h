@@ -1,4 +1,4 @@
-// Rows of voxels on the CPU: the nine differences of a row, or a block of it, as arrays.
+// Rows of a field on the CPU: the nine components of the columns of a block of voxels, as arrays.
 #pragma once
 
 #include "jacobian.h"
@@ -6,9 +6,10 @@
 
 namespace deepatlas {
 
+// The components of the columns of a block, three for each column.
 template <class T>
 struct Block {
-  alignas(64) T column[9][kBlock];
+  alignas(64) T column[9][kRowVoxels];
   DA_HD Columns<T> columns(int i) const {
     return {{column[0][i], column[1][i], column[2][i]},
             {column[3][i], column[4][i], column[5][i]},
@@ -22,18 +23,18 @@ void subtract(const S* __restrict low, const S* __restrict high, T scale, T unit
   for (int i = 0; i < n; ++i) out[i] = (load(high[i]) - load(low[i])) * scale + unit;
 }
 
-// One row of a field.
+// One row of the field of a batch item.
 template <class S>
 struct Row {
   using T = Accumulate<S>;
   using Along = Step<T, int64_t>;
-  const S* field;  // of the batch item
+  const S* field;
   Shape3 shape;
   int32_t z, y;
 
   int64_t start() const { return (int64_t(z) * shape.h + y) * shape.w; }
 
-  // Columns of the voxels [x0, x0 + n).
+  // Computes the columns of the voxels [x0, x0 + n).
   void read(Difference difference, int32_t x0, int n, Block<T>& block) const {
     const Along along_y(difference, y, shape.h, shape.w);
     const Along along_z(difference, z, shape.d, int64_t(shape.h) * shape.w);
@@ -41,8 +42,8 @@ struct Row {
     for (int k = 0; k < 3; ++k) {
       const S* p = field + k * shape.voxels() + start() + x0;
       T* out = block.column[k];
-      // The ends of a row are done as if the rows beside it went on, to keep whole vectors, and
-      // then again; nothing is read outside the field.
+      // To have complete vectors, the differences at the ends of a row are first taken as if the
+      // row went on in memory, and then computed again. Nothing outside the field is read.
       const int from = p > field ? 0 : 1, to = p + n < field + 3 * shape.voxels() ? n : n - 1;
       const T scale = inner.scale * T(0.5) * T(shape.w - 1);
       subtract(p + from + inner.low, p + from + inner.high, scale, T(0), to - from, out + from);

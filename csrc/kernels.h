@@ -1,4 +1,17 @@
-// Launchers of every kernel: raw contiguous pointers and sizes, no torch type.
+// The launchers of all kernels. They take raw pointers and sizes and know no torch type.
+//
+// Every function `name_cpu` runs on the CPU, in parallel on the threads of `Parallel`, and returns
+// when it is done. Its results do not depend on the number of threads. Every function `name_cuda`
+// queues its work on `stream` (a cudaStream_t of the current device) and returns null, or the text
+// of the launch error. Both read the same arguments.
+//
+// All arrays are contiguous and lie on the device of the launcher. Shapes are (d, h, w): z, y, x.
+// Maps have the channels x, y, z in normalised coordinates: along each axis, -1 is the centre of
+// the first voxel and +1 the centre of the last, and an axis of size 1 lies at 0. `scalar` is the
+// type of the data: float64, float32, float16 or bfloat16. The accumulate type, T below, is float64
+// for float64 and otherwise float32; everything is computed in it unless noted otherwise. Batches,
+// channels and shapes of size 0 do not reach these functions: ops_*.cpp handle them. Nothing is
+// checked here; ops_*.cpp check everything.
 #pragma once
 
 #include <cstdint>
@@ -7,33 +20,6 @@
 #include "launch.h"
 
 namespace deepatlas {
-
-// Where the samples of `resample`, `warp` and `affine_resample` come from.
-enum class Source : int { kCoords, kDisplacement, kAffine };
-
-struct SampleArgs {
-  Scalar scalar;  // of volume, coords, output and grad
-  Source source;
-  int mode, padding;
-  int64_t batch, channels;
-  Shape3 in, out;
-  const void* volume;  // [batch, channels, in]
-  const void* coords;  // [batch, 3, out]; affine: theta [batch, 3, 4] in the accumulate type
-  void* output;        // forward: [batch, channels, out]
-  const void* grad;    // backward: [batch, channels, out]
-  void* grad_volume;   // backward: [batch, channels, in], accumulate type, zeroed by the caller for
-                       // CUDA and by the CPU kernel itself; null: not wanted
-  void* grad_coords;   // backward: [batch, 3, out], by normalised coordinates; scalar type, affine:
-                       // accumulate type; null: not wanted
-};
-
-struct ResizeArgs {
-  Scalar scalar;
-  int64_t items;  // batch * channels
-  Shape3 in, out;
-  const void* source;  // forward: [items, in]; backward: gradient [items, out]
-  void* target;        // forward: [items, out]; backward: gradient [items, in]
-};
 
 // Calls f with a value of the C++ type of `scalar`.
 template <class F>
@@ -50,105 +36,188 @@ auto with_scalar(Scalar scalar, const F& f) {
   }
 }
 
+// ---- resample, warp and affine_resample ---------------------------------------------------------
+
+// What a sampling op is given: absolute coordinates (resample), a displacement (warp) or a matrix.
+enum class Source : int { kCoords, kDisplacement, kAffine };
+
+struct SampleArgs {
+  // The type of volume, coords, output and grad.
+  Scalar scalar;
+  Source source;
+  int mode, padding;
+  int64_t batch, channels;
+  // The shapes of the volume and of the output.
+  Shape3 in, out;
+  const void* volume;  // [batch, channels, in]
+  // Coordinates of the volume, or for Source::kDisplacement a displacement from the identity of
+  // `out`. For Source::kAffine a matrix T [batch, 3, 4] from coordinates of `out` to coordinates of
+  // the volume.
+  const void* coords;  // [batch, 3, out]
+  void* output;        // [batch, channels, out]
+  // Backward only, like the rest: the gradient of the output.
+  const void* grad;  // [batch, channels, out]
+  // The gradient of the volume in T, or null if it is not needed. The caller must set it to 0 for
+  // CUDA, where it is accumulated by atomic additions; the CPU kernel does that itself.
+  void* grad_volume;  // [batch, channels, in]
+  // The gradient by the normalised coordinates at which the volume is sampled, in the type of
+  // coords (for Source::kAffine in T), or null if it is not needed.
+  void* grad_coords;  // [batch, 3, out]
+};
+
+// Values of a volume at given places. A NaN coordinate gives NaN in every channel.
 void sample_forward_cpu(const SampleArgs& args, const Parallel& parallel);
+const char* sample_forward_cuda(const SampleArgs& args, void* stream);
+
+// The gradients of these values. A voxel with a NaN coordinate has none.
 void sample_backward_cpu(const SampleArgs& args, const Parallel& parallel);
+const char* sample_backward_cuda(const SampleArgs& args, void* stream);
+
+// ---- resize -------------------------------------------------------------------------------------
+
+struct ResizeArgs {
+  // The type of source and target.
+  Scalar scalar;
+  // batch * channels
+  int64_t items;
+  // The shapes of the volume and of the resized volume.
+  Shape3 in, out;
+  // Forward the volume, backward the gradient of the resized volume.
+  const void* source;  // [items, in]; backward: [items, out]
+  // Forward the resized volume, backward the gradient of the volume.
+  void* target;  // [items, out]; backward: [items, in]
+};
+
+// Corner-aligned linear resizing and its adjoint, both deterministic on every device.
 void resize_forward_cpu(const ResizeArgs& args, const Parallel& parallel);
 void resize_backward_cpu(const ResizeArgs& args, const Parallel& parallel);
-
-// The CUDA launchers queue on `stream` (a cudaStream_t) and return null, or the text of the launch
-// error.
-const char* sample_forward_cuda(const SampleArgs& args, void* stream);
-const char* sample_backward_cuda(const SampleArgs& args, void* stream);
 const char* resize_forward_cuda(const ResizeArgs& args, void* stream);
 const char* resize_backward_cuda(const ResizeArgs& args, void* stream);
 
-// ---- ncc ----------------------------------------------------------------------------------------
+// ---- ncc (eq. 9), computed in float64 whatever the data -----------------------------------------
 
 struct NccArgs {
-  Scalar scalar;  // of a, b, mask, value and the gradients
+  // The type of a, b, mask, value and the gradients.
+  Scalar scalar;
   int64_t batch, channels;
   Shape3 shape;
-  int64_t window;  // 0: over the whole volume; else odd
+  // The width of the windows, an odd number; 0 for the whole volume.
+  int64_t window;
+  // Up to which spread a map counts as flat: see deepatlas_ops.ncc.
   double eps;
-  const void* a;      // [batch, channels, shape]
-  const void* b;      // [batch, channels, shape]
-  const void* mask;   // [batch, 1, shape], or null
-  double* moments;    // [batch, channels, 6], see ncc.h: written forward, read backward
-  void* value;        // forward: [batch, channels]
-  const void* grad;   // backward: [batch, channels]
-  void* grad_a;       // backward: [batch, channels, shape]; null: not wanted
-  void* grad_b;       // backward: the same
-  double* workspace;  // CUDA: ncc_workspace(args) values
-  // CUDA: how many of them a group of channels may take (256 MB), if it is more than one channel
+  const void* a;     // [batch, channels, shape]
+  const void* b;     // [batch, channels, shape]
+  const void* mask;  // [batch, 1, shape], or null
+  // The moments of each channel (see ncc.h), written by the forward pass and read by the backward
+  // pass.
+  double* moments;   // [batch, channels, 6]
+  void* value;       // [batch, channels]
+  const void* grad;  // [batch, channels]
+  // Null if they are not needed.
+  void* grad_a;  // [batch, channels, shape]
+  void* grad_b;  // [batch, channels, shape]
+  // Scratch of ncc_workspace_cuda() numbers, on CUDA only.
+  double* workspace;
+  // On CUDA, how many of these numbers a group of channels may use, 256 MB by default. A single
+  // channel may use more.
   int64_t group_values = int64_t(1) << 25;
   int64_t items() const { return batch * channels; }
 };
 
+// How many numbers the workspace needs, for both directions.
+int64_t ncc_workspace_cuda(const NccArgs& args);
+
+// The correlation of each channel, and its gradients; all deterministic.
 void ncc_forward_cpu(const NccArgs& args, const Parallel& parallel);
 void ncc_backward_cpu(const NccArgs& args, const Parallel& parallel);
-int64_t ncc_workspace_cuda(const NccArgs& args);  // for both directions
 const char* ncc_forward_cuda(const NccArgs& args, void* stream);
 const char* ncc_backward_cuda(const NccArgs& args, void* stream);
 
-// ---- Jacobians ----------------------------------------------------------------------------------
+// ---- log_jacobian, the determinant and smoothness_loss (eqs 10 and 11) --------------------------
 
 struct JacobianArgs {
-  Scalar scalar;  // of field, weight, grad, output and grad_field
+  // The type of field, weight, grad, grad_field and, but for the determinant, output.
+  Scalar scalar;
   int64_t batch;
   Shape3 shape;
-  const void* field;   // [batch, 3, shape], absolute coordinates
-  const void* weight;  // smoothness: [batch, shape]; null: all alike
-  bool normalize;      // log_jacobian: columns over their lengths
-  bool logarithm;      // smoothness: second term on the logarithm
-  bool digital;        // determinant: the least of forward and backward differences
-  double eps;          // log_jacobian
-  double delta;        // smoothness
-  void* output;        // log_jacobian: [batch, shape]; determinant: the same, accumulate type;
-                       // smoothness: [batch]
-  const void* grad;    // backward: like the output
-  void* grad_field;    // backward: [batch, 3, shape]
-  double* statistics;  // smoothness: [batch, 3], written by forward and read by backward
-  void* change;        // smoothness forward: scratch [batch, shape], accumulate type
-  double* sums;        // smoothness forward: scratch of smoothness_sums() numbers
-  void* columns;       // backward on CUDA: scratch [batch, 9, shape], accumulate type
+  // Absolute coordinates, not a displacement.
+  const void* field;  // [batch, 3, shape]
+  // smoothness_loss: the weights of the voxels; null weights all equally.
+  const void* weight;  // [batch, shape]
+  // log_jacobian: divide the columns by their lengths.
+  bool normalize;
+  // smoothness_loss: the second term is that of the logarithm.
+  bool logarithm;
+  // Determinant: the smallest one of forward and backward differences.
+  bool digital;
+  // log_jacobian: the determinant below which the logarithm is replaced.
+  double eps;
+  // smoothness_loss: the bound of the Huber loss.
+  double delta;
+  // The determinant is in T, the others in the type of the field.
+  void* output;  // [batch, shape]; smoothness_loss: [batch]
+  // Backward: the gradient of the output.
+  const void* grad;  // like output
+  void* grad_field;  // [batch, 3, shape]
+  // smoothness_loss: Statistics of jacobian.h, written by the forward pass and read by the backward
+  // pass.
+  double* statistics;  // [batch, 3]
+  // smoothness_loss, forward: scratch in T, and scratch of smoothness_sums_*() numbers.
+  void* change;  // [batch, shape]
+  double* sums;
+  // Backward on CUDA: scratch in T.
+  void* columns;  // [batch, 9, shape]
 };
 
-// Partial sums of smoothness_loss: one set a plane on the CPU, one a thread on CUDA.
+// How many numbers `sums` needs.
 int64_t smoothness_sums_cpu(const JacobianArgs& args);
 int64_t smoothness_sums_cuda(const JacobianArgs& args);
 
+// The logarithm of the Jacobian determinant of each voxel, and its gradient.
 void log_jacobian_forward_cpu(const JacobianArgs& args, const Parallel& parallel);
 void log_jacobian_backward_cpu(const JacobianArgs& args, const Parallel& parallel);
-void jacobian_determinant_cpu(const JacobianArgs& args, const Parallel& parallel);
-void smoothness_forward_cpu(const JacobianArgs& args, const Parallel& parallel);
-void smoothness_backward_cpu(const JacobianArgs& args, const Parallel& parallel);
 const char* log_jacobian_forward_cuda(const JacobianArgs& args, void* stream);
 const char* log_jacobian_backward_cuda(const JacobianArgs& args, void* stream);
+
+// The Jacobian determinant of each voxel.
+void jacobian_determinant_cpu(const JacobianArgs& args, const Parallel& parallel);
 const char* jacobian_determinant_cuda(const JacobianArgs& args, void* stream);
+
+// The smoothness loss of each batch item, and its gradient.
+void smoothness_forward_cpu(const JacobianArgs& args, const Parallel& parallel);
+void smoothness_backward_cpu(const JacobianArgs& args, const Parallel& parallel);
 const char* smoothness_forward_cuda(const JacobianArgs& args, void* stream);
 const char* smoothness_backward_cuda(const JacobianArgs& args, void* stream);
 
-// ---- edge_difference ----------------------------------------------------------------------------
+// ---- edge_difference (section 5.1.5) ------------------------------------------------------------
 
 struct EdgesArgs {
-  Scalar scalar;  // of the images, mask, value, grad and the gradients
+  // The type of moving, fixed, mask, value and the gradients.
+  Scalar scalar;
   int64_t batch, channels;
   Shape3 shape;
   const void* moving;  // [batch, channels, shape]
   const void* fixed;   // [batch, channels, shape]
-  const void* mask;    // [batch, 1, shape]; null: all alike
-  double* statistics;  // [batch, 3], see edges.h: written by forward and read by backward
-  double* sums;        // forward: scratch of edges_sums() numbers
-  void* value;         // forward: [batch]
-  const void* grad;    // backward: [batch]
-  void* grad_moving;   // backward: [batch, channels, shape]; null: not wanted
-  void* grad_fixed;    // backward: the same
-  void* slopes;        // backward on CUDA: scratch [batch, channels, 3, shape], accumulate type
+  const void* mask;    // [batch, 1, shape], or null
+  // EdgeStatistics of edges.h, written by the forward pass and read by the backward pass.
+  double* statistics;  // [batch, 3]
+  // Forward: scratch of edges_sums_*() numbers.
+  double* sums;
+  void* value;       // [batch]
+  const void* grad;  // [batch]
+  // Null if they are not needed.
+  void* grad_moving;  // [batch, channels, shape]
+  void* grad_fixed;   // [batch, channels, shape]
+  // Backward on CUDA: scratch in T.
+  void* slopes;  // [batch, channels, 3, shape]
   int64_t items() const { return batch * channels; }
 };
 
+// How many numbers `sums` needs.
 int64_t edges_sums_cpu(const EdgesArgs& args);
 int64_t edges_sums_cuda(const EdgesArgs& args);
+
+// The relative difference of the edges of each batch item, and its gradients; all deterministic.
 void edges_forward_cpu(const EdgesArgs& args, const Parallel& parallel);
 void edges_backward_cpu(const EdgesArgs& args, const Parallel& parallel);
 const char* edges_forward_cuda(const EdgesArgs& args, void* stream);
@@ -156,56 +225,84 @@ const char* edges_backward_cuda(const EdgesArgs& args, void* stream);
 
 // ---- piecewise_linear ---------------------------------------------------------------------------
 
-constexpr int kMostKnots = 32;
+// As MOST_KNOTS in deepatlas_ops/piecewise.py.
+constexpr int kMostKnots = 33;
+constexpr int kMostSegments = kMostKnots - 1;
 
-// y = value[i] + slope[i] (x - knot[i]) with the last knot i below x, the first one if there is
-// none.
+// y = value[i] + slope[i] * (x - knot[i]), where knot i is the last one below x, or the first one
+// if there is none below x.
 struct PiecewiseArgs {
-  Scalar scalar;  // of source, grad and target
-  int64_t count;  // elements
+  // The type of source, grad and target.
+  Scalar scalar;
+  // The number of elements.
+  int64_t count;
   int segments;
-  double knot[kMostKnots], value[kMostKnots], slope[kMostKnots];
+  double knot[kMostSegments], value[kMostSegments], slope[kMostSegments];
   const void* source;
-  const void* grad;  // backward
-  void* target;      // forward: the values; backward: the gradient by the source
+  // Backward: the gradient of y.
+  const void* grad;
+  // Forward the values y, backward the gradient of the source.
+  void* target;
 };
 
+// The value of the curve at each element, and its gradient.
 void piecewise_forward_cpu(const PiecewiseArgs& args, const Parallel& parallel);
 void piecewise_backward_cpu(const PiecewiseArgs& args, const Parallel& parallel);
 const char* piecewise_forward_cuda(const PiecewiseArgs& args, void* stream);
 const char* piecewise_backward_cuda(const PiecewiseArgs& args, void* stream);
 
-// ---- implicit_warp ------------------------------------------------------------------------------
+// ---- implicit_warp (section 5.1.1, eqs 5-7) -----------------------------------------------------
 
-// T is the accumulate type of `scalar`.
 struct InvertArgs {
-  Scalar scalar;  // of moving and fixed
+  // The type of moving and fixed. Everything else is in T.
+  Scalar scalar;
   int64_t batch;
-  Shape3 in, out;  // the moving and the fixed grid
+  // The shapes of the moving and of the fixed map.
+  Shape3 in, out;
   int iterations;
+  // Take Newton steps.
   bool newton;
-  double tolerance;    // voxels of the moving grid; 0: no early exit
+  // In voxels of the moving grid; 0 runs all iterations.
+  double tolerance;
   const void* moving;  // [batch, 3, in]
-  const void* fixed;   // [batch, 3, out]; not used by the implicit gradient
-  const void* matrix;  // T [batch, 3, 3], the step matrix
-  const void* ruler;   // T [batch, 3, 3], from what is left to moving coordinates; null: identity
-  void* packed;        // T [batch, invert::packed_shape(in), 4], scratch
-  void* displacement;  // T [batch, 3, out]; read by the implicit gradient
-  void* residual;      // T [batch, out]
-  bool* valid;         // [batch, out]; read by the implicit gradient
-  const void* grad;    // T [batch, 3, out], of displacement
-  void* grad_moving;  // T [batch, 3, in], zeroed by the caller for CUDA; implicit: null: not wanted
-  void* grad_fixed;   // T [batch, 3, out]
-  void* scattered;    // as packed, scratch of the unrolled gradient on the CPU
-  void* partial_moving;  // T [batch, in.d * in.h, 9] (CUDA: in.d * in.w) and
-  void* partial_fixed;   // the same of out: parts of the unrolled gradient by matrix
+  // The implicit gradient does not need it.
+  const void* fixed;  // [batch, 3, out]
+  // The step matrix.
+  const void* matrix;  // [batch, 3, 3]
+  // From what the recursion leaves to coordinates of the moving grid; null for the identity.
+  const void* ruler;  // [batch, 3, 3]
+  // Scratch for the packed map.
+  void* packed;  // [batch, invert::packed_shape(in), 4]
+  // u - identity in normalised coordinates of the moving grid. The implicit gradient reads it.
+  void* displacement;  // [batch, 3, out]
+  // What remains of fixed - moving(u), in voxels of the moving grid.
+  void* residual;  // [batch, out]
+  // Whether |u| <= 1 and the residual is below 1. The implicit gradient reads it.
+  bool* valid;  // [batch, out]
+  // The gradient of displacement.
+  const void* grad;  // [batch, 3, out]
+  // The caller must set it to 0 for CUDA, where it is accumulated by atomic additions. The implicit
+  // gradient accepts null if it is not needed.
+  void* grad_moving;  // [batch, 3, in]
+  void* grad_fixed;   // [batch, 3, out]
+  // Scratch of the unrolled gradient on the CPU.
+  void* scattered;  // like packed
+  // Parts of the unrolled gradient of the matrix, to be summed by the caller over the lines (rows
+  // on the CPU, columns on CUDA) of the moving and of the fixed map.
+  void* partial_moving;  // [batch, in.d * in.h, 9]; CUDA: [batch, in.d * in.w, 9]
+  void* partial_fixed;   // [batch, out.d * out.h, 9]; CUDA: [batch, out.d * out.w, 9]
 };
 
+// Solves moving(u) = fixed for u.
 void invert_forward_cpu(const InvertArgs& args, const Parallel& parallel);
-void invert_implicit_cpu(const InvertArgs& args, const Parallel& parallel);
-void invert_unrolled_cpu(const InvertArgs& args, const Parallel& parallel);
 const char* invert_forward_cuda(const InvertArgs& args, void* stream);
+
+// The gradients of the solution by the implicit function theorem.
+void invert_implicit_cpu(const InvertArgs& args, const Parallel& parallel);
 const char* invert_implicit_cuda(const InvertArgs& args, void* stream);
+
+// The gradients of the maps and of the matrix by reversing every iteration. Not for Newton steps.
+void invert_unrolled_cpu(const InvertArgs& args, const Parallel& parallel);
 const char* invert_unrolled_cuda(const InvertArgs& args, void* stream);
 
 }  // namespace deepatlas

@@ -1,5 +1,5 @@
-// Device side of a launch: grid-stride loop over a functor, reductions in order, launch error
-// as text, atomic sums.
+// The device side of a launch: loops over a functor, ordered reductions, atomic additions, and
+// launch errors as text.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -7,24 +7,27 @@
 #include <cstdint>
 
 #include "common.h"
+#include "launch.h"
 #include "reduce.cuh"
 
 namespace deepatlas {
 
-// How functors add to what other threads add to.
+// Adds to a value that other threads add to as well.
 struct AtomicAdd {
   template <class T>
   DA_HD void operator()(T* p, T value) const {
 #if defined(__CUDA_ARCH__)
     atomicAdd(p, value);
 #else
-    *p += value;  // the functors are host functions too
+    // The functors are host functions too, but only the tests run them on the host.
+    *p += value;
 #endif
   }
 };
 
 template <class Index, class Functor>
-__global__ void __launch_bounds__(256, 2) for_each_kernel(Index count, const Functor functor) {
+__global__ void __launch_bounds__(kThreadsPerBlock, 2)
+    for_each_kernel(Index count, const Functor functor) {
   const Index stride = Index(gridDim.x) * Index(blockDim.x);
   for (Index i = Index(blockIdx.x) * Index(blockDim.x) + Index(threadIdx.x); i < count;
        i += stride) {
@@ -32,21 +35,22 @@ __global__ void __launch_bounds__(256, 2) for_each_kernel(Index count, const Fun
   }
 }
 
-// Null on success. The stream belongs to the current device: the ops files hold the device guard.
+// Calls functor(i) for all i in [0, count) on `stream`, which must belong to the current device:
+// the ops files hold the device guard. Returns null, or the text of the launch error.
 template <class Index, class Functor>
 const char* for_each_cuda(int64_t count, const Functor& functor, void* stream) {
   if (count <= 0) return nullptr;
-  const int64_t threads = 256;
-  const int64_t wanted = (count + threads - 1) / threads;
-  const int64_t most = int64_t(1) << 20;  // grid-stride beyond; keeps i + stride inside 32 bits
-  const unsigned blocks = unsigned(wanted < most ? wanted : most);
+  const int64_t wanted = pieces_of(count, kThreadsPerBlock);
+  const unsigned blocks = unsigned(wanted < kMostBlocks ? wanted : kMostBlocks);
   for_each_kernel<Index, Functor>
-      <<<blocks, unsigned(threads), 0, static_cast<cudaStream_t>(stream)>>>(Index(count), functor);
+      <<<blocks, unsigned(kThreadsPerBlock), 0, static_cast<cudaStream_t>(stream)>>>(Index(count),
+                                                                                     functor);
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
-// How the orders of launches that the host can follow too (tests/emu) are queued on a stream.
+// Queues launches on a stream, for the code that takes the way of launching as a parameter so that
+// tests/emu can run it on the host.
 struct CudaLaunch {
   void* stream;
 
@@ -57,9 +61,9 @@ struct CudaLaunch {
   template <class Reducer>
   const char* reduce(int64_t pieces, const Reducer& reducer) const {
     if (pieces <= 0) return nullptr;
-    constexpr int threads = 256;
-    const int64_t most = int64_t(1) << 20;  // a block takes several pieces beyond
-    const unsigned grid = unsigned(pieces < most ? pieces : most);
+    constexpr int threads = int(kThreadsPerBlock);
+    // If there are more pieces than blocks, a block reduces several of them.
+    const unsigned grid = unsigned(pieces < kMostBlocks ? pieces : kMostBlocks);
     reduce_kernel<threads>
         <<<grid, threads, 0, static_cast<cudaStream_t>(stream)>>>(pieces, reducer);
     const cudaError_t error = cudaGetLastError();

@@ -1,6 +1,6 @@
-// Global correlation on the CPU, and the choice between it and the windows of ncc_window.cpp. The
-// work is cut into pieces of a fixed size and their sums are merged in order, so that the result
-// does not depend on the number of threads.
+// Correlation over the whole volume on the CPU, and the choice between it and the windows of
+// ncc_window.cpp. The work is divided into pieces of a fixed size whose moments are merged in
+// order, so that the result does not depend on the number of threads.
 #include "ncc.h"
 
 #include <algorithm>
@@ -12,10 +12,12 @@ namespace deepatlas {
 namespace ncc {
 namespace {
 
-constexpr int64_t kPiece = 16384;  // voxels a task
-constexpr int kLanes = 16;         // tallies side by side, which is what vectorises
+// The number of voxels in a piece.
+constexpr int64_t kPiece = 16384;
+// The number of tallies that are computed side by side, so that the compiler can vectorise.
+constexpr int kLanes = 16;
 
-// Lane i holds the tally of every kLanes-th voxel, field by field.
+// kLanes tallies, field by field. Lane i adds up every kLanes-th voxel.
 template <bool Masked>
 struct Lanes {
   double n[kLanes] = {}, pivot_a[kLanes] = {}, pivot_b[kLanes] = {}, a[kLanes] = {}, b[kLanes] = {},
@@ -70,10 +72,11 @@ const S* mask_of(const NccArgs& args, int64_t item) {
   return of_item<S>(args.mask, item / args.channels, args.shape.voxels());
 }
 
-// body(item, first voxel, count, number of the piece) for every piece of every channel.
+// Calls body(item, first voxel, count, number of the piece) for every piece of every channel, in
+// parallel.
 template <class F>
 void for_each_piece(const NccArgs& args, const Parallel& parallel, const F& body) {
-  const int64_t voxels = args.shape.voxels(), pieces = (voxels + kPiece - 1) / kPiece;
+  const int64_t voxels = args.shape.voxels(), pieces = pieces_of(voxels, kPiece);
   parallel(args.items() * pieces, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t item = i / pieces, first = (i - item * pieces) * kPiece;
@@ -82,9 +85,10 @@ void for_each_piece(const NccArgs& args, const Parallel& parallel, const F& body
   });
 }
 
+// The moments of every channel.
 template <class S>
 void channel_moments(const NccArgs& args, const Parallel& parallel) {
-  const int64_t voxels = args.shape.voxels(), pieces = (voxels + kPiece - 1) / kPiece;
+  const int64_t voxels = args.shape.voxels(), pieces = pieces_of(voxels, kPiece);
   std::vector<Moments> partial(args.items() * pieces);
   for_each_piece(args, parallel, [&](int64_t item, int64_t first, int64_t count, int64_t piece) {
     const S* a = of_item<S>(args.a, item, voxels) + first;
@@ -130,9 +134,9 @@ void global_backward(const NccArgs& args, const Parallel& parallel) {
     const S* a = of_item<S>(args.a, item, voxels) + first;
     const S* b = of_item<S>(args.b, item, voxels) + first;
     const S* mask = mask_of<S>(args, item);
-    const auto by = [&](const Slopes& s, const S* own, const S* other, void* whole) {
-      if (whole == nullptr) return;
-      S* target = static_cast<S*>(whole) + item * voxels + first;
+    const auto by = [&](const Slopes& s, const S* own, const S* other, void* result) {
+      if (result == nullptr) return;
+      S* target = static_cast<S*>(result) + item * voxels + first;
       if (mask != nullptr) {
         gradient<true>(s, own, other, mask + first, count, target);
       } else {

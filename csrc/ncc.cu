@@ -1,8 +1,9 @@
-// CUDA launchers of correlation: the order of ncc_device.h on a stream.
+// The CUDA launchers of correlation: the launches of ncc_functors.h on a stream.
 #include "launch.cuh"
-#include "ncc_device.h"
+#include "ncc_functors.h"
 
 namespace deepatlas {
+
 int64_t ncc_workspace_cuda(const NccArgs& args) { return ncc::device::workspace_size(args); }
 
 const char* ncc_forward_cuda(const NccArgs& args, void* stream) {

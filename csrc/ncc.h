@@ -1,6 +1,7 @@
-// The arithmetic of correlation, shared by the CPU kernels (ncc.cpp, ncc_window.cpp) and the CUDA
-// kernels (ncc_device.h). All of it is float64, whatever the data: a variance is a small difference
-// where a map is nearly flat, and the kernels wait for memory, not for the wider registers.
+// The arithmetic of correlation, for the CPU kernels (ncc.cpp, ncc_window.cpp) and the CUDA kernels
+// (ncc_functors.h, ncc_window_functors.h). All of it is in float64, whatever the data: where a map
+// is nearly flat, its variance is a small difference of large numbers. The kernels are limited by
+// memory, so float64 costs little.
 #pragma once
 
 #include "kernels.h"
@@ -8,18 +9,19 @@
 namespace deepatlas {
 namespace ncc {
 
-// Of a set of voxels: weight, weighted means, and weighted sums of the squares and products of the
-// deviations from them. In the tensor that the forward pass leaves for the backward pass (one row a
-// channel) the last three are divided by the weight.
+// The moments of a set of voxels: the sum of the weights, the weighted means of a and b, and the
+// weighted sums of the squares and of the product of the deviations from these means. In
+// NccArgs::moments, one row for each channel, the last three are divided by the sum of the weights.
 struct Moments {
   double n, a, b, aa, bb, ab;
 };
 constexpr int64_t kMoments = sizeof(Moments) / sizeof(double);
 
 DA_HD double divisor(double n) { return n == 0 ? 1 : n; }
-DA_HD double at_least(double x, double low) { return x < low ? low : x; }  // keeps NaN
+// Keeps NaN.
+DA_HD double at_least(double x, double low) { return x < low ? low : x; }
 
-// Of the union of two disjoint sets (Chan, Golub and LeVeque 1983).
+// The moments of the union of two disjoint sets (Chan, Golub and LeVeque 1983).
 DA_HD Moments merge(const Moments& p, const Moments& q) {
   if (q.n == 0) return p;
   if (p.n == 0) return q;
@@ -33,14 +35,14 @@ DA_HD Moments merge(const Moments& p, const Moments& q) {
           p.ab + q.ab + da * db * weight};
 }
 
-// Values under a zero weight are replaced, whatever they are.
+// The value, or 0 where the weight is 0, even if the value is NaN.
 template <class S>
 DA_HD double held(S value, double weight) {
   return weight > 0 ? double(load(value)) : 0;
 }
 
-// Adds up one voxel after another, as deviations from the first one that counts: no value far from
-// zero meets its own square, and no division is spent on a running mean.
+// Adds up voxels one after another, as deviations from the first one that has a weight. So no value
+// that is far from 0 is squared, and there is no division for a running mean.
 struct Tally {
   double n = 0, pivot_a = 0, pivot_b = 0, a = 0, b = 0, aa = 0, bb = 0, ab = 0;
 
@@ -62,17 +64,19 @@ struct Tally {
   }
 };
 
+// The moments with the last three divided by the sum of the weights.
 DA_HD Moments normalised(const Moments& m) {
   const double n = divisor(m.n);
   return {m.n, m.a, m.b, m.aa / n, m.bb / n, m.ab / n};
 }
 
-// The least variances that count as not flat.
+// The smallest variances with which a map is not flat.
 struct Floors {
   double a, b;
 };
 
-// `single`: the data are computed with in float32 by the PyTorch body; its limits hold here too.
+// `single` says that the PyTorch body would compute in float32. The smallest floor is that of the
+// body.
 DA_HD Floors global_floors(const Moments& m, double eps, bool single) {
   const double least = single ? 1.0842021724855044e-19 : 1.4916681462400413e-154;
   return {at_least(eps * eps * (m.aa + m.a * m.a), least),
@@ -84,13 +88,13 @@ DA_HD Floors window_floors(const Moments& m, double eps) {
   return {at_least(eps * m.aa, least), at_least(eps * m.bb, least)};
 }
 
-// A correlation and what its gradient is made of: by a it is
-// weight * (cross * (b - mean b) + own_a * (a - mean a)), and likewise by b.
+// A correlation and the coefficients of its gradient. The gradient by a is
+// weight * (cross * (b - mean b) + own_a * (a - mean a)), and that by b is analogous.
 struct Correlation {
   double value, cross, own_a, own_b;
 };
 
-// From variances and covariance over a weight of 1 / `share`.
+// From the variances and the covariance, where 1 / `share` is the sum of the weights.
 DA_HD Correlation correlate(double va, double vb, double covariance, const Floors& floors,
                             double share) {
   const double root_a = std::sqrt(at_least(va, floors.a));
@@ -105,8 +109,8 @@ DA_HD Correlation correlate_channel(const Moments& m, double eps, bool single) {
   return correlate(m.aa, m.bb, m.ab, global_floors(m, eps, single), 1 / divisor(m.n));
 }
 
-// What one voxel needs for its gradient by a of a global correlation. By b it is the same with the
-// maps exchanged.
+// The gradient by a of the correlation over the whole volume. That by b is the same with the maps
+// exchanged.
 struct Slopes {
   double mean_a, mean_b, cross, own;
 
@@ -124,17 +128,18 @@ DA_HD SlopePair channel_slopes(const Moments& m, double eps, bool single, double
   return {{m.a, m.b, grad * c.cross, grad * c.own_a}, {m.b, m.a, grad * c.cross, grad * c.own_b}};
 }
 
-// A window's share in the mean of the correlations and in the gradient: value and coefficients
-// times the weight at its centre. A voxel's gradient by a is the sum over the windows that hold it
-// of cross * b + own_a * a + constant_a, times its weight, over the weight of the channel.
+// The part of a window in the mean of the correlations and in the gradient: its value and its
+// coefficients times the weight at its centre. The gradient of a voxel by a is the sum of cross * b
+// + own_a * a + constant_a over the windows that contain the voxel, times its weight, divided by
+// the sum of the weights of the channel.
 struct WindowTerms {
   double value, cross, own_a, constant_a, own_b, constant_b;
 };
 
-// From the sums over a window of the centred maps, of their squares and their product, and the
-// inverse of the sum of its weights. A running sum of zeros may leave a trace of what passed
-// through it, so that a window without weight holds anything: `centre`, its weight at the centre,
-// decides.
+// From the sums over a window of the centred maps, of their squares and of their product, and from
+// 1 / the sum of its weights. In a window without weight, the sums may contain rounding errors of
+// values that a running sum has added and subtracted again. So `centre`, the weight at the centre
+// of the window, decides whether it counts.
 DA_HD WindowTerms window_terms(double a, double b, double aa, double bb, double ab, double share,
                                const Floors& floors, double centre) {
   const double mean_a = a * share, mean_b = b * share;
@@ -151,7 +156,7 @@ DA_HD WindowTerms window_terms(double a, double b, double aa, double bb, double 
           counts ? -(cross * mean_a + own_b * mean_b) : 0};
 }
 
-// How far a window reaches along each axis: never further than the axis goes.
+// How many voxels a window extends from its centre along each axis, at most to the end of the axis.
 struct Reach3 {
   int32_t z, y, x;
   Reach3(int64_t window, const Shape3& s)
@@ -162,7 +167,7 @@ struct Reach3 {
   }
 };
 
-// Voxels of the volume within `reach` of position i of an axis.
+// How many voxels of an axis lie within `reach` of position i.
 DA_HD int32_t extent(int32_t i, int32_t reach, int32_t size) {
   const int32_t low = i < reach ? i : reach, last = size - 1 - i;
   return low + 1 + (last < reach ? last : reach);

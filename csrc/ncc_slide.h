@@ -1,5 +1,5 @@
-// Box sums of ncc_window.cpp that slide through a volume: over x of a row at once, over y row by
-// row, over z plane by plane.
+// The box sums of ncc_window.cpp: of a whole row along x, sliding from row to row along y, and
+// sliding from plane to plane along z.
 #pragma once
 
 #include <algorithm>
@@ -10,11 +10,13 @@
 namespace deepatlas {
 namespace ncc {
 
-constexpr int kMaps = 6;  // the sums of a, b, aa, bb, ab and, under a mask, of the weights
+// The sums of a, b, aa, bb, ab and, with a mask, of the weights.
+constexpr int kMaps = 6;
 
-// The sums over 2 * reach + 1 neighbours along a row, of which `padded` holds `reach` zeros at
-// either end. By doubling: the sums over 1, 2, 4 ... values, of which the binary digits of the
-// window choose some. Unlike a running sum it vectorises, at a cost that grows with the logarithm.
+// The sums over windows of 2 * reach + 1 values along a row that is padded with `reach` zeros at
+// either end. It computes the sums over 1, 2, 4, ... values by doubling, and adds those that the
+// binary digits of the window select. Unlike a running sum this vectorises; its time grows with the
+// logarithm of the window.
 class RowBox {
  public:
   RowBox(int32_t width, int32_t reach)
@@ -50,7 +52,7 @@ class RowBox {
   std::vector<double> scratch_;
 };
 
-// Rows that slide along y: `maps` running sums, each in a padded row, of rows given by plane.
+// Running sums along y of the rows of some planes, `maps` of them, each in a padded row.
 class SlidingRows {
  public:
   SlidingRows(int maps, const Shape3& shape, const Reach3& reach)
@@ -61,7 +63,8 @@ class SlidingRows {
         stride_(size_t(shape.w) + 2 * reach.x),
         rows_(maps * stride_) {}
 
-  // planes[map]: [h, w], or null for a map not wanted. Rows must be asked for in order, from 0.
+  // Goes on to row y of the planes [h, w], of which those that are not needed are null. Must be
+  // called for the rows in order, from 0.
   void advance(int32_t y, const double* const* planes) {
     for (int m = 0; m < maps_; ++m) {
       if (planes[m] == nullptr) continue;
@@ -81,7 +84,7 @@ class SlidingRows {
       }
     }
   }
-  // The sums over x of the present row of a map.
+  // The sums along x of the current row of a map.
   void sum(int map, double* out) { box_(&rows_[map * stride_], out); }
 
  private:
@@ -105,7 +108,7 @@ class SlidingRows {
   std::vector<double> rows_;
 };
 
-// One channel, its mask and what centres it.
+// One channel, its mask, its moments, whose means are subtracted from the maps, and its floors.
 template <class S>
 struct Channel {
   const S *a, *b, *mask;
@@ -122,7 +125,7 @@ struct Channel {
         floors(window_floors(moments, args.eps)) {}
 };
 
-// The sums over z of the maps, sliding from plane to plane.
+// Running sums along z of the maps and their products, plane by plane.
 template <bool Masked, class S>
 class SlidingPlanes {
  public:
@@ -134,12 +137,13 @@ class SlidingPlanes {
     for (int m = 0; m < kUsed; ++m) planes[m] = &sums_[m * size_];
   }
 
+  // Computes the sums around plane z.
   void start(const Channel<S>& channel, int32_t z) {
     std::fill(sums_.begin(), sums_.end(), 0.0);
     const int32_t last = std::min(z + reach_.z, shape_.d - 1);
     for (int32_t i = std::max(z - reach_.z, 0); i <= last; ++i) pass<true, false>(channel, i, 0);
   }
-  // From z - 1 to z.
+  // Goes on from plane z - 1 to plane z.
   void advance(const Channel<S>& channel, int32_t z) {
     const int32_t in = z + reach_.z, out = z - reach_.z - 1;
     if (in < shape_.d && out >= 0) {
@@ -152,7 +156,7 @@ class SlidingPlanes {
   }
 
  private:
-  // A voxel's part in the sums.
+  // What a voxel contributes to the sums.
   struct Part {
     double a, b, weight;
   };
@@ -164,6 +168,7 @@ class SlidingPlanes {
     return {counts ? x : 0, counts ? y : 0, counts ? weight : 0};
   }
 
+  // Adds plane `in` to the sums and subtracts plane `out` from them.
   template <bool Add, bool Drop>
   void pass(const Channel<S>& c, int32_t in, int32_t out) {
     const S* __restrict a = c.a + in * size_, * __restrict b = c.b + in * size_;

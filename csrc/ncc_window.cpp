@@ -1,9 +1,10 @@
-// Windowed correlation on the CPU. A task takes a slab of one channel through from end to end: the
-// sums over z slide plane by plane, those over y row by row, and those over x are taken of a row at
-// once, so that the moments of the windows exist one row at a time. Backward the coefficients of
-// the windows need box sums too, and only as many of their planes as a window is deep are kept.
+// Correlation within windows on the CPU. A task does all the work for a slab of one channel. Its
+// sums slide along z from plane to plane and along y from row to row, and along x they are computed
+// for a whole row. So the moments of the windows exist for one row at a time. The backward pass
+// also needs box sums of the coefficients of the windows; of these it keeps as many planes as a
+// window is deep.
 //
-// Slabs depend on the shapes alone, so that the result does not depend on the number of threads.
+// The slabs depend on the shapes only, so that the result does not depend on the number of threads.
 #include "ncc_window.h"
 
 #include <algorithm>
@@ -15,15 +16,15 @@ namespace deepatlas {
 namespace ncc {
 namespace {
 
-// Coefficients of the windows: cross and, by a and by b, own and constant.
+// The coefficients of WindowTerms: cross, own_a, constant_a, own_b and constant_b.
 constexpr int kTerms = 5;
 
-// Rows of the terms of a row of windows.
+// The terms of a row of windows.
 struct TermRows {
   double *cross, *own_a, *constant_a, *own_b, *constant_b;
 };
 
-// The windows of a plane, row by row: everything up to the correlations themselves.
+// The correlations of the windows of a plane, row by row.
 template <bool Masked, class S>
 class Windows {
  public:
@@ -43,7 +44,8 @@ class Windows {
   void start(const Channel<S>& channel, int32_t z) { planes_.start(channel, z); }
   void advance(const Channel<S>& channel, int32_t z) { planes_.advance(channel, z); }
 
-  // Adds the values of a row to `total`. Rows must be asked for in order, from y = 0.
+  // Adds the values of a row to `total`, or stores its terms. Must be called for the rows in order,
+  // from 0.
   void values(const Channel<S>& channel, int32_t z, int32_t y, double* total) {
     const S* mask = sum_row(channel, z, y);
     evaluate<false>(row(0), row(1), row(2), row(3), row(4), share_.data(), mask, channel.floors,
@@ -58,7 +60,8 @@ class Windows {
  private:
   double* row(int map) { return &sums_[size_t(map) * shape_.w]; }
 
-  // Sums and shares of a row; returns the weights at the centres of its windows.
+  // Computes the sums of a row and 1 / the sums of its weights. Returns the weights at the centres
+  // of its windows.
   const S* sum_row(const Channel<S>& channel, int32_t z, int32_t y) {
     rows_.advance(y, planes_.planes);
     for (int m = 0; m < kUsed; ++m) rows_.sum(m, row(m));
@@ -107,7 +110,8 @@ class Windows {
   std::vector<double> sums_, share_, share_x_;
 };
 
-// The sums over z of the terms of the windows: as many planes of them as a window is deep are kept.
+// Running sums along z of the terms of the windows. It keeps as many planes of terms as a window is
+// deep.
 class TermPlanes {
  public:
   const double* planes[kTerms] = {};
@@ -131,7 +135,7 @@ class TermPlanes {
       ring += size_ * deep_;
     }
   }
-  // Where the terms of a row go before `push`.
+  // Where the terms of a row must be stored before `push`.
   TermRows row() {
     double* r = row_.data();
     return {r, r + w_, r + 2 * w_, r + 3 * w_, r + 4 * w_};
@@ -140,7 +144,7 @@ class TermPlanes {
     std::fill(sums_.begin(), sums_.end(), 0.0);
     std::fill(ring_.begin(), ring_.end(), 0.0);
   }
-  // The row of plane z replaces that of plane z - deep.
+  // Adds the row of plane z to the sums, in place of the row of plane z - deep.
   void push(int32_t z, int32_t y) {
     for (int t = 0; t < kTerms; ++t) {
       if (!used_[t]) continue;
@@ -148,7 +152,7 @@ class TermPlanes {
       replace(&row_[size_t(t) * w_], w_, rings_[t] + z % deep_ * size_ + offset, sum_[t] + offset);
     }
   }
-  // Behind the last plane of the volume nothing takes the place of what leaves.
+  // Subtracts plane z - deep from the sums, where z is beyond the last plane of the volume.
   void pop(int32_t z) {
     for (int t = 0; t < kTerms; ++t) {
       if (used_[t]) drop(rings_[t] + z % deep_ * size_, size_, sum_[t]);
@@ -174,15 +178,16 @@ class TermPlanes {
   std::vector<double> row_, sums_, ring_;
 };
 
-// How the channels are cut along z. A slab begins with the sums over whole windows and, backward,
-// repeats the planes within reach of it: it is at least as deep as that.
+// How the channels are cut along z. At its first plane, a slab has to sum up complete windows, and
+// in the backward pass also the planes within reach before it. So a slab is at least as deep as a
+// window.
 struct Slabs {
   int32_t depth;
   int64_t count;
   Slabs(const NccArgs& args, const Reach3& reach) {
     const auto cut = [&](int32_t least) {
       depth = std::max(least, 2 * reach.z + 1);
-      count = (args.shape.d + depth - 1) / depth;
+      count = pieces_of(args.shape.d, depth);
     };
     cut(32);
     if (args.items() * count < 8) cut(16);
@@ -221,7 +226,7 @@ void forward(const NccArgs& args, const Parallel& parallel) {
   }
 }
 
-// The gradient of a row from the sums of the terms of the windows that hold its voxels.
+// The gradient of a row from the sums of the terms over the windows that contain each voxel.
 template <bool Masked, class S>
 void gradient_row(const double* __restrict cross, const double* __restrict own,
                   const double* __restrict constant, const S* __restrict a, const S* __restrict b,
@@ -237,7 +242,7 @@ void gradient_row(const double* __restrict cross, const double* __restrict own,
   }
 }
 
-// What a task needs for the gradient of its slab.
+// The gradient of a slab.
 template <bool Masked, class S>
 class Backward {
  public:
@@ -280,16 +285,16 @@ class Backward {
         if (terms_.planes[t] != nullptr) rows_.sum(t, row(t));
       }
       const int64_t offset = (int64_t(z) * shape_.h + y) * shape_.w;
-      const int64_t whole = item * shape_.voxels() + offset;
+      const int64_t index = item * shape_.voxels() + offset;
       const S *a = channel.a + offset, *b = channel.b + offset;
       const S* mask = Masked ? channel.mask + offset : nullptr;
       if (args_.grad_a != nullptr) {
         gradient_row<Masked>(row(0), row(1), row(2), a, b, mask, m.a, m.b, scale, shape_.w,
-                             static_cast<S*>(args_.grad_a) + whole);
+                             static_cast<S*>(args_.grad_a) + index);
       }
       if (args_.grad_b != nullptr) {
         gradient_row<Masked>(row(0), row(3), row(4), b, a, mask, m.b, m.a, scale, shape_.w,
-                             static_cast<S*>(args_.grad_b) + whole);
+                             static_cast<S*>(args_.grad_b) + index);
       }
     }
   }

@@ -1,4 +1,5 @@
-// Windowed correlation on the CPU (ncc_window.cpp), for float64, float32, float16 and bfloat16.
+// Correlation within windows on the CPU (ncc_window.cpp), for float64, float32, float16 and
+// bfloat16.
 #pragma once
 
 #include "kernels.h"
@@ -6,11 +7,11 @@
 namespace deepatlas {
 namespace ncc {
 
-// From args.moments to args.value.
+// Computes args.value from args.moments.
 template <class S>
 void window_forward(const NccArgs& args, const Parallel& parallel);
 
-// From args.moments and args.grad to args.grad_a and args.grad_b.
+// Computes args.grad_a and args.grad_b, if they are needed, from args.moments and args.grad.
 template <class S>
 void window_backward(const NccArgs& args, const Parallel& parallel);
 

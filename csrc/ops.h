@@ -1,6 +1,9 @@
-// What the ops_*.cpp files share: launching on the tensor's device, dtype and shape checks,
-// allocation helpers. With them the only files that know PyTorch; the schemas are defined in
-// deepatlas_ops/.
+// What the ops_*.cpp files share: launching a kernel on the device of a tensor, checks of dtypes
+// and shapes, and allocation. This file and those are the only ones that include PyTorch. The
+// schemas of the ops are defined in deepatlas_ops/.
+//
+// The ops check their arguments and raise a c10::Error, in Python a RuntimeError, that names the op
+// and the argument. They accept tensors with any strides and return contiguous ones.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -30,7 +33,8 @@ inline Parallel torch_threads() {
 }
 
 #ifdef WITH_CUDA
-// Runs `launcher` on the current stream of the tensor's device; the caller holds the device guard.
+// Calls `launcher` with the current stream of the device of `like`. The caller holds the device
+// guard.
 template <class Args>
 void launch_cuda(const char* op, const char* (*launcher)(const Args&, void*), const Args& args,
                  const Tensor& like) {
@@ -39,6 +43,9 @@ void launch_cuda(const char* op, const char* (*launcher)(const Args&, void*), co
   TORCH_CHECK(error == nullptr, "deepatlas_ops.", op,
               ": the CUDA kernel could not be launched: ", error);
 }
+// DA_LAUNCH(op, name, args, like) runs name##_cuda or name##_cpu, by the device of the tensor
+// `like`. DA_CALL(name, args, like) is the result of a function of the arguments that both devices
+// have.
 #define DA_LAUNCH(op, name, args, like)         \
   do {                                          \
     if ((like).is_cuda()) {                     \
@@ -47,8 +54,10 @@ void launch_cuda(const char* op, const char* (*launcher)(const Args&, void*), co
       name##_cpu(args, torch_threads());        \
     }                                           \
   } while (false)
+#define DA_CALL(name, args, like) ((like).is_cuda() ? name##_cuda(args) : name##_cpu(args))
 #else
 #define DA_LAUNCH(op, name, args, like) name##_cpu(args, torch_threads())
+#define DA_CALL(name, args, like) name##_cpu(args)
 #endif
 
 // ---- checks -------------------------------------------------------------------------------------
@@ -73,13 +82,20 @@ inline at::ScalarType accumulate_type(const Tensor& t) {
   return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-// For tensors of what the kernels accumulate in, contiguous whatever `t` is.
+// The options of a contiguous tensor on the device of `t` in the type that the kernels accumulate
+// in.
 inline at::TensorOptions accumulating(const Tensor& t) {
   return t.options().dtype(accumulate_type(t)).memory_format(std::nullopt);
 }
 
-// Positions are computed in the floating type of the data: beyond 2^24 voxels an axis float32 has
-// no voxel resolution, and voxel indices along one axis are 32-bit.
+// A contiguous tensor like `t` for its gradient, or an empty tensor if the gradient is not needed.
+inline Tensor gradient_like(const Tensor& t, bool need) {
+  const auto options = t.options().memory_format(std::nullopt);
+  return need ? at::empty(t.sizes(), options) : at::empty({0}, options);
+}
+
+// The largest number of voxels along an axis. Positions are computed in the type of the data, and
+// float32 cannot tell voxels apart beyond 2^24. Indices along one axis have 32 bits.
 inline constexpr int64_t kLongestAxis = int64_t(1) << 24;
 
 inline Shape3 shape_of(const char* op, const char* name, at::IntArrayRef size) {
@@ -100,13 +116,14 @@ inline void check_map(const char* op, const char* name, const Tensor& t) {
               " must be [B, 3, D, H, W], got ", t.sizes());
 }
 
-// `t` has that type, and the device of the argument `other`, which is called `other_name`.
+// `t` must have the dtype `type`, and the device of the argument `other`, which is called
+// `other_name`.
 inline void check_type(const char* op, const char* name, const Tensor& t, at::ScalarType type,
                        const char* other_name, const Tensor& other) {
   TORCH_CHECK(t.device() == other.device(), "deepatlas_ops.", op, ": ", name, " must be on ",
               other.device(), " like ", other_name, ", got ", t.device());
   TORCH_CHECK(t.scalar_type() == type, "deepatlas_ops.", op, ": ", name, " must be ", type,
-              type == other.scalar_type() ? " like " : " beside this ", other_name, ", got ",
+              type == other.scalar_type() ? " like " : " for this ", other_name, ", got ",
               t.scalar_type());
 }
 
@@ -140,8 +157,8 @@ inline void check_options(const char* op, int64_t mode, int64_t padding) {
 
 // ---- registration -------------------------------------------------------------------------------
 
-// DA_REGISTER(function): `function(torch::Library&)` names the implementations, which dispatch on
-// the device of their tensors, so that CPU and CUDA share them.
+// DA_REGISTER(function) registers the implementations that `function(torch::Library&)` names, for
+// the CPU and for CUDA. They choose the kernel by the device of their tensors.
 #ifdef WITH_CUDA
 #define DA_REGISTER(function)                                \
   TORCH_LIBRARY_IMPL(deepatlas_ops, CPU, m) { function(m); } \

@@ -1,10 +1,10 @@
-// edge_difference for PyTorch.
+// The op edge_difference for PyTorch.
 #include "ops.h"
 
 namespace deepatlas {
 namespace {
 
-// The contiguous tensors behind the pointers of `args`.
+// The arguments of the kernels, and the contiguous tensors that own their memory.
 struct Inputs {
   Tensor moving, fixed, mask;
   EdgesArgs args{};
@@ -25,9 +25,9 @@ Inputs inputs_of(const char* op, const Tensor& moving, const Tensor& fixed,
   in.args.moving = in.moving.const_data_ptr();
   in.args.fixed = in.fixed.const_data_ptr();
   if (mask) {
-    const auto whole = moving.sizes();
+    const auto size = moving.sizes();
     check_like(op, "mask", *mask, "moving", moving);
-    check_size(op, "mask", *mask, {whole[0], 1, whole[2], whole[3], whole[4]});
+    check_size(op, "mask", *mask, {size[0], 1, size[2], size[3], size[4]});
     in.mask = mask->contiguous();
     in.args.mask = in.mask.const_data_ptr();
   }
@@ -43,12 +43,7 @@ std::tuple<Tensor, Tensor> edge_difference(const Tensor& moving, const Tensor& f
   const Tensor value = at::empty({in.args.batch}, in.moving.options());
   const Tensor statistics = at::empty({in.args.batch, 3}, wide);
   if (in.moving.numel() == 0) return {value.zero_(), statistics.zero_()};
-#ifdef WITH_CUDA
-  const int64_t count = moving.is_cuda() ? edges_sums_cuda(in.args) : edges_sums_cpu(in.args);
-#else
-  const int64_t count = edges_sums_cpu(in.args);
-#endif
-  const Tensor sums = at::empty({count}, wide);
+  const Tensor sums = at::empty({DA_CALL(edges_sums, in.args, moving)}, wide);
   in.args.value = value.mutable_data_ptr();
   in.args.statistics = statistics.mutable_data_ptr<double>();
   in.args.sums = sums.mutable_data_ptr<double>();
@@ -68,11 +63,8 @@ std::tuple<Tensor, Tensor> edge_difference_backward(const Tensor& grad, const Te
   check_size(op, "grad", grad, {in.args.batch});
   check_type(op, "statistics", statistics, at::kDouble, "moving", moving);
   check_size(op, "statistics", statistics, {in.args.batch, 3});
-  const auto options = in.moving.options().memory_format(std::nullopt);
-  const auto gradient = [&](bool need) {
-    return need ? at::empty(moving.sizes(), options) : at::empty({0}, options);
-  };
-  const Tensor grad_moving = gradient(need_moving), grad_fixed = gradient(need_fixed);
+  const Tensor grad_moving = gradient_like(in.moving, need_moving);
+  const Tensor grad_fixed = gradient_like(in.fixed, need_fixed);
   if ((need_moving || need_fixed) && moving.numel() > 0) {
     const Tensor g = grad.contiguous(), s = statistics.contiguous();
     const int64_t scratch = moving.is_cuda() ? 3 * moving.numel() : 0;

@@ -1,4 +1,4 @@
-// implicit_warp for PyTorch.
+// The op implicit_warp for PyTorch.
 #include <ATen/Context.h>
 #include <ATen/ops/zeros_like.h>
 
@@ -12,7 +12,7 @@ namespace {
 
 constexpr const char* kMoving = "c_moving";
 
-// What the kernels accumulate in beside the maps.
+// `t` must have the type that the kernels accumulate in for the maps.
 void check_wide(const char* op, const char* name, const Tensor& t, const Tensor& moving) {
   check_type(op, name, t, accumulate_type(moving), kMoving, moving);
 }
@@ -23,7 +23,8 @@ void check_matrix(const char* op, const char* name, const Tensor& t, const Tenso
               "deepatlas_ops.", op, ": ", name, " must be [B, 3, 3], got ", t.sizes());
 }
 
-// Everything of the maps but their pointers; `fixed` may be the gradient on the fixed grid.
+// The arguments of the kernels except for the pointers. `fixed`, called `name`, may be the gradient
+// on the fixed grid.
 InvertArgs invert_args(const char* op, const Tensor& moving, const char* name, const Tensor& fixed,
                        const Tensor& matrix) {
   check_map(op, kMoving, moving);
@@ -45,8 +46,8 @@ void set_iterations(const char* op, InvertArgs& a, int64_t iterations, double to
   a.tolerance = tolerance;
 }
 
-// How many batch items run at once. The scratch of the packed map is kept small; more than one item
-// where items are small, and at least `least`.
+// How many batch items run at once: at least `least`, and more if their packed maps together stay
+// small.
 int64_t together(const InvertArgs& a, int64_t batch, const Tensor& like, int64_t least) {
   const int64_t bytes =
       4 * invert::packed_shape(a.in).voxels() * (a.scalar == Scalar::kFloat64 ? 8 : 4);
@@ -58,20 +59,21 @@ Tensor scratch(const InvertArgs& a, int64_t items, const at::TensorOptions& opti
   return at::empty({items * invert::packed_shape(a.in).voxels(), 4}, options);
 }
 
-// Pointer to batch item `b` of a contiguous tensor; null where there is none.
+// A pointer to batch item `b` of a contiguous tensor, or null if the tensor is undefined or empty.
 void* item(const Tensor& t, int64_t b) {
   if (!t.defined() || t.numel() == 0) return nullptr;
   return static_cast<char*>(const_cast<void*>(t.const_data_ptr())) +
          b * (t.numel() / t.size(0)) * t.element_size();
 }
 
-// The tensors behind the pointers of InvertArgs, contiguous, of a whole batch; some undefined.
+// The contiguous tensors of a whole batch that the pointers of InvertArgs point into. Some are
+// undefined.
 struct Batch {
   Tensor moving, fixed, matrix, ruler, displacement, residual, valid, grad, grad_moving, grad_fixed,
       partial_moving, partial_fixed;
 };
 
-// Calls launch(args) for the whole batch, `items` of it at a time.
+// Calls launch(args) for `items` batch items at a time, until the whole batch is done.
 template <class Launch>
 void in_turns(InvertArgs a, const Batch& t, int64_t items, const Launch& launch) {
   const int64_t batch = t.moving.size(0);
@@ -147,7 +149,8 @@ void alert(const Tensor& moving) {
   }
 }
 
-// The CPU kernels write every element themselves; the atomics of the CUDA kernels need zeros.
+// A tensor for the gradient of a map. The CPU kernels write every element; the CUDA kernels add to
+// zeros.
 Tensor gradient(const Tensor& like, const at::TensorOptions& options) {
   return like.is_cpu() && like.numel() > 0 ? at::empty(like.sizes(), options)
                                            : at::zeros(like.sizes(), options);
@@ -191,7 +194,7 @@ std::tuple<Tensor, Tensor> implicit_warp_backward(const Tensor& grad, const Tens
           grad_fixed.to(moving.scalar_type())};
 }
 
-// Sum over the lines; on the CPU in one order, whatever the number of threads.
+// The sum over the lines. On the CPU its order does not depend on the number of threads.
 Tensor sum_lines(const Tensor& partial) {
   if (partial.is_cuda()) return partial.sum(1);
   Tensor sum = at::zeros({partial.size(0), 9}, partial.options().dtype(at::kDouble));
@@ -236,7 +239,7 @@ std::tuple<Tensor, Tensor, Tensor> implicit_warp_unrolled_backward(
   t.grad_fixed = grad_fixed;
   t.partial_moving = at::empty({batch, lines(a.in), 9}, options);
   t.partial_fixed = at::empty({batch, lines(a.out), 9}, options);
-  // A thread for each item spares the work that two slabs of one item do twice.
+  // With one item for each thread, no item is cut into slabs, which would do some work twice.
   const int64_t items = together(a, batch, moving, cuda ? 1 : at::get_num_threads());
   const Tensor packed = scratch(a, items, options);
   const Tensor scattered = cuda ? Tensor() : scratch(a, items, options);

@@ -1,10 +1,10 @@
-// log_jacobian, the determinant and smoothness_loss for PyTorch.
+// The ops log_jacobian, jacobian_determinant and smoothness_loss for PyTorch.
 #include "ops.h"
 
 namespace deepatlas {
 namespace {
 
-// Everything but the pointers; checks what the ops share.
+// The arguments of the kernels except for the pointers. Checks what the ops share.
 JacobianArgs jacobian_args(const char* op, const Tensor& field) {
   check_map(op, "field", field);
   JacobianArgs a{};
@@ -14,7 +14,7 @@ JacobianArgs jacobian_args(const char* op, const Tensor& field) {
   return a;
 }
 
-// `t` is like `field` but for its size.
+// `t` must have the dtype and the device of `field`, and the given size.
 void check_sized(const char* op, const char* name, const Tensor& t, const Tensor& field,
                  at::IntArrayRef size) {
   check_like(op, name, t, "field", field);
@@ -25,7 +25,8 @@ std::vector<int64_t> size_of(const Tensor& field, int64_t channels) {
   return {field.size(0), channels, field.size(2), field.size(3), field.size(4)};
 }
 
-Tensor empty_columns(const Tensor& field) {  // only CUDA keeps all of them at once
+// Scratch for the gradients of the columns. Only CUDA keeps all of them at once.
+Tensor empty_columns(const Tensor& field) {
   return at::empty(field.is_cuda() ? size_of(field, 9) : std::vector<int64_t>{0},
                    accumulating(field));
 }
@@ -85,12 +86,7 @@ std::tuple<Tensor, Tensor> smoothness_loss(const Tensor& field, const std::optio
   const auto wide = f.options().dtype(at::kDouble);
   const Tensor loss = at::empty({a.batch}, f.options()), statistics = at::empty({a.batch, 3}, wide);
   if (f.numel() == 0) return {loss.zero_(), statistics.zero_()};
-#ifdef WITH_CUDA
-  const int64_t count = f.is_cuda() ? smoothness_sums_cuda(a) : smoothness_sums_cpu(a);
-#else
-  const int64_t count = smoothness_sums_cpu(a);
-#endif
-  const Tensor sums = at::empty({count}, wide);
+  const Tensor sums = at::empty({DA_CALL(smoothness_sums, a, f)}, wide);
   const Tensor change = at::empty({a.batch, a.shape.voxels()}, accumulating(f));
   a.field = f.const_data_ptr();
   a.weight = mask ? w.const_data_ptr() : nullptr;

@@ -1,12 +1,13 @@
-// ncc for PyTorch.
+// The op ncc for PyTorch.
+#include "ncc.h"
 #include "ops.h"
 
 namespace deepatlas {
 namespace {
 
-constexpr int64_t kMoments = 6;  // values a channel: see Moments in ncc.h
+using ncc::kMoments;
 
-// The contiguous tensors behind the pointers of `args`.
+// The arguments of the kernels, and the contiguous tensors that own their memory.
 struct Inputs {
   Tensor a, b, mask, moments, workspace;
   NccArgs args{};
@@ -35,8 +36,8 @@ Inputs inputs_of(const char* op, const Tensor& a, const Tensor& b,
   in.args.b = in.b.const_data_ptr();
   if (mask) {
     check_like(op, "mask", *mask, "a", a);
-    const auto whole = a.sizes();
-    TORCH_CHECK(mask->sizes() == at::IntArrayRef({whole[0], 1, whole[2], whole[3], whole[4]}),
+    const auto size = a.sizes();
+    TORCH_CHECK(mask->sizes() == at::IntArrayRef({size[0], 1, size[2], size[3], size[4]}),
                 "deepatlas_ops.", op, ": mask must be [B, 1, D, H, W] like a, got ", mask->sizes());
     in.mask = mask->contiguous();
     in.args.mask = in.mask.const_data_ptr();
@@ -44,6 +45,7 @@ Inputs inputs_of(const char* op, const Tensor& a, const Tensor& b,
   return in;
 }
 
+// Sets the moments and, on CUDA, a workspace.
 void use_moments(Inputs& in, const Tensor& moments) {
   in.moments = moments;
   in.args.moments = in.moments.mutable_data_ptr<double>();
@@ -84,11 +86,7 @@ std::tuple<Tensor, Tensor> ncc_backward(const Tensor& grad, const Tensor& a, con
               "deepatlas_ops.", op, ": moments must be those of ncc, [B, C, ", kMoments,
               "] in float64 on ", a.device(), ", got ", moments.sizes(), " ",
               moments.scalar_type());
-  const auto gradient = [&](bool need) {
-    return need ? at::empty(a.sizes(), in.a.options().memory_format(std::nullopt))
-                : at::empty({0}, in.a.options());
-  };
-  const Tensor grad_a = gradient(need_a), grad_b = gradient(need_b);
+  const Tensor grad_a = gradient_like(in.a, need_a), grad_b = gradient_like(in.b, need_b);
   if ((need_a || need_b) && a.numel() > 0) {
     const Tensor g = grad.contiguous();
     use_moments(in, moments.contiguous());

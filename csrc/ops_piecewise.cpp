@@ -1,17 +1,18 @@
-// piecewise_linear for PyTorch.
+// The op piecewise_linear for PyTorch.
 #include "ops.h"
 
 namespace deepatlas {
 namespace {
 
+// The arguments of the kernels except for the pointers, from checked knots and values.
 PiecewiseArgs curve_of(const char* op, const Tensor& x, at::ArrayRef<double> knots,
                        at::ArrayRef<double> values) {
   PiecewiseArgs a{};
   a.scalar = scalar_of(op, "x", x);
   a.count = x.numel();
   const auto n = int64_t(knots.size());
-  TORCH_CHECK(n >= 2 && n <= kMostKnots + 1 && int64_t(values.size()) == n, "deepatlas_ops.", op,
-              ": knots and values must be 2 to ", kMostKnots + 1, " numbers each, got ", n, " and ",
+  TORCH_CHECK(n >= 2 && n <= kMostKnots && int64_t(values.size()) == n, "deepatlas_ops.", op,
+              ": knots and values must be 2 to ", kMostKnots, " numbers each, got ", n, " and ",
               values.size());
   a.segments = int(n - 1);
   for (int i = 0; i < a.segments; ++i) {

@@ -1,4 +1,4 @@
-// resample, warp and affine_resample for PyTorch.
+// The ops resample, warp and affine_resample for PyTorch.
 #include <ATen/Context.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
@@ -8,14 +8,15 @@
 namespace deepatlas {
 namespace {
 
+// The name of the argument that gives the positions.
 const char* name_of(Source source) {
   return source == Source::kCoords   ? "coords"
          : source == Source::kAffine ? "theta"
                                      : "displacement";
 }
 
-// Everything but the pointers; checks what the three sampling ops share. `size` is that of the
-// output.
+// The arguments of the kernels except for the pointers. Checks what the three ops share. `size` is
+// that of the output.
 SampleArgs sample_args(const char* op, Source source, const Tensor& volume, const Tensor& field,
                        at::IntArrayRef size, int64_t mode, int64_t padding) {
   check_volume(op, "volume", volume);
@@ -42,7 +43,7 @@ SampleArgs sample_args(const char* op, Source source, const Tensor& volume, cons
   return a;
 }
 
-// The field as the kernels read it: theta is small and used as it is computed with.
+// The field as the kernels read it. theta is converted to the type that the kernels compute in.
 Tensor prepared(Source source, const Tensor& field) {
   return source == Source::kAffine ? field.to(accumulate_type(field)).contiguous()
                                    : field.contiguous();
@@ -62,12 +63,13 @@ Tensor sample(const char* op, Source source, const Tensor& volume, const Tensor&
   return output;
 }
 
-// Gradient by theta from the gradient by the normalised sampling position [B, 3, D, H, W]: its
-// first moments over the separable identity grid. Plain reductions, hence deterministic, and no
-// matrix product, which autocast would round to a half type and CUDA may round to TF32.
+// The gradient of theta from the gradient by the normalised sampling position [B, 3, D, H, W]: its
+// first moments over the identity grid. These are plain sums and hence deterministic. A matrix
+// product would be rounded to a half type by autocast, and CUDA may round it to TF32.
 Tensor theta_gradient(const Tensor& g, const Tensor& theta) {
   const auto identity = [&](int64_t n) {
-    return at::arange(1 - n, n, 2, g.options()).div(double(n > 1 ? n - 1 : 1));  // [-1, 1], or 0
+    // From -1 to 1, or 0 for an axis of size 1.
+    return at::arange(1 - n, n, 2, g.options()).div(double(n > 1 ? n - 1 : 1));
   };
   const Tensor rows = g.sum(-1), planes = rows.sum(-1);
   const Tensor along_x = g.sum(at::IntArrayRef{2, 3}).mul(identity(g.size(4))).sum(-1);

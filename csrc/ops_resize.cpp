@@ -1,9 +1,11 @@
-// resize for PyTorch.
+// The op resize for PyTorch.
 #include "ops.h"
 
 namespace deepatlas {
 namespace {
 
+// resize of a volume to `size`, or backward from the gradient of a resized volume to that of a
+// volume of `size`.
 Tensor resize_any(const char* op, bool backward, const Tensor& tensor, at::IntArrayRef size) {
   const c10::OptionalDeviceGuard guard(tensor.device());
   const char* name = backward ? "grad" : "volume";

@@ -1,5 +1,5 @@
-// Piecewise linear curves on the CPU: a segment after the other over a block of values, which is
-// what vectorises.
+// Piecewise linear curves on the CPU. Each segment in turn is compared with a whole block of
+// values, which the compiler can vectorise.
 #include "piecewise.h"
 
 #include "rows.h"
@@ -7,18 +7,19 @@
 namespace deepatlas {
 namespace {
 
-constexpr int64_t kBlocksATask = 32;
+constexpr int64_t kBlocksPerTask = 32;
 
-// f(first element, count) over all elements.
+// Calls f(first element, count) for blocks that cover all elements, in parallel.
 template <class F>
 void over_blocks(const PiecewiseArgs& a, const Parallel& parallel, const F& f) {
-  parallel((a.count + kBlock - 1) / kBlock, kBlocksATask, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin * kBlock; i < std::min(a.count, end * kBlock); i += kBlock) {
-      f(i, int(std::min<int64_t>(kBlock, a.count - i)));
+  parallel(pieces_of(a.count, kRowVoxels), kBlocksPerTask, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * kRowVoxels; i < std::min(a.count, end * kRowVoxels); i += kRowVoxels) {
+      f(i, int(std::min<int64_t>(kRowVoxels, a.count - i)));
     }
   });
 }
 
+// Sets `to` to `value` for the elements above a knot.
 template <class T>
 void select(const T* __restrict x, int n, T knot, T value, T* __restrict to) {
   for (int i = 0; i < n; ++i) to[i] = x[i] > knot ? value : to[i];
@@ -38,7 +39,7 @@ void piecewise_forward_cpu(const PiecewiseArgs& args, const Parallel& parallel) 
     using T = Accumulate<S>;
     const Curve<T> curve(args);
     over_blocks(args, parallel, [&](int64_t first, int n) {
-      alignas(64) T x[kBlock], knot[kBlock], value[kBlock], slope[kBlock];
+      alignas(64) T x[kRowVoxels], knot[kRowVoxels], value[kRowVoxels], slope[kRowVoxels];
       read<S>(args.source, first, n, x);
       std::fill_n(knot, n, curve.segment[0].knot);
       std::fill_n(value, n, curve.segment[0].value);
@@ -61,7 +62,7 @@ void piecewise_backward_cpu(const PiecewiseArgs& args, const Parallel& parallel)
     using T = Accumulate<S>;
     const Curve<T> curve(args);
     over_blocks(args, parallel, [&](int64_t first, int n) {
-      alignas(64) T x[kBlock], slope[kBlock];
+      alignas(64) T x[kRowVoxels], slope[kRowVoxels];
       read<S>(args.source, first, n, x);
       std::fill_n(slope, n, curve.segment[0].slope);
       for (int i = 1; i < curve.segments; ++i) {

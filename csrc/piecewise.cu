@@ -1,4 +1,4 @@
-// CUDA launchers of piecewise_linear.
+// The CUDA launchers of piecewise_linear: the functors of piecewise.h, one thread for each element.
 #include "launch.cuh"
 #include "piecewise.h"
 

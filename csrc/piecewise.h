@@ -1,4 +1,4 @@
-// Piecewise linear curves: the arithmetic of one value, shared by CPU and CUDA.
+// Piecewise linear curves: the arithmetic of one value, for the CPU and for CUDA.
 #pragma once
 
 #include "kernels.h"
@@ -10,18 +10,18 @@ struct Segment {
   T knot, value, slope;
 };
 
-// The curve in the compute type, passed by value to a kernel.
+// The curve in the type that is computed in. It is passed to a kernel by value.
 template <class T>
 struct Curve {
   int segments;
-  Segment<T> segment[kMostKnots];
+  Segment<T> segment[kMostSegments];
 
   explicit Curve(const PiecewiseArgs& a) : segments(a.segments) {
     for (int i = 0; i < segments; ++i) {
       segment[i] = {T(a.knot[i]), T(a.value[i]), T(a.slope[i])};
     }
   }
-  // A loop that selects rather than a search: no branch, and a NaN stays in the first segment.
+  // A loop that selects has no branch, unlike a search. A NaN stays in the first segment.
   DA_HD T value(T x) const {
     Segment<T> s = segment[0];
     for (int i = 1; i < segments; ++i) {

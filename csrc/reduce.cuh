@@ -1,15 +1,15 @@
-// Sums over long ranges on CUDA, always in the same order: a block takes a piece of a range, its
-// threads walk through the piece in strides, and a tree over shared memory joins them. Without a
-// CUDA header, so that tests/emu can run the kernel on the host.
+// Sums over long ranges on CUDA, in an order that never changes. One block sums up one piece of a
+// range: its threads go through the piece in strides, and a tree in shared memory adds their sums.
+// This file includes no CUDA header, so that tests/emu can run the kernel on the host.
 #pragma once
 
 #include <cstdint>
 
 namespace deepatlas {
 
-// One block a piece; `Threads` is a power of two. A reducer has a type Value (an aggregate),
-// `Value piece(int64_t piece, int thread, int threads)`, `Value join(Value, Value)` and
-// `void finish(int64_t piece, Value)`.
+// `Threads` must be a power of two. A reducer has an aggregate type `Value` and the functions
+// `Value piece(int64_t piece, int thread, int threads)`, the part of one thread,
+// `Value join(Value, Value)`, and `void finish(int64_t piece, Value)`, which stores the result.
 template <int Threads, class Reducer>
 __global__ void __launch_bounds__(Threads) reduce_kernel(int64_t pieces, const Reducer reducer) {
   __shared__ typename Reducer::Value kept[Threads];
@@ -22,7 +22,8 @@ __global__ void __launch_bounds__(Threads) reduce_kernel(int64_t pieces, const R
       __syncthreads();
     }
     if (thread == 0) reducer.finish(piece, kept[0]);
-    __syncthreads();  // the next piece must not overwrite kept[0] before it is read
+    // The next piece must not overwrite kept[0] before it has been read.
+    __syncthreads();
   }
 }
 

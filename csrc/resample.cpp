@@ -1,4 +1,4 @@
-// Sampling on the CPU: blocks of voxels shared out between threads, and the deterministic scatter.
+// Sampling on the CPU: blocks of voxels divided between threads, and the deterministic scatter.
 #include <algorithm>
 #include <vector>
 
@@ -9,8 +9,9 @@ namespace {
 
 using namespace block;
 
+// How many blocks a task takes at least.
 int64_t grain_of(const SampleArgs& a) {
-  return std::max<int64_t>(1, 8192 / (kBlock * std::max<int64_t>(a.channels, 1)));
+  return std::max<int64_t>(1, 8192 / (kBlockVoxels * std::max<int64_t>(a.channels, 1)));
 }
 
 template <class S, template <class> class SourceT>
@@ -37,7 +38,7 @@ void forward(const SampleArgs& a, const Parallel& parallel) {
                  });
 }
 
-// Gradient by the coordinates, and the span of every block for the scatter that follows.
+// The gradient by the coordinates, and the span of every block, which the scatter needs.
 template <class S, template <class> class SourceT>
 void backward_coords(const SampleArgs& a, const Parallel& parallel, std::vector<Span>& spans) {
   using T = Accumulate<S>;
@@ -73,7 +74,7 @@ void backward_coords(const SampleArgs& a, const Parallel& parallel, std::vector<
       });
 }
 
-// Gradient by the volume. Each task owns a batch item, some channels and a slab of levels.
+// The gradient of the volume. Each task owns a slab of levels of some channels of a batch item.
 template <class S, template <class> class SourceT>
 void backward_volume(const SampleArgs& a, const Parallel& parallel,
                      const std::vector<Span>& spans) {

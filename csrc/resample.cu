@@ -1,15 +1,16 @@
-// CUDA launchers of sampling: the functors of resample.h, one thread an output voxel.
+// The CUDA launchers of sampling: the functors of resample.h, one thread for each voxel of the
+// output.
 #include "launch.cuh"
 #include "resample.h"
 
 namespace deepatlas {
 namespace {
 
-// 32-bit indices halve the address arithmetic; all offsets of every tensor must fit.
-bool fits_32_bit(const SampleArgs& a) {
-  const int64_t wide = a.channels > 3 ? a.channels : 3;
-  const int64_t most = a.in.voxels() > a.out.voxels() ? a.in.voxels() : a.out.voxels();
-  return a.batch * wide * most < (int64_t(1) << 31) - (int64_t(1) << 28);
+// The largest number of elements of a tensor.
+int64_t most_elements(const SampleArgs& a) {
+  const int64_t channels = a.channels > 3 ? a.channels : 3;
+  const int64_t voxels = a.in.voxels() > a.out.voxels() ? a.in.voxels() : a.out.voxels();
+  return a.batch * channels * voxels;
 }
 
 template <class S, template <class> class SourceT, class Index>
@@ -36,8 +37,8 @@ template <template <class> class SourceT>
 const char* forward(const SampleArgs& a, void* stream) {
   return with_scalar(a.scalar, [&](auto s) {
     using S = decltype(s);
-    return fits_32_bit(a) ? forward<S, SourceT, int32_t>(a, stream)
-                          : forward<S, SourceT, int64_t>(a, stream);
+    return fits_32_bit(most_elements(a)) ? forward<S, SourceT, int32_t>(a, stream)
+                                         : forward<S, SourceT, int64_t>(a, stream);
   });
 }
 
@@ -45,8 +46,8 @@ template <template <class> class SourceT>
 const char* backward(const SampleArgs& a, void* stream) {
   return with_scalar(a.scalar, [&](auto s) {
     using S = decltype(s);
-    return fits_32_bit(a) ? backward<S, SourceT, int32_t>(a, stream)
-                          : backward<S, SourceT, int64_t>(a, stream);
+    return fits_32_bit(most_elements(a)) ? backward<S, SourceT, int32_t>(a, stream)
+                                         : backward<S, SourceT, int64_t>(a, stream);
   });
 }
 

@@ -1,6 +1,6 @@
-// Trilinear and nearest sampling of a volume [B, C, D, H, W] and its two gradients: where to
-// sample, and one functor per direction. The functors run as they are on CUDA (resample.cu); on
-// CPU, resample.cpp runs the same inline arithmetic in blocks of voxels.
+// Trilinear and nearest sampling of a volume [B, C, D, H, W] and its two gradients: the positions
+// to sample at, and one functor for each direction. CUDA runs the functors (resample.cu). The CPU
+// runs the same inline arithmetic in blocks of voxels (resample_block.h, resample.cpp).
 #pragma once
 
 #include "interpolate.h"
@@ -8,9 +8,10 @@
 
 namespace deepatlas {
 
-// ---- where to sample: row(b, z, y)(x) is the position in voxels of the volume -------------------
+// ---- the positions: row(b, z, y)(x) is the position in voxels of the volume ---------------------
 
-// Absolute normalised coordinates [B, 3, out], channels x, y, z.
+// From absolute normalised coordinates [B, 3, out], channels x, y, z. `half` is the derivative of
+// the position by the coordinate. Stored is the type of the gradient by the coordinates.
 template <class S>
 struct CoordsSource {
   using T = Accumulate<S>;
@@ -18,7 +19,7 @@ struct CoordsSource {
   const S* coords;
   int64_t voxels;
   int32_t h, w;
-  Vec3<T> half;  // d position / d coordinate
+  Vec3<T> half;
 
   explicit CoordsSource(const SampleArgs& a)
       : coords(static_cast<const S*>(a.coords)),
@@ -41,7 +42,7 @@ struct CoordsSource {
   }
 };
 
-// Identity of the output grid plus a normalised displacement [B, 3, out].
+// From the identity of the output grid plus a displacement [B, 3, out] in normalised coordinates.
 template <class S>
 struct DisplacementSource {
   using T = Accumulate<S>;
@@ -68,7 +69,7 @@ struct DisplacementSource {
   }
 };
 
-// Identity of the output grid through theta [B, 3, 4], both sides normalised.
+// From theta [B, 3, 4] applied to the identity of the output grid, both in normalised coordinates.
 template <class S>
 struct AffineSource {
   using T = Accumulate<S>;
@@ -124,7 +125,7 @@ DA_HD void add_position_gradient(const S* p, const Steps<Index>& step, const Lin
   sum.z += g * (z.d0 * (y.w0 * a + y.w1 * b) + z.d1 * (y.w0 * c + y.w1 * d));
 }
 
-// The adjoint of one z-level of `interpolate`: four voxels receive their share of g.
+// The adjoint of one z-level of `interpolate`: distributes g over four voxels.
 template <class T, class Index, class Add>
 DA_HD void scatter_level(T* p, const Steps<Index>& step, T zy0, T zy1, T x0, T x1, T g,
                          const Add& add) {
@@ -135,13 +136,37 @@ DA_HD void scatter_level(T* p, const Steps<Index>& step, T zy0, T zy1, T x0, T x
   add(p + step.y + step.x, x1 * g1);
 }
 
-// ---- functors: one call a voxel of the output (forward, backward of sampling)
-// --------------------
+// ---- functors, called once for each voxel of the output -----------------------------------------
 
+// The three axes of a sample.
+template <class Axis>
+struct Cell {
+  Axis z, y, x;
+
+  // The offset of the first voxel of the cell.
+  template <class Index>
+  DA_HD Index offset(const Shape3& in) const {
+    return offset_of<Index>(in, z.base, y.base, x.base);
+  }
+};
+
+template <class T>
+DA_HD Cell<LinearAxis<T>> locate_linear(int padding, const Vec3<T>& position, const Shape3& in) {
+  return {locate_linear(padding, position.z, in.d), locate_linear(padding, position.y, in.h),
+          locate_linear(padding, position.x, in.w)};
+}
+
+template <class T>
+DA_HD Cell<NearestAxis<T>> locate_nearest(int padding, const Vec3<T>& position, const Shape3& in) {
+  return {locate_nearest(padding, position.z, in.d), locate_nearest(padding, position.y, in.h),
+          locate_nearest(padding, position.x, in.w)};
+}
+
+// A voxel of the output: its batch item, its offset there, and the position that it is sampled at.
 template <class Src, class Index>
 struct VoxelOf {
   int64_t b;
-  Index n;  // voxel inside the batch item
+  Index n;
   Vec3<typename Src::T> position;
   DA_HD VoxelOf(const Src& source, const Shape3& out, Index i) {
     const Index plane = Index(out.h) * Index(out.w), voxels = plane * Index(out.d);
@@ -152,6 +177,7 @@ struct VoxelOf {
   }
 };
 
+// The values of all channels. M is the mode.
 template <class S, template <class> class SourceT, int M, class Index>
 struct SampleForward {
   using T = Accumulate<S>;
@@ -177,29 +203,26 @@ struct SampleForward {
     const S* p = volume + Index(v.b) * channels * voxels;
     S* o = output + Index(v.b) * channels * out_voxels + v.n;
     if (M == kNearest) {
-      const auto z = locate_nearest(padding, v.position.z, in.d);
-      const auto y = locate_nearest(padding, v.position.y, in.h);
-      const auto x = locate_nearest(padding, v.position.x, in.w);
-      const T weight = z.weight * y.weight * x.weight;
-      p += (Index(z.base) * Index(in.h) + Index(y.base)) * Index(in.w) + Index(x.base);
+      const auto cell = locate_nearest(padding, v.position, in);
+      const T weight = cell.z.weight * cell.y.weight * cell.x.weight;
+      p += cell.template offset<Index>(in);
       for (Index c = 0; c < channels; ++c, p += voxels, o += out_voxels) {
         store(o, weight == T(1) ? load(*p) : weight);
       }
       return;
     }
-    const auto z = locate_linear(padding, v.position.z, in.d);
-    const auto y = locate_linear(padding, v.position.y, in.h);
-    const auto x = locate_linear(padding, v.position.x, in.w);
+    const auto cell = locate_linear(padding, v.position, in);
+    const LinearAxis<T>&z = cell.z, &y = cell.y, &x = cell.x;
     const Weights<T> w{z.w0 * y.w0, z.w0 * y.w1, z.w1 * y.w0, z.w1 * y.w1, x.w0, x.w1};
     const Steps<Index> step(in);
-    p += (Index(z.base) * Index(in.h) + Index(y.base)) * Index(in.w) + Index(x.base);
+    p += cell.template offset<Index>(in);
     for (Index c = 0; c < channels; ++c, p += voxels, o += out_voxels) {
       store(o, interpolate(p, step, w));
     }
   }
 };
 
-// Both gradients. A voxel with a NaN position contributes nothing; its own gradient is 0.
+// Both gradients. A voxel with a NaN position contributes nothing, and its own gradient is 0.
 template <class S, template <class> class SourceT, int M, class Index, class Add>
 struct SampleBackward {
   using T = Accumulate<S>;
@@ -240,25 +263,21 @@ struct SampleBackward {
     const S* g = grad + Index(v.b) * channels * out_voxels + v.n;
     Vec3<T> sum{T(0), T(0), T(0)};
     if (M == kNearest) {
-      const auto z = locate_nearest(padding, v.position.z, in.d);
-      const auto y = locate_nearest(padding, v.position.y, in.h);
-      const auto x = locate_nearest(padding, v.position.x, in.w);
-      if (grad_volume != nullptr && z.weight * y.weight * x.weight == T(1)) {
-        T* p = grad_volume + start + (Index(z.base) * Index(in.h) + Index(y.base)) * Index(in.w) +
-               Index(x.base);
+      const auto cell = locate_nearest(padding, v.position, in);
+      if (grad_volume != nullptr && cell.z.weight * cell.y.weight * cell.x.weight == T(1)) {
+        T* p = grad_volume + start + cell.template offset<Index>(in);
         for (Index c = 0; c < channels; ++c, p += voxels, g += out_voxels) add(p, load(*g));
       }
       if (grad_coords != nullptr) store_gradient(v, sum);
       return;
     }
-    const auto z = locate_linear(padding, v.position.z, in.d);
-    const auto y = locate_linear(padding, v.position.y, in.h);
-    const auto x = locate_linear(padding, v.position.x, in.w);
-    const T check = z.w0 + y.w0 + x.w0;  // w1 is 0 on an axis of size 1
+    const auto cell = locate_linear(padding, v.position, in);
+    const LinearAxis<T>&z = cell.z, &y = cell.y, &x = cell.x;
+    // For a NaN position all weights are NaN, except w1 on an axis of size 1.
+    const T check = z.w0 + y.w0 + x.w0;
     if (check == check) {
       const Steps<Index> step(in);
-      Index offset =
-          start + (Index(z.base) * Index(in.h) + Index(y.base)) * Index(in.w) + Index(x.base);
+      Index offset = start + cell.template offset<Index>(in);
       for (Index c = 0; c < channels; ++c, offset += voxels, g += out_voxels) {
         const T value = load(*g);
         if (grad_volume != nullptr) {
@@ -268,8 +287,9 @@ struct SampleBackward {
             scatter_level(p + step.z, step, z.w1 * y.w0, z.w1 * y.w1, x.w0, x.w1, value, add);
           }
         }
-        if (grad_coords != nullptr)
+        if (grad_coords != nullptr) {
           add_position_gradient(volume + offset, step, z, y, x, value, sum);
+        }
       }
     }
     if (grad_coords != nullptr) {

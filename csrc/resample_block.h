@@ -1,6 +1,6 @@
-// Sampling of one block of voxels on the CPU: the arithmetic of resample.h in stages that the
-// compiler can vectorise (positions, then corners and weights) before the loads and stores that it
-// cannot.
+// Sampling of one block of voxels on the CPU: the arithmetic of resample.h in stages. First come
+// the positions and then the corners and weights, which the compiler can vectorise, and at last the
+// loads and stores, which it cannot.
 #pragma once
 
 #include <algorithm>
@@ -12,54 +12,44 @@
 namespace deepatlas {
 namespace block {
 
+// Positions in voxels of the volume, or gradients by them.
 template <class T>
 struct Positions {
-  alignas(64) T x[kBlock], y[kBlock], z[kBlock];
+  alignas(64) T x[kBlockVoxels], y[kBlockVoxels], z[kBlockVoxels];
 };
 
-// Corners of a block. offset is -1 where a backward pass must skip the voxel (NaN, or outside for
-// nearest).
+// The cells of a block: the first corner, the weights of both corners along each axis and their
+// derivatives, and the products of the weights along z and y. In nearest mode, zy00 is the weight
+// of the voxel. `offset` is -1 where a backward pass must skip the voxel: for a NaN position and,
+// in nearest mode, outside the volume.
 template <class T>
 struct Corners {
-  alignas(64) int64_t offset[kBlock];
-  alignas(64) int32_t z[kBlock], y[kBlock], x[kBlock];
-  alignas(64) T zw0[kBlock], zw1[kBlock], yw0[kBlock], yw1[kBlock], xw0[kBlock], xw1[kBlock];
-  alignas(64) T zd0[kBlock], zd1[kBlock], yd0[kBlock], yd1[kBlock], xd0[kBlock], xd1[kBlock];
-  alignas(64) T zy00[kBlock], zy01[kBlock], zy10[kBlock],
-      zy11[kBlock];  // nearest: the weight in zy00
+  template <class U>
+  using Array = U[kBlockVoxels];
+
+  alignas(64) Array<int64_t> offset;
+  alignas(64) Array<int32_t> z, y, x;
+  alignas(64) Array<T> zw0, zw1, yw0, yw1, xw0, xw1;
+  alignas(64) Array<T> zd0, zd1, yd0, yd1, xd0, xd1;
+  alignas(64) Array<T> zy00, zy01, zy10, zy11;
 };
 
 // ---- stages -------------------------------------------------------------------------------------
 
+// The positions of the voxels of a block.
 template <class Src, class T>
 void place(const Src& source, const Shape3& out, int64_t b, int64_t n, int count,
            Positions<T>& to) {
-  const int64_t line = n / out.w;
-  int32_t z = int32_t(line / out.h), y = int32_t(line - int64_t(z) * out.h);
-  int32_t x = int32_t(n - line * out.w);
-  for (int i = 0; i < count;) {
-    const int stretch = std::min(count - i, out.w - x);
+  for_each_row_part(out, n, count, [&](int32_t z, int32_t y, int32_t x, int first, int part) {
     const auto row = source.row(b, z, y);
-    T* __restrict px = to.x + i, * __restrict py = to.y + i, * __restrict pz = to.z + i;
-    for (int k = 0; k < stretch; ++k) {
+    T* __restrict px = to.x + first, * __restrict py = to.y + first, * __restrict pz = to.z + first;
+    for (int k = 0; k < part; ++k) {
       const Vec3<T> v = row(x + k);
       px[k] = v.x;
       py[k] = v.y;
       pz[k] = v.z;
     }
-    i += stretch;
-    x = 0;
-    if (++y == out.h) y = 0, ++z;
-  }
-}
-
-template <class T>
-void flatten(const Shape3& in, int count, Corners<T>& c) {
-  if (in.voxels() <= INT32_MAX) {  // 32-bit products vectorise on every machine
-    for (int i = 0; i < count; ++i) c.offset[i] = (c.z[i] * in.h + c.y[i]) * in.w + c.x[i];
-  } else {
-    for (int i = 0; i < count; ++i) c.offset[i] = (int64_t(c.z[i]) * in.h + c.y[i]) * in.w + c.x[i];
-  }
+  });
 }
 
 template <int P, class T>
@@ -96,7 +86,7 @@ void stage_linear(const Positions<T>& p, const Shape3& in, int count, Corners<T>
     c.zy10[i] = c.zw1[i] * c.yw0[i];
     c.zy11[i] = c.zw1[i] * c.yw1[i];
   }
-  flatten(in, count, c);
+  flatten(in, c.z, c.y, c.x, count, c.offset);
 }
 
 template <int P, class T>
@@ -105,7 +95,7 @@ void stage_nearest(const Positions<T>& p, const Shape3& in, int count, Corners<T
   locate_axis<P>(p.y, in.h, count, c.y, c.yw0);
   locate_axis<P>(p.x, in.w, count, c.x, c.xw0);
   for (int i = 0; i < count; ++i) c.zy00[i] = c.zw0[i] * c.yw0[i] * c.xw0[i];
-  flatten(in, count, c);
+  flatten(in, c.z, c.y, c.x, count, c.offset);
 }
 
 template <class T>
@@ -123,7 +113,7 @@ Stage<T> stage_of(int mode, int padding) {
                              : stage_linear<kReflection, T>;
 }
 
-// What a backward pass skips.
+// Sets the offsets of the voxels that a backward pass must skip to -1.
 template <class T>
 void mark_skipped(int mode, int count, Corners<T>& c) {
   if (mode == kNearest) {
@@ -138,8 +128,8 @@ void mark_skipped(int mode, int count, Corners<T>& c) {
 
 // ---- one block, one channel ---------------------------------------------------------------------
 
-// The pairs_ functions treat a multiple of four voxels and return how many; the scalar loops do the
-// rest.
+// The pairs_ functions handle a multiple of four voxels and return how many. The scalar loops
+// handle the others.
 template <class S, class T>
 int pairs_linear(const S*, const Shape3&, const Corners<T>&, int, S*) {
   return 0;
@@ -152,7 +142,8 @@ int pairs_gradient(const S*, const S*, const Shape3&, const Corners<T>&, int, Po
 #ifdef DEEPATLAS_PAIRS
 inline int pairs_linear(const float* volume, const Shape3& in, const Corners<float>& c, int count,
                         float* out) {
-  if (in.w == 1) return 0;  // no pair
+  // On an axis of size 1 there are no pairs.
+  if (in.w == 1) return 0;
   const Steps<int64_t> step(in);
   int i = 0;
   for (; i + pairs::kLanes <= count; i += pairs::kLanes) {
@@ -183,7 +174,7 @@ inline int pairs_gradient(const float* volume, const float* grad, const Shape3& 
     const __m256 zd0 = pairs::twice(c.zd0 + i), zd1 = pairs::twice(c.zd1 + i);
     const __m256 yw0 = pairs::twice(c.yw0 + i), yw1 = pairs::twice(c.yw1 + i);
     const __m256 yd0 = pairs::twice(c.yd0 + i), yd1 = pairs::twice(c.yd1 + i);
-    // The two z-levels blended along y, and differentiated along y.
+    // The two z-levels interpolated along y, and their derivatives along y.
     const __m256 low = _mm256_fmadd_ps(yw1, v01, _mm256_mul_ps(yw0, v00));
     const __m256 high = _mm256_fmadd_ps(yw1, v11, _mm256_mul_ps(yw0, v10));
     const __m256 dlow = _mm256_fmadd_ps(yd1, v01, _mm256_mul_ps(yd0, v00));
@@ -233,7 +224,7 @@ void read_gradient(const S* volume, const S* grad, const Shape3& in, const Corne
   }
 }
 
-// A NaN position has NaN weights, and its gradient is 0 by definition.
+// Sets the gradient of voxels with a NaN position, whose weights are NaN, to 0.
 template <class T>
 void clear_undefined(const Corners<T>& c, int count, Positions<T>& sum) {
   for (int i = 0; i < count; ++i) {
@@ -244,14 +235,7 @@ void clear_undefined(const Corners<T>& c, int count, Positions<T>& sum) {
   }
 }
 
-struct PlainAdd {
-  template <class T>
-  void operator()(T* p, T value) const {
-    *p += value;
-  }
-};
-
-// Only the z-levels inside [low, high) receive their share: another task owns the rest.
+// Scatters into the z-levels [low, high) only, because other tasks own the others.
 template <class S, class T>
 void scatter_linear(T* volume, const S* grad, const Shape3& in, const Corners<T>& c, int count,
                     int32_t low, int32_t high) {
@@ -264,7 +248,8 @@ void scatter_linear(T* volume, const S* grad, const Shape3& in, const Corners<T>
     if (z >= low && z < high) {
       scatter_level(p, step, c.zy00[i], c.zy01[i], c.xw0[i], c.xw1[i], g, PlainAdd());
     }
-    if (z + 1 >= low && z + 1 < high) {  // never on an axis of size 1, where high is 1
+    // This is false on an axis of size 1, where high is at most 1.
+    if (z + 1 >= low && z + 1 < high) {
       scatter_level(p + step.z, step, c.zy10[i], c.zy11[i], c.xw0[i], c.xw1[i], g, PlainAdd());
     }
   }

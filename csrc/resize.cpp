@@ -1,5 +1,5 @@
-// Resizing on the CPU, axis by axis: rows of the volume are blended whole (contiguous, vectorised)
-// and only the last axis needs a table of indices.
+// Resizing on the CPU, axis by axis. Along z and y it interpolates between complete rows, which are
+// contiguous and vectorise. Only the last axis needs a table of indices.
 #include "resize.h"
 
 #include <algorithm>
@@ -10,12 +10,13 @@
 namespace deepatlas {
 namespace {
 
-// The linear axis of every output index.
+// The linear axis of every output index. `step` is the offset from the first to the second voxel of
+// a pair: 1, or 0 on an axis of size 1.
 template <class T>
 struct AxisTable {
   std::vector<int64_t> base;
   std::vector<T> w0, w1;
-  int32_t step;  // to the second voxel: 0 on an axis of size 1
+  int32_t step;
 
   AxisTable(int32_t in, int32_t out) : base(out), w0(out), w1(out), step(in > 1) {
     const AxisMap<T> map(in, out);
@@ -28,13 +29,13 @@ struct AxisTable {
   }
 };
 
-// The adjoint of an AxisTable: which outputs [begin, begin + count) touch an input index, how
-// strongly. Weights are padded with zeros to `most` an index, index-minor, so that the last axis
-// vectorises.
+// The adjoint of an AxisTable: for each input index, the outputs [begin, begin + count) that depend
+// on it, and their weights. The weights are padded with zeros to `most` for each index, and the
+// index is the last axis of their array, so that the last axis of the volume vectorises.
 template <class T>
 struct AdjointTable {
   std::vector<int32_t> begin, count;
-  std::vector<T> weight;  // [most][in]
+  std::vector<T> weight;  // [most, in]
   int32_t most = 0;
 
   AdjointTable(int32_t in, int32_t out) : begin(in, 0), count(in, 0) {
@@ -45,13 +46,13 @@ struct AdjointTable {
         if (table.step > 0) f(int32_t(table.base[i]) + 1, i, table.w1[i]);
       }
     };
-    // Every output between the first and the last of an input index touches it: positions ascend.
+    // Positions increase, so all outputs between the first and the last that depend on an index do.
     visit([&](int32_t j, int32_t i, T) {
       if (count[j] == 0) begin[j] = i;
       count[j] = i - begin[j] + 1;
     });
     for (const int32_t n : count) most = std::max(most, n);
-    // Padded reads must stay inside the axis.
+    // Reads for the padding must stay inside the axis.
     for (int32_t& first : begin) first = std::min(first, out - most);
     weight.assign(size_t(most) * in, T(0));
     visit([&](int32_t j, int32_t i, T w) { weight[size_t(i - begin[j]) * in + j] += w; });
@@ -63,6 +64,7 @@ struct AdjointTable {
   T at(int32_t j, int32_t k, int32_t in) const { return weight[size_t(k) * in + j]; }
 };
 
+// The weighted sum of two rows, and that of four rows.
 template <class S, class T>
 void blend2(const S* __restrict a, const S* __restrict b, T wa, T wb, int32_t n,
             T* __restrict out) {
@@ -71,14 +73,16 @@ void blend2(const S* __restrict a, const S* __restrict b, T wa, T wb, int32_t n,
 
 template <class S, class T>
 void blend4(const S* const* rows, const T* w, int32_t n, T* __restrict out) {
-  const S* __restrict a = rows[0], * __restrict b = rows[1], * __restrict c = rows[2], * __restrict d = rows[3];
+  const S* __restrict a = rows[0], * __restrict b = rows[1];
+  const S* __restrict c = rows[2], * __restrict d = rows[3];
   const T wa = w[0], wb = w[1], wc = w[2], wd = w[3];
   for (int32_t i = 0; i < n; ++i) {
     out[i] = wa * load(a[i]) + wb * load(b[i]) + wc * load(c[i]) + wd * load(d[i]);
   }
 }
 
-// Interpolates a row along x: the first part with pairs_avx2.h where that applies.
+// Interpolates the first part of a row along x with pairs_avx2.h, where that is possible, and
+// returns how many outputs that are.
 template <class S, class T>
 int32_t pairs_stretch(const T*, const AxisTable<T>&, S*) {
   return 0;
@@ -87,7 +91,8 @@ int32_t pairs_stretch(const T*, const AxisTable<T>&, S*) {
 #ifdef DEEPATLAS_PAIRS
 int32_t pairs_stretch(const float* row, const AxisTable<float>& x, float* out) {
   const int32_t n = int32_t(x.base.size());
-  if (x.step == 0) return 0;  // no pair
+  // On an axis of size 1 there are no pairs.
+  if (x.step == 0) return 0;
   int32_t i = 0;
   for (; i + pairs::kLanes <= n; i += pairs::kLanes) {
     _mm_storeu_ps(out + i, pairs::fold(pairs::load(row, &x.base[i]), &x.w0[i], &x.w1[i]));
@@ -96,6 +101,7 @@ int32_t pairs_stretch(const float* row, const AxisTable<float>& x, float* out) {
 }
 #endif
 
+// Interpolates a row along x.
 template <class S, class T>
 void stretch(const T* __restrict row, const AxisTable<T>& x, S* __restrict out) {
   const int32_t n = int32_t(x.base.size()), step = x.step;
@@ -109,14 +115,15 @@ void narrow(const T* __restrict from, int32_t n, S* __restrict to) {
   for (int32_t i = 0; i < n; ++i) store(to + i, from[i]);
 }
 
-// More output rows than input rows: an input row, blended along z and stretched along x, serves
-// several output rows, so it is kept.
+// For more output rows than input rows. Several output rows use the same input row, interpolated
+// along z and x, so it keeps the last two: `plane` is their output plane, counted over all items,
+// and `held` their input row.
 template <class S, class T>
 struct Upsampler {
   const AxisTable<T>&z, &y, &x;
   Shape3 in, out;
   std::vector<T> blended, kept[2], line;
-  int64_t plane[2] = {-1, -1};  // (item, output z) and input y held in kept[]
+  int64_t plane[2] = {-1, -1};
   int32_t held[2] = {-1, -1};
 
   Upsampler(const AxisTable<T>& z, const AxisTable<T>& y, const AxisTable<T>& x, Shape3 in,
@@ -126,12 +133,15 @@ struct Upsampler {
     kept[1].resize(out.w);
   }
 
+  // An input row, interpolated along z and x. It is computed into `slot` unless it is kept already.
+  // The slot `avoid`, unless it is negative, must not be replaced.
   const T* fetch(const S* volume, int64_t key, int32_t zi, int32_t row, int avoid, int& slot) {
     for (slot = 0; slot < 2; ++slot) {
       if (plane[slot] == key && held[slot] == row) return kept[slot].data();
     }
     slot = avoid == 0 ? 1 : 0;
-    if (avoid < 0 && plane[0] == key && held[0] > held[1]) slot = 1;  // rows ascend: drop the older
+    // Rows increase, so the one with the smaller index is not needed any more.
+    if (avoid < 0 && plane[0] == key && held[0] > held[1]) slot = 1;
     const S* a = volume + (int64_t(z.base[zi]) * in.h + row) * in.w;
     blend2(a, a + int64_t(z.step) * in.h * in.w, z.w0[zi], z.w1[zi], in.w, blended.data());
     stretch(blended.data(), x, kept[slot].data());
@@ -184,15 +194,16 @@ void add_row(const S* __restrict row, T w, int64_t n, T* __restrict sum) {
   for (int64_t i = 0; i < n; ++i) sum[i] += w * load(row[i]);
 }
 
-constexpr int32_t kTile = 16;  // input rows a task: the output rows they share are gathered once
+// The number of input rows of a task. The output rows that several of them need are gathered once.
+constexpr int32_t kTile = 16;
 
-// Gathered by each input voxel along z, then y, then x: no two tasks write the same voxel.
+// Each input voxel gathers its gradient along z, then y, then x. No two tasks write the same voxel.
 template <class S>
 void backward(const ResizeArgs& a, const Parallel& parallel) {
   using T = Accumulate<S>;
   const AdjointTable<T> z(a.in.d, a.out.d), y(a.in.h, a.out.h), x(a.in.w, a.out.w);
   const int32_t w = a.out.w;
-  const int64_t tiles = (a.in.h + kTile - 1) / kTile;
+  const int64_t tiles = pieces_of(a.in.h, kTile);
   parallel(a.items * a.in.d * tiles, 1, [&](int64_t begin, int64_t end) {
     std::vector<T> gathered, line(w), result(a.in.w);
     for (int64_t task = begin; task < end; ++task) {

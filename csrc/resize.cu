@@ -1,13 +1,14 @@
-// CUDA launchers of resizing: the functors of resize.h, one thread a voxel of the result.
+// The CUDA launchers of resizing: the functors of resize.h, one thread for each voxel of the
+// result.
 #include "launch.cuh"
 #include "resize.h"
 
 namespace deepatlas {
 namespace {
 
-bool fits_32_bit(const ResizeArgs& a) {
-  const int64_t most = a.in.voxels() > a.out.voxels() ? a.in.voxels() : a.out.voxels();
-  return a.items * most < (int64_t(1) << 31) - (int64_t(1) << 28);
+// The largest number of elements of a tensor.
+int64_t most_elements(const ResizeArgs& a) {
+  return a.items * (a.in.voxels() > a.out.voxels() ? a.in.voxels() : a.out.voxels());
 }
 
 }  // namespace
@@ -16,8 +17,9 @@ const char* resize_forward_cuda(const ResizeArgs& a, void* stream) {
   return with_scalar(a.scalar, [&](auto s) {
     using S = decltype(s);
     const int64_t count = a.items * a.out.voxels();
-    return fits_32_bit(a) ? for_each_cuda<int32_t>(count, ResizeForward<S, int32_t>(a), stream)
-                          : for_each_cuda<int64_t>(count, ResizeForward<S, int64_t>(a), stream);
+    return fits_32_bit(most_elements(a))
+               ? for_each_cuda<int32_t>(count, ResizeForward<S, int32_t>(a), stream)
+               : for_each_cuda<int64_t>(count, ResizeForward<S, int64_t>(a), stream);
   });
 }
 
@@ -25,8 +27,9 @@ const char* resize_backward_cuda(const ResizeArgs& a, void* stream) {
   return with_scalar(a.scalar, [&](auto s) {
     using S = decltype(s);
     const int64_t count = a.items * a.in.voxels();
-    return fits_32_bit(a) ? for_each_cuda<int32_t>(count, ResizeBackward<S, int32_t>(a), stream)
-                          : for_each_cuda<int64_t>(count, ResizeBackward<S, int64_t>(a), stream);
+    return fits_32_bit(most_elements(a))
+               ? for_each_cuda<int32_t>(count, ResizeBackward<S, int32_t>(a), stream)
+               : for_each_cuda<int64_t>(count, ResizeBackward<S, int64_t>(a), stream);
   });
 }
 

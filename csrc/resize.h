@@ -1,5 +1,6 @@
-// Corner-aligned linear resizing and its adjoint, one functor per direction. The functors run as
-// they are on CUDA (resize.cu); resize.cpp works axis by axis with the same weights.
+// Corner-aligned linear resizing and its adjoint: one functor for each direction, called once for
+// each voxel of the result. CUDA runs the functors (resize.cu). The CPU works axis by axis with the
+// same weights (resize.cpp).
 #pragma once
 
 #include "interpolate.h"
@@ -7,6 +8,7 @@
 
 namespace deepatlas {
 
+// The shapes, and the maps of the three axes.
 template <class T>
 struct ResizeMap {
   Shape3 in, out;
@@ -34,15 +36,14 @@ struct ResizeForward {
     const Index item = rest / Index(out.d);
     const auto z = locate_linear<kBorder>(map.z(int32_t(rest - item * Index(out.d))), in.d);
     const Weights<T> w{z.w0 * y.w0, z.w0 * y.w1, z.w1 * y.w0, z.w1 * y.w1, x.w0, x.w1};
-    const Index offset =
-        (Index(z.base) * Index(in.h) + Index(y.base)) * Index(in.w) + Index(x.base);
+    const Index offset = offset_of<Index>(in, z.base, y.base, x.base);
     store(target + i,
           interpolate(source + item * Index(in.voxels()) + offset, Steps<Index>(in), w));
   }
 };
 
-// The outputs [begin, end) that may touch input voxel j of an axis: a safe superset, their weights
-// say exactly which do.
+// The outputs [begin, end) of an axis that may depend on input voxel j. Some of them may not, and
+// have a weight of 0.
 template <class T>
 struct Reach {
   int32_t begin, end;
@@ -57,14 +58,15 @@ struct Reach {
   }
 };
 
-// Weight of input voxel j in output i.
+// The weight of input voxel j in output i of an axis.
 template <class T>
 DA_HD T weight_of(const AxisMap<T>& map, int32_t i, int32_t j, int32_t size) {
   const LinearAxis<T> axis = locate_linear<kBorder>(map(i), size);
   return axis.base == j ? axis.w0 : (axis.base + 1 == j ? axis.w1 : T(0));
 }
 
-// The adjoint, gathered by each input voxel: no atomics, so it is deterministic on every device.
+// The adjoint. Each input voxel gathers its gradient without atomics, so it is deterministic on
+// every device.
 template <class S, class Index>
 struct ResizeBackward {
   using T = Accumulate<S>;

@@ -1,11 +1,13 @@
 """Kernels of DeepATLAS: corner-aligned resampling, inversion of coordinate maps, Jacobians, edges and correlation.
 
-Tensors are [B, C, D, H, W]; a map is [B, 3, D, H, W] with channels x, y, z, normalised so that -1 and +1 are
-the centres of the first and last voxel of an axis (an axis of size 1 sits at 0). Everything is a pull:
-``resample(volume, coords)[v] = volume(coords[v])``. Every op runs on CPU and CUDA, is differentiable, and
-has a PyTorch body that runs where the compiled kernels cannot be built (see :func:`use_backend`). Every op
-works under ``torch.compile(fullgraph=True)``, ``torch.func.vmap`` and ``torch.func.grad``; forward mode is refused,
-and so are second derivatives where neither the kernels nor the body have them.
+Tensors are [B, C, D, H, W]. A map is [B, 3, D, H, W] with channels x, y, z, in normalised coordinates: along each axis,
+-1 is the centre of the first voxel and +1 the centre of the last, and an axis of size 1 lies at 0. Everything is a
+pull: ``resample(volume, coords)[v] = volume(coords[v])``.
+
+Every op runs on the CPU and on CUDA, and has a PyTorch body that runs where the compiled kernels cannot be built (see
+:func:`use_backend`). Every op works under ``torch.compile(fullgraph=True)``, ``torch.func.vmap`` and
+``torch.func.grad``. Forward-mode differentiation raises an error, and so do second derivatives that are not
+implemented.
 """
 
 from __future__ import annotations
@@ -40,10 +42,19 @@ __all__ = [
 
 
 def build_info() -> dict[str, Any]:
-    """What the ops run on: backend, compiler, flags, arch, and the reason if the backend is not native.
+    """What runs the ops. Builds and loads the compiled library first, unless the requested backend is ``"torch"``.
 
-    Builds and loads the compiled library if that has not been tried yet, unless the backend asked for is
-    ``"torch"``. ``backend`` is ``"native"`` or ``"torch"``; ``requested`` is what was asked for.
+    Returns:
+        A dictionary with these entries, of which those that do not apply are None or empty:
+
+        - ``requested``: the requested backend, ``"native"``, ``"torch"`` or ``"auto"``
+        - ``backend``: ``"native"`` if the library is loaded, otherwise ``"torch"``; ``native``: the same as a bool
+        - ``reason``: in one line, why the library is not loaded
+        - ``compiler``, ``flags``: what compiled the library
+        - ``arch``: the processor, and the CUDA architectures if any, that it was compiled for
+        - ``cuda``: whether it has CUDA kernels; ``cuda_reason``: why not, if PyTorch has CUDA
+        - ``directory``: where it is stored
+        - ``seconds``: how long it took to compile
     """
     from . import _build
 

@@ -1,9 +1,9 @@
 """Builds and loads the compiled kernels on first use, and keeps them in a cache.
 
-The sources are compiled once per combination of sources, flags, PyTorch, Python, compiler and processor into
-``<cache>/<key>/``; later processes only load the library from there.  ``<cache>`` is ``DEEPATLAS_OPS_CACHE``,
-else ``deepatlas_ops`` in the user's cache directory.  Nothing here raises for a missing or failing compiler:
-:func:`load` then says why in ``BuildInfo.reason`` and the PyTorch bodies run.
+The sources are compiled once for each combination of sources, flags, PyTorch, Python, compiler and processor, into the
+folder ``<cache>/<key>/``, from which later processes load the library. The cache is ``DEEPATLAS_OPS_CACHE`` if that is
+set, otherwise ``deepatlas_ops`` in the cache directory of the user. A missing or failing compiler does not raise an
+error here: :func:`load` gives the reason in ``BuildInfo.reason``, and the PyTorch bodies run.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ import torch
 
 LIBRARY = "deepatlas_ops_native"
 CACHE_VARIABLE = "DEEPATLAS_OPS_CACHE"
-# Architectures of a CUDA build where no GPU can be asked: A100 and H100, and PTX for what comes later.
+# The architectures of a CUDA build on a machine without a GPU: A100 and H100, and PTX for later GPUs.
 DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0+PTX"
-# A failed build is not tried again for so long: the processes of one job would fail one after another.
+# How long a failed build is not repeated, so that the processes of one job do not all fail one after another.
 RETRY_SECONDS = 3600.0
 
 
 @dataclasses.dataclass(frozen=True)
 class BuildInfo:
-    """Outcome of :func:`load`."""
+    """The outcome of :func:`load`; ``deepatlas_ops.build_info`` explains the entries."""
 
     native: bool
-    reason: str | None = None  # why not native, in one line
+    reason: str | None = None
     compiler: str | None = None
     flags: tuple[str, ...] = ()
-    arch: str | None = None  # processor, and CUDA architectures if any
-    cuda: bool = False  # whether the library holds CUDA kernels
-    cuda_reason: str | None = None  # why not, where PyTorch itself has CUDA
+    arch: str | None = None
+    cuda: bool = False
+    cuda_reason: str | None = None
     directory: str | None = None
-    seconds: float | None = None  # what the build took, in this process or the one that did it
+    seconds: float | None = None
 
     @property
     def backend(self) -> str:
@@ -56,7 +56,7 @@ class BuildInfo:
 
 
 class BuildError(RuntimeError):
-    """The library cannot be built or loaded; the message is one line."""
+    """The library cannot be built or loaded. The message has a single line."""
 
 
 _lock = threading.Lock()
@@ -64,9 +64,9 @@ _info: BuildInfo | None = None
 
 
 def load() -> BuildInfo:
-    """Load the compiled library into PyTorch's dispatcher, building it if the cache has none.
+    """Load the compiled library into PyTorch's dispatcher, and build it first if the cache does not have it.
 
-    Safe to call from any thread; the work is done once a process.  Never raises for an unusable compiler.
+    It may be called from any thread, and does its work once in a process. An unusable compiler raises no error.
     """
     global _info
     if _info is None:
@@ -77,13 +77,13 @@ def load() -> BuildInfo:
 
 
 def info() -> dict[str, Any]:
-    """What :func:`load` found, as plain data; says so if nothing has been loaded yet."""
+    """The outcome of :func:`load` as a dictionary; if it has not run yet, ``reason`` says so."""
     found = _info or BuildInfo(native=False, reason="not loaded: no op has been called yet")
     return {"backend": found.backend, **dataclasses.asdict(found)}
 
 
 def find_sources() -> Path:
-    """The folder of the C++ sources: inside the installed package, or beside it in a checkout."""
+    """The folder of the C++ sources: inside the installed package, or beside the package in a checkout."""
     package = Path(__file__).resolve().parent
     for folder in (package / "_csrc", package.parent / "csrc"):
         if any(folder.glob("*.cpp")):
@@ -92,6 +92,7 @@ def find_sources() -> Path:
 
 
 def cache_directory() -> Path:
+    """The folder that holds one folder for each build."""
     if override := os.environ.get(CACHE_VARIABLE):
         return Path(override).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
@@ -103,11 +104,13 @@ def cache_directory() -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
+    """Everything that determines a build. ``cuda_architectures`` is None for a build without CUDA kernels."""
+
     sources: Path
     compiler: str
     compiler_version: str
     flags: tuple[str, ...]
-    cuda_architectures: str | None  # None: no CUDA kernels
+    cuda_architectures: str | None
     cuda_version: str | None
     cuda_reason: str | None
     processor: str
@@ -169,17 +172,18 @@ def _plan() -> _Plan:
 
 
 def _flags() -> tuple[str, ...]:
-    # No -ffast-math: it would change the treatment of denormals for the whole process. These two only
-    # allow what no kernel looks at, errno and the floating-point exception flags, and let floor vectorise.
+    # -ffast-math would change the treatment of denormals in the whole process. -fno-math-errno and
+    # -fno-trapping-math only give up errno and the floating-point exception flags, which no kernel reads, so that the
+    # compiler can vectorise floor.
     native = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
     flags = ("-O3", native, "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden")
-    # Only compiled with OpenMP, not linked: the symbols then come from PyTorch's own runtime, so that
-    # torch.set_num_threads holds and there is one pool of threads.
+    # The library is compiled with OpenMP but not linked with it. So it uses the OpenMP runtime of PyTorch, which
+    # respects torch.set_num_threads, and there is only one thread pool.
     return flags if sys.platform == "darwin" else (*flags, "-fopenmp")
 
 
 def _cuda() -> tuple[str | None, str | None, str | None]:
-    """Why there will be no CUDA kernels, or their architectures and the version of nvcc."""
+    """Why the build will have no CUDA kernels, their architectures, and the version of nvcc; each may be None."""
     if torch.version.cuda is None:
         return None, None, None
     from torch.utils.cpp_extension import CUDA_HOME
@@ -201,7 +205,7 @@ def _cuda() -> tuple[str | None, str | None, str | None]:
 
 
 def _processor() -> str:
-    """The processor's model and features: code built with -march=native runs only there."""
+    """The model and the features of the processor: code that is compiled with -march=native runs only on these."""
     with contextlib.suppress(OSError):
         text = Path("/proc/cpuinfo").read_text()
         fields = dict(re.findall(r"^(model name|flags|Features)\s*:\s*(.*)$", text, re.M))
@@ -231,9 +235,12 @@ def _load() -> BuildInfo:
             except BuildError as error:
                 if plan.cuda_architectures is None:
                     raise
-                # CPU kernels are worth having even where nvcc fails: CUDA tensors take the PyTorch bodies.
-                cpu = {"cuda_architectures": None, "cuda_version": None, "cuda_reason": str(error)}
-                return _load_or_build(dataclasses.replace(plan, **cpu))
+                # If nvcc fails, the CPU kernels are still useful. The PyTorch bodies then serve CUDA tensors.
+                return _load_or_build(
+                    dataclasses.replace(
+                        plan, cuda_architectures=None, cuda_version=None, cuda_reason=str(error)
+                    )
+                )
     except BuildError as error:
         return BuildInfo(native=False, reason=str(error))
     except OSError as error:
@@ -245,13 +252,15 @@ def _load_or_build(plan: _Plan) -> BuildInfo:
     directory.parent.mkdir(parents=True, exist_ok=True)
     if not directory.is_dir():
         with _file_lock(directory.with_suffix(".lock")):
-            if not directory.is_dir():  # another process may have built while this one waited
+            # Another process may have built the library while this one waited.
+            if not directory.is_dir():
                 return _build(plan, directory)
     try:
         torch.ops.load_library(directory / f"{LIBRARY}.so")
-    except OSError:  # a damaged cache entry: build it anew, once
+    except OSError:
+        # The library in the cache is damaged. Another process may replace it while this one waits; if not, build it.
         with _file_lock(directory.with_suffix(".lock")):
-            try:  # another process may have mended it while this one waited
+            try:
                 torch.ops.load_library(directory / f"{LIBRARY}.so")
             except OSError:
                 shutil.rmtree(directory, ignore_errors=True)
@@ -260,11 +269,12 @@ def _load_or_build(plan: _Plan) -> BuildInfo:
 
 
 def _build(plan: _Plan, directory: Path) -> BuildInfo:
-    """Compile into a folder of its own and rename it when complete; the caller holds the file lock."""
+    """Compile in a separate folder and rename that when it is complete. The caller must hold the file lock."""
     log = directory.with_suffix(".log")
     _raise_recent_failure(log)
     building = directory.with_suffix(".building")
-    shutil.rmtree(building, ignore_errors=True)  # an interrupted build, with PyTorch's own lock file in it
+    # An interrupted build leaves this folder behind, with PyTorch's own lock file in it.
+    shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
     cuda = plan.cuda_architectures is not None
     about = _expected_seconds(directory.parent, 150.0 if cuda else 40.0)
@@ -279,7 +289,7 @@ def _build(plan: _Plan, directory: Path) -> BuildInfo:
     seconds = time.perf_counter() - start
     for leftover in building.glob("*.o"):
         leftover.unlink()
-    # PyTorch numbers the name when one process builds twice, as after a failed build with CUDA.
+    # PyTorch adds a number to the name if a process builds twice, as after a failed build with CUDA.
     next(building.glob("*.so")).rename(building / f"{LIBRARY}.so")
     info = plan.info(directory, seconds)
     (building / "build.json").write_text(json.dumps(dataclasses.asdict(info), indent=1))
@@ -294,7 +304,7 @@ def _say(line: str) -> None:
 
 
 def _compile(plan: _Plan, building: Path) -> None:
-    """Compile, link and load: raises RuntimeError or OSError with the whole output of the tools."""
+    """Compile, link and load the library. A RuntimeError or OSError contains the complete output of the tools."""
     from torch.utils import cpp_extension
 
     cuda = plan.cuda_architectures is not None
@@ -327,21 +337,22 @@ def _seconds(directory: Path) -> float | None:
 
 
 def _expected_seconds(cache: Path, default: float) -> float:
-    """What the latest build took here, if there was one."""
+    """How long the latest build in this cache took, or ``default`` if there is none."""
     done = sorted(cache.glob("*/build.json"), key=lambda path: path.stat().st_mtime)
     return (_seconds(done[-1].parent) if done else None) or default
 
 
 @contextlib.contextmanager
 def _file_lock(path: Path) -> Iterator[None]:
-    """Exclusive between processes; released by the kernel even if the holder is killed."""
+    """A lock between processes, which the operating system releases even if the process that holds it is killed."""
     try:
         import fcntl
     except ImportError:
         raise BuildError("native kernels are built on Linux and macOS only") from None
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # closing the file releases the lock
+        # Closing the file releases the lock.
+        yield
 
 
 @contextlib.contextmanager
@@ -359,7 +370,7 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 def _tool_path() -> contextlib.AbstractContextManager[None]:
-    """Adds the folder of this Python to PATH: ninja may be only there, in an environment not activated."""
+    """Adds the folder of this Python to PATH, where ninja is if a virtual environment has not been activated."""
     folder = os.path.dirname(sys.executable)
     path = os.environ.get("PATH", "")
     return _environment({"PATH": os.pathsep.join([path, folder]) if path else folder})

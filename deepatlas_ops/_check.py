@@ -1,15 +1,19 @@
-"""Argument checks of the public functions: one line naming op, argument, expectation and what came."""
+"""Argument checks of the public functions.
+
+A failed check raises one line that names the op, the argument, what was expected and what was passed.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Iterable, Sequence
+from typing import NoReturn, overload
 
 import torch
 from torch import Tensor
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# The integers that stand for these options in the schemas of the ops.
 MODES = {"linear": 0, "nearest": 1}
 PADDINGS = {"border": 0, "zeros": 1, "reflection": 2}
 
@@ -22,8 +26,11 @@ def _shape(tensor: Tensor) -> str:
     return f"[{', '.join(str(n) for n in tensor.shape)}]"
 
 
+# ---- tensors ----------------------------------------------------------------------------------------
+
+
 def tensor(op: str, argument: str, value: object, *, channels: int | None = None) -> None:
-    """A floating [B, C, D, H, W] tensor with at least one voxel; C fixed if ``channels`` is given."""
+    """A floating-point tensor [B, C, D, H, W] with at least one voxel, and with C channels if that is given."""
     form = f"[B, {'C' if channels is None else channels}, D, H, W]"
     if not isinstance(value, Tensor):
         fail(op, argument, f"a tensor {form}", type(value).__name__)
@@ -36,7 +43,7 @@ def tensor(op: str, argument: str, value: object, *, channels: int | None = None
 
 
 def alike(op: str, argument: str, value: Tensor, other: str, reference: Tensor) -> None:
-    """``value`` has the dtype, device and batch of ``reference``, which is argument ``other``."""
+    """``value`` has the dtype, device and batch size of ``reference``, the argument called ``other``."""
     if value.dtype != reference.dtype:
         fail(op, argument, f"the dtype of {other}, {reference.dtype}", value.dtype)
     if value.device != reference.device:
@@ -45,13 +52,20 @@ def alike(op: str, argument: str, value: Tensor, other: str, reference: Tensor) 
         fail(op, argument, f"the batch size of {other}, {reference.shape[0]}", _shape(value))
 
 
-def same_shape(op: str, argument: str, value: Tensor, other: str, reference: Tensor) -> None:
+def pair(op: str, argument: str, value: Tensor, other: str, reference: Tensor) -> None:
+    """Two tensors [B, C, D, H, W] of one shape, dtype and device; ``reference`` is the argument ``other``."""
+    tensor(op, other, reference)
+    tensor(op, argument, value)
+    alike(op, argument, value, other, reference)
     if value.shape != reference.shape:
         fail(op, argument, f"the shape of {other}, {_shape(reference)}", _shape(value))
 
 
 def mask(op: str, value: object, other: str, reference: Tensor) -> Tensor | None:
-    """A mask [B, 1, D, H, W] over ``reference``: bool, integer or its dtype; returned as weights."""
+    """The weights of a mask [B, 1, D, H, W] over ``reference``, the argument ``other``, in its dtype.
+
+    A mask may be bool, of an integer type, or of the dtype of ``reference``. None stays None.
+    """
     if value is None:
         return None
     if not isinstance(value, Tensor):
@@ -66,50 +80,73 @@ def mask(op: str, value: object, other: str, reference: Tensor) -> Tensor | None
     return value.detach().to(reference.dtype)
 
 
-def choice(op: str, argument: str, value: object, allowed: dict[str, int] | Sequence[str]) -> None:
+# ---- options ----------------------------------------------------------------------------------------
+
+
+def choice(op: str, argument: str, value: object, allowed: Iterable[str]) -> None:
+    allowed = tuple(allowed)
     if not isinstance(value, str) or value not in allowed:
         fail(op, argument, f"one of {', '.join(allowed)}", repr(value))
 
 
-def size(op: str, value: object) -> list[int]:
-    """Three positive sizes D, H, W."""
+def size(op: str, value: Sequence[int]) -> list[int]:
+    """Three positive integers D, H, W."""
     try:
-        sizes = list(value)  # type: ignore[call-overload]
+        sizes = list(value)
     except TypeError:
         fail(op, "size", "three sizes (D, H, W)", repr(value))
-    whole = all(isinstance(n, (int, torch.SymInt)) and not isinstance(n, bool) for n in sizes)
-    if len(sizes) != 3 or not whole or any(n < 1 for n in sizes):
+    integers = all(isinstance(n, (int, torch.SymInt)) and not isinstance(n, bool) for n in sizes)
+    if len(sizes) != 3 or not integers or any(n < 1 for n in sizes):
         fail(op, "size", "three positive integers (D, H, W)", repr(value))
     return sizes
 
 
 def positive(op: str, argument: str, value: object, *, zero: bool = False) -> None:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not good or not (value >= 0 if zero else value > 0) or value == float("inf"):
-        fail(op, argument, "a number of at least 0" if zero else "a number above 0", repr(value))
+    """A finite number above 0, or of at least 0 with ``zero``."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if (value >= 0 if zero else value > 0) and value != float("inf"):
+            return
+    fail(op, argument, "a number of at least 0" if zero else "a number above 0", repr(value))
+
+
+# ---- autocast ---------------------------------------------------------------------------------------
 
 
 def _autocasts(kind: str) -> bool:
-    """Whether an autocast region is open for a kind of device; not every kind, meta for one, can have any."""
+    """Whether autocast is enabled for a type of device; some types, such as meta, do not support it."""
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
+@overload
+def autocast(first: Tensor, /, *, least: torch.dtype | None = None) -> tuple[Tensor]: ...
+@overload
+def autocast(
+    first: Tensor, second: Tensor, /, *, least: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def autocast(
+    first: Tensor, second: Tensor | None, /, *, least: torch.dtype | None = None
+) -> tuple[Tensor, Tensor | None]: ...
+@overload
+def autocast(
+    first: Tensor, second: Tensor, third: Tensor | None, /, *, least: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]: ...
 def autocast(*tensors: Tensor | None, least: torch.dtype | None = None) -> tuple[Tensor | None, ...]:
-    """Inside an autocast region, bring the floating tensors to their widest type (at least ``least``).
+    """Where autocast is enabled, convert the floating-point tensors to the widest of their types, at least ``least``.
 
-    Outside one they come back as they are, and a mismatch is the caller's error.
+    Elsewhere the tensors are returned as they are; mixed types are then an error of the caller.
     """
     present = [t for t in tensors if isinstance(t, Tensor) and t.is_floating_point()]
     if not present or not _autocasts(present[0].device.type):
         return tensors
-    wide = least
+    wide = present[0].dtype if least is None else least
     for t in present:
-        wide = t.dtype if wide is None else torch.promote_types(wide, t.dtype)
+        wide = torch.promote_types(wide, t.dtype)
     return tuple(t.to(wide) if isinstance(t, Tensor) and t.is_floating_point() else t for t in tensors)
 
 
-def without_autocast(like: Tensor) -> contextlib.AbstractContextManager:
-    """Nothing inside an op is rounded by an autocast region around it."""
+def without_autocast(like: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Disables autocast on the device of ``like``, so that it rounds nothing inside an op."""
     kind = like.device.type
     if _autocasts(kind):
         return torch.autocast(kind, enabled=False)

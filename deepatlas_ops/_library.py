@@ -1,10 +1,9 @@
-"""Registration of the ops and the choice of backend.
+"""Registration of the ops, and the choice of the backend that runs them.
 
-Each op is one schema in the namespace ``deepatlas_ops``, with its PyTorch body registered as
-``CompositeExplicitAutograd``, a fake kernel for tracing and an autograd formula whose backward is an op
-itself.
-The compiled library only implements the CPU and CUDA keys of the same schemas: before it is loaded the
-PyTorch body runs, afterwards the native kernel wins.
+Each op has one schema in the namespace ``deepatlas_ops``, a PyTorch body registered as ``CompositeExplicitAutograd``,
+a fake kernel for tracing, and an autograd formula whose backward is an op itself. The compiled library implements the
+same schemas for the dispatch keys CPU and CUDA. So the PyTorch body runs until the library is loaded, and the kernel
+afterwards.
 """
 
 from __future__ import annotations
@@ -12,11 +11,12 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import _transforms
 
@@ -24,10 +24,11 @@ NAMESPACE = "deepatlas_ops"
 BACKENDS = ("native", "torch", "auto")
 BACKEND_VARIABLE = "DEEPATLAS_OPS_BACKEND"
 
-_library = torch.library.Library(NAMESPACE, "DEF")  # noqa: TOR901 - the module lives as long as the process
+_library = torch.library.Library(NAMESPACE, "DEF")
 _chosen: ContextVar[str | None] = ContextVar("deepatlas_ops_backend", default=None)
 _warned = False
-_functions: dict[str, type[torch.autograd.Function]] = {}  # by op, for torch.func
+# The autograd function of each op, which torch.func needs.
+_functions: dict[str, type[torch.autograd.Function]] = {}
 
 
 def register(
@@ -39,9 +40,14 @@ def register(
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
 ) -> None:
-    """Define one op: schema without the name, PyTorch body, fake kernel and, if differentiable, autograd.
+    """Define one op.
 
-    An op without ``backward`` refuses to be differentiated instead of silently dropping the gradient.
+    Args:
+        name, schema: the name of the op, and its schema without the name.
+        body: the PyTorch body, called with the arguments of the schema.
+        fake: returns empty tensors with the shapes and dtypes of the results.
+        setup_context, backward: the autograd formula, as ``torch.library.register_autograd`` takes it. Without
+            ``backward``, differentiating the op raises an error instead of losing the gradient.
     """
     qualified = f"{NAMESPACE}::{name}"
     _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -56,7 +62,7 @@ def register(
 
 
 def requested_backend() -> str:
-    """The backend asked for: the innermost ``use_backend``, else the environment, else "auto"."""
+    """The requested backend: that of the innermost ``use_backend``, else that of the environment, else "auto"."""
     chosen = _chosen.get()
     if chosen is not None:
         return chosen
@@ -68,18 +74,19 @@ def requested_backend() -> str:
 
 @contextlib.contextmanager
 def use_backend(backend: str) -> Iterator[None]:
-    """Choose where the ops run, for the calls inside the ``with`` block (of this thread or task).
+    """Choose what runs the ops that are called inside the ``with`` block, in the current thread or asyncio task.
 
     Args:
-        backend: ``"native"`` runs the compiled kernels and raises ``RuntimeError`` with the reason if they
-            cannot be built; ``"torch"`` runs the PyTorch bodies under ordinary autograd; ``"auto"`` runs the
-            compiled kernels if they can be built and warns once, with the reason, if not.
+        backend: ``"native"`` runs the compiled kernels, and raises a ``RuntimeError`` with the reason if they cannot be
+            built or do not support the device. ``"torch"`` runs the PyTorch bodies under ordinary autograd. ``"auto"``
+            runs the compiled kernels where it can and the bodies elsewhere, after one warning with the reason if the
+            kernels cannot be built.
 
-    Outside any block the environment variable ``DEEPATLAS_OPS_BACKEND`` decides, and ``"auto"`` without it.
-    A function compiled by ``torch.compile`` keeps the backend it was compiled under.
+    Outside of all blocks the environment variable ``DEEPATLAS_OPS_BACKEND`` chooses the backend; without it the
+    backend is ``"auto"``. A function compiled by ``torch.compile`` keeps the backend that it was compiled with.
 
     Raises:
-        ValueError: another name.
+        ValueError: an unknown backend.
     """
     if backend not in BACKENDS:
         raise ValueError(f"use_backend: backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
@@ -92,24 +99,25 @@ def use_backend(backend: str) -> Iterator[None]:
 
 @torch.compiler.assume_constant_result
 def runs_reference() -> bool:
-    """Whether the coming call is for the PyTorch bodies; loads the compiled library if it is not."""
+    """Whether the "torch" backend is requested. If not, this loads the compiled library, or reports why it cannot."""
     backend = requested_backend()
     if backend == "torch":
         return True
-    from . import _build  # here, so that importing the package neither builds nor looks for a compiler
+    # Imported here, so that importing the package neither builds the library nor looks for a compiler.
+    from . import _build
 
     info = _build.load()
     if info.native:
         return False
     if backend == "native":
         raise RuntimeError(
-            f"{NAMESPACE}: the native backend was asked for but is not available: {info.reason}"
+            f"{NAMESPACE}: the native backend was requested but is not available: {info.reason}"
         )
     global _warned
     if not _warned:
         _warned = True
         warnings.warn(
-            f"{NAMESPACE}: running the PyTorch bodies, the native kernels are not available: {info.reason}",
+            f"{NAMESPACE}: running the PyTorch bodies because the native kernels are not available: {info.reason}",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -117,11 +125,11 @@ def runs_reference() -> bool:
 
 
 def call(name: str, reference: Callable[..., Any], *args: Any) -> Any:
-    """Run op ``name``, or its PyTorch body under ordinary autograd when the backend is "torch".
+    """Run op ``name``, or with the backend "torch" its PyTorch body ``reference`` under ordinary autograd.
 
-    Without a native kernel for the device of the first tensor the body runs too, outside of compiled code: the
-    backward op of a body recomputes the forward, which spares memory but takes two to four times as long as
-    ordinary autograd.
+    Outside of compiled code the body also runs where there is no kernel for the device of the first tensor. The
+    registered op would use the body's backward op, which saves memory but computes the forward pass again and takes
+    two to four times as long as ordinary autograd.
     """
     if runs_reference() or not (torch.compiler.is_compiling() or _has_kernel(args)):
         return reference(*args)
@@ -129,7 +137,7 @@ def call(name: str, reference: Callable[..., Any], *args: Any) -> Any:
 
 
 def run(name: str, *args: Any) -> Any:
-    """Run the registered op ``name``, under the transforms of torch.func too."""
+    """Run the registered op ``name``, also under the transforms of torch.func."""
     if not torch.compiler.is_compiling():
         _transforms.refuse_forward_mode(f"{NAMESPACE}.{name}", args)
         if _transforms.active():
@@ -137,14 +145,31 @@ def run(name: str, *args: Any) -> Any:
     return getattr(torch.ops.deepatlas_ops, name)(*args)
 
 
-def _has_kernel(args: tuple) -> bool:
-    """Whether the library holds kernels for the device; RuntimeError if not and "native" was asked for."""
+def _has_kernel(args: tuple[Any, ...]) -> bool:
+    """Whether the library has kernels for the device of the first tensor.
+
+    Raises:
+        RuntimeError: it has none, and the "native" backend is requested.
+    """
     from . import _build
 
     info = _build.load()
-    kind = next(a.device.type for a in args if isinstance(a, torch.Tensor))
+    kind = next(a.device.type for a in args if isinstance(a, Tensor))
     found = info.native and (kind == "cpu" or (kind == "cuda" and info.cuda))
     if not found and requested_backend() == "native":
         reason = info.cuda_reason or f"there are none for {kind}"
         raise RuntimeError(f"{NAMESPACE}: no native kernels for {kind} tensors: {reason}")
     return found
+
+
+# ---- gradients that are not needed ------------------------------------------------------------------
+
+
+def gradient_like(of: Tensor, needed: bool) -> Tensor:
+    """What a fake backward kernel returns for the gradient of a tensor: an empty tensor if it is not needed."""
+    return of.new_empty(of.shape if needed else 0)
+
+
+def keep_needed(grads: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """The gradients that a backward op returned, with None in place of those that autograd does not need."""
+    return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))

@@ -1,7 +1,7 @@
-"""The ops under torch.func: autograd functions that vmap and grad can take apart.
+"""The ops under torch.func: autograd functions that support vmap and grad.
 
-Every op works item by item along the first axis of all its tensors. So vmap folds its axis into the batch, runs
-the op once and unfolds the results; what vmap does not map is repeated.
+Every op treats the items along the first axis of its tensors independently. So vmap moves its axis into the batch,
+runs the op once and splits the results again. Tensors that vmap does not map are repeated.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from torch.autograd import forward_ad
 
 
 def active() -> bool:
-    """Whether a transform of torch.func (vmap, grad, ...) is running."""
+    """Whether a transform of torch.func, such as vmap or grad, is active."""
     return torch._C._are_functorch_transforms_active()
 
 
 def refusing(name: str) -> Callable[..., Any]:
-    """An autograd formula for what has none: it raises instead of dropping the gradient in silence."""
+    """The autograd formula of an op that has no derivative: it raises an error instead of losing the gradient."""
 
     def backward(ctx: Any, *grads: Tensor) -> Any:
         raise RuntimeError(
-            f"{name}: second derivatives are not implemented; some bodies of use_backend('torch') have them"
+            f"{name}: second derivatives are not implemented; with use_backend('torch') some ops have them"
         )
 
     return backward
 
 
-def refuse_forward_mode(name: str, args: tuple) -> None:
-    """The kernels know no tangents: they would be dropped and the derivative come out as 0."""
+def refuse_forward_mode(name: str, args: tuple[Any, ...]) -> None:
+    """Raise an error if an argument has a tangent: the kernels would ignore it and the derivative would be 0."""
     if forward_ad._current_level < 0:
         return
     if any(isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in args):
@@ -46,7 +46,7 @@ def function(
     setup_context: Callable[..., None] | None,
     backward: Callable[..., Any],
 ) -> type[torch.autograd.Function]:
-    """An autograd function of tensors that all have the batch first, and of options."""
+    """An autograd function with an autograd formula and vmap, for an op whose tensors all have the batch first."""
 
     class Batched(torch.autograd.Function):
         @staticmethod
@@ -54,7 +54,7 @@ def function(
             return forward(*args)
 
         @staticmethod
-        def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             if setup_context is not None:
                 setup_context(ctx, inputs, output)
 
@@ -63,7 +63,7 @@ def function(
             return backward(ctx, *grads)
 
         @staticmethod
-        def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple[Any, Any]:
+        def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
             folded = (_fold(a, d, info.batch_size) for a, d in zip(args, in_dims, strict=True))
             out = Batched.apply(*folded)
             if isinstance(out, Tensor):
@@ -73,7 +73,8 @@ def function(
     return Batched
 
 
-def _fold(value: Any, axis: Any, size: int) -> Any:
+def _fold(value: Any, axis: int | None, size: int) -> Any:
+    """Move the axis that vmap maps, of ``size`` entries, into the batch; None means a tensor that is not mapped."""
     if not isinstance(value, Tensor):
         return value
     value = value.expand(size, *value.shape) if axis is None else value.movedim(axis, 0)

@@ -1,4 +1,4 @@
-"""edge_difference: public function, schemas, fake kernels and autograd."""
+"""edge_difference: its public function, schemas, fake kernels and autograd formula."""
 
 from __future__ import annotations
 
@@ -11,38 +11,42 @@ from . import _check, _library, reference
 
 
 def edge_difference(moving: Tensor, fixed: Tensor, mask: Tensor | None = None) -> Tensor:
-    """How much the edges of two images differ, relative to those of the fixed one (section 5.1.5).
+    """How much the edges of two images differ, relative to the edges of the fixed image (section 5.1.5).
 
     Args:
-        moving, fixed: [B, C, D, H, W], same shape, dtype and device.
-        mask: [B, 1, D, H, W] weights (bool, integer or the dtype of ``moving``, not negative), broadcast over
-            channels. None weighs all voxels alike. An all-zero mask gives 0 and no gradient.
+        moving, fixed: [B, C, D, H, W], of one shape, dtype (float64, float32, float16 or bfloat16) and device, with
+            any strides.
+        mask: [B, 1, D, H, W] non-negative weights for all channels: bool, an integer type or the dtype of ``moving``.
+            None weights all voxels equally. A mask that is 0 everywhere gives 0 and no gradient.
 
     Returns:
-        [B], dtype and device of ``moving``: the weighted mean of (a - b)^2 over voxels and channels, over that of b^2
-        (held above 1e-4), where a and b are the magnitudes of the Prewitt gradients of ``moving`` and ``fixed``.
+        [B], in the dtype and on the device of ``moving``: the weighted mean of (a - b)^2 over voxels and channels,
+        divided by the weighted mean of b^2 (by 1e-4 if that is smaller), where a and b are the edges of ``moving``
+        and ``fixed``.
 
-    The Prewitt gradient is a central difference per voxel step along one axis and the mean of three along the other
-    two, borders replicated; its magnitude is sqrt(|gradient|^2 + 1e-6) - 1e-3. A voxel at the edge of the mask reaches
-    one voxel beyond it; what the images hold further out, even NaN, does not matter. Differentiable once with respect
-    to both images. float64, float32, float16 and bfloat16, half types computing in float32; any strides. Inside an
-    autocast region the arguments are brought to float32. The kernels are deterministic, on the CPU whatever the number
-    of threads.
+    The edge of a voxel is sqrt(|g|^2 + 1e-6) - 1e-3, where g is the Prewitt gradient: along each axis a central
+    difference per voxel, averaged over three neighbours along both other axes, with replicated borders. So a voxel at
+    the edge of the mask depends on its neighbours outside the mask. What the images hold further out does not matter,
+    even if it is NaN.
+
+    Differentiable once with respect to both images. Half types are computed in float32, and inside an autocast region
+    the arguments are converted to float32 at least. The kernels are deterministic; on the CPU the result does not
+    depend on the number of threads.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit.
+        ValueError: a wrong shape, dtype or device.
     """
+    op = "edge_difference"
     moving, fixed, mask = _check.autocast(moving, fixed, mask, least=torch.float32)
-    _check.tensor("edge_difference", "moving", moving)
-    _check.tensor("edge_difference", "fixed", fixed)
-    _check.alike("edge_difference", "fixed", fixed, "moving", moving)
-    _check.same_shape("edge_difference", "fixed", fixed, "moving", moving)
-    weights = _check.mask("edge_difference", mask, "moving", moving)
+    _check.pair(op, "fixed", fixed, "moving", moving)
+    weights = _check.mask(op, mask, "moving", moving)
     with _check.without_autocast(moving):
-        return _library.call("edge_difference", _differentiable_body, moving, fixed, weights)[0]
+        loss, _ = _library.call(op, _loss_alone, moving, fixed, weights)
+    return loss
 
 
-def _differentiable_body(*args: Any) -> tuple[Tensor, None]:
+def _loss_alone(*args: Any) -> tuple[Tensor, None]:
+    """The body under ordinary autograd, which does not need the statistics."""
     return reference.edge_difference(*args), None
 
 
@@ -55,28 +59,28 @@ def _backward_body(
     moving: Tensor,
     fixed: Tensor,
     mask: Tensor | None,
-    statistics: Tensor,
+    _statistics: Tensor,
     need_moving: bool,
     need_fixed: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The statistics spare the kernels a pass; the PyTorch body takes its own."""
+    """The statistics save the kernels a pass over the images; the PyTorch body computes its own."""
     return reference.edge_difference_backward(grad, moving, fixed, mask, need_moving, need_fixed)
 
 
-def _context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
-def _backward(ctx: Any, grad: Tensor, unused: Tensor | None) -> tuple:
+def _backward(ctx: Any, grad: Tensor, _statistics: Tensor | None) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad[:2]
     grads = _library.run("edge_difference_backward", grad, *ctx.saved_tensors, *needs)
-    return *(g if need else None for g, need in zip(grads, needs, strict=True)), None
+    return *_library.keep_needed(grads, needs), None
 
 
 _library.register(
     "edge_difference",
-    # The second result [B, 3] in float64, for the backward op: the loss, what it is over, whether that is unheld.
+    # The second result holds what the backward op needs, [B, 3] in float64: see reference.edge_statistics.
     "(Tensor moving, Tensor fixed, Tensor? mask) -> (Tensor, Tensor)",
     _body,
     lambda moving, fixed, mask: (
@@ -91,8 +95,8 @@ _library.register(
     "(Tensor grad, Tensor moving, Tensor fixed, Tensor? mask, Tensor statistics, bool need_moving, bool need_fixed)"
     " -> (Tensor, Tensor)",
     _backward_body,
-    lambda grad, moving, fixed, mask, statistics, need_moving, need_fixed: (
-        moving.new_empty(moving.shape if need_moving else 0),
-        fixed.new_empty(fixed.shape if need_fixed else 0),
+    lambda grad, moving, fixed, mask, _statistics, need_moving, need_fixed: (
+        _library.gradient_like(moving, need_moving),
+        _library.gradient_like(fixed, need_fixed),
     ),
 )

@@ -1,4 +1,4 @@
-"""ncc: public function, schemas, fake kernels and autograd."""
+"""ncc: its public function, schemas, fake kernels and autograd formula."""
 
 from __future__ import annotations
 
@@ -13,49 +13,50 @@ from . import _check, _library, reference
 def ncc(
     a: Tensor, b: Tensor, mask: Tensor | None = None, *, window: int | None = None, eps: float = 1e-5
 ) -> Tensor:
-    """Normalised cross-correlation of two feature maps, per channel (one term of eq. 9).
+    """Normalised cross-correlation of two feature maps, for each channel (one term of eq. 9).
 
     Args:
-        a, b: [B, C, D, H, W], same shape, dtype and device.
-        mask: [B, 1, D, H, W] weights (bool, integer or the dtype of ``a``, not negative), broadcast over
-            channels. None weighs all voxels alike. An all-zero mask gives 0 and no gradient; values under a
-            zero weight are never used, NaN or not.
-        window: None correlates over the whole volume. An odd k correlates within the k x k x k window around
-            each voxel (weighted by the mask, holding only voxels inside the volume) and returns the weighted
-            mean of these signed correlations. Note that the LNCC of ANTs, MONAI and VoxelMorph averages
-            their squares.
-        eps: below what spread a map counts as flat, where the correlation falls to 0 instead of becoming
-            noise or NaN. Global: a standard deviation of eps times the root mean square of the channel.
-            Windowed: a variance of eps times the variance of the channel over the mask. Above it the value
-            is exact.
+        a, b: [B, C, D, H, W], of one shape, dtype (float64, float32, float16 or bfloat16) and device, with any
+            strides.
+        mask: [B, 1, D, H, W] non-negative weights for all channels: bool, an integer type or the dtype of ``a``. None
+            weights all voxels equally. A mask that is 0 everywhere gives 0 and no gradient. Values where the weight is
+            0 are never used, even if they are NaN.
+        window: None correlates over the whole volume. An odd number k correlates within the k x k x k window around
+            each voxel, of which only the voxels inside the volume count, weighted by the mask; the result is the
+            weighted mean of these signed correlations. The LNCC of ANTs, MONAI and VoxelMorph is the mean of their
+            squares instead.
+        eps: up to which spread a map counts as flat. There the correlation falls to 0 and does not become noise or
+            NaN; above it the value is exact. Without windows, a map is flat if its standard deviation is below eps
+            times the root mean square of the channel. With windows, it is flat in a window if its variance there is
+            below eps times the variance of the channel under the mask.
 
     Returns:
-        [B, C], each in [-1, 1], dtype and device of ``a``; 0 where a map is flat.
+        [B, C], each in [-1, 1], in the dtype and on the device of ``a``; 0 where a map is flat.
 
-    Differentiable once with respect to ``a`` and ``b`` (the floors are constants). float64, float32, float16
-    and bfloat16; the kernels compute in float64 throughout, the PyTorch body only the window sums, the rest
-    in float32 at least. Any strides. Inside an autocast region the arguments are brought to float32. The
-    kernels are deterministic, on the CPU whatever the number of threads. Their cost does not grow with the
-    window, but for the logarithm of its width on the CPU, and its width along x on CUDA.
+    Differentiable once with respect to ``a`` and ``b``; the gradient treats the limits that ``eps`` sets as
+    constants. The kernels compute everything in float64. The PyTorch body computes the sums over windows in float64
+    and everything else in float32, or in float64 for float64 maps. Inside an autocast region the arguments are
+    converted to float32 at least. The kernels are deterministic; on the CPU the result does not depend on the number
+    of threads. The time hardly depends on the window: on the CPU it grows with the logarithm of its width, on CUDA
+    only the sum along x grows with the width.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit, an even or non-positive window, or a bad eps.
+        ValueError: a wrong shape, dtype or device, a window that is even or not positive, or an eps not above 0.
     """
     a, b, mask = _check.autocast(a, b, mask, least=torch.float32)
-    _check.tensor("ncc", "a", a)
-    _check.tensor("ncc", "b", b)
-    _check.alike("ncc", "b", b, "a", a)
-    _check.same_shape("ncc", "b", b, "a", a)
+    _check.pair("ncc", "b", b, "a", a)
     weights = _check.mask("ncc", mask, "a", a)
-    whole = isinstance(window, int) and not isinstance(window, bool)
-    if window is not None and not (whole and window > 0 and window % 2 == 1):
+    integer = isinstance(window, int) and not isinstance(window, bool)
+    if window is not None and not (integer and window > 0 and window % 2 == 1):
         _check.fail("ncc", "window", "None or a positive odd integer", repr(window))
     _check.positive("ncc", "eps", eps)
     with _check.without_autocast(a):
-        return _library.call("ncc", _differentiable_body, a, b, weights, window or 0, float(eps))[0]
+        value, _ = _library.call("ncc", _value_alone, a, b, weights, window or 0, float(eps))
+    return value
 
 
-def _differentiable_body(*args: Any) -> tuple[Tensor, None]:
+def _value_alone(*args: Any) -> tuple[Tensor, None]:
+    """The body under ordinary autograd, which does not need the moments."""
     return reference.ncc(*args), None
 
 
@@ -64,27 +65,27 @@ def _body(a: Tensor, b: Tensor, mask: Tensor | None, window: int, eps: float) ->
 
 
 def _backward_body(
-    grad: Tensor, a: Tensor, b: Tensor, mask: Tensor | None, moments: Tensor, *options: Any
+    grad: Tensor, a: Tensor, b: Tensor, mask: Tensor | None, _moments: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor]:
-    """The moments spare the kernels a pass; the PyTorch body takes its own."""
+    """The moments save the kernels a pass over the maps; the PyTorch body computes its own."""
     return reference.ncc_backward(grad, a, b, mask, *options)
 
 
-def _context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     a, b, mask, *ctx.options = inputs
     ctx.save_for_backward(a, b, mask, output[1])
     ctx.mark_non_differentiable(output[1])
 
 
-def _backward(ctx: Any, grad: Tensor, unused: Tensor | None) -> tuple:
-    need_a, need_b = ctx.needs_input_grad[:2]
-    grad_a, grad_b = _library.run("ncc_backward", grad, *ctx.saved_tensors, *ctx.options, need_a, need_b)
-    return grad_a if need_a else None, grad_b if need_b else None, None, None, None
+def _backward(ctx: Any, grad: Tensor, _moments: Tensor | None) -> tuple[Tensor | None, ...]:
+    needs = ctx.needs_input_grad[:2]
+    grads = _library.run("ncc_backward", grad, *ctx.saved_tensors, *ctx.options, *needs)
+    return *_library.keep_needed(grads, needs), None, None, None
 
 
 _library.register(
     "ncc",
-    # The second result [B, C, 6] in float64 holds the moments of each channel, for the backward op.
+    # The second result holds what the backward op needs, [B, C, 6] in float64: see reference.channel_moments.
     "(Tensor a, Tensor b, Tensor? mask, int window, float eps) -> (Tensor, Tensor)",
     _body,
     lambda a, b, mask, window, eps: (
@@ -100,7 +101,7 @@ _library.register(
     " bool need_a, bool need_b) -> (Tensor, Tensor)",
     _backward_body,
     lambda grad, a, b, mask, moments, window, eps, need_a, need_b: (
-        a.new_empty(a.shape) if need_a else a.new_empty(0),
-        b.new_empty(b.shape) if need_b else b.new_empty(0),
+        _library.gradient_like(a, need_a),
+        _library.gradient_like(b, need_b),
     ),
 )

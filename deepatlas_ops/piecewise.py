@@ -1,4 +1,4 @@
-"""piecewise_linear: public function, schemas, fake kernels and autograd."""
+"""piecewise_linear: its public function, schemas, fake kernels and autograd formula."""
 
 from __future__ import annotations
 
@@ -10,26 +10,29 @@ from torch import Tensor
 
 from . import _check, _library, reference
 
+# As kMostKnots of csrc/kernels.h.
 MOST_KNOTS = 33
 
 
 def piecewise_linear(x: Tensor, knots: Sequence[float], values: Sequence[float]) -> Tensor:
-    """A piecewise linear curve of every element, such as a contrast curve: (knot, value) joined by lines.
+    """A piecewise linear function of every element, such as a contrast curve.
 
     Args:
-        x: [B, C, D, H, W].
-        knots: 2 to 33 finite numbers, each above the one before.
-        values: as many finite numbers, what the curve is at the knots.
+        x: [B, C, D, H, W], float64, float32, float16 or bfloat16, with any strides.
+        knots: 2 to 33 finite numbers in increasing order.
+        values: as many finite numbers, the values of the function at the knots. Between two knots the function is
+            linear, and its first and last line extend beyond the knots.
 
     Returns:
-        The shape, dtype and device of ``x``. Beyond the knots the first and last line go on. NaN stays NaN.
+        The values of the function, in the shape and dtype and on the device of ``x``. NaN stays NaN.
 
-    Differentiable with respect to ``x``: the slope of its line, at a knot that of the line below. float64, float32,
-    float16 and bfloat16, half types computing in float32; any strides. Inside an autocast region ``x`` is brought
-    to float32.
+    Differentiable with respect to ``x``. The derivative is the slope of the line that ``x`` lies on, at a knot that
+    of the line below. Half types are computed in float32, and inside an autocast region ``x`` is converted to float32
+    at least.
 
     Raises:
-        ValueError: a tensor of another form, knots that do not rise, or values that are not as many.
+        ValueError: a tensor of a wrong shape or dtype, knots that do not increase, numbers that are not finite, too
+            many or too few knots, or a different number of values.
     """
     (x,) = _check.autocast(x, least=torch.float32)
     _check.tensor("piecewise_linear", "x", x)
@@ -39,7 +42,7 @@ def piecewise_linear(x: Tensor, knots: Sequence[float], values: Sequence[float])
     if any(not low < high for low, high in zip(knots, knots[1:], strict=False)):
         _check.fail("piecewise_linear", "knots", "each number above the one before", knots)
     if len(values) != len(knots):
-        _check.fail("piecewise_linear", "values", f"{len(knots)} numbers, one a knot", len(values))
+        _check.fail("piecewise_linear", "values", f"{len(knots)} numbers, one for each knot", len(values))
     with _check.without_autocast(x):
         return _library.call("piecewise_linear", reference.piecewise_linear, x, knots, values)
 
@@ -54,12 +57,12 @@ def _numbers(argument: str, given: Sequence[float]) -> list[float]:
     return numbers
 
 
-def _context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(inputs[0])
     ctx.curve = inputs[1:]
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return _library.run("piecewise_linear_backward", grad, *ctx.saved_tensors, *ctx.curve), None, None
 
 

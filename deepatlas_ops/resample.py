@@ -1,4 +1,4 @@
-"""resample, warp, resize and affine_resample: public functions, schemas, fake kernels and autograd."""
+"""resample, warp, resize and affine_resample: public functions, schemas, fake kernels and autograd formulas."""
 
 from __future__ import annotations
 
@@ -14,88 +14,84 @@ def resample(volume: Tensor, coords: Tensor, *, mode: str = "linear", padding: s
     """Read a volume at absolute coordinates: ``out[b, :, v] = volume[b](coords[b, :, v])``.
 
     Args:
-        volume: [B, C, D, H, W].
-        coords: [B, 3, d, h, w], channels x, y, z, normalised and corner-aligned: -1 is the centre of the
-            first voxel of an axis of ``volume`` and +1 that of the last. Every coordinate on an axis of size
-            1 names its one voxel. A voxel with a NaN coordinate gives NaN in every channel and passes no
-            gradient on.
-        mode: ``"linear"`` (trilinear) or ``"nearest"`` (halves to the even voxel).
-        padding: beyond the corner voxels' centres, ``"border"`` holds the nearest value, ``"zeros"`` fades to
-            0 within one voxel, ``"reflection"`` mirrors about the corner voxels' centres.
+        volume: [B, C, D, H, W], float64, float32, float16 or bfloat16, with any strides.
+        coords: [B, 3, d, h, w], channels x, y, z, in the dtype and on the device of ``volume``. Coordinates are
+            normalised and corner-aligned: along each axis of ``volume``, -1 is the centre of the first voxel and +1 the
+            centre of the last. On an axis of size 1 every coordinate means its only voxel. A voxel with a NaN
+            coordinate gives NaN in all channels and no gradient.
+        mode: ``"linear"`` (trilinear) or ``"nearest"`` (halfway between two voxels, the one with the even index).
+        padding: the values beyond the centres of the outermost voxels. ``"border"`` repeats the nearest value,
+            ``"zeros"`` fades to 0 within one voxel, and ``"reflection"`` mirrors at these centres.
 
     Returns:
-        [B, C, d, h, w], dtype and device of ``volume``, contiguous.
+        [B, C, d, h, w], in the dtype and on the device of ``volume``, contiguous.
 
-    Values and first gradients are those of ``torch.nn.functional.grid_sample(align_corners=True)``, with
-    respect to both arguments (that of the coordinates is 0 for ``"nearest"``). float64, float32, float16 and
-    bfloat16; half types compute and accumulate in float32. Any strides; an empty batch is legal. Inside an
-    autocast region the two arguments are brought to the wider of their types: coordinates that come in float32 stay
-    so, and a half volume beside them is read as float32.
+    Values and first gradients are those of ``torch.nn.functional.grid_sample(align_corners=True)``. Differentiable
+    once with respect to both arguments; with ``"nearest"`` the gradient with respect to ``coords`` is 0. Half types
+    are computed and summed in float32. An empty batch is allowed. Inside an autocast region the arguments are converted
+    to the wider of their types, so float32 coordinates stay float32 and a half volume is converted to float32.
 
-    ``torch.func.vmap``, ``grad`` and their compositions work; forward mode and, on the kernels, second derivatives
-    are refused. The gradient by ``volume`` is deterministic on the CPU; on CUDA it adds with atomics and raises under
-    ``torch.use_deterministic_algorithms``.
+    ``torch.func.vmap``, ``torch.func.grad`` and their combinations work. Forward mode and, with the kernels, second
+    derivatives raise an error. The gradient with respect to ``volume`` is deterministic on the CPU. On CUDA it uses
+    atomic additions, and raises an error under ``torch.use_deterministic_algorithms``.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit, or an unknown mode or padding.
+        ValueError: a wrong shape, dtype or device, or an unknown mode or padding.
     """
     volume, coords = _check.autocast(volume, coords)
-    _check.choice("resample", "mode", mode, _check.MODES)
-    _check.choice("resample", "padding", padding, _check.PADDINGS)
-    _check.tensor("resample", "volume", volume)
+    options = _options("resample", volume, mode, padding)
     _check.tensor("resample", "coords", coords, channels=3)
     _check.alike("resample", "coords", coords, "volume", volume)
     with _check.without_autocast(volume):
-        return _library.call(
-            "resample", reference.resample, volume, coords, _check.MODES[mode], _check.PADDINGS[padding]
-        )
+        return _library.call("resample", reference.resample, volume, coords, *options)
 
 
 def warp(volume: Tensor, displacement: Tensor, *, mode: str = "linear", padding: str = "border") -> Tensor:
     """Read a volume at identity + displacement: ``out[b, :, v] = volume[b](v + displacement[b, :, v])``.
 
     Args:
-        volume: [B, C, D, H, W].
-        displacement: [B, 3, d, h, w], channels x, y, z in normalised units. The identity is that of the
-            displacement's own grid (coordinate 0 on an axis of size 1), so the output may have another shape
-            than ``volume``. The sum is never materialised by the compiled kernels.
+        volume: [B, C, D, H, W], float64, float32, float16 or bfloat16, with any strides.
+        displacement: [B, 3, d, h, w], channels x, y, z, in normalised coordinates, in the dtype and on the device of
+            ``volume``. It is added to the identity of its own grid (0 along an axis of size 1), so the shape of the
+            output may differ from the shape of ``volume``. The kernels never store that sum.
         mode, padding: as in :func:`resample`.
 
     Returns:
-        [B, C, d, h, w], dtype and device of ``volume``, contiguous.
+        [B, C, d, h, w], in the dtype and on the device of ``volume``, contiguous.
 
-    Everything else, NaN, gradients, types and errors, is as in :func:`resample`.
+    NaN, gradients, types, transforms and determinism are as in :func:`resample`.
+
+    Raises:
+        ValueError: a wrong shape, dtype or device, or an unknown mode or padding.
     """
     volume, displacement = _check.autocast(volume, displacement)
-    _check.choice("warp", "mode", mode, _check.MODES)
-    _check.choice("warp", "padding", padding, _check.PADDINGS)
-    _check.tensor("warp", "volume", volume)
+    options = _options("warp", volume, mode, padding)
     _check.tensor("warp", "displacement", displacement, channels=3)
     _check.alike("warp", "displacement", displacement, "volume", volume)
     with _check.without_autocast(volume):
-        return _library.call(
-            "warp", reference.warp, volume, displacement, _check.MODES[mode], _check.PADDINGS[padding]
-        )
+        return _library.call("warp", reference.warp, volume, displacement, *options)
 
 
 def resize(volume: Tensor, size: Sequence[int]) -> Tensor:
-    """Corner-aligned linear resize, up or down: the first and last voxel of each axis keep their place.
+    """Corner-aligned linear resizing, up or down: the first and the last voxel of each axis keep their places.
 
     Args:
-        volume: [B, C, D, H, W].
+        volume: [B, C, D, H, W], float64, float32, float16 or bfloat16, with any strides.
         size: (D, H, W) of the output, each at least 1.
 
     Returns:
-        [B, C, *size], dtype and device of ``volume``, contiguous.
+        [B, C, *size], in the dtype and on the device of ``volume``, contiguous.
 
-    Equal to :func:`resample` at the identity coordinates of ``size``. So an output axis of size 1 sits at
-    coordinate 0, the middle of the input (``torch.nn.functional.interpolate`` takes the first voxel there);
-    at every other size the values are those of ``interpolate(mode="trilinear", align_corners=True)``. There
-    is no low-pass filter: halving a fine texture aliases. Differentiable any number of times;
-    float64, float32, float16 and bfloat16, half types computing in float32; any strides; an empty batch is legal.
+    The result is that of :func:`resample` at the identity coordinates of ``size``. So an output axis of size 1 lies at
+    coordinate 0, the middle of the input axis, where ``torch.nn.functional.interpolate`` takes the first voxel. For
+    all other sizes the values are those of ``interpolate(mode="trilinear", align_corners=True)``. There is no low-pass
+    filter, so reducing the size of a fine texture causes aliasing.
+
+    Differentiable any number of times. Half types are computed in float32. An empty batch is allowed. On every device
+    the result and the gradient are deterministic.
 
     Raises:
-        ValueError: a volume or a size of the wrong form.
+        ValueError: a volume of a wrong shape or dtype, or a size that is not three positive integers.
     """
     _check.tensor("resize", "volume", volume)
     sizes = _check.size("resize", size)
@@ -106,69 +102,60 @@ def resize(volume: Tensor, size: Sequence[int]) -> Tensor:
 def affine_resample(
     volume: Tensor, theta: Tensor, size: Sequence[int], *, mode: str = "linear", padding: str = "zeros"
 ) -> Tensor:
-    """Read a volume through an affine map of the output grid: ``out[b, :, v] = volume[b](theta[b] · (v,
-    1))``.
+    """Read a volume through an affine map of the output grid: ``out[b, :, v] = volume[b](theta[b] · (v, 1))``.
 
     Args:
-        volume: [B, C, D, H, W].
-        theta: [B, 3, 4], normalised output coordinates (x, y, z, 1) to normalised coordinates of ``volume``,
-            as in ``torch.nn.functional.affine_grid(align_corners=True)``.
-        size: (D, H, W) of the output, each at least 1; an axis of size 1 sits at coordinate 0.
-        mode, padding: as in :func:`resample`; the default fills with 0 beyond the volume.
+        volume: [B, C, D, H, W], float64, float32, float16 or bfloat16, with any strides.
+        theta: [B, 3, 4], in the dtype and on the device of ``volume``: from normalised coordinates (x, y, z, 1) of the
+            output to normalised coordinates of ``volume``, as in
+            ``torch.nn.functional.affine_grid(align_corners=True)``.
+        size: (D, H, W) of the output, each at least 1. An axis of size 1 lies at coordinate 0.
+        mode, padding: as in :func:`resample`, but by default the values outside the volume are 0.
 
     Returns:
-        [B, C, *size], dtype and device of ``volume``, contiguous.
+        [B, C, *size], in the dtype and on the device of ``volume``, contiguous.
 
-    Differentiable with respect to ``volume`` and ``theta``. Types, strides, NaN and errors as in
+    Differentiable once with respect to ``volume`` and ``theta``. NaN, types, transforms and determinism are as in
     :func:`resample`.
+
+    Raises:
+        ValueError: a wrong shape, dtype or device, an unknown mode or padding, or a size that is not three positive
+            integers.
     """
+    op = "affine_resample"
     volume, theta = _check.autocast(volume, theta)
-    _check.choice("affine_resample", "mode", mode, _check.MODES)
-    _check.choice("affine_resample", "padding", padding, _check.PADDINGS)
-    _check.tensor("affine_resample", "volume", volume)
+    options = _options(op, volume, mode, padding)
     if not isinstance(theta, Tensor) or theta.ndim != 3 or tuple(theta.shape[1:]) != (3, 4):
         got = list(theta.shape) if isinstance(theta, Tensor) else type(theta).__name__
-        _check.fail("affine_resample", "theta", "a tensor [B, 3, 4]", got)
-    _check.alike("affine_resample", "theta", theta, "volume", volume)
-    sizes = _check.size("affine_resample", size)
+        _check.fail(op, "theta", "a tensor [B, 3, 4]", got)
+    _check.alike(op, "theta", theta, "volume", volume)
+    sizes = _check.size(op, size)
     with _check.without_autocast(volume):
-        return _library.call(
-            "affine_resample",
-            reference.affine_resample,
-            volume,
-            theta,
-            sizes,
-            _check.MODES[mode],
-            _check.PADDINGS[padding],
-        )
+        return _library.call(op, reference.affine_resample, volume, theta, sizes, *options)
 
 
-def _gradient_like(needed: bool, of: Tensor) -> Tensor:
-    return of.new_empty(of.shape) if needed else of.new_empty(0)
+def _options(op: str, volume: Tensor, mode: str, padding: str) -> tuple[int, int]:
+    """Check the arguments that the sampling ops share; returns mode and padding as the schemas have them."""
+    _check.choice(op, "mode", mode, _check.MODES)
+    _check.choice(op, "padding", padding, _check.PADDINGS)
+    _check.tensor(op, "volume", volume)
+    return _check.MODES[mode], _check.PADDINGS[padding]
 
 
-def _sampling_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _sampling_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     volume, position, *options = inputs
     ctx.save_for_backward(volume, position)
     ctx.options = options
 
 
-def _sampling_backward(name: str) -> Callable[..., tuple]:
+def _sampling_backward(name: str) -> Callable[..., tuple[Tensor | None, ...]]:
     """Autograd of an op (volume, position, [size,] mode, padding) through its ``<name>_backward`` op."""
 
-    def backward(ctx: Any, grad: Tensor) -> tuple:
-        volume, position = ctx.saved_tensors
-        *extra, mode, padding = ctx.options
-        need_volume, need_position = ctx.needs_input_grad[:2]
-        needs = (need_volume, need_position)
-        grad_volume, grad_position = _library.run(
-            f"{name}_backward", grad, volume, position, mode, padding, *needs
-        )
-        return (
-            grad_volume if need_volume else None,
-            grad_position if need_position else None,
-            *([None] * (len(extra) + 2)),
-        )
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        mode, padding = ctx.options[-2:]
+        needs = ctx.needs_input_grad[:2]
+        grads = _library.run(f"{name}_backward", grad, *ctx.saved_tensors, mode, padding, *needs)
+        return *_library.keep_needed(grads, needs), *[None] * len(ctx.options)
 
     return backward
 
@@ -182,7 +169,7 @@ def _pair_fake(
     need_volume: bool,
     need_position: bool,
 ) -> tuple[Tensor, Tensor]:
-    return _gradient_like(need_volume, volume), _gradient_like(need_position, position)
+    return _library.gradient_like(volume, need_volume), _library.gradient_like(position, need_position)
 
 
 for _name, _position in (("resample", "coords"), ("warp", "displacement")):
@@ -219,7 +206,7 @@ _library.register(
 )
 
 
-def _resize_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _resize_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.size = inputs[0].shape[2:]
 
 
@@ -228,7 +215,7 @@ def _resize_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
 
 
 def _resize_twice_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    """resize is linear: the adjoint of its adjoint is resize."""
+    """resize is linear, so the adjoint of its adjoint is resize itself."""
     return _library.run("resize", grad, list(ctx.size)), None
 
 

@@ -8,27 +8,27 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import compile_cache
 import pytest
+import torch
+from torch.utils.cpp_extension import include_paths
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 SOURCES = sorted(CSRC.glob("*.cu"))
 ARCHITECTURES = ("80", "90")
 
 
-def find_nvcc():
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    return shutil.which("nvcc") or next(
-        (
-            str(Path(home) / "bin" / "nvcc")
-            for home in homes
-            if home and (Path(home) / "bin" / "nvcc").is_file()
-        ),
-        None,
-    )
+def find_nvcc() -> str | None:
+    if found := shutil.which("nvcc"):
+        return found
+    for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"):
+        if home and (Path(home) / "bin" / "nvcc").is_file():
+            return str(Path(home) / "bin" / "nvcc")
+    return None
 
 
-def spilled(report):
-    """The kernels of a `ptxas -v` report that spill, with their architecture."""
+def spilled(report: str) -> list[str]:
+    """The kernels in a report of ``ptxas -v`` that spill registers, with their architectures."""
     kernels, name = [], "?"
     for line in report.splitlines():
         if entry := re.search(r"Compiling entry function '(\S+)' for '(\w+)'", line):
@@ -39,6 +39,20 @@ def spilled(report):
     return kernels
 
 
+def compiler_output(command: list[str], source: Path, *versions: str) -> str:
+    """What a compiler prints for a source of csrc/ that it compiles. It must compile; the output is cached."""
+
+    def compile_source(folder: Path) -> None:
+        done = subprocess.run([*command, str(source)], capture_output=True, text=True, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        (folder / "object.o").unlink(missing_ok=True)
+        (folder / "output").write_text(done.stderr)
+
+    parts = (*command, compile_cache.version_of(command[0]), *versions)
+    files = [source, *compile_cache.headers_in(CSRC)]
+    return (compile_cache.compiled(parts, files, compile_source) / "output").read_text()
+
+
 def test_the_spill_report_is_understood():
     report = """ptxas info    : Compiling entry function '_Zgood' for 'sm_80'
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
@@ -47,21 +61,20 @@ ptxas info    : Compiling entry function '_Zbad' for 'sm_90'
     assert spilled(report) == ["_Zbad on sm_90"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
-def test_compiles_without_warnings_and_spills(source, tmp_path):
+def test_compiles_without_warnings_and_spills(source):
     nvcc = find_nvcc()
     if nvcc is None:
         pytest.skip("no nvcc: neither on PATH nor under CUDA_HOME or /usr/local/cuda")
-    command = [nvcc, "-O3", "-std=c++17", "-Xptxas", "-v", "-Werror", "all-warnings", f"-I{CSRC}"]
+    command = [nvcc, "-O3", "-std=c++17", "-Xptxas", "-v", "-Werror", "all-warnings"]
     for arch in ARCHITECTURES:
         command += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
-    command += ["-c", str(source), "-o", str(tmp_path / "object.o")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "warning" not in done.stderr, done.stderr
+    report = compiler_output([*command, "-c", "-o", "object.o"], source)
+    assert "warning" not in report, report
     for arch in ARCHITECTURES:
-        assert f"for 'sm_{arch}'" in done.stderr, "ptxas reported no kernel"
-    assert spilled(done.stderr) == []
+        assert f"for 'sm_{arch}'" in report, "ptxas reported no kernel"
+    assert spilled(report) == []
 
 
 def test_only_the_ops_files_include_torch():
@@ -70,16 +83,14 @@ def test_only_the_ops_files_include_torch():
         assert not includes or path.name.startswith("ops"), f"{path.name}: {includes}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", sorted(CSRC.glob("ops*.cpp")), ids=lambda path: path.name)
 def test_the_torch_side_of_a_cuda_build_compiles(source):
-    """A CPU-only PyTorch has all that the ops files need: no CUDA header is involved."""
+    """A PyTorch for the CPU has everything that the ops files need, so they include no CUDA header."""
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         pytest.skip("no C++ compiler")
-    from torch.utils.cpp_extension import include_paths
-
     command = [compiler, "-std=c++20", "-fsyntax-only", "-DWITH_CUDA", "-Wall", "-Wextra", "-Werror"]
     for path in include_paths():
         command += ["-isystem", path]
-    done = subprocess.run([*command, str(source)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    compiler_output(command, source, torch.__version__, str(torch.version.git_version))

@@ -1,15 +1,15 @@
-"""The pure-PyTorch bodies of every op: the fallback at run time and the oracle in the tests.
+"""The body of every op in PyTorch: what runs without a compiled library, and what the tests compare the kernels with.
 
-Nothing here checks its arguments (the public functions of ``deepatlas_ops`` do) and nothing here depends on
-the compiled library. Every forward body is differentiable by ordinary autograd; the ``*_backward`` bodies
-state the same gradients as one call each, which is what the registered ops run.
+The bodies do not check their arguments, which the public functions of ``deepatlas_ops`` do, and do not depend on the
+compiled library. Ordinary autograd differentiates every forward body. The ``*_backward`` bodies compute the same
+gradients in one call each; the registered ops use them.
 """
 
 from __future__ import annotations
 
-from .edges import EDGE_FLOOR, edge_difference, edge_difference_backward, edge_statistics, prewitt
+from ._common import weighted_mean
+from .edges import edge_difference, edge_difference_backward, edge_statistics, prewitt
 from .invert import (
-    continued_inverse,
     implicit_warp_backward,
     implicit_warp_unrolled_backward,
     solve_inverse,
@@ -17,7 +17,6 @@ from .invert import (
 )
 from .jacobian import (
     SMOOTHNESS_EPS,
-    jacobian,
     jacobian_determinant,
     log_determinant,
     log_jacobian,
@@ -25,14 +24,12 @@ from .jacobian import (
     smoothness_loss,
     smoothness_loss_and_statistics,
     smoothness_loss_backward,
-    weighted_mean,
 )
 from .ncc import channel_moments, ncc, ncc_backward
 from .piecewise import piecewise_linear, piecewise_linear_backward
-from .sampling import (
+from .resample import (
     affine_resample,
     affine_resample_backward,
-    identity_grid,
     resample,
     resample_backward,
     resize,
@@ -42,19 +39,15 @@ from .sampling import (
 )
 
 __all__ = [
-    "EDGE_FLOOR",
     "SMOOTHNESS_EPS",
     "affine_resample",
     "affine_resample_backward",
     "channel_moments",
-    "continued_inverse",
     "edge_difference",
     "edge_difference_backward",
     "edge_statistics",
-    "identity_grid",
     "implicit_warp_backward",
     "implicit_warp_unrolled_backward",
-    "jacobian",
     "jacobian_determinant",
     "log_determinant",
     "log_jacobian",

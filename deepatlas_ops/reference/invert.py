@@ -1,12 +1,12 @@
-"""Solve c_moving(u) = c_fixed(v) in PyTorch: the recursion of eqs 5-7 and its two gradients.
+"""Solving c_moving(u) = c_fixed(v) for u in PyTorch: the recursion of eqs 5-7 and its two gradients.
 
-With the step matrix S and its inverse A, the recursion over the continued map is
+With the step matrix S and its inverse A, one step of the recursion is
 
     u <- u + S (c_fixed(v) - c_moving(clamp u) - A (u - clamp u)) = t - g(clamp u) + clamp u,
 
-where g = S c_moving and t = S c_fixed: one resampling and two sums a step. ``clamp`` holds u on the moving
-grid; beyond it the map goes on linearly with slope A, so that every u is finite and means something. An axis
-of size 1 has no extent: its clamp is 0 and the map is linear, with slope A, along all of it.
+where g = S c_moving and t = S c_fixed, so a step costs one resampling and two additions. ``clamp`` limits u to the
+moving grid. Beyond the grid the map is continued linearly with slope A, so that every u is finite and meaningful. An
+axis of size 1 has no extent: clamp is 0 there, and the map is linear with slope A along the whole axis.
 """
 
 from __future__ import annotations
@@ -18,39 +18,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .jacobian import _difference_adjoint
-from .sampling import batch_first, compute_dtype, identity_grid, resample_backward
+from ._common import batch_first, compute_dtype, difference_adjoint, identity_grid, nonzero
+from .resample import resample_backward
 
-STEPS = ("moving", "fixed", "direction_cosine", "newton")
-SLACK = 1e-5  # rounding allowed on |u| <= 1, so that the faces of an identity map count as inside
-MAX_AMPLIFICATION = 20.0  # what 20 unrolled steps could amplify at most; beyond it a solution is not resolved
+STEPS = ("moving", "fixed", "literal", "direction_cosine", "newton")
+# Rounding allowed in |u| <= 1, so that the faces of the volume count as inside when a map is matched to itself.
+SLACK = 1e-5
+# The most that 20 unrolled steps could amplify. Where an inverse amplifies more, the solution is not resolved.
+MAX_AMPLIFICATION = 20.0
 
+# From a volume [B, C, D, H, W] and coordinates [B, 3, d, h, w] to [B, C, d, h, w].
 Sampler = Callable[[Tensor, Tensor], Tensor]
-SamplerBackward = Callable[..., tuple[Tensor, Tensor]]  # the arguments of resample_backward
+# Called with the arguments of resample_backward.
+SamplerBackward = Callable[..., tuple[Tensor, Tensor]]
 
 
 def border_sample(volume: Tensor, coords: Tensor) -> Tensor:
     """Linear sampling with border padding: the default sampler of the recursion.
 
-    It skips the NaN rule of resample, which the recursion does not need: its sums carry the NaN of a
-    coordinate.
+    Unlike resample it does not replace the value at a NaN coordinate by NaN, which the recursion does not need: its
+    sums contain the coordinate itself.
     """
     grid = batch_first(coords.movedim(1, -1))
     return F.grid_sample(batch_first(volume), grid, padding_mode="border", align_corners=True)
 
 
 def matvec(matrix: Tensor, field: Tensor) -> Tensor:
-    """matrix [B, 3, 3] times field [B, 3, D, H, W], without a matrix unit that may round to TF32."""
+    """matrix [B, 3, 3] times field [B, 3, D, H, W], as a sum of products: CUDA may round matrix products to TF32."""
     m = matrix[..., None, None, None]
     x, y, z = field[:, :1], field[:, 1:2], field[:, 2:]
     return m[:, :, 0] * x + m[:, :, 1] * y + m[:, :, 2] * z
 
 
 def mean_jacobian(field: Tensor, mask: Tensor | None) -> Tensor:
-    """Weighted mean of the local Jacobians: [B, 3, 3], rows the field's channels, columns x, y, z.
+    """Weighted mean of the local Jacobians: [B, 3, 3], with the field's channels as rows and x, y, z as columns.
 
-    The mean of the differences along an axis telescopes: without weights only its faces are read, and with
-    weights the difference is taken of those, which have one channel.
+    Without weights, the mean of the differences along an axis telescopes and only the faces of the volume are read.
+    With weights, the differences are moved from the field to the weights, which have a single channel. A mask without
+    any weight counts as no mask.
     """
     everywhere = torch.stack([_mean_difference(field, axis) for axis in (4, 3, 2)], -1)
     if mask is None:
@@ -60,16 +65,16 @@ def mean_jacobian(field: Tensor, mask: Tensor | None) -> Tensor:
     total = weight.sum((2, 3, 4))[..., None]
     shares = torch.cat(
         [
-            torch.zeros_like(weight) if field.shape[axis] == 1 else _difference_adjoint(weight, axis)
+            torch.zeros_like(weight) if field.shape[axis] == 1 else difference_adjoint(weight, axis)
             for axis in (4, 3, 2)
         ],
         1,
     )
-    # where no weight asks for a value it may be anything, NaN included
+    # A value that enters with no weight may be anything, even NaN.
     values = torch.where((shares != 0).any(1, keepdim=True), field, 0.0)
-    mean = _outer(values, shares) / torch.where(total == 0, 1.0, total)
+    mean = _outer(values, shares) / nonzero(total)
     long = torch.tensor([field.shape[axis] > 1 for axis in (4, 3, 2)], device=field.device)
-    return torch.where((total == 0) | ~long, everywhere, mean)  # an empty mask counts as none
+    return torch.where((total == 0) | ~long, everywhere, mean)
 
 
 def _mean_difference(field: Tensor, axis: int) -> Tensor:
@@ -79,16 +84,19 @@ def _mean_difference(field: Tensor, axis: int) -> Tensor:
     def face(i: int) -> Tensor:
         return field.select(axis, i).to(compute_dtype(field.dtype)).mean((2, 3))
 
-    if n == 1:  # no difference to take: the identity's column
+    # An axis of one voxel has no differences: its column is that of the identity.
+    if n == 1:
         return face(0) * 0 + torch.eye(3, dtype=face(0).dtype, device=field.device)[4 - axis]
     if n == 2:
         return (face(1) - face(0)) / 2
     return (1.5 * (face(n - 1) - face(0)) + 0.5 * (face(1) - face(n - 2))) * ((n - 1) / (2 * n))
 
 
-def inverse_or_identity(matrix: Tensor) -> Tensor:
-    """Inverse of [B, 3, 3], or the identity where the matrix is singular, of any size, or not finite."""
-    eye = torch.eye(3, dtype=matrix.dtype, device=matrix.device)
+def _cofactors(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Transposed cofactors [B, 3, 3], determinant [B, 1, 1], and whether [B, 3, 3] is regular and finite [B, 1, 1].
+
+    What counts as singular does not depend on the scale of the matrix, unless it is below 1e-6.
+    """
     scale = matrix.square().sum((1, 2), keepdim=True).sqrt()
     rows = matrix.unbind(1)
     cofactors = torch.stack(
@@ -101,35 +109,49 @@ def inverse_or_identity(matrix: Tensor) -> Tensor:
     )
     det = (rows[0] * cofactors[..., 0]).sum(-1)[:, None, None]
     good = (det.abs() > 1e-5 * scale**3) & torch.isfinite(det) & (scale > 1e-6)
+    return cofactors, det, good
+
+
+def inverse_or_identity(matrix: Tensor) -> Tensor:
+    """Inverse of [B, 3, 3], or the identity where the matrix is singular or not finite."""
+    eye = torch.eye(3, dtype=matrix.dtype, device=matrix.device)
+    cofactors, det, good = _cofactors(matrix)
     return torch.where(good, torch.where(good, cofactors, eye) / torch.where(good, det, 1.0), eye)
 
 
 def step_matrix(c_moving: Tensor, c_fixed: Tensor, mask: Tensor | None, step: str) -> Tensor:
-    """S of the recursion, [B, 3, 3]: see ``deepatlas_ops.implicit_warp``."""
+    """The matrix S of the recursion, [B, 3, 3], for one of STEPS: see ``deepatlas_ops.implicit_warp``.
+
+    The mask lies on the moving grid, so it weights the mean Jacobian of c_moving only.
+    """
     if step in ("moving", "newton"):
         return inverse_or_identity(mean_jacobian(c_moving, mask))
     mean = mean_jacobian(c_fixed, None)
     if step == "fixed":
         return inverse_or_identity(mean)
+    # Eqs 5 and 7 multiply the row vector c_q - c_p by D_q, which is the transpose of D_q times a column vector.
+    if step == "literal":
+        regular = _cofactors(mean.detach())[2]
+        return torch.where(regular, mean.transpose(1, 2), torch.eye(3, dtype=mean.dtype, device=mean.device))
     squared = mean.square().sum(1, keepdim=True)
-    cosines = mean / torch.where(squared > 0, squared, 1.0).sqrt()  # no root of 0: its slope is infinite
-    # (c_q - c_p) · D_q is a row vector times D_q: its transpose times the column vector.
+    # The slope of the square root is infinite at 0.
+    cosines = mean / torch.where(squared > 0, squared, 1.0).sqrt()
     return cosines.transpose(1, 2)
 
 
 def grid_limit(c_moving: Tensor) -> Tensor:
-    """How far u reaches on each axis of the moving grid: 1, or 0 for an axis of size 1: [1, 3, 1, 1, 1]."""
+    """The largest |u| on each axis of the moving grid, 1, or 0 for an axis of size 1: [1, 3, 1, 1, 1]."""
     sizes = (c_moving.shape[4], c_moving.shape[3], c_moving.shape[2])
     return c_moving.new_tensor([0.0 if n == 1 else 1.0 for n in sizes]).reshape(1, 3, 1, 1, 1)
 
 
 def _clamp(u: Tensor, limit: Tensor) -> Tensor:
-    """u held on the grid, with no gradient at the border itself, where border sampling has none either."""
+    """``u`` limited to the grid, without a gradient at the border, where border sampling has none either."""
     return torch.where(u.abs() >= limit, torch.copysign(limit, u), u)
 
 
 def _advance(g: Tensor, t: Tensor, u: Tensor, limit: Tensor, sample: Sampler) -> Tensor:
-    """One update of the recursion."""
+    """The next u of the recursion."""
     if u.requires_grad or g.requires_grad or t.requires_grad:
         held = _clamp(u, limit)
         return t - sample(g, held) + held
@@ -138,9 +160,13 @@ def _advance(g: Tensor, t: Tensor, u: Tensor, limit: Tensor, sample: Sampler) ->
 
 
 class _Inverse(NamedTuple):
-    """Cofactors, 1 / determinant and worth of a field of Jacobians: see _inverse."""
+    """The inverse of a Jacobian J at every voxel, where it is usable: see _inverse.
 
-    cofactors: tuple[tuple[Tensor, Tensor, Tensor], ...]  # [r][k]: derivative of det by row r, column k
+    ``cofactors[r][k]`` is the derivative of the determinant by the entry in row r and column k, ``scale`` is
+    1 / determinant, and ``good`` says where the inverse is usable; each is [B, D, H, W].
+    """
+
+    cofactors: tuple[tuple[Tensor, Tensor, Tensor], ...]
     scale: Tensor
     good: Tensor
 
@@ -158,12 +184,12 @@ class _Inverse(NamedTuple):
 
 
 def _inverse(g: Tensor, held: Tensor, continued: Tensor | None, sample_backward: SamplerBackward) -> _Inverse:
-    """Inverse of the Jacobian of the interpolated g at ``held``, where it is worth having.
+    """Inverse of the Jacobian of the interpolated g at ``held``.
 
-    It is not on a fold, nor where it amplifies more than MAX_AMPLIFICATION. Columns of ``continued``
-    coordinates [B, 3, D, H, W], and those of axes of size 1, are the identity's.
+    It is not usable on a fold, nor where it amplifies more than MAX_AMPLIFICATION. The columns of coordinates where
+    ``continued`` [B, 3, D, H, W] is true, and those of axes of size 1, are the columns of the identity.
     """
-    # On the border the interpolant's slope is that of the cell inside; border sampling would report 0.
+    # On the border the slope is that of the adjacent cell, but border sampling would give 0: so step inside.
     held = _clamp(held, grid_limit(g) * (1 - 1e-6))
     ones = held.new_ones((held.shape[0], 1, *held.shape[2:]))
     rows = []
@@ -182,7 +208,7 @@ def _inverse(g: Tensor, held: Tensor, continued: Tensor | None, sample_backward:
         (b * f - c * e, c * d - a * f, a * e - b * d),
     )
     det = a * cofactors[0][0] + b * cofactors[0][1] + c * cofactors[0][2]
-    size = sum(entry.square() for row in cofactors for entry in row).sqrt()
+    size = sum((entry.square() for row in cofactors for entry in row), torch.zeros_like(det)).sqrt()
     good = (det > 0) & (size <= MAX_AMPLIFICATION * det)
     return _Inverse(cofactors, 1 / torch.where(good, det, 1.0), good)
 
@@ -190,14 +216,14 @@ def _inverse(g: Tensor, held: Tensor, continued: Tensor | None, sample_backward:
 def _newton(
     g: Tensor, u: Tensor, advanced: Tensor, limit: Tensor, sample_backward: SamplerBackward
 ) -> Tensor:
-    """The Newton step where the Jacobian has an inverse worth having, else the plain one."""
+    """The u after a Newton step where the inverse Jacobian is usable, otherwise ``advanced``, after a plain step."""
     inverse = _inverse(g, torch.clamp(u, -limit, limit), u.abs() > limit, sample_backward)
     rest = advanced - u
     return torch.where(inverse.good[:, None], u + inverse(rest), advanced)
 
 
 def _may_look() -> bool:
-    """Whether the number of steps may depend on the data; all steps give the same, since no voxel moves."""
+    """Whether the number of steps may depend on the data. If not, all steps run, and the last ones move no voxel."""
     return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
 
 
@@ -210,7 +236,7 @@ def _steps(
     sample: Sampler,
     newton: SamplerBackward | None = None,
 ) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
-    """The recursion, a step at a time: u before, which voxels still moved (None: all), u after."""
+    """For each step of the recursion: u before it, the voxels that still move (None means all), and u after it."""
     u = identity_grid(t.shape[2:], t).expand_as(t)
     voxels = _half_extent(g)
     moving = None
@@ -239,12 +265,12 @@ def continued_inverse(
 ) -> tuple[Tensor, Tensor]:
     """Run the recursion: u [B, 3, D, H, W] and the update that would come next, both differentiable.
 
-    ``newton``: take Newton steps, with this adjoint of the sampler; those are not differentiable.
+    With ``newton``, the adjoint of the sampler, it takes Newton steps, which are not differentiable.
     """
     sample = sample or border_sample
     u = t
-    for _, _, u in _steps(g, t, limit, iterations, tolerance, sample, newton):  # noqa: B007
-        pass
+    for _before, _moving, after in _steps(g, t, limit, iterations, tolerance, sample, newton):
+        u = after
     return u, _advance(g, t, u, limit, sample) - u
 
 
@@ -268,10 +294,11 @@ def solve_inverse(
     sample: Sampler | None = None,
     newton: SamplerBackward | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """displacement, residual (moving voxels) and valid of the recursion with step matrix ``matrix``.
+    """Displacement, residual in moving voxels, and valid voxels of the recursion with step matrix ``matrix``.
 
-    ``ruler`` [B, 3, 3] turns what is left in the frame of ``matrix`` into a difference on the moving grid;
-    None: it is one already. See continued_inverse for ``newton``.
+    The remaining difference of the coordinates is multiplied by ``matrix`` as in eq. 7. ``ruler`` [B, 3, 3] turns that
+    into normalised coordinates of the moving grid; None means that it is in those already. See continued_inverse for
+    ``newton``.
     """
     work = compute_dtype(c_moving.dtype)
     c_moving, c_fixed = c_moving.to(work), c_fixed.to(work)
@@ -298,11 +325,11 @@ def implicit_warp_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the solution with respect to c_moving and c_fixed, by the implicit function theorem.
 
-    At a solution, dc_moving(u) + J du = dc_fixed with J the Jacobian of the interpolated c_moving there; so
-    lambda = J^-T grad is the gradient of c_fixed, and -lambda scattered at u that of c_moving. Everything is
-    measured in the frame of the step matrix, where J is near the identity. A voxel passes nothing on when it
-    is not valid, when it lies on a fold (the recursion cannot settle there), or when J^-1 amplifies more than
-    MAX_AMPLIFICATION. Without ``need_moving`` its gradient is an empty tensor.
+    At a solution, dc_moving(u) + J du = dc_fixed, where J is the Jacobian of the interpolated c_moving at u. So
+    lambda = J^-T grad is the gradient with respect to c_fixed, and scattering -lambda at u gives the gradient with
+    respect to c_moving. Both maps are multiplied by the step matrix first, which brings J near the identity. A voxel
+    has no gradient if it is not valid, if it lies on a fold (where the recursion cannot converge), or if J^-1
+    amplifies more than MAX_AMPLIFICATION. Without ``need_moving`` the gradient of c_moving is an empty tensor.
     """
     dtype = c_moving.dtype
     g = matvec(matrix, c_moving.to(grad.dtype))
@@ -329,9 +356,9 @@ def implicit_warp_unrolled_backward(
     sample: Sampler | None = None,
     sample_backward: SamplerBackward = resample_backward,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the iterations with respect to c_moving, c_fixed and matrix: their exact reverse.
+    """Gradients of the iterations with respect to c_moving, c_fixed and matrix, by reversing every step exactly.
 
-    A gradient of exactly zero stays zero, whatever the maps hold there, NaN included.
+    A gradient that is exactly 0 stays 0, whatever the maps hold there, even NaN.
     """
     moving_map, fixed_map = c_moving.to(grad.dtype), c_fixed.to(grad.dtype)
     g, t = matvec(matrix, moving_map), matvec(matrix, fixed_map)
@@ -345,7 +372,7 @@ def implicit_warp_unrolled_backward(
         by_volume, by_place = sample_backward(passed.contiguous(), g, _clamp(u, limit), 0, 0, True, True)
         by_t += passed
         by_g -= by_volume
-        # zero times the slope of a NaN would be NaN
+        # A gradient of 0 times a slope of NaN would be NaN.
         still = (u.abs() >= limit) | (passed == 0).all(1, keepdim=True)
         back = torch.where(still, 0.0, passed - by_place)
         incoming = back if moving is None else torch.where(moving, back, incoming)
@@ -355,6 +382,6 @@ def implicit_warp_unrolled_backward(
 
 
 def _outer(a: Tensor, b: Tensor) -> Tensor:
-    """Sum over the voxels of a b^T: [B, 3, 3]; where a is 0, b may be NaN. No matrix unit rounds it."""
+    """Sum over the voxels of a b^T: [B, 3, 3], as sums of products (see matvec). Where a is 0, b may be NaN."""
     b = torch.where((a == 0).all(1, keepdim=True), 0.0, b)
     return torch.stack([(a[:, i : i + 1] * b).sum((2, 3, 4)) for i in range(3)], 1)

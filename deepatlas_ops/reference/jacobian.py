@@ -1,8 +1,8 @@
-"""Jacobians of coordinate fields in PyTorch: log-determinant and the smoothness loss of eq. 11.
+"""Jacobians of coordinate fields in PyTorch: determinant, its logarithm, and the smoothness loss of eq. 11.
 
-The forward bodies are differentiable as they stand. The ``*_backward`` bodies give the same gradients from
-the field alone, by the chain difference -> columns -> determinant -> logarithm, so that nothing else need be
-kept.
+Ordinary autograd differentiates the forward functions. The ``*_backward`` functions compute the same gradients from
+the field alone, by the chain rule through logarithm, determinant, columns and differences, so that the forward pass
+need not keep anything else.
 """
 
 from __future__ import annotations
@@ -14,46 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .sampling import compute_dtype
+from ._common import compute_dtype, difference, difference_adjoint, total_weight, weighted_mean
 
 Columns = tuple[Tensor, Tensor, Tensor]
-SMOOTHNESS_EPS = 1e-3  # where smoothness_loss leaves the logarithm; the default of log_jacobian
-
-
-def _difference(field: Tensor, axis: int) -> Tensor:
-    """d field / d (normalised coordinate of ``axis``): central inside, one-sided at the two borders."""
-    n = field.shape[axis]
-    step = 2.0 / (n - 1)
-    first = (field.narrow(axis, 1, 1) - field.narrow(axis, 0, 1)) / step
-    if n == 2:
-        return torch.cat((first, first), axis)
-    middle = (field.narrow(axis, 2, n - 2) - field.narrow(axis, 0, n - 2)) / (2 * step)
-    last = (field.narrow(axis, n - 1, 1) - field.narrow(axis, n - 2, 1)) / step
-    return torch.cat((first, middle, last), axis)
-
-
-def _difference_adjoint(grad: Tensor, axis: int) -> Tensor:
-    """The transpose of _difference."""
-    n = grad.shape[axis]
-    step = 2.0 / (n - 1)
-    first, last = grad.narrow(axis, 0, 1) / step, grad.narrow(axis, n - 1, 1) / step
-    out = torch.zeros_like(grad)
-    if n > 2:
-        middle = grad.narrow(axis, 1, n - 2) / (2 * step)
-        out.narrow(axis, 2, n - 2).add_(middle)
-        out.narrow(axis, 0, n - 2).sub_(middle)
-    out.narrow(axis, 0, 1).sub_(first)
-    out.narrow(axis, 1, 1).add_(first)
-    out.narrow(axis, n - 1, 1).add_(last)
-    out.narrow(axis, n - 2, 1).sub_(last)
-    return out
+# The eps of log_jacobian that smoothness_loss uses; also the default of log_jacobian.
+SMOOTHNESS_EPS = 1e-3
 
 
 def jacobian(field: Tensor) -> Columns:
-    """The columns d field / dx, / dy, / dz, each [B, 3, D, H, W].
+    """The columns d field / dx, d field / dy and d field / dz, each [B, 3, D, H, W].
 
-    An axis of size 1 has no difference to take; its column is the identity's, so that a flat field measures
-    the determinant of the two axes it has.
+    Along an axis of size 1 there is no difference. Its column is that of the identity, so that the determinant of a
+    flat field is the determinant over the axes that it has.
     """
     columns = []
     for channel, axis in enumerate((4, 3, 2)):
@@ -62,21 +34,21 @@ def jacobian(field: Tensor) -> Columns:
             unit[:, channel] = 1
             columns.append(field * 0 + unit)
         else:
-            columns.append(_difference(field, axis))
+            columns.append(difference(field, axis))
     return columns[0], columns[1], columns[2]
 
 
 def _jacobian_adjoint(grads: Columns) -> Tensor:
-    """The transpose of jacobian: gradients of the columns -> gradient of the field."""
+    """The transpose of jacobian: from the gradients of the columns to the gradient of the field."""
     out = torch.zeros_like(grads[0])
     for grad, axis in zip(grads, (4, 3, 2), strict=True):
         if grad.shape[axis] > 1:
-            out += _difference_adjoint(grad, axis)
+            out += difference_adjoint(grad, axis)
     return out
 
 
 def _determinant(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """a · (b × c) over the channel axis: [B, 1, D, H, W]."""
+    """The determinant a · (b × c) of columns a, b and c: [B, 1, D, H, W]."""
     a0, a1, a2 = a.split(1, 1)
     b0, b1, b2 = b.split(1, 1)
     c0, c1, c2 = c.split(1, 1)
@@ -84,13 +56,18 @@ def _determinant(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 
 def _unit(column: Tensor, eps: float) -> Tensor:
-    """A column over its length, or over eps where it is shorter, which bounds the gradient by 1 / eps."""
+    """A column divided by its length, or by eps where it is shorter, which bounds the gradient by 1 / eps."""
     squared = (column * column).sum(1, keepdim=True)
     return column / squared.clamp_min(eps * eps).sqrt()
 
 
+def _units(columns: Columns, eps: float) -> Columns:
+    a, b, c = columns
+    return _unit(a, eps), _unit(b, eps), _unit(c, eps)
+
+
 def _determinant_grads(columns: Columns, grad: Tensor) -> Columns:
-    """Gradients of the columns given that of their determinant: the cross products of the other two."""
+    """Gradients of the columns from the gradient of their determinant: cross products of the other two."""
     a, b, c = columns
     return (
         grad * torch.linalg.cross(b, c, dim=1),
@@ -100,7 +77,7 @@ def _determinant_grads(columns: Columns, grad: Tensor) -> Columns:
 
 
 def _unit_grads(columns: Columns, grads: Columns, eps: float) -> Columns:
-    """Gradients of the columns given those of their _unit forms."""
+    """Gradients of the columns from the gradients of the columns divided by their lengths (see _unit)."""
     out = []
     for column, grad in zip(columns, grads, strict=True):
         length = (column * column).sum(1, keepdim=True).sqrt()
@@ -111,15 +88,16 @@ def _unit_grads(columns: Columns, grads: Columns, eps: float) -> Columns:
 
 
 def log_determinant(det: Tensor, eps: float) -> Tensor:
-    """log(det), made finite and increasing for every det.
+    """log(det), continued so that it is finite and increasing for every determinant.
 
-    Above eps it is the logarithm. From eps down to 0 it is the logarithm's tangent at eps. Below 0, where
-    the tangent would grow without bound (a determinant of -100 would cost 1e5 at eps = 1e-3), it goes on as
-    the mirrored logarithm log(eps) - 1 - log(1 - det / eps): value and slope are continuous at both joints,
-    the slope is at most 1 / eps, falls as 1 / |det|, and still points every fold back towards det > 0.
+    Above eps it is the logarithm. Between 0 and eps it is the tangent of the logarithm at eps. Below 0, where the
+    tangent would grow without bound (a determinant of -100 would cost 1e5 at eps = 1e-3), it is the mirrored logarithm
+    log(eps) - 1 - log(1 - det / eps). Value and slope are continuous at both joints. The slope is at most 1 / eps and
+    falls as 1 / |det|, and it still pushes every fold back towards det > 0.
     """
     floor = math.log(eps)
-    logarithm = det.clamp_min(eps).log()  # each clamp keeps the branch finite, and its gradient 0, elsewhere
+    # Outside its own interval, each clamp keeps a branch finite and its gradient 0.
+    logarithm = det.clamp_min(eps).log()
     tangent = floor + (det.clamp(0.0, eps) - eps) / eps
     folded = floor - 1 - torch.log1p(-det.clamp_max(0.0) / eps)
     return torch.where(det > eps, logarithm, torch.where(det >= 0, tangent, folded))
@@ -130,10 +108,10 @@ def _log_determinant_slope(det: Tensor, eps: float) -> Tensor:
 
 
 def jacobian_determinant(field: Tensor, digital: bool) -> Tensor:
-    """The determinant in the compute type, [B, 1, D, H, W], so that its sign survives half types.
+    """The determinant of the Jacobian, [B, 1, D, H, W], in the compute type, so that half types keep its sign.
 
-    With ``digital`` it is the smallest of the eight determinants of forward and backward differences, passing
-    over NaN; at a border only the one-sided difference that exists is taken.
+    With ``digital`` it is the smallest of the eight determinants of forward and backward differences; those that are
+    NaN are ignored, and at a border the one-sided difference that exists there serves as both.
     """
     field = field.to(compute_dtype(field.dtype))
     if not digital:
@@ -146,7 +124,7 @@ def jacobian_determinant(field: Tensor, digital: bool) -> Tensor:
 
 
 def _one_sided_columns(field: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """For x, y and z the columns of forward and of backward differences."""
+    """For x, y and z, the column of forward differences and the column of backward differences."""
     pairs = []
     for column, axis in zip(jacobian(field), (4, 3, 2), strict=True):
         n = field.shape[axis]
@@ -163,7 +141,7 @@ def log_jacobian(field: Tensor, normalize_columns: bool, eps: float) -> Tensor:
     """The logarithm of the Jacobian determinant of field [B, 3, D, H, W]: [B, 1, D, H, W]."""
     columns = jacobian(field.to(compute_dtype(field.dtype)))
     if normalize_columns:
-        columns = tuple(_unit(column, eps) for column in columns)
+        columns = _units(columns, eps)
     return log_determinant(_determinant(*columns), eps).to(field.dtype)
 
 
@@ -171,7 +149,7 @@ def log_jacobian_backward(grad: Tensor, field: Tensor, normalize_columns: bool, 
     """Gradient of log_jacobian with respect to the field."""
     work = compute_dtype(field.dtype)
     columns = jacobian(field.to(work))
-    units = tuple(_unit(column, eps) for column in columns) if normalize_columns else columns
+    units = _units(columns, eps) if normalize_columns else columns
     slope = grad.to(work) * _log_determinant_slope(_determinant(*units), eps)
     grads = _determinant_grads(units, slope)
     if normalize_columns:
@@ -179,19 +157,11 @@ def log_jacobian_backward(grad: Tensor, field: Tensor, normalize_columns: bool, 
     return _jacobian_adjoint(grads).to(field.dtype)
 
 
-def weighted_mean(x: Tensor, weight: Tensor | None) -> Tensor:
-    """Mean over the spatial axes, kept: [B, C, 1, 1, 1]; 0 where the weights sum to 0."""
-    if weight is None:
-        return x.mean((2, 3, 4), keepdim=True)
-    total = weight.sum((2, 3, 4), keepdim=True)
-    return (x * weight).sum((2, 3, 4), keepdim=True) / torch.where(total == 0, 1.0, total)
-
-
 def _masked_columns(field: Tensor, mask: Tensor | None) -> tuple[Columns, Tensor | None]:
     """The columns and the weights of the smoothness loss, in the compute type.
 
-    Outside the mask the field may be anything, NaN included: a constant frame there keeps both the value and
-    the gradient of those voxels out of every sum.
+    Outside the mask the field may hold anything, even NaN. The columns of the identity replace it there, which keeps
+    the values and the gradients of those voxels out of every sum.
     """
     work = compute_dtype(field.dtype)
     columns = jacobian(field.to(work))
@@ -207,10 +177,10 @@ def _masked_columns(field: Tensor, mask: Tensor | None) -> tuple[Columns, Tensor
 def _smoothness_residuals(
     columns: Columns, weight: Tensor | None, log_orthonormality: bool
 ) -> tuple[Tensor, Tensor, Columns, Tensor, Tensor]:
-    """The arguments of the two Huber losses, the unit columns, and the two determinants."""
+    """The arguments of the two Huber losses of eq. 11, the unit columns, and the two determinants."""
     det = _determinant(*columns)
     change = log_determinant(det, SMOOTHNESS_EPS)
-    units = tuple(_unit(column, SMOOTHNESS_EPS) for column in columns)
+    units = _units(columns, SMOOTHNESS_EPS)
     unit_det = _determinant(*units)
     frame = log_determinant(unit_det, SMOOTHNESS_EPS) if log_orthonormality else unit_det
     return change - weighted_mean(change, weight), frame - 1, units, det, unit_det
@@ -233,20 +203,17 @@ def _huber_mean(uniformity: Tensor, orthonormality: Tensor, weight: Tensor | Non
 def smoothness_loss_and_statistics(
     field: Tensor, mask: Tensor | None, delta: float, log_orthonormality: bool
 ) -> tuple[Tensor, Tensor]:
-    """smoothness_loss and what its gradient needs of all voxels together: [B, 3] float64.
+    """smoothness_loss, and the statistics over all voxels that its gradient needs: [B, 3] float64.
 
-    They are the mean of D, the mean of the first Huber loss's derivative, and the sum of the weights (1 where
-    that is 0).
+    The statistics are the mean of D, the mean of the derivative of the first Huber loss, and the sum of the weights
+    (1 where that is 0).
     """
     columns, weight = _masked_columns(field, mask)
     uniformity, orthonormality, _, det, _ = _smoothness_residuals(columns, weight, log_orthonormality)
     loss = _huber_mean(uniformity, orthonormality, weight, delta).to(field.dtype)
     mean = weighted_mean(log_determinant(det, SMOOTHNESS_EPS), weight)
     pull = weighted_mean(uniformity.clamp(-delta, delta), weight)
-    total = torch.full_like(mean, math.prod(det.shape[2:]))
-    if weight is not None:
-        total = weight.sum((2, 3, 4), keepdim=True)
-        total = torch.where(total == 0, 1.0, total)
+    total = torch.full_like(mean, math.prod(det.shape[2:])) if weight is None else total_weight(weight)
     return loss, torch.cat((mean, pull, total), 1).flatten(1).double()
 
 
@@ -261,16 +228,17 @@ def smoothness_loss_backward(
     if weight is None:
         share = torch.full_like(det, 1 / math.prod(det.shape[2:]))
     else:
-        total = weight.sum((2, 3, 4), keepdim=True)
-        share = weight / torch.where(total == 0, 1.0, total)
+        share = weight / total_weight(weight)
     share = share * grad.to(det.dtype)[:, None, None, None, None]
 
-    pull = uniformity.clamp(-delta, delta)  # the Huber loss's derivative
+    # Clamping its argument gives the derivative of the Huber loss.
+    pull = uniformity.clamp(-delta, delta)
     pull = (pull - weighted_mean(pull, weight)) * share * _log_determinant_slope(det, SMOOTHNESS_EPS)
     turn = orthonormality.clamp(-delta, delta) * share
     if log_orthonormality:
         turn = turn * _log_determinant_slope(unit_det, SMOOTHNESS_EPS)
-    straight = _determinant_grads(columns, pull)
-    rotated = _unit_grads(columns, _determinant_grads(units, turn), SMOOTHNESS_EPS)
-    # a voxel without weight has share 0 and a finite frame, hence exactly no gradient
-    return _jacobian_adjoint(tuple(s + r for s, r in zip(straight, rotated, strict=True))).to(field.dtype)
+    by_det = _determinant_grads(columns, pull)
+    by_unit_det = _unit_grads(columns, _determinant_grads(units, turn), SMOOTHNESS_EPS)
+    # A voxel without weight has a share of 0 and finite columns, so its gradient is exactly 0.
+    a, b, c = (p + q for p, q in zip(by_det, by_unit_det, strict=True))
+    return _jacobian_adjoint((a, b, c)).to(field.dtype)

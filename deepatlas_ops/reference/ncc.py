@@ -1,4 +1,4 @@
-"""Normalised cross-correlation in PyTorch: global per feature map (eq. 9) and windowed."""
+"""Normalised cross-correlation in PyTorch: of whole feature maps (eq. 9) and within windows."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .jacobian import weighted_mean
-from .sampling import compute_dtype
+from ._common import compute_dtype, total_weight, weighted_mean
 
 
 def _box_sum(x: Tensor, window: int) -> Tensor:
-    """Sum over the window around each voxel, holding only the voxels inside the volume.
+    """Sum over the window around each voxel, of which only the voxels inside the volume count.
 
-    By integral images, one axis at a time, so that the cost does not grow with the window; x is float64,
-    which keeps the rounding of the long sums out of the short differences.
+    It uses cumulative sums, one axis at a time, so that the cost does not grow with the window. ``x`` must be float64,
+    so that the rounding of the long sums does not show in their short differences.
     """
     for axis in (2, 3, 4):
         n = x.shape[axis]
         if n == 1:
             continue
-        totals = F.pad(x.cumsum(axis), [*([0, 0] * (4 - axis)), 1, 0])  # a leading 0: the sum over nothing
+        # The leading 0 is the sum over no voxels.
+        totals = F.pad(x.cumsum(axis), [*([0, 0] * (4 - axis)), 1, 0])
         at = torch.arange(n, device=x.device)
         upper = (at + window // 2 + 1).clamp_max(n)
         lower = (at - window // 2).clamp_min(0)
@@ -32,20 +32,22 @@ def _box_sum(x: Tensor, window: int) -> Tensor:
 
 
 def _held(x: Tensor, weight: Tensor | None) -> Tensor:
-    """x with 0 where the weight is 0, whatever x holds there."""
+    """``x`` with 0 where the weight is 0, whatever ``x`` holds there."""
     return x if weight is None else torch.where(weight > 0, x, 0.0)
 
 
 class _Moments(NamedTuple):
-    """What a correlation is made of, each [B, C, 1, 1, 1], or [B, C, D, H, W] with windows.
+    """The maps [B, C, D, H, W], the weights, and the statistics that a correlation is computed from.
 
-    The sums run over the shifted maps ``a`` and ``b``; the floors are the least variances a map may have.
+    The statistics are [B, C, 1, 1, 1] without windows and [B, C, D, H, W] with them. ``total`` is the sum of the
+    weights, of the whole volume or of each window, with 1 in place of 0. The floors are the smallest variances that
+    do not count as flat.
     """
 
     a: Tensor
     b: Tensor
     weight: Tensor | None
-    count: Tensor | None
+    total: Tensor | int
     a_mean: Tensor
     b_mean: Tensor
     a_variance: Tensor
@@ -55,30 +57,34 @@ class _Moments(NamedTuple):
     b_floor: Tensor
 
     def spreads(self) -> tuple[Tensor, Tensor]:
+        """The variances of a and b, held above their floors."""
         return torch.maximum(self.a_variance, self.a_floor), torch.maximum(self.b_variance, self.b_floor)
 
     def correlation(self) -> Tensor:
-        """Each variance is held above its floor, so that flat gives 0 and |value| <= 1."""
+        """The correlation, with each variance held above its floor: 0 where a map is flat, and never above 1."""
         a_spread, b_spread = self.spreads()
         return self.covariance / (a_spread.sqrt() * b_spread.sqrt())
 
 
 def _global(a: Tensor, b: Tensor, weight: Tensor | None, eps: float) -> _Moments:
-    least = torch.finfo(a.dtype).tiny ** 0.5  # keeps 0 / 0 away where a channel is all zeros
+    # A floor above 0 avoids 0 / 0 where all values of a channel are 0.
+    least = torch.finfo(a.dtype).tiny ** 0.5
     a, b = _held(a, weight), _held(b, weight)
-    # Two passes: E[x^2] - E[x]^2 would lose the variance of a map far from zero.
+    # The means are taken first: E[x^2] - E[x]^2 would lose the variance of a map whose mean is far from 0.
     a_mean, b_mean = weighted_mean(a, weight), weighted_mean(b, weight)
     x, y = a - a_mean, b - b_mean
     variances = (weighted_mean(x * x, weight), weighted_mean(y * y, weight))
     squares = (variances[0].detach() + a_mean.detach() ** 2, variances[1].detach() + b_mean.detach() ** 2)
     floors = [(eps * eps * square).clamp_min(least) for square in squares]
-    return _Moments(a, b, weight, None, a_mean, b_mean, *variances, weighted_mean(x * y, weight), *floors)
+    total = math.prod(a.shape[2:]) if weight is None else total_weight(weight)
+    covariance = weighted_mean(x * y, weight)
+    return _Moments(a, b, weight, total, a_mean, b_mean, *variances, covariance, *floors)
 
 
 def _windowed(a: Tensor, b: Tensor, weight: Tensor | None, window: int, eps: float) -> _Moments:
-    # A window's variance is a difference of two sums. Centring the whole map first keeps the terms small,
-    # and float64 keeps their rounding below the floor where the map is flat but far from its mean (air in a
-    # CT).
+    # The variance of a window is a difference of two sums. Subtracting the mean of the map first keeps the terms
+    # small, and float64 keeps their rounding below the floor where the map is flat but far from its mean, such as the
+    # air in a CT.
     a, b = (_held(x, weight).double() for x in (a, b))
     ones = torch.ones_like(a[:, :1]) if weight is None else weight.double()
     a, b = (_held(x - weighted_mean(x, ones), weight) for x in (a, b))
@@ -90,11 +96,11 @@ def _windowed(a: Tensor, b: Tensor, weight: Tensor | None, window: int, eps: flo
     sums = _box_sum(
         torch.cat((ones, a * ones, b * ones, a * a * ones, b * b * ones, a * b * ones), 1), window
     )
-    count, *moments = sums.split((1, c, c, c, c, c), 1)
-    count = torch.where(count > 0, count, 1.0)
-    a_mean, b_mean, a_square, b_square, product = (moment / count for moment in moments)
+    total, *moments = sums.split((1, c, c, c, c, c), 1)
+    total = torch.where(total > 0, total, 1.0)
+    a_mean, b_mean, a_square, b_square, product = (moment / total for moment in moments)
     variances = (a_square - a_mean * a_mean, b_square - b_mean * b_mean)
-    return _Moments(a, b, ones, count, a_mean, b_mean, *variances, product - a_mean * b_mean, *floors)
+    return _Moments(a, b, ones, total, a_mean, b_mean, *variances, product - a_mean * b_mean, *floors)
 
 
 def _moments(a: Tensor, b: Tensor, mask: Tensor | None, window: int, eps: float) -> _Moments:
@@ -106,7 +112,7 @@ def _moments(a: Tensor, b: Tensor, mask: Tensor | None, window: int, eps: float)
 
 
 def channel_moments(a: Tensor, b: Tensor, mask: Tensor | None) -> Tensor:
-    """Weight, means, variances and covariance of each channel: [B, C, 6] in float64."""
+    """Sum of the weights, means, variances and covariance of each channel: [B, C, 6] in float64."""
     weight = torch.ones_like(a[:, :1]).double() if mask is None else mask.double()
     a, b = (_held(x.double(), weight) for x in (a, b))
     means = weighted_mean(a, weight), weighted_mean(b, weight)
@@ -117,7 +123,10 @@ def channel_moments(a: Tensor, b: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def ncc(a: Tensor, b: Tensor, mask: Tensor | None, window: int, eps: float) -> Tensor:
-    """Correlation of a and b [B, C, D, H, W] under mask [B, 1, D, H, W]: [B, C]; window 0 is global."""
+    """Correlation of a and b [B, C, D, H, W] under mask [B, 1, D, H, W]: [B, C].
+
+    A window of 0 means the whole volume.
+    """
     moments = _moments(a, b, mask, window, eps)
     value = moments.correlation()
     if window > 0:
@@ -137,29 +146,24 @@ def ncc_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of ncc with respect to a and b; an unneeded one is an empty tensor.
 
-    One correlation r with weights w summing to N has dr/da_j = w_j / N [(b_j - mean b) / sqrt(Va Vb)
-    - r (a_j - mean a) / Va], the last term absent where Va is held at its floor: linear in a_j and b_j, with
-    coefficients of the window. With windows a voxel sums those of every window it lies in, a box sum again.
+    A correlation r with variances Va and Vb and with weights w that sum to N has
+    dr/da_j = w_j / N [(b_j - mean b) / sqrt(Va Vb) - r (a_j - mean a) / Va], without the last term where Va is held at
+    its floor. This is linear in a_j and b_j, with coefficients that depend on the window only. With windows, the
+    gradient of a voxel needs the sums of these coefficients over all windows that contain it: box sums again.
     """
     m = _moments(a, b, mask, window, eps)
     a_spread, b_spread = m.spreads()
     value = m.correlation()
     outer = grad.to(value.dtype)[..., None, None, None]
-    if window == 0:
-        total = math.prod(a.shape[2:]) if m.weight is None else m.weight.sum((2, 3, 4), keepdim=True)
-    else:
-        mean_weight = m.weight.sum((2, 3, 4), keepdim=True)
-        outer = outer * m.weight / torch.where(mean_weight == 0, 1.0, mean_weight)
-        total = m.count
-    if isinstance(total, Tensor):
-        total = torch.where(total == 0, 1.0, total)
-    cross = outer / (total * a_spread.sqrt() * b_spread.sqrt())
+    if window > 0 and m.weight is not None:
+        outer = outer * m.weight / total_weight(m.weight)
+    cross = outer / (m.total * a_spread.sqrt() * b_spread.sqrt())
 
     def gradient(
         x: Tensor, x_mean: Tensor, x_variance: Tensor, x_floor: Tensor, y: Tensor, y_mean: Tensor
     ) -> Tensor:
         own = torch.where(
-            x_variance >= x_floor, -outer * value / (total * torch.maximum(x_variance, x_floor)), 0.0
+            x_variance >= x_floor, -outer * value / (m.total * torch.maximum(x_variance, x_floor)), 0.0
         )
         constant = -(cross * y_mean + own * x_mean)
         slopes = (cross, own, constant)

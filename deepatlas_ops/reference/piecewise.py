@@ -1,4 +1,4 @@
-"""Piecewise linear curves in PyTorch."""
+"""Piecewise linear curves and their gradient in PyTorch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .sampling import compute_dtype
+from ._common import compute_dtype
 
 
 def _segments(x: Tensor, knots: Sequence[float], values: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
-    """Knot, value and slope of the segment that each x lies in; NaN is in the first, as in the kernels."""
+    """Knot, value and slope of the segment that each element of ``x`` lies in.
+
+    NaN belongs to the first segment, as in the kernels.
+    """
     slopes = [(v - u) / (q - p) for p, q, u, v in zip(knots, knots[1:], values, values[1:], strict=False)]
     table = torch.tensor([knots[:-1], values[:-1], slopes], dtype=x.dtype, device=x.device)
     segment = torch.zeros_like(x, dtype=torch.long)
@@ -21,7 +24,7 @@ def _segments(x: Tensor, knots: Sequence[float], values: Sequence[float]) -> tup
 
 
 def piecewise_linear(x: Tensor, knots: Sequence[float], values: Sequence[float]) -> Tensor:
-    """The curve through (knot, value), its first and last segment continued: the shape of x."""
+    """The curve through the points (knot, value) at every element of ``x``; its end segments extend beyond them."""
     wide = x.to(compute_dtype(x.dtype))
     knot, value, slope = _segments(wide.detach(), knots, values)
     return (value + slope * (wide - knot)).to(x.dtype)
@@ -30,6 +33,6 @@ def piecewise_linear(x: Tensor, knots: Sequence[float], values: Sequence[float])
 def piecewise_linear_backward(
     grad: Tensor, x: Tensor, knots: Sequence[float], values: Sequence[float]
 ) -> Tensor:
-    """Gradient by x: the slope of its segment, that of the segment below at a knot."""
+    """Gradient with respect to ``x``: the slope of its segment, at a knot the slope of the segment below."""
     work = compute_dtype(x.dtype)
     return (grad.to(work) * _segments(x.to(work), knots, values)[2]).to(x.dtype)

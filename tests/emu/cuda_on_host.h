@@ -1,6 +1,7 @@
-// Enough of CUDA to run a kernel with shared memory on the host: one std::thread a CUDA thread, a
-// std::barrier for __syncthreads, one block after another. A missing __syncthreads is then a data
-// race that ThreadSanitizer reports. Include it before the header of the kernel; C++20.
+// Enough of CUDA to run a kernel with shared memory on the host: a std::thread for each CUDA
+// thread, a std::barrier for __syncthreads, and one block after another. A missing __syncthreads is
+// then a data race that ThreadSanitizer reports. Needs C++20, and must be included before the
+// header of the kernel.
 #pragma once
 
 #include <barrier>
@@ -9,7 +10,8 @@
 
 #define __global__
 #define __launch_bounds__(...)
-#define __shared__ static  // the blocks run in turn, so one copy serves them all
+// The blocks run one after another, so they can share one copy.
+#define __shared__ static
 
 struct Place3 {
   unsigned x, y, z;
@@ -19,7 +21,7 @@ inline thread_local std::barrier<>* block_barrier = nullptr;
 
 inline void __syncthreads() { block_barrier->arrive_and_wait(); }
 
-// kernel() once by every thread of every block.
+// Calls kernel() once in every thread of every block.
 template <class Kernel>
 void launch_on_host(unsigned blocks, unsigned threads, const Kernel& kernel) {
   for (unsigned block = 0; block < blocks; ++block) {

@@ -1,17 +1,10 @@
-// Runs the kernels of edge_difference and piecewise_linear that CUDA runs on the host, functors
-// voxel by voxel and reductions with one thread a CUDA thread, and compares them with the CPU
-// kernels: every scalar type, several channels, odd shapes, masks over NaN. Prints one line a
-// failure; exit status 1 if any.
+// Runs the CUDA kernels of edge_difference and piecewise_linear on the host, functors voxel by
+// voxel and reductions with one thread for each CUDA thread, and compares them with the CPU
+// kernels: for every scalar type, several channels, odd shapes, and masks over NaN. Prints one line
+// for each failure.
 #include "host_launch.h"
-// above: what the kernels below are written in
-
-#include <cmath>
-#include <cstdio>
-#include <cstring>
-#include <string>
-#include <vector>
-
-#include "edges_device.h"
+// The kernels need the definitions above.
+#include "edges_functors.h"
 #include "host.h"
 #include "piecewise.h"
 
@@ -23,20 +16,8 @@ namespace {
 template <class S, class U>
 void compare(const std::string& what, const std::vector<U>& found, const std::vector<U>& expected) {
   const double tolerance = sizeof(S) == 8 ? 1e-11 : sizeof(S) == 4 ? 1e-5 : 1e-2;
-  double scale = 1e-6;  // below it there is nothing but rounding
-  for (const U& value : expected) scale = std::max(scale, std::abs(double(load(value))));
-  for (size_t i = 0; i < found.size(); ++i) {
-    const double f = load(found[i]), e = load(expected[i]);
-    if ((std::isnan(f) && std::isnan(e)) || std::abs(f - e) <= tolerance * scale) continue;
-    std::printf("%s: element %zu is %g, on the CPU %g\n", what.c_str(), i, f, e);
-    ++failures;
-    return;
-  }
-}
-
-template <class S>
-bool same(const std::vector<S>& a, const std::vector<S>& b) {
-  return std::memcmp(a.data(), b.data(), a.size() * sizeof(S)) == 0;
+  // Below 1e-6 there are only rounding errors.
+  compare_scaled(what, found, expected, tolerance, 1e-6);
 }
 
 template <class S>
@@ -45,6 +26,7 @@ struct Results {
   std::vector<double> statistics;
 };
 
+// The results of a forward and a backward pass, into memory that holds another value before.
 template <class S, class Forward, class Backward>
 Results<S> run(EdgesArgs a, const Forward& forward, const Backward& backward) {
   const int64_t all = a.items() * a.shape.voxels();
@@ -63,7 +45,7 @@ Results<S> run(EdgesArgs a, const Forward& forward, const Backward& backward) {
 template <class S, class Index>
 Results<S> on_device(const EdgesArgs& args) {
   const int64_t items = args.items(), voxels = args.shape.voxels();
-  std::vector<double> sums(3 * items * edges::pieces_of(args));
+  std::vector<double> sums(3 * items * edges::channel_pieces(args));
   std::vector<Accumulate<S>> slopes(3 * items * voxels);
   return run<S>(
       args,
@@ -96,12 +78,14 @@ void check(const std::string& what, EdgesArgs a, bool masked, float contrast) {
   auto mask = random<S>(a.batch * voxels, 1);
   const auto grad = random<S>(a.batch, 1);
   if (masked) {
-    for (int64_t i = 0; i < a.batch * voxels; ++i) {  // the last planes have no weight
+    // The second half of the planes has no weight.
+    for (int64_t i = 0; i < a.batch * voxels; ++i) {
       const double weight = std::abs(double(load(mask[i])));
       const bool inside = weight > 0.7 && i % voxels < voxels / 2;
       store(&mask[i], Accumulate<S>(inside ? weight : 0));
     }
-    for (int64_t i = 0; i < a.items(); ++i) {  // the first voxel may be seen, the last may not
+    // So the last voxel of an image must not be read.
+    for (int64_t i = 0; i < a.items(); ++i) {
       store(&moving[(i + 1) * voxels - 1], Accumulate<S>(std::nan("")));
     }
     a.mask = mask.data();
@@ -110,11 +94,9 @@ void check(const std::string& what, EdgesArgs a, bool masked, float contrast) {
   a.fixed = fixed.data();
   a.grad = grad.data();
   const auto expected = on_cpu<S>(a, threads<1>()), threaded = on_cpu<S>(a, threads<3>());
-  if (!same(expected.value, threaded.value) || !same(expected.by_moving, threaded.by_moving) ||
-      !same(expected.by_fixed, threaded.by_fixed)) {
-    std::printf("%s: the results depend on the number of threads\n", what.c_str());
-    ++failures;
-  }
+  same_bits(what + " value", expected.value, threaded.value);
+  same_bits(what + " by moving", expected.by_moving, threaded.by_moving);
+  same_bits(what + " by fixed", expected.by_fixed, threaded.by_fixed);
   for (const auto& found : {on_device<S, int32_t>(a), on_device<S, int64_t>(a)}) {
     compare<S>(what + " value", found.value, expected.value);
     compare<S>(what + " by moving", found.by_moving, expected.by_moving);
@@ -127,7 +109,8 @@ void check_curve(const std::string& what, Scalar code) {
   const int64_t count = 3000;
   auto x = random<S>(count, 1), grad = random<S>(count, 1);
   store(&x[5], Accumulate<S>(std::nan("")));
-  store(&x[6], Accumulate<S>(0.5));  // a knot
+  // This is a knot.
+  store(&x[6], Accumulate<S>(0.5));
   PiecewiseArgs a{};
   a.scalar = code;
   a.count = count;
@@ -144,12 +127,11 @@ void check_curve(const std::string& what, Scalar code) {
     cpu(a, threads<3>());
     compare<S>(what + direction, found, expected);
   };
-  both(" curve",
-       [&] { HostLaunch().each<int64_t>(count, PiecewiseForward<S, int64_t>(a)); },
-       piecewise_forward_cpu);
-  both(" slope of the curve",
-       [&] { HostLaunch().each<int64_t>(count, PiecewiseBackward<S, int64_t>(a)); },
-       piecewise_backward_cpu);
+  const HostLaunch host;
+  const auto curve = [&] { host.each<int64_t>(count, PiecewiseForward<S, int64_t>(a)); };
+  const auto slope = [&] { host.each<int64_t>(count, PiecewiseBackward<S, int64_t>(a)); };
+  both(" curve", curve, piecewise_forward_cpu);
+  both(" slope of the curve", slope, piecewise_backward_cpu);
 }
 
 template <class S>
@@ -158,15 +140,14 @@ void check_all(const std::string& scalar, Scalar code) {
   const Shape3 shapes[] = {{5, 6, 7}, {1, 4, 2}, {2, 1, 1}, {1, 1, 1}, {3, 2, 261}, {19, 18, 17}};
   for (const Shape3& s : shapes) {
     for (const bool masked : {false, true}) {
-      for (const float contrast : {1.f, 1e-3f}) {  // above and below the floor
+      // Edges above and below the floor.
+      for (const float contrast : {1.f, 1e-3f}) {
         EdgesArgs a{};
         a.scalar = code;
         a.batch = 2;
         a.channels = 2;
         a.shape = s;
-        const std::string what = scalar + " " + std::to_string(s.d) + "x" + std::to_string(s.h) +
-                                 "x" + std::to_string(s.w) + (masked ? " masked" : "");
-        check<S>(what, a, masked, contrast);
+        check<S>(scalar + " " + name_of(s) + (masked ? " masked" : ""), a, masked, contrast);
       }
     }
   }

@@ -1,11 +1,10 @@
-// Launches of the kernels of CUDA on the host: what CudaLaunch of launch.cuh is there.
+// Launches CUDA kernels on the host, in place of CudaLaunch of launch.cuh. Must be included first.
 #pragma once
 
 #include <cstdint>
 
 #include "cuda_on_host.h"
-// above: what the kernel below is written in
-
+// The kernel needs the definitions above.
 #include "reduce.cuh"
 
 namespace deepatlas::host {
@@ -19,7 +18,7 @@ struct HostLaunch {
   template <class Reducer>
   const char* reduce(int64_t pieces, const Reducer& reducer) const {
     constexpr int threads = 16;
-    // Fewer blocks than pieces: each then takes several.
+    // With fewer blocks than pieces, a block reduces several of them.
     const unsigned blocks = unsigned(pieces < 2 ? pieces : 2);
     launch_on_host(blocks, threads, [&] { reduce_kernel<threads>(pieces, reducer); });
     return nullptr;

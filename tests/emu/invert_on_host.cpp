@@ -1,14 +1,7 @@
-// The functors of inversion that CUDA runs, one call a voxel, against the blocked CPU kernels, for
-// every scalar type, with NaN and infinite coordinates, from several threads. Built with
-// sanitizers. Prints one line a failure; exit status 1 if there was any.
-#include <algorithm>
-#include <cmath>
-#include <cstdio>
-#include <cstring>
+// Runs the functors of inversion that CUDA runs, one call for each voxel, and compares the CPU
+// kernels with them: for every scalar type, NaN and infinite coordinates, and several threads.
+// Prints one line for each failure.
 #include <limits>
-#include <random>
-#include <string>
-#include <vector>
 
 #include "host.h"
 #include "invert_functors.h"
@@ -19,7 +12,8 @@ using namespace deepatlas::invert;
 
 namespace {
 
-// Four pieces, the last one first: what a piece writes outside its own slab survives.
+// Four ranges, the last one first, so that what a task writes outside its own slab is not
+// overwritten.
 Parallel backwards() {
   return {4, [](int64_t count, int64_t grain, void* context, Parallel::Body body) {
             const int64_t piece = std::max(grain, (count + 3) / 4);
@@ -29,7 +23,7 @@ Parallel backwards() {
           }};
 }
 
-// Identity times `scale` plus noise weak enough for the recursion to contract.
+// The identity times `scale` plus noise that is so weak that the recursion contracts.
 template <class S>
 std::vector<S> map(int64_t batch, const Shape3& s, float scale, float noise) {
   std::normal_distribution<float> normal(0, noise);
@@ -46,22 +40,7 @@ std::vector<S> map(int64_t batch, const Shape3& s, float scale, float noise) {
 
 template <class T>
 void compare(const std::string& what, const std::vector<T>& found, const std::vector<T>& expected) {
-  const double tolerance = sizeof(T) == 8 ? 1e-10 : 3e-4;
-  for (size_t i = 0; i < found.size(); ++i) {
-    const double f = found[i], e = expected[i];
-    if ((std::isnan(f) && std::isnan(e)) || f == e) continue;
-    if (std::abs(f - e) <= tolerance * (1 + std::abs(e))) continue;
-    std::printf("%s: element %zu is %g, the functor gives %g\n", what.c_str(), i, f, e);
-    ++failures;
-    return;
-  }
-}
-
-template <class T>
-void same_bits(const std::string& what, const std::vector<T>& a, const std::vector<T>& b) {
-  if (std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0) return;
-  std::printf("%s: depends on the number of threads\n", what.c_str());
-  ++failures;
+  compare_each(what, found, expected, sizeof(T) == 8 ? 1e-10 : 3e-4);
 }
 
 template <class Functor>
@@ -69,7 +48,7 @@ void run(int64_t count, const Functor& functor) {
   for_each(threads<1>(), count, functor);
 }
 
-// All outputs of one way to run the kernels.
+// All results of one way to run the kernels.
 template <class T>
 struct Results {
   std::vector<T> packed, scattered, displacement, residual, by_moving, by_fixed, by_matrix,
@@ -98,7 +77,7 @@ struct Results {
   }
 };
 
-// Of the lines of each item: the CPU sums along rows, CUDA along columns.
+// The sums over the lines of each item. The CPU sums along rows, CUDA along columns.
 template <class T>
 std::vector<T> sums(const std::vector<T>& partial, int64_t batch, int64_t lines) {
   std::vector<T> total(9 * batch);
@@ -118,7 +97,8 @@ void check(const std::string& what, InvertArgs a, bool spoilt) {
   const double inf = std::numeric_limits<double>::infinity();
   const double odd[] = {std::nan(""), inf, -inf, 6e4};
   for (size_t i = 0; i < 4; ++i) store(&fixed[(i * 37) % fixed.size()], T(odd[i]));
-  if (spoilt) {  // also where it is read and where it comes back
+  // With NaN in the moving map and in the gradient, and zeros in the gradient.
+  if (spoilt) {
     store(&moving[moving.size() / 2], T(odd[0]));
     grad[grad.size() / 3] = T(odd[0]);
     for (size_t i = 0; i < grad.size(); i += 5) grad[i] = T(0);
@@ -143,11 +123,11 @@ void check(const std::string& what, InvertArgs a, bool spoilt) {
   same_bits(what + " displacement", one.displacement, many.displacement);
   same_bits(what + " valid", one.valid, functor.valid);
 
-  // The gradients are taken at one and the same solution.
+  // All ways compute the gradients at the same solution.
   one.displacement = many.displacement = last_first.displacement = functor.displacement;
   last_first.valid = functor.valid;
   functor.attach(a);
-  run(count, ImplicitBackward<S, int32_t, HostAdd>(a));
+  run(count, ImplicitBackward<S, int32_t, PlainAdd>(a));
   one.attach(a);
   invert_implicit_cpu(a, threads<1>());
   many.attach(a);
@@ -163,7 +143,7 @@ void check(const std::string& what, InvertArgs a, bool spoilt) {
 
   std::fill(functor.by_moving.begin(), functor.by_moving.end(), T(0));
   functor.attach(a);
-  run(count, UnrolledBackward<S, int32_t, HostAdd>(a));
+  run(count, UnrolledBackward<S, int32_t, PlainAdd>(a));
   run(a.batch * a.in.d * a.in.w,
       Finish<S, int64_t>(a, a.in, kAlongColumns, a.moving, a.grad_moving, a.partial_moving));
   run(a.batch * a.out.d * a.out.w,

@@ -1,15 +1,8 @@
-// Runs the functors of the Jacobian ops that CUDA runs, one call a voxel, on the host, and compares
-// them with the CPU kernels for every scalar type, odd shapes, masks, folds, NaN and infinity; from
-// several threads, with results that must not depend on their number. Also measures the error of
-// log_positive. Prints one line a failure; exit status 1 if there was any.
-#include <algorithm>
-#include <cmath>
-#include <cstdio>
-#include <cstring>
+// Runs the functors of the Jacobian ops that CUDA runs, one call for each voxel, and compares the
+// CPU kernels with them: for every scalar type, odd shapes, masks, folds, NaN, infinity, and
+// several threads, on whose number the results must not depend. Also measures the error of
+// log_positive. Prints one line for each failure.
 #include <limits>
-#include <random>
-#include <string>
-#include <vector>
 
 #include "host.h"
 #include "jacobian_functors.h"
@@ -22,25 +15,7 @@ namespace {
 template <class S, class U>
 void compare(const std::string& what, const std::vector<U>& found, const std::vector<U>& expected) {
   const double tolerance = sizeof(S) == 8 ? 1e-10 : sizeof(S) == 4 ? 1e-4 : 2e-2;
-  double scale = 1;
-  for (const U& e : expected) {
-    if (std::isfinite(double(load(e)))) scale = std::max(scale, std::abs(double(load(e))));
-  }
-  for (size_t i = 0; i < found.size(); ++i) {
-    const double f = load(found[i]), e = load(expected[i]);
-    if ((std::isnan(f) && std::isnan(e)) || f == e) continue;
-    if (std::abs(f - e) <= tolerance * scale) continue;
-    std::printf("%s: element %zu is %g, the functor gives %g\n", what.c_str(), i, f, e);
-    ++failures;
-    return;
-  }
-}
-
-template <class U>
-void same(const std::string& what, const std::vector<U>& a, const std::vector<U>& b) {
-  if (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(U)) == 0) return;
-  std::printf("%s depends on the number of threads\n", what.c_str());
-  ++failures;
+  compare_scaled(what, found, expected, tolerance, 1);
 }
 
 template <class Functor>
@@ -48,7 +23,7 @@ void run(int64_t count, const Functor& functor) {
   for_each(threads<3>(), count, functor);
 }
 
-// As backward() and smoothness() of jacobian.cu.
+// The launches of backward() and smoothness() in jacobian.cu.
 template <class S, class Gradient>
 void run_backward(JacobianArgs a) {
   const int64_t count = a.batch * a.shape.voxels();
@@ -110,7 +85,7 @@ void check(const std::string& what, JacobianArgs a) {
   a.grad_field = by_field[2].data();
   log_jacobian_backward_cpu(a, threads<4>());
   compare<S>(what + " gradient of log_jacobian", by_field[1], by_field[0]);
-  same(what + " gradient of log_jacobian", by_field[1], by_field[2]);
+  same_bits(what + " gradient of log_jacobian", by_field[1], by_field[2]);
 
   std::vector<T> determinants[2];
   for (auto& v : determinants) v.resize(count);
@@ -134,8 +109,8 @@ void check(const std::string& what, JacobianArgs a) {
   }
   compare<S>(what + " smoothness_loss", loss[1], loss[0]);
   compare<S>(what + " statistics", statistics[1], statistics[0]);
-  same(what + " smoothness_loss", loss[1], loss[2]);
-  same(what + " statistics", statistics[1], statistics[2]);
+  same_bits(what + " smoothness_loss", loss[1], loss[2]);
+  same_bits(what + " statistics", statistics[1], statistics[2]);
 
   a.grad = loss_grad.data();
   a.statistics = statistics[0].data();
@@ -146,7 +121,7 @@ void check(const std::string& what, JacobianArgs a) {
   a.grad_field = by_field[2].data();
   smoothness_backward_cpu(a, threads<4>());
   compare<S>(what + " gradient of smoothness_loss", by_field[1], by_field[0]);
-  same(what + " gradient of smoothness_loss", by_field[1], by_field[2]);
+  same_bits(what + " gradient of smoothness_loss", by_field[1], by_field[2]);
 }
 
 template <class S>
@@ -167,7 +142,8 @@ void check_all(const std::string& scalar, Scalar code) {
         store(&field[i], T(float(at) * step - 1 + noise(generator) * step));
       }
       for (S& w : weight) store(&w, T(std::max(0.f, uniform(generator))));
-      if (masked && voxels > 40) {  // the mask hides some of them
+      // The mask hides some of these values.
+      if (masked && voxels > 40) {
         const double odd[] = {std::nan(""), std::numeric_limits<double>::infinity(), 6e4};
         for (size_t i = 0; i < 9; ++i) store(&field[(i * 131) % field.size()], T(odd[i % 3]));
       }
@@ -177,15 +153,14 @@ void check_all(const std::string& scalar, Scalar code) {
       a.shape = s;
       a.field = field.data();
       a.weight = masked ? weight.data() : nullptr;
-      const std::string what = scalar + " " + std::to_string(s.d) + "x" + std::to_string(s.h) +
-                               "x" + std::to_string(s.w) + (masked ? " masked" : "");
+      const std::string what = scalar + " " + name_of(s) + (masked ? " masked" : "");
       check<S, false>(what, a);
       check<S, true>(what + " flagged", a);
     }
   }
 }
 
-// In units in the last place, against the C library in extended precision.
+// Measures the error in units in the last place, against the C library in extended precision.
 template <class T>
 void check_logarithm(const char* name, double bound) {
   std::uniform_real_distribution<double> exponent(std::log2(double(std::numeric_limits<T>::min())),

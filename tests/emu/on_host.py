@@ -1,43 +1,62 @@
-"""Building and running the programs of this folder: kernels on the host, under sanitizers, without a GPU."""
+"""Builds and runs the programs of this folder: the CUDA kernels on the host, under sanitizers, without a GPU."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
+import compile_cache
 import pytest
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
 
-# Reads and writes outside a buffer and undefined arithmetic, with this machine's fast paths.
+# Finds accesses outside of buffers and undefined arithmetic, with the fast paths of this processor.
 MEMORY = pytest.param(
     ["-march=native", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"], id="memory"
 )
-# The portable code of any processor: no fast path, half conversions in software.
+# The portable code for any processor: no fast paths, and half types are converted in software.
 PORTABLE = pytest.param([], id="portable")
+# Finds races between threads.
 RACES = pytest.param(["-march=native", "-fsanitize=thread"], id="races", marks=pytest.mark.slow)
 
 
-def build_and_run(program, kernels, flags, folder, standard="c++17"):
-    """Compile ``tests/emu/<program>.cpp`` with sources of csrc/, without a warning; run it, without a failure."""
+def build(program: str, kernels: list[str], flags: list[str], standard: str) -> Path:
+    """Compile ``tests/emu/<program>.cpp`` with some sources of csrc/, without a warning. Returns the executable."""
     compiler = shutil.which("c++") or shutil.which("g++")
+    # Without a compiler there are no kernels to test either.
     if compiler is None:
-        pytest.skip("no C++ compiler")  # the package then runs no kernel either
+        pytest.skip("no C++ compiler")
     sources = [HERE / f"{program}.cpp", *(CSRC / kernel for kernel in kernels)]
-    command = [compiler, f"-std={standard}", "-O0", "-g1", "-Wall", "-Wextra", "-pthread", f"-I{CSRC}"]
-    built = subprocess.run(
-        [*command, *flags, *map(str, sources), "-o", str(folder / program)],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-    )
-    if built.returncode != 0 and "cannot find" in built.stderr:  # gcc without libasan or libtsan
-        pytest.skip(f"the sanitizer's library is not installed: {built.stderr.strip().splitlines()[0]}")
-    assert built.returncode == 0, built.stderr
-    assert built.stderr == ""
-    done = subprocess.run([str(folder / program)], capture_output=True, text=True, env=dict(os.environ))
+    options = [f"-std={standard}", "-O0", "-g1", "-Wall", "-Wextra", "-pthread", *flags]
+
+    def compile_program(folder: Path) -> None:
+        command = [compiler, *options, f"-I{CSRC}", *map(str, sources), "-o", str(folder / program)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+        # GCC may be installed without libasan or libtsan.
+        if done.returncode != 0 and "cannot find" in done.stderr:
+            pytest.skip(f"the sanitizer's library is not installed: {done.stderr.strip().splitlines()[0]}")
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+
+    parts = (program, compiler, compile_cache.version_of(compiler), _processor(), *options)
+    files = [*sources, *compile_cache.headers_in(HERE, CSRC)]
+    return compile_cache.compiled(parts, files, compile_program) / program
+
+
+def _processor() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+
+
+def build_and_run(program: str, kernels: list[str], flags: list[str], standard: str = "c++17") -> None:
+    """Run ``tests/emu/<program>.cpp``, which must report no failure."""
+    executable = build(program, kernels, flags, standard)
+    done = subprocess.run([str(executable)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout == "0 failures\n"

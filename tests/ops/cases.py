@@ -1,4 +1,4 @@
-"""Every op as a function of the tensors it differentiates: for the tests that hold for all of them."""
+"""Every op as a function of the tensors that it differentiates, for the tests that apply to all ops."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ MATRIX = torch.tensor([[0.9, 0.2, 0.03, 0.1], [-0.2, 0.8, 0.1, 0.02], [0.01, -0.
 
 
 class Case(NamedTuple):
-    """``make(size)``: float64 inputs of a batch of two; ``run(mask, *inputs)``: the op's result."""
+    """One way to call an op.
+
+    ``make(size)`` returns float64 inputs of a batch of two, and ``run(mask, *inputs)`` the result of the op. ``double``
+    lists the backends that have second derivatives.
+    """
 
     make: Callable[[Size], list[Tensor]]
     run: Callable[..., Tensor]
-    double: tuple[str, ...] = ("torch",)  # the backends that have second derivatives
+    double: tuple[str, ...] = ("torch",)
 
 
 def volume(size: Size, channels: int = 3) -> Tensor:
@@ -77,6 +81,15 @@ CASES = {
         lambda m, a, b: ops.implicit_warp(a, b, mask=m, step="newton", iterations=12).displacement,
         (),
     ),
+    "implicit_warp literal": Case(
+        two_maps, lambda m, a, b: ops.implicit_warp(a, b, mask=m, step="literal").displacement, ()
+    ),
+    "implicit_warp literal unrolled": Case(
+        two_maps,
+        lambda m, a, b: (
+            ops.implicit_warp(a, b, iterations=5, step="literal", gradient="unrolled").displacement
+        ),
+    ),
     "implicit_warp unrolled": Case(
         two_maps,
         lambda m, a, b: ops.implicit_warp(a, b, iterations=5, gradient="unrolled").displacement,
@@ -91,7 +104,7 @@ CASES = {
     "piecewise_linear": Case(volume_alone, lambda m, v: ops.piecewise_linear(v, *CURVE)),
 }
 
-# Not differentiable.
+# Ops that are not differentiable.
 MEASURES = {
     "folds": Case(map_alone, lambda m, c: ops.folds(c, m)),
     "folds digital": Case(map_alone, lambda m, c: ops.folds(c, m, differences="digital")),
@@ -100,7 +113,7 @@ MEASURES = {
 
 
 def rise(like: Tensor) -> Tensor:
-    """A gradient that no two elements share."""
+    """A gradient that is different for every element."""
     return torch.linspace(-1, 2, like.numel(), dtype=torch.float64).reshape(like.shape).to(like)
 
 

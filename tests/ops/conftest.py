@@ -1,28 +1,17 @@
-"""Every op is tested on both backends; native is skipped, with the reason, where it cannot build."""
+"""Every op is tested with both backends. Where the native kernels cannot be built, their tests are skipped."""
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
+from native_kernels import why_not_native
 
 import deepatlas_ops as ops
 
 
-@functools.lru_cache(maxsize=1)
-def why_not_native() -> str | None:
-    try:
-        with ops.use_backend("native"):
-            ops.resize(torch.zeros(1, 1, 2, 2, 2), (2, 2, 2))
-    except RuntimeError as error:
-        return str(error)
-    return None
-
-
 @pytest.fixture(params=["torch", "native"])
 def backend(request):
-    """The backend the test runs on; the ops inside the test use it without being told."""
+    """The backend that the ops in the test use."""
     if request.param == "native" and why_not_native():
         pytest.skip(why_not_native())
     with ops.use_backend(request.param):
@@ -31,7 +20,7 @@ def backend(request):
 
 @pytest.fixture
 def native():
-    """The test runs on the native kernels."""
+    """The ops in the test use the native kernels."""
     if why_not_native():
         pytest.skip(why_not_native())
     with ops.use_backend("native"):
@@ -40,7 +29,7 @@ def native():
 
 @pytest.fixture
 def cuda(native):
-    """A GPU, with native kernels for it, on which the test runs."""
+    """A GPU with native kernels, which the ops in the test use."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     if not ops.build_info()["cuda"]:

@@ -1,4 +1,4 @@
-"""Inputs shared by the tests of the ops."""
+"""Inputs that several tests of the ops share."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 def axis(n: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Normalised coordinates of an axis, written from the convention and not from the package."""
+    """Normalised coordinates of an axis, computed here from the convention and not by the package."""
     return torch.zeros(1, dtype=dtype) if n == 1 else torch.linspace(-1, 1, n, dtype=dtype)
 
 
 def identity(size: tuple[int, int, int], dtype: torch.dtype = torch.float64) -> Tensor:
-    """[1, 3, D, H, W], channels x, y, z."""
+    """The coordinates of the voxels of a grid: [1, 3, D, H, W], channels x, y, z."""
     z, y, x = torch.meshgrid(*(axis(n, dtype) for n in size), indexing="ij")
     return torch.stack((x, y, z))[None]
 
@@ -34,7 +34,7 @@ def inside(
 
 
 def strided(tensor: Tensor) -> Tensor:
-    """The same values behind permuted, stepped strides."""
+    """The same values in a view with permuted strides that skip every other element."""
     wide = torch.empty(*(2 * n for n in reversed(tensor.shape)), dtype=tensor.dtype)
     view = wide.permute(*reversed(range(tensor.ndim)))[tuple(slice(None, None, 2) for _ in tensor.shape)]
     view.copy_(tensor)

@@ -25,10 +25,11 @@ def correlation(a, b, weight):
 
 
 def windowed_by_scipy(a, b, window):
-    """Mean of the correlations of all windows from SciPy's box filter, in float64 (no window is flat)."""
+    """Mean of the correlations within all windows, none of them flat, from SciPy's box filter in float64."""
     ones = np.ones_like(a)
     one, x, y, xx, yy, xy = (
         ndimage.uniform_filter(m, window, mode="constant") for m in (ones, a, b, a * a, b * b, a * b)
     )
-    x, y, xx, yy, xy = (m / one for m in (x, y, xx, yy, xy))  # zeros outside: the mean over those inside
+    # The filter counts voxels outside as 0; this turns its results into means over those inside.
+    x, y, xx, yy, xy = (m / one for m in (x, y, xx, yy, xy))
     return ((xy - x * y) / np.sqrt((xx - x * x) * (yy - y * y))).mean()

@@ -1,4 +1,4 @@
-"""Autocast: coordinates that come in float32 stay float32, and what is not a volume is computed in it."""
+"""Autocast: float32 coordinates stay float32, and everything but sampling is computed in float32."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import torch
 from cases import CASES, MEASURES, rise, value_and_gradients, weights
 
 SIZE = (4, 5, 6)
-SAMPLING = ("resample", "warp", "affine_resample", "resize")  # they may return a half type
+# These ops may return a half type.
+SAMPLING = ("resample", "warp", "affine_resample", "resize")
 HALVES = [torch.bfloat16, torch.float16]
 
 
@@ -17,17 +18,19 @@ def samples(name):
 
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("name", CASES)
-def test_a_half_volume_beside_float32_coordinates_gives_float32(backend, name, half):
+def test_a_half_volume_with_float32_coordinates_gives_float32(backend, name, half):
     case, mask = CASES[name], weights(SIZE, torch.float32)
     first, *rest = (x.float() for x in case.make(SIZE))
-    first = first.to(half)  # as a convolution before it leaves it
+    # A convolution before the op leaves a half type.
+    first = first.to(half)
     inputs = [first.float(), *rest]
     want = value_and_gradients(case, mask, inputs)
     leaves = [first.requires_grad_(), *(x.requires_grad_() for x in rest)]
     with torch.autocast("cpu", dtype=half):
         out = case.run(mask, *leaves)
     grads = torch.autograd.grad(out, leaves, rise(out))
-    if name.startswith("resize"):  # it has no coordinates: the volume decides
+    # resize has no coordinates, so its volume decides.
+    if name.startswith("resize"):
         assert out.dtype == half
         torch.testing.assert_close(out, want[0].to(half))
         return
@@ -66,11 +69,12 @@ def test_float32_and_float64_are_untouched(backend, name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_outside_a_region_a_mixture_is_the_callers_error(backend, name):
+def test_outside_a_region_mixed_types_are_an_error(backend, name):
     case = CASES[name]
     inputs = [x.float() for x in case.make(SIZE)]
     if len(inputs) == 1:
-        inputs = [inputs[0].bool()]  # nothing to mix with
+        # There is no second argument to mix types with.
+        inputs = [inputs[0].bool()]
     else:
         inputs[0] = inputs[0].half()
     with pytest.raises(ValueError, match=f"{name.split()[0]}: .*expected"):

@@ -1,7 +1,7 @@
-"""Every op on every device there is, forward and backward, against its PyTorch body in float64 on the CPU.
+"""Every op on every available device, forward and backward, against its PyTorch body in float64 on the CPU.
 
-The one rule of all: the native kernel errs at most twice as much as the PyTorch body of the same dtype does.
-On a GPU this is what shows that the CUDA kernels compute what the CPU kernels do.
+The error of the native kernel must be at most twice that of the PyTorch body of the same dtype. On a GPU this test
+shows that the CUDA kernels compute the same as the CPU kernels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SIZE = (9, 12, 17)
 
 
 def results(function, inputs, mask, backend):
-    """Output and gradients in float64 on the CPU."""
+    """Output and gradients, converted to float64 on the CPU."""
     with ops.use_backend(backend):
         leaves = [x.detach().requires_grad_() for x in inputs]
         output = function(mask, *leaves)
@@ -33,7 +33,7 @@ def test_native_errs_at_most_twice_as_much_as_pytorch(native, device, name, dtyp
     there, mask = [x.to(device) for x in given], mask.to(device)
     native, body = (results(function, there, mask, backend) for backend in ("native", "torch"))
     for part, (want, got, usual) in enumerate(zip(exact, native, body, strict=True)):
-        # One rounding of the result; in float64 the body is itself the reference, so more of them.
+        # The result is rounded once. In float64 the body is the reference itself, so more rounding errors are allowed.
         roundings = 100 if dtype == torch.float64 else 1
         least = roundings * torch.finfo(dtype).eps * max(want.abs().max().item(), 1.0)
         allowed = 2 * (usual - want).norm().item() + least * want.numel() ** 0.5

@@ -1,4 +1,4 @@
-"""More than 2^31 elements: offsets must not be counted in 32 bits. Slow and large: asked for by a variable.
+"""Tensors of more than 2^31 elements, whose offsets do not fit into 32 bits. Slow, and only on request:
 
 DEEPATLAS_LARGE_TESTS=1 pytest tests/ops/test_large.py
 """
@@ -13,10 +13,11 @@ import torch
 import deepatlas_ops as ops
 
 pytestmark = pytest.mark.skipif(
-    os.environ.get("DEEPATLAS_LARGE_TESTS") != "1", reason="asked for by DEEPATLAS_LARGE_TESTS=1"
+    os.environ.get("DEEPATLAS_LARGE_TESTS") != "1", reason="runs only with DEEPATLAS_LARGE_TESTS=1"
 )
-SIZE = (1025, 1448, 1448)  # 2^31 and 1.6 million voxels
-FIELD = (1025, 836, 836)  # 3 channels of them are as many
+# 1.6 million voxels more than 2^31, and the size of a field that has about as many elements in 3 channels.
+SIZE = (1025, 1448, 1448)
+FIELD = (1025, 836, 836)
 
 
 def need(gigabytes):
@@ -28,14 +29,16 @@ def need(gigabytes):
 @pytest.fixture
 def volume(native):
     need(6)
-    v = torch.zeros(1, 1, *SIZE, dtype=torch.bfloat16)  # pages that nobody writes take no memory
+    # Pages that are never written take no memory.
+    v = torch.zeros(1, 1, *SIZE, dtype=torch.bfloat16)
     assert v.numel() > 2**31
-    v[..., -1, -1, -8:] = torch.arange(1, 9)  # behind what 32 bits reach
+    # These offsets do not fit into 32 bits.
+    v[..., -1, -1, -8:] = torch.arange(1, 9)
     v[..., -1, -2, -8:] = 3
     return v
 
 
-def test_resample_reads_behind_32_bits(volume):
+def test_resample_reads_beyond_32_bits(volume):
     for mode in ("linear", "nearest"):
         corner = torch.ones(1, 3, 1, 1, 3).bfloat16()
         assert ops.resample(volume, corner, mode=mode).flatten().tolist() == [8, 8, 8]
@@ -44,14 +47,15 @@ def test_resample_reads_behind_32_bits(volume):
     assert ops.affine_resample(volume, theta.bfloat16(), (1, 1, 2)).flatten().tolist() == [8, 8]
 
 
-def test_resample_takes_the_gradient_by_coordinates_from_there(volume):
+def test_resample_has_the_gradient_by_coordinates_beyond_32_bits(volume):
     coords = torch.tensor([0.998, 1.0, 1.0]).bfloat16().reshape(1, 3, 1, 1, 1).requires_grad_()
     volume[..., -1, -1, :] = torch.arange(SIZE[2]) % 7
     (grad,) = torch.autograd.grad(ops.resample(volume, coords).float().sum(), coords)
-    assert abs(grad[0, 0].item()) == pytest.approx((SIZE[2] - 1) / 2, rel=0.01)  # one a voxel
+    # The values increase by one per voxel.
+    assert abs(grad[0, 0].item()) == pytest.approx((SIZE[2] - 1) / 2, rel=0.01)
 
 
-def test_resample_scatters_there(native):
+def test_resample_scatters_beyond_32_bits(native):
     need(20)
     volume = torch.zeros(1, 1, *SIZE, dtype=torch.bfloat16, requires_grad=True)
     corner = torch.ones(1, 3, 1, 1, 1).bfloat16()
@@ -59,7 +63,7 @@ def test_resample_scatters_there(native):
     assert grad[..., -1, -1, -1].item() == 1 and grad[..., 0, 0, :9].abs().sum() == 0
 
 
-def test_resize_to_and_from(volume):
+def test_resize_to_and_from_a_large_volume(volume):
     assert ops.resize(volume, (2, 2, 2)).flatten().tolist() == [0, 0, 0, 0, 0, 0, 0, 8]
     small = torch.zeros(1, 1, 2, 2, 2, dtype=torch.bfloat16)
     small[..., 1, 1, 1] = 5
@@ -68,7 +72,7 @@ def test_resize_to_and_from(volume):
     assert ops.resize(small, SIZE)[..., -1, -1, -1].item() == 5
 
 
-def test_resize_gathers_a_gradient_from_there(native):
+def test_resize_gathers_a_gradient_from_a_large_volume(native):
     need(10)
     small = torch.zeros(1, 1, 2, 2, 2, dtype=torch.bfloat16, requires_grad=True)
     out = ops.resize(small, SIZE)
@@ -82,7 +86,8 @@ def field(native):
     need(12)
     f = torch.zeros(1, 3, *FIELD, dtype=torch.bfloat16)
     assert f.numel() > 2**31
-    corner = f[0, :, -2:, -2:, -2:]  # with the identity's steps
+    # The last voxels have the steps of the identity.
+    corner = f[0, :, -2:, -2:, -2:]
     for channel, shape in enumerate(((1, 1, 2), (1, 2, 1), (2, 1, 1))):
         step = 2 / (FIELD[2 - channel] - 1)
         corner[channel] = torch.tensor([0.0, step]).reshape(shape)
@@ -93,12 +98,13 @@ def test_log_jacobian(field):
     field.requires_grad_()
     out = ops.log_jacobian(field)
     assert out[..., -1, -1, -1].item() == pytest.approx(0, abs=0.05)
-    assert out[..., 0, 0, 0].item() < -6  # a fold of eps 1e-3
+    # The field folds here: its determinant is 0.
+    assert out[..., 0, 0, 0].item() < -6
     need(14)
     pull = torch.zeros_like(out)
     pull[..., -1, -1, -1] = 1
     (grad,) = torch.autograd.grad(out, field, pull)
-    # d log det / d x of the last voxel along x is 1 / its step
+    # The derivative of log det by the last voxel along x is 1 / the step.
     assert grad[0, 0, -1, -1, -1].item() == pytest.approx((FIELD[2] - 1) / 2, rel=0.05)
     assert grad[0, :, 0, 0, :9].abs().sum() == 0
 

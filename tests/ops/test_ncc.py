@@ -1,4 +1,4 @@
-"""ncc against numpy, its gradients, masks and flat regions: over the volume, and where windows are alike."""
+"""ncc over the whole volume against NumPy, and gradients, masks and flat regions with and without windows."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_flat_maps_give_zero_and_never_nan(backend, window, value, dtype):
     out = ops.ncc(a, b, window=window) + ops.ncc(a, a, window=window)
     grads = torch.autograd.grad(out.sum(), (a, b))
     assert out.abs().max() < 1e-3
-    # by a map flat to the last digit the gradient is finite but may be beyond the range of float16
+    # The gradient with respect to a flat map is finite, but may exceed the range of float16.
     good = (g.isnan().logical_not() if dtype == torch.float16 else g.isfinite() for g in grads)
     assert all(g.all() for g in good)
 
@@ -105,7 +105,7 @@ def test_an_all_zero_mask_gives_zero_and_no_gradient(backend, window):
 
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
-def test_values_under_a_zero_weight_are_never_read(backend, window, dtype):
+def test_values_without_weight_are_never_used(backend, window, dtype):
     a, b = maps()
     mask = torch.rand(2, 1, *SIZE) > 0.4
     want = ops.ncc(a, b, mask.double(), window=window)
@@ -119,7 +119,7 @@ def test_values_under_a_zero_weight_are_never_read(backend, window, dtype):
 
 
 @pytest.mark.parametrize("window", [None, 3])
-def test_nan_spoils_its_own_channel_only(backend, window):
+def test_nan_affects_only_its_own_channel(backend, window):
     a, b = maps(1, 3)
     a[0, 1, 2, 3, 4] = float("nan")
     value, grad_a, grad_b = gradients(a, b, window)

@@ -11,7 +11,7 @@ import deepatlas_ops as ops
 
 
 def local(a, b, weight, window):
-    """Weighted mean of the correlations of every window, voxel by voxel."""
+    """Weighted mean of the correlations within all windows, computed voxel by voxel."""
     reach, total = window // 2, 0.0
     for index in np.ndindex(*a.shape):
         box = tuple(slice(max(i - reach, 0), i + reach + 1) for i in index)
@@ -32,7 +32,7 @@ def test_masked_is_the_weighted_correlation_of_every_window(backend, window):
 
 @pytest.mark.parametrize("window", [3, 7, 9, 21, 75])
 def test_windowed_is_scipys_box_filter(backend, window):
-    # deeper than two slabs of the CPU kernel, and windows wider than an axis or than all of them
+    # The volume is deeper than two slabs of the CPU kernel. Some windows are wider than an axis or than all axes.
     a, b = maps(1, 2, (37, 18, 11))
     got = ops.ncc(a, b, window=window)
     for c in range(2):
@@ -41,9 +41,9 @@ def test_windowed_is_scipys_box_filter(backend, window):
 
 
 def test_windows_and_gradient_are_monais_where_they_lie_inside(backend):
-    # MONAI averages the squares of the correlations and pads with zeros. b follows a closely, so that every
-    # correlation is positive and the root of MONAI's map is the signed value wherever the window of 5 lies
-    # inside; the clipped windows at the border come from numpy.
+    # MONAI averages the squares of the correlations, and pads the volume with zeros. Here b is similar to a, so that
+    # every correlation is positive, and the root of MONAI's map is the signed value where the window of 5 lies inside
+    # the volume. The windows that are clipped at the border come from NumPy.
     losses = pytest.importorskip("monai.losses")
     loss = losses.LocalNormalizedCrossCorrelationLoss(
         kernel_size=5, reduction="none", smooth_nr=0, smooth_dr=1e-12
@@ -65,7 +65,7 @@ def test_windows_and_gradient_are_monais_where_they_lie_inside(backend):
     value = ops.ncc(a, b, window=5)
     assert value.item() * a.numel() == pytest.approx(roots.sum().item() + border, rel=1e-9)
 
-    # voxels that only windows inside hold: there the gradient is MONAI's too
+    # Only windows inside the volume contain these voxels, so the gradient is that of MONAI too.
     ours = torch.autograd.grad(value.sum() * a.numel(), (a, b))
     monais = torch.autograd.grad(roots.sum(), (a, b))
     deep = (..., *(slice(4, n - 4) for n in size))
@@ -75,7 +75,7 @@ def test_windows_and_gradient_are_monais_where_they_lie_inside(backend):
 
 
 def test_air_far_from_the_mean_is_flat_and_not_noise(backend):
-    # CT in float32: air at -1000 exactly, a body of soft tissue, windows wholly in air
+    # A CT in float32, with air of exactly -1000, a body of soft tissue, and windows that contain air only.
     body = torch.zeros(1, 1, 16, 16, 16)
     body[..., 8:] = 1
     a = torch.where(body > 0, 40 + 20 * torch.randn(body.shape), torch.tensor(-1000.0)).requires_grad_()
@@ -83,10 +83,11 @@ def test_air_far_from_the_mean_is_flat_and_not_noise(backend):
     air = torch.zeros_like(body)
     air[..., :5] = 1
     windows = torch.zeros_like(body)
-    windows[..., :2] = 1  # windows of 5 around these see air alone
-    whole = ops.ncc(a, b, window=5)
-    (grad,) = torch.autograd.grad(whole.sum(), a)
-    assert whole.isfinite().all() and whole.abs().max() <= 1
+    # Windows of 5 around these voxels contain air only.
+    windows[..., :2] = 1
+    value = ops.ncc(a, b, window=5)
+    (grad,) = torch.autograd.grad(value.sum(), a)
+    assert value.isfinite().all() and value.abs().max() <= 1
     assert grad[..., :4].abs().max() < 1e-6
     mostly = ops.ncc(a[..., :10], b[..., :10], windows[..., :10] + 1e-9, window=5)
     assert mostly.abs().max() < 1e-3

@@ -1,4 +1,4 @@
-"""resample against F.grid_sample and scipy, its gradients, and its edges."""
+"""resample against F.grid_sample and SciPy, its gradients, and unusual inputs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def test_linear_values_are_scipys(backend, scipy_mode, padding):
     volume = torch.randn(1, 1, 6, 7, 8, dtype=torch.float64)
     coords = inside(1, (5, 4, 3), 1.4)
     half = np.array([7, 6, 5])[:, None, None, None] / 2
-    voxels = (coords[0].numpy() + 1) * half  # x, y, z
+    # In the order x, y, z.
+    voxels = (coords[0].numpy() + 1) * half
     want = map_coordinates(volume[0, 0].numpy(), voxels[::-1], order=1, mode=scipy_mode)
     got = ops.resample(volume, coords, padding=padding)[0, 0].numpy()
     np.testing.assert_allclose(got, want, atol=1e-12)
@@ -109,7 +110,7 @@ def _any_shape(name, batch, channels, size, out, mode, padding, views, seed):
 
 
 def strided_like(tensor):
-    """A differentiable non-contiguous copy."""
+    """A copy that is not contiguous but differentiable."""
     return torch.stack((tensor, tensor), -1)[..., 1].transpose(1, -1).contiguous().transpose(1, -1)
 
 
@@ -131,7 +132,7 @@ def test_strides_do_not_matter(backend, function):
 
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("mode", MODES)
-def test_nan_coordinates_give_nan_and_pass_nothing_on(backend, mode, padding):
+def test_nan_coordinates_give_nan_and_no_gradient(backend, mode, padding):
     volume = torch.randn(1, 2, 4, 5, 6, requires_grad=True)
     clean = inside(1, (3, 3, 3), 0.9, torch.float32)
     coords = clean.clone()
@@ -148,8 +149,8 @@ def test_nan_coordinates_give_nan_and_pass_nothing_on(backend, mode, padding):
     grad_volume, grad_coords = torch.autograd.grad(torch.where(bad, 0.0, out).sum(), (volume, coords))
     assert grad_volume.isfinite().all() and grad_coords.isfinite().all()
     assert (grad_coords[:, :, bad] == 0).all()
-    whole = torch.autograd.grad(ops.resample(volume, coords, mode=mode, padding=padding).sum(), volume)[0]
-    torch.testing.assert_close(whole, grad_volume)
+    of_all = torch.autograd.grad(ops.resample(volume, coords, mode=mode, padding=padding).sum(), volume)[0]
+    torch.testing.assert_close(of_all, grad_volume)
 
 
 def test_far_and_infinite_coordinates(backend):
@@ -164,7 +165,7 @@ def test_far_and_infinite_coordinates(backend):
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
-def test_any_coordinate_on_an_axis_of_one_names_its_voxel(backend, padding):
+def test_every_coordinate_on_an_axis_of_one_means_its_voxel(backend, padding):
     volume = torch.randn(1, 2, 4, 1, 5)
     coords = inside(1, (3, 3, 3), 0.99, torch.float32)
     moved = coords.clone()
@@ -183,7 +184,7 @@ def test_half_types_accumulate_in_float32(backend, dtype, mode):
     )
     exact = gradients(lambda v, c: ops.resample(v, c, mode=mode), volume.double(), coords.double())
     got = gradients(lambda v, c: ops.resample(v, c, mode=mode), volume, coords)
-    # torch has no half grid_sample on every device; its best possible answer is float32 rounded once
+    # PyTorch does not have grid_sample of half types on every device. Rounding a float32 result is the best answer.
     same = gradients(lambda v, c: oracle(v.float(), c.float(), mode, "border").to(dtype), volume, coords)
     for g, s, e in zip(got, same, exact, strict=True):
         assert g.dtype == dtype

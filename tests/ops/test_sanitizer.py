@@ -1,4 +1,4 @@
-"""The whole native library, bindings included, under the address and undefined-behaviour sanitizers."""
+"""The complete native library, with its bindings, under the address and undefined-behaviour sanitizers."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import why_not_native
-
-from deepatlas_ops import _build
+from native_kernels import why_not_native
 
 SCRIPT = Path(__file__).with_name("under_sanitizers.py")
 
 
 def runtime(name):
-    """Path of a library of the compiler, or a skip: Python must have it loaded before anything else."""
+    """The path of a library of the compiler, which Python must load before anything else."""
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None or why_not_native():
         pytest.skip(why_not_native() or "no C++ compiler")
@@ -31,14 +29,13 @@ def runtime(name):
 
 @pytest.fixture(scope="module")
 def environment():
-    # libstdc++ as well: the sanitizer looks for its exceptions before PyTorch would bring it
+    # The sanitizer also needs libstdc++, before PyTorch loads it.
     libraries = [runtime(name) for name in ("libasan.so", "libubsan.so", "libstdc++.so.6")]
     return {
         **os.environ,
         "LD_PRELOAD": " ".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
-        _build.CACHE_VARIABLE: str(_build.cache_directory()),
     }
 
 
@@ -48,13 +45,13 @@ def run(environment, *arguments):
 
 
 @pytest.mark.slow
-def test_hostile_inputs_touch_nothing_they_should_not(environment):
+def test_hostile_inputs_access_nothing_outside_their_tensors(environment):
     done = run(environment)
     assert done.returncode == 0 and done.stdout == "clean\n", done.stdout + done.stderr[-4000:]
 
 
 @pytest.mark.slow
-def test_and_the_sanitizer_would_have_seen_it(environment):
+def test_the_sanitizer_finds_a_bug(environment):
     done = run(environment, "with a bug")
     assert done.returncode != 0
     assert "AddressSanitizer: heap-buffer-overflow" in done.stderr, done.stderr[-4000:]

@@ -36,7 +36,8 @@ def test_no_displacement_is_the_volume(backend):
 def test_one_voxel_along_x(backend):
     volume = torch.randn(1, 1, 3, 4, 6)
     displacement = torch.zeros(1, 3, 3, 4, 6)
-    displacement[:, 0] = 2 / 5  # x has 6 voxels
+    # This is one voxel along x, which has 6.
+    displacement[:, 0] = 2 / 5
     got = ops.warp(volume, displacement, padding="zeros")
     torch.testing.assert_close(got[..., :-1], volume[..., 1:], rtol=1e-4, atol=1e-5)
 

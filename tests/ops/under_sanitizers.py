@@ -1,7 +1,7 @@
-"""Calls every native op and gradient with hostile inputs; run by test_sanitizer.py in a process of its own.
+"""Calls every native op and its gradient with hostile inputs. test_sanitizer.py runs it in a separate process.
 
-The library is the package's own build, with -fsanitize added to its flags: the kernels and their bindings to
-PyTorch. A read or write outside a buffer, or undefined arithmetic, ends the process.
+The library is built by the package itself, with -fsanitize added to its flags, and includes the bindings to PyTorch. An
+access outside a buffer or undefined arithmetic ends the process.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import torch
 
 from deepatlas_ops import _build
 
-torch.set_num_threads(2)  # so that slabs of threads meet
+# With two threads, the slabs of a volume are scattered to at the same time.
+torch.set_num_threads(2)
 _build._flags = lambda: (
     *("-O0", "-g1", "-march=native", "-fopenmp", "-fvisibility=hidden", "-fno-omit-frame-pointer"),
     *("-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"),
@@ -34,14 +35,14 @@ SIZES = [
 
 
 def hostile(shape, dtype, share=0.2):
-    """Values of a map near the identity's range, of which some are anything else."""
+    """Values in about the range of a map, some of which are replaced by unusual ones."""
     x = torch.rand(shape) * 2.4 - 1.2
     odd = torch.tensor(HOSTILE)[torch.randint(len(HOSTILE), shape)]
     return torch.where(torch.rand(shape) < share, odd, x).to(dtype).requires_grad_()
 
 
 def pull(out):
-    """Every gradient of every output."""
+    """Computes every gradient of every output."""
     outs = [t for t in (out if isinstance(out, tuple) else (out,)) if t.requires_grad]
     for t in outs:
         t.backward(hostile(tuple(t.shape), t.dtype).detach(), retain_graph=True)
@@ -59,7 +60,7 @@ def exercise(size, out, batch, dtype):
                 pull(ops.resample(volume, coords, **options))
                 pull(ops.warp(volume, coords, **options))
                 pull(ops.affine_resample(volume, theta, out, **options))
-        for step in ("moving", "fixed", "direction_cosine", "newton"):
+        for step in ("moving", "fixed", "literal", "direction_cosine", "newton"):
             for tolerance in (0.0, 0.1):
                 pull(
                     ops.implicit_warp(moving, fixed, iterations=3, step=step, tolerance=tolerance, mask=mask)
@@ -85,7 +86,8 @@ def exercise(size, out, batch, dtype):
 def main():
     torch.manual_seed(0)
     with ops.use_backend("native"):
-        if len(sys.argv) > 1:  # to show that a bug is found: a view that claims more than there is
+        # With an argument, a tensor whose memory is too small shows that the sanitizer finds bugs.
+        if len(sys.argv) > 1:
             field = torch.zeros(1, 3, 4, 5, 6)
             field.untyped_storage().resize_(4)
             ops.log_jacobian(field)

@@ -1,6 +1,7 @@
-// Windowed correlation as CUDA runs it (see ncc_device.h for `Launch`). The windows are summed axis
-// by axis into two sets of float64 maps, a group of channels at a time: x by one thread a voxel, y
-// and z by running sums over short columns, which neighbouring threads walk side by side.
+// Correlation within windows as CUDA runs it (see ncc_functors.h for `Launch`). The sums over the
+// windows are computed axis by axis in two sets of float64 maps, for a group of channels at a time.
+// Along x one thread sums up the neighbours of one voxel. Along y and z a thread takes a running
+// sum through a short column, and neighbouring threads go through neighbouring columns.
 #pragma once
 
 #include "ncc.h"
@@ -9,25 +10,26 @@ namespace deepatlas {
 namespace ncc {
 namespace device {
 
-constexpr int32_t kColumn = 16;  // voxels a thread's running sum goes through
-constexpr int kMaps = 6;         // sums of a, b, aa, bb, ab and, under a mask, of the weights
-constexpr int kTerms = 5;        // cross and, by a and by b, own and constant
-
-DA_HD int64_t pieces_of(int64_t n, int64_t piece) { return (n + piece - 1) / piece; }
+// The number of voxels that a running sum goes through.
+constexpr int32_t kColumn = 16;
+// The sums of a, b, aa, bb, ab and, with a mask, of the weights.
+constexpr int kMaps = 6;
+// The coefficients of WindowTerms: cross, own_a, constant_a, own_b and constant_b.
+constexpr int kTerms = 5;
 
 inline int64_t maps_of(const NccArgs& args) { return args.mask ? kMaps : kMaps - 1; }
 
-// How many channels go through the workspace at a time.
+// How many channels use the workspace at a time.
 inline int64_t group_size(const NccArgs& args) {
   const int64_t fitting = args.group_values / (2 * maps_of(args) * args.shape.voxels());
   return fitting < 1 ? 1 : (fitting < args.items() ? fitting : args.items());
 }
 
-// 32-bit indices halve the address arithmetic; all offsets of every map must fit.
-inline bool fits_32_bit(const NccArgs& args) {
+// The largest number of elements of a tensor or of a set of maps.
+inline int64_t most_elements(const NccArgs& args) {
   const int64_t all = args.items() * args.shape.voxels();
   const int64_t maps = args.window > 0 ? kMaps * group_size(args) * args.shape.voxels() : 0;
-  return (all > maps ? all : maps) < (int64_t(1) << 31) - (int64_t(1) << 28);
+  return all > maps ? all : maps;
 }
 
 // The channels [first, first + count) of the arguments.
@@ -35,16 +37,16 @@ struct Group {
   int64_t first, count;
 };
 
-// A voxel of a group: its channel, counted in the group and in all, and its place.
+// A voxel of a group: its channel, counted in the group (item) and in the batch (channel), and its
+// indices.
 template <class Index>
 struct Place {
-  Index item;       // in the group
-  int64_t channel;  // in all
+  Index item;
+  int64_t channel;
   int32_t z, y, x;
 };
 
-// What the functors of the windows share. Maps lie one after another: [map][item of the group][z,
-// y, x].
+// What the functors of the windows share. A set of maps is [map, item of the group, z, y, x].
 template <class S, class Index>
 struct WindowJob {
   const S *a, *b, *mask;
@@ -68,23 +70,21 @@ struct WindowJob {
         first(group.first),
         eps(args.eps) {}
 
-  // Of element i of [items, depth, h, w].
+  // The voxel of element i of [items, depth, h, w].
   DA_HD Place<Index> place(Index i, int32_t depth) const {
     const Index row = i / Index(shape.w), plane = row / Index(shape.h);
     const Index item = plane / Index(depth);
     return {item, first + int64_t(item), int32_t(plane - item * Index(depth)),
             int32_t(row - plane * Index(shape.h)), int32_t(i - row * Index(shape.w))};
   }
-  DA_HD Index offset(const Place<Index>& p) const {
-    return (Index(p.z) * Index(shape.h) + Index(p.y)) * Index(shape.w) + Index(p.x);
-  }
+  DA_HD Index offset(const Place<Index>& p) const { return offset_of<Index>(shape, p.z, p.y, p.x); }
   DA_HD Index map_size() const { return items * voxels; }
   DA_HD const S* mask_of(int64_t channel) const {
     return mask == nullptr ? nullptr : mask + channel / channels * int64_t(voxels);
   }
 };
 
-// The maps and their products, summed along x: one thread a voxel.
+// The sums of the maps and of their products along x, with one call for each voxel.
 template <class S, class Index>
 struct SumAlongX {
   WindowJob<S, Index> job;
@@ -122,8 +122,8 @@ struct SumAlongX {
   }
 };
 
-// Running sums of a set of maps [count][size] along an axis, as columns of kColumn voxels.
-// `inner`: voxels from one position of the axis to the next.
+// Running sums of a set of maps [count, size] along an axis, with one call for each column of
+// kColumn voxels. `inner` is the offset from one position of the axis to the next.
 template <class Index>
 struct SumAlongAxis {
   Index inner;
@@ -139,7 +139,7 @@ struct SumAlongAxis {
         source(source),
         target(target) {}
 
-  // i: [all that is outside the axis][column][inner].
+  // i is an element of [everything outside the axis, columns, inner].
   DA_HD void operator()(Index i) const {
     const Index line = i / inner, outer = line / Index(columns);
     const Index base = outer * Index(length) * inner + (i - line * inner);
@@ -159,14 +159,15 @@ struct SumAlongAxis {
   }
 };
 
-// The last sum of the moments, along z, and the terms of each window. Without `terms` the values
-// of a column are added up: [items, columns, h, w].
+// The sums of the moments along z, which complete them, and the terms of each window. A term that
+// is not needed is null. `values`, unless it is null, receives the sum of the values of each
+// column, [items, columns, h, w].
 template <class S, class Index>
 struct TermsOfWindows {
   WindowJob<S, Index> job;
   const double* source;
   double* values;
-  double* terms[kTerms];  // cross, own a, constant a, own b, constant b; null: not wanted
+  double* terms[kTerms];
   int32_t columns;
 
   TermsOfWindows(const WindowJob<S, Index>& job, const double* source, double* values)
@@ -176,17 +177,19 @@ struct TermsOfWindows {
         terms{},
         columns(int32_t(pieces_of(job.shape.d, kColumn))) {}
 
+  // Adds the maps at one voxel to the sums, or subtracts them.
   DA_HD void move(double* sums, Index at, double sign) const {
     for (int m = 0; m < kMaps - 1; ++m) sums[m] += sign * source[Index(m) * job.map_size() + at];
     if (job.mask != nullptr) sums[kMaps - 1] += sign * source[5 * job.map_size() + at];
   }
+  // 1 / the sum of the weights of the window.
   DA_HD double share_of(const double* sums, int32_t z, const Place<Index>& p) const {
     if (job.mask != nullptr) return 1 / (sums[kMaps - 1] > 0 ? sums[kMaps - 1] : 1);
     return 1 / (double(extent(z, job.reach.z, job.shape.d)) *
                 double(extent(p.y, job.reach.y, job.shape.h)) *
                 double(extent(p.x, job.reach.x, job.shape.w)));
   }
-  // i: [items, columns, h, w].
+  // i is an element of [items, columns, h, w].
   DA_HD void operator()(Index i) const {
     const auto p = job.place(i, columns);
     const Index inner = Index(job.shape.h) * Index(job.shape.w);
@@ -217,12 +220,12 @@ struct TermsOfWindows {
   }
 };
 
-// The mean of the correlations from the sums of the columns.
+// Reducer: the mean of the correlations of a channel from the sums of its columns.
 template <class S>
 struct ValueOfChannel {
   using Value = double;
   const double* values;
-  int64_t columns;  // of a channel
+  int64_t columns;
   const Moments* moments;
   S* value;
 
@@ -237,7 +240,8 @@ struct ValueOfChannel {
   }
 };
 
-// The last sum of the terms, along x, and the gradients: one thread a voxel.
+// The sums of the terms along x, which complete them, and the gradients, with one call for each
+// voxel.
 template <class S, class Index>
 struct GradientFromTerms {
   WindowJob<S, Index> job;
@@ -260,21 +264,22 @@ struct GradientFromTerms {
     const S* weights = job.mask_of(p.channel);
     const double weight = weights ? double(load(weights[at])) : 1;
     const double scale = double(load(grad[p.channel])) / divisor(m.n) * weight;
-    const int64_t whole = p.channel * int64_t(job.voxels) + int64_t(at);
-    const double u = weight > 0 ? double(load(job.a[whole])) - m.a : 0;
-    const double v = weight > 0 ? double(load(job.b[whole])) - m.b : 0;
+    const int64_t index = p.channel * int64_t(job.voxels) + int64_t(at);
+    const double u = weight > 0 ? double(load(job.a[index])) - m.a : 0;
+    const double v = weight > 0 ? double(load(job.b[index])) - m.b : 0;
     if (grad_a != nullptr) {
-      store(grad_a + whole, Accumulate<S>(scale * (sums[0] * v + sums[1] * u + sums[2])));
+      store(grad_a + index, Accumulate<S>(scale * (sums[0] * v + sums[1] * u + sums[2])));
     }
     if (grad_b != nullptr) {
-      store(grad_b + whole, Accumulate<S>(scale * (sums[0] * u + sums[3] * v + sums[4])));
+      store(grad_b + index, Accumulate<S>(scale * (sums[0] * u + sums[3] * v + sums[4])));
     }
   }
 };
 
-// ---- order --------------------------------------------------------------------------------------
+// ---- the order of the launches ------------------------------------------------------------------
 
-// Calls body(group, workspace of its map sets) until there is an error or no channel left.
+// Calls body(group, first set of maps, second set of maps) for each group of channels, until there
+// is an error.
 template <class F>
 const char* for_each_group(const NccArgs& args, const F& body) {
   const int64_t most = group_size(args);
@@ -288,7 +293,7 @@ const char* for_each_group(const NccArgs& args, const F& body) {
   return nullptr;
 }
 
-// Sums of the moments along x and y: from the data to `second`, through `first`.
+// The sums of the moments along x, in `first`, and then along y, in `second`.
 template <class S, class Index, class Launch>
 const char* sum_moments(const NccArgs& args, const WindowJob<S, Index>& job, double* first,
                         double* second, const Launch& launch) {

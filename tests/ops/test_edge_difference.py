@@ -21,7 +21,7 @@ def images(*shape, seed=0):
 
 
 def scipy_edges(x):
-    """Of one channel [D, H, W]."""
+    """The edges of one channel [D, H, W]."""
     parts = [ndimage.prewitt(x.numpy(), axis=axis, mode="nearest") / 18 for axis in range(3)]
     return np.sqrt(sum(part**2 for part in parts) + 1e-6) - 1e-3
 
@@ -35,7 +35,7 @@ def test_prewitt_matches_scipy():
 
 @pytest.mark.parametrize("size", [SIZE, (1, 6, 7), (4, 1, 2), (2, 2, 1), (1, 1, 1), (3, 2, 300)])
 @pytest.mark.parametrize("masked", [False, True])
-def test_is_scipys(backend, size, masked):
+def test_value_is_that_of_scipys_prewitt_filter(backend, size, masked):
     a, b = images(2, 3, *size)
     mask = weights(size) if masked else None
     want = []
@@ -58,7 +58,8 @@ def test_closed_forms(backend):
         weight = inner.movedim(4, axis).bool()
         torch.testing.assert_close(ops.edge_difference(0.2 * ramp, 0.1 * ramp, weight), want)
     assert ops.edge_difference(x, x).item() == 0
-    assert ops.edge_difference(x, x + 3).abs().max() < 1e-20  # edges do not see an offset
+    # A constant offset has no edges.
+    assert ops.edge_difference(x, x + 3).abs().max() < 1e-20
     flat = torch.zeros(1, 1, 4, 4, 4).double()
     assert ops.edge_difference(flat, flat).item() == 0
 
@@ -71,7 +72,7 @@ def test_an_empty_mask_gives_zero_and_no_gradient(backend):
         assert torch.equal(grad, torch.zeros_like(grad))
 
 
-def test_what_lies_two_voxels_from_the_mask_does_not_count(backend):
+def test_voxels_two_steps_outside_the_mask_do_not_count(backend):
     a, b = images(2, 1, *SIZE)
     mask = torch.zeros(2, 1, *SIZE).double()
     mask[..., :3] = 1
@@ -90,12 +91,13 @@ def test_what_lies_two_voxels_from_the_mask_does_not_count(backend):
 
 
 @pytest.mark.parametrize("size", [(3, 4, 5), (1, 3, 2), (1, 1, 1)])
-@pytest.mark.parametrize("contrast", [1.0, 1e-3])  # above and below the floor of the fixed image's edges
+# Edges of the fixed image above and below the floor.
+@pytest.mark.parametrize("contrast", [1.0, 1e-3])
 @pytest.mark.parametrize("masked", [False, True])
 def test_gradcheck(backend, size, contrast, masked):
     a, b = (contrast * x for x in images(2, 2, *size))
     mask = weights(size) if masked else None
-    # central differences of a root with an offset of 1e-3 need steps far below it
+    # The root has an offset of 1e-3, so central differences need steps far below that.
     assert torch.autograd.gradcheck(
         lambda x, y: ops.edge_difference(x, y, mask),
         (a.requires_grad_(), b.requires_grad_()),
@@ -113,13 +115,13 @@ def test_only_what_is_needed_is_computed(native, monkeypatch):
         assert [g.numel() > 0 for g in found] == list(needs)
 
 
-def test_views(backend):
+def test_strided_and_empty_inputs(backend):
     a, b = images(2, 2, *SIZE)
     torch.testing.assert_close(ops.edge_difference(strided(a), strided(b)), ops.edge_difference(a, b))
     assert ops.edge_difference(a[:0], b[:0]).shape == (0,)
 
 
-def test_the_gradient_is_the_same_bits_however_the_planes_are_shared_out(native):
+def test_the_gradient_has_the_same_bits_for_any_number_of_threads(native):
     a, b = images(3, 1, 37, 12, 11)
     a = a.requires_grad_()
     found, before = [], torch.get_num_threads()

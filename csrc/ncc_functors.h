@@ -1,19 +1,17 @@
 // Correlation as CUDA runs it: functors of one voxel or one column, reducers for reduce.cuh, and
-// their order. `Launch` says how they are launched: ncc.cu queues kernels, tests/emu runs them on
-// the host.
+// the order of their launches. `Launch` is the way of launching: ncc.cu queues kernels, tests/emu
+// runs them on the host.
 #pragma once
 
-#include "ncc_device_window.h"
+#include "ncc_window_functors.h"
 
 namespace deepatlas {
 namespace ncc {
 namespace device {
 
-constexpr int64_t kPerBlock = 4096;  // voxels a block reduces
-
 // ---- moments of a channel -----------------------------------------------------------------------
 
-// A block's part of a channel: [items, pieces] Moments.
+// Reducer: the moments of one piece of a channel, [items, pieces].
 template <class S>
 struct MomentsOfPiece {
   using Value = Moments;
@@ -27,12 +25,13 @@ struct MomentsOfPiece {
         mask(static_cast<const S*>(args.mask)),
         voxels(args.shape.voxels()),
         channels(args.channels),
-        pieces(pieces_of(voxels, kPerBlock)),
+        pieces(pieces_of(voxels, kReducedPerBlock)),
         partial(reinterpret_cast<Moments*>(partial)) {}
 
   DA_HD Value piece(int64_t block, int thread, int threads) const {
-    const int64_t item = block / pieces, first = (block - item * pieces) * kPerBlock;
-    const int64_t rest = voxels - first, count = rest < kPerBlock ? rest : kPerBlock;
+    const int64_t item = block / pieces, first = (block - item * pieces) * kReducedPerBlock;
+    const int64_t rest = voxels - first;
+    const int64_t count = rest < kReducedPerBlock ? rest : kReducedPerBlock;
     const S *x = a + item * voxels + first, *y = b + item * voxels + first;
     const S* weights = mask ? mask + item / channels * voxels + first : nullptr;
     Tally tally;
@@ -46,19 +45,20 @@ struct MomentsOfPiece {
   DA_HD void finish(int64_t block, const Value& value) const { partial[block] = value; }
 };
 
-// The moments of each channel from its parts and, without windows, its correlation.
+// Reducer: the moments of each channel from its pieces and, without windows, its correlation. With
+// windows `value` is null.
 template <class S>
 struct MomentsOfChannel {
   using Value = Moments;
   const Moments* partial;
   int64_t pieces;
   Moments* moments;
-  S* value;  // null with windows
+  S* value;
   double eps;
 
   MomentsOfChannel(const NccArgs& args, const double* partial)
       : partial(reinterpret_cast<const Moments*>(partial)),
-        pieces(pieces_of(args.shape.voxels(), kPerBlock)),
+        pieces(pieces_of(args.shape.voxels(), kReducedPerBlock)),
         moments(reinterpret_cast<Moments*>(args.moments)),
         value(args.window == 0 ? static_cast<S*>(args.value) : nullptr),
         eps(args.eps) {}
@@ -82,7 +82,7 @@ struct MomentsOfChannel {
 
 // ---- gradient of the global correlation ---------------------------------------------------------
 
-// Once a channel, so that no voxel takes a root.
+// The coefficients of each channel, so that the voxels need not compute square roots.
 template <class S>
 struct SlopesOfChannel {
   const Moments* moments;
@@ -101,6 +101,7 @@ struct SlopesOfChannel {
   }
 };
 
+// The gradients of each voxel.
 template <class S, class Index>
 struct GlobalGradient {
   const S *a, *b, *mask;
@@ -127,11 +128,11 @@ struct GlobalGradient {
   }
 };
 
-// ---- order --------------------------------------------------------------------------------------
+// ---- the order of the launches ------------------------------------------------------------------
 
-// Values of the workspace that either direction needs.
+// How many numbers the workspace needs, for both directions.
 inline int64_t workspace_size(const NccArgs& args) {
-  const int64_t pieces = pieces_of(args.shape.voxels(), kPerBlock);
+  const int64_t pieces = pieces_of(args.shape.voxels(), kReducedPerBlock);
   const int64_t parts = pieces * sizeof(Moments), slopes = sizeof(SlopePair);
   int64_t size = args.items() * (parts > slopes ? parts : slopes) / int64_t(sizeof(double));
   if (args.window > 0) {
@@ -148,13 +149,13 @@ const char* device_forward(const NccArgs& args, const Launch& launch) {
   if (error) return error;
   error = launch.reduce(args.items(), MomentsOfChannel<S>(args, args.workspace));
   if (error || args.window == 0) return error;
-  return fits_32_bit(args) ? window_forward<S, int32_t>(args, launch)
-                           : window_forward<S, int64_t>(args, launch);
+  return fits_32_bit(most_elements(args)) ? window_forward<S, int32_t>(args, launch)
+                                          : window_forward<S, int64_t>(args, launch);
 }
 
 template <class S, class Launch>
 const char* device_backward(const NccArgs& args, const Launch& launch) {
-  const bool narrow = fits_32_bit(args);
+  const bool narrow = fits_32_bit(most_elements(args));
   if (args.window > 0) {
     return narrow ? window_backward<S, int32_t>(args, launch)
                   : window_backward<S, int64_t>(args, launch);

@@ -1,7 +1,8 @@
 """Corner-aligned sampling in PyTorch: resample, warp, resize and affine_resample with their gradients.
 
-Modes and paddings are the integers of the op schemas: mode 0 linear, 1 nearest; padding 0 border, 1 zeros,
-2 reflection. Half types are computed in float32 and rounded once, at the end.
+Modes and paddings are given by the integers of the op schemas: mode 0 is linear and 1 is nearest; padding 0 is border,
+1 is zeros and 2 is reflection. Half types are computed in float32 and rounded once, at the end. The ``*_backward``
+functions return an empty tensor in place of a gradient that is not needed.
 """
 
 from __future__ import annotations
@@ -12,79 +13,50 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MODES = ("bilinear", "nearest")  # PyTorch's name for linear sampling, whatever the number of axes
-PADDINGS = ("border", "zeros", "reflection")
-_ATEN_PADDING = (1, 0, 2)  # aten orders them zeros, border, reflection
+from ._common import batch_first, compute_dtype, grid_axes
 
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type an op computes and accumulates in: float32 for half types, else the type itself."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
-def axis_coordinates(n: int, like: Tensor) -> Tensor:
-    """Normalised coordinates of the voxels of one axis: [n], -1 … 1, or 0 for an axis of size 1."""
-    dtype = compute_dtype(like.dtype)
-    if n == 1:
-        return torch.zeros(1, dtype=dtype, device=like.device)
-    return torch.linspace(-1, 1, n, dtype=dtype, device=like.device)
-
-
-def _axes(size: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x, y and z of a grid, shaped to broadcast over [D, H, W]."""
-    d, h, w = size
-    return (
-        axis_coordinates(w, like),
-        axis_coordinates(h, like)[:, None],
-        axis_coordinates(d, like)[:, None, None],
-    )
-
-
-def identity_grid(size: Sequence[int], like: Tensor) -> Tensor:
-    """The coordinates of a grid's own voxels: [1, 3, D, H, W] in the compute type and device of ``like``."""
-    x, y, z = (axis.expand(tuple(size)) for axis in _axes(size, like))
-    return torch.stack((x, y, z))[None]
-
-
-def batch_first(x: Tensor) -> Tensor:
-    """x with the axes that torch.vmap hides in front of its own.
-
-    PyTorch's rules for grid_sample are silently wrong where they lie elsewhere (seen in 2.13): a sum moves them.
-    """
-    return x + x.new_zeros(()) if torch._C._are_functorch_transforms_active() else x
+# grid_sample calls linear sampling "bilinear" in three dimensions too.
+_MODES = ("bilinear", "nearest")
+_PADDINGS = ("border", "zeros", "reflection")
+# The same paddings as aten numbers them: zeros, border, reflection.
+_ATEN_PADDINGS = (1, 0, 2)
 
 
 def _sample(volume: Tensor, grid: Tensor, mode: int, padding: int) -> Tensor:
-    """grid_sample with the NaN rule: grid [B, D, H, W, 3]; a NaN coordinate gives NaN."""
+    """grid_sample at grid [B, D, H, W, 3], except that a NaN coordinate gives NaN in every channel."""
     work = compute_dtype(volume.dtype)
     missing = torch.isnan(grid).any(-1)[:, None]
     sampled = F.grid_sample(
         batch_first(volume.to(work)),
         batch_first(_without_nan(grid)),
-        mode=MODES[mode],
-        padding_mode=PADDINGS[padding],
+        mode=_MODES[mode],
+        padding_mode=_PADDINGS[padding],
         align_corners=True,
     )
     return sampled.masked_fill(missing, float("nan")).to(volume.dtype).contiguous()
 
 
 def _without_nan(grid: Tensor) -> Tensor:
-    """Infinity becomes a far place: times the extent 0 of an axis of one voxel it would be NaN."""
+    """The grid with 0 for NaN and a large finite coordinate for infinity.
+
+    Infinity times the extent of an axis of one voxel, which is 0, would be NaN.
+    """
     return torch.nan_to_num(grid, nan=0.0, posinf=1e9, neginf=-1e9)
 
 
 def _sample_backward(
     grad: Tensor, volume: Tensor, grid: Tensor, mode: int, padding: int, need_volume: bool, need_grid: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of _sample in the compute type; an unneeded one is an empty tensor."""
+    """Gradients of _sample with respect to volume, in its dtype, and grid, in the compute type."""
     work = compute_dtype(volume.dtype)
-    missing = torch.isnan(grid).any(-1)  # such a voxel's value is a constant, NaN: it passes nothing on
+    # The value of a voxel with a NaN coordinate is the constant NaN, so no gradient passes through it.
+    missing = torch.isnan(grid).any(-1)
     grad_volume, grad_grid = torch.ops.aten.grid_sampler_3d_backward(
         batch_first(grad.to(work).masked_fill(missing[:, None], 0.0)),
         batch_first(volume.to(work)),
         batch_first(_without_nan(grid)),
         mode,
-        _ATEN_PADDING[padding],
+        _ATEN_PADDINGS[padding],
         True,
         [need_volume, True],
     )
@@ -96,7 +68,7 @@ def _sample_backward(
 
 
 def resample(volume: Tensor, coords: Tensor, mode: int, padding: int) -> Tensor:
-    """volume [B, C, D, H, W] at coords [B, 3, d, h, w] -> [B, C, d, h, w]."""
+    """Values of volume [B, C, D, H, W] at coords [B, 3, d, h, w]: [B, C, d, h, w]."""
     grid = coords.to(compute_dtype(coords.dtype)).movedim(1, -1)
     return _sample(volume, grid, mode, padding)
 
@@ -117,14 +89,14 @@ def resample_backward(
 
 
 def _displaced(displacement: Tensor) -> Tensor:
-    """identity + displacement as a grid [B, D, H, W, 3]."""
+    """Identity plus displacement [B, 3, D, H, W], as a grid [B, D, H, W, 3]."""
     moved = displacement.to(compute_dtype(displacement.dtype))
-    x, y, z = _axes(displacement.shape[2:], displacement)
+    x, y, z = grid_axes(displacement.shape[2:], displacement)
     return torch.stack((moved[:, 0] + x, moved[:, 1] + y, moved[:, 2] + z), dim=-1)
 
 
 def warp(volume: Tensor, displacement: Tensor, mode: int, padding: int) -> Tensor:
-    """volume at identity + displacement, on the displacement's grid."""
+    """Values of volume [B, C, D, H, W] at identity + displacement [B, 3, d, h, w]: [B, C, d, h, w]."""
     return _sample(volume, _displaced(displacement), mode, padding)
 
 
@@ -152,24 +124,25 @@ def _middle(n: int) -> slice:
 
 
 def resize(volume: Tensor, size: Sequence[int]) -> Tensor:
-    """volume [B, C, D, H, W] on the corner-aligned grid of ``size``.
+    """Values of volume [B, C, D, H, W] on the corner-aligned grid of ``size``: [B, C, *size].
 
-    An output axis of size 1 sits at coordinate 0, the middle of the input axis, where F.interpolate takes
-    the first voxel; all other sizes are F.interpolate's.
+    An output axis of size 1 lies at coordinate 0, the middle of the input axis, where F.interpolate would take the
+    first voxel. For all other sizes the result is that of F.interpolate.
     """
     work = volume.to(compute_dtype(volume.dtype))
     for axis, n in enumerate(size, start=2):
         if n == 1 and work.shape[axis] > 1:
             middle = _middle(work.shape[axis])
             work = work.narrow(axis, middle.start, middle.stop - middle.start).mean(axis, keepdim=True)
-    if work.numel() == 0:  # interpolate refuses an empty batch
+    # F.interpolate refuses an empty batch.
+    if work.numel() == 0:
         return work.new_zeros((*volume.shape[:2], *size), dtype=volume.dtype) + work.sum().to(volume.dtype)
     out = F.interpolate(work, size=tuple(size), mode="trilinear", align_corners=True)
     return out.to(volume.dtype).contiguous()
 
 
 def resize_backward(grad: Tensor, size: Sequence[int]) -> Tensor:
-    """Gradient of resize: the adjoint, on the input grid ``size``."""
+    """Gradient of resize with respect to its volume, whose grid has ``size``."""
     work = grad.to(compute_dtype(grad.dtype))
     folded = [1 if m == 1 else n for n, m in zip(size, grad.shape[2:], strict=True)]
     if work.numel() == 0:
@@ -194,17 +167,17 @@ def resize_backward(grad: Tensor, size: Sequence[int]) -> Tensor:
 def _affine_grid(theta: Tensor, size: Sequence[int]) -> Tensor:
     """theta [B, 3, 4] applied to the voxels of a grid of ``size``: [B, D, H, W, 3].
 
-    Written as products of the three axes, so that no matrix unit rounds the coordinates to TF32.
+    This is a sum over the three axes and not a matrix product, which CUDA may round to TF32.
     """
     t = theta.to(compute_dtype(theta.dtype))[..., None, None, None]
-    x, y, z = _axes(size, theta)
+    x, y, z = grid_axes(size, theta)
     return torch.stack(
         [t[:, i, 0] * x + t[:, i, 1] * y + t[:, i, 2] * z + t[:, i, 3] for i in range(3)], dim=-1
     )
 
 
 def affine_resample(volume: Tensor, theta: Tensor, size: Sequence[int], mode: int, padding: int) -> Tensor:
-    """volume at theta applied to the grid of ``size``: [B, C, *size]."""
+    """Values of volume [B, C, D, H, W] at theta [B, 3, 4] applied to the grid of ``size``: [B, C, *size]."""
     return _sample(volume, _affine_grid(theta, size), mode, padding)
 
 
@@ -218,6 +191,6 @@ def affine_resample_backward(
     )
     if not need_theta:
         return grad_volume, grad_grid
-    x, y, z = (axis[..., None] for axis in _axes(size, theta))
+    x, y, z = (axis[..., None] for axis in grid_axes(size, theta))
     columns = [(grad_grid * axis).sum((1, 2, 3)) for axis in (x, y, z)] + [grad_grid.sum((1, 2, 3))]
     return grad_volume, torch.stack(columns, dim=-1).to(theta.dtype).contiguous()

@@ -1,4 +1,4 @@
-"""NaN in the maps and in the gradients of implicit_warp: it comes out where the PyTorch bodies put it."""
+"""NaN in the maps and in the gradients of implicit_warp: it must appear in the same places as with the bodies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deepatlas_ops import reference
 
 SIZE = (5, 6, 7)
 NAN = float("nan")
-# 32 is what a kernel keeps of a path: beyond it the path is walked again
+# A kernel keeps 32 places of a path. It computes earlier ones again.
 OPTIONS = [
     {},
     {"gradient": "unrolled", "iterations": 5},
@@ -22,7 +22,8 @@ OPTIONS = [
 
 def maps():
     mask = torch.ones(1, 1, *SIZE).double()
-    mask[..., :3] = 0  # what has no weight does not reach the mean Jacobian
+    # Voxels without weight must not affect the mean Jacobian.
+    mask[..., :3] = 0
     moving = identity(SIZE) + smooth(1, SIZE, 0.04)
     return moving, 1.1 * identity(SIZE) + smooth(1, SIZE, 0.04), torch.randn(1, 3, *SIZE).double(), mask
 
@@ -58,7 +59,7 @@ def test_the_kernels_put_nan_where_autograd_does(native, what, options):
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("what", ["moving", "fixed"])
-def test_a_gradient_of_zero_passes_no_nan_on(native, what, options):
+def test_a_gradient_of_zero_stays_zero_at_nan(native, what, options):
     moving, fixed, grad, mask = maps()
     clean = moving.clone(), fixed.clone()
     spoil(what, moving, fixed, grad)
@@ -68,7 +69,7 @@ def test_a_gradient_of_zero_passes_no_nan_on(native, what, options):
     lost = displacement.isnan().any(1, keepdim=True).expand_as(grad)
     assert lost.any()
     grad[lost] = 0
-    # under weights that do not see the voxel, nothing may tell that it is there
+    # The weights exclude the NaN voxel, so it must not have any effect.
     matrix = reference.step_matrix(*clean, mask, "moving")
     names = "implicit_warp_unrolled_backward", "implicit_warp_backward"
     arguments = (grad, moving, fixed, matrix, *steps), (grad, moving, displacement, valid, matrix)

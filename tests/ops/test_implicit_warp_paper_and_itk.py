@@ -1,4 +1,4 @@
-"""implicit_warp against the paper's claim and against ITK's inversion of displacement fields."""
+"""implicit_warp against the paper's claim of subvoxel precision, and against ITK's inversion of displacements."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZE = (24, 24, 24)
 
 
 def rotation(degrees):
-    """About x, y, z in turn."""
+    """Rotation about x, then y, then z."""
     matrix = torch.eye(3)
     for axis, angle in enumerate(degrees):
         a, b = (i for i in range(3) if i != axis)
@@ -27,7 +27,7 @@ def rotation(degrees):
 
 
 def exam(scale, degrees, amplitude):
-    """Coordinates of an exam: a field of view of that scale, turned and smoothly deformed."""
+    """Coordinates of an exam: a field of view of a given scale, rotated and smoothly deformed."""
     place = torch.einsum("ij,bj...->bi...", scale * rotation(degrees), identity(SIZE, torch.float32))
     return place + scale * smooth(1, SIZE, amplitude, torch.float32)
 
@@ -37,9 +37,11 @@ def exam(scale, degrees, amplitude):
     "moving_scale, fixed_scale, degrees",
     [
         (1.0, 0.8, (0, 0, 0)),
-        (1.5, 0.5, (0, 0, 0)),  # fields of view three times apart
+        # The moving field of view is three times as large.
+        (1.5, 0.5, (0, 0, 0)),
         (0.4, 0.3, (0, 0, 0)),
-        (0.7, 1.0, (0, 0, 0)),  # most of the fixed exam is not covered
+        # The moving exam covers only a part of the fixed exam.
+        (0.7, 1.0, (0, 0, 0)),
         (1.0, 0.6, (25, -15, 10)),
         (1.2, 0.7, (0, 0, 50)),
     ],
@@ -53,7 +55,7 @@ def test_twenty_steps_leave_under_one_voxel_at_99_percent(
     covered = (u.abs() <= 1).all(1, keepdim=True)
     assert covered.sum() > 1000
     assert (warp.residual[covered] < 1).double().mean() > 0.99
-    # the same, measured apart: what is left of the coordinates, in moving voxels
+    # The same, computed independently: what remains of the coordinates, in voxels of the moving exam.
     left = (fixed - ops.resample(moving, u)).square().sum(1, keepdim=True).sqrt() / moving_scale
     assert (left[covered] * (SIZE[0] - 1) / 2 < 1).double().mean() > 0.99
     assert torch.equal(warp.valid, (u.abs() <= 1 + 1e-5).all(1, keepdim=True) & (warp.residual < 1))
@@ -70,8 +72,10 @@ def test_itk_inverts_the_same_displacement(backend, step):
     sitk = pytest.importorskip("SimpleITK")
     size = (20, 22, 24)
     half = (torch.tensor(size[::-1]).double() - 1).reshape(1, 3, 1, 1, 1) / 2
-    fade = (1 - identity(size).square()).prod(1, keepdim=True)  # still at the border, as ITK asks
-    shift = 1.2 * fade * smooth(1, size, 1.0)  # voxels
+    # ITK requires a displacement of 0 at the border.
+    fade = (1 - identity(size).square()).prod(1, keepdim=True)
+    # In voxels.
+    shift = 1.2 * fade * smooth(1, size, 1.0)
     assert shift.norm(dim=1).max() > 1
     image = sitk.GetImageFromArray(shift[0].movedim(0, -1).numpy(), isVector=True)
     inverse = sitk.InvertDisplacementField(
@@ -84,8 +88,9 @@ def test_itk_inverts_the_same_displacement(backend, step):
     want = torch.from_numpy(np.moveaxis(sitk.GetArrayFromImage(inverse), -1, 0))[None]
     warp = ops.implicit_warp(identity(size) + shift / half, identity(size), step=step, iterations=60)
     got = warp.displacement * half
-    inner = (slice(None), slice(None), *(slice(1, -1),) * 3)  # ITK pins the border itself to 0
-    assert (got - want)[inner].norm(dim=1).max() < 2e-3  # voxels
+    # ITK sets the border itself to 0.
+    inner = (slice(None), slice(None), *(slice(1, -1),) * 3)
+    assert (got - want)[inner].norm(dim=1).max() < 2e-3
     assert want.norm(dim=1).max() > 1
 
 
@@ -103,8 +108,9 @@ def test_newton_needs_a_fraction_of_the_steps(backend):
 
 
 def test_newton_takes_the_mean_matrix_on_folds_and_plateaus(backend):
-    moving = identity(SIZE) + smooth(1, SIZE, 0.4)  # strongly folded
-    moving[..., 8:16, 8:16, 8:16] = moving[..., 10:11, 10:11, 10:11]  # and constant in the middle
+    # This map folds strongly, and is constant in the middle.
+    moving = identity(SIZE) + smooth(1, SIZE, 0.4)
+    moving[..., 8:16, 8:16, 8:16] = moving[..., 10:11, 10:11, 10:11]
     fixed = identity(SIZE).requires_grad_()
     moving.requires_grad_()
     newton = ops.implicit_warp(moving, fixed, step="newton")

@@ -1,4 +1,4 @@
-"""implicit_warp: solutions known in closed form, other fields of view, the two gradients, and its edges."""
+"""implicit_warp: solutions in closed form, different fields of view, the two gradients, and unusual inputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def apply(matrix, offset, field):
 
 
 def pair(amplitude=0.08, size=SIZE, fixed_size=SIZE, scale=0.8, batch=1):
-    """Two smooth maps; the fixed exam sees the middle of the moving one."""
+    """Two smooth maps. The fixed exam covers the middle of the moving one."""
     moving = identity(size) + smooth(batch, size, amplitude)
     return moving, identity(fixed_size) * scale + smooth(batch, fixed_size, amplitude)
 
@@ -34,19 +34,19 @@ def test_affine_maps_have_the_affine_answer(backend, fixed_size):
     fixed = apply(a @ torch.diag(torch.tensor([1.2, 0.8, 1.0], dtype=torch.float64)), b * 0.5, v)
     u = apply(torch.linalg.inv(a), -torch.linalg.inv(a) @ b, fixed)
     warp = ops.implicit_warp(moving, fixed)
-    torch.testing.assert_close(
-        warp.displacement, u - v, rtol=0, atol=1e-10
-    )  # linear continuation: beyond it too
+    # The map is continued linearly, so this holds outside the moving grid too.
+    torch.testing.assert_close(warp.displacement, u - v, rtol=0, atol=1e-10)
     assert warp.residual.max() < 1e-8
     assert torch.equal(warp.valid, (u.abs() <= 1).all(1, keepdim=True))
     assert 0.1 < warp.valid.double().mean() < 0.9
 
 
-@pytest.mark.parametrize("step", ["moving", "fixed", "direction_cosine"])
+@pytest.mark.parametrize("step", ["moving", "fixed", "literal", "direction_cosine"])
 def test_a_known_diffeomorphism_is_found(backend, step):
     moving = identity(SIZE) + smooth(2, SIZE, 0.04)
     known = 0.9 * identity(SIZE) + 0.05 * torch.sin(math.pi * identity(SIZE).flip(1))
-    fixed = ops.resample(moving, known.expand(2, -1, -1, -1, -1))  # so that u = known solves it exactly
+    # Now u = known solves the equation exactly.
+    fixed = ops.resample(moving, known.expand(2, -1, -1, -1, -1))
     warp = ops.implicit_warp(moving, fixed, iterations=80, step=step)
     assert warp.valid.all()
     torch.testing.assert_close(
@@ -71,7 +71,7 @@ def test_twenty_steps_leave_under_a_voxel_at_99_percent(backend, scale):
     warp = ops.implicit_warp(moving, fixed)
     u = warp.displacement + identity(size, torch.float32)
     covered = (u.abs() <= 1).all(1, keepdim=True)
-    # the error of eq. 7, measured apart: what is left of the coordinates, in voxels of the moving exam
+    # The error of eq. 7, computed independently: what remains of the coordinates, in voxels of the moving exam.
     left = (fixed - ops.resample(moving, u)).square().sum(1, keepdim=True).sqrt() / scale * (size[0] - 1) / 2
     assert covered.double().mean() > 0.8
     assert (left[covered] < 1).double().mean() > 0.99
@@ -87,11 +87,56 @@ def test_fields_of_view_three_times_apart_need_the_moving_matrix(backend):
     assert (ops.implicit_warp(moving, fixed, step="fixed").residual < 1).double().mean() < 0.05
 
 
+def mean_jacobian(field):
+    """[3, 3] of a float64 field [1, 3, D, H, W], from NumPy's gradients."""
+    axes = ((axis, 2 / (field.shape[axis] - 1)) for axis in (4, 3, 2))
+    columns = [np.gradient(field.numpy(), step, axis=axis) for axis, step in axes]
+    return torch.tensor(np.stack([c.mean((2, 3, 4))[0] for c in columns], -1))
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 5])
+def test_literal_is_equations_5_to_7(backend, iterations):
+    # A rotation, so that the order of the factors and the transpose matter.
+    angle = torch.tensor(0.4, dtype=torch.float64)
+    turn = torch.eye(3, dtype=torch.float64)
+    turn[0, 0], turn[0, 1], turn[1, 0], turn[1, 1] = angle.cos(), -angle.sin(), angle.sin(), angle.cos()
+    moving, fixed = pair(amplitude=0.03, scale=0.5)
+    moving, fixed = (apply(turn, torch.zeros(3), field) for field in (moving, fixed))
+    d_q, v = mean_jacobian(fixed), identity(SIZE)
+    phi = torch.einsum("bi...,ij->bj...", fixed - moving, d_q)
+    for _ in range(iterations - 1):
+        phi = phi + torch.einsum("bi...,ij->bj...", fixed - ops.resample(moving, v + phi), d_q)
+    # Outside the moving grid the paper does not define the recursion.
+    assert ((v + phi).abs() <= 1).all()
+    got = ops.implicit_warp(moving, fixed, iterations=iterations, step="literal").displacement
+    torch.testing.assert_close(got, phi, rtol=0, atol=1e-10)
+
+
+def test_literal_diverges_for_large_scales_and_is_slow_for_small_ones(backend):
+    """An iteration multiplies the error by |1 - s_p s_q|, here 1.6 and 0.93."""
+    for scale, iterations in ((1.8, 40), (0.3, 20)):
+        moving, fixed = (scale * c for c in pair(amplitude=0.02, scale=0.8))
+        assert ops.implicit_warp(moving, fixed, iterations=iterations).valid.all()
+        literal = ops.implicit_warp(moving, fixed, iterations=iterations, step="literal")
+        assert literal.displacement.isfinite().all()
+        assert literal.residual.mean() > 0.05
+    ten, eleven = (ops.implicit_warp(moving, fixed, iterations=n, step="literal") for n in (10, 11))
+    assert eleven.residual.mean() / ten.residual.mean() == pytest.approx(1 - 0.3**2 * 0.8, abs=0.02)
+
+
+def test_literal_takes_the_identity_for_a_constant_fixed_map(backend):
+    moving = identity(SIZE) + smooth(1, SIZE, 0.04)
+    fixed = torch.full_like(moving, 0.2)
+    warp = ops.implicit_warp(moving, fixed, step="literal", iterations=60)
+    assert warp.valid.all()
+    at = ops.resample(moving, warp.displacement + identity(SIZE))
+    torch.testing.assert_close(at, fixed, rtol=0, atol=1e-6)
+
+
 def test_the_residual_is_in_moving_voxels(backend):
     moving, fixed = pair(amplitude=0.1, scale=0.7)
     warp = ops.implicit_warp(moving, fixed, iterations=2)
-    columns = [np.gradient(moving.numpy(), 2 / (n - 1), axis=axis) for axis, n in ((4, 11), (3, 10), (2, 9))]
-    mean = torch.tensor(np.stack([c.mean((2, 3, 4))[0] for c in columns], -1))
+    mean = mean_jacobian(moving)
     left = fixed - ops.resample(moving, warp.displacement + identity(SIZE))
     want = (apply(torch.linalg.inv(mean), torch.zeros(3), left) * HALF).square().sum(1, keepdim=True).sqrt()
     assert want.max() > 1e-3
@@ -105,9 +150,10 @@ def gradients(moving, fixed, weight, **options):
 
 
 @pytest.mark.parametrize("fixed_size", [SIZE, (5, 7, 6)])
-@pytest.mark.parametrize("step", ["moving", "direction_cosine"])
+@pytest.mark.parametrize("step", ["moving", "literal", "direction_cosine"])
 def test_implicit_and_unrolled_gradients_agree_at_convergence(backend, step, fixed_size):
-    moving, fixed = pair(fixed_size=fixed_size, scale=1.1)  # some voxels fall outside
+    # Some voxels lie outside the moving grid.
+    moving, fixed = pair(fixed_size=fixed_size, scale=1.1)
     weight = torch.randn(1, 3, *fixed_size, dtype=torch.float64)
     implicit = gradients(moving, fixed, weight, iterations=60, step=step)
     unrolled = gradients(moving, fixed, weight, iterations=60, step=step, gradient="unrolled")
@@ -115,25 +161,28 @@ def test_implicit_and_unrolled_gradients_agree_at_convergence(backend, step, fix
         torch.testing.assert_close(i, u, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("step", ["moving", "literal"])
 @pytest.mark.parametrize("gradient", ["implicit", "unrolled"])
-def test_gradients_are_the_finite_differences(backend, gradient):
+def test_gradients_are_the_finite_differences(backend, gradient, step):
     moving, fixed = pair(size=(4, 5, 4), fixed_size=(3, 3, 4), scale=0.6)
     moving.requires_grad_(), fixed.requires_grad_()
+    iterations = 60 if gradient == "implicit" else 15
 
     def displacement(m, f):
-        warp = ops.implicit_warp(m, f, iterations=60 if gradient == "implicit" else 15, gradient=gradient)
+        warp = ops.implicit_warp(m, f, iterations=iterations, step=step, gradient=gradient)
         assert warp.valid.all()
         return warp.displacement
 
     assert torch.autograd.gradcheck(displacement, (moving, fixed), eps=1e-7, atol=1e-4, rtol=1e-3)
 
 
-def test_few_unrolled_steps_are_differentiated_exactly(backend):
+@pytest.mark.parametrize("step", ["moving", "literal"])
+def test_few_unrolled_steps_are_differentiated_exactly(backend, step):
     moving, fixed = pair(size=(4, 4, 4), fixed_size=(3, 3, 3), scale=0.6)
     moving.requires_grad_(), fixed.requires_grad_()
 
     def displacement(m, f):
-        return ops.implicit_warp(m, f, iterations=2, gradient="unrolled").displacement
+        return ops.implicit_warp(m, f, iterations=2, step=step, gradient="unrolled").displacement
 
     assert torch.autograd.gradcheck(displacement, (moving, fixed), eps=1e-7, atol=1e-5)
 
@@ -149,8 +198,9 @@ def test_voxels_that_are_not_valid_carry_no_gradient(backend):
 
 
 def test_folds_and_plateaus_keep_the_gradient_bounded(backend):
-    moving = identity(SIZE) + smooth(1, SIZE, 0.4)  # strongly folded
-    moving[..., 3:7, 3:7, 3:7] = moving[..., 4:5, 4:5, 4:5]  # and constant in the middle
+    # This map folds strongly, and is constant in the middle.
+    moving = identity(SIZE) + smooth(1, SIZE, 0.4)
+    moving[..., 3:7, 3:7, 3:7] = moving[..., 4:5, 4:5, 4:5]
     fixed = identity(SIZE).requires_grad_()
     moving.requires_grad_()
     warp = ops.implicit_warp(moving, fixed)
@@ -278,7 +328,7 @@ def test_half_types_iterate_in_float32(backend, dtype):
         ({"tolerance": float("nan")}, "implicit_warp: tolerance"),
         (
             {"step": "mean"},
-            "implicit_warp: step: expected one of moving, fixed, direction_cosine, newton, got 'mean'",
+            "implicit_warp: step: expected one of moving, fixed, literal, direction_cosine, newton, got 'mean'",
         ),
         (
             {"step": "newton", "gradient": "unrolled"},

@@ -1,4 +1,4 @@
-"""Every op and its gradients are those of the contiguous copy, however the tensors lie in memory."""
+"""Results and gradients of every op do not depend on the memory layout of the tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def channels_last(x):
 
 
 def sliced(x):
-    """Every second element of a larger tensor, from an odd offset."""
+    """Every other element of a larger tensor, from an odd offset."""
     wide = torch.randn([2 * n + 3 for n in x.shape], dtype=x.dtype)
     view = wide[tuple(slice(1, 2 * n + 1, 2) for n in x.shape)]
     view.copy_(x)
@@ -23,7 +23,7 @@ def sliced(x):
 
 
 def expanded(x):
-    """One batch item for all, and one value along y: strides of 0."""
+    """One batch item for the whole batch, and one value along y, with strides of 0."""
     thin = x[:1] if x.ndim < 5 else x[:1, :, :, :1]
     return thin.expand(x.shape)
 
@@ -53,7 +53,7 @@ def test_results_are_those_of_the_contiguous_copy(backend, name, layout):
     for g, w in zip(got, want, strict=True):
         assert g.stride() == w.stride() or layout != "sliced"
         torch.testing.assert_close(g, w, rtol=1e-10, atol=1e-10)
-    # and however the gradient arrives
+    # The layout of the incoming gradient must not matter either.
     for comes in (strided, lambda g: channels_last(g) if g.ndim == 5 else g):
         for g, w in zip(run(case, mask, leaves, comes), want, strict=True):
             torch.testing.assert_close(g, w, rtol=1e-10, atol=1e-10)
@@ -63,7 +63,8 @@ def test_results_are_those_of_the_contiguous_copy(backend, name, layout):
 def test_a_gradient_with_strides_of_zero(backend, name):
     case, mask = CASES[name], weights(SIZE)
     leaves = [x.requires_grad_() for x in case.make(SIZE)]
-    got = torch.autograd.grad(case.run(mask, *leaves).sum(), leaves)  # ones, expanded from one number
+    # The gradient is a single 1, expanded.
+    got = torch.autograd.grad(case.run(mask, *leaves).sum(), leaves)
     out = case.run(mask, *leaves)
     for g, w in zip(got, torch.autograd.grad(out, leaves, torch.ones_like(out)), strict=True):
         torch.testing.assert_close(g, w, rtol=1e-10, atol=1e-10)
@@ -86,5 +87,5 @@ def test_every_type_in_another_layout(backend, name, dtype):
     got = run(case, strided(mask), [strided(x).requires_grad_() for x in given], strided)
     for g, w in zip(got, want, strict=True):
         assert g.dtype == dtype
-        # the means that drive the inversion may be summed in another order
+        # The mean Jacobians of the inversion may be summed in another order.
         torch.testing.assert_close(g, w, rtol=4 * torch.finfo(dtype).eps, atol=20 * torch.finfo(dtype).eps)

@@ -1,6 +1,6 @@
-"""The stated backward bodies against ordinary autograd of the forward bodies, without the dispatcher.
+"""The backward bodies in PyTorch against ordinary autograd of the forward bodies, without the dispatcher.
 
-Where the native kernels are loaded the registered ops no longer reach these bodies; they remain the fallback.
+While the native kernels are loaded, the registered ops do not run these bodies.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def test_resize(size, out):
     assert reference.resize_backward(torch.zeros(0, 3, *out), size).shape == (0, 3, *size)
 
 
-@pytest.mark.parametrize("amplitude", [0.1, 0.6])  # without folds and with
+# Without folds, and with folds.
+@pytest.mark.parametrize("amplitude", [0.1, 0.6])
 def test_jacobians(amplitude):
     field = identity((4, 5, 6)) + smooth(2, (4, 5, 6), amplitude)
     mask = (torch.rand(2, 1, 4, 5, 6) > 0.4).double()
@@ -98,7 +99,8 @@ def test_ncc(window):
 
 
 @pytest.mark.parametrize("size", [(4, 5, 6), (1, 2, 3), (1, 1, 1)])
-@pytest.mark.parametrize("contrast", [1.0, 1e-3])  # above and below the floor of the fixed image's edges
+# Edges of the fixed image above and below the floor.
+@pytest.mark.parametrize("contrast", [1.0, 1e-3])
 def test_edge_difference(size, contrast):
     images = torch.randn(2, 3, *size).double(), contrast * torch.randn(2, 3, *size).double()
     for mask in (None, (torch.rand(2, 1, *size) > 0.4).double(), torch.zeros(2, 1, *size).double()):

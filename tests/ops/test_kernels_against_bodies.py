@@ -1,13 +1,13 @@
-"""Hypothesis over every op: odd shapes, views, NaN and infinity; the kernels against the PyTorch bodies."""
+"""The kernels of every op against the PyTorch bodies, with Hypothesis: odd shapes, views, NaN and infinity."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from conftest import why_not_native
 from fields import identity, smooth, strided
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_kernels import why_not_native
 
 import deepatlas_ops as ops
 from deepatlas_ops import reference
@@ -37,7 +37,7 @@ def maybe(x, views):
 
 
 def both(run, *inputs, views=False, pull=None):
-    """Value and gradients of the kernels and of the bodies."""
+    """Values and gradients of the kernels and of the bodies."""
     results = []
     for backend in ("native", "torch"):
         leaves = [maybe(x.detach(), views and backend == "native").requires_grad_() for x in inputs]
@@ -55,7 +55,10 @@ def agree(native, body, tolerance=1e-9):
 
 
 def agree_but_for_nan(native, body):
-    """A NaN gradient on the border spreads to the voxel before it in the kernels, with a weight of zero."""
+    """Compare where the kernels give no NaN.
+
+    At the border the kernels also scatter to the voxel before it, with a weight of 0, which a NaN gradient makes NaN.
+    """
     for n, b in zip(native, body, strict=True):
         clean = ~n.isnan()
         assert not b[clean].isnan().any()
@@ -82,7 +85,7 @@ def test_sampling(name, size, out, batch, share, views, seed, mode, padding, cha
     torch.manual_seed(seed)
     volume = torch.randn(batch, channels, *size, dtype=torch.float64)
     shape = (batch, 3, 4) if name == "affine_resample" else (batch, 3, *out)
-    # 1e30 may be anywhere after reflection, and halfway between two voxels rounding decides
+    # Reflection may move 1e30 to any place, and halfway between two voxels the nearest one depends on rounding.
     odd = [x for x in ODD if padding != "reflection" or not 1e9 < abs(x)]
     odd = odd if mode == "linear" else ODD[:1]
     places = spoilt(torch.randn(shape, dtype=torch.float64), share, odd)
@@ -103,7 +106,7 @@ def test_a_nan_in_the_volume_is_never_hidden(size, out, batch, share, views, see
     clean = ~native.isnan()
     assert not body[clean].isnan().any()
     torch.testing.assert_close(native[clean], body[clean])
-    # on or beyond the border the kernels still touch the voxel before it, with a weight of zero
+    # At the border and beyond, the kernels also read the voxel before it, with a weight of 0.
     inner = (coords.abs() < 1).all(1, keepdim=True).expand_as(native)
     assert torch.equal(native.isnan()[inner], body.isnan()[inner])
 
@@ -122,7 +125,7 @@ def test_jacobians(size, out, batch, share, views, seed, normalize, masked):
     torch.manual_seed(seed)
     field = identity(size) + smooth(batch, size, 0.2)
     mask = (torch.rand(batch, 1, *size) > 0.4).double() if masked else None
-    # the finite odd values and NaN; the difference of two infinities is one of the two at will
+    # No infinities: whether their difference is NaN or infinite depends on the order of the operations.
     field = spoilt(field, share, (float("nan"), -7.0, 1.0, 1e4))
     kind = "log" if normalize else "det"
     logs = both(lambda f: ops.log_jacobian(f, normalize_columns=normalize), field, views=views)
@@ -134,7 +137,7 @@ def test_jacobians(size, out, batch, share, views, seed, normalize, masked):
         agree([value], [body], 1e-7)
         weight = torch.linspace(-1, 2, max(value.numel(), 1), dtype=value.dtype)[: value.numel()]
         want = by_hand(weight.reshape(value.shape))
-        # the body multiplies a NaN with zeros that the kernels leave out
+        # The body multiplies NaN by zeros, which the kernels leave out.
         agree([grad[~want.isnan()]], [want[~want.isnan()]], 1e-7)
     for measure in (
         lambda f: ops.folds(f, mask),
@@ -154,10 +157,11 @@ def test_ncc(size, out, batch, share, views, seed, window, masked):
     torch.manual_seed(seed)
     a, b = (torch.randn(batch, 2, *size, dtype=torch.float64) for _ in range(2))
     mask = (torch.rand(batch, 1, *size) > 0.4).double() if masked else None
-    if share > 0 and masked:  # anything where there is no weight
+    # Voxels without weight may hold anything. Without a mask, a NaN makes its channel NaN.
+    if share > 0 and masked:
         hole = (mask == 0).expand_as(a)
         a, b = torch.where(hole, spoilt(a, 0.5), a), torch.where(hole, spoilt(b, 0.5), b)
-    elif share > 0 and window is None:  # or a channel that is lost
+    elif share > 0 and window is None:
         a = spoilt(a, 0.02, (float("nan"),))
     agree(*both(lambda x, y: ops.ncc(x, y, mask, window=window), a, b, views=views), 1e-8)
 
@@ -172,7 +176,7 @@ def test_edges(size, out, batch, share, views, seed, masked, contrast):
         a = spoilt(a, 0.02, (float("nan"), 7.0))
     native, body = both(lambda x, y: ops.edge_difference(x, y, mask), a, b, views=views)
     agree(native[:1], body[:1], 1e-8)
-    # autograd multiplies a NaN with zeros that the adjoint leaves out
+    # Autograd multiplies NaN by zeros, which the adjoint leaves out.
     weight = torch.linspace(-1, 2, max(batch, 1), dtype=torch.float64)[:batch]
     by_hand = reference.edge_difference_backward(weight, a, b, mask, True, True)
     agree(native[1:], by_hand, 1e-8)
@@ -202,7 +206,7 @@ def solutions(moving, fixed, options):
 @run_all
 @given(tolerance=st.sampled_from([0.0, 0.05]), iterations=st.sampled_from([1, 4, 33, 70]), **common)
 def test_inversion(size, out, batch, share, views, seed, tolerance, iterations):
-    """NaN and far coordinates, and NaN gradients, against the bodies under the same schemas."""
+    """NaN and far coordinates, and NaN gradients."""
     torch.manual_seed(seed)
     moving = identity(size) + smooth(batch, size, 0.03)
     fixed = spoilt(1.1 * identity(out) + smooth(batch, out, 0.03), share, (float("nan"), 1e30, -7.0))

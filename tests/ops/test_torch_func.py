@@ -1,4 +1,4 @@
-"""torch.func over every op, and derivatives of derivatives: right, or refused in one line."""
+"""torch.func and second derivatives of every op: they are correct, or raise an error of one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIZE = (4, 5, 6)
 
 
 def stacked(case):
-    """Inputs of three calls, behind one new axis."""
+    """The inputs of three calls, stacked along a new axis."""
     calls = [case.make(SIZE) for _ in range(3)]
     return [torch.stack(inputs) for inputs in zip(*calls, strict=True)]
 
@@ -22,12 +22,13 @@ def close(got, want):
 
 
 @pytest.mark.parametrize("name", {**CASES, **MEASURES})
-def test_vmap_is_one_call_after_the_other(backend, name):
+def test_vmap_gives_the_results_of_single_calls(backend, name):
     case, mask = {**CASES, **MEASURES}[name], weights(SIZE)
     inputs = stacked(case)
     want = torch.stack([case.run(mask, *call) for call in zip(*inputs, strict=True)])
     close(torch.vmap(case.run, in_dims=(None, *(0 for _ in inputs)))(mask, *inputs), want)
-    moved = [x.movedim(0, 2) for x in inputs]  # any axis
+    # The mapped axis may be any axis.
+    moved = [x.movedim(0, 2) for x in inputs]
     close(torch.vmap(lambda *x: case.run(mask, *x), in_dims=2)(*moved), want)
     twice = [torch.stack((x, x.flip(0))) for x in inputs]
     both = torch.vmap(torch.vmap(lambda *x: case.run(mask, *x)))(*twice)
@@ -55,7 +56,8 @@ def test_func_grad_is_autograds(backend, name):
     which = tuple(range(len(inputs)))
     for g, w in zip(torch.func.grad(loss, which)(*inputs), want, strict=True):
         close(g, w)
-    alone = torch.func.grad(loss)(*inputs)  # of the first argument only
+    # By default, only the first argument is differentiated.
+    alone = torch.func.grad(loss)(*inputs)
     close(alone, want[0])
     several = stacked(case)
     per_call = torch.vmap(torch.func.grad(loss, which))(*several)
@@ -75,7 +77,8 @@ def test_forward_mode_is_right_or_refused(backend, name):
 
     try:
         _, got = torch.func.jvp(run, tuple(inputs), tuple(tangents))
-    except RuntimeError as error:  # NotImplementedError is one
+    # NotImplementedError is a RuntimeError.
+    except RuntimeError as error:
         assert "forward" in str(error)
         if backend == "native":
             assert "\n" not in str(error) and name.split()[0] in str(error)
@@ -108,7 +111,8 @@ def test_second_derivatives_are_right_or_refused(backend, name):
         return
     out = run(*inputs)
     first = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
-    if name == "resample nearest" and backend == "torch":  # linear in the volume, constant in the coordinates
+    # Nearest sampling is linear in the volume and constant in the coordinates.
+    if name == "resample nearest" and backend == "torch":
         (second,) = torch.autograd.grad(first[0].sum(), inputs[0])
         close(second, 2 * torch.autograd.grad(run(*inputs).sum(), inputs[0])[0])
         return

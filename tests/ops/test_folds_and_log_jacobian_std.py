@@ -1,4 +1,4 @@
-"""folds and log_jacobian_std against NumPy, voxel by voxel, and against the Learn2Reg definition."""
+"""folds and log_jacobian_std against NumPy, voxel by voxel, and against the definition of the Learn2Reg challenge."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZE = (5, 6, 7)
 
 
 def one_sided(values, place, axis, side):
-    """Difference of values[3, D, H, W] at a voxel towards `side`, the other way where the volume ends."""
+    """Difference of values [3, D, H, W] from a voxel to its neighbour at ``side``, or to the other one at a border."""
     n = values.shape[axis + 1]
     start = place[axis] if 0 <= place[axis] + side < n else place[axis] - side
     a, b = list(place), list(place)
@@ -36,7 +36,8 @@ def digital_folds(values):
 
 def central_determinant(values):
     spacing = [2 / (n - 1) for n in values.shape[1:]]
-    gradients = [np.gradient(channel, *spacing) for channel in values]  # along z, y, x
+    # The gradients are along z, y and x.
+    gradients = [np.gradient(channel, *spacing) for channel in values]
     matrix = np.stack([np.stack(g[::-1], -1) for g in gradients], -2)
     return np.linalg.det(matrix)
 
@@ -59,7 +60,8 @@ def test_folds_are_counted_as_by_numpy(backend, masked, amplitude):
 
 def test_only_digital_differences_see_a_voxel_leave_its_cell(backend):
     field = identity((7, 7, 7))
-    field[0, 0, 3, 3, 3] += 0.8  # more than two voxels
+    # This is more than two voxels.
+    field[0, 0, 3, 3, 3] += 0.8
     around = torch.zeros(1, 1, 7, 7, 7)
     around[0, 0, 3, 3, 3] = 1
     assert ops.folds(field, around.double()) == 0
@@ -71,13 +73,15 @@ def test_a_flat_or_mirrored_field_folds_everywhere(backend):
     for field in (identity(SIZE) * 0, identity(SIZE).flip(4)):
         for differences in ("central", "digital"):
             assert ops.folds(field, differences=differences) == 1
-    assert ops.folds(identity((1, 6, 7))) == 0  # an axis of one voxel counts as the identity's
+    # On an axis of one voxel, the column is that of the identity.
+    assert ops.folds(identity((1, 6, 7))) == 0
     assert ops.folds(identity((1, 6, 7)), differences="digital") == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_small_determinant_of_a_half_type_is_no_fold(backend, dtype):
-    got = ops.folds((identity(SIZE) * 2**-10).to(dtype))  # determinant 2^-30: 0 in float16
+    # The determinant is 2^-30, which is 0 in float16.
+    got = ops.folds((identity(SIZE) * 2**-10).to(dtype))
     assert got.dtype == torch.float32 and got == 0
 
 
@@ -86,7 +90,8 @@ def test_learn2reg_is_the_challenges_sdlogj(backend, masked):
     ndimage = pytest.importorskip("scipy.ndimage")
     size, n = (8, 8, 8), 8
     field = identity(size) + smooth(1, size, 0.3)
-    displacement = (field - identity(size))[0].numpy() * (n - 1) / 2  # in voxels, channels x, y, z
+    # This is in voxels, with channels x, y, z.
+    displacement = (field - identity(size))[0].numpy() * (n - 1) / 2
     matrix = np.zeros((3, 3, *size))
     for column, axis in enumerate((2, 1, 0)):
         kernel = np.array([-0.5, 0, 0.5]).reshape([3 if a == axis else 1 for a in range(3)])
@@ -113,7 +118,7 @@ def test_plain_is_the_deviation_of_log_jacobian(backend):
     assert ops.log_jacobian_std(identity(SIZE) * 0.3).item() == pytest.approx(0, abs=1e-12)
 
 
-def test_what_has_no_weight_does_not_matter(backend):
+def test_voxels_without_weight_do_not_matter(backend):
     field, mask = identity((6, 6, 8)), torch.ones(1, 1, 6, 6, 8, dtype=torch.bool)
     field[..., 7:] = float("nan")
     mask[..., 5:] = False

@@ -1,6 +1,6 @@
-"""The arguments of every registered op for torch.library.opcheck; as a program, checks the PyTorch bodies.
+"""Calls of every registered op for torch.library.opcheck. Run as a program, it checks the PyTorch bodies.
 
-A body registered for an op is only reached as long as no kernels are loaded: so that takes a process of its own.
+The body that is registered for an op only runs as long as the kernels are not loaded, so that takes a separate process.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from fields import identity, inside, smooth
 from deepatlas_ops import reference
 
 registered = torch.ops.deepatlas_ops
-PLAIN = {"test_utils": ("test_schema", "test_faketensor")}  # for what is a gradient itself
+# For ops that are not differentiable, such as the backward ops.
+PLAIN = {"test_utils": ("test_schema", "test_faketensor")}
 
 
 def grads(*tensors):
@@ -19,7 +20,7 @@ def grads(*tensors):
 
 
 def calls(dtype):
-    """(op, arguments, options of opcheck)"""
+    """Yields (op, arguments, options of opcheck)."""
     size, out = (3, 4, 5), (2, 3, 6)
     volume, grad = torch.randn(2, 2, *size).to(dtype), torch.randn(2, 2, *out).to(dtype)
     coords = inside(2, out, 0.9).to(dtype)
@@ -89,9 +90,9 @@ def calls(dtype):
 
 
 def check(dtype):
-    """Runs opcheck on every call; the names of the ops that were checked."""
+    """Runs opcheck on every call and returns the names of the ops."""
     torch.manual_seed(0)
-    # eager and traced bodies round half types at other places
+    # Eager and traced bodies round half types at different places.
     wide = {} if dtype in (torch.float32, torch.float64) else {"rtol": 2e-2, "atol": 2e-2}
     names = set()
     for op, arguments, options in calls(dtype):

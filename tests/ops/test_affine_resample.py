@@ -8,9 +8,8 @@ import torch.nn.functional as F
 
 import deepatlas_ops as ops
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Since version 1.3.0, affine_grid"
-)  # the oracle, on axes of one voxel
+# PyTorch's affine_grid, the oracle, gives this warning for axes of one voxel.
+pytestmark = pytest.mark.filterwarnings("ignore:Since version 1.3.0, affine_grid")
 
 
 def oracle(volume, theta, size, mode="linear", padding="zeros"):
@@ -57,7 +56,8 @@ def test_identity_resizes_and_translation_moves(backend):
     volume = torch.randn(1, 1, 4, 5, 6, dtype=torch.float64)
     theta = torch.eye(3, 4, dtype=torch.float64)[None].clone()
     torch.testing.assert_close(ops.affine_resample(volume, theta, (7, 3, 6)), ops.resize(volume, (7, 3, 6)))
-    theta[:, 2, 3] = 2 / 3  # one voxel along z
+    # This is one voxel along z.
+    theta[:, 2, 3] = 2 / 3
     moved = ops.affine_resample(volume, theta, (4, 5, 6))
     torch.testing.assert_close(moved[:, :, :-1], volume[:, :, 1:])
 

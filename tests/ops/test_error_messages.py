@@ -1,4 +1,4 @@
-"""What each op says to wrong arguments: the public functions on both backends, and the native ops themselves."""
+"""The errors for wrong arguments: of the public functions on both backends, and of the native ops themselves."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ import torch
 from cases import CASES, MEASURES
 
 SIZE = (3, 4, 5)
-FIRST = {"ncc": "a", "implicit_warp": "c_moving", "log_jacobian": "field", "smoothness_loss": "field"}
-FIRST.update({"edge_difference": "moving", "piecewise_linear": "x"})
-FIRST.update({"folds": "field", "log_jacobian_std": "field"})  # of the others: volume
+# The name of the first argument of an op, if it is not "volume".
+FIRST = {
+    "edge_difference": "moving",
+    "folds": "field",
+    "implicit_warp": "c_moving",
+    "log_jacobian": "field",
+    "log_jacobian_std": "field",
+    "ncc": "a",
+    "piecewise_linear": "x",
+    "smoothness_loss": "field",
+}
 
 
 @pytest.mark.parametrize("name", {**CASES, **MEASURES})
@@ -33,9 +41,10 @@ def empty(*shape, dtype=torch.float32):
 
 V, P, M = (empty(1, c, *SIZE) for c in (2, 3, 3))
 HOLE, EYE, THETA = empty(1, 3, 0, 4, 5), torch.eye(3)[None], empty(1, 3, 4)
-WHOLE = empty(1, 2, *SIZE, dtype=torch.int32)
+INTEGER = empty(1, 2, *SIZE, dtype=torch.int32)
+TOO_MANY = [float(i) for i in range(34)]
 NATIVE = [
-    ("resample", (WHOLE, P.int(), 0, 0), "volume must be float64, float32, float16 or bfloat16, got Int"),
+    ("resample", (INTEGER, P.int(), 0, 0), "volume must be float64, float32, float16 or bfloat16, got Int"),
     ("resample", (V, P.double(), 0, 0), "coords must be Float like volume, got Double"),
     ("resample", (V, P[:0], 0, 0), r"coords must have the batch size 1 of volume, got \[0, 3, 3, 4, 5\]"),
     ("resample", (V, V, 0, 0), r"coords must be \[B, 3, D, H, W\], got \[1, 2, 3, 4, 5\]"),
@@ -48,20 +57,24 @@ NATIVE = [
     ("warp", (V[0], P, 0, 0), r"volume must be \[B, C, D, H, W\], got \[2, 3, 4, 5\]"),
     ("affine_resample", (V, THETA[:, :2], [2, 2, 2], 0, 0), r"theta must be \[B, 3, 4\], got \[1, 2, 4\]"),
     ("affine_resample", (V, THETA, [2, 2], 0, 0), r"size must be \(D, H, W\), got \[2, 2\]"),
-    ("resize", (WHOLE, [2, 2, 2]), "volume must be float64, float32, float16 or bfloat16, got Int"),
+    ("resize", (INTEGER, [2, 2, 2]), "volume must be float64, float32, float16 or bfloat16, got Int"),
     ("resize", (V, [2, 2, -1]), "every axis of size must have 0 to 16777216 voxels"),
     ("resize", (HOLE, [2, 2, 2]), "volume has no voxels to sample from"),
-    ("resize_backward", (WHOLE, [2, 2, 2]), "grad must be float64, float32, float16 or bfloat16, got Int"),
+    ("resize_backward", (INTEGER, [2, 2, 2]), "grad must be float64, float32, float16 or bfloat16, got Int"),
     ("resize_backward", (V, [0, 2, 2]), "size has no voxels to sample from"),
     ("implicit_warp", (M.int(), M.int(), EYE, None, 1, 0.0, False), "c_moving must be float64, .*got Int"),
     ("implicit_warp", (HOLE, M, EYE, None, 1, 0.0, False), "c_moving has no voxels to sample from"),
     ("implicit_warp", (M, M.double(), EYE, None, 1, 0.0, False), "c_fixed must be Float like c_moving"),
-    ("implicit_warp", (M.half(), M.half(), EYE.half(), None, 1, 0.0, False), "matrix must be Float beside"),
+    (
+        "implicit_warp",
+        (M.half(), M.half(), EYE.half(), None, 1, 0.0, False),
+        "matrix must be Float for this c_moving",
+    ),
     ("implicit_warp", (M, M, EYE, EYE[:, :2], 1, 0.0, False), r"ruler must be \[B, 3, 3\]"),
     ("implicit_warp_unrolled", (M, M[:, :2], EYE, None, 1, 0.0), r"c_fixed must be \[B, 3, D, H, W\]"),
     ("implicit_warp_unrolled", (M, M, EYE, None, 0, 0.0), r"iterations must be 1 to 2\^31 - 1, got 0"),
     ("implicit_warp_backward", (M.double(), M, M, M[:, :1].bool(), EYE, True), "grad must be Float like"),
-    ("implicit_warp_backward", (M, M, M, M[:, :1], EYE, True), "valid must be Bool beside this c_moving"),
+    ("implicit_warp_backward", (M, M, M, M[:, :1], EYE, True), "valid must be Bool for this c_moving"),
     (
         "implicit_warp_unrolled_backward",
         (M[..., :2], M, M, EYE, 1, 0.0),
@@ -72,11 +85,11 @@ NATIVE = [
     ("log_jacobian_backward", (M, M, False, 1e-3), r"grad must be \[1, 1, 3, 4, 5\], got \[1, 3, 3, 4, 5\]"),
     ("jacobian_determinant", (M.int(), False), "field must be float64, .*got Int"),
     ("smoothness_loss", (M, M[:, :1].double(), 0.5, True), "mask must be Float like field, got Double"),
-    ("ncc", (WHOLE, WHOLE, None, 0, 1e-5), "a must be float64, float32, float16 or bfloat16, got Int"),
+    ("ncc", (INTEGER, INTEGER, None, 0, 1e-5), "a must be float64, float32, float16 or bfloat16, got Int"),
     ("ncc", (V, V.double(), None, 0, 1e-5), "b must be Float like a, got Double"),
     ("ncc", (V, V, V, 0, 1e-5), r"mask must be \[B, 1, D, H, W\] like a"),
     ("ncc", (V, V, None, 2, 1e-5), r"window must be 0 \(global\) or odd, got 2"),
-    ("edge_difference", (WHOLE, WHOLE, None), "moving must be float64, float32, .*got Int"),
+    ("edge_difference", (INTEGER, INTEGER, None), "moving must be float64, float32, .*got Int"),
     ("edge_difference", (V, V.double(), None), "fixed must be Float like moving, got Double"),
     ("edge_difference", (V, V[..., :2], None), r"fixed must be \[1, 2, 3, 4, 5\], got \[1, 2, 3, 4, 2\]"),
     ("edge_difference", (V, V, V), r"mask must be \[1, 1, 3, 4, 5\], got \[1, 2, 3, 4, 5\]"),
@@ -86,9 +99,14 @@ NATIVE = [
         (V[:, 0, 0, 0, 0], V, V, None, torch.zeros(1, 2).double(), True, False),
         r"statistics must be \[1, 3\], got \[1, 2\]",
     ),
-    ("piecewise_linear", (WHOLE, [0.0, 1.0], [0.0, 1.0]), "x must be float64, .*got Int"),
+    ("piecewise_linear", (INTEGER, [0.0, 1.0], [0.0, 1.0]), "x must be float64, .*got Int"),
     ("piecewise_linear", (V, [0.0, 0.0], [0.0, 1.0]), r"knots must rise, got \[0, 0\]"),
     ("piecewise_linear", (V, [0.0], [0.0]), "knots and values must be 2 to 33 numbers each, got 1 and 1"),
+    (
+        "piecewise_linear",
+        (V, TOO_MANY, TOO_MANY),
+        "knots and values must be 2 to 33 numbers each, got 34 and 34",
+    ),
     ("piecewise_linear_backward", (V[:, :1], V, [0.0, 1.0], [0.0, 1.0]), "grad must be"),
 ]
 

@@ -1,4 +1,4 @@
-"""torch.use_deterministic_algorithms: repeatable to the last bit, or refused where atomics are at work."""
+"""torch.use_deterministic_algorithms: every op gives the same bits again, or raises an error if it uses atomics."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 import torch
 from cases import CASES, MEASURES, value_and_gradients, weights
 
-SIZE = (19, 23, 29)  # enough voxels for the kernels to share them out
-# whose CUDA gradients add up with atomics: by the sampled volume, by the moving map
+# So many voxels that the kernels divide them between threads.
+SIZE = (19, 23, 29)
+# On CUDA these use atomics for the gradient with respect to the sampled volume or the moving map.
 ATOMIC = ("resample", "warp", "affine_resample", "implicit_warp")
 
 
@@ -44,7 +45,7 @@ def test_the_cpu_gives_the_same_bits_on_one_thread_and_two(name, dtype, native):
 
 
 @pytest.mark.parametrize("name", MEASURES)
-def test_measures_too(name, native):
+def test_measures_have_the_same_bits_on_one_thread_and_two(name, native):
     case, mask = MEASURES[name], weights(SIZE, torch.float32)
     (field,) = (x.float() for x in case.make(SIZE))
     results = []
@@ -62,7 +63,8 @@ def test_cuda_is_repeatable_or_refuses(name, cuda):
         if name.split()[0] in ATOMIC:
             with pytest.raises(RuntimeError, match="does not have a deterministic implementation"):
                 value_and_gradients(case, mask, inputs)
-            inputs = [x.requires_grad_(i > 0) for i, x in enumerate(inputs)]  # the other gradient has none
+            # The gradient with respect to the other argument needs no atomics.
+            inputs = [x.requires_grad_(i > 0) for i, x in enumerate(inputs)]
             if "unrolled" in name:
                 return
             results = []

@@ -1,13 +1,13 @@
-"""implicit_warp, compiled against PyTorch: rounding, shapes and strides, threads, what is kept for backward."""
+"""The kernels of implicit_warp against the bodies: rounding, shapes, strides, threads, and memory for backward."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from conftest import why_not_native
 from fields import identity, smooth, strided
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_kernels import why_not_native
 
 import deepatlas_ops as ops
 
@@ -20,7 +20,7 @@ def pair(size, fixed_size, batch=1, amplitude=0.04, dtype=torch.float64):
 
 
 def run(backend, moving, fixed, weight, **options):
-    """displacement, residual, valid and, unless detached, both gradients."""
+    """Displacement, residual, valid and, unless they are detached, both gradients."""
     moving, fixed = moving.detach().requires_grad_(), fixed.detach().requires_grad_()
     with ops.use_backend(backend):
         warp = ops.implicit_warp(moving, fixed, **options)
@@ -32,12 +32,15 @@ def run(backend, moving, fixed, weight, **options):
 OPTIONS = [
     {},
     {"step": "fixed"},
+    {"step": "literal"},
     {"step": "direction_cosine", "tolerance": 0.01},
     {"step": "newton", "iterations": 6},
     {"step": "newton", "tolerance": 0.01},
     {"gradient": "unrolled", "iterations": 4},
-    {"gradient": "unrolled", "iterations": 40, "tolerance": 1e-4},  # more than the kernels keep of a path
+    # These are more iterations than the kernels keep of a path.
+    {"gradient": "unrolled", "iterations": 40, "tolerance": 1e-4},
     {"gradient": "unrolled", "iterations": 5, "step": "fixed"},
+    {"gradient": "unrolled", "iterations": 5, "step": "literal"},
 ]
 
 
@@ -56,7 +59,7 @@ def test_rounding_is_within_twice_that_of_pytorch(options, dtype):
             assert (g != e).double().mean() < 0.01
             continue
         allowed = 2 * (w.double() - e).abs().max() + 1e-6 * e.abs().max()
-        # rounding may stop a voxel a step apart: 1e-4 voxel, and as much of a gradient of several units
+        # With a tolerance, rounding may stop a voxel one step earlier or later.
         allowed += options.get("tolerance", 0) * (10 if name in ("moving", "fixed") else 1 / 3)
         assert (g.double() - e).abs().max() <= allowed, name
 
@@ -85,7 +88,8 @@ def test_any_shapes_strides_and_masks(size, fixed_size, batch, views, options, m
         moving, fixed, weight = strided(moving), strided(fixed), strided(weight)
     for g, w in zip(run("native", moving, fixed, weight, **options), want, strict=True):
         assert g.is_contiguous()
-        torch.testing.assert_close(g, w, rtol=1e-5, atol=1e-5)  # the bodies step back 1e-6 from the border
+        # The bodies take slopes 1e-6 inside the border.
+        torch.testing.assert_close(g, w, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("gradient", ["implicit", "unrolled"])
@@ -104,7 +108,7 @@ def test_the_result_does_not_depend_on_the_number_of_threads(gradient):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_many_small_items_are_those_items_alone():
+def test_a_batch_gives_the_results_of_its_items():
     moving, fixed = pair((3, 4, 5), (4, 3, 2), batch=40)
     for gradient in ("implicit", "unrolled"):
         weight = torch.randn_like(fixed)
@@ -113,12 +117,12 @@ def test_many_small_items_are_those_items_alone():
             run("native", moving[b : b + 1], fixed[b : b + 1], weight[b : b + 1], gradient=gradient)
             for b in range(40)
         ]
-        for k, whole in enumerate(together):
-            torch.testing.assert_close(whole, torch.cat([a[k] for a in alone]), rtol=1e-12, atol=1e-12)
+        for k, batch in enumerate(together):
+            torch.testing.assert_close(batch, torch.cat([a[k] for a in alone]), rtol=1e-12, atol=1e-12)
 
 
 def kept(backend, **options):
-    """Bytes held for the backward pass."""
+    """The number of bytes that are kept for the backward pass."""
     moving, fixed = (x.requires_grad_() for x in pair((5, 6, 7), (4, 5, 6)))
     total = 0
 
@@ -137,10 +141,11 @@ def test_what_is_kept_for_backward_does_not_grow_with_the_iterations():
         few, many = (kept(backend, gradient=gradient, iterations=n) for n in (2, 50))
         assert 0 < few == many, (backend, gradient)
     few, many = (kept("torch", gradient="unrolled", iterations=n) for n in (2, 50))
-    assert many > 10 * few  # what is counted does grow where autograd keeps every step
+    # Where autograd keeps every step, the number grows.
+    assert many > 10 * few
 
 
-def test_infinite_and_nan_maps_read_nothing_outside_and_spoil_only_themselves():
+def test_infinity_and_nan_affect_only_their_own_voxels():
     moving, fixed = pair((5, 6, 7), (5, 6, 7))
     broken = fixed.clone()
     broken[0, 0, 1, 2, 3], broken[0, 2, 3, 3, 3], broken[0, 1, 4, 4, 4] = float("nan"), float("inf"), -1e30
@@ -173,7 +178,7 @@ def test_infinite_and_nan_maps_read_nothing_outside_and_spoil_only_themselves():
         ({"iterations": 0}, "iterations must be 1 to 2\\^31 - 1, got 0"),
     ],
 )
-def test_the_op_itself_checks(change, message):
+def test_the_registered_op_checks_its_arguments(change, message):
     arguments = {
         "c_moving": torch.zeros(1, 3, 3, 3, 3),
         "c_fixed": torch.zeros(1, 3, 3, 3, 3),

@@ -1,6 +1,6 @@
-// Edges as CUDA runs them: functors of one voxel, reducers for reduce.cuh, and their order. `Launch`
-// says how they are launched: edges.cu queues kernels, tests/emu runs them on the host. Every sum
-// is taken in a fixed order, so all of it is deterministic.
+// edge_difference as CUDA runs it: functors of one voxel, reducers for reduce.cuh, and the order of
+// their launches. `Launch` is the way of launching: edges.cu queues kernels, tests/emu runs them on
+// the host. Every sum has a fixed order, so the results are deterministic.
 #pragma once
 
 #include "edges.h"
@@ -8,30 +8,30 @@
 namespace deepatlas {
 namespace edges {
 
-constexpr int64_t kPerBlock = 4096;  // voxels a block reduces
+// The largest number of elements of a tensor.
+inline int64_t most_elements(const EdgesArgs& a) { return a.items() * 3 * a.shape.voxels(); }
 
-// 32-bit indices halve the address arithmetic; all offsets of every tensor must fit.
-inline bool fits_32_bit(const EdgesArgs& a) {
-  return a.items() * 3 * a.shape.voxels() < (int64_t(1) << 31) - (int64_t(1) << 28);
+// The number of pieces that the sums over a channel are divided into.
+inline int64_t channel_pieces(const EdgesArgs& a) {
+  return pieces_of(a.shape.voxels(), kReducedPerBlock);
 }
 
-inline int64_t pieces_of(const EdgesArgs& a) {
-  return (a.shape.voxels() + kPerBlock - 1) / kPerBlock;
-}
-
-// Offsets to the neighbours of a voxel along one axis, the border's own voxel beyond it.
+// The offsets to the neighbours of a voxel along one axis. Beyond a border the neighbour is the
+// voxel itself.
 template <class Index>
 struct Beside {
   Index low, high;
   DA_HD Beside(int32_t position, int32_t size, Index stride)
       : low(position > 0 ? -stride : Index(0)), high(position + 1 < size ? stride : Index(0)) {}
   DA_HD Index operator[](int side) const { return side < 0 ? low : side > 0 ? high : Index(0); }
-  // Of the transposed difference: what is beyond the border counts as the negative of the border's.
+  // The sign of a neighbour in the transposed difference. Beyond a border the sign is the opposite
+  // one.
   DA_HD int turn(int side) const {
     return side < 0 ? (low != Index(0) ? 1 : -1) : (high != Index(0) ? -1 : 1);
   }
 };
 
+// The neighbours of a voxel along the three axes.
 template <class Index>
 struct Around {
   Beside<Index> z, y, x;
@@ -39,7 +39,7 @@ struct Around {
       : z(p.z, s.d, Index(s.h) * Index(s.w)), y(p.y, s.h, Index(s.w)), x(p.x, s.w, Index(1)) {}
 };
 
-// Differences of the voxel that p points to, before they are divided by 18.
+// The differences of the voxel that p points to, not divided by 18.
 template <class S, class Index>
 DA_HD Vec3<Accumulate<S>> differences(const S* p, const Around<Index>& around) {
   using T = Accumulate<S>;
@@ -81,6 +81,8 @@ struct Images {
   }
 };
 
+// Weighted sums: of the squared difference, of the squared edges of the fixed image, and of the
+// weights.
 struct Sums {
   double difference, power, weight;
 };
@@ -88,7 +90,7 @@ DA_HD Sums join_sums(const Sums& a, const Sums& b) {
   return {a.difference + b.difference, a.power + b.power, a.weight + b.weight};
 }
 
-// A block's part of a channel: [items, pieces] Sums.
+// Reducer: the sums of one piece of a channel, [items, pieces].
 template <class S, class Index>
 struct SumsOfPiece {
   using Value = Sums;
@@ -97,13 +99,13 @@ struct SumsOfPiece {
   int64_t pieces;
   Sums* partial;
   explicit SumsOfPiece(const EdgesArgs& a)
-      : images(a), pieces(pieces_of(a)), partial(reinterpret_cast<Sums*>(a.sums)) {}
+      : images(a), pieces(channel_pieces(a)), partial(reinterpret_cast<Sums*>(a.sums)) {}
 
   DA_HD Value piece(int64_t block, int thread, int threads) const {
     const Index item = Index(block / pieces);
-    const Index first = Index(block - block / pieces * pieces) * Index(kPerBlock);
+    const Index first = Index(block - block / pieces * pieces) * Index(kReducedPerBlock);
     const Index rest = images.voxels - first;
-    const Index end = first + (rest < Index(kPerBlock) ? rest : Index(kPerBlock));
+    const Index end = first + (rest < Index(kReducedPerBlock) ? rest : Index(kReducedPerBlock));
     Sums sums{0, 0, 0};
     for (Index voxel = first + thread; voxel < end; voxel += threads) {
       const T w = images.weight(item, voxel);
@@ -124,7 +126,7 @@ struct SumsOfPiece {
   DA_HD void finish(int64_t block, const Value& value) const { partial[block] = value; }
 };
 
-// The loss of each batch item from the parts of its channels.
+// Reducer: the loss and the statistics of each batch item from the sums of its pieces.
 template <class S>
 struct SumsOfItem {
   using Value = Sums;
@@ -134,7 +136,7 @@ struct SumsOfItem {
   S* value;
   explicit SumsOfItem(const EdgesArgs& a)
       : partial(reinterpret_cast<const Sums*>(a.sums)),
-        pieces(a.channels * pieces_of(a)),
+        pieces(a.channels * channel_pieces(a)),
         statistics(reinterpret_cast<EdgeStatistics*>(a.statistics)),
         value(static_cast<S*>(a.value)) {}
 
@@ -153,7 +155,7 @@ struct SumsOfItem {
   }
 };
 
-// Gradient by the differences of each voxel: [items, 3, voxels].
+// The gradient by the differences of each voxel, [items, 3, voxels]: one call for each voxel.
 template <class S, class Index>
 struct Slopes {
   using T = Accumulate<S>;
@@ -189,7 +191,7 @@ struct Slopes {
   }
 };
 
-// Their adjoint at each voxel.
+// The gradient of an image from the gradient by the differences: one call for each voxel.
 template <class S, class Index>
 struct Gather {
   using T = Accumulate<S>;
@@ -222,11 +224,11 @@ struct Gather {
   }
 };
 
-// ---- order --------------------------------------------------------------------------------------
+// ---- the order of the launches ------------------------------------------------------------------
 
 template <class S, class Index, class Launch>
 const char* device_forward(const EdgesArgs& a, const Launch& launch) {
-  const char* error = launch.reduce(a.items() * pieces_of(a), SumsOfPiece<S, Index>(a));
+  const char* error = launch.reduce(a.items() * channel_pieces(a), SumsOfPiece<S, Index>(a));
   return error ? error : launch.reduce(a.batch, SumsOfItem<S>(a));
 }
 

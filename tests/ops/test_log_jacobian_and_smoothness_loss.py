@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import why_not_native
 from fields import identity, smooth, strided
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_kernels import why_not_native
 
 import deepatlas_ops as ops
 from deepatlas_ops import reference
@@ -21,7 +21,7 @@ EPS = 1e-3
 
 
 def columns(field):
-    """[B, D, H, W, 3, 3] with torch.gradient."""
+    """The Jacobians [B, D, H, W, 3, 3] from torch.gradient."""
     steps = [2 / (n - 1) for n in field.shape[2:]]
     dz, dy, dx = (
         torch.gradient(field, spacing=h, dim=axis)[0] for axis, h in zip((2, 3, 4), steps, strict=True)
@@ -42,18 +42,19 @@ def regular(batch=2, size=SIZE, amplitude=0.05):
 
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("size", [SIZE, (2, 9, 3)])
-def test_is_the_logarithm_of_the_determinant(backend, size, normalize):
+def test_log_jacobian_is_the_logarithm_of_the_determinant(backend, size, normalize):
     field = regular(size=size, amplitude=0.1) * torch.tensor([0.5, 1.3, 0.8]).reshape(1, 3, 1, 1, 1)
     det = determinant(field, normalize)
     assert det.min() > 0.05
     torch.testing.assert_close(ops.log_jacobian(field, normalize_columns=normalize), det.log())
 
 
-def test_is_simpleitks_determinant_in_voxels(backend):
+def test_determinant_is_that_of_simpleitk_in_voxels(backend):
     sitk = pytest.importorskip("SimpleITK")
     size, n = (8, 8, 8), 8
     field = regular(1, size, 0.1)
-    displacement = (field - identity(size))[0].movedim(0, -1).numpy() * (n - 1) / 2  # normalised -> voxels
+    # This is in voxels.
+    displacement = (field - identity(size))[0].movedim(0, -1).numpy() * (n - 1) / 2
     image = sitk.GetImageFromArray(np.ascontiguousarray(displacement), isVector=True)
     want = sitk.GetArrayFromImage(sitk.DisplacementFieldJacobianDeterminant(image))[1:-1, 1:-1, 1:-1]
     got = ops.log_jacobian(field).exp()[0, 0, 1:-1, 1:-1, 1:-1].numpy()
@@ -68,7 +69,8 @@ def test_closed_forms(backend):
     )
     shear = x.clone()
     shear[:, 0] += x[:, 1]
-    want = torch.full((1, 1, *SIZE), -0.5 * math.log(2)).double()  # columns (1,0,0) and (1,1,0)
+    # The first two columns are (1, 0, 0) and (1, 1, 0).
+    want = torch.full((1, 1, *SIZE), -0.5 * math.log(2)).double()
     torch.testing.assert_close(ops.log_jacobian(shear, normalize_columns=True), want)
 
 
@@ -80,7 +82,7 @@ def flipped(det):
 
 
 @pytest.mark.parametrize("eps", [1e-3, 0.1])
-def test_the_logarithm_goes_on_below_eps_bounded_and_rising(backend, eps):
+def test_the_logarithm_below_eps_is_bounded_and_increasing(backend, eps):
     dets = [2.0, eps * 1.001, eps * 0.999, eps * 0.5, eps * 1e-3, -eps * 1e-3, -eps, -1.0, -100.0, -1e6]
     values, slopes = [], []
     for det in dets:
@@ -88,18 +90,22 @@ def test_the_logarithm_goes_on_below_eps_bounded_and_rising(backend, eps):
         value = ops.log_jacobian(field, eps=eps)
         (grad,) = torch.autograd.grad(value[0, 0, 2, 2, 2], field)
         values.append(value[0, 0, 2, 2, 2].item())
-        slopes.append((grad[:, 2] * identity(SIZE)[:, 2]).sum().item())  # along the determinant itself
+        # The derivative by the determinant.
+        slopes.append((grad[:, 2] * identity(SIZE)[:, 2]).sum().item())
     assert values == sorted(values, reverse=True)
     assert all(0 < slope <= 1 / eps * (1 + 1e-9) for slope in slopes)
-    assert slopes[1] == pytest.approx(slopes[2], rel=0.01)  # continuous at eps
-    assert slopes[4] == pytest.approx(slopes[5], rel=0.01)  # and at 0
-    assert values[3] == pytest.approx(math.log(eps) - 0.5)  # the tangent
-    assert values[-1] > -40  # where the tangent alone would give -1e6 / eps
+    # The slope is continuous at eps and at 0.
+    assert slopes[1] == pytest.approx(slopes[2], rel=0.01)
+    assert slopes[4] == pytest.approx(slopes[5], rel=0.01)
+    # This is on the tangent.
+    assert values[3] == pytest.approx(math.log(eps) - 0.5)
+    # The tangent would give -1e6 / eps here.
+    assert values[-1] > -40
     assert slopes[-2] == pytest.approx(0.01, rel=0.01) and slopes[-1] < 1e-5
 
 
 def test_folds_are_pushed_open(backend):
-    # one voxel folded over its neighbours: descent brings its determinant back above 0
+    # One voxel folds over its neighbours. Gradient descent must bring its determinant back above 0.
     field = identity(SIZE).clone()
     field[0, 0, 2, 3, 3] += 0.9
     field.requires_grad_()
@@ -128,7 +134,7 @@ def huber(x, delta):
 @pytest.mark.parametrize("delta", [0.5, 0.05])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("orthonormality", ["log", "det"])
-def test_is_equation_11(backend, orthonormality, masked, delta):
+def test_smoothness_loss_is_equation_11(backend, orthonormality, masked, delta):
     field = regular(amplitude=0.1) * torch.tensor([0.5, 1.3, 0.8]).reshape(1, 3, 1, 1, 1)
     weight = (
         torch.rand(2, 1, *SIZE).double() * (torch.rand(2, 1, *SIZE) > 0.3)
@@ -151,9 +157,8 @@ def test_rigid_and_scaled_frames_cost_least(backend):
     )
     rigid = torch.einsum("ij,bjdhw->bidhw", 0.6 * turn, identity(SIZE))
     assert ops.smoothness_loss(rigid, orthonormality="det").item() == pytest.approx(0, abs=1e-12)
-    assert ops.smoothness_loss(rigid).item() == pytest.approx(
-        0.5 * (1 - 0.25)
-    )  # L(-1): the letter cannot reach 0
+    # This is L(-1), below which the letter of eq. 11 cannot go.
+    assert ops.smoothness_loss(rigid).item() == pytest.approx(0.5 * (1 - 0.25))
     assert ops.smoothness_loss(regular(1)).item() > 0.375
 
 
@@ -182,12 +187,13 @@ def test_masks_of_any_type_weigh_alike(backend, dtype):
     )
 
 
-def test_what_lies_beyond_the_masks_neighbours_does_not_matter(backend):
+def test_voxels_beyond_the_neighbours_of_the_mask_do_not_matter(backend):
     field = regular()
     mask = torch.zeros(2, 1, *SIZE, dtype=torch.bool)
     mask[..., :3] = True
     spoilt = field.clone()
-    spoilt[..., 4:] = float("nan")  # voxel 3 is still a neighbour
+    # Voxel 3 is a neighbour of the mask.
+    spoilt[..., 4:] = float("nan")
     spoilt.requires_grad_()
     loss = ops.smoothness_loss(spoilt, mask)
     torch.testing.assert_close(loss, ops.smoothness_loss(field, mask))
@@ -295,7 +301,7 @@ def value_and_gradient(name, backend, field, mask):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_native_errors_are_at_most_twice_the_bodys(name, dtype):
-    # 261 voxels along x straddle two blocks of the CPU kernels, 70 rows two of its tiles
+    # 261 voxels along x need two blocks of the CPU kernels, and 70 rows two of its tiles.
     for size in ((3, 4, 261), (9, 70, 33)):
         field, mask = regular(size=size).to(dtype), (torch.rand(2, 1, *size) > 0.3).to(dtype)
         exact = value_and_gradient(name, "torch", field.double(), mask)

@@ -1,4 +1,4 @@
-"""torch.compile(fullgraph=True) of every op: one graph, forward and backward, with the results of eager."""
+"""torch.compile(fullgraph=True) of every op: a single graph, forward and backward, with the results of eager mode."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ def _fresh():
 
 
 def everything(image, moving, fixed, theta, mask):
-    """A loss that uses all ops at once."""
+    """A loss that uses all ops."""
     small = ops.resize(image, (4, 5, 4))
     turned = ops.affine_resample(image, theta, SIZE)
     placed = ops.resample(image, moving)
     implicit = ops.implicit_warp(moving, fixed, iterations=6, tolerance=0.01, mask=mask)
     newton = ops.implicit_warp(moving, fixed, iterations=3, step="newton")
+    literal = ops.implicit_warp(moving, fixed, iterations=3, step="literal", gradient="unrolled")
     unrolled = ops.implicit_warp(moving, fixed, iterations=3, gradient="unrolled")
     warped = ops.warp(turned, implicit.displacement)
     similarity = ops.ncc(warped, image, implicit.valid).sum() + ops.ncc(placed, image, mask, window=3).sum()
-    field = fixed + 0.1 * (implicit.displacement + newton.displacement + unrolled.displacement)
+    warps = (implicit, newton, literal, unrolled)
+    field = fixed + 0.1 * sum(each.displacement for each in warps)
     smoothness = ops.smoothness_loss(field, mask).sum() + ops.log_jacobian(field).square().mean()
     edges = ops.edge_difference(warped, ops.piecewise_linear(image, (-1, 0, 2), (0, 0.7, 1)), mask).sum()
     irregular = ops.folds(moving, mask).sum() + ops.log_jacobian_std(moving, mask).sum()
@@ -48,7 +50,8 @@ def with_gradients(function, leaves, mask):
 def check_everything(**options):
     leaves, mask = inputs()
     compiled = torch.compile(everything, fullgraph=True, backend="aot_eager", **options)
-    for _ in range(2):  # again with what is compiled
+    # The second time, the compiled code already exists.
+    for _ in range(2):
         want = with_gradients(everything, leaves, mask)
         for got, expected in zip(with_gradients(compiled, leaves, mask), want, strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
