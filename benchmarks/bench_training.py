@@ -11,13 +11,14 @@ import pytest
 import torch
 
 import deepatlas_ops as ops
-from deepatlas.config import Config, preset
+from deepatlas.config import Config
 from deepatlas.exams.build_store import prepare_cohort
 from deepatlas.exams.phantoms import write_phantoms
 from deepatlas.losses import FeatureSimilarity, RegistrationLoss
 from deepatlas.losses.similarity import freeze
 from deepatlas.nn import Atlas, Autoencoder, CoordinateNetwork
 from deepatlas.phantom.patients import PhantomCohort
+from deepatlas.presets import preset
 from deepatlas.train.feed.augment import Augmentation
 from deepatlas.train.feed.batches import Batches, Drawn
 from deepatlas.train.feed.resident import TrainingArray

@@ -2,8 +2,9 @@
 
 import pytest
 
-from deepatlas.config import PRESETS, Config, preset
+from deepatlas.config import Config
 from deepatlas.errors import DeepAtlasError
+from deepatlas.presets import PRESETS, preset
 
 
 @pytest.mark.parametrize("name", PRESETS)

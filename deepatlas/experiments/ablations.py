@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from deepatlas import checkpoint
-from deepatlas.config import Config, preset
+from deepatlas.config import Config
 from deepatlas.errors import DeepAtlasError, guarded
 from deepatlas.evaluate.cohort import evaluate_cohort
 from deepatlas.evaluate.truth import phantom_truth
@@ -36,6 +36,7 @@ from deepatlas.files import write_text
 from deepatlas.localize.template.build import build_template
 from deepatlas.model.engine import Engine
 from deepatlas.phantom.patients import PhantomCohort
+from deepatlas.presets import preset
 from deepatlas.train.__main__ import main as train
 
 DEFAULT = "default"

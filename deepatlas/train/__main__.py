@@ -9,8 +9,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from deepatlas.config import PRESETS, preset
 from deepatlas.errors import DeepAtlasError, guarded
+from deepatlas.presets import PRESETS, preset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,10 +6,10 @@ import os
 import pytest
 from fast_settings import FAST
 
-from deepatlas.config import preset
 from deepatlas.exams.phantoms import write_phantoms
 from deepatlas.experiments import ablations
 from deepatlas.phantom.patients import PhantomCohort
+from deepatlas.presets import preset
 
 
 def test_every_setting_differs_from_the_default_and_is_valid():

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from deepatlas import checkpoint
-from deepatlas.config import preset
 from deepatlas.errors import DeepAtlasError
+from deepatlas.presets import preset
 from deepatlas.train.log import RunLog
 from deepatlas.train.loop import BAD_BATCH, Phase, Schedule, Session, deferred_signals
 from deepatlas.train.world import World

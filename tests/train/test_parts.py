@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from deepatlas.config import preset
 from deepatlas.exams.build_store import prepare_cohort
 from deepatlas.exams.phantoms import write_phantoms
 from deepatlas.losses import FeatureSimilarity, RegistrationLoss
 from deepatlas.losses.similarity import freeze
 from deepatlas.nn import Atlas, Autoencoder, CoordinateNetwork
 from deepatlas.phantom.patients import PhantomCohort
+from deepatlas.presets import preset
 from deepatlas.space.affine import affine_coords
 from deepatlas.train.feed.batches import Batches
 from deepatlas.train.feed.resident import TrainingArray

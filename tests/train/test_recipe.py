@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from smooth_noise import smooth
 
-from deepatlas.config import preset
 from deepatlas.errors import DeepAtlasError
 from deepatlas.losses import FeatureSimilarity, RegistrationLoss
 from deepatlas.nn import Atlas, Autoencoder, CoordinateNetwork
 from deepatlas.nn.autoencoder import HISTOGRAM_HU, HISTOGRAM_VALUE
+from deepatlas.presets import preset
 from deepatlas.space.affine import affine_coords
 from deepatlas.space.grid import Grid
 from deepatlas.train.experiment import _widest

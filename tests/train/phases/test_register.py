@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import deepatlas_ops as ops
-from deepatlas.config import preset
 from deepatlas.nn import Atlas
+from deepatlas.presets import preset
 from deepatlas.space.affine import affine_coords
 from deepatlas.train.feed.augment import Augmentation, Contrast
 from deepatlas.train.feed.batches import Drawn
