@@ -35,7 +35,7 @@ from deepatlas.train.loop import Session, deferred_signals
 from deepatlas.train.phases.autoencoder import autoencoder_phase
 from deepatlas.train.phases.coarse import TemplateCrops, coarse_phase
 from deepatlas.train.phases.register import CohortCoordinates, cohort_phases
-from deepatlas.train.phases.stages import stage_phases
+from deepatlas.train.phases.level import stage_phases
 from deepatlas.train.pictures import save_panel
 from deepatlas.train.score import score
 from deepatlas.train.world import World

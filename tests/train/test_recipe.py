@@ -21,7 +21,7 @@ from deepatlas.train.log import NullLog
 from deepatlas.train.loop import Session
 from deepatlas.train.phases.autoencoder import autoencoder_phase
 from deepatlas.train.phases.coarse import TemplateCrops, coarse_phase
-from deepatlas.train.phases.stages import stage_phases
+from deepatlas.train.phases.level import stage_phases
 from deepatlas.train.world import World
 
 PAPER = preset("paper")

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from test_parts import CONFIG, array, one_of, phases  # noqa: F401
+from test_batch_in_parts import CONFIG, array, one_of, phases  # noqa: F401
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepatlas_ops.reference import invert

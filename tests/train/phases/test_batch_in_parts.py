@@ -19,7 +19,7 @@ from deepatlas.train.phases.autoencoder import autoencoder_phase
 from deepatlas.train.phases.coarse import TemplateCrops, coarse_phase
 from deepatlas.train.phases.distil import distil_phase
 from deepatlas.train.phases.register import CohortCoordinates
-from deepatlas.train.phases.stages import stage_phases
+from deepatlas.train.phases.level import stage_phases
 from deepatlas.train.world import World
 
 CONFIG = preset("tiny").override(

@@ -77,7 +77,7 @@ def store(tmp_path_factory):
 def test_two_gloo_ranks_read_only_their_rows(store, tmp_path):
     script = tmp_path / "rank.py"
     script.write_text(RANK)
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(root), *sys.path]),
         "OMP_NUM_THREADS": "1",
