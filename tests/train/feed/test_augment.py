@@ -18,7 +18,7 @@ def test_ranges_are_kept_and_filled():
     linear, shift = theta[..., :3], theta[..., 3]
     scales = linear.norm(dim=1)  # of the columns: rotation . diag(scale)
     assert 0.7 <= scales.min() < 0.71 and 1.29 < scales.max() <= 1.3
-    assert 0.24 < shift.abs().max() <= 0.25
+    assert 8 / 63 * 1.95 < shift.abs().max() <= 16 / 63
     rotation = linear / scales[:, None]
     torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3).double().expand(4000, 3, 3))
     assert (torch.linalg.det(rotation) > 0).all()
