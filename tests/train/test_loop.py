@@ -1,4 +1,4 @@
-"""Schedule, resume after an interruption, and what happens when the loss is not finite."""
+"""The loop: learning rates, resuming after an interruption, losses that are not finite, and damaged checkpoints."""
 
 import json
 import os
@@ -12,7 +12,8 @@ from deepatlas import checkpoint
 from deepatlas.errors import DeepAtlasError
 from deepatlas.presets import preset
 from deepatlas.train.log import RunLog
-from deepatlas.train.loop import BAD_BATCH, Phase, Schedule, Session, deferred_signals
+from deepatlas.train.loop import BAD_BATCH, Session, deferred_signals
+from deepatlas.train.phase import Phase, Schedule
 from deepatlas.train.world import World
 
 

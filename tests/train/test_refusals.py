@@ -1,4 +1,4 @@
-"""What a run refuses in one line instead of losing or spoiling work, and what it shows while it runs."""
+"""Errors of a run, each in one line and without loss of work; and what it shows while it runs."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Exams read ahead of use: the batches of a cohort in memory, bit for bit, in bounded memory."""
+"""Exams that are read in advance give the batches of a cohort held in memory, bit for bit, in bounded memory."""
 
 from __future__ import annotations
 
