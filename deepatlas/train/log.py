@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -22,7 +21,6 @@ class RunLog:
     def __init__(self, folder: Path, *, quiet: bool = False):
         self.folder, self.quiet = Path(folder), quiet
         self.path = self.folder / "log.jsonl"
-        self.started = time.monotonic()
         self.records: list[dict] = []
         if self.path.exists():
             lines = self.path.read_text().splitlines()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deepatlas import checkpoint
 from deepatlas.config import Config
@@ -51,7 +51,8 @@ class Session:
     folder: Path
     world: World
     log: RunLog | NullLog
-    modules: dict[str, nn.Module]
+    # network, atlas, autoencoder and, with distillation, cohort: see train.recipe.make_modules.
+    modules: dict[str, Any]
     generator: torch.Generator
     # None until the atlas has been seeded.
     facts: Facts | None = None

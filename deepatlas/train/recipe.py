@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-
-from torch import nn
+from typing import Any
 
 from deepatlas.config import Config
 from deepatlas.losses import FeatureSimilarity, RegistrationLoss
@@ -56,10 +55,10 @@ def recipe(
         yield distil_phase(session, array, number)
 
 
-def make_modules(config: Config, exams: int) -> dict[str, nn.Module]:
+def make_modules(config: Config, exams: int) -> dict[str, Any]:
     """The modules that the recipe trains on a number of exams, newly initialised, on the CPU."""
     net = config.network
-    modules: dict[str, nn.Module] = {
+    modules: dict[str, Any] = {
         "network": CoordinateNetwork(net),
         "atlas": Atlas(net.atlas_size),
         "autoencoder": Autoencoder(config.autoencoder.channels, net.groups),
@@ -72,6 +71,7 @@ def make_modules(config: Config, exams: int) -> dict[str, nn.Module]:
 
 def _crops(session: Session) -> TemplateCrops:
     config, facts = session.config, session.facts
+    assert facts is not None
     return TemplateCrops(
         session.modules["atlas"],
         facts.seed_mask,

@@ -67,21 +67,26 @@ def test_errors_of_images_are_those_of_torch():
         torch.testing.assert_close(similarity(a, similarity.encode(b), mask)[0], expected)
 
 
-def test_both_gradients_of_the_inversion_agree_where_it_has_converged():
-    """``loss.gradient``: implicit differentiation, and the reverse of the unrolled steps."""
+def test_both_gradients_of_the_inversion():
+    """``loss.gradient``: that of the solution, and that of the unrolled steps, agree where the recursion has converged.
+
+    Only the unrolled one also passes through voxels without a solution, which the edges at the border of the mask see.
+    """
     atlas, coords, image, mask = pairs(0.1)
     coords = coords + 0.02 * (smooth(2, 3, 16, 16, 16, seed=2) - 0.5)
-    found = []
-    for gradient in ("implicit", "unrolled"):
-        config = LossConfig(size=16, similarity="intensity", explicit=0, iterations=30, gradient=gradient)
+
+    def gradient(form, prewitt):
+        config = LossConfig(size=16, explicit=0, smoothness=0, prewitt=prewitt, iterations=30, gradient=form)
         leaf = coords.clone().requires_grad_()
         RegistrationLoss(config, FeatureSimilarity(None, "intensity"))(
             leaf, image, mask, atlas
         ).total.backward()
-        found.append(leaf.grad)
-    implicit, unrolled = found
-    assert implicit.norm() > 0 and not torch.equal(implicit, unrolled)
-    assert (implicit - unrolled).norm() < 0.1 * unrolled.norm()
+        return leaf.grad
+
+    implicit, unrolled = (gradient(form, 0.0) for form in ("implicit", "unrolled"))
+    assert implicit.norm() > 0 and (implicit - unrolled).norm() < 1e-4 * unrolled.norm()
+    implicit, unrolled = (gradient(form, 0.5) for form in ("implicit", "unrolled"))
+    assert (implicit - unrolled).norm() > 0.1 * unrolled.norm()
 
 
 def test_what_lies_outside_the_mask_does_not_count():
