@@ -22,24 +22,6 @@ from deepatlas.train.feed.device import upload
 ELASTIC = ((5, 1.0), (9, 0.5))
 
 
-def random_displacement(
-    batch: int,
-    size: int | Sequence[int],
-    strength: float,
-    generator: torch.Generator | None = None,
-    *,
-    device: torch.device | str = "cpu",
-) -> Tensor:
-    """Draw smooth displacements ``[B, 3, D, H, W]`` (normalised x, y, z), float32, as between two bodies.
-
-    They are the sum of normal noise on a coarse grid of control points, with standard deviation ``strength``, and of
-    weaker noise on a finer grid (:data:`ELASTIC`), both interpolated linearly. A strength of about 0.1 is the
-    difference between two people.
-    """
-    shape = (size,) * 3 if isinstance(size, int) else tuple(size)
-    return ops.resize(_control_points(batch, strength, generator).to(device), shape)
-
-
 @dataclass(frozen=True)
 class Augmentation:
     """The random maps of a batch as small tensors, from which any of its exams can be computed."""
@@ -55,7 +37,7 @@ class Augmentation:
         """Draw the maps of a batch.
 
         ``ranges`` are passed to :func:`~deepatlas.space.affine.random_affine`; ``elastic`` is the strength of
-        :func:`random_displacement`. The same generator state gives the same maps on any machine.
+        the smooth displacements. The same generator state gives the same maps on any machine.
         """
         theta = random_affine(batch, generator, **ranges)
         return cls(theta, _control_points(batch, elastic, generator) if elastic else None)

@@ -91,7 +91,7 @@ class ExamArray:
 
         With ``augment`` each exam is moved by its own random affine map (``ranges`` are passed to
         :func:`~deepatlas.space.affine.random_affine`) and, if ``elastic`` is above 0, by a smooth displacement of that
-        strength (:func:`~deepatlas.train.feed.augment.random_displacement`). Beyond the original grid there is air
+        strength (:class:`~deepatlas.train.feed.augment.Augmentation`). Beyond the original grid there is air
         (0), which is not foreground. Without ``augment`` theta is the identity. The same generator state gives the
         same batch.
         """

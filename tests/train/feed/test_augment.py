@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deepatlas.space.affine import affine_coords, random_affine, rotation_matrix
-from deepatlas.train.feed.augment import random_displacement
+from deepatlas.train.feed.augment import Augmentation
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -69,16 +69,24 @@ def test_affine_coords_agree_with_torch(size):
     torch.testing.assert_close(affine_coords(theta, size), expected)
 
 
+def displacement(count: int, strength: float) -> torch.Tensor:
+    """The smooth displacements of an augmentation at 33^3, without its affine maps."""
+    drawn = Augmentation.draw(count, generator(), elastic=strength, scale=(1, 1), rotation=0, translation=0)
+    identity = affine_coords(torch.eye(3, 4)[None], 33)
+    return drawn.coords(33, "cpu") - identity
+
+
 def test_random_displacements_are_smooth_and_of_the_asked_strength():
-    field = random_displacement(40, 33, 0.1, generator())
+    field = displacement(40, 0.1)
     assert field.shape == (40, 3, 33, 33, 33) and field.dtype == torch.float32
-    assert torch.equal(field, random_displacement(40, (33,) * 3, 0.1, generator()))
-    control = field[..., ::4, ::4, ::4]  # where the points of both control grids lie
+    assert torch.equal(field, displacement(40, 0.1))
+    # The points of both control grids.
+    control = field[..., ::4, ::4, ::4]
     both = control[..., ::2, ::2, ::2].std().item()
     assert both == pytest.approx(0.1 * (1 + 0.5**2) ** 0.5, rel=0.1)
     # Linear between control points: the second difference is 0 off them.
     second = field[..., 2:] - 2 * field[..., 1:-1] + field[..., :-2]
     off = [i for i in range(31) if (i + 1) % 4]
     assert second[..., off].abs().max() < 1e-5 < second.abs().max()
-    assert not random_displacement(2, 9, 0.0, generator()).any()
-    assert random_displacement(0, 9, 0.1, generator()).shape == (0, 3, 9, 9, 9)
+    assert displacement(2, 0.0).abs().max() < 1e-6
+    assert displacement(0, 0.1).shape == (0, 3, 33, 33, 33)
