@@ -38,7 +38,8 @@ def test_a_directory_is_scored_and_what_is_finished_is_not_run_again(tmp_path, m
     train = ablations.train
     monkeypatch.setattr(ablations, "train", lambda given: trained.append(given[1]) or train(given))
     assert ablations.main([*arguments, "loss.prewitt=0.0", "default"]) == 0
-    assert trained == [str(work / "default")]  # neither the shared start nor the finished setting
+    # Neither the shared start nor the finished setting is trained again.
+    assert trained == [str(work / "default")]
     saved = json.loads(out.read_text())
     assert (
         set(saved["results"]) == {"loss.prewitt=0.0", "default"} and saved["base"]["loss"]["prewitt"] == 0.5

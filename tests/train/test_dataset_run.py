@@ -26,7 +26,8 @@ SETTINGS = [s for s in FAST if "phantom" not in s] + FEWER
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_cohort(tmp_path_factory.mktemp("data") / "directory", 4)  # the last without labels
+    # The last exam has no labels.
+    return write_cohort(tmp_path_factory.mktemp("data") / "directory", 4)
 
 
 @pytest.fixture(scope="module")

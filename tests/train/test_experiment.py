@@ -136,7 +136,8 @@ def test_bfloat16_and_compiled_networks_train_and_are_saved_in_float32(run, data
     out = tmp_path / "r"
     half = ["train.compile=true", "train.precision=bfloat16", "refine.steps=0"]
     assert main(["--data", data, "--preset", "tiny", "--out", str(out), "--quiet", *SHORT, *half]) == 0
-    assert len(backends) == 2  # network and autoencoder
+    # The network and the autoencoder.
+    assert len(backends) == 2
     model = deepatlas.load(out)
     assert all(p.dtype == torch.float32 for p in model.network.parameters())
     assert set(model.network.state_dict()) == set(deepatlas.load(run).network.state_dict())

@@ -102,7 +102,8 @@ def test_a_loss_that_is_not_finite_names_the_exams_and_spares_the_weights(tmp_pa
     assert (saved["phase"], saved["step"], saved["exams"]) == ("one", 3, ["exam_7"])
     generator = torch.Generator().manual_seed(1)
     drawn = [torch.randn(8, 3, generator=generator) for _ in range(4)]
-    assert torch.equal(saved["x"], drawn[3])  # the batch of that very step
+    # The batch is that of the failing step.
+    assert torch.equal(saved["x"], drawn[3])
     for name, value in model.state_dict().items():
         assert torch.equal(saved["modules"]["network"][name], value)
 

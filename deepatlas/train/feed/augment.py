@@ -18,7 +18,8 @@ from deepatlas.config import DataConfig
 from deepatlas.space.affine import affine_coords, random_affine
 from deepatlas.train.feed.device import upload
 
-# The grids of a random displacement: control points per axis, and standard deviation as a fraction of the strength.
+# The grids of a random displacement: control points per axis, and standard deviation as a fraction of the strength. A
+# strength of about 0.1 gives the difference between two people.
 ELASTIC = ((5, 1.0), (9, 0.5))
 
 
@@ -104,6 +105,7 @@ class Contrast:
 
 
 def _control_points(batch: int, strength: float, generator: torch.Generator | None) -> Tensor:
+    """Normal noise on all grids of :data:`ELASTIC`, interpolated linearly to the finest one and added."""
     source = generator.device if generator is not None else torch.device("cpu")
     # The coarser points are among the finer ones, so adding both grids on the finer points adds them everywhere.
     finest = max(control for control, _ in ELASTIC)

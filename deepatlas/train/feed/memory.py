@@ -17,11 +17,12 @@ def available_bytes(device: torch.device) -> int | None:
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    known = [left for left in (_machine(), *_groups()) if left is not None]
+    known = [left for left in (free_on_machine(), *free_in_groups()) if left is not None]
     return min(known) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if known else None
 
 
-def _machine(meminfo: Path = Path("/proc/meminfo")) -> int | None:
+def free_on_machine(meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """Free bytes of the machine; None where the system does not report them."""
     with suppress(OSError, ValueError, IndexError):
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -32,7 +33,7 @@ def _machine(meminfo: Path = Path("/proc/meminfo")) -> int | None:
     return None
 
 
-def _groups(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+def free_in_groups(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
     """What is left of the memory limits of containers and batch systems (control groups, version 2).
 
     Only anonymous memory counts as used, because the kernel frees file caches when memory is needed.

@@ -16,7 +16,8 @@ def generator(seed: int = 0) -> torch.Generator:
 def test_ranges_are_kept_and_filled():
     theta = random_affine(4000, generator(), dtype=torch.float64)
     linear, shift = theta[..., :3], theta[..., 3]
-    scales = linear.norm(dim=1)  # of the columns: rotation . diag(scale)
+    # The linear part is rotation . diag(scale), so the norms of its columns are the scales.
+    scales = linear.norm(dim=1)
     assert 0.7 <= scales.min() < 0.71 and 1.29 < scales.max() <= 1.3
     assert 8 / 63 * 1.95 < shift.abs().max() <= 16 / 63
     rotation = linear / scales[:, None]
@@ -29,7 +30,8 @@ def test_ranges_are_kept_and_filled():
         assert 0.49 < angle.max() <= 0.5 and -0.5 <= angle.min() < -0.49
     drawn = torch.stack([*scales.unbind(1), *shift.unbind(1), angle_x, angle_y, angle_z])
     correlation = torch.corrcoef(drawn) - torch.eye(9)
-    assert correlation.abs().max() < 0.06  # independent of each other
+    # All parameters are drawn independently.
+    assert correlation.abs().max() < 0.06
 
 
 def test_seed_decides():

@@ -85,5 +85,6 @@ def test_elastic_batches_bend_image_and_mask_alike(prepared):
         expected = torch.nn.functional.grid_sample(
             source[[0, 1]].float(), coords.permute(0, 2, 3, 4, 1), mode=mode, align_corners=True
         )
-        assert (found - expected).abs().gt(1e-4).float().mean() < 1e-3  # ties of the nearest voxel
+        # The nearest voxel may differ where two are equally near.
+        assert (found - expected).abs().gt(1e-4).float().mean() < 1e-3
     assert not torch.allclose(x, array.volumes[[0, 1]].float(), atol=0.1)
