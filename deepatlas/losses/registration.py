@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,18 @@ class LossTerms:
         return dict(zip(names, values, strict=True))
 
 
+class _Terms(NamedTuple):
+    """The terms of one task: ``[B]`` for single exams or pairs, or 0-d for their share of the batch's mean."""
+
+    similarity: Tensor
+    smoothness: Tensor
+    edges: Tensor
+
+    def share(self, count: int) -> _Terms:
+        """The sum over the exams, divided by the ``count`` exams of the full batch."""
+        return _Terms(*(term.sum() / count for term in self))
+
+
 class RegistrationLoss:
     """The losses of eqs 2 and 3 on one batch: similarity, smoothness and edges of both warps in the foreground (5.1.6).
 
@@ -92,15 +104,15 @@ class RegistrationLoss:
         moving, fixed = _AndNext.apply(coords, complete) if pairs else _and_next(coords, complete)
         folds = ops.folds(moving.detach(), exams.mask).sum() / count
 
-        explicit = self._explicit(moving, exams, atlas, count) if cfg.explicit else None
-        implicit, overlap = None, coords.new_zeros(())
+        zero = coords.new_zeros(())
+        explicit = implicit = _Terms(zero, zero, zero)
+        overlap = zero
+        if cfg.explicit:
+            explicit = self._explicit(moving, exams, atlas, count)
         if pairs:
             following = _Images(*(_and_next(x, complete)[1] for x in images))
             implicit, overlap = self._implicit(moving, fixed, exams, following, count)
-        zero = coords.new_zeros(())
-        explicit = explicit or (zero,) * 3
-        implicit = implicit or (zero,) * 3
-        total = cfg.explicit * self._weighted(*explicit) + cfg.implicit * self._weighted(*implicit)
+        total = cfg.explicit * self._weighted(explicit) + cfg.implicit * self._weighted(implicit)
         return LossTerms(total, *explicit, *implicit, overlap, folds)
 
     def _on_loss_grid(self, coords: Tensor, size: torch.Size) -> Tensor:
@@ -110,19 +122,19 @@ class RegistrationLoss:
         theta = self._extent * torch.eye(3, 4, dtype=coords.dtype, device=coords.device)
         return ops.affine_resample(coords, theta.expand(len(coords), 3, 4), size, padding="border")
 
-    def _explicit(self, coords: Tensor, exams: _Images, atlas: Atlas, count: int) -> tuple[Tensor, ...]:
+    def _explicit(self, coords: Tensor, exams: _Images, atlas: Atlas, count: int) -> _Terms:
         """The terms of the atlas-to-exam task."""
         warped = atlas(coords)
-        terms = (
+        terms = _Terms(
             self.similarity(warped, exams.features, exams.mask),
             ops.smoothness_loss(coords, exams.mask, orthonormality=self.config.orthonormality),
             self._edges(warped, exams.image, exams.mask),
         )
-        return tuple(term.sum() / count for term in terms)
+        return terms.share(count)
 
     def _implicit(
         self, moving: Tensor, fixed: Tensor, exams: _Images, following: _Images, count: int
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
+    ) -> tuple[_Terms, Tensor]:
         """The terms of the exam-to-exam task, and the overlap. Pairs below ``min_overlap`` contribute zero."""
         cfg = self.config
         warp = ops.implicit_warp(
@@ -147,11 +159,12 @@ class RegistrationLoss:
         identity = affine_coords(identity, displacement.shape[2:])
         smoothness = ops.smoothness_loss(displacement + identity, shared, orthonormality=cfg.orthonormality)
         edges = self._edges(warped, following.image, shared) * use
-        terms = (similarity, smoothness * use, edges)
-        return tuple(term.sum() / count for term in terms), overlap.sum() / count
+        return _Terms(similarity, smoothness * use, edges).share(count), overlap.sum() / count
 
-    def _weighted(self, similarity: Tensor, smoothness: Tensor, edges: Tensor) -> Tensor:
-        return similarity + self.config.smoothness * smoothness + self.config.prewitt * edges
+    def _weighted(self, terms: _Terms) -> Tensor:
+        return (
+            terms.similarity + self.config.smoothness * terms.smoothness + self.config.prewitt * terms.edges
+        )
 
     def _edges(self, moving: Tensor, fixed: Tensor, mask: Tensor) -> Tensor:
         return ops.edge_difference(moving, fixed, mask) if self.config.prewitt else moving.new_zeros(1)
