@@ -1,4 +1,4 @@
-"""Reading exams for training: how many a second a core gives, whether a fast GPU waits, and whether memory grows."""
+"""Reading exams for training: exams per second and core, whether a fast GPU waits, and whether memory grows."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ from deepatlas.train.feed.batches import Batches
 from deepatlas.train.feed.resident import ExamArray, TrainingArray
 from deepatlas.train.feed.streaming import StreamingArray
 
-BATCH, RATE = 64, 20  # of the GPU that is to be kept busy: batches of 64 exams, 20 a second
+# The GPU that should not wait takes 20 batches of 64 exams a second.
+BATCH, RATE = 64, 20
 ROUNDS = 5
 FOLDER = functools.cache(lambda: Path(tempfile.mkdtemp(prefix="deepatlas-loading-")))
 
 
 @functools.cache
 def store(count: int) -> Store:
-    """``count`` exams: a few phantoms, with the noise of a scanner, again and again."""
+    """A store of ``count`` exams, which are copies of four phantoms."""
     root, path = FOLDER() / "data", FOLDER() / f"{count}.h5"
     if not root.exists():
         write_phantoms(PhantomCohort(seed=0), root, range(4), progress=False)
@@ -51,7 +52,7 @@ def store(count: int) -> Store:
 
 
 def in_hdf5(cohort: Store, **filters) -> Callable[[list[int], np.ndarray], None]:
-    """Reads exams through HDF5, from chunks of one exam that are stored with these filters."""
+    """A function that reads exams through HDF5, from chunks of one exam stored with these filters."""
     path = FOLDER() / f"{'-'.join(map(str, filters.values())) or 'plain'}.h5"
     with h5py.File(path, "w") as file:
         data = file.create_dataset(
@@ -95,7 +96,7 @@ def sources(cohort: Store) -> dict[str, Callable[[list[int], np.ndarray], None]]
 
 
 def measure(run: Callable[[], object], samples: int, rounds: int = ROUNDS) -> tuple[float, float]:
-    """Samples a second, and a second of one core: the best of the rounds."""
+    """Samples per second, and per second of one core, in the best of the rounds."""
     wall, cpu = [], []
     for _ in range(rounds):
         began, spent = time.perf_counter(), time.process_time()
@@ -120,11 +121,10 @@ def draws(count: int, batch: int) -> list[list[int]]:
 
 
 def test_sources(measuring):
-    """Hounsfield units of batches, from the page cache into a buffer, by 1, 2 and 4 threads."""
+    """Batches of Hounsfield units are read from the page cache into a buffer by 1, 2 and 4 threads."""
     cohort, batch = store(256 if measuring else 6), BATCH if measuring else 4
-    buffers = [
-        np.empty((batch, MODEL_SIZE, MODEL_SIZE, MODEL_SIZE), "<i2") for _ in range(4)
-    ]  # one each, as threads write at once
+    # Threads write at the same time, so each has a buffer of its own.
+    buffers = [np.empty((batch, MODEL_SIZE, MODEL_SIZE, MODEL_SIZE), "<i2") for _ in range(4)]
     lists, first = draws(len(cohort), batch), None
     for name, read in sources(cohort).items():
         read(lists[0], buffers[0])
@@ -138,7 +138,7 @@ def test_sources(measuring):
 
 
 class HostOnly(StreamingArray):
-    """What the CPU does for a GPU: no conversion and no augmentation, which the GPU does from there."""
+    """The part of loading that the CPU does for a GPU, without conversion and augmentation, which the GPU does."""
 
     def take(self, indices, augmentation=None):
         part = self._coming.pop(0) if self._coming else self._start(tuple(indices))
@@ -148,7 +148,7 @@ class HostOnly(StreamingArray):
 
 
 def iterate(array: ExamArray, batches: int, count: int, pause: float = 0.0):
-    """Seconds that each batch was waited for, drawn by the trainer's own code with augmentation and all."""
+    """Yields the seconds that the consumer waits for each batch; batches are drawn by the code that training uses."""
     source, generator = Batches(array, array.ids, DataConfig(), MODEL_SIZE), torch.Generator().manual_seed(0)
     for _ in range(batches):
         began = time.perf_counter()
@@ -166,7 +166,7 @@ def iterate(array: ExamArray, batches: int, count: int, pause: float = 0.0):
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_loader(measuring, threads):
-    """Everything on the host of a GPU: draws, threads, reading, checksums, both arrays; as fast as it goes."""
+    """All of loading on the host of a GPU at full speed: random numbers, threads, reading and checksums."""
     cohort, batch = store(256 if measuring else 6), BATCH if measuring else 4
     with HostOnly(cohort, threads=threads) as array:
         steps = 40 if measuring else 2
@@ -179,7 +179,7 @@ def test_loader(measuring, threads):
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_a_gpu_does_not_wait(measuring, threads):
-    """A consumer that takes a batch of 64 every 50 ms, as a GPU of 20 iterations a second would."""
+    """A consumer takes a batch of 64 exams every 50 ms, as a GPU with 20 iterations a second would."""
     cohort = store(256 if measuring else 6)
     with HostOnly(cohort, threads=threads) as array:
         spent = time.process_time()
@@ -193,7 +193,7 @@ def test_a_gpu_does_not_wait(measuring, threads):
 
 
 def resident_size() -> float:
-    """MB of this process now; the peak where the system does not tell."""
+    """Resident memory of this process in MB; its peak where the system does not report the current value."""
     statm = Path("/proc/self/statm")
     if statm.exists():
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
@@ -220,5 +220,5 @@ def test_memory_over_10000_iterations(measuring, kind):
 
 
 def test_bytes():
-    """What an exam costs to read, which is what the arithmetic in the README starts from."""
+    """The bytes that are read for an exam, on which the estimates in the README are based."""
     assert sum(dtype.itemsize * values for dtype, values in ROWS.values()) == 557_056

@@ -1,4 +1,4 @@
-"""A step of training, level by level and part by part: native ops against PyTorch ones, compiled against eager."""
+"""The time of a training step, by level and by part: native against PyTorch ops, compiled against eager networks."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import pytest
 import torch
 
 import deepatlas_ops as ops
-from deepatlas.config import Config, preset
+from deepatlas.config import Config
 from deepatlas.exams.build_store import prepare_cohort
 from deepatlas.exams.phantoms import write_phantoms
 from deepatlas.losses import FeatureSimilarity, RegistrationLoss
 from deepatlas.losses.similarity import freeze
 from deepatlas.nn import Atlas, Autoencoder, CoordinateNetwork
 from deepatlas.phantom.patients import PhantomCohort
+from deepatlas.presets import preset
 from deepatlas.train.feed.augment import Augmentation
 from deepatlas.train.feed.batches import Batches, Drawn
 from deepatlas.train.feed.resident import TrainingArray
 
 EXAMS = 4
-# Preset, level, exams in a batch. The paper's own batch of 64 is for a GPU; a CPU is asked for two exams of it.
+# Preset and level. On a CPU, preset paper runs with a batch of two exams instead of its 64.
 STEPS = [("tiny", 1), ("headneck", 0), ("small", 0), *(("paper", level) for level in (4, 3, 2, 1, 0))]
 TINY = {
     "network.size": 16, "network.fold": 1, "network.channels": [8, 16], "network.atlas_size": 24, "loss.size": 16,
@@ -39,7 +40,7 @@ def store():
 
 
 class Recall(torch.autograd.Function):
-    """Feature maps of an image, and the gradient by the image, that are handed over instead of computed."""
+    """A function with given feature maps as its output, and a given gradient by the image, that computes nothing."""
 
     @staticmethod
     def forward(ctx, image, *maps):
@@ -53,7 +54,7 @@ class Recall(torch.autograd.Function):
 
 
 class Remembered(FeatureSimilarity):
-    """The similarity in feature space without the network that makes the features: theirs of the images before."""
+    """Similarity in feature space without the cost of the autoencoder: it returns feature maps computed before."""
 
     def __init__(self, similarity: FeatureSimilarity, image: torch.Tensor):
         super().__init__(similarity.autoencoder, similarity.kind, similarity.window)
@@ -65,7 +66,7 @@ class Remembered(FeatureSimilarity):
 
 @dataclasses.dataclass
 class Setting:
-    """Everything of one step, with coordinates as a trained network gives them: those of its exams, nearly."""
+    """All parts of one training step, with coordinates that are nearly right, as those of a trained network."""
 
     config: Config
     level: int
@@ -89,9 +90,7 @@ class Setting:
         self.without_autoencoder = None
         generator = torch.Generator().manual_seed(1)
         indices = [i % EXAMS for i in range(self.batch)]
-        data = config.data
-        ranges = {"scale": data.scale, "rotation": data.rotation, "translation": data.translation}
-        self.drawn = Drawn(indices, Augmentation.draw(self.batch, generator, elastic=0.05, **ranges))
+        self.drawn = Drawn(indices, Augmentation.from_settings(self.batch, generator, config.data, 0.05))
         self.x, self.image, self.mask = self.augment()
         size = self.network.level_size(self.level)
         self.coords = config.train.extent * self.drawn.augmentation.coords(size, device).clamp(-1.1, 1.1)
@@ -108,7 +107,7 @@ class Setting:
         self.predict().square().mean().backward()
 
     def losses(self):
-        """Everything but the two networks: both tasks, forward and backward."""
+        """Both tasks without the two networks, forward and backward."""
         if self.config.loss.similarity == "features" and self.without_autoencoder is None:
             remembered = Remembered(self.loss.similarity, self.image)
             self.without_autoencoder = RegistrationLoss(
@@ -133,7 +132,7 @@ class Setting:
         return total
 
     def bytes(self):
-        """Of coordinates, image and mask, read once, and the gradient, written once."""
+        """Bytes of coordinates, image and mask (read once) and of the gradient (written once)."""
         return 4 * self.batch * (6 * self.coords[0, 0].numel() + 2 * self.image[0].numel())
 
 
@@ -184,7 +183,7 @@ def test_part(record, device, name, level, part):
 
 @pytest.mark.parametrize(("name", "level"), [("headneck", 0), ("paper", 0)], ids=str)
 def test_compiled(record, device, name, level):
-    """The network eager in float32, through torch.compile, and in bfloat16; the rest of the step is the same."""
+    """A step with the network eager in float32, compiled by torch.compile, and in bfloat16."""
     s = setting(record, device, name, level)
     network = torch.compile(s.network, backend="inductor" if record.measuring else "aot_eager")
     runs = {

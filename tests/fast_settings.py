@@ -1,4 +1,4 @@
-"""Settings of the smallest run that goes through every phase: a few seconds on one core."""
+"""Settings of the smallest run of all phases of the paper: a few seconds on one core."""
 
 FAST = [
     "phantom.train=3",

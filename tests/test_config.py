@@ -1,9 +1,15 @@
-"""Settings: presets are valid, overrides are typed, mistakes are named."""
+"""Settings: presets are valid, overrides are typed, and every setting has a rule that names mistakes."""
+
+import re
+import subprocess
+import sys
 
 import pytest
 
-from deepatlas.config import PRESETS, Config, preset
+from deepatlas.config import Config
 from deepatlas.errors import DeepAtlasError
+from deepatlas.presets import PRESETS, preset
+from deepatlas.settings import leaves
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -23,6 +29,11 @@ def test_paper_preset_is_the_papers():
         500,
     )
     assert (config.autoencoder.batch, config.autoencoder.steps) == (16, 20_000)
+    # Section 5.2.5: affine crops of the seed exam alone.
+    assert (config.coarse.elastic, config.coarse.contrast) == (0, 0)
+    # Section 5.5.2: 8 voxels of 64 along each axis, whose 63 steps span 2.
+    assert config.data.translation * 63 / 2 == pytest.approx(8)
+    assert (preset("small").data.translation, preset("small").coarse.elastic) == (0.25, 0.08)
 
 
 def test_overrides_are_typed():
@@ -67,7 +78,24 @@ def test_wrong_overrides_are_named(setting, message):
         ("refine.lr=0", "refine.lr must be above 0"),
         ("phantom.train=1", "phantom.train must be at least 2"),
         ("network.size=48", "network.size must be 16, 32 or 64"),
-        ("loss.window=4", "loss.window must be odd"),
+        ("loss.window=4", "loss.window must be null or odd, got 4"),
+        ("loss.size=128", "loss.size must be 8, 16, 32 or 64, got 128"),
+        ("network.fold=0", "network.fold must be 1, 2 or 4, got 0"),
+        ("network.channels=[]", "network.channels must be numbers that are at least 1, one or more of them"),
+        ("network.finest_level=7", r"network.finest_level must be in 0..2, got 7"),
+        ("coarse.levels=3", r"coarse.levels must be null or in 1..2, got 3"),
+        ("autoencoder.channels=[8,12]", "autoencoder.channels must be multiples of network.groups"),
+        ("cohort.prewitt=[0.5]", r"cohort.prewitt must be \[\] or one number for each of the 0 rounds"),
+        ("loss.step=mean", "got mean"),
+        ("loss.gradient=none", "loss.gradient must be implicit or unrolled"),
+        ("loss.smoothness=-1", "loss.smoothness must be at least 0, got -1.0"),
+        ("train.lr=-1", "train.lr must be above 0, got -1.0"),
+        ("train.lr=NaN", "train.lr must be above 0, got nan"),
+        ("train.lr=Infinity", "train.lr must be above 0, got inf"),
+        ("train.accumulate=9", "train.accumulate must be in 1..train.batch, got 9"),
+        ("data.elastic=-1", "data.elastic must be at least 0"),
+        ("coarse.lr=0", "coarse.lr must be above 0"),
+        ("coarse.contrast=2", r"coarse.contrast must be in \[0, 1\]"),
         ("data.resident=maybe", "data.resident must be auto, true or false"),
         ("data.crop=half", "data.crop must be null, foreground or midline"),
     ],
@@ -75,6 +103,70 @@ def test_wrong_overrides_are_named(setting, message):
 def test_settings_that_cannot_run_are_named(setting, message):
     with pytest.raises(DeepAtlasError, match=message):
         preset("tiny").override([setting]).validate()
+
+
+LEAVES = list(leaves(Config()))
+WRONG = (
+    float("nan"),
+    float("inf"),
+    -1,
+    -0.5,
+    -2.0,
+    (),
+    (-1,),
+    (float("nan"),),
+    10**30,
+    None,
+    "",
+    "?",
+    True,
+    object(),
+)
+
+
+@pytest.mark.parametrize(("key", "value", "rule"), LEAVES, ids=[key for key, *_ in LEAVES])
+def test_every_setting_has_a_rule(key, value, rule):
+    """It accepts the default, refuses every number that makes no sense, and all values of another type."""
+    assert rule.accepts(value) and str(rule)
+    refused = [wrong for wrong in WRONG if not rule.accepts(wrong)]
+    assert object in map(type, refused)
+    assert rule.accepts(None) == ("null" in str(rule))
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        for wrong in (float("nan"), float("inf"), -1, -0.5, "?", (), True):
+            assert not rule.accepts(wrong), wrong
+    if isinstance(value, tuple):
+        for wrong in ((-1,), (float("nan"),), -1, "?", None):
+            assert not rule.accepts(wrong), wrong
+    if isinstance(value, str):
+        for wrong in ("", 1, (), float("nan")):
+            assert not rule.accepts(wrong), wrong
+
+
+def test_every_wrong_value_reaches_the_user_with_the_name_of_its_setting():
+    for key, value, rule in LEAVES:
+        if isinstance(value, float):
+            with pytest.raises(
+                DeepAtlasError, match=f"^setting {key} must be {re.escape(str(rule))}, got nan$"
+            ):
+                Config().override([f"{key}=NaN"]).validate()
+
+
+def test_settings_of_an_earlier_version_still_open():
+    values = preset("small").to_dict()
+    del values["loss"]["gradient"]
+    assert Config.from_dict(values) == preset("small")
+
+
+def test_the_steps_are_those_of_the_kernels():
+    from deepatlas_ops.reference.invert import STEPS
+
+    for step in STEPS:
+        assert preset("tiny").override([f"loss.step={step}"]).validate().loss.step == step
+
+
+def test_declaring_and_reading_settings_does_not_import_torch():
+    code = "import sys; from deepatlas.presets import PRESETS; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_unknown_preset_lists_the_known():

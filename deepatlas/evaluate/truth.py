@@ -1,4 +1,4 @@
-"""Phantom exams know the true template coordinate of every voxel: how far off is the learned one?"""
+"""The error of learned coordinates on phantoms, for which the true template coordinate of every voxel is known."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from deepatlas.phantom.patients import PhantomCohort, PhantomExam
 from deepatlas.space.grid import Grid
 from deepatlas.space.preprocess import foreground_mask
 
+# Training phantoms from which the affine map between learned and true coordinates is fitted, and voxels of each.
 FIT_EXAMS = 8
-FIT_VOXELS = 5_000  # of each exam
+FIT_VOXELS = 5_000
 
 
 def phantom_truth(
@@ -27,16 +28,23 @@ def phantom_truth(
     baseline: bool = True,
     cohort: PhantomCohort | None = None,
 ) -> dict:
-    """True error of the learned coordinates on the test phantoms.
+    """The error of the learned coordinates on the test phantoms.
 
-    Learned coordinates are known only up to the choice of a coordinate system, so the best affine map from learned to
-    true coordinates (least squares over the foreground of training phantoms) is taken off first.
+    Learned coordinates are defined only up to the choice of a coordinate system. So the best affine map from learned
+    to true coordinates (least squares over the foreground of training phantoms) is applied before they are compared.
 
-    Returns ``coordinate_error_mm`` (median over the test foreground) and its 95th percentile, ``folds`` (fraction
-    of the test foreground, on the model grid, with a Jacobian determinant of at most 0), and ``affine_dice``: what
-    the best affine alignment of ``template_exam`` (known from the true coordinates) scores on the same exams; that
-    one only with ``baseline``, since it does not depend on the model. ``cohort``: the one of ``config``, where it is
-    there already.
+    Args:
+        model: the trained model.
+        config: the cohort that it was trained on.
+        template_exam: id of the labelled training phantom of the affine baseline.
+        baseline: whether to compute ``affine_dice``, which does not depend on the model.
+        cohort: the cohort of ``config``, if the caller has it already.
+
+    Returns:
+        ``coordinate_error_mm``, the median error over the test foreground; ``coordinate_error_p95_mm``, its 95th
+        percentile; ``folds``, the fraction of the test foreground (on the model grid) with a Jacobian determinant of
+        at most 0; and ``affine_dice``, the mean Dice of the best affine alignment of ``template_exam`` to the same
+        exams, computed from the true coordinates.
     """
     cohort = cohort or PhantomCohort(seed=config.seed, deformation=config.deformation)
     generator = np.random.default_rng(config.seed)
@@ -74,7 +82,7 @@ def phantom_truth(
 
 
 def _pairs(exam: PhantomExam, coords: Tensor, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """Learned (normalised) and true (mm) coordinates of the foreground voxels, ``[N, 3]`` each."""
+    """Learned coordinates (normalised) and true ones (mm) of the N foreground voxels, ``[N, 3]`` each."""
     coords = native_coordinates(coords, grid, exam.volume.grid).cpu().numpy()
     return coords[:, exam.foreground].T, exam.coords[:, exam.foreground].T.astype(np.float64)
 

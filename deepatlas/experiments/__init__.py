@@ -1,1 +1,1 @@
-"""Experiments: several runs that are trained alike, compared, and put into one table."""
+"""Experiments: several runs that differ in a known way, and tables that compare them."""

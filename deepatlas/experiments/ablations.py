@@ -1,13 +1,14 @@
-"""Short runs that differ from a default in one setting.
+"""Ablations: short runs that differ from a default in one setting.
 
 Usage: ``python -m deepatlas.experiments.ablations phantom|DIR --out FILE.json``.
 
-What no setting here touches (the autoencoder and the pretraining on crops) is learned once, and every run goes on from
-there with the same random numbers, so that runs differ by the setting alone. The default goes on with other random
-numbers too: what that changes is noise. A finished setting is not run again and an interrupted one is resumed, from the
-folders under ``--work``.
+The phases that no setting here changes (the autoencoder and the pretraining on crops) run once. Every run continues
+from there with the same random numbers, so that runs differ only by the setting. The default also runs with other
+random numbers, to show which differences are noise. A finished setting is not run again, and an interrupted one is
+resumed from its folder under ``--work``.
 
-On phantoms the true coordinates are known. For a data directory the measure is the one-shot Dice of ``--test`` exams.
+Runs on phantoms are scored by the true coordinates, runs on a data directory by the one-shot Dice of the ``--test``
+exams.
 """
 
 from __future__ import annotations
@@ -26,20 +27,24 @@ from pathlib import Path
 import torch
 
 from deepatlas import checkpoint
-from deepatlas.config import Config, preset
+from deepatlas.config import Config
 from deepatlas.errors import DeepAtlasError, guarded
 from deepatlas.evaluate.cohort import evaluate_cohort
 from deepatlas.evaluate.truth import phantom_truth
 from deepatlas.exams.build_store import prepare_cohort
 from deepatlas.exams.phantoms import write_phantoms
+from deepatlas.experiments.tables import summary_line, table
 from deepatlas.files import write_text
 from deepatlas.localize.template.build import build_template
 from deepatlas.model.engine import Engine
 from deepatlas.phantom.patients import PhantomCohort
+from deepatlas.presets import preset
 from deepatlas.train.__main__ import main as train
+from deepatlas_ops.reference.invert import STEPS
 
 DEFAULT = "default"
-SEEDS = (0, 1, 2)  # of the random numbers after the shared phases
+# Seeds of the random numbers after the shared phases.
+SEEDS = (0, 1, 2)
 SHARED = ("autoencoder", "coarse")
 SHORT = {
     "phantom": [
@@ -50,14 +55,15 @@ SHORT = {
     ],
 }  # fmt: skip
 GRID = [
-    *({"loss.similarity": value} for value in ("intensity", "histogram", "features", "mse")),
+    *({"loss.similarity": value} for value in ("intensity", "histogram", "features", "mae", "mse")),
     {"loss.implicit": 1.0, "loss.explicit": 0.0},
     {"loss.implicit": 0.0, "loss.explicit": 1.0},
     {"loss.implicit": 0.5, "loss.explicit": 1.0},
     *({"loss.smoothness": value} for value in (0.1, 0.25, 0.5, 1.0)),
     *({"loss.prewitt": value} for value in (0.0, 0.5, 1.0)),
     *({"loss.window": value} for value in (None, 5, 9)),
-    *({"loss.step": value} for value in ("moving", "fixed", "direction_cosine", "newton")),
+    *({"loss.step": value} for value in STEPS),
+    *({"loss.gradient": value} for value in ("implicit", "unrolled")),
     *({"loss.orthonormality": value} for value in ("det", "log")),
     *({"train.head_steps": value} for value in (0, 100)),
 ]
@@ -65,23 +71,24 @@ GRID = [
 
 @dataclass(frozen=True)
 class Setting:
-    """One run: ``changes`` are the keys in which it differs from the default."""
+    """One run: the settings in which it differs from the default, and the seed of its random numbers."""
 
     changes: tuple[tuple[str, object], ...] = ()
     seed: int = 0
 
     @property
     def name(self) -> str:
-        """The changes as they are given on the command line; file names and ``--only`` use it."""
+        """The changes as on the command line. It names the run's folder and its result, and ``--only`` takes it."""
         text = " ".join(f"{key}={_json(value)}" for key, value in self.changes) or DEFAULT
         return text if self.seed == SEEDS[0] else f"{text} seed={self.seed}"
 
     def assignments(self) -> list[str]:
+        """The changes in the form ``section.key=value``."""
         return [f"{key}={_json(value)}" for key, value in self.changes]
 
 
 def settings(base: Config) -> list[Setting]:
-    """The default with every seed, then every entry of :data:`GRID` that is not the default itself."""
+    """The default with every seed, then all entries of :data:`GRID` that differ from the default."""
     values = base.to_dict()
 
     def is_default(changes: dict) -> bool:
@@ -92,7 +99,11 @@ def settings(base: Config) -> list[Setting]:
 
 
 class Study:
-    """The runs of one default: its data, its folders, and the JSON that holds what is finished."""
+    """The runs around one default: their data, their folders, and the JSON file of the finished ones.
+
+    Raises:
+        DeepAtlasError: ``--test`` is missing, or the file holds runs of another default.
+    """
 
     def __init__(self, arguments: argparse.Namespace):
         self.phantom = arguments.data == "phantom"
@@ -104,11 +115,12 @@ class Study:
         self.drawn = _Remembering(seed=self.base.phantom.seed, deformation=self.base.phantom.deformation)
         if not self.phantom and not arguments.test:
             raise DeepAtlasError(
-                f"{arguments.data}: what is learned there is scored on --test DIR; give that too"
+                f"{arguments.data}: runs on a data directory are scored on labelled exams; add --test DIR"
             )
         self.results = self._read()
 
     def run(self, chosen: list[Setting]) -> None:
+        """Run the settings that have no result yet, and write the file after each of them."""
         for number, setting in enumerate(chosen, 1):
             if setting.name in self.results:
                 continue
@@ -116,7 +128,7 @@ class Study:
             result = {"changes": dict(setting.changes), "seed": setting.seed, **self._result(setting)}
             self.results[setting.name] = result | {"cpu_seconds": round(time.process_time() - began, 1)}
             self._write()
-            print(f"{number}/{len(chosen)} {_line(setting.name, self.results)}", flush=True)
+            print(f"{number}/{len(chosen)} {summary_line(setting.name, self.results)}", flush=True)
 
     def _result(self, setting: Setting) -> dict:
         folder = self._trained(setting)
@@ -132,7 +144,8 @@ class Study:
         with (folder / "evaluation" / "metrics.csv").open() as file:
             rows = [(row["exam"], float(row["dice"])) for row in csv.DictReader(file)]
         of_exams = [statistics.fmean(d for e, d in rows if e == exam) for exam in {e for e, _ in rows}]
-        result["dice_worst_exam"] = min(of_exams)  # near 0: taken for another part of the body
+        # A value near 0 means that an exam was taken for another part of the body.
+        result["dice_worst_exam"] = min(of_exams)
         result["dice_per_structure"] = {n: v["dice"]["mean"] for n, v in summary["structures"].items()}
         logged = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         last = [entry for entry in logged if "overlap" in entry][-5:]
@@ -142,7 +155,7 @@ class Study:
         return result
 
     def _trained(self, setting: Setting) -> Path:
-        """The finished run folder of a setting."""
+        """The run folder of a setting; the run is trained, or resumed, if it is not finished."""
         folder = self.work / setting.name.replace(" ", "_")
         if not (folder / "config.json").exists():
             start = self._start()
@@ -161,18 +174,19 @@ class Study:
         return folder
 
     def _start(self) -> Path:
-        """A run whose levels have no steps: what all others start from."""
+        """The folder of the run that all others start from: the shared phases, and levels without steps."""
         folder = self.work / "shared"
-        # The autoencoder is trained whatever the default compares, for the runs that compare its features.
+        # The autoencoder is trained even if the default does not use it, for the runs that compare features.
         steps = f"train.steps={[0] * len(self.base.train.steps)}"
         config = self.base.override([steps, "loss.similarity=features"])
         if (folder / "config.json").exists():
-            if json.loads((folder / "config.json").read_text())["config"] != config.to_dict():
+            saved = json.loads((folder / "config.json").read_text())["config"]
+            if Config.from_dict(saved) != config:
                 raise DeepAtlasError(f"{folder}: holds the start of other runs; choose another --work")
             if not (folder / "result.json").exists():
                 _train("--resume", str(folder))
             return folder
-        # A store names no exams to test on, so a run ends with its model.
+        # A store contains no exams to test on, so this run ends with its model.
         store, crop = self.work / "store.h5", self.base.data.crop
         prepare_cohort(self._cohort("train"), store, crop=crop, progress=False).close()
         seed_exam = self.drawn.exam_id(0) if self.phantom else self.arguments.seed_exam
@@ -194,7 +208,7 @@ class Study:
         if not self.out.exists():
             return {}
         saved = json.loads(self.out.read_text())
-        if saved["base"] != self.base.to_dict():
+        if Config.from_dict(saved["base"]) != self.base:
             raise DeepAtlasError(
                 f"{self.out}: holds runs of another default; choose another --out and --work"
             )
@@ -212,59 +226,24 @@ class Study:
 
 
 class _Remembering(PhantomCohort):
-    """Draws every phantom once: each run is measured on the same ones."""
+    """A cohort that computes every phantom once, since all runs are scored on the same phantoms."""
 
     exam = functools.cache(PhantomCohort.exam)
 
 
-COLUMNS = {
-    "coordinate_error_mm": ("error, mm", 1, 2),
-    "coordinate_error_p95_mm": ("95 %, mm", 1, 1),
-    "dice": ("Dice", 1, 3),
-    "dice_worst_exam": ("worst exam", 1, 3),
-    "hd95_mm": ("HD95, mm", 1, 1),
-    "folds": ("folds, %", 100, 2),
-    "overlap": ("overlap, %", 100, 0),
-}  # key: heading, factor, decimals
-
-
-def table(results: dict) -> str:
-    """Markdown: one row a setting; the spread is the distance from the smallest to the largest of the seeds."""
-    columns = {key: form for key, form in COLUMNS.items() if any(key in r for r in results.values())}
-    rows = [["setting", *(heading for heading, *_ in columns.values())]]
-    rows.append(["---"] * len(rows[0]))
-    seeds = [r for r in results.values() if not r["changes"]]
-    if len(seeds) > 1:
-        cells = []
-        for key, (_, factor, decimals) in columns.items():
-            values = [factor * r[key] for r in seeds]
-            middle, spread = statistics.fmean(values), max(values) - min(values)
-            cells.append(f"{middle:.{decimals}f} (spread {spread:.{decimals}f})")
-        rows.append([f"{DEFAULT}, {len(seeds)} seeds", *cells])
-    for name, result in results.items():
-        cells = [f"{factor * result[key]:.{n}f}" for key, (_, factor, n) in columns.items()]
-        rows.append([f"`{name}`", *cells])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _line(name: str, results: dict) -> str:
-    shown = [
-        f"{heading} {factor * results[name][key]:.{decimals}f}"
-        for key, (heading, factor, decimals) in COLUMNS.items()
-        if key in results[name]
-    ]
-    return f"{name}: {'; '.join(shown)}; {results[name]['cpu_seconds']:.0f} s of CPU"
-
-
 def _train(*arguments: str) -> None:
-    """``deepatlas train``, whose own line has said what went wrong."""
+    """Run ``deepatlas train``, which prints its own error.
+
+    Raises:
+        DeepAtlasError: the run failed.
+    """
     print("train", *arguments[:2], flush=True)
     if train([*arguments, "--device", "cpu", "--quiet"]) != 0:
-        raise DeepAtlasError("a run failed; repeat the command to go on from its last checkpoint")
+        raise DeepAtlasError("a run failed; repeat the command to continue from its last checkpoint")
 
 
 def _differences(config: Config) -> list[str]:
-    """``section.key=value`` of everything in which ``config`` differs from its preset."""
+    """The settings in which ``config`` differs from its preset, as ``section.key=value``."""
     ours, theirs = config.to_dict(), preset(config.preset).to_dict()
     found = [f"seed={config.seed}"]
     for section, values in ours.items():
@@ -282,6 +261,7 @@ def _json(value: object) -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Run the chosen settings and print the table; returns the exit status."""
     study = Study(arguments)
     known = settings(study.base)
     if unknown := set(arguments.only or ()) - {s.name for s in known}:
@@ -289,11 +269,12 @@ def run(arguments: argparse.Namespace) -> int:
             f"--only {sorted(unknown)[0]!r} is not one of {', '.join(s.name for s in known)}"
         )
     study.run([s for s in known if not arguments.only or s.name in arguments.only])
-    print(table(study.results))
+    print(table(study.results, DEFAULT))
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Entry point; errors are one line on standard error."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

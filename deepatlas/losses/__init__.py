@@ -1,4 +1,4 @@
-"""The self-supervised objective of sections 2.3 and 5.1."""
+"""The self-supervised objective: the two registration tasks of section 2.3 and their losses (section 5.1)."""
 
 from deepatlas.losses.registration import LossTerms, RegistrationLoss, on_loss_grid
 from deepatlas.losses.similarity import FeatureSimilarity

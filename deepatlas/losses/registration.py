@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,10 @@ from deepatlas.space.affine import affine_coords
 
 
 def on_loss_grid(image: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Network input and foreground ``[B, 1, S, S, S]`` as block means of side ``size``; the mask by majority."""
+    """Network input and foreground mask ``[B, 1, S, S, S]``, averaged in blocks to ``[B, 1, size, size, size]``.
+
+    The mask comes back as 0 and 1 in the image's dtype: 1 where more than half of the block is foreground.
+    """
     factor = image.shape[-1] // size
     if factor > 1:
         image, mask = F.avg_pool3d(image, factor), F.avg_pool3d(mask.to(image.dtype), factor)
@@ -25,9 +29,9 @@ def on_loss_grid(image: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor
 
 @dataclass
 class LossTerms:
-    """The objective and its parts, each a mean over the batch (0-d tensors).
+    """The objective and its terms, each a mean over the batch (0-d tensors).
 
-    A part of a batch holds its share of the means, so that those of all parts add up.
+    Computed on a part of a batch, every number is that part's share of the mean, so that the parts add up to it.
     """
 
     total: Tensor
@@ -37,20 +41,39 @@ class LossTerms:
     implicit_similarity: Tensor
     implicit_smoothness: Tensor
     implicit_edges: Tensor
-    overlap: Tensor  # fraction of the fixed foreground that a pair shares
-    folds: Tensor  # fraction of an exam's foreground where its coordinate map folds
+    # Fraction of the fixed exam's foreground that a pair shares.
+    overlap: Tensor
+    # Fraction of an exam's foreground where its coordinate map folds.
+    folds: Tensor
 
     def scalars(self) -> dict[str, float]:
+        """All terms as Python floats, read from the device in one transfer."""
         names = list(self.__dataclass_fields__)
         values = torch.stack([getattr(self, n).detach().float() for n in names]).tolist()
         return dict(zip(names, values, strict=True))
 
 
-class RegistrationLoss:
-    """Eqs 2 and 3 on one batch: similarity, smoothness and edges of both warps, masked to the foreground (5.1.6).
+class _Terms(NamedTuple):
+    """The terms of one task: ``[B]`` for single exams or pairs, or 0-d for their share of the batch's mean."""
 
-    ``input_size`` is the side of the network's input, whose corners coordinate maps share. Images on a smaller
-    loss grid are averages of blocks of the input, whose corner voxels lie further in.
+    similarity: Tensor
+    smoothness: Tensor
+    edges: Tensor
+
+    def share(self, count: int) -> _Terms:
+        """The sum over the exams, divided by the ``count`` exams of the full batch."""
+        return _Terms(*(term.sum() / count for term in self))
+
+
+class RegistrationLoss:
+    """The losses of eqs 2 and 3 on one batch: similarity, smoothness and edges of both warps in the foreground (5.1.6).
+
+    Args:
+        config: weights and forms of the terms.
+        similarity: what images are compared by.
+        input_size: side of the network's input in voxels; coordinate maps share its corners. On a smaller loss grid,
+            images are averages of blocks of the input, so that their corner voxels lie further in. None means that
+            the input is as large as the loss grid.
     """
 
     def __init__(self, config: LossConfig, similarity: FeatureSimilarity, input_size: int | None = None):
@@ -61,50 +84,58 @@ class RegistrationLoss:
     def __call__(
         self, coords: Tensor, image: Tensor, mask: Tensor, atlas: Atlas, count: int | None = None
     ) -> LossTerms:
-        """``coords [B, 3, s, s, s]`` of any resolution; ``image``, ``mask`` ``[B, 1, n, n, n]`` on the loss grid.
+        """The losses of a batch; exam i is moved onto exam i + 1, and the last one onto the first.
 
-        Exam i is moved onto exam i + 1, the last one onto the first. ``count`` tells that these are consecutive exams
-        of a larger batch of ``count``: the last one is then there for the pair before it alone.
+        Args:
+            coords: ``[B, 3, s, s, s]``, predicted coordinates at any resolution.
+            image, mask: ``[B, 1, n, n, n]``, on the loss grid.
+            atlas: the atlas of the explicit task.
+            count: if given, the exams are consecutive exams of a larger batch of ``count`` exams. The last one then
+                only serves as the target of the one before it, and its own terms belong to the next part.
         """
         cfg = self.config
         coords = self._on_loss_grid(coords, image.shape[2:])
-        whole = count is None
+        complete = count is None
         pairs = bool(cfg.implicit) and len(coords) > 1
-        count = len(coords) if whole else count
+        count = len(coords) if count is None else count
         with torch.no_grad():
             images = (image, mask, *self.similarity.encode(image))
-            exams = _Images(*(_and_next(x, whole)[0] for x in images))
-        moving, fixed = _AndNext.apply(coords, whole) if pairs else _and_next(coords, whole)
+            exams = _Images(*(_and_next(x, complete)[0] for x in images))
+        moving, fixed = _AndNext.apply(coords, complete) if pairs else _and_next(coords, complete)
         folds = ops.folds(moving.detach(), exams.mask).sum() / count
 
-        explicit = self._explicit(moving, exams, atlas, count) if cfg.explicit else None
-        implicit, overlap = None, coords.new_zeros(())
-        if pairs:
-            following = _Images(*(_and_next(x, whole)[1] for x in images))
-            implicit, overlap = self._implicit(moving, fixed, exams, following, count)
         zero = coords.new_zeros(())
-        explicit = explicit or (zero,) * 3
-        implicit = implicit or (zero,) * 3
-        total = cfg.explicit * self._weighted(*explicit) + cfg.implicit * self._weighted(*implicit)
+        explicit = implicit = _Terms(zero, zero, zero)
+        overlap = zero
+        if cfg.explicit:
+            explicit = self._explicit(moving, exams, atlas, count)
+        if pairs:
+            following = _Images(*(_and_next(x, complete)[1] for x in images))
+            implicit, overlap = self._implicit(moving, fixed, exams, following, count)
+        total = cfg.explicit * self._weighted(explicit) + cfg.implicit * self._weighted(implicit)
         return LossTerms(total, *explicit, *implicit, overlap, folds)
 
     def _on_loss_grid(self, coords: Tensor, size: torch.Size) -> Tensor:
+        """Coordinates resampled to the voxel centres of the loss grid."""
         if self._extent == 1:
             return ops.resize(coords, size)
         theta = self._extent * torch.eye(3, 4, dtype=coords.dtype, device=coords.device)
         return ops.affine_resample(coords, theta.expand(len(coords), 3, 4), size, padding="border")
 
-    def _explicit(self, coords, exams, atlas, count):
+    def _explicit(self, coords: Tensor, exams: _Images, atlas: Atlas, count: int) -> _Terms:
+        """The terms of the atlas-to-exam task."""
         warped = atlas(coords)
-        terms = (
+        terms = _Terms(
             self.similarity(warped, exams.features, exams.mask),
             ops.smoothness_loss(coords, exams.mask, orthonormality=self.config.orthonormality),
             self._edges(warped, exams.image, exams.mask),
         )
-        return tuple(term.sum() / count for term in terms)
+        return terms.share(count)
 
-    def _implicit(self, moving, fixed, exams, following, count):
-        """A pair that does not share enough to be compared counts as none, and adds nothing."""
+    def _implicit(
+        self, moving: Tensor, fixed: Tensor, exams: _Images, following: _Images, count: int
+    ) -> tuple[_Terms, Tensor]:
+        """The terms of the exam-to-exam task, and the overlap. Pairs below ``min_overlap`` contribute zero."""
         cfg = self.config
         warp = ops.implicit_warp(
             moving,
@@ -112,6 +143,7 @@ class RegistrationLoss:
             iterations=cfg.iterations,
             tolerance=cfg.tolerance,
             step=cfg.step,
+            gradient=cfg.gradient,
             mask=exams.mask,
         )
         displacement = warp.displacement
@@ -127,39 +159,43 @@ class RegistrationLoss:
         identity = affine_coords(identity, displacement.shape[2:])
         smoothness = ops.smoothness_loss(displacement + identity, shared, orthonormality=cfg.orthonormality)
         edges = self._edges(warped, following.image, shared) * use
-        terms = (similarity, smoothness * use, edges)
-        return tuple(term.sum() / count for term in terms), overlap.sum() / count
+        return _Terms(similarity, smoothness * use, edges).share(count), overlap.sum() / count
 
-    def _weighted(self, similarity, smoothness, edges):
-        return similarity + self.config.smoothness * smoothness + self.config.prewitt * edges
+    def _weighted(self, terms: _Terms) -> Tensor:
+        return (
+            terms.similarity + self.config.smoothness * terms.smoothness + self.config.prewitt * terms.edges
+        )
 
-    def _edges(self, moving, fixed, mask):
+    def _edges(self, moving: Tensor, fixed: Tensor, mask: Tensor) -> Tensor:
         return ops.edge_difference(moving, fixed, mask) if self.config.prewitt else moving.new_zeros(1)
 
 
 class _Images:
-    """What exams are compared by."""
+    """Images ``[B, 1, n, n, n]`` with their foreground masks and the maps they are compared by."""
 
     def __init__(self, image: Tensor, mask: Tensor, *features: Tensor):
         self.image, self.mask, self.features = image, mask, list(features)
 
 
-def _and_next(x: Tensor, whole: bool) -> tuple[Tensor, Tensor]:
-    """The exams that are moved, and those they are moved onto: see :meth:`RegistrationLoss.__call__`."""
-    return (x, x.roll(-1, 0)) if whole else (x[:-1], x[1:])
+def _and_next(x: Tensor, complete: bool) -> tuple[Tensor, Tensor]:
+    """The moving exams and the fixed exams of all pairs: see :meth:`RegistrationLoss.__call__`.
+
+    In a complete batch the last exam is paired with the first; in a part of a batch it is only a target.
+    """
+    return (x, x.roll(-1, 0)) if complete else (x[:-1], x[1:])
 
 
 class _AndNext(torch.autograd.Function):
-    """``_and_next``, with a gradient put together once: that of a slice would be padded with zeros each time."""
+    """:func:`_and_next` with a gradient of its own: autograd would pad the gradient of each slice with zeros."""
 
     @staticmethod
-    def forward(ctx, x, whole):
-        ctx.whole = whole
-        return _and_next(x, whole)
+    def forward(ctx: Any, x: Tensor, complete: bool) -> tuple[Tensor, Tensor]:
+        ctx.complete = complete
+        return _and_next(x, complete)
 
     @staticmethod
-    def backward(ctx, grad, grad_next):
-        if ctx.whole:
+    def backward(ctx: Any, grad: Tensor, grad_next: Tensor) -> tuple[Tensor, None]:
+        if ctx.complete:
             return grad_next.roll(1, 0).add_(grad), None
         total = torch.cat([grad, torch.zeros_like(grad[:1])])
         total[1:] += grad_next

@@ -1,4 +1,4 @@
-"""Image similarity: correlation in feature space (eq. 9)."""
+"""Image similarity: correlation in feature space (eq. 9), and the image errors of the ablation (section 5.4.3)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,19 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 
 class FeatureSimilarity:
-    """Dissimilarity of two images over a mask, ``1 - NCC`` averaged over channels and feature levels (eq. 9).
+    """Dissimilarity of two images over a mask.
 
-    ``kind``: ``"features"`` correlates autoencoder features; ``"intensity"`` correlates the images themselves;
-    ``"histogram"`` correlates them after the contrast curve of section 5.3.1, which spreads soft tissue;
-    ``"mse"`` is the ablation of section 5.4.3. ``window`` is the side of the NCC window in voxels of the
-    finest level (halved, and kept odd, at each further level); ``None`` is the global form.
+    Args:
+        autoencoder: the frozen network of ``kind="features"``; not used by the other kinds.
+        kind: what images are compared by. ``"features"``: 1 - NCC of autoencoder features, averaged over channels and
+            feature levels (eq. 9). ``"intensity"``: 1 - NCC of the images themselves. ``"histogram"``: 1 - NCC of the
+            images after the contrast curve of section 5.3.1, which spreads soft tissue. ``"mae"`` and ``"mse"``: mean
+            absolute and mean squared error of the images, the ablations of section 5.4.3.
+        window: side of the NCC window in voxels of the finest feature level, halved (and kept odd) at each further
+            level; None is the global form.
+
+    Raises:
+        ValueError: ``kind="features"`` without an autoencoder.
     """
 
     def __init__(self, autoencoder: Autoencoder | None, kind: str = "features", window: int | None = None):
@@ -31,18 +38,21 @@ class FeatureSimilarity:
         self.autoencoder, self.kind, self.window = autoencoder, kind, window
 
     def encode(self, image: Tensor) -> list[Tensor]:
-        """Feature maps in which images ``[B, 1, D, H, W]`` are compared, finest first."""
+        """The maps by which images ``[B, 1, D, H, W]`` in [0, 1] are compared, finest level first."""
         if self.kind == "features":
+            assert self.autoencoder is not None
             return self.autoencoder.features(image)
         return [histogram_map(image) if self.kind == "histogram" else image]
 
     def __call__(self, moving: Tensor, fixed_features: list[Tensor], mask: Tensor) -> Tensor:
-        """Dissimilarity ``[B]`` of the images ``moving [B, 1, D, H, W]`` to encoded fixed images."""
+        """Dissimilarity ``[B]`` of images ``[B, 1, D, H, W]`` to fixed images that :meth:`encode` has encoded."""
         total = moving.new_zeros(moving.shape[0])
         for level, (m, f) in enumerate(zip(self.encode(moving), fixed_features, strict=True)):
             weight = mask if m.shape[2:] == mask.shape[2:] else ops.resize(mask, m.shape[2:])
             if self.kind == "mse":
                 total = total + masked_mean((m - f).square(), weight)
+            elif self.kind == "mae":
+                total = total + masked_mean((m - f).abs(), weight)
             else:
                 window = None if self.window is None else max(3, (self.window >> level) | 1)
                 total = total + 1 - ops.ncc(m, f, weight, window=window).mean(1)
@@ -51,5 +61,5 @@ class FeatureSimilarity:
 
 @torch.no_grad()
 def freeze(module: torch.nn.Module) -> torch.nn.Module:
-    """Take a module out of training; gradients still pass through it to its input."""
+    """Exclude a module from training, in place, and return it; gradients still pass through it to its input."""
     return module.eval().requires_grad_(False)

@@ -1,1 +1,1 @@
-"""Training: autoencoder, coarse pretraining and staged optimisation, as ``python -m deepatlas.train``."""
+"""Training: a run folder, the recipe of its phases, and the loop that they share (``python -m deepatlas.train``)."""

@@ -1,4 +1,4 @@
-"""``python -m deepatlas.train``: train a model and score it one-shot; the same as ``deepatlas train``."""
+"""Train a model and score it one-shot: ``python -m deepatlas.train``, which is also ``deepatlas train``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from deepatlas.config import PRESETS, preset
+from deepatlas.config import Config
 from deepatlas.errors import DeepAtlasError, guarded
+from deepatlas.presets import PRESETS, preset
+from deepatlas.train.request import Request
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run with parsed arguments; returns the exit status."""
     from deepatlas.train.allocator import keep_freed_memory
     from deepatlas.train.experiment import Experiment
+    from deepatlas.train.score import result_text
 
     keep_freed_memory()
     if arguments.resume:
@@ -99,11 +102,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(result, indent=2))
     else:
-        print(experiment.summary(result))
+        print(result_text(experiment.folder, result))
     return 0
 
 
-def _settings(arguments):
+def _settings(arguments: argparse.Namespace) -> Config:
     import torch
 
     from deepatlas.store.store import Store, is_store
@@ -117,26 +120,26 @@ def _settings(arguments):
         name = "paper" if gpu else "small"
     config = preset(name)
     if arguments.data and is_store(arguments.data):
-        # A prepared dataset has been cropped; data.crop=... asks for another all the same, and is told so.
+        # A prepared dataset was cropped when it was made. A data.crop in the command is still applied afterwards, so
+        # that another crop is refused.
         config = replace(config, data=replace(config.data, crop=Store(arguments.data).crop))
     return config.override(arguments.settings).validate()
 
 
-def _request(arguments) -> dict:
-    """What to train and score on, in plain types: it is written into the run folder."""
+def _request(arguments: argparse.Namespace) -> Request:
     if arguments.test_exams and not arguments.test:
         raise DeepAtlasError("--test-exams chooses among the exams of --test: give --test DIR too")
     out = arguments.out or Path("runs") / (arguments.data.resolve().name if arguments.data else "phantom")
-    return {
-        "out": os.fspath(out),
-        "data": os.fspath(arguments.data.resolve()) if arguments.data else None,
-        "test": os.fspath(arguments.test.resolve()) if arguments.test else None,
-        "test_exams": arguments.test_exams,
-        "template_exams": arguments.template_exams,
-        "structures": arguments.structures,
-        "seed_exam": arguments.seed_exam,
-        "strict": arguments.strict,
-    }
+    return Request(
+        out=os.fspath(out),
+        data=os.fspath(arguments.data.resolve()) if arguments.data else None,
+        test=os.fspath(arguments.test.resolve()) if arguments.test else None,
+        test_exams=arguments.test_exams,
+        template_exams=arguments.template_exams,
+        structures=arguments.structures,
+        seed_exam=arguments.seed_exam,
+        strict=arguments.strict,
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,11 +1,10 @@
-"""What a run leaves to watch: progress bar, log.jsonl, TensorBoard and progress.png."""
+"""The log of a run: progress bar, log.jsonl, TensorBoard and progress.png."""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
-import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -13,16 +12,15 @@ from deepatlas.files import atomic_path
 
 
 class RunLog:
-    """Appends to ``RUN/log.jsonl`` and ``RUN/tensorboard`` and draws ``RUN/progress.png``.
+    """Appends to ``RUN/log.jsonl`` and ``RUN/tensorboard``, and draws ``RUN/progress.png``.
 
-    A resumed run continues the same files: :meth:`rewind` drops the records after the checkpoint.
-    tqdm, tensorboard and matplotlib are used where they are installed; without one of them training still runs.
+    A resumed run continues the same files; :meth:`rewind` drops the records after the checkpoint. tqdm, tensorboard
+    and matplotlib are optional: without one of them, its part of the log is left out.
     """
 
     def __init__(self, folder: Path, *, quiet: bool = False):
         self.folder, self.quiet = Path(folder), quiet
         self.path = self.folder / "log.jsonl"
-        self.started = time.monotonic()
         self.records: list[dict] = []
         if self.path.exists():
             lines = self.path.read_text().splitlines()
@@ -36,11 +34,11 @@ class RunLog:
         except ImportError:
             self.say("tensorboard is not installed: no TensorBoard log (pip install tensorboard)")
             return False
-        # Of a resumed run TensorBoard forgets what was logged after the checkpoint.
+        # TensorBoard drops what a resumed run had logged after its checkpoint.
         return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._board_from or None)
 
     def say(self, text: str) -> None:
-        """One line on standard error, kept clear of a progress bar."""
+        """Print one line on standard error without disturbing a progress bar."""
         if self.quiet:
             return
         try:
@@ -51,7 +49,7 @@ class RunLog:
             print(text, file=sys.stderr, flush=True)
 
     def record(self, phase: str, step: int, overall: int, **scalars: float) -> None:
-        """Scalars of one step; ``overall`` counts steps over all phases."""
+        """Log the scalars of one step; ``overall`` counts the steps of all phases."""
         entry = {"phase": phase, "step": step, "overall": overall}
         entry |= {key: round(float(value), 6) for key, value in scalars.items()}
         self.records.append(entry)
@@ -63,7 +61,7 @@ class RunLog:
                 self._board.add_scalar(key, value, overall)
 
     def rewind(self, overall: int) -> None:
-        """Forget what was logged after step ``overall`` (it will be computed again)."""
+        """Drop the records after step ``overall``, whose steps will be computed again."""
         self._board_from = overall + 1
         kept = [r for r in self.records if r["overall"] <= overall]
         if len(kept) < len(self.records):
@@ -74,7 +72,7 @@ class RunLog:
             self._file = self.path.open("a", buffering=1)
 
     def bar(self, total: int, done: int, title: str):
-        """A progress bar, or a stand-in without a display."""
+        """A progress bar of tqdm, or an object that shows nothing if tqdm is not installed."""
         try:
             from tqdm import tqdm
         except ImportError:
@@ -92,7 +90,7 @@ class RunLog:
         )
 
     def draw(self) -> None:
-        """Redraw ``progress.png``: every logged scalar against the overall step."""
+        """Draw ``progress.png``: every logged scalar over the steps of all phases."""
         try:
             from deepatlas.pictures.draw import new_figure, save_figure
         except ImportError:
@@ -105,7 +103,8 @@ class RunLog:
             for key, value in entry.items():
                 if key not in ("phase", "step", "overall"):
                     x, y = series[key]
-                    if latest.setdefault(key, phase) != phase:  # a curve ends with its phase
+                    if latest.setdefault(key, phase) != phase:
+                        # NaN interrupts the curve between two phases.
                         x.append(overall)
                         y.append(math.nan)
                         latest[key] = phase
@@ -134,7 +133,7 @@ class RunLog:
 
 
 class NullLog:
-    """The log of a process that is not the first one of its run."""
+    """The log of all processes but the first one: it discards everything."""
 
     def say(self, text: str) -> None: ...
     def record(self, phase: str, step: int, overall: int, **scalars: float) -> None: ...

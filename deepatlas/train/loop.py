@@ -7,96 +7,61 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deepatlas import checkpoint
 from deepatlas.config import Config
 from deepatlas.errors import DeepAtlasError
 from deepatlas.train.log import NullLog, RunLog
+from deepatlas.train.phase import Phase, Sweep
 from deepatlas.train.world import World
 
+# Scalars are logged every so many steps.
 LOG_EVERY = 10
-BAD_BATCH = "bad_batch.pt"  # what a loss that is not finite leaves in the run folder
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Section 5.2.6: linear warm-up from a fraction of ``lr``, then ``decay`` after every 50 steps.
-
-    With ``length`` the rate also falls along a cosine, to a fiftieth after that many steps.
-    """
-
-    lr: float
-    decay: float = 1.0
-    warmup: int = 0
-    warmup_from: float = 0.1
-    length: int | None = None
-
-    def at(self, step: int) -> float:
-        rate = self.lr * self.decay ** (step // 50)
-        if step < self.warmup:
-            rate *= self.warmup_from + (1 - self.warmup_from) * step / self.warmup
-        if self.length:
-            rate *= 0.02 + 0.49 * (1 + math.cos(math.pi * min(1.0, step / self.length)))
-        return rate
+# The file in the run folder that receives the batch of a step whose loss or gradient is not finite.
+BAD_BATCH = "bad_batch.pt"
 
 
 @dataclass
-class Phase:
-    """One optimisation: what moves, how fast, and what a step minimises.
+class Facts:
+    """What the start of a run decides for all of its phases; part of the checkpoint."""
 
-    ``parameters`` are (tensors, factor on the learning rate). ``step`` maps the step number to the parts of a batch,
-    one after another: each part's share of the loss, and a function that gives its share of the scalars to log (called
-    only when they are wanted: reading a scalar waits for the device). ``batch`` gives what a step works on that
-    starts with this generator, exam ids under ``"exams"``. ``ended`` is called when the phase is over.
-    """
+    # The exam that the atlas starts from, and its foreground in coordinate space, [1, 1, n, n, n] on the host.
+    seed_exam: str
+    seed_mask: Tensor
+    # Ids of the training exams. None in checkpoints of early versions, which did not record them.
+    exams: list[str] | None = None
 
-    name: str
-    steps: int
-    parameters: list[tuple[list[nn.Parameter], float]]
-    schedule: Schedule
-    step: Callable[[int], Iterator[tuple[Tensor, Callable[[], dict[str, float]]]]]
-    batch: Callable[[torch.Generator], dict]
-    clip: float = 0.0
-    averaged: tuple[Tensor, ...] = ()  # tensors of which the run keeps a running mean
-    average: float = 0.0
-    ended: Callable[[], None] | None = None
-
-
-@dataclass
-class Sweep:
-    """Work through the cohort without a gradient of the network's, batch by batch, as resumable as a phase.
-
-    ``step`` does one batch, keeps what it made in the session's modules and returns scalars to log; ``ended`` turns
-    what was kept into what later phases use. Both do the same in every process.
-    """
-
-    name: str
-    steps: int
-    step: Callable[[int], dict[str, float]]
-    ended: Callable[[], None]
+    def to_dict(self) -> dict[str, Any]:
+        """The form in which a checkpoint holds the facts."""
+        return {key: value for key, value in vars(self).items() if value is not None}
 
 
 @dataclass
 class Session:
-    """A run in progress: everything that a checkpoint holds."""
+    """A run in progress: everything that a checkpoint holds, and where it runs."""
 
     config: Config
     folder: Path
     world: World
     log: RunLog | NullLog
-    modules: dict[str, nn.Module]
+    # network, atlas, autoencoder and, with distillation, cohort: see train.recipe.make_modules.
+    modules: dict[str, Any]
     generator: torch.Generator
-    facts: dict = field(default_factory=dict)  # exam ids and the like that later phases need
+    # None until the atlas has been seeded.
+    facts: Facts | None = None
+    # Names of the finished phases, steps of all phases, and seconds of training.
     done: list[str] = field(default_factory=list)
     overall: int = 0
     seconds: float = 0.0
-    stop: list[int] = field(default_factory=list)  # signals that asked it to (deferred_signals)
+    # Signals that asked the run to stop: see deferred_signals.
+    stop: list[int] = field(default_factory=list)
     _pending: dict | None = None
     _saved_at: float = field(default_factory=time.monotonic)
 
@@ -105,16 +70,16 @@ class Session:
         return self.world.device
 
     def parts(self, count: int) -> list[range]:
-        """Rows of a batch that this process computes, one part after another."""
+        """The rows of a batch that this process computes, in parts that are computed one after another."""
         return self.world.parts(count, self.config.train.accumulate)
 
     def autocast(self) -> torch.autocast:
-        """Where networks run: in bfloat16 if the settings say so."""
+        """The context in which networks run: bfloat16 if the settings ask for it."""
         half = self.config.train.precision == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
 
     def run(self, phases: Iterable[Phase | Sweep]) -> None:
-        """Run the phases that are not done yet, the interrupted one from where it stopped."""
+        """Run the phases that are not done yet; an interrupted one continues from its last checkpoint."""
         for phase in phases:
             if phase.name not in self.done:
                 if isinstance(phase, Sweep):
@@ -143,7 +108,8 @@ class Session:
         everything = [p for group in groups for p in group["params"]]
         bar = self.log.bar(phase.steps, start, phase.name)
         began, before = time.monotonic(), self.seconds
-        unread: list[tuple[int, Tensor, Tensor]] = []  # steps whose loss nobody has looked at yet
+        # Number, generator state and loss of the steps whose loss has not been read yet.
+        unread: list[tuple[int, Tensor, Tensor]] = []
         with contextlib.closing(bar):
             for step in range(start, phase.steps):
                 rate = phase.schedule.at(step)
@@ -159,17 +125,17 @@ class Session:
                 asked = torch.tensor(float(len(self.stop) > 0))
                 loss, asked = self.world.sum_gradients(everything, torch.stack(losses).sum(), asked)
                 norm = torch.nn.utils.clip_grad_norm_(everything, phase.clip or math.inf)
-                unread.append((step, state, loss + 0 * norm))  # not finite if either is not
+                # The sum is not finite if the loss or the norm of the gradient is not.
+                unread.append((step, state, loss + 0 * norm))
                 wanted = step % LOG_EVERY == 0 or step == phase.steps - 1
                 due = time.monotonic() - self._saved_at > 60 * self.config.train.checkpoint_minutes
-                # Reading a number makes a GPU wait, so there it is looked at now and then only.
-                look = wanted or self.device.type == "cpu" or (due and self.world.main)
-                if look:
+                # Reading a loss makes the host wait for a GPU, so on a GPU it is read only every few steps.
+                if wanted or self.device.type == "cpu" or (due and self.world.main):
                     self._insist_on_finite(phase, unread)
                     unread.clear()
                 optimiser.step()
                 if mean:
-                    # Early steps count for more, so that the mean forgets where the phase began.
+                    # Early steps weigh more, so that the mean forgets the weights at the start of the phase.
                     torch._foreach_lerp_(
                         mean,
                         [p.detach() for p in phase.averaged],
@@ -191,7 +157,7 @@ class Session:
                     )
                     bar.set_postfix_str(_brief(values), False)
                 self.seconds = before + time.monotonic() - began
-                # Together: a process that stopped alone would leave the others waiting for its gradients.
+                # All processes stop at the same step: the others would wait for the gradients of one that left.
                 stopping = (
                     self.stop
                     if self.world.size == 1
@@ -233,21 +199,23 @@ class Session:
                 if stopping:
                     self._leave()
 
-    def _pause(self, phase, step, optimiser, mean) -> None:
+    def _pause(self, phase: Phase, step: int, optimiser: torch.optim.Optimizer, mean: list[Tensor]) -> None:
+        """Save within a phase, after ``step`` of its steps."""
         self._pending = {"phase": phase.name, "step": step, "optimiser": optimiser.state_dict(), "mean": mean}
         self.save()
 
     def _asked_to_stop(self) -> bool:
-        """Whether a signal has reached any of the processes; all of them ask this together."""
+        """Whether a signal has reached any of the processes. All processes must call this together."""
         return self.world.sum_scalars({"asked": float(len(self.stop))})["asked"] > 0
 
     def _leave(self) -> None:
-        self.world.barrier()  # torchrun ends the others as soon as one has left: first the checkpoint
+        # torchrun ends all processes as soon as one has left, so wait until the checkpoint is written.
+        self.world.barrier()
         self.log.say(f"stopped and saved; continue with: deepatlas train --resume {self.folder}")
         raise KeyboardInterrupt
 
     def _insist_on_finite(self, phase: Phase, unread: list[tuple[int, Tensor, Tensor]]) -> None:
-        """Stop at the first step whose loss or gradient is not finite, and leave its batch for a look."""
+        """Raise at the first step whose loss or gradient is not finite, and write its batch to a file."""
         finite = torch.stack([loss for *_, loss in unread]).isfinite().tolist()
         if all(finite):
             return
@@ -258,7 +226,7 @@ class Session:
         path = self.folder / BAD_BATCH
         if self.world.main:
             modules = {name: module.state_dict() for name, module in self.modules.items()}
-            # With a GPU the steps since have moved the weights already.
+            # On a GPU, the steps since then have already changed the weights.
             facts = {"phase": phase.name, "step": step, "steps_since": unread[-1][0] - step}
             checkpoint.save(path, facts | batch | {"modules": modules})
         raise DeepAtlasError(
@@ -268,7 +236,7 @@ class Session:
         )
 
     def save(self) -> None:
-        """Write ``RUN/checkpoint.pt``; of several processes the first one does."""
+        """Write ``RUN/checkpoint.pt`` (in the first process)."""
         self._saved_at = time.monotonic()
         if not self.world.main:
             return
@@ -276,7 +244,7 @@ class Session:
             "config": self.config.to_dict(),
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "generator": self.generator.get_state(),
-            "facts": self.facts,
+            "facts": self.facts.to_dict() if self.facts else {},
             "done": list(self.done),
             "overall": self.overall,
             "seconds": self.seconds,
@@ -285,18 +253,18 @@ class Session:
         checkpoint.save(self.folder / checkpoint.NAME, state)
 
     def restore(self, state: dict) -> None:
-        """Continue from what :meth:`save` wrote."""
+        """Continue from a checkpoint that :meth:`save` wrote."""
         for name, module in self.modules.items():
             module.load_state_dict(state["modules"][name])
         self.generator.set_state(state["generator"])
-        self.facts = state["facts"]
+        self.facts = Facts(**state["facts"]) if state["facts"] else None
         self.done, self.overall, self.seconds = state["done"], state["overall"], state["seconds"]
         self._pending = state["pending"]
         self.log.rewind(self.overall)
 
 
 def _brief(values: dict[str, float]) -> str:
-    """The scalars that say how it goes, for the progress bar."""
+    """The scalars that the progress bar shows."""
     shown = {
         k.removesuffix("_similarity"): v
         for k, v in values.items()
@@ -307,7 +275,10 @@ def _brief(values: dict[str, float]) -> str:
 
 @contextlib.contextmanager
 def deferred_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list, so that a run stops between two steps; a second one stops at once."""
+    """Collect SIGINT and SIGTERM in a list, so that a run can stop between two steps; a second signal stops at once.
+
+    Outside the main thread, where Python allows no signal handlers, the list stays empty.
+    """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received

@@ -1,4 +1,4 @@
-"""What a level has learned, as one picture: the atlas, and exams beside coordinates and the atlas warped to them."""
+"""Pictures of a run: what a level has learned on training exams, and what the model finds in an unseen exam."""
 
 from __future__ import annotations
 
@@ -9,11 +9,19 @@ import numpy as np
 import torch
 
 import deepatlas_ops as ops
+from deepatlas.exams.cohort import Cohort
+from deepatlas.exams.read import read_labels_for, read_volume
+from deepatlas.localize.segment import segment
+from deepatlas.localize.template.file import Template
+from deepatlas.model.engine import Engine
 from deepatlas.nn import Atlas, CoordinateNetwork
 from deepatlas.pictures.draw import coordinate_colours, new_figure, save_figure, show
+from deepatlas.pictures.figures import progress_figure
 from deepatlas.pictures.view import View
 from deepatlas.space.affine import affine_coords
 from deepatlas.space.grid import Grid
+from deepatlas.space.preprocess import foreground_box, normalize
+from deepatlas.space.volume import Volume
 from deepatlas.train.feed.resident import ExamArray
 
 _BACKGROUND = "#101014"
@@ -28,10 +36,11 @@ def save_panel(
     grids: Sequence[Grid],
     level: int,
 ) -> None:
-    """Write a PNG: the middle coronal slices of the first exams of ``array``, without augmentation, at ``level``.
+    """Write a PNG of the middle coronal slices of the first exams of ``array``, without augmentation.
 
-    One column each, from top to bottom the exam, its coordinates (red x, green y, blue z) and the atlas seen through
-    them; in the first column the atlas on its own. ``grids`` are those of the exams, for the proportions.
+    Each exam is a column: from top to bottom the exam, its coordinates of ``level`` (red x, green y, blue z) and the
+    atlas seen through them. The first column is the atlas itself. ``grids`` are the exams' grids, one for each exam to
+    show; they give the proportions of the voxels.
     """
     x, mask = array.take(range(len(grids)))
     coords = ops.resize(network(x, level), x.shape[2:])
@@ -59,4 +68,35 @@ def save_panel(
             plane = view.slice(values.float().cpu().numpy(), middle)
             plane = coordinate_colours(plane) if plane.ndim == 3 else np.clip(plane, 0, 1)
             show(axes, plane, view, spacing, title=name)
+    save_figure(figure, path)
+
+
+def save_overview(path: Path, model: Engine, template: Template, cohort: Cohort, exam: str) -> None:
+    """Write a PNG of one labelled exam of ``cohort`` in three planes.
+
+    It shows the exam, its coordinates, the atlas warped onto it, and the segmentation by ``template`` with the truth.
+    """
+    files = cohort.exam(exam)
+    ct = read_volume(files.ct, kind=files.kind)
+    seg = read_labels_for(ct, files.seg, cohort.labels, [])
+    coords = model.coordinates(ct)
+    warped = ops.resample(model.atlas, coords[None].clamp(-1, 1))[0, 0]
+    image = ct.canonical()
+    # Leave out the air around the patient.
+    box = foreground_box(image)
+
+    def shown(array: np.ndarray) -> np.ndarray:
+        return Volume(array, ct.grid).canonical().cropped(*box).array
+
+    truth = shown(seg.array)
+    figure = progress_figure(
+        normalize(torch.as_tensor(shown(ct.array), dtype=torch.float32)).numpy(),
+        np.stack([shown(c) for c in coords.cpu().numpy()]),
+        shown(warped.cpu().numpy()),
+        image.grid.spacing,
+        prediction=shown(segment(model, ct, template).array),
+        reference=np.where(np.isin(truth, template.ids), truth, 0),
+        names=template.labels,
+        title=exam,
+    )
     save_figure(figure, path)

@@ -1,4 +1,4 @@
-"""What a finished run is worth: one-shot segmentation of unseen exams and, for phantoms, the true error."""
+"""The score of a finished run: one-shot segmentation of unseen exams and, for phantoms, the true coordinate error."""
 
 from __future__ import annotations
 
@@ -7,65 +7,74 @@ from pathlib import Path
 
 from deepatlas.config import Config
 from deepatlas.evaluate.cohort import evaluate_cohort
-from deepatlas.evaluate.tables import summary_table
+from deepatlas.evaluate.tables import number, summary_table
 from deepatlas.evaluate.truth import phantom_truth
 from deepatlas.exams.cohort import find_exams
 from deepatlas.localize.template.build import build_template
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import Engine
 from deepatlas.train.log import RunLog
-from deepatlas.train.overview import save_overview
+from deepatlas.train.pictures import save_overview
+from deepatlas.train.request import Request
+from deepatlas.train.split import Split
 
 
-def score(folder: Path, model: Engine, config: Config, request: dict, split: dict, log: RunLog) -> dict:
-    """Template, evaluation and phantom truth, written under ``folder``; returns the figures of ``result.json``.
+def score(folder: Path, model: Engine, config: Config, request: Request, split: Split, log: RunLog) -> dict:
+    """Write template and evaluation under ``folder``; returns the content of ``result.json``.
 
-    What ``config.refine.steps`` above 0 adds is under ``"refined"``: the same figures with every exam's coordinates
-    refined, the template's too.
+    If ``config.refine.steps`` is above 0, the entry ``"refined"`` holds the same figures with the coordinates of every
+    exam refined, those of the template's exams included.
     """
     result: dict = {
         "preset": config.preset,
-        "seed_exam": split["seed"],
-        "template_exams": split["template"],
-        "test_exams": split["test"],
+        "seed_exam": split.seed,
+        "template_exams": split.template,
+        "test_exams": split.test,
     }
-    if not split["template"] or not split["test"] or not os.path.isdir(split["data"]):
-        log.say("no labelled exams to make a template from and to test on: no one-shot score")
+    if not split.template or not split.test or not os.path.isdir(split.data):
+        log.say("no one-shot score: there are no labelled exams to make a template from and to test on")
         return result
     template, summary = _one_shot(folder, "", model, request, split, log)
     used = list(summary["seconds"]["per_exam"])
-    save_overview(
-        folder / "figures" / "overview.png", model, template, find_exams(split["test_root"]), used[0]
-    )
+    save_overview(folder / "figures" / "overview.png", model, template, find_exams(split.test_root), used[0])
     log.say(summary_table(summary))
     result |= _figures(summary) | {"test_exams": used, "skipped": summary["skipped"]}
-    if request["data"] is None:
-        result |= phantom_truth(model, config.phantom, split["template"][0])
+    if request.data is None:
+        result |= phantom_truth(model, config.phantom, split.template[0])
     if steps := config.refine.steps:
         log.say(f"the same with {steps} steps of refinement per exam")
         refining = Engine(config, model.network, model.atlas_module, model.card, refine=steps)
         _, summary = _one_shot(folder, "-refined", refining, request, split, log, pictures=False)
         result["refined"] = {"steps": steps} | _figures(summary)
-        if request["data"] is None:
-            result["refined"] |= phantom_truth(refining, config.phantom, split["template"][0], baseline=False)
+        if request.data is None:
+            result["refined"] |= phantom_truth(refining, config.phantom, split.template[0], baseline=False)
     return result
 
 
 def _one_shot(
-    folder: Path, suffix: str, model: Engine, request: dict, split: dict, log: RunLog, pictures: bool = True
+    folder: Path,
+    suffix: str,
+    model: Engine,
+    request: Request,
+    split: Split,
+    log: RunLog,
+    pictures: bool = True,
 ) -> tuple[Template, dict]:
-    """``template<suffix>.h5`` and ``evaluation<suffix>/``; a bad exam is skipped and said unless the run is strict."""
-    strict = request["strict"]
+    """Write ``template<suffix>.h5`` and ``evaluation<suffix>/``; returns the template and the evaluation's summary.
+
+    A bad exam is skipped and logged, unless the run is strict.
+    """
+    strict = request.strict
     template = build_template(
-        model, split["data"], split["template"], request["structures"], strict=strict, progress=log.say
+        model, split.data, split.template, request.structures, strict=strict, progress=log.say
     )
     template.save(folder / f"template{suffix}.h5")
     summary = evaluate_cohort(
         model,
         template,
-        split["test_root"],
+        split.test_root,
         folder / f"evaluation{suffix}",
-        split["test"],
+        split.test,
         strict,
         pictures=pictures,
         progress=log.say,
@@ -73,6 +82,35 @@ def _one_shot(
     for exam, reason in (template.meta["skipped"] | summary["skipped"]).items():
         log.say(f"skipped {exam}: {reason}")
     return template, summary
+
+
+def result_text(folder: Path, result: dict) -> str:
+    """The lines about a result for the screen."""
+    lines = []
+    if "dice" in result:
+        lines.append(
+            f"one-shot Dice {number(result['dice'], 3)} over {result['structures']} structures of "
+            f"{result['exams']} unseen exams, HD95 {number(result['hd95_mm'], 1)} mm"
+        )
+    if "coordinate_error_mm" in result:
+        lines.append(
+            f"true coordinate error {result['coordinate_error_mm']:.1f} mm (median), "
+            f"folds {100 * result['folds']:.2f} %; "
+            f"the best affine alignment of the same labelled exam: Dice {result['affine_dice']:.3f}"
+        )
+    if "refined" in result:
+        refined = result["refined"]
+        line = (
+            f"with {refined['steps']} steps of refinement per exam: Dice {number(refined['dice'], 3)}, "
+            f"HD95 {number(refined['hd95_mm'], 1)} mm"
+        )
+        if "coordinate_error_mm" in refined:
+            line += f", coordinate error {refined['coordinate_error_mm']:.1f} mm"
+        lines.append(line)
+    lines.append(
+        f"{result['training_seconds']:.0f} s of training; model, atlas, figures and report: {folder}"
+    )
+    return "\n".join(lines)
 
 
 def _figures(summary: dict) -> dict:

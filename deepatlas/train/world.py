@@ -1,9 +1,9 @@
-"""Several processes, one run (torchrun): who computes which exams of a batch, and how their gradients become one.
+"""One run in several processes (torchrun): which process computes which exams, and how gradients are summed.
 
-Every process draws the random numbers of the whole batch from the same generator and computes its own rows, so a run
-does not depend on how many processes share it. Gradients are summed in one all-reduce per step after the
-backward pass: a few megabytes that need no overlap with it, and unlike DistributedDataParallel this allows heads that
-do not learn yet and batches computed in parts.
+Every process draws the random numbers of the full batch from the same generator and computes its own rows, so that a
+run does not depend on the number of processes. Gradients are summed in one all-reduce per step, after the backward
+pass. They are only a few megabytes, so that overlapping it with the backward pass would save little; and unlike
+DistributedDataParallel, this allows heads that do not learn yet and batches computed in parts.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ from torch import Tensor, nn
 from deepatlas.errors import DeepAtlasError
 from deepatlas.train.feed.device import upload
 
-# Ranks wait this long for the first one, which prepares the data.
+# The time for which the other processes wait while the first one prepares the data.
 _PATIENCE = datetime.timedelta(days=2)
 
 
 class World:
-    """The processes of a run. Without torchrun there is one, and nothing here costs anything.
+    """The processes of a run. Without torchrun there is one, and all methods return at once.
 
-    Attributes: ``rank`` (0 is the one that writes), ``size``, ``device``.
+    Attributes:
+        rank: the number of this process, from 0.
+        size: the number of processes.
+        device: the device of this process.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -59,13 +62,13 @@ class World:
         return self.rank == 0
 
     def parts(self, count: int, accumulate: int = 1) -> list[range]:
-        """Rows of a batch of ``count`` exams that this process computes, in ``accumulate`` parts one after another."""
+        """The rows of a batch of ``count`` exams that this process computes, in at most ``accumulate`` parts."""
         mine = _split(range(count), self.size)[self.rank]
         return [part for part in _split(mine, accumulate) if len(part)]
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
-        """The first process goes through the block before all others: it makes what they then find."""
+        """Run the block in the first process and then in all others, which find what the first one has made."""
         if not self.main:
             self.barrier()
         yield
@@ -104,7 +107,7 @@ class World:
         return dict(zip(values, flat.tolist(), strict=True))
 
     def close(self) -> None:
-        """Let the other processes go: what follows is done by the first one alone."""
+        """End the communication, after which the first process works alone."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
@@ -119,8 +122,11 @@ class World:
             dist.all_reduce(flat)
 
     def _terminated(self, number: int, frame) -> None:
-        """SIGTERM outside the phases. torchrun sends it as soon as one process has failed, to all that are left: one
-        that knows of the loss is leaving already, and must live to say so (torchrun waits half a minute for it)."""
+        """The handler of SIGTERM outside the phases.
+
+        torchrun sends SIGTERM to all processes that are left as soon as one has failed, and waits half a minute. A
+        process that has noticed the loss is ending already, and ignores the signal so that it can report the error.
+        """
         if not self._lost:
             raise KeyboardInterrupt(f"process {self.rank} of {self.size} was told to end (SIGTERM)")
 
@@ -128,7 +134,8 @@ class World:
     def _peers(self) -> Iterator[None]:
         try:
             yield
-        except RuntimeError as error:  # torch.distributed has no type of its own for a lost connection
+        except RuntimeError as error:
+            # torch.distributed has no exception type of its own for a lost connection.
             self._lost = True
             reason = str(error).strip().splitlines()[0][:160]
             raise DeepAtlasError(

@@ -1,4 +1,4 @@
-"""The ablation tool: what it runs, that it goes on where it stopped, and the table it writes."""
+"""Ablations: which settings run, that finished ones are not run again, and the table of the results."""
 
 import json
 import os
@@ -6,10 +6,10 @@ import os
 import pytest
 from fast_settings import FAST
 
-from deepatlas.config import preset
 from deepatlas.exams.phantoms import write_phantoms
-from deepatlas.experiments import ablations
+from deepatlas.experiments import ablations, tables
 from deepatlas.phantom.patients import PhantomCohort
+from deepatlas.presets import preset
 
 
 def test_every_setting_differs_from_the_default_and_is_valid():
@@ -36,9 +36,10 @@ def test_a_directory_is_scored_and_what_is_finished_is_not_run_again(tmp_path, m
     assert ablations.main([*arguments, "loss.prewitt=0.0"]) == 0
     trained = []
     train = ablations.train
-    monkeypatch.setattr("train", lambda given: trained.append(given[1]) or train(given))
+    monkeypatch.setattr(ablations, "train", lambda given: trained.append(given[1]) or train(given))
     assert ablations.main([*arguments, "loss.prewitt=0.0", "default"]) == 0
-    assert trained == [str(work / "default")]  # neither the shared start nor the finished setting
+    # Neither the shared start nor the finished setting is trained again.
+    assert trained == [str(work / "default")]
     saved = json.loads(out.read_text())
     assert (
         set(saved["results"]) == {"loss.prewitt=0.0", "default"} and saved["base"]["loss"]["prewitt"] == 0.5
@@ -57,12 +58,12 @@ def test_a_directory_is_scored_and_what_is_finished_is_not_run_again(tmp_path, m
     assert "holds runs of another default" in capsys.readouterr().err
 
 
-def test_the_table_says_what_is_noise():
+def test_the_table_shows_the_spread_of_the_default():
     def result(error, changes=None):
         return {"changes": changes or {}, "coordinate_error_mm": error, "dice": 0.5, "folds": 0.001}
 
     results = {"default": result(10.0), "default seed=1": result(11.5), "x=1": result(8.0, {"x": 1})}
-    assert ablations.table(results).splitlines() == [
+    assert tables.table(results, ablations.DEFAULT).splitlines() == [
         "| setting | error, mm | Dice | folds, % |",
         "| --- | --- | --- | --- |",
         "| default, 2 seeds | 10.75 (spread 1.50) | 0.500 (spread 0.000) | 0.10 (spread 0.00) |",

@@ -7,9 +7,9 @@ from affine_model import GRIDS, exam
 
 import deepatlas_ops as ops
 from deepatlas.api import Model
-from deepatlas.config import preset
 from deepatlas.model.refine import refine_coordinates
 from deepatlas.nn import Atlas, CoordinateNetwork
+from deepatlas.presets import preset
 from deepatlas.space.affine import affine_coords
 
 CONFIG = preset("tiny").override(["loss.size=16"])

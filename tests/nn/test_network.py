@@ -5,11 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deepatlas.config import NetworkConfig, preset
+from deepatlas.config import NetworkConfig
 from deepatlas.nn import Atlas, Autoencoder, CoordinateNetwork, parameter_count
 from deepatlas.nn.autoencoder import HISTOGRAM_HU, HISTOGRAM_VALUE, histogram_map
 from deepatlas.nn.blocks import StandardizedConv3d
 from deepatlas.nn.network import space_to_channels
+from deepatlas.presets import preset
 
 SMALL = NetworkConfig(size=16, channels=(8, 8, 16), features=16, head_kernel=1)
 

@@ -1,4 +1,4 @@
-"""What several tests of training share."""
+"""The cohort that tests of training share."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from deepatlas.phantom.patients import PhantomCohort
 
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory):
-    """Three phantoms without labels, not to be written to: training on them ends without a score."""
+    """Three phantoms without labels, so that training on them ends without a score. Tests must not write here."""
     root = tmp_path_factory.mktemp("cohort") / "data"
     write_phantoms(PhantomCohort(seed=0), root, range(3), progress=False)
     for seg in root.glob("*/seg.nii.gz"):

@@ -1,4 +1,4 @@
-"""What `deepatlas prepare` wrote, trained on, scored one-shot, and given to every other command."""
+"""A prepared dataset is trained on, scored one-shot, and accepted by every other command."""
 
 import json
 import shutil
@@ -26,7 +26,8 @@ SETTINGS = [s for s in FAST if "phantom" not in s] + FEWER
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_cohort(tmp_path_factory.mktemp("data") / "directory", 4)  # the last without labels
+    # The last exam has no labels.
+    return write_cohort(tmp_path_factory.mktemp("data") / "directory", 4)
 
 
 @pytest.fixture(scope="module")
@@ -49,21 +50,13 @@ def runs(data, dataset, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEEPATLAS_CACHE", str(out / "cache"))
         for source in (data, dataset):
-            arguments = [
-                "--data",
-                str(source),
-                "--preset",
-                "tiny",
-                "--out",
-                str(out / source.name),
-                "--quiet",
-            ]
-            assert main([*arguments, *SETTINGS]) == 0
+            where = ["--data", str(source), "--preset", "tiny", "--out", str(out / source.name)]
+            assert main([*where, "--quiet", *SETTINGS]) == 0
     return out
 
 
 def test_the_same_run_as_from_the_images(runs):
-    """Held-out exams, template and one-shot score from native-resolution exam files: not a digit differs."""
+    """Held-out exams, template and one-shot score are exactly those of a run on the images."""
     expected, result = (
         json.loads((runs / name / "result.json").read_text()) for name in ("directory", "dataset")
     )

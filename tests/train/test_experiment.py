@@ -1,16 +1,21 @@
-"""The command from data to result, very small, and what it says to wrong input."""
+"""The command from data to result on a tiny phantom cohort, and its errors for wrong input."""
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
 from fast_settings import FAST
+from small_exams import write_cohort
 
 import deepatlas
+from deepatlas import checkpoint
 from deepatlas.train.__main__ import main
+from deepatlas.train.experiment import Experiment
+from deepatlas.train.loop import Facts
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +55,8 @@ def test_a_run_leaves_everything_that_is_promised(run):
     assert [name for name in expected if not (run / name).is_file()] == []
     assert list((run / "evaluation" / "figures").glob("*.png"))
     assert list((run / "tensorboard").iterdir())
-    assert not list(run.rglob(".*"))  # no temporary file left
+    # No temporary file is left.
+    assert not list(run.rglob(".*"))
 
 
 def test_the_result_holds_dice_and_true_error(run):
@@ -100,42 +106,38 @@ def test_a_finished_run_is_not_overwritten_and_resumes_to_the_same_result(run, c
     assert after["dice"] == before["dice"] and after["coordinate_error_mm"] == before["coordinate_error_mm"]
 
 
-def test_training_on_a_directory_holds_labelled_exams_out(run, tmp_path, capsys):
-    settings = [s for s in FAST if "phantom" not in s]
-    data = str(run / "phantom" / "train")
-    arguments = [
-        "--data",
-        data,
-        "--preset",
-        "tiny",
-        "--out",
-        str(tmp_path / "r"),
-        "--quiet",
-        "--json",
-        *settings,
-    ]
-    assert main(arguments) == 0
+SHORT = [s for s in FAST if "phantom" not in s]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Small labelled exams, on which a run is scored in a second."""
+    return str(write_cohort(tmp_path_factory.mktemp("data") / "exams", 4))
+
+
+def test_training_on_a_directory_holds_labelled_exams_out(data, tmp_path, cache, capsys):
+    out = ["--preset", "tiny", "--out", str(tmp_path / "r")]
+    assert main(["--data", data, *out, "--quiet", "--json", *SHORT]) == 0
     result = json.loads(capsys.readouterr().out)
     assert len(result["test_exams"]) == 1 and result["template_exams"][0] not in result["test_exams"]
     assert "coordinate_error_mm" not in result
 
 
-def test_bfloat16_and_compiled_networks_train_and_are_kept_as_ever(run, tmp_path, monkeypatch, capsys):
+def test_bfloat16_and_compiled_networks_train_and_are_saved_in_float32(run, data, tmp_path, monkeypatch):
     backends = []
 
     def compiled(function):
         backends.append(function)
-        return torch_compile(
-            function, backend="aot_eager"
-        )  # as inductor, without the minutes of a C++ compiler
+        # Traces as inductor does, without the minutes of a C++ compiler.
+        return torch_compile(function, backend="aot_eager")
 
     torch_compile = torch.compile
     monkeypatch.setattr(torch, "compile", compiled)
-    settings = [s for s in FAST if "phantom" not in s]
-    data, out = str(run / "phantom" / "train"), tmp_path / "r"
-    half = ["train.compile=true", "train.precision=bfloat16"]
-    assert main(["--data", data, "--preset", "tiny", "--out", str(out), "--quiet", *settings, *half]) == 0
-    assert len(backends) == 2  # network and autoencoder
+    out = tmp_path / "r"
+    half = ["train.compile=true", "train.precision=bfloat16", "refine.steps=0"]
+    assert main(["--data", data, "--preset", "tiny", "--out", str(out), "--quiet", *SHORT, *half]) == 0
+    # The network and the autoencoder.
+    assert len(backends) == 2
     model = deepatlas.load(out)
     assert all(p.dtype == torch.float32 for p in model.network.parameters())
     assert set(model.network.state_dict()) == set(deepatlas.load(run).network.state_dict())
@@ -161,11 +163,22 @@ def test_wrong_arguments_are_one_line(arguments, message, tmp_path, monkeypatch,
     assert not list(tmp_path.iterdir())
 
 
-def test_a_changed_config_is_refused_on_resume(run, tmp_path, capsys):
-    import shutil
+def test_a_run_folder_of_an_earlier_version_resumes(run, tmp_path):
+    """Its config.json and checkpoint lack the settings that were added since, and the ids of the exams."""
+    copy = shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("evaluation*", "phantom"))
+    saved = json.loads((copy / "config.json").read_text())
+    state = checkpoint.load(copy / checkpoint.NAME)
+    del saved["config"]["loss"]["gradient"], state["config"]["loss"]["gradient"], state["facts"]["exams"]
+    assert set(state["facts"]) == {"seed_exam", "seed_mask"}
+    (copy / "config.json").write_text(json.dumps(saved))
+    checkpoint.save(copy / checkpoint.NAME, state)
+    experiment = Experiment.resume(copy, device="cpu", quiet=True)
+    assert experiment.config == deepatlas.load(run).config and experiment.request.data is None
+    assert Facts(**experiment.state["facts"]).exams is None
 
-    copy = tmp_path / "copy"
-    shutil.copytree(run, copy)
+
+def test_a_changed_config_is_refused_on_resume(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("evaluation*", "phantom"))
     saved = json.loads((copy / "config.json").read_text())
     saved["config"]["train"]["lr"] = 1.0
     (copy / "config.json").write_text(json.dumps(saved))
@@ -173,12 +186,7 @@ def test_a_changed_config_is_refused_on_resume(run, tmp_path, capsys):
     assert "changed since the checkpoint" in capsys.readouterr().err
 
 
-def test_an_unknown_seed_exam_is_named(run, tmp_path, capsys):
-    data = str(run / "phantom" / "train")
-    assert (
-        main(
-            ["--data", data, "--preset", "tiny", "--out", str(tmp_path / "r"), "--quiet", "--seed-exam", "x"]
-        )
-        == 1
-    )
+def test_an_unknown_seed_exam_is_named(data, cache, tmp_path, capsys):
+    out = ["--preset", "tiny", "--out", str(tmp_path / "r"), "--quiet"]
+    assert main(["--data", data, *out, "--seed-exam", "x"]) == 1
     assert "no exam 'x'" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Schedule, resume after an interruption, and what happens when the loss is not finite."""
+"""The loop: learning rates, resuming after an interruption, losses that are not finite, and damaged checkpoints."""
 
 import json
 import os
@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from deepatlas import checkpoint
-from deepatlas.config import preset
 from deepatlas.errors import DeepAtlasError
+from deepatlas.presets import preset
 from deepatlas.train.log import RunLog
-from deepatlas.train.loop import BAD_BATCH, Phase, Schedule, Session, deferred_signals
+from deepatlas.train.loop import BAD_BATCH, Session, deferred_signals
+from deepatlas.train.phase import Phase, Schedule
 from deepatlas.train.world import World
 
 
@@ -101,7 +102,8 @@ def test_a_loss_that_is_not_finite_names_the_exams_and_spares_the_weights(tmp_pa
     assert (saved["phase"], saved["step"], saved["exams"]) == ("one", 3, ["exam_7"])
     generator = torch.Generator().manual_seed(1)
     drawn = [torch.randn(8, 3, generator=generator) for _ in range(4)]
-    assert torch.equal(saved["x"], drawn[3])  # the batch of that very step
+    # The batch is that of the failing step.
+    assert torch.equal(saved["x"], drawn[3])
     for name, value in model.state_dict().items():
         assert torch.equal(saved["modules"]["network"][name], value)
 

@@ -1,4 +1,7 @@
-"""Real processes: a run that is killed and resumed, and runs that several processes share."""
+"""Real processes: runs that are killed and resumed, and runs that several processes share.
+
+Only what has to die, or has to be one of several, runs in a process of its own; the rest runs in this one.
+"""
 
 import json
 import os
@@ -14,6 +17,12 @@ from fast_settings import FAST
 
 import deepatlas
 from deepatlas import checkpoint
+from deepatlas.errors import DeepAtlasError
+from deepatlas.presets import preset
+from deepatlas.train.__main__ import main
+from deepatlas.train.experiment import Experiment
+from deepatlas.train.request import Request
+from deepatlas.train.world import World
 
 SETTINGS = [
     *(s for s in FAST if "phantom" not in s),
@@ -22,7 +31,8 @@ SETTINGS = [
     "train.batch=3",
     "train.steps=[3,3,25]",
     "coarse.steps=25",
-    "coarse.lr=0.0005",  # larger steps would blow up the rounding that sums in another order differ by
+    # With larger steps, the rounding of sums in another order would grow.
+    "coarse.lr=0.0005",
     "train.lr=0.0005",
     "train.warmup=5",
     "data.elastic=0.05",
@@ -36,28 +46,39 @@ SETTINGS = [
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
+    """The environment of all processes; the variables of this one are restored after the module."""
     cache = str(tmp_path_factory.mktemp("cache"))
-    return os.environ | {"DEEPATLAS_CACHE": cache, "OMP_NUM_THREADS": "1"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEEPATLAS_CACHE", cache)
+        yield os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def command(cohort, out, *settings, processes=0):
-    return [
-        *launcher(processes), "--data", str(cohort), "--preset", "tiny", "--out", str(out), "--device", "cpu",
-        *SETTINGS, *settings,
-    ]  # fmt: skip
+def start(cohort, out, *settings):
+    """The arguments of a new run."""
+    data = ["--data", str(cohort), "--preset", "tiny", "--out", str(out), "--device", "cpu"]
+    return [*data, *SETTINGS, *settings]
 
 
-def resume(out, processes=0):
-    return [*launcher(processes), "--resume", str(out), "--device", "cpu"]
+def resume(out):
+    return ["--resume", str(out), "--device", "cpu"]
 
 
 def launcher(processes):
+    """The command line before the arguments: Python, or torchrun with so many processes."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return [sys.executable, *(torchrun if processes else []), "-m", "deepatlas.train"]
 
 
-def execute(arguments, environment):
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300)
+def here(arguments):
+    """Run the command in this process, which has one thread as the others have."""
+    assert torch.get_num_threads() == 1
+    assert main([*arguments, "--quiet"]) == 0
+
+
+def execute(arguments, environment, processes):
+    """Run the command in several processes."""
+    command = [*launcher(processes), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -75,10 +96,14 @@ def logged(out):
     return (out / "log.jsonl").read_text().count("\n") if (out / "log.jsonl").exists() else 0
 
 
-def stop(arguments, environment, out, number, lines, wait=0.0):
+def stop(arguments, environment, out, number, lines, wait=0.0, processes=0):
     """Start a run and send it a signal when it has logged so many records, or ``wait`` seconds later."""
     process = subprocess.Popen(
-        arguments, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*launcher(processes), *arguments],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 300
     while logged(out) < lines:
@@ -96,7 +121,7 @@ def stop(arguments, environment, out, number, lines, wait=0.0):
 @pytest.fixture(scope="module")
 def whole(cohort, environment, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "run"
-    execute(command(cohort, out), environment)
+    here(start(cohort, out))
     return out
 
 
@@ -105,16 +130,16 @@ def whole(cohort, environment, tmp_path_factory):
     [(signal.SIGKILL, 5, "auto"), (signal.SIGKILL, 14, "false"), (signal.SIGTERM, 11, "auto")],
 )
 def test_a_killed_run_resumes_bit_for_bit(cohort, environment, whole, tmp_path, number, lines, resident):
-    """Whether its exams are held in memory, as those of the whole run, or read from the store ahead of use."""
+    """Whether its exams are held in memory, as those of the uninterrupted run, or read from the store in advance."""
     out = tmp_path / "run"
-    # Stops at whatever step the signal finds it at; every step is saved, or what SIGTERM saves itself.
+    # With SIGKILL every step is saved before; with SIGTERM the run itself saves the step at which it stops.
     often = ["train.checkpoint_minutes=0"] if number == signal.SIGKILL else []
-    arguments = command(cohort, out, *often, f"data.resident={resident}")
+    arguments = start(cohort, out, *often, f"data.resident={resident}")
     code, error = stop(arguments, environment, out, number, lines)
     assert ("read from" in error) == (resident == "false")
     assert code == (-signal.SIGKILL if number == signal.SIGKILL else 130), error
     assert not (out / "model.pt").exists()
-    execute(resume(out), environment)
+    here(resume(out))
     for module, values in weights(whole).items():
         for name, value in weights(out)[module].items():
             assert torch.equal(value, values[name]), (module, name)
@@ -124,14 +149,15 @@ def test_a_killed_run_resumes_bit_for_bit(cohort, environment, whole, tmp_path, 
 def test_a_run_killed_at_a_random_step_resumes_bit_for_bit(cohort, environment, whole, tmp_path):
     out, seed = tmp_path / "run", int.from_bytes(os.urandom(3))
     chance = random.Random(seed)
-    # Checkpoints now and then: steps since the last one are computed again. Killed between two records of the log, too.
+    # Not every step is saved, so that steps are computed again; the signal may also come between two log records.
     often = f"train.checkpoint_minutes={chance.choice([0, 0.002, 0.01])}"
     lines = chance.randint(1, len(records(whole)) - 2)
     wait = chance.uniform(0, 0.3)
     drawn = f"seed {seed}: {lines} lines, then {wait:.3f} s, {often}"
-    code, error = stop(command(cohort, out, often), environment, out, signal.SIGKILL, lines, wait)
-    assert code in (-signal.SIGKILL, 0), error  # 0: it had just ended
-    execute(resume(out), environment)
+    code, error = stop(start(cohort, out, often), environment, out, signal.SIGKILL, lines, wait)
+    # The code is 0 if the run had just ended.
+    assert code in (-signal.SIGKILL, 0), error
+    here(resume(out))
     for module, values in weights(whole).items():
         for name, value in weights(out)[module].items():
             assert torch.equal(value, values[name]), (module, name, drawn)
@@ -140,19 +166,21 @@ def test_a_run_killed_at_a_random_step_resumes_bit_for_bit(cohort, environment, 
 
 def test_a_batch_in_parts_is_the_same_batch(cohort, environment, whole, tmp_path):
     out = tmp_path / "run"
-    execute(command(cohort, out, "train.accumulate=2"), environment)
+    here(start(cohort, out, "train.accumulate=2"))
     same_run(out, whole)
 
 
+@pytest.mark.slow
 def test_two_processes_compute_the_run_of_one(cohort, environment, whole, tmp_path):
     out = tmp_path / "run"
-    done = execute(command(cohort, out, processes=2), environment)
+    done = execute(start(cohort, out), environment, 2)
     same_run(out, whole)
-    assert (out / "model.pt").exists() and done.stderr.count("exams to learn from") == 1  # one process talks
+    # Only one process prints.
+    assert (out / "model.pt").exists() and done.stderr.count("exams to learn from") == 1
 
 
 def same_run(out, whole):
-    """Sums in another order: the same to a float tolerance after dozens of steps (test_parts.py: each gradient)."""
+    """Equal up to the rounding of sums in another order; test_batch_in_parts.py compares single gradients."""
     ours, theirs = records(out), records(whole)
     assert [(r["phase"], r["step"]) for r in ours] == [(r["phase"], r["step"]) for r in theirs]
     for a, b in zip(ours, theirs, strict=True):
@@ -163,7 +191,7 @@ def same_run(out, whole):
     a, b = (deepatlas.load(folder) for folder in (out, whole))
     with torch.no_grad():
         torch.testing.assert_close(a.network(x), b.network(x), atol=5e-2, rtol=0)
-    # A place of the atlas that hardly any exam shows is the mean of next to nothing: there rounding is seen.
+    # Where hardly any exam shows a place of the atlas, its mean divides by almost zero and amplifies rounding.
     difference = (a.atlas - b.atlas).abs().flatten()
     assert difference.quantile(0.999) < 1e-3 and difference.max() < 0.1
 
@@ -173,17 +201,18 @@ def last_child(pid):
     return int(children.stdout.split()[-1])
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_job_and_another_number_goes_on(cohort, environment, whole, tmp_path):
     out = tmp_path / "run"
     often = "train.checkpoint_minutes=0"
-    code, error = stop(command(cohort, out, often, processes=2), environment, out, last_child, 11)
+    code, error = stop(start(cohort, out, often), environment, out, last_child, 11, processes=2)
     assert code not in (0, None)
     assert "lost the others" in error and "--resume continues the run from its last checkpoint" in error, (
         error
     )
     saved = checkpoint.load(out / "checkpoint.pt")
     assert 0 < saved["overall"] and not (out / "model.pt").exists()
-    execute(resume(out), environment)
+    here(resume(out))
     same_run(out, whole)
 
 
@@ -200,13 +229,15 @@ def run():
     try:
         world.sum_scalars({"asked": 0.0})
     finally:
-        time.sleep(2)  # a run draws its curves before it ends
+        # A run draws its curves before it ends.
+        time.sleep(2)
     return 0
 
 sys.exit(guarded(run))
 """
 
 
+@pytest.mark.slow
 def test_the_process_that_is_left_says_why_although_the_launcher_ends_it(environment, tmp_path):
     script = tmp_path / "survivor.py"
     script.write_text(SURVIVOR)
@@ -216,17 +247,20 @@ def test_the_process_that_is_left_says_why_although_the_launcher_ends_it(environ
     assert "deepatlas: error: process 0 of 2 lost the others" in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_sigterm_to_the_launcher_saves_first(cohort, environment, whole, tmp_path):
     out = tmp_path / "run"
-    code, error = stop(command(cohort, out, processes=2), environment, out, signal.SIGTERM, 7)
+    code, error = stop(start(cohort, out), environment, out, signal.SIGTERM, 7, processes=2)
     assert code != 0 and "stopped and saved" in error, error
     saved, log = checkpoint.load(out / "checkpoint.pt"), records(out)
-    assert len(log) >= 7 and saved["overall"] >= log[-1]["overall"]  # whatever was computed is in it
-    execute(resume(out, processes=3), environment)
+    # Every step that was logged is in the checkpoint.
+    assert len(log) >= 7 and saved["overall"] >= log[-1]["overall"]
+    execute(resume(out), environment, 3)
     same_run(out, whole)
 
 
-def test_more_processes_than_exams_in_a_batch(cohort, environment, tmp_path):
-    arguments = command(cohort, tmp_path / "run", processes=4)
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode != 0 and "4 processes cannot share a batch smaller than that" in done.stderr
+def test_more_processes_than_exams_in_a_batch(tmp_path):
+    world = World(torch.device("cpu"))
+    world.size = 4
+    with pytest.raises(DeepAtlasError, match="4 processes cannot share a batch smaller than that"):
+        Experiment(tmp_path, preset("tiny").override(SETTINGS), Request(str(tmp_path)), world)

@@ -1,4 +1,4 @@
-"""What a run refuses in one line instead of losing or spoiling work, and what it shows while it runs."""
+"""Errors of a run, each in one line and without loss of work; and what it shows while it runs."""
 
 import json
 import os
@@ -98,7 +98,8 @@ def test_a_damaged_checkpoint_or_config_is_one_line(finished, tmp_path, capsys):
 def test_a_full_disk_stops_the_run_in_one_line_and_it_goes_on_with_room(cohort, tmp_path):
     pytest.importorskip("resource")
     out = tmp_path / "run"
-    assert main([*start(cohort, tmp_path / "first"), "--quiet"]) == 0  # prepares the data
+    # This run prepares the data.
+    assert main([*start(cohort, tmp_path / "first"), "--quiet"]) == 0
     # A limit on the size of files stands for the end of the disk: the log fits, the checkpoint does not.
     limited = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"

@@ -1,1 +1,1 @@
-"""Batches of exams: held on the device or read ahead of use, and augmented."""
+"""Batches of augmented exams, which are held on the device or read before they are needed."""

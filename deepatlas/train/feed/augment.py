@@ -1,65 +1,69 @@
-"""Random augmentation on the device (paper 5.5.2).
+"""Random augmentation (section 5.5.2): drawn on the host as small tensors, applied on the device.
 
 A ``theta`` [B, 3, 4] maps the normalised coordinates (x, y, z) of an augmented sample to those of its
-original: ``augmented(v) = original(theta v)``, what ``ops.affine_resample`` takes.
+original: ``augmented(v) = original(theta v)``, which is the argument of ``ops.affine_resample``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import deepatlas_ops as ops
+from deepatlas.config import DataConfig
 from deepatlas.space.affine import affine_coords, random_affine
 from deepatlas.train.feed.device import upload
 
-# Control points per axis of a random displacement, and their share of its strength.
+# The grids of a random displacement: control points per axis, and standard deviation as a fraction of the strength. A
+# strength of about 0.1 gives the difference between two people.
 ELASTIC = ((5, 1.0), (9, 0.5))
-
-
-def random_displacement(
-    batch: int,
-    size: int | Sequence[int],
-    strength: float,
-    generator: torch.Generator | None = None,
-    *,
-    device: torch.device | str = "cpu",
-) -> Tensor:
-    """Draw smooth displacements ``[B, 3, D, H, W]`` (normalised x, y, z), another body of the same plan.
-
-    Normal noise of standard deviation ``strength`` on a coarse grid of control points, and a part of it on a
-    finer one, linearly in between (:data:`ELASTIC`). About 0.1 is the difference between two people.
-    """
-    shape = (size,) * 3 if isinstance(size, int) else tuple(size)
-    return ops.resize(_control_points(batch, strength, generator).to(device), shape)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The random maps of a batch as they were drawn: small tensors, from which any of its exams can be made.
+    """The random maps of a batch as small tensors, from which any of its exams can be computed."""
 
-    ``theta`` ``[B, 3, 4]``; ``control`` ``[B, 3, c, c, c]``, control points of smooth displacements, or None.
-    """
-
-    theta: Tensor
+    theta: Tensor  # [B, 3, 4]
+    # Control points of smooth displacements, [B, 3, c, c, c]; None without them.
     control: Tensor | None = None
 
     @classmethod
-    def draw(cls, batch: int, generator: torch.Generator | None = None, *, elastic: float = 0.0, **ranges):
-        """``ranges`` are those of :func:`random_affine`, ``elastic`` the strength of :func:`random_displacement`."""
+    def draw(
+        cls, batch: int, generator: torch.Generator | None = None, *, elastic: float = 0.0, **ranges: Any
+    ) -> Augmentation:
+        """Draw the maps of a batch.
+
+        ``ranges`` are passed to :func:`~deepatlas.space.affine.random_affine`; ``elastic`` is the strength of
+        the smooth displacements. The same generator state gives the same maps on any machine.
+        """
         theta = random_affine(batch, generator, **ranges)
         return cls(theta, _control_points(batch, elastic, generator) if elastic else None)
 
+    @classmethod
+    def from_settings(
+        cls, batch: int, generator: torch.Generator, data: DataConfig, elastic: float | None = None
+    ) -> Augmentation:
+        """:meth:`draw` with the ranges of the settings; ``elastic`` replaces their strength of displacements."""
+        return cls.draw(
+            batch,
+            generator,
+            elastic=data.elastic if elastic is None else elastic,
+            scale=data.scale,
+            rotation=data.rotation,
+            translation=data.translation,
+        )
+
     def rows(self, rows: Sequence[int]) -> Augmentation:
-        """The maps of some exams of the batch."""
+        """The maps of the given exams of the batch."""
         index = torch.as_tensor(rows, device=self.theta.device)
         return Augmentation(self.theta[index], None if self.control is None else self.control[index])
 
     def coords(self, size: int | Sequence[int], device: torch.device | str) -> Tensor:
-        """Where each augmented voxel lies in its original, ``[B, 3, D, H, W]``."""
+        """The position of each augmented voxel in its original, ``[B, 3, D, H, W]``, normalised, on ``device``."""
         device = torch.device(device)
         coords = affine_coords(upload(self.theta, device), size)
         if self.control is None:
@@ -69,28 +73,29 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Random intensity changes of a batch as they were drawn: contrast phases, scanners and kernels differ.
+    """Random intensity changes of a batch, because contrast phases, scanners and reconstruction kernels differ."""
 
-    ``curve`` ``[3, B, 1, 1, 1, 1]`` in [-1, 1] (gamma, gain, amount of noise); ``noise`` ``[B, 1, S, S, S]``.
-    """
-
-    curve: Tensor
-    noise: Tensor
+    # Gamma, gain and amount of noise in [-1, 1].
+    curve: Tensor  # [3, B, 1, 1, 1, 1]
+    noise: Tensor  # [B, 1, S, S, S]
 
     @classmethod
     def draw(cls, batch: int, size: int, generator: torch.Generator) -> Contrast:
-        """The same numbers for the same state of the generator, on any machine."""
+        """Draw the changes of a batch. The same generator state gives the same numbers on any machine."""
         source = generator.device
         curve = 2 * torch.rand((3, batch, 1, 1, 1, 1), generator=generator, device=source) - 1
         return cls(curve, torch.randn((batch, 1, *(size,) * 3), generator=generator, device=source))
 
     def rows(self, rows: Sequence[int]) -> Contrast:
-        """The changes of some exams of the batch."""
+        """The changes of the given exams of the batch."""
         rows = list(rows)
         return Contrast(self.curve[:, rows], self.noise[rows])
 
     def apply(self, image: Tensor, mask: Tensor, strength: float) -> Tensor:
-        """Gamma and gain of images ``[B, 1, S, S, S]`` in [0, 1], and noise inside the patient; 0 changes nothing."""
+        """Change gamma and gain of images ``[B, 1, S, S, S]`` in [0, 1], and add noise inside ``mask`` (same shape).
+
+        ``strength`` scales all three changes; 0 returns the images as they are.
+        """
         if not strength:
             return image
         gamma, gain, amount = upload(self.curve, image.device)
@@ -100,8 +105,9 @@ class Contrast:
 
 
 def _control_points(batch: int, strength: float, generator: torch.Generator | None) -> Tensor:
+    """Normal noise on all grids of :data:`ELASTIC`, interpolated linearly to the finest one and added."""
     source = generator.device if generator is not None else torch.device("cpu")
-    # The coarser points are among the finer ones, so the sum on those is the sum everywhere.
+    # The coarser points are among the finer ones, so adding both grids on the finer points adds them everywhere.
     finest = max(control for control, _ in ELASTIC)
     total = torch.zeros((batch, 3, *(finest,) * 3), device=source)
     for control, share in ELASTIC:

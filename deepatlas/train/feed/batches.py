@@ -1,4 +1,4 @@
-"""Random augmented batches of exams, drawn as a whole and computed in parts."""
+"""Random augmented batches of exams: the random numbers are drawn for the full batch, exams are computed in parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deepatlas.train.feed.resident import ExamArray
 
 @dataclass(frozen=True)
 class Drawn:
-    """A batch as its random numbers decide it: rows of the training array and how each is augmented."""
+    """The random decisions of a batch: positions in the training array, and the augmentation of each exam."""
 
     indices: list[int]
     augmentation: Augmentation
@@ -25,33 +25,41 @@ class Drawn:
 
 @dataclass(frozen=True)
 class _Foreseen:
-    """A batch drawn before it is asked for, between two states of the generator."""
+    """A batch that was drawn in advance, and the states of the generator before and after it."""
 
     before: Tensor
     drawn: Drawn
     after: Tensor
 
     def begins(self, count: int, state: Tensor) -> bool:
+        """Whether drawing ``count`` exams from this state of the generator gives this batch."""
         return len(self.drawn.indices) == count and torch.equal(self.before, state)
 
 
 class Batches:
     """Draws exams without replacement, each under its own random map.
 
-    ``array`` holds network-sized volumes, ``loss_size`` is the side of the loss grid. An array that reads ahead is
-    told what the next batches take: they are drawn early, from a copy of the generator, and count only if that has
-    come to the very state that they were drawn from. So neither the random sequence nor a checkpoint knows of it.
-    Which rows of a batch this process takes, and in what parts, is what it took of the last batch of that size.
+    An array that reads ahead needs to know the next batches. They are drawn in advance from a copy of the generator,
+    and used only if the generator has reached exactly the state that they were drawn from; so the random sequence and
+    checkpoints are the same with and without reading ahead. The rows that this process will take of a batch, and in
+    what parts, are predicted to be those that it took of the last batch of the same size.
+
+    Args:
+        array: the training exams at the size of the network's input.
+        ids: their exam ids, in the order of the array.
+        data: ranges of the augmentation.
+        loss_size: side of the loss grid in voxels.
     """
 
     def __init__(self, array: ExamArray, ids: list[str], data: DataConfig, loss_size: int):
         self.array, self.ids, self.data, self.loss_size = array, ids, data, loss_size
         self._next: deque[_Foreseen] = deque()
-        self._parts: dict[int, list[list[int]]] = {}  # by the size of the batch
+        # The parts in which this process took the last batch of each size.
+        self._parts: dict[int, list[list[int]]] = {}
         self._current: Drawn | None = None
 
     def draw(self, count: int, generator: torch.Generator) -> Drawn:
-        """The random numbers of a batch: the same for the same state of the generator, on any machine."""
+        """Draw a batch of ``count`` exams. The same generator state gives the same batch on any machine."""
         if not self.array.ahead:
             return self._draw(count, generator)
         state = generator.get_state()
@@ -72,26 +80,21 @@ class Batches:
 
     def _draw(self, count: int, generator: torch.Generator) -> Drawn:
         indices = self._indices(count, generator)
-        data = self.data
-        augmentation = Augmentation.draw(
-            count,
-            generator,
-            elastic=data.elastic,
-            scale=data.scale,
-            rotation=data.rotation,
-            translation=data.translation,
-        )
-        return Drawn(indices, augmentation)
+        return Drawn(indices, Augmentation.from_settings(count, generator, self.data))
 
     def take(self, drawn: Drawn, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Some exams: network input ``[n, 1, S, S, S]``, image and mask on the loss grid, ``[n, 1, s, s, s]``."""
+        """Compute the given rows of a batch.
+
+        Returns network input ``[n, 1, S, S, S]``, and image and mask on the loss grid ``[n, 1, s, s, s]``, float32 on
+        the array's device.
+        """
         if drawn is self._current:
             self._parts[len(drawn.indices)].append(list(rows))
         x, mask = self.array.take([drawn.indices[r] for r in rows], drawn.augmentation.rows(rows))
         return x, *on_loss_grid(x, mask, self.loss_size)
 
     def record(self, count: int, generator: torch.Generator) -> dict:
-        """The batch that ``draw`` gives with this generator, for a file: exam ids, maps, input, image, mask."""
+        """The batch that :meth:`draw` gives with this generator, as a dict of tensors for a file, with exam ids."""
         drawn = self._draw(count, generator)
         x, image, mask = self.take(drawn, range(count))
         maps = {"theta": drawn.augmentation.theta, "control": drawn.augmentation.control}

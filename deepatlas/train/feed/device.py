@@ -1,4 +1,4 @@
-"""From the host to the device without a wait."""
+"""Copies from the host to the device that do not wait for the device."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """``tensor`` on ``device``. Unlike with ``tensor.to(device)`` nobody waits for what a GPU is still computing."""
+    """``tensor`` on ``device``. Unlike ``tensor.to(device)``, it does not wait for the GPU to finish earlier work."""
     if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()  # PyTorch keeps such memory for reuse until the copy out of it has ended
+        # PyTorch does not reuse page-locked memory before the copy out of it has ended.
+        tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

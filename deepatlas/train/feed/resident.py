@@ -1,4 +1,4 @@
-"""The training cohort as batches on the device, with augmentation: held there, or (streaming.py) read ahead of use."""
+"""The training cohort as augmented exams on the device. Here all exams are held there; streaming.py reads ahead."""
 
 from __future__ import annotations
 
@@ -8,30 +8,35 @@ import torch
 from torch import Tensor
 
 import deepatlas_ops as ops
+from deepatlas.config import INPUT_SIZES
 from deepatlas.space.constants import MODEL_SIZE
 from deepatlas.space.preprocess import normalize
 from deepatlas.store.store import Store
 from deepatlas.train.feed.augment import Augmentation
 from deepatlas.train.feed.device import upload
 
-SIZES = (16, 32, 64)
-BLOCK = 64  # exams that are read at once
+# Number of exams that are read from the store at once.
+BLOCK = 64
 
 
 class ExamArray:
-    """Exams of a store at one size, by their position.
+    """Exams of a store at one size, addressed by their position.
 
     Attributes:
-        ids: exam ids; positions count in their order.
-        size, device.
-        ahead: for how many batches it wants to know beforehand what they take (:meth:`expect`).
+        ids: exam ids, in the order of the positions.
+        size: side length in voxels.
+        device: the device of the tensors that are returned.
+        ahead: number of future batches that :meth:`expect` should announce.
 
     Args:
         store: the prepared cohort.
-        size: 16, 32 or 64. Smaller sizes average Hounsfield units before the clipping, as preprocessing to
-            that size would; a mask voxel counts when at least half of it is foreground.
-        device: where batches live.
-        exams: positions in the store to take, all by default.
+        size: 16, 32 or 64. Smaller sizes average Hounsfield units before clipping, as preprocessing to that size
+            does; a mask voxel is foreground if at least half of it is.
+        device: the device of the tensors that are returned.
+        exams: positions in the store; all of them by default.
+
+    Raises:
+        ValueError: another size.
     """
 
     ahead = 0
@@ -44,11 +49,16 @@ class ExamArray:
         *,
         exams: Sequence[int] | None = None,
     ) -> None:
-        if size not in SIZES:
-            raise ValueError(f"{type(self).__name__}: size must be one of {SIZES}, got {size}")
+        if size not in INPUT_SIZES:
+            raise ValueError(f"{type(self).__name__}: size must be one of {INPUT_SIZES}, got {size}")
         self.rows = list(range(len(store)) if exams is None else exams)
         self.size, self.device = size, torch.device(device)
         self.ids = [store.ids[i] for i in self.rows]
+        self._open(store)
+
+    def _open(self, store: Store) -> None:
+        """Load the exams, or prepare to read them."""
+        raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -58,10 +68,10 @@ class ExamArray:
         raise NotImplementedError
 
     def expect(self, parts: Iterable[Sequence[int]]) -> None:
-        """What :meth:`take` will be asked for, call by call: a hint, which changes no result."""
+        """Announce the indices of the next calls of :meth:`take`. This is a hint that changes no result."""
 
     def close(self) -> None:
-        """Give back files and threads; nothing can be taken afterwards."""
+        """Close files and end threads; no exam can be taken afterwards."""
 
     def __enter__(self) -> ExamArray:
         return self
@@ -77,13 +87,13 @@ class ExamArray:
         elastic: float = 0.0,
         **ranges: object,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Exams as float32 ``(x, mask, theta)``: ``[B, 1, s, s, s]`` twice and ``[B, 3, 4]``.
+        """Exams as float32 ``(x, mask, theta)`` of shapes ``[B, 1, s, s, s]`` (twice) and ``[B, 3, 4]``.
 
-        With ``augment`` each exam goes through its own random affine map (see
-        :func:`~deepatlas.space.affine.random_affine`, which ``ranges`` are passed to) and, with ``elastic``
-        above 0, a smooth displacement of that strength
-        (:func:`~deepatlas.train.feed.augment.random_displacement`); what comes in from outside is air (0) and not
-        foreground. Without it theta is the identity. The same generator state gives the same batch.
+        With ``augment`` each exam is moved by its own random affine map (``ranges`` are passed to
+        :func:`~deepatlas.space.affine.random_affine`) and, if ``elastic`` is above 0, by a smooth displacement of that
+        strength (:class:`~deepatlas.train.feed.augment.Augmentation`). Beyond the original grid there is air
+        (0), which is not foreground. Without ``augment`` theta is the identity. The same generator state gives the
+        same batch.
         """
         drawn = Augmentation.draw(len(indices), generator, elastic=elastic, **ranges) if augment else None
         theta = torch.eye(3, 4).repeat(len(indices), 1, 1) if drawn is None else drawn.theta
@@ -92,7 +102,7 @@ class ExamArray:
     def take(
         self, indices: Sequence[int] | Tensor, augmentation: Augmentation | None = None
     ) -> tuple[Tensor, Tensor]:
-        """``(x, mask)`` of :meth:`batch` under maps that were drawn before; as they are without."""
+        """``(x, mask)`` of :meth:`batch` under the given maps, or without augmentation."""
         x, mask = (tensor.float() for tensor in self.load(indices))
         if augmentation is None:
             return x, mask
@@ -106,22 +116,15 @@ class ExamArray:
 
 
 class TrainingArray(ExamArray):
-    """All exams held on the device: 0.75 MiB each at 64.
+    """All exams held on the device: 0.75 MiB for each exam of 64^3.
 
-    Attributes beside those of :class:`ExamArray`:
+    Further attributes:
         volumes: float16 ``[N, 1, s, s, s]`` in [0, 1].
         masks: uint8 ``[N, 1, s, s, s]``, 1 in the foreground.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        size: int = MODEL_SIZE,
-        device: torch.device | str = "cpu",
-        *,
-        exams: Sequence[int] | None = None,
-    ) -> None:
-        super().__init__(store, size, device, exams=exams)
+    def _open(self, store: Store) -> None:
+        size = self.size
         shape = (len(self.rows), 1, size, size, size)
         self.volumes = torch.empty(shape, dtype=torch.float16, device=self.device)
         self.masks = torch.empty(shape, dtype=torch.uint8, device=self.device)
@@ -133,7 +136,7 @@ class TrainingArray(ExamArray):
 
     @staticmethod
     def nbytes(exams: int, size: int) -> int:
-        """Memory that so many exams take."""
+        """Bytes of memory for a number of exams of one size."""
         return 3 * exams * size**3
 
     def load(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
@@ -142,10 +145,10 @@ class TrainingArray(ExamArray):
 
 
 def network_input(hu: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Volumes and masks as :meth:`ExamArray.load` gives them, of int16 and uint8 ``[n, 64, 64, 64]``.
+    """Volumes and masks as :meth:`ExamArray.load` returns them, from int16 and uint8 ``[n, 64, 64, 64]``.
 
-    The same bits on any device and for any number of exams: averages of up to 64 integers of 16 bits and the
-    division by a power of two are exact in float32.
+    The result is the same to the last bit on any device and for any number of exams, because averages of up to 64
+    integers of 16 bits and the division by a power of two are exact in float32.
     """
     hu, mask = hu[:, None], mask[:, None]
     if size != MODEL_SIZE:

@@ -1,4 +1,4 @@
-"""A cohort larger than memory: exams read from the store by threads, ahead of the batches that take them."""
+"""A cohort larger than memory: threads read exams from the store before the batches need them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from deepatlas.store.store import Store
 from deepatlas.train.feed.memory import available_bytes
 from deepatlas.train.feed.resident import ExamArray, TrainingArray, network_input
 
-AHEAD = 4  # batches: 36 MB each of 64 exams
+# Number of batches that are read in advance; each of 64 exams takes 36 MB.
+AHEAD = 4
 THREADS = 4
-SHARE = 0.5  # of the free memory that exams may fill; networks and losses need the rest
+# Fraction of the free memory that exams may fill; networks and losses need the rest.
+SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Exams that one call of ``take`` will ask for, on their way into ``hu`` and ``bits``."""
+    """The exams of one future call of ``take``, while threads read them into ``hu`` and ``bits``."""
 
     indices: tuple[int, ...]
     hu: Tensor  # int16 [n, 64, 64, 64]
@@ -36,13 +38,15 @@ class _Part:
 
 
 class StreamingArray(ExamArray):
-    """Exams that stay in the store and are read when they are needed, or before that (:meth:`expect`).
+    """Exams that stay in the store and are read when they are needed, or in advance (:meth:`expect`).
 
-    Its batches are those of :class:`~deepatlas.train.feed.resident.TrainingArray`, bit for bit. It holds what is
-    expected and nothing else: 0.53 MiB an exam, in page-locked memory where the device is a GPU. Every exam that
-    is read is checked against its checksum.
+    Its batches equal those of :class:`~deepatlas.train.feed.resident.TrainingArray` bit for bit. It holds only the
+    announced exams, 0.53 MiB each, in page-locked memory if the device is a GPU. Every exam is checked against its
+    checksum; :meth:`take` raises :class:`~deepatlas.errors.DataError` for one that cannot be read.
 
-    Raises :class:`~deepatlas.errors.DataError`, from the call that takes it, for an exam that cannot be read.
+    Args:
+        threads: number of reading threads; by default up to 4. The other arguments are those of
+            :class:`~deepatlas.train.feed.resident.ExamArray`.
     """
 
     ahead = AHEAD
@@ -56,14 +60,16 @@ class StreamingArray(ExamArray):
         exams: Sequence[int] | None = None,
         threads: int | None = None,
     ) -> None:
-        super().__init__(store, size, device, exams=exams)
         self.threads = threads or min(THREADS, os.cpu_count() or 1)
+        super().__init__(store, size, device, exams=exams)
+
+    def _open(self, store: Store) -> None:
         self._reader = PackedReader(store.path, store.ids)
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="exams")
         self._coming: list[_Part] = []
 
     def expect(self, parts: Iterable[Sequence[int]]) -> None:
-        """Read these exams, in this order; what was expected before and is no longer is dropped."""
+        """Start to read these exams in this order; exams of earlier calls that are not among them are dropped."""
         before, self._coming = self._coming, []
         for indices in parts:
             part = _pop(before, tuple(indices))
@@ -85,9 +91,8 @@ class StreamingArray(ExamArray):
         self._reader.close()
 
     def _start(self, indices: tuple[int, ...]) -> _Part:
-        pin = (
-            self.device.type == "cuda"
-        )  # PyTorch keeps such memory for reuse until the copy out of it has ended
+        # PyTorch does not reuse page-locked memory before the copy out of it has ended.
+        pin = self.device.type == "cuda"
         hu = torch.empty(
             (len(indices), MODEL_SIZE, MODEL_SIZE, MODEL_SIZE), dtype=torch.int16, pin_memory=pin
         )
@@ -115,7 +120,7 @@ def _pop(parts: list[_Part], indices: tuple[int, ...]) -> _Part | None:
 
 
 def unpack_bits(bits: Tensor) -> Tensor:
-    """uint8 ``[n, 64, 64, 64]`` of 0 and 1 from uint8 ``[n, 32768]``: ``numpy.unpackbits`` on any device."""
+    """Unpack uint8 ``[n, 32768]`` to uint8 ``[n, 64, 64, 64]`` of 0 and 1, as ``numpy.unpackbits``, on any device."""
     shift = torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)
     return (bits[..., None] >> shift).bitwise_and_(1).view(-1, MODEL_SIZE, MODEL_SIZE, MODEL_SIZE)
 
@@ -128,8 +133,11 @@ def training_array(
     exams: Sequence[int] | None = None,
     resident: str | bool = "auto",
 ) -> ExamArray:
-    """The exams held on the device (``resident`` true), streamed (false), or held if they fill at most half of what
-    is free there ("auto")."""
+    """The training exams, held on the device or streamed from the store.
+
+    ``resident`` true holds them and false streams them; ``"auto"`` holds them if they fill at most half of the
+    device's free memory. The other arguments are those of :class:`~deepatlas.train.feed.resident.ExamArray`.
+    """
     if resident == "auto":
         needed = TrainingArray.nbytes(len(store) if exams is None else len(exams), size)
         free = available_bytes(torch.device(device))

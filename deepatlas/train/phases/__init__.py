@@ -1,1 +1,1 @@
-"""The phases of a training run, one file each."""
+"""The phases of a training run, each in its own file; :mod:`deepatlas.train.recipe` puts them in order."""

@@ -1,14 +1,15 @@
-"""Training phase of the feature autoencoder (section 5.3.2)."""
+"""Phase ``autoencoder``: the feature autoencoder learns to reconstruct images (section 5.3.2)."""
 
 from __future__ import annotations
 
 from deepatlas.nn import Autoencoder
 from deepatlas.train.feed.batches import Batches
-from deepatlas.train.loop import Phase, Schedule, Session
+from deepatlas.train.loop import Session
+from deepatlas.train.phase import Phase, Schedule
 
 
 def autoencoder_phase(session: Session, batches: Batches) -> Phase:
-    """Reconstruction of augmented images on the loss grid."""
+    """Minimise the reconstruction error of augmented images on the loss grid."""
     config = session.config.autoencoder
     model: Autoencoder = session.modules["autoencoder"]
 

@@ -1,8 +1,8 @@
-"""Supervised pretraining on known crops of the template exam (section 5.2.5), of the coarsest head or of more.
+"""Phase ``coarse``: supervised pretraining on known crops of the exam that seeds the atlas (section 5.2.5).
 
-The atlas starts as the template exam, so a crop is drawn as a map into coordinate space: looked up in the
-atlas it gives the image, and it is itself the answer the network should give. Beside the affine crops of the
-paper the maps bend smoothly and the intensities change, since one exam has to stand in for all anatomy.
+The atlas starts as that exam, so a crop is drawn as a map into coordinate space: the atlas sampled by the map is the
+image, and the map itself is the network's target. The paper draws affine crops. With ``coarse.elastic`` the maps also
+bend smoothly, and with ``coarse.contrast`` intensities change, because one exam has to represent all anatomy.
 """
 
 from __future__ import annotations
@@ -22,48 +22,54 @@ from deepatlas.nn.atlas import sample_shared
 from deepatlas.space.affine import affine_coords
 from deepatlas.train.feed.augment import Augmentation, Contrast
 from deepatlas.train.feed.device import upload
-from deepatlas.train.loop import Phase, Schedule, Session
+from deepatlas.train.loop import Session
+from deepatlas.train.phase import Phase, Schedule
 
 
 @dataclass(frozen=True)
 class DrawnCrops:
-    """A batch of crops as its random numbers decide it."""
+    """The random decisions of a batch of crops."""
 
-    boxes: Tensor  # [B, 3, 2]: bounds in coordinate space, x, y, z
+    # Bounds of each crop in coordinate space, in the order x, y, z.
+    boxes: Tensor  # [B, 3, 2]
     augmentation: Augmentation
     contrast: Contrast
 
 
 class TemplateCrops:
-    """Draws (image, coordinates, mask) from the seeded atlas; all on the atlas' device."""
+    """Draws crops of the seeded atlas as (image, coordinates, mask), on the atlas' device.
+
+    Args:
+        atlas: the atlas after it was seeded.
+        mask: ``[1, 1, N, N, N]``, foreground of the seed exam, which fills [-extent, extent]^3; on the host.
+        size: side of the network's input in voxels.
+        extent: ``train.extent``.
+        coarse: crops, displacements and intensity changes.
+        data: ranges of the affine augmentation.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
 
     def __init__(
         self, atlas: Atlas, mask: Tensor, size: int, extent: float, coarse: CoarseConfig, data: DataConfig
     ):
-        """``mask [1, 1, N, N, N]``: foreground of the template exam, which fills [-extent, extent]^3; on the host."""
         self.atlas, self.mask, self.size, self.extent = atlas, mask.to(atlas.values.device), size, extent
         self.coarse, self.data = coarse, data
         filled = mask[0, 0] > 0.5
-        self._rows, self._columns = filled.any(2), filled.any(1)  # [z, y] and [z, x]: where the patient is
+        # Where the patient is, projected along x and along y.
+        self._rows, self._columns = filled.any(2), filled.any(1)  # [z, y] and [z, x]
         if not bool(filled.any()):
-            raise ValueError("TemplateCrops: mask is empty, so the template exam shows nothing to learn from")
+            raise ValueError("TemplateCrops: the mask is empty, so the seed exam shows nothing to learn from")
 
     def draw(self, count: int, generator: torch.Generator) -> DrawnCrops:
-        """The random numbers of a batch: the same for the same state of the generator, on any machine."""
+        """Draw a batch of ``count`` crops. The same generator state gives the same batch on any machine."""
         boxes = torch.stack([self._box(generator) for _ in range(count)])
-        data = self.data
-        augmentation = Augmentation.draw(
-            count,
-            generator,
-            elastic=self.coarse.elastic,
-            scale=data.scale,
-            rotation=data.rotation,
-            translation=data.translation,
-        )
+        augmentation = Augmentation.from_settings(count, generator, self.data, self.coarse.elastic)
         return DrawnCrops(boxes, augmentation, Contrast.draw(count, self.size, generator))
 
     def take(self, drawn: DrawnCrops, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Image ``[n, 1, S, S, S]`` in [0, 1], coordinates ``[n, 3, S, S, S]``, mask ``[n, 1, S, S, S]``."""
+        """Compute the given crops: image ``[n, 1, S, S, S]`` in [0, 1], coordinates ``[n, 3, S, S, S]``, mask."""
         device, rows = self.mask.device, list(rows)
         boxes, augmentation = upload(drawn.boxes[rows], device), drawn.augmentation.rows(rows)
         centre, half = boxes.mean(2), (boxes[..., 1] - boxes[..., 0]) / 2
@@ -74,14 +80,17 @@ class TemplateCrops:
         with torch.no_grad():
             image = self.atlas(coords)
             mask = sample_shared(self.mask, coords, padding="zeros")
-            # Beyond the box of the crop there is nothing: a real exam ends there, and augmentation shows its end.
+            # A real exam ends at the faces of the crop, and augmentation shows air beyond them.
             inside = field.abs().amax(1, keepdim=True) <= 1
             image, mask = image * inside, (mask > 0.5) * inside
             image = drawn.contrast.rows(rows).apply(image, mask, self.coarse.contrast)
         return image, coords, mask.to(image.dtype)
 
     def _box(self, generator: torch.Generator) -> Tensor:
-        """A random range of the body axis, cut to the patient where exams are: bounds [3, 2], x, y, z."""
+        """The bounds ``[3, 2]`` (x, y, z) of a random range of the body axis.
+
+        In x and y they enclose the patient in that range if the exams of the run are cropped to it too.
+        """
         low, high = _bounds(self._rows.any(1))
         keep = self.coarse.crop + (1 - self.coarse.crop) * _uniform(generator)
         length = (high - low) * min(1.0, 1.15 * keep)
@@ -95,13 +104,14 @@ class TemplateCrops:
 
 
 def coarse_phase(session: Session, crops: TemplateCrops) -> Phase:
-    """The coarsest heads learn the coordinates of known crops: Huber loss over the foreground."""
+    """The coarsest heads learn the coordinates of known crops, by a Huber loss over the foreground."""
     config = session.config.coarse
     network: CoordinateNetwork = session.modules["network"]
     finest = session.config.network.finest_level if config.levels is None else network.levels - config.levels
-    grid = (
-        session.config.loss.size,
-    ) * 3  # maps are smooth: no need to compare them on every voxel of the input
+    # Maps are smooth, so comparing them on the loss grid is enough.
+    grid = (session.config.loss.size,) * 3
+    assert session.facts is not None
+    seed_exam = session.facts.seed_exam
 
     def step(_: int):
         drawn = crops.draw(config.batch, session.generator)
@@ -120,7 +130,7 @@ def coarse_phase(session: Session, crops: TemplateCrops) -> Phase:
 
     def record(generator: torch.Generator) -> dict:
         image, coords, mask = crops.take(crops.draw(config.batch, generator), range(config.batch))
-        return {"exams": [session.facts["seed_exam"]], "input": image, "coords": coords, "mask": mask}
+        return {"exams": [seed_exam], "input": image, "coords": coords, "mask": mask}
 
     return Phase(
         name="coarse",
@@ -134,7 +144,7 @@ def coarse_phase(session: Session, crops: TemplateCrops) -> Phase:
 
 
 def _bounds(filled: Tensor) -> tuple[float, float]:
-    """First and last filled voxel of an axis, as corner-aligned coordinates."""
+    """Corner-aligned coordinates of the first and the last filled voxel of an axis."""
     index = filled.nonzero()
     scale = 2 / max(1, len(filled) - 1)
     return float(index[0]) * scale - 1, float(index[-1]) * scale - 1

@@ -1,11 +1,12 @@
-"""The network learns the registered coordinates of the training exams, under every augmentation (not in the paper).
+"""Phases ``distil-N``: the network learns the registered coordinates of augmented training exams (not in the paper).
 
-An augmented exam is a known map of an exam whose coordinates are known, so its coordinates are known too: the network
-learns them directly, at a fraction of the cost of the registration losses.
+An augmented exam is a known map of an exam with known coordinates, so its coordinates are known too. The network
+learns them directly, which costs a fraction of the registration losses.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -17,25 +18,29 @@ from deepatlas.losses.similarity import masked_mean
 from deepatlas.train.feed.augment import Contrast
 from deepatlas.train.feed.batches import Batches, Drawn
 from deepatlas.train.feed.resident import ExamArray
-from deepatlas.train.loop import Phase, Schedule, Session
+from deepatlas.train.loop import Session
+from deepatlas.train.phase import Phase, Schedule
 
 
-def distil_phase(session: Session, array: ExamArray, ids: list[str], round_: int) -> Phase:
-    """Huber loss between the network's coordinates and the cohort's, foreground first (``distil.background``)."""
+def distil_phase(session: Session, array: ExamArray, number: int) -> Phase:
+    """Minimise a Huber loss between the network's coordinates and the registered ones of the cohort.
+
+    The foreground has weight 1, the background ``distil.background``.
+    """
     config = session.config
     settings = config.distil
     network, cohort = session.modules["network"], session.modules["cohort"]
     level, count = config.network.finest_level, settings.batch
-    batches = Batches(array, ids, replace(config.data, elastic=settings.elastic), config.network.size)
+    batches = Batches(array, array.ids, replace(config.data, elastic=settings.elastic), config.network.size)
 
     def draw(generator: torch.Generator) -> tuple[Drawn, Contrast]:
         drawn = batches.draw(count, generator)
         return drawn, Contrast.draw(count, config.network.size, generator)
 
-    def take(drawn: Drawn, contrast: Contrast, rows) -> tuple[Tensor, Tensor, Tensor]:
+    def take(drawn: Drawn, contrast: Contrast, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         x, _, mask = batches.take(drawn, rows)
         x = contrast.rows(rows).apply(x, mask, settings.contrast)
-        goal, weight = _goal(cohort, drawn, rows, mask, settings.background)
+        goal, weight = coordinate_goal(cohort, drawn, rows, mask, settings.background)
         return x, goal, weight
 
     def step(_: int):
@@ -54,7 +59,7 @@ def distil_phase(session: Session, array: ExamArray, ids: list[str], round_: int
         drawn, contrast = draw(generator)
         x, goal, weight = take(drawn, contrast, range(count))
         return {
-            "exams": [ids[i] for i in drawn.indices],
+            "exams": [array.ids[i] for i in drawn.indices],
             "input": x,
             "coords": goal,
             "mask": weight,
@@ -63,10 +68,10 @@ def distil_phase(session: Session, array: ExamArray, ids: list[str], round_: int
         }
 
     return Phase(
-        name=f"distil-{round_}",
-        steps=settings.steps[round_],
+        name=f"distil-{number}",
+        steps=settings.steps[number],
         parameters=[(list(network.parameters()), 1.0)],
-        schedule=Schedule(settings.lr, warmup=100, length=settings.steps[round_]),
+        schedule=Schedule(settings.lr, warmup=100, length=settings.steps[number]),
         step=step,
         batch=record,
         clip=config.train.clip,
@@ -75,11 +80,18 @@ def distil_phase(session: Session, array: ExamArray, ids: list[str], round_: int
     )
 
 
-def _goal(cohort: nn.Module, drawn: Drawn, rows, mask: Tensor, background: float) -> tuple[Tensor, Tensor]:
-    """Coordinates that augmented exams have, ``[n, 3, m, m, m]``, and how much each voxel counts."""
+def coordinate_goal(
+    cohort: nn.Module, drawn: Drawn, rows: Sequence[int], mask: Tensor, background: float
+) -> tuple[Tensor, Tensor]:
+    """The coordinates of the given augmented exams, ``[n, 3, m, m, m]``, and the weight of each voxel.
+
+    ``mask [n, 1, S, S, S]`` is the foreground of the augmented exams; elsewhere the weight is ``background``, or 0
+    beyond the original exam's grid.
+    """
     size = cohort.coords.shape[-1]
     place = drawn.augmentation.rows(rows).coords(size, mask.device)
     goal = ops.resample(cohort.take([drawn.indices[r] for r in rows], mask.device), place, padding="border")
-    known = (place.abs().amax(1, keepdim=True) <= 1.02).to(mask.dtype)  # beyond it the exam shows nothing
+    # Beyond its grid the original exam has no coordinates.
+    known = (place.abs().amax(1, keepdim=True) <= 1.02).to(mask.dtype)
     inside = F.adaptive_avg_pool3d(mask, (size,) * 3)
     return goal, inside + background * known * (1 - inside)

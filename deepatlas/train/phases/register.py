@@ -1,13 +1,13 @@
-"""Coordinates of every training exam, registered to the atlas one by one (not in the paper).
+"""Sweeps ``predict-N`` and ``register-N``: coordinates of every training exam, registered to the atlas (no paper).
 
-The losses of a batch move the network a little for every exam. Here the coordinates of an exam are moved themselves,
-from where the network left them, which costs a fraction of that; the atlas becomes the mean of all exams seen
-through them. What comes out is what :mod:`~deepatlas.train.phases.distil` teaches the network.
+The registration losses move the network a little for each batch. Here the coordinates of each exam are moved
+directly, starting from the network's prediction, which costs a fraction of that. The atlas becomes the mean of all
+exams seen through their coordinates. :mod:`~deepatlas.train.phases.distil` teaches the result to the network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -20,18 +20,22 @@ from deepatlas.nn import Atlas
 from deepatlas.space.affine import affine_coords
 from deepatlas.train.feed.device import upload
 from deepatlas.train.feed.resident import ExamArray
-from deepatlas.train.loop import Phase, Session, Sweep
-from deepatlas.train.phases.distil import distil_phase
+from deepatlas.train.loop import Session
+from deepatlas.train.phase import Sweep
 
-_ENOUGH = 4.0  # exams that must show a place of the atlas before their mean replaces it wholly
-_SPREAD = 12  # voxels by which coordinates are continued from the foreground before the affine map takes over
+# The mean of the exams replaces a place of the atlas completely where at least so many exams show it.
+_ENOUGH = 4.0
+# Number of voxels by which the foreground's coordinates are continued before the affine map takes over.
+_SPREAD = 12
 
 
 class CohortCoordinates(nn.Module):
-    """What a checkpoint keeps of a sweep.
+    """The results of a sweep, as buffers that a checkpoint holds.
 
-    ``coords`` float16 ``[N, 3, m, m, m]`` (a step of at most 0.0005); ``total`` and ``weight`` ``[1, 1, n, n, n]``: the
-    sum of the exams in the atlas' space, and how many show each place.
+    Attributes:
+        coords: float16 ``[N, 3, m, m, m]``, coordinates of every exam, rounded by at most 0.0005.
+        total: ``[1, 1, n, n, n]``, the sum of all exams in the space of the atlas.
+        weight: ``[1, 1, n, n, n]``, the number of exams that show each place.
     """
 
     def __init__(self, exams: int, size: int, atlas_size: int):
@@ -41,20 +45,12 @@ class CohortCoordinates(nn.Module):
         self.register_buffer("weight", torch.zeros(1, 1, *(atlas_size,) * 3))
 
     def take(self, rows: list[int], device: torch.device) -> Tensor:
-        """Coordinates of some exams, float32 on ``device``."""
+        """Coordinates of the given exams, float32 ``[n, 3, m, m, m]`` on ``device``."""
         return self.coords[upload(torch.as_tensor(rows), self.coords.device)].to(device, torch.float32)
 
 
-def cohort_phases(session: Session, array: ExamArray, ids: list[str]) -> Iterator[Phase | Sweep]:
-    """Rounds of prediction, registration and distillation, as many as ``distil.steps`` asks for."""
-    for round_ in range(len(session.config.distil.steps)):
-        yield predict_sweep(session, array, round_)
-        yield register_sweep(session, array, round_)
-        yield distil_phase(session, array, ids, round_)
-
-
-def predict_sweep(session: Session, array: ExamArray, round_: int) -> Sweep:
-    """The network's coordinates of every exam, as it is, and the atlas as their mean."""
+def predict_sweep(session: Session, array: ExamArray, number: int) -> Sweep:
+    """Keep the network's coordinates of every exam, and make the atlas the mean of the exams."""
     network, level = session.modules["network"], session.config.network.finest_level
 
     @torch.no_grad()
@@ -62,25 +58,31 @@ def predict_sweep(session: Session, array: ExamArray, round_: int) -> Sweep:
         with session.autocast():
             return network(x, level).float()
 
-    return _sweep(session, array, f"predict-{round_}", coordinates)
+    return _sweep(session, array, f"predict-{number}", coordinates)
 
 
-def register_sweep(session: Session, array: ExamArray, round_: int) -> Sweep:
-    """Every exam registered to the atlas from the coordinates it has, and the atlas as their mean."""
+def register_sweep(session: Session, array: ExamArray, number: int) -> Sweep:
+    """Register every exam to the atlas, starting from its coordinates, and make the atlas the mean of the exams."""
     config, cohort = session.config, session.modules["cohort"]
     weights = config.cohort.prewitt
     if weights:
-        config = replace(config, refine=replace(config.refine, prewitt=weights[round_]))
+        config = replace(config, refine=replace(config.refine, prewitt=weights[number]))
 
     def coordinates(x: Tensor, mask: Tensor, rows: list[int]) -> Tensor:
         start = cohort.take(rows, x.device)
         atlas: Atlas = session.modules["atlas"]
         return continued(register_to_atlas(start, x, mask, atlas, config, config.cohort.steps), mask)
 
-    return _sweep(session, array, f"register-{round_}", coordinates)
+    return _sweep(session, array, f"register-{number}", coordinates)
 
 
-def _sweep(session: Session, array: ExamArray, name: str, coordinates) -> Sweep:
+def _sweep(
+    session: Session,
+    array: ExamArray,
+    name: str,
+    coordinates: Callable[[Tensor, Tensor, list[int]], Tensor],
+) -> Sweep:
+    """A sweep that keeps ``coordinates(image, mask, rows)`` of every exam."""
     cohort, atlas = session.modules["cohort"], session.modules["atlas"]
     count, batch = len(array), session.config.cohort.batch
 
@@ -121,7 +123,7 @@ def _sweep(session: Session, array: ExamArray, name: str, coordinates) -> Sweep:
 
 @torch.no_grad()
 def _in_atlas_space(x: Tensor, mask: Tensor, coords: Tensor, atlas: Atlas) -> tuple[Tensor, Tensor]:
-    """An exam seen from the atlas, ``[1, 1, n, n, n]``, and where it shows something, from 0 to 1."""
+    """An exam in the space of the atlas, ``[1, 1, n, n, n]``, and where it shows anatomy, from 0 to 1."""
     place = affine_coords(torch.eye(3, 4, device=x.device)[None], atlas.values.shape[2:])
     moving = ops.resize(coords, x.shape[2:])
     warp = ops.implicit_warp(moving, place, iterations=20, tolerance=0.05, gradient="none", mask=mask)
@@ -132,11 +134,11 @@ def _in_atlas_space(x: Tensor, mask: Tensor, coords: Tensor, atlas: Atlas) -> tu
 
 @torch.no_grad()
 def continued(coords: Tensor, mask: Tensor) -> Tensor:
-    """Coordinates ``[B, 3, m, m, m]`` whose background continues the foreground.
+    """Coordinates ``[B, 3, m, m, m]`` whose background continues the foreground given by ``mask [B, 1, S, S, S]``.
 
-    No loss looks at coordinates outside the patient, so they may be anything, and masks carried along them leave specks
-    there. Near the foreground its deviation from an affine map is carried on, further out the affine map remains.
-    ``mask [B, 1, S, S, S]``.
+    No loss constrains coordinates outside the patient, so masks propagated by them would leave specks there. The
+    foreground's coordinates are split into an affine map and the deviation from it. Near the foreground the deviation
+    is continued; further out only the affine map remains.
     """
     size = coords.shape[2:]
     inside = (F.adaptive_avg_pool3d(mask, size) > 0.5).to(coords.dtype)

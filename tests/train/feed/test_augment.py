@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deepatlas.space.affine import affine_coords, random_affine, rotation_matrix
-from deepatlas.train.feed.augment import random_displacement
+from deepatlas.train.feed.augment import Augmentation
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -16,9 +16,10 @@ def generator(seed: int = 0) -> torch.Generator:
 def test_ranges_are_kept_and_filled():
     theta = random_affine(4000, generator(), dtype=torch.float64)
     linear, shift = theta[..., :3], theta[..., 3]
-    scales = linear.norm(dim=1)  # of the columns: rotation . diag(scale)
+    # The linear part is rotation . diag(scale), so the norms of its columns are the scales.
+    scales = linear.norm(dim=1)
     assert 0.7 <= scales.min() < 0.71 and 1.29 < scales.max() <= 1.3
-    assert 0.24 < shift.abs().max() <= 0.25
+    assert 8 / 63 * 1.95 < shift.abs().max() <= 16 / 63
     rotation = linear / scales[:, None]
     torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3).double().expand(4000, 3, 3))
     assert (torch.linalg.det(rotation) > 0).all()
@@ -29,7 +30,8 @@ def test_ranges_are_kept_and_filled():
         assert 0.49 < angle.max() <= 0.5 and -0.5 <= angle.min() < -0.49
     drawn = torch.stack([*scales.unbind(1), *shift.unbind(1), angle_x, angle_y, angle_z])
     correlation = torch.corrcoef(drawn) - torch.eye(9)
-    assert correlation.abs().max() < 0.06  # independent of each other
+    # All parameters are drawn independently.
+    assert correlation.abs().max() < 0.06
 
 
 def test_seed_decides():
@@ -69,16 +71,24 @@ def test_affine_coords_agree_with_torch(size):
     torch.testing.assert_close(affine_coords(theta, size), expected)
 
 
+def displacement(count: int, strength: float) -> torch.Tensor:
+    """The smooth displacements of an augmentation at 33^3, without its affine maps."""
+    drawn = Augmentation.draw(count, generator(), elastic=strength, scale=(1, 1), rotation=0, translation=0)
+    identity = affine_coords(torch.eye(3, 4)[None], 33)
+    return drawn.coords(33, "cpu") - identity
+
+
 def test_random_displacements_are_smooth_and_of_the_asked_strength():
-    field = random_displacement(40, 33, 0.1, generator())
+    field = displacement(40, 0.1)
     assert field.shape == (40, 3, 33, 33, 33) and field.dtype == torch.float32
-    assert torch.equal(field, random_displacement(40, (33,) * 3, 0.1, generator()))
-    control = field[..., ::4, ::4, ::4]  # where the points of both control grids lie
+    assert torch.equal(field, displacement(40, 0.1))
+    # The points of both control grids.
+    control = field[..., ::4, ::4, ::4]
     both = control[..., ::2, ::2, ::2].std().item()
     assert both == pytest.approx(0.1 * (1 + 0.5**2) ** 0.5, rel=0.1)
     # Linear between control points: the second difference is 0 off them.
     second = field[..., 2:] - 2 * field[..., 1:-1] + field[..., :-2]
     off = [i for i in range(31) if (i + 1) % 4]
     assert second[..., off].abs().max() < 1e-5 < second.abs().max()
-    assert not random_displacement(2, 9, 0.0, generator()).any()
-    assert random_displacement(0, 9, 0.1, generator()).shape == (0, 3, 9, 9, 9)
+    assert displacement(2, 0.0).abs().max() < 1e-6
+    assert displacement(0, 0.1).shape == (0, 3, 33, 33, 33)

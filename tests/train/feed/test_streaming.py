@@ -1,4 +1,4 @@
-"""Exams read ahead of use: the batches of a cohort in memory, bit for bit, in bounded memory."""
+"""Exams that are read in advance give the batches of a cohort held in memory, bit for bit, in bounded memory."""
 
 from __future__ import annotations
 
@@ -135,7 +135,8 @@ def run(array, run=RUN, state=None):
 def test_a_run_is_the_resident_run_bit_for_bit(streamed, resident):
     for ours, theirs in zip(run(streamed), run(resident), strict=True):
         assert ours[1] == theirs[1] and torch.equal(ours[2], theirs[2])
-        assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[3], theirs[3])  # what a checkpoint holds
+        # The states of the generator, which a checkpoint holds.
+        assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[3], theirs[3])
         assert same(ours[4], theirs[4])
 
 
@@ -223,7 +224,8 @@ def test_resident_memory_does_not_grow(store):
             batches.take(batches.draw(4, source), range(4))
             if step % 100 == 99:
                 sizes.append(int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
-    assert sizes[-1] - sizes[0] < 8e6, sizes  # a leak of one exam a step would be 100 MB
+    # A leak of one exam per step would be 100 MB.
+    assert sizes[-1] - sizes[0] < 8e6, sizes
 
 
 def exam_threads() -> list[str]:
@@ -237,10 +239,12 @@ def test_threads_and_file_are_given_back(store):
     began = time.monotonic()
     array.close()
     assert not exam_threads() and array._reader._file.closed and time.monotonic() - began < 5
-    array.close()  # again, as after an error in the block
+    # Closing twice is allowed, as after an error inside a with block.
+    array.close()
     with pytest.raises(RuntimeError):
         array.take([0])
-    assert store.hu[0].any()  # the store has a file of its own
+    # The store reads through another open file.
+    assert store.hu[0].any()
 
 
 def test_a_program_that_forgets_to_close_ends(store):
@@ -359,16 +363,17 @@ def test_free_memory_of_machine_and_group(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert memory.available_bytes(torch.device("cpu")) == pytest.approx(everything / 2, rel=0.2)
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:       5 kB\n")
-    assert memory._machine(tmp_path / "meminfo") == 5 * 1024
+    assert memory.free_on_machine(tmp_path / "meminfo") == 5 * 1024
     job = tmp_path / "fs" / "slurm" / "job"
     job.mkdir(parents=True)
     (tmp_path / "own").write_text("0::/slurm/job\n")
-    assert memory._groups(tmp_path / "own", tmp_path / "fs") == []  # no limits
+    # Neither group has a limit.
+    assert memory.free_in_groups(tmp_path / "own", tmp_path / "fs") == []
     (job / "memory.max").write_text("max\n")
     (job.parent / "memory.max").write_text("1000\n")
     (job.parent / "memory.stat").write_text("anon 300\nfile 600\n")
-    assert memory._groups(tmp_path / "own", tmp_path / "fs") == [700]
-    assert memory._groups(tmp_path / "none", tmp_path / "fs") == []
+    assert memory.free_in_groups(tmp_path / "own", tmp_path / "fs") == [700]
+    assert memory.free_in_groups(tmp_path / "none", tmp_path / "fs") == []
 
 
 def test_augmentation_is_the_same_object_for_both(store, resident):

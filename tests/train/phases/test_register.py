@@ -1,17 +1,18 @@
-"""Registration of every training exam, the atlas as their mean, and what the network is taught of it."""
+"""Registration of every training exam, the atlas as their mean, and the coordinates that the network is taught."""
 
 import pytest
 import torch
 from torch import nn
 
 import deepatlas_ops as ops
-from deepatlas.config import preset
 from deepatlas.nn import Atlas
+from deepatlas.presets import preset
 from deepatlas.space.affine import affine_coords
 from deepatlas.train.feed.augment import Augmentation, Contrast
 from deepatlas.train.feed.batches import Drawn
+from deepatlas.train.log import NullLog
 from deepatlas.train.loop import Session
-from deepatlas.train.phases.distil import _goal
+from deepatlas.train.phases.distil import coordinate_goal
 from deepatlas.train.phases.register import CohortCoordinates, continued, predict_sweep, register_sweep
 from deepatlas.train.world import World
 
@@ -25,7 +26,7 @@ PLAIN = 0.8 * affine_coords(torch.eye(3, 4)[None], SIZE)
 
 
 class Exams:
-    """Exams that are an atlas seen through known maps."""
+    """Exams that are views of an atlas through known maps."""
 
     def __init__(self, atlas):
         generator = torch.Generator().manual_seed(3)
@@ -43,23 +44,10 @@ class Exams:
 
 
 class Plain(nn.Module):
-    """A network that knows no bending."""
+    """A network that predicts the same affine map for every exam."""
 
     def forward(self, x, level):
         return PLAIN.expand(len(x), -1, -1, -1, -1)
-
-
-class Log:
-    def bar(self, *_):
-        from deepatlas.train.log import NullLog
-
-        return NullLog().bar(1, 0, "")
-
-    def record(self, *_, **__):
-        pass
-
-    def draw(self):
-        pass
 
 
 @pytest.fixture
@@ -68,7 +56,7 @@ def session(tmp_path):
     noise = torch.rand(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(1))
     atlas.values.data.copy_(ops.resize(noise, (24,) * 3))
     modules = {"network": Plain(), "atlas": atlas, "cohort": CohortCoordinates(EXAMS, SIZE, 24)}
-    return Session(CONFIG, tmp_path, World(torch.device("cpu")), Log(), modules, torch.Generator())
+    return Session(CONFIG, tmp_path, World(torch.device("cpu")), NullLog(), modules, torch.Generator())
 
 
 def error(session, exams):
@@ -124,12 +112,12 @@ def test_an_augmented_exam_is_taught_the_map_of_its_original():
     )
     drawn = Drawn([2, 0, 1], augmentation)
     mask = torch.ones(2, 1, SIZE, SIZE, SIZE)
-    goal, weight = _goal(cohort, drawn, [1, 2], mask, 0.1)
+    goal, weight = coordinate_goal(cohort, drawn, [1, 2], mask, 0.1)
     place = augmentation.rows([1, 2]).coords(SIZE, "cpu")
     inside = (place.abs().amax(1, keepdim=True) < 1).expand_as(goal)
     torch.testing.assert_close(goal[inside], 0.8 * place[inside], atol=1e-3, rtol=0)
     assert torch.equal(weight, mask)
-    _, outside = _goal(cohort, drawn, [0], torch.zeros(1, 1, SIZE, SIZE, SIZE), 0.25)
+    _, outside = coordinate_goal(cohort, drawn, [0], torch.zeros(1, 1, SIZE, SIZE, SIZE), 0.25)
     assert outside.max() == 0.25
 
 

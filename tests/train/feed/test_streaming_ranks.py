@@ -1,4 +1,4 @@
-"""Processes that share a run over a cohort that does not fit in memory: each reads its own rows and no other."""
+"""Processes that share a run over a cohort that is read from the store: each one reads only its own rows."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def store(tmp_path_factory):
 def test_two_gloo_ranks_read_only_their_rows(store, tmp_path):
     script = tmp_path / "rank.py"
     script.write_text(RANK)
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(root), *sys.path]),
         "OMP_NUM_THREADS": "1",
@@ -100,12 +100,13 @@ def test_two_gloo_ranks_read_only_their_rows(store, tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    # Files: lines that two processes print may end up in one.
+    # The processes write files, because lines that two processes print may be mixed.
     ranks = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*.json"))]
     assert [r["rank"] for r in ranks] == [0, 1] and all(r["equal"] for r in ranks)
     for step in range(STEPS):
         shares = [sum(r["mine"][2 * step : 2 * step + 2], []) for r in ranks]
-        assert len(set(shares[0] + shares[1])) == BATCH  # no exam is anybody else's
+        # No exam is computed twice.
+        assert len(set(shares[0] + shares[1])) == BATCH
     for rank in ranks:
         taken = [row for part in rank["mine"] for row in part]
         for name in ("hu", "mask"):
@@ -113,4 +114,5 @@ def test_two_gloo_ranks_read_only_their_rows(store, tmp_path):
             for row in taken + rank["coming"]:
                 if row in read:
                     read.remove(row)
-            assert not read  # nothing but what was taken or is expected of the batches to come
+            # Nothing else was read than what was taken or is expected for the next batches.
+            assert not read

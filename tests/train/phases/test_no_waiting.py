@@ -1,6 +1,6 @@
-"""A training step never waits for the device: on the meta device, which holds no number that anyone could wait for.
+"""A training step never waits for the device: it runs on the meta device, which has no values to wait for.
 
-``.item()``, ``nonzero`` and boolean indices raise there by themselves; copies from the host are watched.
+There ``.item()``, ``nonzero`` and boolean indices raise by themselves; copies from the host are recorded.
 """
 
 import contextlib
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from test_parts import CONFIG, array, one_of, phases  # noqa: F401
+from small_recipe import PHASES, phases, process
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deepatlas_ops.reference import invert
@@ -17,17 +17,18 @@ aten = torch.ops.aten
 
 
 class Waits(TorchDispatchMode):
-    """Notes what makes the host wait until the device has come that far."""
+    """Records the operations that make the host wait for the device."""
 
     def __init__(self, patch):
         super().__init__()
         self.found = []
-        for name in ("tensor", "as_tensor"):  # not seen by dispatch: they copy on their own
+        # These two copy without the dispatcher.
+        for name in ("tensor", "as_tensor"):
             patch.setattr(torch, name, self._watched(getattr(torch, name)))
 
     def _watched(self, function):
         def call(data, *args, device=None, **kwargs):
-            # The ops' PyTorch bodies, which run here, are not what runs on a GPU: kernels take numbers as they are.
+            # The PyTorch bodies of the ops run here, but not on a GPU, whose kernels take Python numbers.
             body = sys._getframe(1).f_globals["__name__"].startswith("deepatlas_ops.reference")
             there = device is not None and torch.device(device).type == "meta"
             if there and not body and not isinstance(data, torch.Tensor):
@@ -71,18 +72,18 @@ def test_it_sees_what_would_wait(monkeypatch):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_no_step_of_a_phase_waits(array, monkeypatch, accumulate):  # noqa: F811
+def test_no_step_of_a_phase_waits(array, monkeypatch, accumulate):
     for name, value in {
         "device": torch.device("meta"),
         "volumes": array.volumes.to("meta"),
         "masks": array.masks.to("meta"),
     }.items():
         monkeypatch.setattr(array, name, value)
-    # A body that runs its steps one by one looks whether all voxels have arrived; a kernel does not ask the host.
+    # The PyTorch body asks after each iteration whether all voxels have converged; the kernel does not ask the host.
     monkeypatch.setattr(invert, "_may_look", lambda: False)
-    # The meta device has no autocast; here it would be off anyway.
+    # The meta device has no autocast, which is disabled here in any case.
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
-    world = one_of(0, 1)
+    world = process(0, 1)
     world.device = torch.device("meta")
     names = []
     for phase in phases(array, world, accumulate):
@@ -91,4 +92,4 @@ def test_no_step_of_a_phase_waits(array, monkeypatch, accumulate):  # noqa: F811
                 loss.backward()
         assert waits.found == [], phase.name
         names.append(phase.name)
-    assert names == ["autoencoder", "coarse", "level-1", "head-0", "level-0", "distil-0"]
+    assert names == PHASES

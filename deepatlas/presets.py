@@ -1,0 +1,111 @@
+"""Presets: named starting points of the settings."""
+
+from __future__ import annotations
+
+from deepatlas.config import (
+    AutoencoderConfig,
+    CoarseConfig,
+    CohortConfig,
+    Config,
+    DataConfig,
+    DistilConfig,
+    LossConfig,
+    NetworkConfig,
+    RefineConfig,
+    TrainConfig,
+)
+from deepatlas.errors import DeepAtlasError
+
+PRESETS = {
+    # For phantoms on a CPU, in minutes. That is too short for the paper's augmentation, and exams of one orientation
+    # need less of it. Coordinates on a grid of 8^3 points can bend as little as bodies do, and cost little. Correlating
+    # intensities instead of autoencoder features makes the loss four times as fast.
+    "tiny": Config(
+        preset="tiny",
+        data=DataConfig(crop="foreground", scale=(0.85, 1.15), rotation=0.15, translation=0.1, elastic=0.05),
+        network=NetworkConfig(
+            size=64, fold=4, channels=(16, 32, 64), features=32, head_kernel=1, finest_level=1
+        ),
+        autoencoder=AutoencoderConfig(steps=120, batch=8, lr=2e-3),
+        coarse=CoarseConfig(steps=1_000, batch=4, lr=2e-3, levels=None, elastic=0.1, contrast=0.3),
+        loss=LossConfig(size=32, smoothness=0.25, similarity="intensity", tolerance=0.05),
+        train=TrainConfig(
+            steps=(20, 2_800),
+            batch=4,
+            lr=2.5e-3,
+            level_decay=0.95,
+            decay=0.95,
+            warmup=20,
+            atlas_lr=0.02,
+            average=0.98,
+            head_steps=0,
+        ),
+    ),
+    # For real exams on a CPU. There is no refinement, because it lowered the Dice of head-and-neck CT from 0.620 to
+    # 0.538.
+    "small": Config(
+        preset="small",
+        data=DataConfig(crop="foreground", translation=0.25),
+        network=NetworkConfig(
+            size=64, fold=2, channels=(16, 32, 64, 64), features=32, head_kernel=1, atlas_size=128
+        ),
+        autoencoder=AutoencoderConfig(steps=150, batch=8, lr=2e-3),
+        coarse=CoarseConfig(steps=400, batch=4, lr=2e-3, levels=None, elastic=0.08, contrast=0.3),
+        loss=LossConfig(size=32, smoothness=0.25, tolerance=0.05),
+        train=TrainConfig(
+            steps=(20, 60, 200, 500),
+            batch=4,
+            lr=2e-3,
+            level_decay=0.9,
+            decay=0.9,
+            warmup=20,
+            atlas_lr=0.5,
+            average=0.98,
+            head_steps=0,
+        ),
+        refine=RefineConfig(steps=0),
+    ),
+    # The recipe of the shipped head-and-neck model, for one CPU thread. Its model card,
+    # deepatlas/pretrained/headneck/README.md, states the contribution of every part.
+    "headneck": Config(
+        preset="headneck",
+        data=DataConfig(crop="midline", scale=(0.85, 1.15), rotation=0.2, translation=0.1),
+        network=NetworkConfig(
+            size=64, fold=2, channels=(16, 32, 64, 96), features=32, head_kernel=1, finest_level=1
+        ),
+        coarse=CoarseConfig(steps=400, batch=4, lr=2e-3, levels=None, elastic=0.08, contrast=0.3),
+        loss=LossConfig(smoothness=1.5, similarity="histogram", window=9, tolerance=0.05),
+        train=TrainConfig(
+            steps=(20, 60, 400),
+            batch=4,
+            lr=2e-3,
+            level_decay=0.9,
+            decay=0.8,
+            warmup=20,
+            atlas_lr=0.5,
+            average=0.99,
+            head_steps=0,
+        ),
+        refine=RefineConfig(
+            steps=20, control=16, lr=0.006, smoothness=1.5, similarity="histogram", window=5, prewitt=0.5
+        ),
+        cohort=CohortConfig(prewitt=(0.0, 0.0, 0.5)),
+        distil=DistilConfig(steps=(2_500, 3_500, 11_000)),
+    ),
+    # The publication's recipe: the default of every setting, without refinement.
+    "paper": Config(refine=RefineConfig(steps=0)),
+}
+
+
+def preset(name: str) -> Config:
+    """The settings of a preset.
+
+    ``tiny`` is for phantoms on a CPU, ``small`` for real exams on a CPU, ``headneck`` is the recipe of the shipped
+    model on a CPU, and ``paper`` is the publication's.
+
+    Raises:
+        DeepAtlasError: no preset has this name.
+    """
+    if name not in PRESETS:
+        raise DeepAtlasError(f"preset {name!r} is not known: choose {', '.join(PRESETS)}")
+    return PRESETS[name].validate()

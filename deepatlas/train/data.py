@@ -1,0 +1,55 @@
+"""The prepared store of a run's exams, and the phantoms that are made when no data are given."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from deepatlas.config import Config, PhantomConfig
+from deepatlas.exams.build_store import prepare_cohort
+from deepatlas.exams.phantoms import write_phantoms
+from deepatlas.phantom.patients import PhantomCohort
+from deepatlas.store.store import Store
+from deepatlas.train.log import NullLog, RunLog
+from deepatlas.train.request import Request
+
+
+def make_phantoms(root: Path, settings: PhantomConfig, request: Request, *, progress: bool) -> Request:
+    """Write ``root/train`` and ``root/test``; returns the request with the test exams and the exam for the atlas."""
+    cohort = PhantomCohort(seed=settings.seed, deformation=settings.deformation)
+    write_phantoms(cohort, root / "train", range(settings.train), progress=progress)
+    tests = range(settings.train, settings.train + settings.test)
+    write_phantoms(cohort, root / "test", tests, progress=progress)
+    return replace(request, test=os.fspath(root / "test"), seed_exam=cohort.exam_id(0))
+
+
+def open_store(
+    data: Path, config: Config, request: Request, log: RunLog | NullLog, *, progress: bool
+) -> Store:
+    """The prepared store of ``data``; exams that are skipped are logged with the reason.
+
+    A store or a dataset is opened as it is; it must have been cropped as the settings say. A data directory is
+    prepared once and kept in the user's cache.
+    """
+    store = prepare_cohort(
+        data,
+        _store_path(data, config.data.crop),
+        crop=config.data.crop,
+        strict=request.strict,
+        progress=progress,
+    )
+    for exam, reason in store.skipped.items():
+        log.say(f"skipped {exam}: {reason}")
+    return store
+
+
+def _store_path(data: Path, crop: str | None) -> Path:
+    """Where the store of a data directory is kept: in the user's cache, because data are often read-only."""
+    cache = Path(
+        os.environ.get("DEEPATLAS_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "deepatlas"
+    )
+    name = hashlib.sha256(f"{data.resolve()} {crop}".encode()).hexdigest()[:16]
+    return cache.expanduser() / "stores" / f"{data.resolve().name}-{name}.h5"
