@@ -125,6 +125,7 @@ def whole(cohort, environment, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "lines", "resident"),
     [(signal.SIGKILL, 5, "auto"), (signal.SIGKILL, 14, "false"), (signal.SIGTERM, 11, "auto")],
@@ -146,6 +147,7 @@ def test_a_killed_run_resumes_bit_for_bit(cohort, environment, whole, tmp_path, 
     assert records(out) == records(whole)
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_a_random_step_resumes_bit_for_bit(cohort, environment, whole, tmp_path):
     out, seed = tmp_path / "run", int.from_bytes(os.urandom(3))
     chance = random.Random(seed)
@@ -164,6 +166,7 @@ def test_a_run_killed_at_a_random_step_resumes_bit_for_bit(cohort, environment, 
     assert records(out) == records(whole), drawn
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_is_the_same_batch(cohort, environment, whole, tmp_path):
     out = tmp_path / "run"
     here(start(cohort, out, "train.accumulate=2"))

@@ -104,6 +104,7 @@ SWITCHES = [
     "loss.window=5",
     "loss.orthonormality=log",
     "loss.step=fixed",
+    "loss.step=literal",
     "loss.step=direction_cosine",
     "loss.step=newton",
 ]
