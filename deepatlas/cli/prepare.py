@@ -63,12 +63,12 @@ def add(commands: Commands) -> None:
     )
     c.add_argument(
         "--engine",
-        choices=("processes", "dask", "ray"),
+        choices=("processes", "dask"),
         default="processes",
         help="what runs the work (default: processes)",
     )
     c.add_argument(
-        "--address", help="scheduler of the dask or ray cluster (default: a new cluster on this machine)"
+        "--address", help="scheduler of the dask cluster (default: a new cluster on this machine)"
     )
     c.add_argument(
         "--check",
