@@ -67,9 +67,7 @@ def add(commands: Commands) -> None:
         default="processes",
         help="what runs the work (default: processes)",
     )
-    c.add_argument(
-        "--address", help="scheduler of the dask cluster (default: a new cluster on this machine)"
-    )
+    c.add_argument("--address", help="scheduler of the dask cluster (default: a new cluster on this machine)")
     c.add_argument(
         "--check",
         action="store_true",

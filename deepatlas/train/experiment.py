@@ -238,10 +238,4 @@ def _save_atlas(model: Engine, path: Path) -> None:
     step = 200 / (values.shape[0] - 1)
     affine = np.diag([step, step, step, 1.0])
     affine[:3, 3] = -100
-    try:
-        write_volume(
-            path, Volume((values * 512 - 256).astype(np.float32), Grid(values.shape, affine), "atlas")
-        )
-    except ImportError:
-        # Training from a store needs no image library.
-        np.save(path.with_name("atlas.npy"), values)
+    write_volume(path, Volume((values * 512 - 256).astype(np.float32), Grid(values.shape, affine), "atlas"))

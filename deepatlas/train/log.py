@@ -8,14 +8,16 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+from tqdm import tqdm
+
 from deepatlas.files import atomic_path
+from deepatlas.pictures.draw import new_figure, save_figure
 
 
 class RunLog:
     """Appends to ``RUN/log.jsonl`` and ``RUN/tensorboard``, and draws ``RUN/progress.png``.
 
-    A resumed run continues the same files; :meth:`rewind` drops the records after the checkpoint. tqdm, tensorboard
-    and matplotlib are optional: without one of them, its part of the log is left out.
+    A resumed run continues the same files; :meth:`rewind` drops the records after the checkpoint.
     """
 
     def __init__(self, folder: Path, *, quiet: bool = False):
@@ -29,24 +31,16 @@ class RunLog:
         self._board, self._board_from = None, 0
 
     def _open_board(self):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            self.say("tensorboard is not installed: no TensorBoard log (pip install tensorboard)")
-            return False
+        # TensorBoard takes a second to import.
+        from torch.utils.tensorboard import SummaryWriter
+
         # TensorBoard drops what a resumed run had logged after its checkpoint.
         return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._board_from or None)
 
     def say(self, text: str) -> None:
         """Print one line on standard error without disturbing a progress bar."""
-        if self.quiet:
-            return
-        try:
-            from tqdm import tqdm
-
+        if not self.quiet:
             tqdm.write(text, file=sys.stderr)
-        except ImportError:
-            print(text, file=sys.stderr, flush=True)
 
     def record(self, phase: str, step: int, overall: int, **scalars: float) -> None:
         """Log the scalars of one step; ``overall`` counts the steps of all phases."""
@@ -56,9 +50,8 @@ class RunLog:
         self._file.write(json.dumps(entry) + "\n")
         if self._board is None:
             self._board = self._open_board()
-        if self._board:
-            for key, value in scalars.items():
-                self._board.add_scalar(key, value, overall)
+        for key, value in scalars.items():
+            self._board.add_scalar(key, value, overall)
 
     def rewind(self, overall: int) -> None:
         """Drop the records after step ``overall``, whose steps will be computed again."""
@@ -72,11 +65,7 @@ class RunLog:
             self._file = self.path.open("a", buffering=1)
 
     def bar(self, total: int, done: int, title: str):
-        """A progress bar of tqdm, or an object that shows nothing if tqdm is not installed."""
-        try:
-            from tqdm import tqdm
-        except ImportError:
-            return _NoBar()
+        """A progress bar on standard error."""
         return tqdm(
             total=total,
             initial=done,
@@ -91,10 +80,6 @@ class RunLog:
 
     def draw(self) -> None:
         """Draw ``progress.png``: every logged scalar over the steps of all phases."""
-        try:
-            from deepatlas.pictures.draw import new_figure, save_figure
-        except ImportError:
-            return
         series = defaultdict(lambda: ([], []))
         phases, latest = {}, {}
         for entry in self.records:

@@ -29,8 +29,8 @@ def seed_atlas(session: Session, store: Store, exam: str) -> Facts:
 
 
 def _volume(store: Store, index: int) -> Volume:
-    """The exam at 128^3 from its file, or at 64^3 from the store if the file or the image library is missing."""
+    """The exam at 128^3 from its file, or at 64^3 from the store if the file cannot be read."""
     try:
         return to_model_grid(read_volume(store.source(index)), 128, crop=store.crop)
-    except (ImportError, DataError):
+    except DataError:
         return Volume(store.hu[index].astype(np.float32), store.grid(index), store.ids[index])
