@@ -26,7 +26,7 @@ setup(
         "deepatlas": ["pretrained/*/*", "intake/dataset/*.jinja", "evaluate/*.jinja", "py.typed"],
     },
     install_requires=[
-        "torch>=2.11,<2.14",
+        "torch>=2.11,<2.16",
         "numpy>=1.26",
         "scipy>=1.11",
         "h5py>=3.10",
