@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import pydicom
@@ -347,7 +347,7 @@ def _locate_pixels(handle: BinaryIO, big_endian: bool) -> tuple[int, int, int]:
     """
     start = handle.tell()
     head = handle.read(12)
-    order = "big" if big_endian else "little"
+    order: Literal["big", "little"] = "big" if big_endian else "little"
     if len(head) < 12 or (int.from_bytes(head[:2], order), int.from_bytes(head[2:4], order)) != _PIXEL_DATA:
         return 0, 0, 0
     explicit = head[4:6] in (b"OW", b"OB")

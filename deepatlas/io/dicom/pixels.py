@@ -156,7 +156,7 @@ def _by_gdcm(value: bytes, header: Header) -> NDArray[Any]:
     check_codestream(value, header.syntax, header.frames, header.rows, header.columns, header.allocated)
     bare = pydicom.Dataset()
     bare.file_meta = pydicom.dataset.FileMetaDataset()
-    bare.file_meta.TransferSyntaxUID = header.syntax
+    bare.file_meta.TransferSyntaxUID = pydicom.uid.UID(header.syntax)
     bare.SOPClassUID, bare.SOPInstanceUID = _MULTIFRAME_WORDS, "2.25.1"
     bare.SamplesPerPixel, bare.PhotometricInterpretation = 1, "MONOCHROME2"
     bare.NumberOfFrames, bare.Rows, bare.Columns = header.frames, header.rows, header.columns

@@ -143,7 +143,8 @@ def _positions(headers: Sequence[Header]) -> NDArray[np.float64]:
             )
         if not np.allclose(header.spacing, head.spacing, rtol=0, atol=1e-3):  # type: ignore[arg-type]
             raise DataError("its images differ in PixelSpacing; export its parts separately")
-        if np.abs(axes_of(header.orientation) - axes_of(head.orientation)).max() > 2e-3:  # type: ignore[arg-type]
+        axes, first = axes_of(header.orientation), axes_of(head.orientation)  # type: ignore[arg-type]
+        if np.abs(np.subtract(axes, first)).max() > 2e-3:
             raise DataError("its images differ in orientation; export its parts separately")
     return np.concatenate([header.positions for header in headers])  # type: ignore[misc]
 
