@@ -23,3 +23,11 @@ def cohort_dir(tmp_path: Path) -> Path:
 def real_data() -> Path:
     """The folder of real exams (see :mod:`real_exams`)."""
     return real("openkbp/train").parents[1]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Processes that have finished take over tests of others (pytest -n 2): the slowest tests are the last ones."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
