@@ -56,12 +56,14 @@ DA_HD T edge_of(T root) {
 template <class T>
 struct EdgeSlope {
   // `pull` is how much stronger edges of the fixed image reduce the loss through its denominator.
-  // It is 0 for the moving image.
+  // It is 0 for the moving image, and where the denominator is held at the floor, even if the loss
+  // is NaN.
   T factor, pull;
 
   EdgeSlope() = default;
   DA_HD EdgeSlope(const EdgeStatistics& s, double grad, bool fixed)
-      : factor(T(2 * grad / s.spread * kEdgeScale)), pull(fixed ? T(s.loss * s.open) : T(0)) {}
+      : factor(T(2 * grad / s.spread * kEdgeScale)),
+        pull(fixed && s.open != 0 ? T(s.loss) : T(0)) {}
   DA_HD T operator()(T own, T other, T weight) const {
     const T change = (own - other) - pull * edge_of(own);
     return weight > T(0) ? factor * weight * change / own : T(0);

@@ -317,11 +317,25 @@ def _compile(plan: _Plan, building: Path) -> None:
             sources=[str(path) for path in plan.files],
             extra_cflags=[*plan.flags, *(["-DWITH_CUDA"] if cuda else [])],
             extra_cuda_cflags=["-O3"] if cuda else None,
+            extra_ldflags=_cuda_library_folders() if cuda else None,
             extra_include_paths=[str(plan.sources)],
             build_directory=str(building),
             with_cuda=cuda,
             is_python_module=False,
         )
+
+
+def _cuda_library_folders() -> list[str]:
+    """The ``-L`` options that nvcc itself links with.
+
+    PyTorch looks for the libraries beside nvcc, where they are not if the nvcc on PATH is a script that starts another.
+    """
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    command = [Path(CUDA_HOME or "") / "bin" / "nvcc", "--dryrun", "-c", "-x", "cu", os.devnull]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    found = re.search(r"^#\$ LIBRARIES=(.*)$", shown, re.MULTILINE)
+    return shlex.split(found[1]) if found else []
 
 
 def _raise_recent_failure(log: Path) -> None:

@@ -24,6 +24,7 @@ PROCESS = """
 import json, pathlib, sys
 from deepatlas_ops import _build
 _build.find_sources = lambda: pathlib.Path(sys.argv[1])
+_build._cuda = lambda: (None, None, None)
 _build.load()
 print(json.dumps(_build.info()))
 """
@@ -255,3 +256,16 @@ def test_the_tools_of_an_environment_that_is_not_activated_are_found(monkeypatch
     with _build._tool_path():
         assert os.environ["PATH"].split(os.pathsep) == ["/usr/bin", os.path.dirname(sys.executable)]
     assert os.environ["PATH"] == "/usr/bin"
+
+
+def test_the_libraries_of_an_nvcc_that_is_a_script_are_found_where_nvcc_says(monkeypatch, tmp_path):
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(
+        "#!/bin/sh\necho '#$ TOP=/cuda' >&2\necho '#$ LIBRARIES=  \"-L/a folder\" \"-L/cuda/lib\"' >&2\n"
+    )
+    nvcc.chmod(0o755)
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", str(tmp_path))
+    assert _build._cuda_library_folders() == ["-L/a folder", "-L/cuda/lib"]
+    nvcc.write_text("#!/bin/sh\nexit 1\n")
+    assert _build._cuda_library_folders() == []

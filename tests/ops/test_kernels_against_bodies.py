@@ -228,3 +228,12 @@ def test_inversion(size, out, batch, share, views, seed, tolerance, iterations):
     arguments = (grad, moving, displacement, valid, matrix)
     found = torch.ops.deepatlas_ops.implicit_warp_backward(*arguments, True)
     agree_but_for_nan(found, reference.implicit_warp_backward(*arguments))
+
+
+def test_edges_of_a_flat_fixed_image_beside_a_nan():
+    torch.manual_seed(0)
+    moving, fixed = (1e-3 * torch.randn(1, 2, 1, 2, 4, dtype=torch.float64) for _ in range(2))
+    moving[0, 0, 0, 0, 3] = float("nan")
+    native, body = both(ops.edge_difference, moving, fixed)
+    assert body[2].isfinite().any()
+    agree(native, body)
