@@ -332,7 +332,7 @@ def _cuda_library_folders() -> list[str]:
     """
     from torch.utils.cpp_extension import CUDA_HOME
 
-    command = [Path(CUDA_HOME or "") / "bin" / "nvcc", "--dryrun", "-c", "-x", "cu", os.devnull]
+    command = [str(Path(CUDA_HOME or "") / "bin" / "nvcc"), "--dryrun", "-c", "-x", "cu", os.devnull]
     shown = subprocess.run(command, capture_output=True, text=True, check=False).stderr
     found = re.search(r"^#\$ LIBRARIES=(.*)$", shown, re.MULTILINE)
     return shlex.split(found[1]) if found else []
