@@ -59,7 +59,7 @@ setup(
         # deepatlas prepare --engine dask: the same work on many machines.
         "dask": ["joblib>=1.4", "dask>=2024.8", "distributed>=2024.8"],
         # The pages of docs/, with the API page made from the docstrings: mkdocs build --strict
-        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
+        "docs": ["mkdocs>=1.6", "mkdocs-material>=9.6", "mkdocstrings-python>=2.0", "ruff>=0.6"],
         # The peers that benchmarks/ measures against, where they are installed.
         "bench": [
             "pytest>=8",
