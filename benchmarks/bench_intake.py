@@ -124,7 +124,7 @@ def prepare(src: Path, dst: Path, *more: str) -> tuple[dict, float, Memory]:
         *more,
     ]
     began = time.monotonic()
-    process = subprocess.Popen(list(map(str, argv)), stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(list(map(str, argv)), stdout=subprocess.PIPE, encoding="utf-8")
     memory = Memory(process.pid)
     memory.start()
     out, _ = process.communicate()

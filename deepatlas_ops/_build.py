@@ -191,7 +191,9 @@ def _cuda() -> tuple[str | None, str | None, str | None]:
     nvcc = Path(CUDA_HOME or "") / "bin" / "nvcc"
     if CUDA_HOME is None or not nvcc.is_file():
         return "no nvcc found; set CUDA_HOME to a CUDA toolkit", None, None
-    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+    version = subprocess.run(
+        [nvcc, "--version"], capture_output=True, encoding="utf-8", errors="replace", check=False
+    ).stdout
     release = re.search(r"release (\d+)\.\d+", version)
     if release is None or release[1] != torch.version.cuda.split(".")[0]:
         found = release[1] if release else "of unknown version"
@@ -207,7 +209,7 @@ def _cuda() -> tuple[str | None, str | None, str | None]:
 def _processor() -> str:
     """The model and the features of the processor: code that is compiled with -march=native runs only on these."""
     with contextlib.suppress(OSError):
-        text = Path("/proc/cpuinfo").read_text()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
         fields = dict(re.findall(r"^(model name|flags|Features)\s*:\s*(.*)$", text, re.M))
         features = fields.get("flags") or fields.get("Features", "")
         name = fields.get("model name", platform.machine())
@@ -217,7 +219,7 @@ def _processor() -> str:
 
 def _first_line(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise BuildError(f"{shlex.join(command)} does not run ({error})") from None
     return done.stdout.strip().splitlines()[0] if done.stdout.strip() else "unknown version"
@@ -283,7 +285,7 @@ def _build(plan: _Plan, directory: Path) -> BuildInfo:
     try:
         _compile(plan, building)
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:
-        log.write_text(str(error))
+        log.write_text(str(error), encoding="utf-8")
         shutil.rmtree(building, ignore_errors=True)
         raise BuildError(f"the build failed, see {log}") from None
     seconds = time.perf_counter() - start
@@ -292,7 +294,7 @@ def _build(plan: _Plan, directory: Path) -> BuildInfo:
     # PyTorch adds a number to the name if a process builds twice, as after a failed build with CUDA.
     next(building.glob("*.so")).rename(building / f"{LIBRARY}.so")
     info = plan.info(directory, seconds)
-    (building / "build.json").write_text(json.dumps(dataclasses.asdict(info), indent=1))
+    (building / "build.json").write_text(json.dumps(dataclasses.asdict(info), indent=1), encoding="utf-8")
     os.replace(building, directory)
     log.unlink(missing_ok=True)
     _say(f"built native kernels in {seconds:.0f} s")
@@ -333,7 +335,9 @@ def _cuda_library_folders() -> list[str]:
     from torch.utils.cpp_extension import CUDA_HOME
 
     command = [str(Path(CUDA_HOME or "") / "bin" / "nvcc"), "--dryrun", "-c", "-x", "cu", os.devnull]
-    shown = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    shown = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", check=False
+    ).stderr
     found = re.search(r"^#\$ LIBRARIES=(.*)$", shown, re.MULTILINE)
     return shlex.split(found[1]) if found else []
 
@@ -346,7 +350,7 @@ def _raise_recent_failure(log: Path) -> None:
 
 def _seconds(directory: Path) -> float | None:
     with contextlib.suppress(OSError, ValueError, KeyError):
-        return float(json.loads((directory / "build.json").read_text())["seconds"])
+        return float(json.loads((directory / "build.json").read_text(encoding="utf-8"))["seconds"])
     return None
 
 
@@ -363,7 +367,7 @@ def _file_lock(path: Path) -> Iterator[None]:
         import fcntl
     except ImportError:
         raise BuildError("native kernels are built on Linux and macOS only") from None
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         # Closing the file releases the lock.
         yield

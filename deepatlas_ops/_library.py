@@ -97,7 +97,6 @@ def use_backend(backend: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
-@torch.compiler.assume_constant_result
 def runs_reference() -> bool:
     """Whether the "torch" backend is requested. If not, this loads the compiled library, or reports why it cannot."""
     backend = requested_backend()
@@ -122,6 +121,11 @@ def runs_reference() -> bool:
             stacklevel=2,
         )
     return False
+
+
+# What torch.compiler.assume_constant_result does. It would import torch._dynamo, which takes every program two seconds
+# at its start, also those that compile nothing.
+runs_reference._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def call(name: str, reference: Callable[..., Any], *args: Any) -> Any:

@@ -28,7 +28,7 @@ def folder() -> Path:
 
 
 def version_of(compiler: str) -> str:
-    return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    return subprocess.run([compiler, "--version"], capture_output=True, encoding="utf-8", check=True).stdout
 
 
 def headers_in(*folders: Path) -> list[Path]:

@@ -23,7 +23,7 @@ def run_mounted(script: str, cwd: Path, options: str) -> list[str]:
         ["unshare", "-Urm", "sh", "-c", command] if shutil.which("unshare") else ["false"],
         cwd=cwd,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=300,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )

@@ -244,7 +244,7 @@ def test_train_receives_every_argument(monkeypatch):
 def test_python_m_deepatlas_fails_with_one_line(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "deepatlas", "prepare", str(tmp_path / "none"), str(tmp_path / "x.h5")],
-        capture_output=True, text=True,
+        capture_output=True, encoding="utf-8",
     )  # fmt: skip
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("deepatlas: error: ") and done.stderr.count("\n") == 1

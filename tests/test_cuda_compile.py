@@ -43,7 +43,7 @@ def compiler_output(command: list[str], source: Path, *versions: str) -> str:
     """What a compiler prints for a source of csrc/ that it compiles. It must compile; the output is cached."""
 
     def compile_source(folder: Path) -> None:
-        done = subprocess.run([*command, str(source)], capture_output=True, text=True, cwd=folder)
+        done = subprocess.run([*command, str(source)], capture_output=True, encoding="utf-8", cwd=folder)
         assert done.returncode == 0, done.stderr
         (folder / "object.o").unlink(missing_ok=True)
         (folder / "output").write_text(done.stderr)

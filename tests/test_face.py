@@ -59,7 +59,7 @@ def test_neither_the_import_nor_the_help_loads_anything_slow():
         "except SystemExit as stop: assert stop.code == 0\n"
         "assert not slow & set(sys.modules), slow & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     commands = ("train", "prepare", "template", "segment", "locate", "evaluate", "phantom", "info")
     assert all(f"\n    {command} " in done.stdout for command in commands)

@@ -117,7 +117,7 @@ def test_a_full_disk(tmp_path):
         [sys.executable, "-c", FULL],
         cwd=tmp_path,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=100,
         env=environment,
     )

@@ -132,7 +132,7 @@ class Study:
 
     def _result(self, setting: Setting) -> dict:
         folder = self._trained(setting)
-        found = json.loads((folder / "result.json").read_text())
+        found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         model = Engine.load(folder, device="cpu")
         given, test = self.arguments, self._cohort("test") if self.phantom else self.arguments.test
         exams = given.template_exams or found["template_exams"]
@@ -141,13 +141,15 @@ class Study:
             model, template, test, folder / "evaluation", given.test_exams, pictures=False
         )
         result = {key: summary[key] for key in ("dice", "hd95_mm")}
-        with (folder / "evaluation" / "metrics.csv").open() as file:
+        with (folder / "evaluation" / "metrics.csv").open(encoding="utf-8", newline="") as file:
             rows = [(row["exam"], float(row["dice"])) for row in csv.DictReader(file)]
         of_exams = [statistics.fmean(d for e, d in rows if e == exam) for exam in {e for e, _ in rows}]
         # A value near 0 means that an exam was taken for another part of the body.
         result["dice_worst_exam"] = min(of_exams)
         result["dice_per_structure"] = {n: v["dice"]["mean"] for n, v in summary["structures"].items()}
-        logged = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        logged = [
+            json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         last = [entry for entry in logged if "overlap" in entry][-5:]
         result |= {key: statistics.fmean(entry[key] for entry in last) for key in ("folds", "overlap")}
         if self.phantom:
@@ -159,7 +161,9 @@ class Study:
         folder = self.work / setting.name.replace(" ", "_")
         if not (folder / "config.json").exists():
             start = self._start()
-            request = json.loads((start / "config.json").read_text())["request"] | {"out": str(folder)}
+            request = json.loads((start / "config.json").read_text(encoding="utf-8"))["request"] | {
+                "out": str(folder)
+            }
             assignments = [f"seed={setting.seed}", *setting.assignments()]
             config = self.base.override(assignments).validate().to_dict()
             saved = checkpoint.load(start / checkpoint.NAME)
@@ -180,7 +184,7 @@ class Study:
         steps = f"train.steps={[0] * len(self.base.train.steps)}"
         config = self.base.override([steps, "loss.similarity=features"])
         if (folder / "config.json").exists():
-            saved = json.loads((folder / "config.json").read_text())["config"]
+            saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
             if Config.from_dict(saved) != config:
                 raise DeepAtlasError(f"{folder}: holds the start of other runs; choose another --work")
             if not (folder / "result.json").exists():
@@ -207,7 +211,7 @@ class Study:
     def _read(self) -> dict:
         if not self.out.exists():
             return {}
-        saved = json.loads(self.out.read_text())
+        saved = json.loads(self.out.read_text(encoding="utf-8"))
         if Config.from_dict(saved["base"]) != self.base:
             raise DeepAtlasError(
                 f"{self.out}: holds runs of another default; choose another --out and --work"

@@ -92,7 +92,7 @@ class Experiment:
         """
         path = Path(folder) / CONFIG
         try:
-            saved = json.loads(path.read_text())
+            saved = json.loads(path.read_text(encoding="utf-8"))
             config, request = Config.from_dict(saved["config"]), Request(**saved["request"])
         except FileNotFoundError:
             raise DeepAtlasError(
@@ -139,7 +139,7 @@ class Experiment:
             write_text(self.folder / RESULT, json.dumps(result, indent=2) + "\n")
             return result
         finally:
-            log.draw()
+            log.draw(last=True)
             log.close()
 
     def _prepare(self, log: RunLog | NullLog) -> Store:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from tqdm import tqdm
 
 from deepatlas.files import atomic_path
 from deepatlas.pictures.draw import new_figure, save_figure
+
+# The least time between two drawings of the curves, each of which takes seconds.
+REDRAW_SECONDS = 60.0
 
 
 class RunLog:
@@ -25,10 +29,11 @@ class RunLog:
         self.path = self.folder / "log.jsonl"
         self.records: list[dict] = []
         if self.path.exists():
-            lines = self.path.read_text().splitlines()
+            lines = self.path.read_text(encoding="utf-8").splitlines()
             self.records = [json.loads(line) for line in lines if line.endswith("}")]
-        self._file = self.path.open("a", buffering=1)
+        self._file = self.path.open("a", buffering=1, encoding="utf-8")
         self._board, self._board_from = None, 0
+        self._drawn = -math.inf
 
     def _open_board(self):
         # TensorBoard takes a second to import.
@@ -61,8 +66,8 @@ class RunLog:
             self.records = kept
             self._file.close()
             with atomic_path(self.path) as temporary:
-                temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
-            self._file = self.path.open("a", buffering=1)
+                temporary.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+            self._file = self.path.open("a", buffering=1, encoding="utf-8")
 
     def bar(self, total: int, done: int, title: str):
         """A progress bar on standard error."""
@@ -78,8 +83,13 @@ class RunLog:
             mininterval=0.5 if sys.stderr.isatty() else 30,
         )
 
-    def draw(self) -> None:
-        """Draw ``progress.png``: every logged scalar over the steps of all phases."""
+    def draw(self, last: bool = False) -> None:
+        """Draw ``progress.png``: every logged scalar over the steps of all phases.
+
+        Does nothing if the last drawing is less than ``REDRAW_SECONDS`` old, unless this is the ``last`` one.
+        """
+        if not last and time.monotonic() - self._drawn < REDRAW_SECONDS:
+            return
         series = defaultdict(lambda: ([], []))
         phases, latest = {}, {}
         for entry in self.records:
@@ -99,7 +109,12 @@ class RunLog:
             return
         columns = 3
         rows = -(-len(series) // columns)
-        figure = new_figure(columns * 4.2, rows * 2.4)
+        width, height = columns * 4.2, rows * 2.4
+        figure = new_figure(width, height)
+        # Margins in inches. Letting matplotlib find them would draw everything twice.
+        figure.subplots_adjust(
+            left=0.55 / width, right=1 - 0.15 / width, bottom=0.3 / height, top=1 - 0.3 / height, wspace=0.2, hspace=0.35,
+        )  # fmt: skip
         for index, (key, (x, y)) in enumerate(sorted(series.items())):
             axes = figure.add_subplot(rows, columns, index + 1)
             axes.plot(x, y, linewidth=0.8, color="#1f5f99")
@@ -108,8 +123,8 @@ class RunLog:
             axes.grid(alpha=0.3)
             for start in phases.values():
                 axes.axvline(start, color="0.5", linewidth=0.5)
-        figure.tight_layout()
         save_figure(figure, self.folder / "progress.png")
+        self._drawn = time.monotonic()
 
     def close(self) -> None:
         self._file.close()
@@ -123,7 +138,7 @@ class NullLog:
     def say(self, text: str) -> None: ...
     def record(self, phase: str, step: int, overall: int, **scalars: float) -> None: ...
     def rewind(self, overall: int) -> None: ...
-    def draw(self) -> None: ...
+    def draw(self, last: bool = False) -> None: ...
     def close(self) -> None: ...
     def bar(self, total: int, done: int, title: str):
         return _NoBar()

@@ -29,11 +29,11 @@ def build(program: str, kernels: list[str], flags: list[str], standard: str) -> 
     if compiler is None:
         pytest.skip("no C++ compiler")
     sources = [HERE / f"{program}.cpp", *(CSRC / kernel for kernel in kernels)]
-    options = [f"-std={standard}", "-O0", "-g1", "-Wall", "-Wextra", "-pthread", *flags]
+    options = [f"-std={standard}", "-O1", "-g1", "-Wall", "-Wextra", "-pthread", *flags]
 
     def compile_program(folder: Path) -> None:
         command = [compiler, *options, f"-I{CSRC}", *map(str, sources), "-o", str(folder / program)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=folder)
         # GCC may be installed without libasan or libtsan.
         if done.returncode != 0 and "cannot find" in done.stderr:
             pytest.skip(f"the sanitizer's library is not installed: {done.stderr.strip().splitlines()[0]}")
@@ -57,6 +57,6 @@ def _processor() -> str:
 def build_and_run(program: str, kernels: list[str], flags: list[str], standard: str = "c++17") -> None:
     """Run ``tests/emu/<program>.cpp``, which must report no failure."""
     executable = build(program, kernels, flags, standard)
-    done = subprocess.run([str(executable)], capture_output=True, text=True)
+    done = subprocess.run([str(executable)], capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout == "0 failures\n"

@@ -81,7 +81,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "DEEPATLAS
 def python(code: str, *arguments) -> str:
     """The standard output of a program that runs in a separate process and must succeed."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=ENVIRONMENT)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=600, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

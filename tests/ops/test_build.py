@@ -52,7 +52,7 @@ def start(sources, **environment):
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
     )
 
 
@@ -225,7 +225,7 @@ def test_importing_builds_nothing_and_without_a_compiler_there_is_one_warning(tm
     environment = {**os.environ, "CXX": "/nonexistent/c++", "DEEPATLAS_OPS_CACHE": str(tmp_path)}
     environment.pop("DEEPATLAS_OPS_BACKEND", None)
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], env=environment, capture_output=True, encoding="utf-8", timeout=120
     )
     assert done.stdout.split() == ["3.5", "3.5"], done.stderr
     lines = [line for line in done.stderr.splitlines() if "deepatlas_ops: " in line]

@@ -23,7 +23,7 @@ def test_bodies():
     script = Path(opcheck_calls.__file__)
     environment = {**os.environ, "DEEPATLAS_OPS_BACKEND": "torch"}
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script)], env=environment, capture_output=True, text=True
+        [sys.executable, "-W", "ignore", str(script)], env=environment, capture_output=True, encoding="utf-8"
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout == f"{len(opcheck_calls.all_ops())} bodies\n"

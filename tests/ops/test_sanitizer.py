@@ -20,7 +20,7 @@ def runtime(name):
     if compiler is None or why_not_native():
         pytest.skip(why_not_native() or "no C++ compiler")
     found = subprocess.run(
-        [compiler, f"-print-file-name={name}"], capture_output=True, text=True
+        [compiler, f"-print-file-name={name}"], capture_output=True, encoding="utf-8"
     ).stdout.strip()
     if not os.path.isabs(found):
         pytest.skip(f"the compiler has no {name}")
@@ -41,7 +41,7 @@ def environment():
 
 def run(environment, *arguments):
     command = [sys.executable, "-W", "ignore", str(SCRIPT), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    return subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=900)
 
 
 @pytest.mark.slow

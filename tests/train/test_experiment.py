@@ -30,7 +30,9 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, cache):
     folder = tmp_path_factory.mktemp("runs") / "phantom"
-    assert main(["--preset", "tiny", "--out", str(folder), "--quiet", *FAST]) == 0
+    # Templates of all structures would take most of the time.
+    few = ["--structures", "heart", "liver", "brain"]
+    assert main(["--preset", "tiny", "--out", str(folder), *few, "--quiet", *FAST]) == 0
     return folder
 
 

@@ -78,7 +78,7 @@ def here(arguments):
 def execute(arguments, environment, processes):
     """Run the command in several processes."""
     command = [*launcher(processes), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -102,7 +102,7 @@ def stop(arguments, environment, out, number, lines, wait=0.0, processes=0):
         [*launcher(processes), *arguments],
         env=environment,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         start_new_session=True,
     )
     deadline = time.monotonic() + 300
@@ -200,7 +200,7 @@ def same_run(out, whole):
 
 
 def last_child(pid):
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, encoding="utf-8")
     return int(children.stdout.split()[-1])
 
 
@@ -245,7 +245,7 @@ def test_the_process_that_is_left_says_why_although_the_launcher_ends_it(environ
     script = tmp_path / "survivor.py"
     script.write_text(SURVIVOR)
     arguments = [*launcher(2)[:-2], str(script)]
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(arguments, env=environment, capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode != 0 and "closing signal SIGTERM" in done.stderr, done.stderr
     assert "deepatlas: error: process 0 of 2 lost the others" in done.stderr, done.stderr
 

@@ -108,7 +108,7 @@ def test_a_full_disk_stops_the_run_in_one_line_and_it_goes_on_with_room(cohort, 
     )
     done = subprocess.run(
         [sys.executable, "-c", limited, *start(cohort, out), "--quiet"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, encoding="utf-8", timeout=300,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert f"{out / checkpoint.NAME}: cannot write: " in done.stderr and len(done.stderr.splitlines()) == 1

@@ -229,10 +229,10 @@ def left_out(ignored: Mapping[str, Ignored], labels: Mapping[str, int], *, secon
 
 def count_attempt(marker: Path) -> bool:
     """Count an attempt in a file that the next worker sees; False after two attempts that did not end."""
-    count = int(marker.read_text() or 0) if marker.exists() else 0
+    count = int(marker.read_text(encoding="utf-8") or 0) if marker.exists() else 0
     if count >= 2:
         return False
     descriptor = os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as handle:
+    with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
         handle.write(str(count + 1))
     return True

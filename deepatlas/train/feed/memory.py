@@ -24,7 +24,7 @@ def available_bytes(device: torch.device) -> int | None:
 def free_on_machine(meminfo: Path = Path("/proc/meminfo")) -> int | None:
     """Free bytes of the machine; None where the system does not report them."""
     with suppress(OSError, ValueError, IndexError):
-        for line in meminfo.read_text().splitlines():
+        for line in meminfo.read_text(encoding="utf-8").splitlines():
             if line.startswith("MemAvailable:"):
                 return 1024 * int(line.split()[1])
     # Not Linux: assume that half of the installed memory is free.
@@ -40,12 +40,14 @@ def free_in_groups(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sy
     """
     left = []
     with suppress(OSError, IndexError):
-        lines = [line for line in own.read_text().splitlines() if line.startswith("0::")]
+        lines = [line for line in own.read_text(encoding="utf-8").splitlines() if line.startswith("0::")]
         folder = root / lines[0].removeprefix("0::").strip("/")
         for group in (folder, *folder.parents):
             # A group without a limit holds the word "max", which is no integer and is skipped.
             with suppress(OSError, ValueError, KeyError):
-                limit = int((group / "memory.max").read_text())
-                used = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["anon"]
+                limit = int((group / "memory.max").read_text(encoding="utf-8"))
+                used = dict(
+                    line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines()
+                )["anon"]
                 left.append(max(0, limit - int(used)))
     return left

@@ -334,7 +334,7 @@ def test_a_scratch_disk_that_takes_no_more(tmp_path):
         [sys.executable, "-c", FULL],
         cwd=tmp_path,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=100,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )

@@ -194,7 +194,7 @@ def test_folders_and_files_without_permission(src, tmp_path):
             [sys.executable, "-c", WITHOUT_RIGHTS],
             cwd=tmp_path,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=60,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )

@@ -108,7 +108,9 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path):
     script = tmp_path / "orphan.py"
     script.write_text(ORPHAN.format(folder=os.path.dirname(__file__)))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment)
+    parent = subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, encoding="utf-8", env=environment
+    )
     worker = int(parent.stdout.readline())
     time.sleep(0.5)
     parent.kill()

@@ -91,7 +91,7 @@ def test_a_hostile_source_ends_with_a_line_for_each(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "deepatlas", "prepare", str(src), str(dst), "--workers", "1"],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=500,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
     )

@@ -305,7 +305,7 @@ def test_a_slice_that_changes_after_its_header_was_read_is_tried_again(tmp_path,
 
 SCRIPT = """
 import resource, signal, sys
-from deepatlas import cli
+from deepatlas.cli import main as cli
 if __name__ == "__main__":
     if sys.argv[1] == "full":
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -321,7 +321,7 @@ def command(tmp_path, *arguments, mode="plain"):
     argv = [sys.executable, script, mode, *map(str, arguments)]
     # Processes that a shell starts in the background ignore Ctrl-C, and so would all processes that the tests start.
     hear = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", env=environment,
                             start_new_session=True, preexec_fn=hear)  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def test_a_failed_save_is_one_line_and_keeps_the_old_file(template, tmp_path):
     path = tmp_path / "t.h5"
     template.save(path)
     before = path.read_bytes()
-    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, encoding="utf-8")
     assert done.returncode == 0 and done.stderr == ""
     assert "t.h5: cannot write: " in done.stdout and done.stdout.count("\n") == 1
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

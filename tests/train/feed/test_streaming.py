@@ -258,7 +258,7 @@ def test_a_program_that_forgets_to_close_ends(store):
     done = subprocess.run(
         [sys.executable, "-c", code, str(store.path)],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=60,
         env=environment,
     )

@@ -96,7 +96,7 @@ def test_two_gloo_ranks_read_only_their_rows(store, tmp_path):
         ],
         env=environment,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
