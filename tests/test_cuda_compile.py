@@ -83,6 +83,7 @@ def test_only_the_ops_files_include_torch():
         assert not includes or path.name.startswith("ops"), f"{path.name}: {includes}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", sorted(CSRC.glob("ops*.cpp")), ids=lambda path: path.name)
 def test_the_torch_side_of_a_cuda_build_compiles(source):
     """A PyTorch for the CPU has everything that the ops files need, so they include no CUDA header."""

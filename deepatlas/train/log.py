@@ -113,7 +113,8 @@ class RunLog:
         figure = new_figure(width, height)
         # Margins in inches. Letting matplotlib find them would draw everything twice.
         figure.subplots_adjust(
-            left=0.55 / width, right=1 - 0.15 / width, bottom=0.3 / height, top=1 - 0.3 / height, wspace=0.2, hspace=0.35,
+            left=0.55 / width, right=1 - 0.15 / width, bottom=0.3 / height, top=1 - 0.3 / height,
+            wspace=0.2, hspace=0.35,
         )  # fmt: skip
         for index, (key, (x, y)) in enumerate(sorted(series.items())):
             axes = figure.add_subplot(rows, columns, index + 1)

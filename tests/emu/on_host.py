@@ -14,12 +14,14 @@ CSRC = HERE.parent.parent / "csrc"
 
 # Finds accesses outside of buffers and undefined arithmetic, with the fast paths of this processor.
 MEMORY = pytest.param(
-    ["-march=native", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"], id="memory"
+    ["-O0", "-march=native", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    id="memory",
+    marks=pytest.mark.slow,
 )
 # The portable code for any processor: no fast paths, and half types are converted in software.
-PORTABLE = pytest.param([], id="portable")
-# Finds races between threads.
-RACES = pytest.param(["-march=native", "-fsanitize=thread"], id="races", marks=pytest.mark.slow)
+PORTABLE = pytest.param(["-O0"], id="portable")
+# Finds races between threads. It runs longer than it compiles, unlike the others.
+RACES = pytest.param(["-O1", "-march=native", "-fsanitize=thread"], id="races", marks=pytest.mark.slow)
 
 
 def build(program: str, kernels: list[str], flags: list[str], standard: str) -> Path:
@@ -29,7 +31,7 @@ def build(program: str, kernels: list[str], flags: list[str], standard: str) -> 
     if compiler is None:
         pytest.skip("no C++ compiler")
     sources = [HERE / f"{program}.cpp", *(CSRC / kernel for kernel in kernels)]
-    options = [f"-std={standard}", "-O1", "-g1", "-Wall", "-Wextra", "-pthread", *flags]
+    options = [f"-std={standard}", "-g1", "-Wall", "-Wextra", "-pthread", *flags]
 
     def compile_program(folder: Path) -> None:
         command = [compiler, *options, f"-I{CSRC}", *map(str, sources), "-o", str(folder / program)]

@@ -244,6 +244,7 @@ def test_an_interrupted_build_continues(cohort_dir, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "store.h5"]
 
 
+@pytest.mark.slow
 def test_a_killed_build_continues(tmp_path):
     root = write_cohort(tmp_path / "data", 12)
     code = (
@@ -283,6 +284,7 @@ def test_a_build_waits_for_another_process(cohort_dir, tmp_path, capsys):
     assert "waiting for another process" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_nothing_behind(cohort_dir, tmp_path):
     """A limit on the file size stands for a full disk, first in the part of an exam and then in the store itself."""
     code = (

@@ -76,6 +76,7 @@ def test_builds_once_and_says_so(sources, capfd):
     assert built_lines(capfd) == []
 
 
+@pytest.mark.slow
 @needs_tools
 def test_processes_at_the_same_time_build_once(sources, capfd):
     processes = [start(sources) for _ in range(2)]

@@ -123,6 +123,7 @@ def test_newton_takes_the_mean_matrix_on_folds_and_plateaus(backend):
     )
 
 
+@pytest.mark.slow
 def test_newton_has_the_implicit_gradient(backend):
     moving = identity((4, 5, 4)) + smooth(1, (4, 5, 4), 0.08)
     fixed = 0.6 * identity((3, 3, 4)) + smooth(1, (3, 3, 4), 0.08)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
 def test_kernels(native, dtype):
     names = opcheck_calls.check(dtype)
@@ -19,6 +20,7 @@ def test_kernels(native, dtype):
     assert all(map(opcheck_calls.has_kernel, names))
 
 
+@pytest.mark.slow
 def test_bodies():
     script = Path(opcheck_calls.__file__)
     environment = {**os.environ, "DEEPATLAS_OPS_BACKEND": "torch"}

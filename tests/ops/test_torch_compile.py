@@ -58,10 +58,12 @@ def check_everything(**options):
         leaves, mask = inputs()
 
 
+@pytest.mark.slow
 def test_a_loss_of_all_ops_at_once(backend):
     check_everything()
 
 
+@pytest.mark.slow
 def test_a_loss_of_all_ops_at_once_with_dynamic_shapes(native):
     check_everything(dynamic=True)
 

@@ -62,6 +62,7 @@ def centre(exam, name) -> np.ndarray:
     return exam.volume.grid.voxel_to_world(index.mean(axis=0)[::-1])
 
 
+@pytest.mark.slow
 def test_exams_are_deterministic_and_differ(mixed):
     """Exam 2 is the same whether or not others are drawn before it."""
     assert digest(PhantomCohort(shape=SMALL).exam(2)) == digest(mixed[2])
@@ -69,6 +70,7 @@ def test_exams_are_deterministic_and_differ(mixed):
     assert digest(PhantomCohort(seed=4, shape=SMALL).exam(2)) != digest(mixed[2])
 
 
+@pytest.mark.slow
 def test_exams_do_not_depend_on_the_number_of_threads(mixed):
     """A process with one thread draws the same exam."""
     code = f"""

@@ -14,6 +14,8 @@ from deepatlas.intake.dataset.folder import exam_path, finish_dataset, write_exa
 from deepatlas.intake.dataset.manifest import Manifest
 from deepatlas.train.__main__ import main
 
+pytestmark = pytest.mark.slow
+
 FEWER = [
     "refine.steps=0",
     "loss.similarity=intensity",

@@ -123,6 +123,7 @@ def data(tmp_path_factory):
     return str(write_cohort(tmp_path_factory.mktemp("data") / "exams", 4))
 
 
+@pytest.mark.slow
 def test_training_on_a_directory_holds_labelled_exams_out(data, tmp_path, cache, capsys):
     out = ["--preset", "tiny", "--out", str(tmp_path / "r")]
     assert main(["--data", data, *out, "--quiet", "--json", *SHORT]) == 0

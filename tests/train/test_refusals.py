@@ -54,6 +54,7 @@ def refused(arguments, capsys):
     return error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["a directory", "a store"])
 def test_resuming_without_the_data_is_one_line(cohort, tmp_path, capsys, what):
     data = tmp_path / "gone"
@@ -71,6 +72,7 @@ def test_resuming_without_the_data_is_one_line(cohort, tmp_path, capsys, what):
     assert main(["--resume", str(tmp_path / "run"), "--quiet"]) == 0
 
 
+@pytest.mark.slow
 def test_resuming_with_other_exams_is_refused(finished, tmp_path, capsys):
     data, out = finished
     moved = tmp_path / "phantom_0002"
@@ -95,6 +97,7 @@ def test_a_damaged_checkpoint_or_config_is_one_line(finished, tmp_path, capsys):
     assert f"{copy / 'config.json'}: damaged" in refused(["--resume", str(copy)], capsys)
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_in_one_line_and_it_goes_on_with_room(cohort, tmp_path):
     pytest.importorskip("resource")
     out = tmp_path / "run"
@@ -116,6 +119,7 @@ def test_a_full_disk_stops_the_run_in_one_line_and_it_goes_on_with_room(cohort, 
     assert main(["--resume", str(out), "--quiet"]) == 0
 
 
+@pytest.mark.slow
 def test_the_bar_and_the_log_show_how_it_goes(cohort, tmp_path, capsys):
     assert main(start(cohort, tmp_path / "run")) == 0
     bars = [line for line in re.split(r"[\r\n]", capsys.readouterr().err) if line.startswith("level-0:")]

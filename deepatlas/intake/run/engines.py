@@ -320,7 +320,7 @@ def _dask(address: str | None) -> Iterator[tuple[Any, int]]:
     except ImportError as error:
         raise DataError("--engine dask needs more packages; pip install 'deepatlas[dask]'") from error
     try:
-        client = Client(address, timeout="20s") if address else Client(processes=True, threads_per_worker=1)
+        client = Client(address) if address else Client(processes=True, threads_per_worker=1)
     except (OSError, ValueError, TimeoutError) as error:
         raise DataError(f"--address {address}: no dask scheduler answers ({error}); check it") from error
     with client:

@@ -17,6 +17,7 @@ from deepatlas.intake.run.outcome import Outcome
 from deepatlas.intake.run.pipeline import Options, prepare
 from deepatlas.intake.run.work import prepare_exam
 
+dask = pytest.importorskip("dask", reason="dask is not installed (pip install '.[dask]')")
 distributed = pytest.importorskip(
     "distributed", reason="dask's distributed is not installed (pip install '.[dask]')"
 )
@@ -74,7 +75,10 @@ def test_an_exam_that_kills_its_worker_is_refused_alone(tmp_path, address, monke
     assert "died twice" in summary.refused["e2"]
 
 
-def test_a_scheduler_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
+def test_a_scheduler_that_does_not_answer_is_one_line(tmp_path):
     src = write_cohort(tmp_path / "src", 1)
-    with pytest.raises(DataError, match="no dask scheduler answers"):
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "2s"}),
+        pytest.raises(DataError, match="no dask scheduler answers"),
+    ):
         prepare(src, tmp_path / "dst", Options(engine="dask", address="tcp://127.0.0.1:9", progress=False))

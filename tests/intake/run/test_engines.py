@@ -104,6 +104,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_workers_do_not_outlive_a_killed_parent(tmp_path):
     script = tmp_path / "orphan.py"
     script.write_text(ORPHAN.format(folder=os.path.dirname(__file__)))

@@ -12,6 +12,7 @@ import sys
 import zipfile
 
 import numpy as np
+import pytest
 from make_dicom import write_ct
 from small_exams import write_cohort
 
@@ -84,6 +85,7 @@ EXPECTED = {
 }
 
 
+@pytest.mark.slow
 def test_a_hostile_source_ends_with_a_line_for_each(tmp_path):
     src, dst = tmp_path / "src", tmp_path / "dst"
     src.mkdir()

@@ -95,6 +95,7 @@ def test_a_mixture_of_formats_becomes_one_dataset(tmp_path):
     assert "Mid-coronal" in (dst / "report.html").read_text() and leftovers(dst) == []
 
 
+@pytest.mark.slow
 def test_nothing_is_done_twice_and_changes_are_noticed(tmp_path, monkeypatch):
     src, dst = write_cohort(tmp_path / "src", 3), tmp_path / "dst"
     done = []
@@ -199,6 +200,7 @@ def test_a_name_map_and_a_choice_of_series(tmp_path):
         run(tmp_path / "src", tmp_path / "dst", series={"nobody": "5"})
 
 
+@pytest.mark.slow
 def test_shards_and_their_merge_are_the_same_dataset(tmp_path):
     src = write_cohort(tmp_path / "src", 5)
     shutil.copytree(src, tmp_path / "again")
@@ -325,6 +327,7 @@ def command(tmp_path, *arguments, mode="plain"):
                             start_new_session=True, preexec_fn=hear)  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
     """A limit on the size of files takes the place of a full disk."""
@@ -378,6 +381,7 @@ def test_kills_at_any_moment_lose_nothing(tmp_path):
         assert (dst / name).read_bytes() == (tmp_path / "calm" / name).read_bytes(), name
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_ctrl_c_is_clean(tmp_path):
     src, dst = write_cohort(tmp_path / "src", 40), tmp_path / "dst"

@@ -360,6 +360,7 @@ def in_millimetres(contours: list[np.ndarray], image: sitk.Image) -> np.ndarray:
     return filled
 
 
+@pytest.mark.slow
 def test_lungs_of_a_real_rtstruct_against_an_independent_rasterisation(lung1):
     reader = sitk.ImageSeriesReader()
     by_series = [
@@ -396,6 +397,7 @@ def test_lungs_of_a_real_rtstruct_against_an_independent_rasterisation(lung1):
     assert np.median(ct.array[result.labels.array > 0]) < -600
 
 
+@pytest.mark.slow
 def test_tumours_of_a_real_rtstruct_keep_their_voxels(lung1):
     scan = scan_dicom(found(path) for path in sorted(lung1.iterdir()))
     series = choose_series(scan.series).taken

@@ -196,6 +196,7 @@ def buffers() -> int:
     return sum(t.untyped_storage().nbytes() for t in tensors)
 
 
+@pytest.mark.slow
 def test_memory_is_bounded(store):
     batch, source, others = 4 * 2 * 64**3, generator(0), buffers()
     with StreamingArray(store, 16, threads=2) as array:
@@ -247,6 +248,7 @@ def test_threads_and_file_are_given_back(store):
     assert store.hu[0].any()
 
 
+@pytest.mark.slow
 def test_a_program_that_forgets_to_close_ends(store):
     code = (
         "import sys; from deepatlas.store.store import Store\n"

@@ -74,6 +74,7 @@ def store(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_two_gloo_ranks_read_only_their_rows(store, tmp_path):
     script = tmp_path / "rank.py"
     script.write_text(RANK)

@@ -50,6 +50,7 @@ def whole(array, start):
     return gradients(array, start, 1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "accumulate"), [(1, 2), (1, 5), (2, 1), (3, 2), (5, 1)])
 def test_gradients_and_scalars_add_up(array, start, whole, processes, accumulate):
     assert list(whole) == PHASES

@@ -71,6 +71,7 @@ def test_it_sees_what_would_wait(monkeypatch):
         there[there > 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_no_step_of_a_phase_waits(array, monkeypatch, accumulate):
     for name, value in {
