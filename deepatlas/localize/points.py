@@ -102,6 +102,7 @@ def locate(model: Engine, points_mm: ArrayLike, source: Volume, target: Volume) 
         (np.full(n, goal.fit.known is False), "the model does not know the target exam"),
         (~_near(origin.body, place), "outside the body in the source exam"),
         (~_within(index, grid.shape), "outside the field of view of the target exam"),
+        (~_within(target.grid.world_to_voxel(located), target.grid.shape), "outside the target exam"),
         (~(residual < max(grid.spacing)), "no place of the target exam has these coordinates"),
         (~_near(goal.body, index), "outside the body in the target exam"),
     ]

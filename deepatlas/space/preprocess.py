@@ -14,6 +14,7 @@ import deepatlas_ops as ops
 from deepatlas.errors import DataError
 from deepatlas.space.constants import AIR, FINE_SIZE, MODEL_SIZE
 from deepatlas.space.grid import Grid, Shape
+from deepatlas.space.upright import upright
 from deepatlas.space.volume import Volume
 
 HU_RANGE = (-256.0, 256.0)
@@ -40,8 +41,8 @@ _COMPANION = 0.25
 def to_model_grid(volume: Volume, size: int = MODEL_SIZE, crop: str | None = None) -> Volume:
     """Resample a CT to the grid of the network's input (paper 5.5.2); the values remain Hounsfield units.
 
-    The voxels are reordered to RAS, cropped, resized to 128³ with corner-aligned linear interpolation, and
-    average-pooled by ``128 // size``.
+    The exam is turned to the axes of the patient (see :func:`~deepatlas.space.upright.upright`), cropped, resized to
+    128³ with corner-aligned linear interpolation, and average-pooled by ``128 // size``.
 
     Args:
         volume: Hounsfield units on any grid.
@@ -62,7 +63,7 @@ def to_fine_grid(volume: Volume, crop: str | None = None) -> Volume:
     """The float32 volume of 128³ voxels in Hounsfield units that :func:`to_model_grid` pools."""
     if crop not in CROPS:
         raise ValueError(f"preprocess: crop must be one of {CROPS}, got {crop!r}")
-    volume = volume.canonical()
+    volume = upright(volume)
     if crop:
         volume = volume.cropped(*foreground_box(volume))
     if crop == "midline":
