@@ -127,9 +127,15 @@ def _settings(arguments: argparse.Namespace) -> Config:
 
 
 def _request(arguments: argparse.Namespace) -> Request:
+    from deepatlas.exams.outputs import check_out_folder
+    from deepatlas.train.request import refuse_writing_to_data
+
     if arguments.test_exams and not arguments.test:
         raise DeepAtlasError("--test-exams chooses among the exams of --test: give --test DIR too")
     out = arguments.out or Path("runs") / (arguments.data.resolve().name if arguments.data else "phantom")
+    if arguments.out:
+        check_out_folder(out)
+    refuse_writing_to_data(out, [d for d in (arguments.data, arguments.test) if d])
     return Request(
         out=os.fspath(out),
         data=os.fspath(arguments.data.resolve()) if arguments.data else None,

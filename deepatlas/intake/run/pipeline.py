@@ -61,7 +61,7 @@ class _Run:
 
     def run(self) -> Summary:
         options = self.options
-        check_places(self.src, self.dst)
+        check_places(self.src, self.dst, options.names)
         may_write(self.dst)
         self.identity = Identity.open(self.dst)
         private = self.identity.folder
