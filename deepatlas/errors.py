@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 
@@ -29,6 +30,16 @@ class PassingError(DataError):
 
 class DataWarning(UserWarning):
     """An exam can be used but looks unusual, for example because its values do not seem to be Hounsfield units."""
+
+
+def lenient_output() -> None:
+    """Let stdout and stderr write any text, for example a path with letters that an ASCII terminal does not have.
+
+    What cannot be written appears as ``\\xfc``, so that no command fails after its work is done.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def guarded(run: Callable[..., int], *arguments: object) -> int:

@@ -38,6 +38,8 @@ _CURES = {
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
     errno.EIO: ("the device failed", "check the disk"),
 }
+# The end of a name by which its format is known.
+_SUFFIXES = re.compile(r"(\.[A-Za-z0-9]{1,8}){1,2}$", re.ASCII)
 
 
 def write_error(path: str | os.PathLike[str], error: OSError) -> WriteError:
@@ -55,12 +57,14 @@ def write_error(path: str | os.PathLike[str], error: OSError) -> WriteError:
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path``, which is renamed to ``path`` when the block ends without an error.
 
-    The temporary name keeps the suffixes (such as ``.nii.gz``), because writers choose the format by them.
+    The temporary name keeps the suffixes (such as ``.nii.gz``), because writers choose the format by them. The rest of
+    it is plain and short, so that it can be given wherever the name of ``path`` itself can.
     Missing parent folders are created. If an error occurs, the temporary file is removed and ``path`` is left
     as it was; an :class:`OSError` is converted into a one-line :class:`~deepatlas.errors.WriteError`.
     """
     path = Path(path)
-    temporary = path.with_name(f".{secrets.token_hex(4)}.{os.getpid()}.{path.name}")
+    suffix = _SUFFIXES.search(path.name)
+    temporary = path.with_name(f".{secrets.token_hex(4)}.{os.getpid()}{suffix[0] if suffix else '.part'}")
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
@@ -84,9 +88,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write ``text`` to a file as UTF-8, atomically (see :func:`atomic_path`)."""
+    """Write ``text`` to a file as UTF-8, atomically (see :func:`atomic_path`).
+
+    Bytes of a file name that are not UTF-8 are written as ``\\udcfc``.
+    """
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager

@@ -122,7 +122,8 @@ def assemble(file: h5py.File, count: int, rows: Iterable[Row], meta: dict[str, A
     }
     ids = []
     for i, (exam_id, exam, labels) in enumerate(rows):
-        ids.append(exam_id.encode())
+        # The name of a folder may hold bytes that are not UTF-8, which Python keeps as lone surrogates.
+        ids.append(exam_id.encode(errors="surrogatepass"))
         packed.write(i, exam.hu, exam.mask)
         for name, drawn in zip(labels, exam.has_label, strict=True):
             if drawn:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from deepatlas.config import Config
-from deepatlas.errors import DeepAtlasError, guarded
+from deepatlas.errors import DeepAtlasError, guarded, lenient_output
 from deepatlas.presets import PRESETS, preset
 from deepatlas.train.request import Request
 
@@ -150,6 +150,7 @@ def _request(arguments: argparse.Namespace) -> Request:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; errors are one line on standard error."""
+    lenient_output()
     parser = argparse.ArgumentParser(prog="python -m deepatlas.train", description=__doc__)
     add_arguments(parser)
     arguments = parser.parse_intermixed_args(argv)

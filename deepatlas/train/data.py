@@ -52,4 +52,6 @@ def _store_path(data: Path, crop: str | None) -> Path:
         or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "deepatlas"
     )
     name = hashlib.sha256(f"{data.resolve()} {crop}".encode()).hexdigest()[:16]
-    return cache.expanduser() / "stores" / f"{data.resolve().name}-{name}.h5"
+    # The hash identifies the data; the name of their folder is for people, and may be as long as names can be.
+    shown = os.fsdecode(os.fsencode(data.resolve().name)[:100])
+    return cache.expanduser() / "stores" / f"{shown}-{name}.h5"

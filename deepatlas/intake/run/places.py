@@ -53,6 +53,14 @@ def check_places(src: Path, dst: Path, names: Path | None = None) -> None:
                 f"{names}: lies in {place}, which `prepare` writes; keep the name map somewhere else"
             )
     check_out_folder(dst, "DST")
+    try:
+        # The databases of a dataset hold paths as UTF-8.
+        os.fspath(target).encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{dst}: a dataset cannot have a name that is not UTF-8 (or not ASCII, under an ASCII locale); choose "
+            "another name"
+        ) from None
     if not dst.exists():
         return
     try:
