@@ -65,6 +65,9 @@ def read_image(path: Path, *, labels: bool = False) -> tuple[Volume, list[str]]:
     image, checked = _read_image(path)
     array, grid = _array(image), _grid(image, path)
     compare_geometry(path, grid, checked)
+    if checked.surplus:
+        # Rounded, because adding and subtracting leaves an error behind, and labels must be whole numbers.
+        array = np.round(array.astype(np.float64) - checked.surplus, 4)
     notes = list(checked.notes)
     array = as_labels(array, path) if labels else as_hounsfield(array, path, notes)
     return Volume(array, grid, name=str(path)), notes

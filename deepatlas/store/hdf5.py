@@ -64,9 +64,9 @@ class Hdf5Reader:
             if not self.path.is_file():
                 raise DataError(f"{self.path}: no such {self.kind}; {self.absent}")
             try:
-                # No lock is needed, because nobody writes to a file that has its final name, and some network file
-                # systems do not support locks.
-                self._file = h5py.File(self.path, "r", locking="best-effort")
+                # No lock is needed, because nobody writes to a file that has its final name, and some file systems
+                # have no locks.
+                self._file = h5py.File(self.path, "r", locking=False)
             except (OSError, RuntimeError) as error:
                 raise self._cannot_open(error) from error
             self._pid = os.getpid()

@@ -58,7 +58,7 @@ def write_part(group: h5py.Group, exam: PreparedExam, labels: dict[str, int]) ->
 def read_part(path: Path, group: str = "/") -> tuple[PreparedExam, dict[str, int]]:
     """The exam of a part and its label table; :class:`~deepatlas.errors.DataError` if it cannot be read."""
     try:
-        with h5py.File(path, "r", locking="best-effort") as file:
+        with h5py.File(path, "r", locking=False) as file:
             part = file[group]
             meta = json.loads(part["meta"][()])
             exam = PreparedExam(

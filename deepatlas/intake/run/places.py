@@ -13,6 +13,7 @@ from deepatlas.errors import DataError
 from deepatlas.exams.outputs import check_out_folder, lies_in, refuse_overwriting, same_place
 from deepatlas.files import write_error
 from deepatlas.intake.privacy.identity import private_folder
+from deepatlas.sqlite import has_locks
 
 try:
     import fcntl
@@ -82,9 +83,15 @@ def may_write(dst: Path) -> None:
     try:
         dst.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
+        locks = has_locks(probe)
         probe.unlink()
     except OSError as error:
         raise write_error(dst, error) from error
+    if not locks:
+        raise DataError(
+            f"{dst}: its disk has no file locks, which the databases of `prepare` need; choose a folder on another "
+            "disk, and copy the finished dataset: it is read without locks"
+        )
 
 
 def clear_leftovers(dst: Path) -> None:

@@ -152,7 +152,7 @@ class Template:
             raise DataError(f"{path}: no such template file; make one with `deepatlas template`")
         cure = "make it again with `deepatlas template`"
         try:
-            with h5py.File(path, "r") as f:
+            with h5py.File(path, "r", locking=False) as f:
                 if f.attrs.get("format") != FORMAT:
                     raise DataError(
                         f"{path}: not a template file (HDF5, but not by `deepatlas template`); {cure}"
