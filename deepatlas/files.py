@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deepatlas.errors import WriteError
+from deepatlas.errors import DataError, WriteError
 
 if TYPE_CHECKING:
     import h5py
@@ -38,8 +38,18 @@ _CURES = {
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
     errno.EIO: ("the device failed", "check the disk"),
 }
+_POINTER = b"version https://git-lfs.github.com/spec/"
 # The end of a name by which its format is known.
 _SUFFIXES = re.compile(r"(\.[A-Za-z0-9]{1,8}){1,2}$", re.ASCII)
+
+
+def refuse_pointer(path: str | os.PathLike[str]) -> None:
+    """Raise :class:`~deepatlas.errors.DataError` if a file holds the pointer of git-lfs in place of its content."""
+    with suppress(OSError), open(path, "rb") as handle:
+        if handle.read(len(_POINTER)) == _POINTER:
+            raise DataError(
+                f"{path}: a pointer of git-lfs, not the file itself; run `git lfs pull` where it was cloned, or download it"
+            )
 
 
 def write_error(path: str | os.PathLike[str], error: OSError) -> WriteError:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepatlas.errors import DataError, WriteError
-from deepatlas.files import FREE_SPACE, atomic_path
+from deepatlas.files import FREE_SPACE, atomic_path, refuse_pointer
 from deepatlas.io.integrity import AGAIN, Checked, compare_geometry
 from deepatlas.io.integrity_metaimage import check_metaimage
 from deepatlas.io.integrity_nifti import check_nifti
@@ -166,6 +166,7 @@ def _check_file(path: Path) -> str:
             raise DataError(f"{path}: the file is empty; {AGAIN}")
         with open(path, "rb") as handle:
             head = handle.read(132)
+        refuse_pointer(path)
     except OSError as error:
         raise DataError(
             f"{path}: cannot read: {error.strerror or error}; check the path and its permissions"

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepatlas.errors import DataError
+from deepatlas.files import refuse_pointer
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -104,6 +105,7 @@ class Hdf5Reader:
     def _cannot_open(self, error: Exception) -> DataError:
         if isinstance(error, PermissionError):
             return DataError(f"{self.path}: permission denied; check who may read it")
+        refuse_pointer(self.path)
         if not h5py.is_hdf5(self.path):
             return DataError(f"{self.path}: {self.foreign}")
         text = str(error)

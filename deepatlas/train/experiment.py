@@ -92,7 +92,7 @@ class Experiment:
         """
         path = Path(folder) / CONFIG
         try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
+            saved = json.loads(path.read_text(encoding="utf-8-sig"))
             config, request = Config.from_dict(saved["config"]), Request(**saved["request"])
         except FileNotFoundError:
             raise DeepAtlasError(

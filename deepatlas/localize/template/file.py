@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepatlas.errors import DataError, DeepAtlasError
-from deepatlas.files import atomic_h5
+from deepatlas.files import atomic_h5, refuse_pointer
 from deepatlas.pretrained import TEMPLATE, resolve
 from deepatlas.space.constants import MAX_LABEL
 
@@ -150,6 +150,7 @@ class Template:
         path = resolve(path, TEMPLATE)
         if not path.is_file():
             raise DataError(f"{path}: no such template file; make one with `deepatlas template`")
+        refuse_pointer(path)
         cure = "make it again with `deepatlas template`"
         try:
             with h5py.File(path, "r", locking=False) as f:
