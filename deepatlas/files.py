@@ -48,7 +48,8 @@ def refuse_pointer(path: str | os.PathLike[str]) -> None:
     with suppress(OSError), open(path, "rb") as handle:
         if handle.read(len(_POINTER)) == _POINTER:
             raise DataError(
-                f"{path}: a pointer of git-lfs, not the file itself; run `git lfs pull` where it was cloned, or download it"
+                f"{path}: a pointer of git-lfs, not the file itself; run `git lfs pull` where it was cloned, or "
+                "download the file"
             )
 
 
