@@ -1,12 +1,11 @@
-"""Checks of source and destination, and the locks by which one run at a time uses them."""
+"""Checks of source and destination."""
 
 from __future__ import annotations
 
 import os
 import re
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from deepatlas.errors import DataError
@@ -14,12 +13,6 @@ from deepatlas.exams.outputs import check_out_folder, lies_in, refuse_overwritin
 from deepatlas.files import write_error
 from deepatlas.intake.privacy.identity import private_folder
 from deepatlas.sqlite import has_locks
-
-try:
-    import fcntl
-except ImportError:
-    # On Windows.
-    fcntl = None  # type: ignore[assignment]
 
 # What the folder of a dataset contains. A folder with anything else is something that must not be overwritten.
 _OURS = {"dataset.json", "exams", "packed.h5", "manifest.sqlite", "manifest.sqlite-journal", "report.html"}
@@ -101,27 +94,3 @@ def clear_leftovers(dst: Path) -> None:
             if _TEMPORARY.fullmatch(path.name):
                 with suppress(OSError):
                     path.unlink()
-
-
-@contextmanager
-def held(path: Path, busy: str | None, *, shared: bool = False) -> Iterator[None]:
-    """Hold a lock, which ends with the process. If it is taken, raise ``busy``, or wait if that is None."""
-    if fcntl is None:
-        yield
-        return
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise write_error(path, error) from error
-    try:
-        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        try:
-            fcntl.flock(handle, kind | (fcntl.LOCK_NB if busy else 0))
-        except BlockingIOError:
-            raise DataError(f"{path.parent}: {busy}") from None
-        except OSError:
-            # Some file systems have no locks.
-            pass
-        yield
-    finally:
-        os.close(handle)
