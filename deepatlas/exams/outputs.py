@@ -6,6 +6,7 @@ it can all lead to the same file. A command calls these functions before any wor
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from deepatlas.errors import DataError
 from deepatlas.exams.cohort import ExamFiles, find_exams
 from deepatlas.exams.kind import CT_NAMES, Kind, exam_stem
+from deepatlas.files import write_error
 from deepatlas.io.codec import SUFFIXES, image_suffix
 from deepatlas.io.dicom.header import looks_like_dicom
 from deepatlas.store.store import is_dataset
@@ -39,6 +41,20 @@ def check_out_folder(path: Path, option: str = "--out") -> None:
         raise DataError(
             f"{path}: has the name of a {suffix} file, and {option} is a folder; give the name of a folder"
         )
+
+
+def check_name(path: Path, what: str) -> None:
+    """Raise :class:`~deepatlas.errors.DataError` if a name is not UTF-8, which databases and TensorBoard need.
+
+    ``what`` is what the folder is ("a dataset").
+    """
+    try:
+        os.path.realpath(path).encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{path}: {what} cannot have a name that is not UTF-8 (or not ASCII, under an ASCII locale); choose "
+            "another name"
+        ) from None
 
 
 def check_out_file(path: Path, suffixes: Sequence[str], option: str = "--out") -> None:
@@ -76,6 +92,7 @@ def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[Path], option: 
         if (key := _identity(path)) is not None:
             (folders if path.is_dir() else files)[key] = path
     for output in outputs:
+        _check_length(output)
         key = _identity(output)
         if key is None:
             continue
@@ -140,6 +157,17 @@ def _identity(path: Path) -> object:
         return None
     # Some file systems under Windows number no files.
     return (status.st_dev, status.st_ino) if status.st_ino else os.path.normcase(os.path.realpath(path))
+
+
+def _check_length(path: Path) -> None:
+    """Raise the error for a name that is too long, which would otherwise end the command after its work."""
+    there = next((parent for parent in path.absolute().parents if parent.is_dir()), None)
+    if there is not None:
+        try:
+            os.stat(there / path.name)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise write_error(path, error) from error
 
 
 def _check_parents(path: Path) -> None:

@@ -66,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run with parsed arguments; returns the exit status."""
+    from deepatlas.exams.outputs import check_name
     from deepatlas.train.allocator import keep_freed_memory
     from deepatlas.train.experiment import Experiment
     from deepatlas.train.score import result_text
@@ -91,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise DeepAtlasError(
                 f"--resume continues a run as it was set up: leave out {what}, or start a new --out"
             )
+        check_name(arguments.resume, "a run")
         experiment = Experiment.resume(arguments.resume, device=arguments.device, quiet=arguments.quiet)
     else:
         experiment = Experiment.create(
@@ -127,7 +129,7 @@ def _settings(arguments: argparse.Namespace) -> Config:
 
 
 def _request(arguments: argparse.Namespace) -> Request:
-    from deepatlas.exams.outputs import check_out_folder
+    from deepatlas.exams.outputs import check_name, check_out_folder
     from deepatlas.train.request import refuse_writing_to_data
 
     if arguments.test_exams and not arguments.test:
@@ -135,6 +137,7 @@ def _request(arguments: argparse.Namespace) -> Request:
     out = arguments.out or Path("runs") / (arguments.data.resolve().name if arguments.data else "phantom")
     if arguments.out:
         check_out_folder(out)
+    check_name(out, "a run")
     refuse_writing_to_data(out, [d for d in (arguments.data, arguments.test) if d])
     return Request(
         out=os.fspath(out),

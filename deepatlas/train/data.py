@@ -49,7 +49,7 @@ def open_store(
 def _store_path(data: Path, crop: str | None) -> Path:
     """Where the store of a data directory is kept: in the user's cache, because data are often read-only."""
     cache = user_cache("deepatlas", "DEEPATLAS_CACHE")
-    name = hashlib.sha256(f"{data.resolve()} {crop}".encode()).hexdigest()[:16]
+    name = hashlib.sha256(f"{data.resolve()} {crop}".encode(errors="surrogateescape")).hexdigest()[:16]
     # The hash identifies the data; the name of their folder is for people, and may be as long as names can be.
     shown = os.fsdecode(os.fsencode(data.resolve().name)[:100])
     return cache / "stores" / f"{shown}-{name}.h5"

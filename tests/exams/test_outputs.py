@@ -126,6 +126,18 @@ def test_a_slice_in_the_folder_of_a_series_is_not_overwritten_but_other_files_in
     refuse_overwriting([series / "mask.nii.gz", series / "new.nii.gz"], [tmp_path / "link"])
 
 
+def test_names_that_cannot_be_written_are_refused_before_any_work(here, capsys, tmp_path):
+    odd, long = os.fsdecode(b"M\xfcl"), "x" * 250
+    assert "a run cannot have a name that is not UTF-8" in refused(
+        capsys, "train", "--data", "data", "--out", odd
+    )
+    assert "a run cannot have" in refused(capsys, "train", "--resume", odd)
+    assert "a dataset cannot have" in refused(capsys, "prepare", "data", odd)
+    shutil.copy("scan.nii.gz", f"{long}.nii")
+    err = refused(capsys, "segment", *MODEL, f"{long}.nii", "--out", "new")
+    assert "the name is too long; choose a shorter one" in err and not (here / "new").exists()
+
+
 def test_names_that_are_meant_are_accepted(tmp_path):
     for name in ("runs/v0.1", "new", "a.b.c", "."):
         check_out_folder(tmp_path / name)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from deepatlas.errors import DataError
-from deepatlas.exams.outputs import check_out_folder, lies_in, refuse_overwriting, same_place
+from deepatlas.exams.outputs import check_name, check_out_folder, lies_in, refuse_overwriting, same_place
 from deepatlas.files import write_error
 from deepatlas.intake.privacy.identity import private_folder
 from deepatlas.sqlite import has_locks
@@ -47,14 +47,7 @@ def check_places(src: Path, dst: Path, names: Path | None = None) -> None:
                 f"{names}: lies in {place}, which `prepare` writes; keep the name map somewhere else"
             )
     check_out_folder(dst, "DST")
-    try:
-        # The databases of a dataset hold paths as UTF-8.
-        os.fspath(target).encode()
-    except UnicodeEncodeError:
-        raise DataError(
-            f"{dst}: a dataset cannot have a name that is not UTF-8 (or not ASCII, under an ASCII locale); choose "
-            "another name"
-        ) from None
+    check_name(dst, "a dataset")
     if not dst.exists():
         return
     try:
