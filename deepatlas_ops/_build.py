@@ -257,10 +257,8 @@ def _load() -> BuildInfo:
     except BuildError as error:
         return BuildInfo(native=False, reason=str(error))
     except OSError as error:
-        return BuildInfo(
-            native=False,
-            reason=f"the build cache {cache_directory()} cannot be used ({error}); set {CACHE_VARIABLE} to another folder",
-        )
+        problem = f"the build cache {cache_directory()} cannot be used ({error})"
+        return BuildInfo(native=False, reason=f"{problem}; set {CACHE_VARIABLE} to another folder")
 
 
 def _load_any() -> BuildInfo | None:

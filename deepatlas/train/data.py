@@ -51,5 +51,8 @@ def _store_path(data: Path, crop: str | None) -> Path:
     cache = user_cache("deepatlas", "DEEPATLAS_CACHE")
     name = hashlib.sha256(f"{data.resolve()} {crop}".encode(errors="surrogateescape")).hexdigest()[:16]
     # The hash identifies the data; the name of their folder is for people, and may be as long as names can be.
-    shown = os.fsdecode(os.fsencode(data.resolve().name)[:100])
+    shown = data.resolve().name
+    if len(os.fsencode(shown)) > 100:
+        # Without half a letter at the end.
+        shown = os.fsencode(shown)[:100].decode(errors="ignore")
     return cache / "stores" / f"{shown}-{name}.h5"
