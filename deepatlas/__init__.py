@@ -19,7 +19,9 @@ The public names, which are those in ``__all__``:
 ======================  ==============================================================================================
 Models                  :func:`load`, :class:`Model`
 Templates               :func:`build_template`, :class:`Template`
-Use                     :func:`segment`, :func:`locate` and :class:`Located`, :func:`evaluate_cohort`
+Use                     :func:`segment` and :class:`Segmentation`, :func:`locate` and :class:`Located`,
+                        :func:`evaluate_cohort`
+Trust                   :class:`Fit`, :class:`UnknownExamWarning`
 Images                  :func:`read_volume`, :func:`write_volume`, :class:`Volume`, :class:`Grid`
 Exams in folders        :func:`find_exams`, :class:`Cohort`, :class:`ExamFiles`
 Datasets                :func:`prepare` with :class:`Options`, :class:`Dataset`, :func:`check_dataset`, :class:`Store`
@@ -53,9 +55,10 @@ if TYPE_CHECKING:
     from deepatlas.intake.structures.read import read_structures
     from deepatlas.io.codec import write_volume
     from deepatlas.localize.points import Located, locate
-    from deepatlas.localize.segment import segment
+    from deepatlas.localize.segment import Segmentation, segment
     from deepatlas.localize.template.build import build_template
     from deepatlas.localize.template.file import Template
+    from deepatlas.model.fit import Fit, UnknownExamWarning
     from deepatlas.phantom.patients import PhantomCohort
     from deepatlas.space.grid import Grid
     from deepatlas.space.volume import Volume
@@ -67,14 +70,17 @@ _PUBLIC = {
     "Cohort": "deepatlas.exams.cohort",
     "Dataset": "deepatlas.intake.dataset.folder",
     "ExamFiles": "deepatlas.exams.cohort",
+    "Fit": "deepatlas.model.fit",
     "Grid": "deepatlas.space.grid",
     "Located": "deepatlas.localize.points",
     "Model": "deepatlas.api",
     "NameMap": "deepatlas.intake.structures.name_map",
     "Options": "deepatlas.intake.run.options",
     "PhantomCohort": "deepatlas.phantom.patients",
+    "Segmentation": "deepatlas.localize.segment",
     "Store": "deepatlas.store.store",
     "Template": "deepatlas.localize.template.file",
+    "UnknownExamWarning": "deepatlas.model.fit",
     "Volume": "deepatlas.space.volume",
     "build_template": "deepatlas.localize.template.build",
     "check_dataset": "deepatlas.intake.dataset.check",
@@ -97,14 +103,17 @@ __all__ = [
     "Dataset",
     "DeepAtlasError",
     "ExamFiles",
+    "Fit",
     "Grid",
     "Located",
     "Model",
     "NameMap",
     "Options",
     "PhantomCohort",
+    "Segmentation",
     "Store",
     "Template",
+    "UnknownExamWarning",
     "Volume",
     "__version__",
     "build_template",

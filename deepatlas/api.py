@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 from numpy.typing import ArrayLike
 
 from deepatlas.localize.points import Located, locate
-from deepatlas.localize.segment import segment
+from deepatlas.localize.segment import Segmentation, segment
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import Engine, Exam, read_exam
-from deepatlas.space.volume import Volume
+from deepatlas.model.fit import Fit, UnknownExamWarning
 
 
 class Model(Engine):
@@ -29,7 +30,7 @@ class Model(Engine):
         average: views of every exam whose coordinates are averaged.
     """
 
-    def segment(self, exam: Exam, template: Template, threshold: float | None = None) -> Volume:
+    def segment(self, exam: Exam, template: Template, threshold: float | None = None) -> Segmentation:
         """Carry the masks of a template onto an exam (sections 3.2.1 and 5.2.7).
 
         Args:
@@ -39,13 +40,20 @@ class Model(Engine):
                 values, which preserve volumes.
 
         Returns:
-            A label image on the exam's own grid: uint8, or uint16 for ids above 255. 0 is the background.
+            A label image on the exam's own grid: uint8, or uint16 for ids above 255. 0 is the background. Its ``fit``
+            says how well the model knows the exam.
+
+        Warns:
+            UnknownExamWarning: the model does not know such an exam; its labels mean nothing.
 
         Raises:
             DeepAtlasError: the template belongs to another model, or the threshold is out of range.
             DataError: the exam cannot be read, or shows no patient.
         """
-        return segment(self, read_exam(exam), template, threshold=threshold)
+        volume = read_exam(exam)
+        labels = segment(self, volume, template, threshold=threshold)
+        _warn(labels.fit, volume.name)
+        return labels
 
     def locate(self, points_mm: ArrayLike, source: Exam, target: Exam) -> Located:
         """Find points of one exam in another (section 2.2).
@@ -56,13 +64,25 @@ class Model(Engine):
             target: the exam in which they are to be found.
 
         Returns:
-            The points in RAS millimetres of ``target``, their residuals in millimetres, and which of them were found.
+            The points in RAS millimetres of ``target``, which of them were found, and why the others were not.
+
+        Warns:
+            UnknownExamWarning: the model does not know an exam such as ``target``; no point of it counts as found.
 
         Raises:
             DeepAtlasError: the points are not ``[N, 3]`` or not finite.
             DataError: an exam cannot be read, or shows no patient.
         """
-        return locate(self, points_mm, read_exam(source), read_exam(target))
+        volume = read_exam(target)
+        found = locate(self, points_mm, read_exam(source), volume)
+        _warn(found.fit, volume.name)
+        return found
+
+
+def _warn(fit: Fit, exam: str) -> None:
+    if message := fit.warning(exam or "exam"):
+        # The caller of the method is two frames up.
+        warnings.warn(message, UnknownExamWarning, stacklevel=3)
 
 
 def load(

@@ -7,8 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from deepatlas.model.engine import ExamMap
+from deepatlas.model.fit import Fit
 from deepatlas.space.grid import Grid
-from deepatlas.space.preprocess import to_model_grid
+from deepatlas.space.preprocess import foreground_mask, to_model_grid
 from deepatlas.space.volume import Volume
 
 # The structures are ellipsoids: name -> (id, centre in mm, radii in mm). The ids are neither dense nor in order.
@@ -78,8 +80,11 @@ def exam(grid: Grid, name: str = "exam", to_anatomy: Callable | None = None) -> 
 class AffineModel:
     """A stand-in for the engine that knows the anatomical place of every voxel: coords = place / SCALE.
 
-    ``maps`` holds the ``to_anatomy`` of exams by their names.
+    ``maps`` holds the ``to_anatomy`` of exams by their names. Every exam has fit 1, so that with a ``fit_threshold``
+    above it no exam is known.
     """
+
+    fit_threshold: float | None = None
 
     fingerprint = "affine-model"
     refine, average = 0, 1
@@ -94,10 +99,10 @@ class AffineModel:
         inside = ((np.stack([x, y, z], axis=-1) / BODY) ** 2).sum(-1) < 1
         self.atlas = torch.from_numpy(np.where(inside, 0.54, 0.0)).float()[None, None]
 
-    def coordinates_on_model_grid(self, volume: Volume):
+    def map_exam(self, volume: Volume):
         hu = to_model_grid(volume, self.size, crop=self.crop)
         place = world(hu.grid)
         if volume.name in self.maps:
             place = self.maps[volume.name](place)
         coords = torch.from_numpy(np.moveaxis(place / SCALE, -1, 0).copy()).float()[None]
-        return coords, hu.grid, hu
+        return ExamMap(coords, hu.grid, hu, foreground_mask(hu.array), Fit(1.0, self.fit_threshold))

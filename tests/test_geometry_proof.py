@@ -273,7 +273,8 @@ def test_located_points_and_segmentations_are_at_the_anatomy(tmp_path, known_mod
         write_volume(tmp_path / name / "ct.nii.gz", ct)
         write_volume(tmp_path / name / "seg.nii.gz", seg)
     (tmp_path / "labels.json").write_text(json.dumps(LABELS))
-    points = (np.array(places) - 0.5) * [70, 60, 80]
+    # Inside the body of the anatomy.
+    points = (np.array(places) - 0.5) * [60, 50, 64]
     lines = [f"p{i},{x:.6f},{y:.6f},{z:.6f}" for i, (x, y, z) in enumerate(points)]
     (tmp_path / "points.csv").write_text("\n".join(["name,x,y,z", *lines]))
     out = tmp_path / "located.csv"
@@ -299,7 +300,6 @@ def test_located_points_and_segmentations_are_at_the_anatomy(tmp_path, known_mod
 
 def test_the_affine_model_gives_float32_coordinates():
     """The points above are computed from float32 coordinates, whose steps are far below the tolerance."""
-    coords, grid, _ = AffineModel(64).coordinates_on_model_grid(
-        exam(Grid.from_spacing((20,) * 3, 7, (-66,) * 3))[0]
-    )
+    found = AffineModel(64).map_exam(exam(Grid.from_spacing((20,) * 3, 7, (-66,) * 3))[0])
+    coords, grid = found.coords, found.grid
     assert coords.dtype == torch.float32 and np.spacing(np.float32(1)) * 80 / min(grid.spacing) < 1e-3

@@ -14,11 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepatlas.errors import PROGRAM, DeepAtlasError
+from deepatlas.errors import PROGRAM, DataError, DeepAtlasError
 
 if TYPE_CHECKING:
     from deepatlas.api import Model
     from deepatlas.localize.template.file import Template
+    from deepatlas.model.fit import Fit
 
 # The object through which argparse adds commands. It has no public name.
 Commands = argparse._SubParsersAction
@@ -99,7 +100,8 @@ def add_strict(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--strict",
         action="store_true",
-        help="stop at the first exam that cannot be used instead of skipping it",
+        help="stop at the first exam that cannot be used instead of skipping it, and at the first that the model does "
+        "not know",
     )
 
 
@@ -141,6 +143,27 @@ def list_skipped(skipped: Mapping[str, str]) -> None:
     """Print one line on stderr for every exam that could not be used."""
     for name, why in skipped.items():
         print(f"{PROGRAM}: skipped {name}: {why}", file=sys.stderr)
+
+
+def note_unknown(args: argparse.Namespace, name: str, fit: Fit) -> None:
+    """Print one line on stderr about an exam that the model does not know.
+
+    Raises :class:`~deepatlas.errors.DataError` instead where ``--strict`` is given.
+    """
+    if message := fit.warning(name):
+        if args.strict:
+            raise DataError(message)
+        print(f"{PROGRAM}: warning: {message}", file=sys.stderr)
+
+
+def list_unknown(fits: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print one line on stderr for every exam that the model does not know."""
+    for name, about in fits.items():
+        if about["known"] is False:
+            print(
+                f"{PROGRAM}: warning: {name}: the model does not know such an exam (fit {about['fit']})",
+                file=sys.stderr,
+            )
 
 
 def load_model(args: argparse.Namespace) -> Model:

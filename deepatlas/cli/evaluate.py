@@ -12,6 +12,7 @@ from deepatlas.cli.common import (
     add_strict,
     add_template,
     list_skipped,
+    list_unknown,
     load_model,
     load_template,
     model_files,
@@ -75,5 +76,6 @@ def run(args: argparse.Namespace) -> int:
         progress=progress_lines(args),
     )  # fmt: skip
     list_skipped(summary["skipped"])
+    list_unknown(summary["fit"])
     print_result(args, summary, f"{summary_table(summary)}\n{args.out / 'report.html'}")
     return 0

@@ -13,6 +13,7 @@ from deepatlas.cli.common import (
     list_skipped,
     load_model,
     model_files,
+    note_unknown,
     print_result,
     progress_lines,
 )
@@ -45,7 +46,7 @@ def add(commands: Commands) -> None:
         required=True,
         type=Path,
         metavar="OUT",
-        help="CSV file to write: target,name,x,y,z,residual_mm,found",
+        help="CSV file to write: target,name,x,y,z,inversion_mm,found,reason,fit,known",
     )
     add_strict(c)
 
@@ -72,14 +73,16 @@ def run(args: argparse.Namespace) -> int:
     say, located, failed = progress_lines(args), {}, {}
     for count, (name, exam) in enumerate(targets.items(), 1):
         try:
-            located[name] = locate(model, points, source, read_volume(exam.ct, kind=exam.kind))
+            result = locate(model, points, source, read_volume(exam.ct, kind=exam.kind))
+            note_unknown(args, name, result.fit)
         except DataError as error:
             if args.strict:
                 raise
             failed[name] = str(error)
             continue
+        located[name] = result
         if say:
-            found = int(located[name].found.sum())
+            found = int(result.found.sum())
             say(f"locate {count}/{len(targets)} {name}: {found} of {len(names)} found")
     if located:
         write_located(args.out, names, located)
@@ -89,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
         "out": str(args.out) if located else None,
         "points": len(names),
         "found": counts,
+        "exams": {name: result.fit.to_dict() for name, result in located.items()},
         "failed": failed,
     }
     print_result(args, data, f"{args.out}: {sum(counts.values())} of {len(names) * len(counts)} points found")

@@ -16,6 +16,7 @@ from deepatlas.cli.common import (
     load_model,
     load_template,
     model_files,
+    note_unknown,
     print_result,
     progress_lines,
 )
@@ -62,11 +63,12 @@ def run(args: argparse.Namespace) -> int:
     refuse_overwriting(outputs, files_of_exams(exams.values()) + model_files(args))
     model = load_model(args)
     template = load_template(args, model)
-    say, done, failed = progress_lines(args), {}, {}
+    say, done, fits, failed = progress_lines(args), {}, {}, {}
     write_text(args.out / "labels.json", json.dumps(template.labels, indent=1) + "\n")
     for count, (name, exam) in enumerate(exams.items(), 1):
         try:
             labels = segment(model, read_volume(exam.ct, kind=exam.kind), template, args.threshold)
+            note_unknown(args, name, labels.fit)
         except DataError as error:
             if args.strict:
                 raise
@@ -74,9 +76,12 @@ def run(args: argparse.Namespace) -> int:
             continue
         # This stands outside the try, so that a full disk ends the run instead of failing every exam.
         done[name] = str(write_volume(args.out / f"{name}{args.suffix}", labels))
+        fits[name] = labels.fit
         if say:
             say(f"segment {count}/{len(exams)} {name}")
     list_skipped(failed)
-    data = {"segmented": done, "failed": failed}
-    print_result(args, data, f"{args.out}: {len(done)} of {len(exams)} exams segmented")
+    data = {"segmented": done, "exams": {n: f.to_dict() for n, f in fits.items()}, "failed": failed}
+    unknown = sum(f.known is False for f in fits.values())
+    text = f"{args.out}: {len(done)} of {len(exams)} exams segmented"
+    print_result(args, data, f"{text}, {unknown} of them not known to the model" if unknown else text)
     return 1 if failed else 0

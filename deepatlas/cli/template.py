@@ -12,6 +12,7 @@ from deepatlas.cli.common import (
     add_model,
     add_strict,
     list_skipped,
+    list_unknown,
     load_model,
     model_files,
     print_result,
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     template.save(args.out)
     list_skipped(template.meta["skipped"])
+    list_unknown(template.meta["fit"])
     data = {"template": str(args.out), "labels": template.labels} | template.meta
     names, exams = len(template.names), len(template.meta["exams"])
     print_result(args, data, f"{args.out}: {names} structures from {exams} exam(s)")

@@ -33,6 +33,7 @@ from deepatlas.files import write_text
 from deepatlas.localize.segment import segment_coordinates
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import Engine
+from deepatlas.model.fit import Fit
 from deepatlas.pictures import figures
 from deepatlas.pictures.draw import png_bytes, save_figure, save_png
 from deepatlas.space.volume import Volume
@@ -67,7 +68,8 @@ def evaluate_cohort(
         data_dir: a data directory or dataset with labelled exams (see :func:`deepatlas.find_exams`).
         out_dir: the folder to write to; it is created.
         exams: the ids of the exams to evaluate; None takes every labelled exam.
-        strict: stop at the first exam that cannot be used. Otherwise such an exam is skipped and listed.
+        strict: stop at the first exam that cannot be used, or that the model does not know. Otherwise the former is
+            skipped and listed, and the latter is scored.
         hd95: the convention of HD95: ``"mean"`` (eq. 16), ``"max"`` or ``"pooled"``.
         threshold: the mask value that counts for all structures, in (0, 1]; None takes the template's own values.
         convention: how pictures are turned: ``"radiological"`` or ``"neurological"``.
@@ -106,6 +108,7 @@ def evaluate_cohort(
         summary=summarise(rows, list(structures)),
         conventions=Conventions.of(settings, dict(zip(template.names, template.thresholds, strict=True))),
         seconds=Seconds.of({result.section.exam: result.seconds for result in results}),
+        fit={result.section.exam: result.fit.to_dict() for result in results},
         skipped=selection.skipped,
         unlabelled=selection.unlabelled,
         not_in_labels=[n for n in template.names if n not in structures],
@@ -133,6 +136,7 @@ def evaluate_cohort(
 class _ExamResult:
     section: ExamSection
     seconds: float
+    fit: Fit
 
 
 def _evaluate_exams(
@@ -148,21 +152,29 @@ def _evaluate_exams(
 
     def evaluate(files: ExamFiles, ct: Volume, reference: Volume) -> _ExamResult:
         start = time.perf_counter()
-        coords, grid, _ = model.coordinates_on_model_grid(ct)
-        predicted = segment_coordinates(coords, grid, ct.grid, template, settings.threshold)
+        found = model.map_exam(ct)
+        warning = found.fit.warning(files.id)
+        if warning and selection.strict:
+            raise DataError(warning)
+        predicted = segment_coordinates(
+            found.coords, found.grid, ct.grid, template, settings.threshold, found.body
+        )
         seconds = time.perf_counter() - start
         section = ExamSection(
             files.id, score_exam(files.id, reference, predicted, structures, settings.metrics)
         )
         drawn = {row.structure for row in section.rows}
+        section.note = f"fit {found.fit.value:.2f}"
+        section.warning = warning or ""
         if absent := [name for name in structures if name not in drawn]:
-            section.note = f"not drawn: {', '.join(absent)}"
+            section.note += f" · not drawn: {', '.join(absent)}"
         if settings.pictures:
             figure = exam_figure(
-                files.id, ct, reference, predicted, structures, model.atlas, coords, grid, settings.convention
-            )
+                files.id, ct, reference, predicted, structures, model.atlas, found.coords, found.grid,
+                settings.convention,
+            )  # fmt: skip
             section.png = png_bytes(figure)
-        return _ExamResult(section, seconds)
+        return _ExamResult(section, seconds, found.fit)
 
     results = []
     for count, (files, result) in enumerate(selection.use(evaluate), 1):

@@ -96,6 +96,7 @@ class Evaluation:
     summary: Summary
     conventions: Conventions
     seconds: Seconds
+    fit: dict[str, dict[str, Any]]  # exam id -> how well the model knows the exam: "fit" and "known"
     skipped: dict[str, str]  # exam id -> why the exam could not be used
     unlabelled: list[str]  # ids of the exams without a reference
     not_in_labels: list[str]  # structures of the template that labels.json of the data does not name

@@ -21,6 +21,7 @@ class ExamSection:
     rows: list[Row]
     png: bytes | None = None
     note: str = ""
+    warning: str = ""
 
 
 @dataclass
@@ -40,7 +41,13 @@ def write_report(path: str | Path, report: Report) -> None:
     """
     header, cells = summary_cells(report.evaluation.summary)
     exams = [
-        {"exam": e.exam, "rows": e.rows, "note": e.note, "png": data_uri(e.png) if e.png else None}
+        {
+            "exam": e.exam,
+            "rows": e.rows,
+            "note": e.note,
+            "warning": e.warning,
+            "png": data_uri(e.png) if e.png else None,
+        }
         for e in report.exams
     ]
     text = render(

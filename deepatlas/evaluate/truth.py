@@ -13,7 +13,6 @@ from deepatlas.model.native import native_coordinates
 from deepatlas.phantom.baseline import affine_baseline
 from deepatlas.phantom.patients import PhantomCohort, PhantomExam
 from deepatlas.space.grid import Grid
-from deepatlas.space.preprocess import foreground_mask
 
 # Training phantoms from which the affine map between learned and true coordinates is fitted, and voxels of each.
 FIT_EXAMS = 8
@@ -51,7 +50,8 @@ def phantom_truth(
     learned, true = [], []
     for index in range(min(FIT_EXAMS, config.train)):
         exam = cohort.exam(index)
-        a, b = _pairs(exam, *model.coordinates_on_model_grid(exam.volume)[:2])
+        found = model.map_exam(exam.volume)
+        a, b = _pairs(exam, found.coords, found.grid)
         pick = generator.choice(len(a), min(FIT_VOXELS, len(a)), replace=False)
         learned.append(a[pick])
         true.append(b[pick])
@@ -62,11 +62,11 @@ def phantom_truth(
     errors, folds, affine_dice = [], [], {}
     for index in range(config.train, config.train + config.test):
         exam = cohort.exam(index)
-        coords, grid, hu = model.coordinates_on_model_grid(exam.volume)
-        a, b = _pairs(exam, coords, grid)
+        found = model.map_exam(exam.volume)
+        a, b = _pairs(exam, found.coords, found.grid)
         errors.append(np.linalg.norm(_homogeneous(a) @ affine - b, axis=1))
-        mask = torch.from_numpy(foreground_mask(hu.array))[None, None].to(coords.device)
-        folds.append(float(ops.folds(coords, mask)))
+        mask = torch.from_numpy(found.body)[None, None].to(found.coords.device)
+        folds.append(float(ops.folds(found.coords, mask)))
         if baseline:
             for name, dice in affine_baseline(source, exam).items():
                 affine_dice.setdefault(name, []).append(dice)

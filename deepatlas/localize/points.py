@@ -12,14 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
 from scipy.spatial import cKDTree
 from torch import Tensor
 
 import deepatlas_ops as ops
 from deepatlas.errors import DeepAtlasError
 from deepatlas.model.engine import Engine
+from deepatlas.model.fit import Fit
 from deepatlas.model.native import extrapolate
-from deepatlas.space.preprocess import foreground_mask
 from deepatlas.space.volume import Volume
 
 NEWTON_STEPS = 12
@@ -31,15 +32,23 @@ MAX_STEP = 2.0
 class Located:
     """The points of one exam in another.
 
-    A point was found if it lies in the field of view of the target and its residual is less than one model voxel.
-    Otherwise ``points`` holds the best guess, or nan where the given point lies outside the source exam.
+    Attributes:
+        points: ``[N, 3]``, RAS millimetres in the target: the best guess where a point was not found, and nan where the
+            given point lies outside the source exam.
+        inversion_mm: ``[N]``, how far the target's coordinates at the point are from those asked for, in millimetres.
+            This is the error of the inversion alone. The coordinates themselves have errors of several millimetres,
+            which it does not show.
+        found: ``[N]``, whether the model knows both exams, the given point lies in the body of the source, and the
+            point lies in the body and the field of view of the target, at the coordinates asked for.
+        reason: ``[N]``, why a point was not found; empty where it was.
+        fit: how well the model knows the target.
     """
 
-    points: NDArray[np.float64]  # [N, 3], RAS millimetres in the target
-    residual_mm: NDArray[
-        np.float64
-    ]  # [N], distance between the anatomy at the point and the anatomy asked for
-    found: NDArray[np.bool_]  # [N]
+    points: NDArray[np.float64]
+    inversion_mm: NDArray[np.float64]
+    found: NDArray[np.bool_]
+    reason: list[str]
+    fit: Fit
 
 
 def locate(model: Engine, points_mm: ArrayLike, source: Volume, target: Volume) -> Located:
@@ -56,7 +65,7 @@ def locate(model: Engine, points_mm: ArrayLike, source: Volume, target: Volume) 
         target: the exam in which they are to be found, in Hounsfield units.
 
     Returns:
-        The points in RAS millimetres of ``target``, their residuals, and which of them were found.
+        The points in RAS millimetres of ``target``, and which of them were found.
 
     Raises:
         DeepAtlasError: the points are not ``[N, 3]`` or not finite.
@@ -65,29 +74,40 @@ def locate(model: Engine, points_mm: ArrayLike, source: Volume, target: Volume) 
     if points.ndim != 2 or points.shape[1] != 3 or not np.isfinite(points).all():
         raise DeepAtlasError(f"locate: points must be finite and [N, 3] (RAS mm), got shape {points.shape}")
     n = len(points)
+    origin, goal = model.map_exam(source), model.map_exam(target)
     if n == 0:
-        return Located(np.zeros((0, 3)), np.zeros(0), np.zeros(0, dtype=bool))
-    coords, grid, _ = model.coordinates_on_model_grid(source)
+        return Located(np.zeros((0, 3)), np.zeros(0), np.zeros(0, dtype=bool), [], goal.fit)
+    place = origin.grid.world_to_voxel(points)
     # The extrapolated map has one more voxel on every side, so that its indices are larger by 1.
-    source_index = torch.from_numpy(grid.world_to_voxel(points).T + 1).to(coords)
-    wanted = _sample(extrapolate(coords), source_index)
-    known = _within(source.grid.world_to_voxel(points), source.grid.shape)
-    known &= _within(grid.world_to_voxel(points), grid.shape)
+    source_index = torch.from_numpy(place.T + 1).to(origin.coords)
+    wanted = _sample(extrapolate(origin.coords), source_index)
+    given = _within(source.grid.world_to_voxel(points), source.grid.shape)
+    given &= _within(place, origin.grid.shape)
 
-    coords, grid, hu = model.coordinates_on_model_grid(target)
+    coords, grid = goal.coords, goal.grid
     padded = extrapolate(coords)
     jacobian = _jacobian(padded)
-    candidates = [_newton(padded, jacobian, wanted, start) for start in _starts(coords, hu, wanted)]
+    candidates = [_newton(padded, jacobian, wanted, start) for start in _starts(coords, goal.body, wanted)]
     affine = torch.from_numpy(np.array(grid.affine[:3, :3])).to(coords)
     residuals = torch.stack([(affine @ rest).norm(dim=0) for _, rest in candidates])
     choice = residuals.argmin(dim=0)
     best = torch.stack([index for index, _ in candidates])[choice, :, torch.arange(n, device=choice.device)]
     residual = residuals.amin(dim=0).double().cpu().numpy()
     index = (best - 1).double().cpu().numpy()
-    found = known & _within(index, grid.shape) & (residual < max(grid.spacing))
     located = grid.voxel_to_world(index)
-    located[~known], residual[~known] = math.nan, math.nan
-    return Located(located, residual, found)
+    # The first reason that holds for a point is given.
+    obstacles = [
+        (~given, "outside the source exam"),
+        (np.full(n, origin.fit.known is False), "the model does not know the source exam"),
+        (np.full(n, goal.fit.known is False), "the model does not know the target exam"),
+        (~_near(origin.body, place), "outside the body in the source exam"),
+        (~_within(index, grid.shape), "outside the field of view of the target exam"),
+        (~(residual < max(grid.spacing)), "no place of the target exam has these coordinates"),
+        (~_near(goal.body, index), "outside the body in the target exam"),
+    ]
+    reason = [next((why for bad, why in obstacles if bad[i]), "") for i in range(n)]
+    located[~given], residual[~given] = math.nan, math.nan
+    return Located(located, residual, np.array([not why for why in reason]), reason, goal.fit)
 
 
 def _sample(volume: Tensor, index: Tensor) -> Tensor:
@@ -135,10 +155,19 @@ def _within(index: NDArray[np.float64], shape: tuple[int, int, int]) -> NDArray[
     return np.logical_and.reduce(inside, axis=1)
 
 
-def _starts(coords: Tensor, hu: Volume, wanted: Tensor) -> list[Tensor]:
+def _near(body: NDArray[np.bool_], index: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Bool ``[N]``: which fractional voxels ``[N, 3]`` (x, y, z) are at most a voxel away from a mask ``[D, H, W]``."""
+    nearby = ndimage.binary_dilation(body)
+    last = np.array(body.shape[::-1]) - 1
+    x, y, z = np.clip(np.rint(index), 0, last).astype(int).T
+    result: NDArray[np.bool_] = nearby[z, y, x]
+    return result
+
+
+def _starts(coords: Tensor, body: NDArray[np.bool_], wanted: Tensor) -> list[Tensor]:
     """Starts of the Newton steps, voxels ``[3, N]`` of the extrapolated map: implicit warp and nearest coordinate."""
     n, shape = wanted.shape[1], coords.shape[2:]
-    inside = torch.from_numpy(foreground_mask(hu.array)).to(coords.device)
+    inside = torch.from_numpy(body).to(coords.device)
     if not inside.any():
         inside = torch.ones_like(inside)
     warp = ops.implicit_warp(

@@ -16,6 +16,8 @@ from deepatlas.files import write_text
 from deepatlas.localize.points import Located
 
 COLUMNS = ("name", "x", "y", "z")
+# What is known about a point that was looked for.
+RESULTS = ("inversion_mm", "found", "reason", "fit", "known")
 
 
 def read_points(path: str | Path) -> tuple[list[str], NDArray[np.float64]]:
@@ -62,7 +64,8 @@ def read_points(path: str | Path) -> tuple[list[str], NDArray[np.float64]]:
 def write_located(path: str | Path, names: Sequence[str], located: Mapping[str, Located]) -> None:
     """Write the points found in every target as a CSV file. Numbers that are nan are left empty.
 
-    The columns are target, name, x, y, z (RAS millimetres in the target), residual_mm and found.
+    The columns are target, name, x, y, z (RAS millimetres in the target), inversion_mm, found, reason (why a point was
+    not found), fit and known (of the target; empty where the model has no threshold).
 
     Args:
         path: the file to write.
@@ -74,10 +77,16 @@ def write_located(path: str | Path, names: Sequence[str], located: Mapping[str, 
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["target", *COLUMNS, "residual_mm", "found"])
+    writer.writerow(["target", *COLUMNS, *RESULTS])
     for target, result in located.items():
-        rows = zip(names, result.points, result.residual_mm, result.found, strict=True)
-        for name, point, residual, found in rows:
-            numbers = [f"{v:.3f}" if math.isfinite(v) else "" for v in (*point, residual)]
-            writer.writerow([target, name, *numbers, "true" if found else "false"])
+        rows = zip(names, result.points, result.inversion_mm, result.found, result.reason, strict=True)
+        fit = result.fit
+        about = [f"{fit.value:.3f}" if math.isfinite(fit.value) else "", _truth(fit.known)]
+        for name, point, inversion, found, reason in rows:
+            numbers = [f"{v:.3f}" if math.isfinite(v) else "" for v in (*point, inversion)]
+            writer.writerow([target, name, *numbers, _truth(bool(found)), reason, *about])
     write_text(path, out.getvalue())
+
+
+def _truth(value: bool | None) -> str:
+    return "" if value is None else str(value).lower()

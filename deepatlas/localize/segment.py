@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,7 +15,8 @@ import deepatlas_ops as ops
 from deepatlas.errors import DeepAtlasError
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import Engine
-from deepatlas.model.native import coordinate_slabs, inside
+from deepatlas.model.fit import Fit
+from deepatlas.model.native import coordinate_slabs, inside, sampled_slabs
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
 
@@ -23,7 +26,16 @@ from deepatlas.space.volume import Volume
 TILE = (16, 32, 32)
 
 
-def segment(model: Engine, volume: Volume, template: Template, threshold: float | None = None) -> Volume:
+@dataclass
+class Segmentation(Volume):
+    """A label image on the grid of an exam, and how well the model knows the exam."""
+
+    fit: Fit = Fit(math.nan)
+
+
+def segment(
+    model: Engine, volume: Volume, template: Template, threshold: float | None = None
+) -> Segmentation:
     """Carry a template's masks onto an exam (section 5.2.7).
 
     Args:
@@ -34,25 +46,31 @@ def segment(model: Engine, volume: Volume, template: Template, threshold: float 
             ``thresholds``, which preserve volumes.
 
     Returns:
-        A label image on the exam's own grid: uint8, or uint16 for ids above 255. 0 is the background.
+        A label image on the exam's own grid: uint8, or uint16 for ids above 255. 0 is the background. Its ``fit`` says
+        how well the model knows the exam.
 
     Raises:
         DeepAtlasError: the template belongs to another model, or the threshold is out of range.
     """
     template.check_model(model.fingerprint)
-    coords, grid, _ = model.coordinates_on_model_grid(volume)
-    labels = segment_coordinates(coords, grid, volume.grid, template, threshold)
-    return Volume(labels, volume.grid, volume.name)
+    found = model.map_exam(volume)
+    labels = segment_coordinates(found.coords, found.grid, volume.grid, template, threshold, found.body)
+    return Segmentation(labels, volume.grid, volume.name, found.fit)
 
 
 def segment_coordinates(
-    coords: Tensor, model_grid: Grid, native_grid: Grid, template: Template, threshold: float | None = None
+    coords: Tensor,
+    model_grid: Grid,
+    native_grid: Grid,
+    template: Template,
+    threshold: float | None = None,
+    body: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.uint8 | np.uint16]:
     """The labels of an exam whose coordinates are known (section 5.2.7).
 
     A voxel takes the structure whose mask is furthest above its threshold there, if any mask reaches its threshold. A
-    voxel outside the field of view of the model grid is background. The work goes slab by slab, so that the memory it
-    needs does not grow with the number of slices.
+    voxel outside the body, or outside the field of view of the model grid, is background. The work goes slab by slab,
+    so that the memory it needs does not grow with the number of slices.
 
     Args:
         coords: ``[1, 3, S, S, S]``, normalised coordinates on ``model_grid``.
@@ -60,6 +78,8 @@ def segment_coordinates(
         native_grid: the grid of the result, in any orientation.
         template: the masks to carry over.
         threshold: as in :func:`segment`.
+        body: ``[S, S, S]``, the foreground of the exam on ``model_grid``; None clips nothing. A voxel counts as outside
+            where no voxel of the body is within a voxel of the model grid.
 
     Returns:
         Label ids ``[D, H, W]`` on ``native_grid``: uint8, or uint16 for ids above 255. 0 is the background.
@@ -90,6 +110,11 @@ def segment_coordinates(
                 labels[tile[1:]] = _tile_labels(masks, near, index[tile], low, high, levels, ids)
         out[z] = labels.cpu().numpy()
     out[~inside(model_grid, native_grid)] = 0
+    if body is not None:
+        near_body = torch.from_numpy(body).to(coords)[None, None]
+        for z, fine in sampled_slabs(near_body, model_grid, native_grid, chunk):
+            # Linear interpolation is 0 only where all eight neighbours are outside.
+            out[z][(fine[0, 0] <= 0).cpu().numpy()] = 0
     return out
 
 

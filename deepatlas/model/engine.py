@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 import deepatlas_ops as ops
@@ -18,6 +20,7 @@ from deepatlas.config import Config
 from deepatlas.errors import DeepAtlasError
 from deepatlas.exams.read import read_volume
 from deepatlas.model.average import averaged_coordinates
+from deepatlas.model.fit import Fit, fit
 from deepatlas.model.native import native_coordinates
 from deepatlas.model.refine import refine_coordinates
 from deepatlas.nn import Atlas, CoordinateNetwork
@@ -28,6 +31,25 @@ from deepatlas.space.preprocess import foreground_mask, normalize, to_model_grid
 from deepatlas.space.volume import Volume
 
 Exam = str | os.PathLike[str] | Volume
+
+
+@dataclass(frozen=True)
+class ExamMap:
+    """The coordinates of one exam on the grid of the network's input.
+
+    Attributes:
+        coords: ``[1, 3, S, S, S]``, float32 on the model's device, in [-1, 1].
+        grid: the grid of these S^3 voxels: RAS+, cropped as in training.
+        hu: the exam in Hounsfield units on that grid.
+        body: ``[S, S, S]``, the foreground of the exam (paper 5.5.3).
+        fit: how well the model knows the exam.
+    """
+
+    coords: Tensor
+    grid: Grid
+    hu: Volume
+    body: NDArray[np.bool_]
+    fit: Fit
 
 
 def pick_device(name: str | torch.device | None = None) -> torch.device:
@@ -178,6 +200,12 @@ class Engine:
         return self.config.data.crop
 
     @property
+    def fit_threshold(self) -> float | None:
+        """The fit from which an exam is known, set from the training cohort; None in models of earlier versions."""
+        threshold: float | None = self.card.get("fit", {}).get("threshold")
+        return threshold
+
+    @property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that identify the weights and the atlas. A template names those of its model."""
         digest = hashlib.sha256()
@@ -192,28 +220,32 @@ class Engine:
     # Refinement needs gradients, which inference mode does not allow.
     @torch.inference_mode(False)
     @torch.no_grad()
-    def coordinates_on_model_grid(self, volume: Exam) -> tuple[Tensor, Grid, Volume]:
+    def map_exam(self, exam: Exam) -> ExamMap:
         """The coordinates of an exam on the grid of the network's input, averaged and refined as the model is set to.
-
-        Args:
-            volume: an exam.
-
-        Returns:
-            The coordinates ``[1, 3, S, S, S]``, float32 on the model's device; the grid of these S^3 voxels (RAS+,
-            cropped as in training); and the exam in Hounsfield units on that grid.
 
         Raises:
             DataError: the exam cannot be read, or holds no patient.
         """
-        hu = to_model_grid(read_exam(volume), self.size, crop=self.crop)
+        hu = to_model_grid(read_exam(exam), self.size, crop=self.crop)
         x = normalize(torch.as_tensor(np.ascontiguousarray(hu.array), dtype=torch.float32))
         x = x[None, None].to(self.device)
+        body = foreground_mask(hu.array)
+        mask = torch.as_tensor(body, dtype=x.dtype, device=x.device)[None, None]
         level = self.config.network.finest_level
         coords = averaged_coordinates(lambda view: self.network(view, level), x, self.average)
+        value = float(fit(coords, x, mask, self.atlas_module))
         if self.refine:
-            mask = torch.as_tensor(foreground_mask(hu.array), dtype=x.dtype, device=x.device)[None, None]
             coords = refine_coordinates(coords, x, mask, self.atlas_module, self.config, self.refine)
-        return ops.resize(coords, x.shape[2:]), hu.grid, hu
+        known = Fit(value, self.fit_threshold)
+        return ExamMap(ops.resize(coords, x.shape[2:]), hu.grid, hu, body, known)
+
+    def fit(self, exam: Exam) -> Fit:
+        """How well the model knows an exam (see :func:`deepatlas.model.fit.fit`).
+
+        Raises:
+            DataError: the exam cannot be read, or holds no patient.
+        """
+        return self.map_exam(exam).fit
 
     def coordinates(self, exam: Exam) -> Tensor:
         """The anatomical coordinate of every voxel of an exam, on the exam's own grid (section 2.1).
@@ -230,8 +262,8 @@ class Engine:
             DataError: the exam cannot be read, or holds no patient.
         """
         volume = read_exam(exam)
-        coords, grid, _ = self.coordinates_on_model_grid(volume)
-        return native_coordinates(coords, grid, volume.grid)
+        found = self.map_exam(volume)
+        return native_coordinates(found.coords, found.grid, volume.grid)
 
 
 def read_exam(exam: Exam) -> Volume:

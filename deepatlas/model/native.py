@@ -58,12 +58,21 @@ def coordinate_slabs(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield ``(z slice, coords [1, 3, d, H, W])`` of the native grid; see :func:`native_coordinates`."""
     _check(coords, model_grid)
-    padded, grid = extrapolate(coords), extrapolated_grid(model_grid)
+    yield from sampled_slabs(extrapolate(coords), extrapolated_grid(model_grid), native_grid, chunk)
+
+
+def sampled_slabs(
+    volume: Tensor, grid: Grid, native_grid: Grid, chunk: int = CHUNK_VOXELS
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield ``(z slice, [1, C, d, H, W])``: ``volume [1, C, D, H, W]`` on ``grid``, sampled on the native grid.
+
+    The interpolation is linear, and beyond its outermost centres the volume is constant.
+    """
     _, height, width = native_grid.shape
     for z in slabs(native_grid.shape, chunk):
         part = native_grid.cropped((z.start, 0, 0), (z.stop - z.start, height, width))
-        theta = torch.as_tensor(np.asarray(grid.theta_from(part)), dtype=coords.dtype, device=coords.device)
-        yield z, ops.affine_resample(padded, theta[None], part.shape, padding="border")
+        theta = torch.as_tensor(np.asarray(grid.theta_from(part)), dtype=volume.dtype, device=volume.device)
+        yield z, ops.affine_resample(volume, theta[None], part.shape, padding="border")
 
 
 def native_coordinates(

@@ -10,6 +10,7 @@ import jinja2
 STYLE = """ :root { color-scheme: light dark; --line: #8884; --soft: #888; }
  body { font: 15px/1.5 system-ui, sans-serif; max-width: 1240px; margin: 2rem auto; padding: 0 1rem; }
  h1 { font-size: 1.5rem; margin-bottom: .2rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
+ .warning { color: #c2410c; font-weight: 600 }
  .soft { color: var(--soft); font-size: .9rem }
  table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .8rem 0; }
  th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }

@@ -31,6 +31,7 @@ from deepatlas.store.store import Store, is_store
 from deepatlas.train.data import make_phantoms, open_store
 from deepatlas.train.feed.resident import ExamArray
 from deepatlas.train.feed.streaming import StreamingArray, training_array
+from deepatlas.train.known import training_fit
 from deepatlas.train.log import NullLog, RunLog
 from deepatlas.train.loop import Session, deferred_signals
 from deepatlas.train.pictures import save_panel
@@ -145,11 +146,11 @@ class Experiment:
                 f"{len(split.train)} exams to learn from, {len(split.test)} to test on; network of "
                 f"{parameter_count(session.modules['network']):,} parameters on {where}"
             )
-            self._train(session, store, split)
+            fits = self._train(session, store, split)
             self.world.close()
             if not self.world.main:
                 return {}
-            model = self._finish(session, split)
+            model = self._finish(session, split, fits)
             result = score(self.folder, model, self.config, self.request, split, log)
             result["training_seconds"] = round(session.seconds, 1)
             result["total_seconds"] = round(time.monotonic() - began, 1)
@@ -182,7 +183,8 @@ class Experiment:
         generator = torch.Generator().manual_seed(config.seed)
         return Session(config, self.folder, self.world, log, modules, generator)
 
-    def _train(self, session: Session, store: Store, split: Split) -> None:
+    def _train(self, session: Session, store: Store, split: Split) -> dict[str, Any]:
+        """Run the phases; returns how well the model knows its exams, in the first process (others: {})."""
         rows, data = [store.index(i) for i in split.train], self.config.data
         size, device = self.config.network.size, self.world.device
         exams = training_array(store, size, device, exams=rows, resident=data.resident)
@@ -195,6 +197,10 @@ class Experiment:
                 insist_on_same_exams(store, session.facts.exams, split.train)
             with self._compiled(session):
                 session.run(recipe(session, array, self._picture(session, store, array)))
+            if not self.world.main:
+                return {}
+            network, level = session.modules["network"].eval(), self.config.network.finest_level
+            return training_fit(network, session.modules["atlas"], array, level)
 
     @contextlib.contextmanager
     def _compiled(self, session: Session) -> Iterator[None]:
@@ -220,7 +226,7 @@ class Experiment:
 
         return picture
 
-    def _finish(self, session: Session, split: Split) -> Engine:
+    def _finish(self, session: Session, split: Split, fits: dict[str, Any]) -> Engine:
         """Write ``model.pt`` and ``atlas.nii.gz``."""
         card = {
             "preset": self.config.preset,
@@ -230,6 +236,7 @@ class Experiment:
             "training_seconds": round(session.seconds, 1),
             "torch": str(torch.__version__),
             "backend": ops.build_info()["backend"],
+            "fit": fits,
         }
         model = Engine(self.config, session.modules["network"], session.modules["atlas"], card)
         model.save(self.folder / MODEL_FILE)

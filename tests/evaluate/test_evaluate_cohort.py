@@ -153,7 +153,8 @@ def test_the_warped_atlas_lies_on_the_exam():
     """The atlas of the known model is the body, so warped onto an exam it must be the body of the exam."""
     model, (ct, _) = AffineModel(), exam(GRIDS["oblique"])
     ct = ct.canonical()
-    coords, grid, _ = model.coordinates_on_model_grid(ct)
+    found = model.map_exam(ct)
+    coords, grid = found.coords, found.grid
     index = (40, 25, 33)
     cuts = atlas_slices(model.atlas, coords, grid, ct.grid, index)
     fine = native_coordinates(coords, grid, ct.grid)[None]

@@ -26,7 +26,7 @@ def test_a_point_has_the_same_place_on_another_grid():
     got = locate(AffineModel(), POINTS, source, target)
     assert got.found.all()
     np.testing.assert_allclose(got.points, POINTS, atol=1e-2)
-    assert got.residual_mm.max() < 1e-2
+    assert got.inversion_mm.max() < 1e-2
 
 
 def test_an_affine_map_is_inverted():
@@ -50,7 +50,7 @@ def test_a_bent_map_is_inverted_to_a_fraction_of_a_voxel():
     assert got.found.all()
     # bent(found) must be the point again. Voxels have 2.2 mm, and linear interpolation of the map costs about 0.05 mm.
     assert np.linalg.norm(bent(got.points) - POINTS, axis=1).max() < 0.15
-    assert got.residual_mm.max() < 0.05
+    assert got.inversion_mm.max() < 0.05
 
 
 def test_anatomy_that_is_not_in_the_target_is_not_found():
@@ -69,7 +69,20 @@ def test_points_outside_the_source_are_nan():
     source = exam(GRIDS["plain"], "a")[0]
     got = locate(AffineModel(), [[0.0, 0.0, 0.0], [500.0, 0.0, 0.0]], source, source)
     assert got.found.tolist() == [True, False]
-    assert np.isnan(got.points[1]).all() and np.isnan(got.residual_mm[1])
+    assert np.isnan(got.points[1]).all() and np.isnan(got.inversion_mm[1])
+
+
+def test_points_in_the_air_and_exams_that_are_not_known_are_not_found():
+    source = exam(GRIDS["plain"], "a")[0]
+    points = [[0.0, 0.0, 0.0], [60.0, 50.0, 60.0]]
+    got = locate(AffineModel(), points, source, source)
+    assert got.found.tolist() == [True, False]
+    assert got.reason == ["", "outside the body in the source exam"] and got.fit.known is None
+    model = AffineModel()
+    model.fit_threshold = 2.0
+    got = locate(model, points, source, source)
+    assert not got.found.any() and got.fit.known is False
+    assert got.reason == ["the model does not know the source exam"] * 2
 
 
 def test_one_point_no_point_and_malformed_points():
@@ -95,9 +108,9 @@ def test_points_are_read_from_csv_and_results_are_written(tmp_path):
     result = locate(AffineModel(), [[1.0, 2.0, 3.0], [900.0, 0.0, 0.0]], source, source)
     write_located(tmp_path / "out.csv", names, {"b": result})
     lines = (tmp_path / "out.csv").read_text().splitlines()
-    assert lines[0] == "target,name,x,y,z,residual_mm,found"
-    assert lines[1].startswith("b,carina,1.000,2.000,3.000,0.00") and lines[1].endswith(",true")
-    assert lines[2] == 'b,"apex, left",,,,,false'
+    assert lines[0] == "target,name,x,y,z,inversion_mm,found,reason,fit,known"
+    assert lines[1].startswith("b,carina,1.000,2.000,3.000,0.00") and lines[1].endswith(",true,,1.000,")
+    assert lines[2] == 'b,"apex, left",,,,,false,outside the source exam,1.000,'
 
 
 @pytest.mark.parametrize(

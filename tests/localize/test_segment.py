@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from affine_model import ANATOMY, GRIDS, LABELS, AffineModel, exam
+from scipy import ndimage
 
 from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.evaluate.metrics.dice import dice
@@ -15,7 +16,8 @@ from deepatlas.space.volume import Volume
 
 
 def labelled(model, ct, seg, **rest) -> LabelledExam:
-    coords, grid, _ = model.coordinates_on_model_grid(ct)
+    found = model.map_exam(ct)
+    coords, grid = found.coords, found.grid
     return LabelledExam(coords, grid, seg, **rest)
 
 
@@ -123,7 +125,8 @@ def test_wrong_arguments_are_refused(plain):
 
 
 def test_the_larger_mask_wins_and_ids_above_255_are_kept():
-    model, (ct, _) = AffineModel(16), exam(GRIDS["plain"])
+    model, grid = AffineModel(16), GRIDS["plain"]
+    ct = Volume(np.full(grid.shape, 20.0), grid)
     masks = np.zeros((2, 16, 16, 16), np.float32)
     masks[0], masks[1] = 0.6, 0.6
     masks[1, :, :, 8:] = 0.8
@@ -134,7 +137,8 @@ def test_the_larger_mask_wins_and_ids_above_255_are_kept():
 
 
 def test_each_structure_has_its_own_threshold_unless_one_is_given():
-    model, (ct, _) = AffineModel(16), exam(GRIDS["plain"])
+    model, grid = AffineModel(16), GRIDS["plain"]
+    ct = Volume(np.full(grid.shape, 20.0), grid)
     step = np.linspace(0, 1, 16, dtype=np.float32)
     masks = np.stack([np.broadcast_to(m, (16, 16, 16)) for m in (0.7 * step, np.float32(step > 0.75))])
     template = Template(masks, ("wide", "narrow"), (1, 2))
@@ -144,3 +148,26 @@ def test_each_structure_has_its_own_threshold_unless_one_is_given():
     # Where both masks reach their thresholds, the one that is further above its own wins.
     found = segment(model, ct, template).array[0, 0]
     assert list(dict.fromkeys(found[found > 0].tolist())) == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["plain", "oblique", "sagittal"])
+def test_labels_outside_the_body_are_clipped(name):
+    ct, _ = exam(GRIDS[name])
+    found = segment(AffineModel(32), ct, Template(np.ones((1, 16, 16, 16), np.float32), ("a",), (1,), {}))
+    body = ct.array > -500
+    assert found.array[body].all()
+    # A model voxel has 5 mm: its neighbours in the air may keep the label, and no other voxel may.
+    far = ndimage.distance_transform_edt(~body, sampling=ct.grid.spacing[::-1]) > 12
+    assert far.any() and not found.array[far].any()
+
+
+def test_a_segmentation_says_whether_the_model_knows_the_exam():
+    model, (ct, seg) = AffineModel(), exam(GRIDS["plain"])
+    template = estimate_template([labelled(model, ct, seg)], LABELS, 32)
+    assert segment(model, ct, template).fit.to_dict() == {"fit": 1.0, "known": None}
+    model.fit_threshold = 1.5
+    fit = segment(model, ct, template).fit
+    assert fit.known is False and "does not know such an exam" in fit.warning("exam")
+    model.fit_threshold = 0.5
+    fit = segment(model, ct, template).fit
+    assert fit.known is True and fit.warning("exam") is None

@@ -56,10 +56,8 @@ def test_errors_of_single_views_average_out(image):
 
 def test_the_shipped_model_averages_views_reproducibly():
     volume, _ = exam(GRIDS["sagittal"])
-    once, twice = (
-        deepatlas.load("headneck", "cpu", average=3).coordinates_on_model_grid(volume)[0] for _ in range(2)
-    )
-    alone = deepatlas.load("headneck", "cpu").coordinates_on_model_grid(volume)[0]
+    once, twice = (deepatlas.load("headneck", "cpu", average=3).map_exam(volume).coords for _ in range(2))
+    alone = deepatlas.load("headneck", "cpu").map_exam(volume).coords
     assert once.shape == alone.shape and torch.equal(once, twice)
     assert 0 < (once - alone).abs().mean() < 0.2
 

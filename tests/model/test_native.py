@@ -17,7 +17,8 @@ from deepatlas.space.grid import Grid
 def test_an_affine_map_is_exact_on_every_voxel_up_to_the_edges(name, size):
     """Clamping at the border of the pooled grid would be wrong by up to half a model voxel (several mm)."""
     ct, _ = exam(GRIDS[name])
-    coords, grid, _ = AffineModel(size).coordinates_on_model_grid(ct)
+    found = AffineModel(size).map_exam(ct)
+    coords, grid = found.coords, found.grid
     fine = native_coordinates(coords, grid, ct.grid, chunk=20_000).numpy()
     assert fine.shape == (3, *ct.grid.shape)
     error = np.abs(np.moveaxis(fine, 0, -1) * SCALE - world(ct.grid))
@@ -27,7 +28,8 @@ def test_an_affine_map_is_exact_on_every_voxel_up_to_the_edges(name, size):
 
 def test_the_size_of_chunks_does_not_matter():
     ct, _ = exam(GRIDS["oblique"])
-    coords, grid, _ = AffineModel(16).coordinates_on_model_grid(ct)
+    found = AffineModel(16).map_exam(ct)
+    coords, grid = found.coords, found.grid
     coords = coords + 0.1 * torch.randn(coords.shape, generator=torch.Generator().manual_seed(0))
     whole = native_coordinates(coords, grid, ct.grid, chunk=1 << 30)
     torch.testing.assert_close(native_coordinates(coords, grid, ct.grid, chunk=1), whole, atol=2e-5, rtol=0)
@@ -44,7 +46,8 @@ def test_a_cropped_model_grid_leaves_the_other_voxels_outside():
 
 def test_a_single_plane_is_sampled_and_a_wrong_shape_is_refused():
     ct, _ = exam(GRIDS["anisotropic"])
-    coords, grid, _ = AffineModel(16).coordinates_on_model_grid(ct)
+    found = AffineModel(16).map_exam(ct)
+    coords, grid = found.coords, found.grid
     plane = native_coordinates(coords, grid, ct.grid.cropped((7, 0, 0), (1, *ct.grid.shape[1:])))
     whole = native_coordinates(coords, grid, ct.grid)
     torch.testing.assert_close(plane[:, 0], whole[:, 7], atol=1e-5, rtol=0)

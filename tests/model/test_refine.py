@@ -67,8 +67,8 @@ def test_a_model_refines_every_exam():
     atlas.values.data.uniform_()
     network = CoordinateNetwork(config.network)
     volume, _ = exam(GRIDS["anisotropic"], "e")
-    plain = Model(config, network, atlas).coordinates_on_model_grid(volume)[0]
-    refined = Model(config, network, atlas, refine=3).coordinates_on_model_grid(volume)[0]
+    plain = Model(config, network, atlas).map_exam(volume).coords
+    refined = Model(config, network, atlas, refine=3).map_exam(volume).coords
     assert plain.shape == refined.shape and not torch.equal(plain, refined)
-    again = Model(config, network, atlas, refine=0).coordinates_on_model_grid(volume)[0]
+    again = Model(config, network, atlas, refine=0).map_exam(volume).coords
     np.testing.assert_array_equal(plain.numpy(), again.numpy())

@@ -15,6 +15,7 @@ from deepatlas.exams.selection import Selection
 from deepatlas.localize.template.estimate import LabelledExam, estimate_template
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import Engine
+from deepatlas.model.fit import Fit
 from deepatlas.space.volume import Volume
 
 # The voxels of a template along each axis, unless the atlas of the model has more.
@@ -42,15 +43,15 @@ def build_template(
         exams: the ids of the exams to use; None takes every labelled exam.
         names: the structures to include; None takes all that ``labels.json`` names.
         size: voxels of the template along each axis; None takes 128, or the size of the atlas if that is larger.
-        strict: stop at the first exam that cannot be used. Otherwise such an exam is skipped and listed in
-            ``meta["skipped"]``.
+        strict: stop at the first exam that cannot be used, or that the model does not know. Otherwise the former is
+            skipped and listed in ``meta["skipped"]``, and the latter is used.
         progress: receives one line of text per exam and per structure.
         **solver: ``iterations``, ``tolerance``, ``tikhonov`` and ``laplacian`` of
             :func:`~deepatlas.localize.template.estimate.estimate_template`.
 
     Returns:
-        The template, whose ``meta`` holds the model's fingerprint, the exams, what was skipped, and how every solve
-        ended.
+        The template, whose ``meta`` holds the model's fingerprint, the exams and how well the model knows them, what
+        was skipped, and how every solve ended.
 
     Raises:
         DataError: no labelled exam can be read, an exam or structure is unknown, or nothing is labelled.
@@ -65,12 +66,18 @@ def build_template(
     if names:
         labels = {s: labels[s] for s in names}
 
+    fits: dict[str, Fit] = {}
+
     def labelled(files: ExamFiles, ct: Volume, seg: Volume) -> LabelledExam:
-        coords, grid, _ = model.coordinates_on_model_grid(ct)
+        found = model.map_exam(ct)
+        warning = found.fit.warning(files.id)
+        if warning and strict:
+            raise DataError(warning)
+        fits[files.id] = found.fit
         # A structure without a voxel counts as not drawn, and not as absent.
         present = set(np.unique(seg.array).tolist())
         drawn = frozenset(n for n, i in labels.items() if i in present)
-        return LabelledExam(coords.cpu(), grid, Volume(seg.array, seg.grid, files.id), drawn)
+        return LabelledExam(found.coords.cpu(), found.grid, Volume(seg.array, seg.grid, files.id), drawn)
 
     items = []
     for count, (files, item) in enumerate(selection.use(labelled), 1):
@@ -88,6 +95,7 @@ def build_template(
         "exams": [i.labels.name for i in items],
         "skipped": selection.skipped,
         "unlabelled": selection.unlabelled,
+        "fit": {name: fits[name].to_dict() for name in (i.labels.name for i in items)},
     }
     size = size or max(SIZE, model.atlas.shape[-1])
     return estimate_template(items, labels, size, meta=meta, progress=progress, **solver)
