@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from deepatlas.errors import DeepAtlasError
-from deepatlas.files import atomic_path
+from deepatlas.files import atomic_path, refuse_pointer
 
 FORMAT = 1
 NAME = "checkpoint.pt"
@@ -40,6 +40,7 @@ def load(path: Path, what: str = "checkpoint") -> dict:
     path = Path(path)
     if not path.is_file():
         raise DeepAtlasError(f"{path}: no such {what}; check the path")
+    refuse_pointer(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

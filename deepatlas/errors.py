@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 PROGRAM = "deepatlas"
 
@@ -31,13 +35,46 @@ class DataWarning(UserWarning):
     """An exam can be used but looks unusual, for example because its values do not seem to be Hounsfield units."""
 
 
+def lenient_output() -> None:
+    """Let stdout and stderr write any text, for example a path with letters that an ASCII terminal does not have.
+
+    What cannot be written appears as ``\\xfc``, so that no command fails after its work is done.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Print a warning as one line on stderr, without the line of code that Python shows.
+
+    It takes the place of ``warnings.showwarning``.
+    """
+    print(f"{PROGRAM}: warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _own_warnings() -> Iterator[None]:
+    """Warnings are lines of ours within the block, and matplotlib keeps to itself where its cache is."""
+    drawing = logging.getLogger("matplotlib")
+    level = drawing.level
+    with warnings.catch_warnings():
+        warnings.showwarning = show_warning
+        drawing.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            drawing.setLevel(level)
+
+
 def guarded(run: Callable[..., int], *arguments: object) -> int:
     """Run a command and return its exit code.
 
-    An error is printed as one line on stderr and gives 1; Ctrl-C gives 130.
+    An error is printed as one line on stderr and gives 1; Ctrl-C gives 130. Warnings are lines of the same form.
     """
     try:
-        return run(*arguments)
+        with _own_warnings():
+            return run(*arguments)
     except BrokenPipeError:
         # The program that reads our output (head, less) has exited.
         sys.stderr.close()

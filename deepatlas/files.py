@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deepatlas.errors import WriteError
+from deepatlas.errors import DataError, WriteError
 
 if TYPE_CHECKING:
     import h5py
@@ -38,6 +38,19 @@ _CURES = {
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
     errno.EIO: ("the device failed", "check the disk"),
 }
+_POINTER = b"version https://git-lfs.github.com/spec/"
+# The end of a name by which its format is known.
+_SUFFIXES = re.compile(r"(\.[A-Za-z0-9]{1,8}){1,2}$", re.ASCII)
+
+
+def refuse_pointer(path: str | os.PathLike[str]) -> None:
+    """Raise :class:`~deepatlas.errors.DataError` if a file holds the pointer of git-lfs in place of its content."""
+    with suppress(OSError), open(path, "rb") as handle:
+        if handle.read(len(_POINTER)) == _POINTER:
+            raise DataError(
+                f"{path}: a pointer of git-lfs, not the file itself; run `git lfs pull` where it was cloned, or "
+                "download the file"
+            )
 
 
 def write_error(path: str | os.PathLike[str], error: OSError) -> WriteError:
@@ -55,18 +68,21 @@ def write_error(path: str | os.PathLike[str], error: OSError) -> WriteError:
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path``, which is renamed to ``path`` when the block ends without an error.
 
-    The temporary name keeps the suffixes (such as ``.nii.gz``), because writers choose the format by them.
+    The temporary name keeps the suffixes (such as ``.nii.gz``), because writers choose the format by them. The rest of
+    it is plain and short, so that it can be given wherever the name of ``path`` itself can.
     Missing parent folders are created. If an error occurs, the temporary file is removed and ``path`` is left
     as it was; an :class:`OSError` is converted into a one-line :class:`~deepatlas.errors.WriteError`.
     """
     path = Path(path)
-    temporary = path.with_name(f".{secrets.token_hex(4)}.{os.getpid()}.{path.name}")
+    suffix = _SUFFIXES.search(path.name)
+    temporary = path.with_name(f".{secrets.token_hex(4)}.{os.getpid()}{suffix[0] if suffix else '.part'}")
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with open(temporary, "rb") as handle:
+        # Windows flushes only what is open for writing.
+        with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except OSError as error:
@@ -84,9 +100,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write ``text`` to a file as UTF-8, atomically (see :func:`atomic_path`)."""
+    """Write ``text`` to a file as UTF-8, atomically (see :func:`atomic_path`).
+
+    Bytes of a file name that are not UTF-8 are written as ``\\udcfc``.
+    """
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager

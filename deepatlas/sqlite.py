@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum, auto
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:
+    # On Windows.
+    fcntl = None  # type: ignore[assignment]
+
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 
 
 class Trouble(Enum):
@@ -42,6 +51,24 @@ def trouble_of(error: sqlite3.Error) -> Trouble:
     """What an error means. Errors that Python's module itself raises carry no code and are ``OTHER``."""
     # The lowest byte of an extended result code is the primary one.
     return _TROUBLES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, Trouble.OTHER)
+
+
+def has_locks(path: Path) -> bool:
+    """Whether the file system of an existing file or folder has locks, without which databases cannot be written.
+
+    Raises :class:`OSError` if ``path`` cannot be opened.
+    """
+    if fcntl is None:
+        return True
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        # Not fcntl.lockf: closing the file would end the locks that a database of this process holds on it.
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in _NO_LOCKS
+    finally:
+        os.close(handle)
+    return True
 
 
 def create_private(path: Path) -> None:

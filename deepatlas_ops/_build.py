@@ -2,8 +2,9 @@
 
 The sources are compiled once for each combination of sources, flags, PyTorch, Python, compiler and processor, into the
 folder ``<cache>/<key>/``, from which later processes load the library. The cache is ``DEEPATLAS_OPS_CACHE`` if that is
-set, otherwise ``deepatlas_ops`` in the cache directory of the user. A missing or failing compiler does not raise an
-error here: :func:`load` gives the reason in ``BuildInfo.reason``, and the PyTorch bodies run.
+set, otherwise ``deepatlas_ops`` in the cache directory of the user. Without a compiler, a library that was built for
+this PyTorch, Python and processor is loaded all the same. A missing or failing compiler does not raise an error here:
+:func:`load` gives the reason in ``BuildInfo.reason``, and the PyTorch bodies run.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 import os
 import platform
 import re
@@ -22,11 +22,13 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from .cache import file_lock, record, records, user_cache, write_record
 
 LIBRARY = "deepatlas_ops_native"
 CACHE_VARIABLE = "DEEPATLAS_OPS_CACHE"
@@ -93,10 +95,7 @@ def find_sources() -> Path:
 
 def cache_directory() -> Path:
     """The folder that holds one folder for each build."""
-    if override := os.environ.get(CACHE_VARIABLE):
-        return Path(override).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
-    return Path(base).expanduser() / "deepatlas_ops"
+    return user_cache("deepatlas_ops", CACHE_VARIABLE)
 
 
 # ---- what to build ----------------------------------------------------------------------------------
@@ -122,18 +121,10 @@ class _Plan:
 
     @property
     def key(self) -> str:
-        digest = hashlib.sha256()
-        for path in sorted(self.sources.iterdir()):
-            if path.suffix in (".h", ".cuh", ".cpp", ".cu"):
-                digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
-        built_for = (
-            *(str(v) for k, v in dataclasses.asdict(self).items() if k not in ("sources", "cuda_reason")),
-            torch.__version__,
-            str(torch.version.git_version),
-            str(sysconfig.get_config_var("SOABI")),
+        values = dataclasses.asdict(self)
+        return _digest(
+            self.sources, (str(v) for k, v in values.items() if k not in ("sources", "cuda_reason"))
         )
-        digest.update("\0".join(built_for).encode())
-        return digest.hexdigest()[:20]
 
     def info(self, directory: Path, seconds: float) -> BuildInfo:
         arch = self.processor + (f"; CUDA {self.cuda_architectures}" if self.cuda_architectures else "")
@@ -149,6 +140,22 @@ class _Plan:
         )
 
 
+def _digest(sources: Path, more: Iterable[str]) -> str:
+    """A hash of the sources, of this PyTorch and Python, and of ``more``."""
+    digest = hashlib.sha256()
+    for path in sorted(sources.iterdir()):
+        if path.suffix in (".h", ".cuh", ".cpp", ".cu"):
+            digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
+    versions = (torch.__version__, str(torch.version.git_version), str(sysconfig.get_config_var("SOABI")))
+    digest.update("\0".join((*more, *versions)).encode())
+    return digest.hexdigest()[:20]
+
+
+def _runs_on() -> str:
+    """What a library must have been built from and for, to run here; whichever compiler built it."""
+    return _digest(find_sources(), (*_flags(), _processor()))
+
+
 def _plan() -> _Plan:
     sources = find_sources()
     asked = shlex.split(os.environ.get("CXX", ""))
@@ -156,8 +163,6 @@ def _plan() -> _Plan:
     compiler = next((c for c in candidates if shutil.which(c)), None)
     if compiler is None:
         raise BuildError(f"no C++ compiler found (tried {', '.join(candidates)}); install g++ or set CXX")
-    if shutil.which("ninja") is None:
-        raise BuildError("no ninja found; install it with: pip install ninja")
     reason, architectures, version = _cuda()
     return _Plan(
         sources=sources,
@@ -231,7 +236,13 @@ def _first_line(command: list[str]) -> str:
 def _load() -> BuildInfo:
     try:
         with _tool_path():
-            plan = _plan()
+            try:
+                plan = _plan()
+            except BuildError:
+                # Without a compiler nothing can be built, and what was built can be used.
+                if (found := _load_any()) is not None:
+                    return found
+                raise
             try:
                 return _load_or_build(plan)
             except BuildError as error:
@@ -246,14 +257,42 @@ def _load() -> BuildInfo:
     except BuildError as error:
         return BuildInfo(native=False, reason=str(error))
     except OSError as error:
-        return BuildInfo(native=False, reason=f"the build cache {cache_directory()} cannot be used ({error})")
+        problem = f"the build cache {cache_directory()} cannot be used ({error})"
+        return BuildInfo(native=False, reason=f"{problem}; set {CACHE_VARIABLE} to another folder")
+
+
+def _load_any() -> BuildInfo | None:
+    """The newest library in the cache that runs here, loaded; None if there is none."""
+    wanted = _runs_on()
+    for directory, about in records(cache_directory()):
+        # Records of earlier versions do not say what the library runs on.
+        if about.pop("runs_on", None) != wanted or not _runs_on_devices(
+            about.pop("cuda_architectures", None)
+        ):
+            continue
+        # Damaged files are passed over.
+        with contextlib.suppress(OSError, TypeError, KeyError):
+            info = BuildInfo(**{**about, "flags": tuple(about["flags"]), "directory": str(directory)})
+            torch.ops.load_library(directory / f"{LIBRARY}.so")
+            return info
+    return None
+
+
+def _runs_on_devices(architectures: str | None) -> bool:
+    """Whether kernels for these CUDA architectures ("8.0;9.0+PTX"; None: the CPU alone) run on all GPUs here."""
+    if architectures is None or not torch.cuda.is_available():
+        return True
+    pairs = [re.fullmatch(r"(\d+)\.(\d+)\w?(\+PTX)?", a) for a in re.split(r"[; ]+", architectures)]
+    known = [((int(p[1]), int(p[2])), p[3]) for p in pairs if p]
+    devices = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    return all(any(a == device or (ptx and a < device) for a, ptx in known) for device in devices)
 
 
 def _load_or_build(plan: _Plan) -> BuildInfo:
     directory = cache_directory() / plan.key
     directory.parent.mkdir(parents=True, exist_ok=True)
     if not directory.is_dir():
-        with _file_lock(directory.with_suffix(".lock")):
+        with _lock_of(directory):
             # Another process may have built the library while this one waited.
             if not directory.is_dir():
                 return _build(plan, directory)
@@ -261,26 +300,29 @@ def _load_or_build(plan: _Plan) -> BuildInfo:
         torch.ops.load_library(directory / f"{LIBRARY}.so")
     except OSError:
         # The library in the cache is damaged. Another process may replace it while this one waits; if not, build it.
-        with _file_lock(directory.with_suffix(".lock")):
+        with _lock_of(directory):
             try:
                 torch.ops.load_library(directory / f"{LIBRARY}.so")
             except OSError:
                 shutil.rmtree(directory, ignore_errors=True)
                 return _build(plan, directory)
-    return plan.info(directory, _seconds(directory) or 0.0)
+    return plan.info(directory, record(directory).get("seconds") or 0.0)
 
 
 def _build(plan: _Plan, directory: Path) -> BuildInfo:
     """Compile in a separate folder and rename that when it is complete. The caller must hold the file lock."""
     log = directory.with_suffix(".log")
+    if shutil.which("ninja") is None:
+        raise BuildError("no ninja found; install it with: pip install ninja")
     _raise_recent_failure(log)
     building = directory.with_suffix(".building")
     # An interrupted build leaves this folder behind, with PyTorch's own lock file in it.
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
     cuda = plan.cuda_architectures is not None
-    about = _expected_seconds(directory.parent, 150.0 if cuda else 40.0)
-    _say(f"building native kernels (once, about {about:.0f} s) ...")
+    usual = 150.0 if cuda else 40.0
+    expected = next((about.get("seconds") for _, about in records(directory.parent)), None) or usual
+    _say(f"building native kernels (once, about {expected:.0f} s) ...")
     start = time.perf_counter()
     try:
         _compile(plan, building)
@@ -294,7 +336,8 @@ def _build(plan: _Plan, directory: Path) -> BuildInfo:
     # PyTorch adds a number to the name if a process builds twice, as after a failed build with CUDA.
     next(building.glob("*.so")).rename(building / f"{LIBRARY}.so")
     info = plan.info(directory, seconds)
-    (building / "build.json").write_text(json.dumps(dataclasses.asdict(info), indent=1), encoding="utf-8")
+    about = dataclasses.asdict(info)
+    write_record(building, {**about, "runs_on": _runs_on(), "cuda_architectures": plan.cuda_architectures})
     os.replace(building, directory)
     log.unlink(missing_ok=True)
     _say(f"built native kernels in {seconds:.0f} s")
@@ -348,28 +391,15 @@ def _raise_recent_failure(log: Path) -> None:
             raise BuildError(f"the build failed a short while ago, see {log}; delete it to try again")
 
 
-def _seconds(directory: Path) -> float | None:
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        return float(json.loads((directory / "build.json").read_text(encoding="utf-8"))["seconds"])
-    return None
-
-
-def _expected_seconds(cache: Path, default: float) -> float:
-    """How long the latest build in this cache took, or ``default`` if there is none."""
-    done = sorted(cache.glob("*/build.json"), key=lambda path: path.stat().st_mtime)
-    return (_seconds(done[-1].parent) if done else None) or default
-
-
 @contextlib.contextmanager
-def _file_lock(path: Path) -> Iterator[None]:
-    """A lock between processes, which the operating system releases even if the process that holds it is killed."""
-    try:
-        import fcntl
-    except ImportError:
-        raise BuildError("native kernels are built on Linux and macOS only") from None
-    with path.open("w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        # Closing the file releases the lock.
+def _lock_of(directory: Path) -> Iterator[None]:
+    """Keep other processes from building in ``directory``."""
+    waiting = (
+        f"deepatlas_ops: waiting for another process that builds native kernels in {directory.parent} ..."
+    )
+    if os.name == "nt":
+        raise BuildError("native kernels are built on Linux and macOS only")
+    with file_lock(directory.with_suffix(".lock"), waiting):
         yield
 
 

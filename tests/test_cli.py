@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from affine_model import GRIDS, LABELS, AffineModel, exam
 
 from deepatlas.api import Model
 from deepatlas.cli import main as cli
-from deepatlas.errors import DeepAtlasError, guarded
+from deepatlas.errors import DataWarning, DeepAtlasError, guarded
 from deepatlas.evaluate.metrics.dice import dice
 from deepatlas.exams.kind import exam_name
 from deepatlas.exams.read import read_volume
@@ -248,3 +251,37 @@ def test_python_m_deepatlas_fails_with_one_line(tmp_path):
     )  # fmt: skip
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("deepatlas: error: ") and done.stderr.count("\n") == 1
+
+
+def test_warnings_are_lines_of_ours_on_the_command_line_only(tmp_path, capsys):
+    def warns(error=None):
+        warnings.warn("two\nlines", DataWarning, stacklevel=1)
+        if error:
+            raise error
+        return 0
+
+    shown = warnings.showwarning
+    assert guarded(warns) == 0
+    assert capsys.readouterr().err == "deepatlas: warning: two lines\n"
+    assert guarded(warns, DeepAtlasError("bad")) == 1
+    assert capsys.readouterr().err == "deepatlas: warning: two lines\ndeepatlas: error: bad\n"
+    assert warnings.showwarning is shown
+    with pytest.warns(DataWarning, match="two"):
+        warns()
+
+
+def test_an_unusual_exam_gives_one_line_without_a_line_of_code(data, template, tmp_path):
+    ct = read_volume(data / "e1" / "ct.nii.gz")
+    write_volume(tmp_path / "odd.nii.gz", replace(ct, array=ct.array + 2000))
+    script = (
+        "import sys\nfrom affine_model import AffineModel\nfrom deepatlas.api import Model\n"
+        "from deepatlas.cli.main import main\nModel.load = lambda *_, **__: AffineModel()\nsys.exit(main())\n"
+    )
+    argv = ("segment", *AFFINE, "--template", template, "odd.nii.gz", "--out", "o", "--quiet")
+    done = subprocess.run(
+        [sys.executable, "-c", script, *argv], capture_output=True, encoding="utf-8", cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    lines = [line for line in done.stderr.splitlines() if "hold no air" in line]
+    assert len(lines) == 1 and lines[0].startswith("deepatlas: warning: odd.nii.gz: "), done.stderr
+    assert "Warning:" not in done.stderr and "warnings.warn" not in done.stderr

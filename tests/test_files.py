@@ -65,6 +65,24 @@ def test_a_path_that_is_a_folder_or_below_a_file(tmp_path):
         pass
 
 
+def test_a_file_is_flushed_through_a_handle_that_may_write(tmp_path, monkeypatch):
+    """As Windows demands it."""
+    flush = os.fsync
+
+    def fsync(handle):
+        writable = fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+        if not writable:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flush(handle)
+
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_text(tmp_path / "a.txt", "a")
+    with atomic_h5(tmp_path / "a.h5") as file:
+        file["a"] = 1
+    assert (tmp_path / "a.txt").read_text() == "a" and (tmp_path / "a.h5").is_file()
+
+
 def test_hdf5_files_are_read_back_as_written(tmp_path):
     noise = np.random.default_rng(0).normal(size=(40, 50, 60))
     with atomic_h5(tmp_path / "a.h5") as file:

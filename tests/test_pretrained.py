@@ -6,11 +6,12 @@ import pytest
 from real_exams import real
 
 import deepatlas
-from deepatlas.errors import DeepAtlasError
+from deepatlas.errors import DataWarning, DeepAtlasError
 from deepatlas.evaluate.metrics.dice import dice
 from deepatlas.exams.read import read_volume
 from deepatlas.localize.template.build import build_template
 from deepatlas.pretrained import FOLDER, MODEL, shipped
+from deepatlas.store.store import Store
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -32,11 +33,56 @@ def test_an_unknown_model_is_an_error_that_lists_the_shipped_ones(tmp_path):
         deepatlas.load("kneck")
 
 
-def test_a_folder_has_precedence_over_a_shipped_model_of_its_name(tmp_path, monkeypatch):
-    (tmp_path / "headneck").mkdir()
+def test_a_folder_with_the_name_of_a_shipped_model_counts_only_if_it_is_a_run(tmp_path, monkeypatch):
+    here = tmp_path / "headneck"
+    here.mkdir()
+    (here / "template.h5").write_bytes(b"no template")
     monkeypatch.chdir(tmp_path)
+    with pytest.warns(DataWarning, match="the shipped model is used, not the folder"):
+        model = deepatlas.load("headneck", "cpu")
+    with pytest.warns(DataWarning, match="the shipped model is used, not the folder"):
+        deepatlas.Template.load("headneck").check_model(model.fingerprint)
+    (here / "config.json").touch()
+    for load in (deepatlas.load, deepatlas.Template.load):
+        with (
+            pytest.warns(DataWarning, match="the run in the folder of that name is used"),
+            pytest.raises(DeepAtlasError, match="no finished model yet|not a template file"),
+        ):
+            load("headneck")
+    # As a path, it is never the shipped model.
     with pytest.raises(DeepAtlasError, match="no finished model yet"):
+        deepatlas.load("./headneck")
+
+
+def test_a_file_with_the_name_of_a_shipped_model_is_used_and_named(tmp_path, monkeypatch):
+    (tmp_path / "headneck").write_bytes(b"no model")
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.warns(DataWarning, match="the file of that name is used"),
+        pytest.raises(DeepAtlasError, match="headneck: not a readable model"),
+    ):
         deepatlas.load("headneck")
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("model.pt", deepatlas.load),
+        ("t.h5", deepatlas.Template.load),
+        ("ct.nii.gz", read_volume),
+        ("seg.nrrd", lambda path: read_volume(path, labels=True)),
+        ("slice.dcm", read_volume),
+        ("exam.h5", read_volume),
+        ("store.h5", Store),
+    ],
+)
+def test_a_pointer_of_git_lfs_is_named(tmp_path, name, read):
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(DeepAtlasError, match=f"{name}: a pointer of git-lfs, not the file itself; run"):
+        read(tmp_path / name)
 
 
 def test_half_precision_takes_half_the_space_and_keeps_the_fingerprint(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import stat
@@ -9,7 +10,7 @@ from contextlib import closing
 
 import pytest
 
-from deepatlas.sqlite import Trouble, connect, create_private, transaction, trouble_of
+from deepatlas.sqlite import Trouble, connect, create_private, has_locks, transaction, trouble_of
 
 
 def trouble(work) -> Trouble:
@@ -22,6 +23,19 @@ def filled(path) -> None:
     with closing(connect(path)) as db:
         db.execute("CREATE TABLE t (x)")
         db.executemany("INSERT INTO t VALUES (?)", [("x" * 1000,)] * 100)
+
+
+def test_locks_are_there_or_not(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    (tmp_path / "a").touch()
+    assert has_locks(tmp_path / "a") and has_locks(tmp_path)
+    for number, there in ((errno.ENOLCK, False), (errno.EOPNOTSUPP, False), (errno.EWOULDBLOCK, True)):
+
+        def flock(*_, number=number):
+            raise OSError(number, "x")
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+        assert has_locks(tmp_path / "a") == there
 
 
 def test_troubles_are_told_apart(tmp_path):

@@ -173,6 +173,15 @@ def load_model(args: argparse.Namespace) -> Model:
     return Model.load(args.model, device=args.device, refine=args.refine, average=args.average)
 
 
+def model_files(args: argparse.Namespace) -> list[Path]:
+    """The files that ``--model`` and, where a command has it, ``--template`` name."""
+    from deepatlas.pretrained import MODEL, TEMPLATE, resolve
+
+    path = resolve(args.model, MODEL)
+    template = getattr(args, "template", None)
+    return [path / MODEL if path.is_dir() else path, *([resolve(template, TEMPLATE)] if template else [])]
+
+
 def load_template(args: argparse.Namespace, model: Model) -> Template:
     """The template of ``--template``.
 

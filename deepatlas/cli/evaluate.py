@@ -15,6 +15,7 @@ from deepatlas.cli.common import (
     list_unknown,
     load_model,
     load_template,
+    model_files,
     print_result,
     progress_lines,
 )
@@ -62,7 +63,12 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from deepatlas.evaluate.cohort import evaluate_cohort
     from deepatlas.evaluate.tables import summary_table
+    from deepatlas.exams.outputs import check_out_folder, files_of_data, refuse_overwriting
 
+    check_out_folder(args.out)
+    outputs = [args.out / name for name in ("metrics.csv", "summary.json", "report.html")]
+    outputs += (args.out / "figures").glob("*")
+    refuse_overwriting(outputs, files_of_data(args.data) + model_files(args))
     model = load_model(args)
     summary = evaluate_cohort(
         model, load_template(args, model), args.data, args.out, args.exams, args.strict, hd95=args.hd95,

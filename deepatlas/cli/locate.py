@@ -12,6 +12,7 @@ from deepatlas.cli.common import (
     add_strict,
     list_skipped,
     load_model,
+    model_files,
     note_unknown,
     print_result,
     progress_lines,
@@ -53,10 +54,12 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from deepatlas.exams.cohort import named_exams
+    from deepatlas.exams.outputs import check_out_file, files_of_exams, refuse_overwriting
     from deepatlas.exams.read import read_volume
     from deepatlas.localize.points import locate
     from deepatlas.localize.points_csv import read_points, write_located
 
+    check_out_file(args.out, (".csv", ".txt"))
     names, points = read_points(args.points)
     targets = named_exams(args.to)
     sources = list(named_exams([args.source]).values())
@@ -64,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(
             f"{args.source}: holds {len(sources)} exams; give --from the one exam that the points are in"
         )
+    read = files_of_exams([*sources, *targets.values()]) + [args.points, *model_files(args)]
+    refuse_overwriting([args.out], read)
     model, source = load_model(args), read_volume(sources[0].ct, kind=sources[0].kind)
     say, located, failed = progress_lines(args), {}, {}
     for count, (name, exam) in enumerate(targets.items(), 1):

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from deepatlas.cli import evaluate, info, locate, phantom, prepare, segment, template, train
-from deepatlas.errors import PROGRAM, guarded
+from deepatlas.errors import PROGRAM, guarded, lenient_output
 
 # The commands in the order in which --help lists them. To add a command, write a file with ``add`` and ``run``, and
 # list it here.
@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 on success, 1 on failure (with one line on stderr), 130 after Ctrl-C. For wrong usage argparse
         ends the program with 2.
     """
+    lenient_output()
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["train"]:
         return guarded(train.run, argv[1:])

@@ -19,11 +19,13 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    from deepatlas.exams.outputs import check_out_folder
     from deepatlas.exams.phantoms import write_phantoms
     from deepatlas.phantom.patients import PhantomCohort
 
     if args.exams < 1:
         raise DeepAtlasError(f"phantom: --exams must be at least 1, got {args.exams}")
+    check_out_folder(args.out, "OUT")
     write_phantoms(PhantomCohort(seed=args.seed), args.out, range(args.exams), progress=not args.quiet)
     data = {"data": str(args.out), "exams": args.exams}
     print_result(args, data, f"{args.out}: {args.exams} phantom exams")

@@ -15,6 +15,7 @@ from deepatlas.cli.common import (
     list_skipped,
     load_model,
     load_template,
+    model_files,
     note_unknown,
     print_result,
     progress_lines,
@@ -50,12 +51,16 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from deepatlas.exams.cohort import named_exams
+    from deepatlas.exams.outputs import check_out_folder, files_of_exams, refuse_overwriting
     from deepatlas.exams.read import read_volume
     from deepatlas.files import write_text
     from deepatlas.io.codec import write_volume
     from deepatlas.localize.segment import segment
 
+    check_out_folder(args.out)
     exams = named_exams(args.exams)
+    outputs = [args.out / f"{name}{args.suffix}" for name in exams] + [args.out / "labels.json"]
+    refuse_overwriting(outputs, files_of_exams(exams.values()) + model_files(args))
     model = load_model(args)
     template = load_template(args, model)
     say, done, fits, failed = progress_lines(args), {}, {}, {}

@@ -14,6 +14,7 @@ from deepatlas.cli.common import (
     list_skipped,
     list_unknown,
     load_model,
+    model_files,
     print_result,
     progress_lines,
 )
@@ -49,8 +50,11 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    from deepatlas.exams.outputs import check_out_file, files_of_data, refuse_overwriting
     from deepatlas.localize.template.build import build_template
 
+    check_out_file(args.out, (".h5", ".hdf5"))
+    refuse_overwriting([args.out], files_of_data(args.data) + model_files(args))
     template = build_template(
         load_model(args), args.data, args.exams, args.structures, size=args.size, strict=args.strict,
         progress=progress_lines(args),

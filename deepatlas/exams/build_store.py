@@ -139,7 +139,9 @@ def _build(
     workers: int,
 ) -> None:
     """Write the store from the parts of its exams, and write those parts that are missing."""
-    parts = store_path.with_name(f".{store_path.name}.parts")
+    # The name of the store may be as long as names can be.
+    name = store_path.name if len(os.fsencode(store_path.name)) < 200 else _digest(store_path.name)
+    parts = store_path.with_name(f".{name}.parts")
     try:
         parts.mkdir(parents=True, exist_ok=True)
     except OSError as error:

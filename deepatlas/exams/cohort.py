@@ -173,9 +173,12 @@ def read_labels(path: str | os.PathLike[str]) -> dict[str, int]:
     path = Path(path)
     cure = 'write {"name": id, …} with whole ids from 1, each used once'
     try:
-        pairs = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_Pairs)
-    except (OSError, UnicodeDecodeError) as error:
+        # Some editors under Windows begin a file with a byte order mark.
+        pairs = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs)
+    except OSError as error:
         raise DataError(f"{path}: cannot read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: cannot read: not UTF-8 ({error.reason}); save it as UTF-8") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: not JSON (line {error.lineno}: {error.msg}); {cure}") from error
     except RecursionError as error:

@@ -28,7 +28,7 @@ import torch
 
 from deepatlas import checkpoint
 from deepatlas.config import Config
-from deepatlas.errors import DeepAtlasError, guarded
+from deepatlas.errors import DeepAtlasError, guarded, lenient_output
 from deepatlas.evaluate.cohort import evaluate_cohort
 from deepatlas.evaluate.truth import phantom_truth
 from deepatlas.exams.build_store import prepare_cohort
@@ -279,6 +279,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; errors are one line on standard error."""
+    lenient_output()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -7,10 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepatlas.errors import DataError, WriteError
-from deepatlas.files import FREE_SPACE, atomic_path
+from deepatlas.files import FREE_SPACE, atomic_path, refuse_pointer
 from deepatlas.io.integrity import AGAIN, Checked, compare_geometry
 from deepatlas.io.integrity_metaimage import check_metaimage
 from deepatlas.io.integrity_nifti import check_nifti
 from deepatlas.io.integrity_nrrd import check_nrrd
-from deepatlas.io.itk import simpleitk
+from deepatlas.io.itk import itk_reads, itk_writes, simpleitk
 from deepatlas.io.values import as_hounsfield, as_labels, storable
 from deepatlas.space.constants import LPS_FROM_RAS, LPS_SIGNS, MIN_VOXELS
 from deepatlas.space.grid import Grid, axis_cosine
@@ -69,6 +65,9 @@ def read_image(path: Path, *, labels: bool = False) -> tuple[Volume, list[str]]:
     image, checked = _read_image(path)
     array, grid = _array(image), _grid(image, path)
     compare_geometry(path, grid, checked)
+    if checked.surplus:
+        # Rounded, because adding and subtracting leaves an error behind, and labels must be whole numbers.
+        array = np.round(array.astype(np.float64) - checked.surplus, 4)
     notes = list(checked.notes)
     array = as_labels(array, path) if labels else as_hounsfield(array, path, notes)
     return Volume(array, grid, name=str(path)), notes
@@ -97,7 +96,8 @@ def write_volume(path: str | os.PathLike[str], volume: Volume) -> Path:
     image.SetDirection((LPS_FROM_RAS[:3, :3] @ affine[:3, :3] / spacing).ravel().tolist())
     with atomic_path(path) as temporary:
         try:
-            sitk.WriteImage(image, str(temporary), useCompression=suffix != ".nii")
+            with itk_writes(temporary) as name:
+                sitk.WriteImage(image, name, useCompression=suffix != ".nii")
             written = _array(_read_image(temporary)[0])
         except (RuntimeError, DataError) as error:
             raise WriteError(f"{path}: cannot write: {_why_not_written(temporary, error)}") from error
@@ -114,8 +114,8 @@ def _read_image(path: Path) -> tuple[Any, Checked]:
         checked = _CHECKS[_READERS[suffix]](path)
         reader = sitk.ImageFileReader()
         reader.SetImageIO(_READERS[suffix])
-        with _without_twin(path) as alone:
-            reader.SetFileName(str(alone))
+        with itk_reads(path, suffix, alone=_has_twin(path), beside=checked.beside) as name:
+            reader.SetFileName(name)
             _read_header(path, reader, checked)
             shape = reader.GetSize()
             if len(shape) > 3 and all(n == 1 for n in shape[3:]):
@@ -141,25 +141,15 @@ def _read_header(path: Path, reader: Any, checked: Checked) -> None:
         raise
 
 
-@contextmanager
-def _without_twin(path: Path) -> Iterator[Path]:
-    """Yield a path to the same file in a folder that does not also hold the uncompressed file.
+def _has_twin(path: Path) -> bool:
+    """Whether the same file lies uncompressed beside a compressed one.
 
     Where ``x.nii`` lies beside ``x.nii.gz``, ITK reads the header of the latter and, silently, the voxels of the
     former.
     """
-    twins = [path.with_name(path.name[:-7] + suffix) for suffix in (".nii", ".NII")]
-    if not path.name.lower().endswith(".nii.gz") or not any(twin.exists() for twin in twins):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="deepatlas-") as folder:
-        link = Path(folder, "image.nii.gz")
-        try:
-            link.symlink_to(path.resolve())
-        except OSError:
-            # This system or this user cannot create symbolic links.
-            shutil.copyfile(path, link)
-        yield link
+    if not path.name.lower().endswith(".nii.gz"):
+        return False
+    return any(path.with_name(path.name[:-7] + suffix).exists() for suffix in (".nii", ".NII"))
 
 
 def _check_file(path: Path) -> str:
@@ -176,6 +166,7 @@ def _check_file(path: Path) -> str:
             raise DataError(f"{path}: the file is empty; {AGAIN}")
         with open(path, "rb") as handle:
             head = handle.read(132)
+        refuse_pointer(path)
     except OSError as error:
         raise DataError(
             f"{path}: cannot read: {error.strerror or error}; check the path and its permissions"

@@ -66,7 +66,7 @@ def _check(header: TextHeader, handle: BinaryIO) -> Checked:
         raise DataError(f"{path}: its voxels are written as text; save it in binary form first")
     needed = int(np.prod(shape, dtype=object)) * voxel_bytes
     local = name.upper() == "LOCAL"
-    voxels = path if local else header.voxel_file(name)
+    voxels = path if local else header.voxel_file(name, checked)
     with open(voxels, "rb") as data:
         data.seek(handle.tell() if local else 0)
         if compressed:

@@ -102,7 +102,7 @@ def _header(path: Path, head: bytes) -> _Header:
         raise DataError(f"{path}: damaged NIfTI header (dimensions {list(dim)}, offset {offset}); {AGAIN}")
     if _BITS.get(kind) != bits:
         raise DataError(f"{path}: damaged NIfTI header (datatype {kind} of {bits} bits); {AGAIN}")
-    if not np.isfinite([slope, intercept]).all():
+    if np.isinf([slope, intercept]).any():
         raise DataError(f"{path}: damaged NIfTI header (scaling {slope}, {intercept}); {AGAIN}")
     voxels = 1
     for n in dim[1 : dim[0] + 1]:
@@ -111,12 +111,25 @@ def _header(path: Path, head: bytes) -> _Header:
     # NaN voxels are not counted.
     countable = kind in _FLOATS and offset <= len(head)
     floats = np.dtype(order + _FLOATS[kind]) if countable else None
-    return _Header(
-        int(offset),
-        int(offset) + voxels * bits // 8,
-        floats,
-        _geometry(path, np.array(pixdim), units & 7, codes, np.array(numbers)),
-    )
+    checked = _geometry(path, np.array(pixdim), units & 7, codes, np.array(numbers))
+    _check_scaling(slope, intercept, checked)
+    return _Header(int(offset), int(offset) + voxels * bits // 8, floats, checked)
+
+
+def _check_scaling(slope: float, intercept: float, checked: Checked) -> None:
+    """Notes about a scaling of which only one half is set; NaN means unset, as many programs write it.
+
+    By the format a slope of 0 means that the voxels are not scaled, and the intercept does not count. nibabel reads it
+    so, and ITK adds the intercept.
+    """
+    unset = slope == 0 or np.isnan(slope)
+    if unset and intercept and np.isfinite(intercept):
+        checked.surplus = intercept
+        checked.notes.append(
+            f"NIfTI header has an intercept of {intercept:g} without a slope, so that neither counts; check the values"
+        )
+    if not unset and np.isnan(intercept):
+        checked.notes.append(f"NIfTI header has a slope of {slope:g} and no intercept (NaN); 0 is used")
 
 
 def _geometry(path: Path, pixdim: NDArray, units: int, codes: tuple[int, ...], numbers: NDArray) -> Checked:

@@ -84,7 +84,7 @@ def _check(header: TextHeader, handle: BinaryIO, ended: bool) -> Checked:
         raise DataError(f"{path}: truncated, its header does not end; {AGAIN}")
     if name is not None and ("%" in name or name.split()[:1] == ["LIST"]):
         raise DataError(f"{path}: its voxels are in a list of files; save it as one .nrrd first")
-    voxels = path if name is None else header.voxel_file(name)
+    voxels = path if name is None else header.voxel_file(name, checked)
     lines, skip = header.number("line skip", "0"), header.number("byte skip", "0")
     with open(voxels, "rb") as data:
         data.seek(handle.tell() if name is None else 0)

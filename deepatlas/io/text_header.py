@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepatlas.errors import DataError
-from deepatlas.io.integrity import AGAIN
+from deepatlas.io.integrity import AGAIN, Checked
 
 # A header with more lines than this is damaged.
 MAX_LINES = 1024
@@ -53,10 +53,15 @@ class TextHeader:
         """A field that holds one number, without its fraction."""
         return int(self.floats(key, [self.fields.get(key, default)], 1)[0])
 
-    def voxel_file(self, name: str) -> Path:
-        """The file of voxels that the header names; :class:`DataError` if it does not exist."""
-        voxels = self.path.parent / name
+    def voxel_file(self, name: str, checked: Checked) -> Path:
+        """The file of voxels that the header names, noted in ``checked``.
+
+        Raises :class:`DataError` if it does not exist.
+        """
         try:
+            # The name as the operating system has it, whatever its encoding.
+            checked.beside = os.fsdecode(name.encode("ascii", "surrogateescape"))
+            voxels = self.path.parent / checked.beside
             if voxels.is_file():
                 return voxels
         except (OSError, ValueError):
@@ -68,9 +73,10 @@ class TextHeader:
 def read_line(handle: BinaryIO) -> str:
     """The next line.
 
-    Bytes beyond ASCII become U+FFFD, which is neither part of a number nor white space that ``strip`` removes.
+    Bytes beyond ASCII become lone surrogates, which are neither parts of numbers nor white space that ``strip``
+    removes, and from which the name of a file can be restored.
     """
-    return handle.readline(1 << 16).decode("ascii", "replace")
+    return handle.readline(1 << 16).decode("ascii", "surrogateescape")
 
 
 def printable(text: str) -> str:

@@ -138,11 +138,17 @@ class Engine:
         if state.get("kind") != "model":
             raise DeepAtlasError(f"{path}: a checkpoint of a run, not a model; load the run's {FILE}")
         config = Config.from_dict(state["config"])
-        network, atlas = CoordinateNetwork(config.network), Atlas(config.network.atlas_size)
-        network.load_state_dict(state["network"])
-        atlas.load_state_dict(state["atlas"])
-        model = cls(config, network, atlas, state["card"], refine=refine, average=average)
-        return model.to(pick_device(device))
+        # Parameters that are made in inference mode could not be used for refinement, neither there nor outside of it;
+        # and they are float32 whatever the default of PyTorch is.
+        with torch.inference_mode(False):
+            network, atlas = (
+                CoordinateNetwork(config.network).float(),
+                Atlas(config.network.atlas_size).float(),
+            )
+            network.load_state_dict(state["network"])
+            atlas.load_state_dict(state["atlas"])
+            model = cls(config, network, atlas, state["card"], refine=refine, average=average)
+            return model.to(pick_device(device))
 
     def save(self, path: str | os.PathLike[str], *, half: bool = False) -> None:
         """Write a file that :meth:`load` reads. The file is complete or absent.
@@ -166,8 +172,9 @@ class Engine:
 
     def to(self, device: str | torch.device) -> Self:
         """Move the network and the atlas to a device, in place. Returns the model itself."""
-        self.network.to(device)
-        self.atlas_module.to(device)
+        with torch.inference_mode(False):
+            self.network.to(device)
+            self.atlas_module.to(device)
         return self
 
     # -- properties ------------------------------------------------------------------------------------------
@@ -210,6 +217,8 @@ class Engine:
 
     # -- use -------------------------------------------------------------------------------------------------
 
+    # Refinement needs gradients, which inference mode does not allow.
+    @torch.inference_mode(False)
     @torch.no_grad()
     def map_exam(self, exam: Exam) -> ExamMap:
         """The coordinates of an exam on the grid of the network's input, averaged and refined as the model is set to.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import colorsys
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -164,9 +165,22 @@ def panel_grid(
 
 
 def png_bytes(figure: Figure, dpi: int = 100) -> bytes:
-    """The figure as the bytes of a PNG file."""
+    """The figure as the bytes of a PNG file. Texts may hold anything that the name of a file can hold."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        shown = text.get_text()
+        # Bytes that are not UTF-8 are lone surrogates, which cannot be drawn.
+        if not shown.isascii():
+            text.set_text(shown.encode(errors="backslashreplace").decode())
+        # A name with dollar signs is no formula; the labels of logarithmic axes are.
+        if "$" in shown and "\\math" not in shown:
+            text.set_parse_math(False)
     out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=dpi, facecolor=figure.get_facecolor())
+    with warnings.catch_warnings():
+        # A letter that the font lacks appears as a box, and is no reason for a warning.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(out, format="png", dpi=dpi, facecolor=figure.get_facecolor())
     return out.getvalue()
 
 

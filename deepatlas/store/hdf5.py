@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepatlas.errors import DataError
+from deepatlas.files import refuse_pointer
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -64,9 +65,9 @@ class Hdf5Reader:
             if not self.path.is_file():
                 raise DataError(f"{self.path}: no such {self.kind}; {self.absent}")
             try:
-                # No lock is needed, because nobody writes to a file that has its final name, and some network file
-                # systems do not support locks.
-                self._file = h5py.File(self.path, "r", locking="best-effort")
+                # No lock is needed, because nobody writes to a file that has its final name, and some file systems
+                # have no locks.
+                self._file = h5py.File(self.path, "r", locking=False)
             except (OSError, RuntimeError) as error:
                 raise self._cannot_open(error) from error
             self._pid = os.getpid()
@@ -104,6 +105,7 @@ class Hdf5Reader:
     def _cannot_open(self, error: Exception) -> DataError:
         if isinstance(error, PermissionError):
             return DataError(f"{self.path}: permission denied; check who may read it")
+        refuse_pointer(self.path)
         if not h5py.is_hdf5(self.path):
             return DataError(f"{self.path}: {self.foreign}")
         text = str(error)

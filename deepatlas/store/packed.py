@@ -68,7 +68,7 @@ class PackedReader:
         self.path, self.ids = Path(path), ids
         self._offsets: dict[str, int] = {}
         try:
-            with h5py.File(path, "r") as file:
+            with h5py.File(path, "r", locking=False) as file:
                 self._sums: NDArray[np.uint32] = file[CHECKSUMS][:]
                 for name, (dtype, values) in ROWS.items():
                     dataset = file[name]

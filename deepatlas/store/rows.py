@@ -58,7 +58,7 @@ def write_part(group: h5py.Group, exam: PreparedExam, labels: dict[str, int]) ->
 def read_part(path: Path, group: str = "/") -> tuple[PreparedExam, dict[str, int]]:
     """The exam of a part and its label table; :class:`~deepatlas.errors.DataError` if it cannot be read."""
     try:
-        with h5py.File(path, "r", locking="best-effort") as file:
+        with h5py.File(path, "r", locking=False) as file:
             part = file[group]
             meta = json.loads(part["meta"][()])
             exam = PreparedExam(
@@ -122,7 +122,8 @@ def assemble(file: h5py.File, count: int, rows: Iterable[Row], meta: dict[str, A
     }
     ids = []
     for i, (exam_id, exam, labels) in enumerate(rows):
-        ids.append(exam_id.encode())
+        # The name of a folder may hold bytes that are not UTF-8, which Python keeps as lone surrogates.
+        ids.append(exam_id.encode(errors="surrogatepass"))
         packed.write(i, exam.hu, exam.mask)
         for name, drawn in zip(labels, exam.has_label, strict=True):
             if drawn:

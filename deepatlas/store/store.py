@@ -121,7 +121,7 @@ class Store(Hdf5Reader):
             if file.attrs.get("tables") != tables_digest(file):
                 raise self.damaged("its tables have changed")
             meta = json.loads(file["meta"][()])
-            self.ids: list[str] = [i.decode() for i in file["ids"][:]]
+            self.ids: list[str] = [i.decode(errors="surrogatepass") for i in file["ids"][:]]
             self._rows = {exam: row for row, exam in enumerate(self.ids)}
             self.has_label: NDArray[np.bool_] = file["has_label"][:].astype(bool)
             self._affines = {name: file[name][:] for name in ("grid", "fine_grid", "native_grid")}

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from deepatlas.config import Config
-from deepatlas.errors import DeepAtlasError, guarded
+from deepatlas.errors import DeepAtlasError, guarded, lenient_output
 from deepatlas.presets import PRESETS, preset
 from deepatlas.train.request import Request
 
@@ -66,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run with parsed arguments; returns the exit status."""
+    from deepatlas.exams.outputs import check_name
     from deepatlas.train.allocator import keep_freed_memory
     from deepatlas.train.experiment import Experiment
     from deepatlas.train.score import result_text
@@ -91,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise DeepAtlasError(
                 f"--resume continues a run as it was set up: leave out {what}, or start a new --out"
             )
+        check_name(arguments.resume, "a run")
         experiment = Experiment.resume(arguments.resume, device=arguments.device, quiet=arguments.quiet)
     else:
         experiment = Experiment.create(
@@ -127,9 +129,16 @@ def _settings(arguments: argparse.Namespace) -> Config:
 
 
 def _request(arguments: argparse.Namespace) -> Request:
+    from deepatlas.exams.outputs import check_name, check_out_folder
+    from deepatlas.train.request import refuse_writing_to_data
+
     if arguments.test_exams and not arguments.test:
         raise DeepAtlasError("--test-exams chooses among the exams of --test: give --test DIR too")
     out = arguments.out or Path("runs") / (arguments.data.resolve().name if arguments.data else "phantom")
+    if arguments.out:
+        check_out_folder(out)
+    check_name(out, "a run")
+    refuse_writing_to_data(out, [d for d in (arguments.data, arguments.test) if d])
     return Request(
         out=os.fspath(out),
         data=os.fspath(arguments.data.resolve()) if arguments.data else None,
@@ -144,6 +153,7 @@ def _request(arguments: argparse.Namespace) -> Request:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; errors are one line on standard error."""
+    lenient_output()
     parser = argparse.ArgumentParser(prog="python -m deepatlas.train", description=__doc__)
     add_arguments(parser)
     arguments = parser.parse_intermixed_args(argv)

@@ -14,6 +14,7 @@ from deepatlas.phantom.patients import PhantomCohort
 from deepatlas.store.store import Store
 from deepatlas.train.log import NullLog, RunLog
 from deepatlas.train.request import Request
+from deepatlas_ops.cache import user_cache
 
 
 def make_phantoms(root: Path, settings: PhantomConfig, request: Request, *, progress: bool) -> Request:
@@ -47,9 +48,11 @@ def open_store(
 
 def _store_path(data: Path, crop: str | None) -> Path:
     """Where the store of a data directory is kept: in the user's cache, because data are often read-only."""
-    cache = Path(
-        os.environ.get("DEEPATLAS_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "deepatlas"
-    )
-    name = hashlib.sha256(f"{data.resolve()} {crop}".encode()).hexdigest()[:16]
-    return cache.expanduser() / "stores" / f"{data.resolve().name}-{name}.h5"
+    cache = user_cache("deepatlas", "DEEPATLAS_CACHE")
+    name = hashlib.sha256(f"{data.resolve()} {crop}".encode(errors="surrogateescape")).hexdigest()[:16]
+    # The hash identifies the data; the name of their folder is for people, and may be as long as names can be.
+    shown = data.resolve().name
+    if len(os.fsencode(shown)) > 100:
+        # Without half a letter at the end.
+        shown = os.fsencode(shown)[:100].decode(errors="ignore")
+    return cache / "stores" / f"{shown}-{name}.h5"

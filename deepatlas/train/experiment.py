@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,11 @@ import torch
 import deepatlas_ops as ops
 from deepatlas import checkpoint
 from deepatlas.config import Config
-from deepatlas.errors import DeepAtlasError
+from deepatlas.errors import DataWarning, DeepAtlasError
 from deepatlas.exams.cohort import find_exams
-from deepatlas.files import write_text
+from deepatlas.files import write_error, write_text
 from deepatlas.io.codec import write_volume
+from deepatlas.locks import held
 from deepatlas.model.engine import FILE as MODEL_FILE
 from deepatlas.model.engine import Engine, pick_device
 from deepatlas.nn import parameter_count
@@ -40,7 +42,7 @@ from deepatlas.train.seed import seed_atlas
 from deepatlas.train.split import Split, choose_split, insist_on_same_exams
 from deepatlas.train.world import World
 
-CONFIG, RESULT = "config.json", "result.json"
+CONFIG, RESULT, LOCK = "config.json", "result.json", "lock"
 # Number of exams in the picture at the end of a level.
 PANEL_EXAMS = 4
 
@@ -57,10 +59,13 @@ class Experiment:
         *,
         quiet: bool = False,
         state: dict[str, Any] | None = None,
+        lock: contextlib.ExitStack | None = None,
     ):
         self.folder, self.config, self.request, self.world = Path(folder), config, request, world
         self.quiet = quiet or not world.main
         self.state = state
+        # Held until the run has ended.
+        self._lock = lock or contextlib.ExitStack()
         if world.size > min(config.train.batch, config.coarse.batch, config.autoencoder.batch):
             raise DeepAtlasError(
                 f"{world.size} processes cannot share a batch smaller than that: start fewer, or raise train.batch, "
@@ -79,10 +84,11 @@ class Experiment:
         """
         world = World(pick_device(device))
         folder = Path(request.out)
-        with world.main_first():
-            if world.main:
-                _start_folder(folder, config, request)
-        return cls(folder, config, request, world, quiet=quiet)
+        with contextlib.ExitStack() as stack:
+            with world.main_first():
+                if world.main:
+                    _start_folder(folder, config, request, stack)
+            return cls(folder, config, request, world, quiet=quiet, lock=stack.pop_all())
 
     @classmethod
     def resume(cls, folder: Path, *, device: str | None = None, quiet: bool = False) -> Experiment:
@@ -93,7 +99,7 @@ class Experiment:
         """
         path = Path(folder) / CONFIG
         try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
+            saved = json.loads(path.read_text(encoding="utf-8-sig"))
             config, request = Config.from_dict(saved["config"]), Request(**saved["request"])
         except FileNotFoundError:
             raise DeepAtlasError(
@@ -101,14 +107,25 @@ class Experiment:
             ) from None
         except (ValueError, KeyError, TypeError) as error:
             raise DeepAtlasError(f"{path}: damaged ({error}); start a new run with --out") from None
-        state = None
-        if (Path(folder) / checkpoint.NAME).exists():
-            state = checkpoint.load(Path(folder) / checkpoint.NAME)
-            if Config.from_dict(state["config"]) != config:
-                raise DeepAtlasError(
-                    f"{path}: changed since the checkpoint was written; restore it, or start a new run"
-                )
-        return cls(folder, config, request, World(pick_device(device)), quiet=quiet, state=state)
+        world = World(pick_device(device))
+        with contextlib.ExitStack() as stack:
+            if world.main:
+                stack.enter_context(_alone(Path(folder)))
+            # After the lock, because another process may be writing the checkpoint.
+            state = cls._saved_state(Path(folder), config)
+            return cls(folder, config, request, world, quiet=quiet, state=state, lock=stack.pop_all())
+
+    @staticmethod
+    def _saved_state(folder: Path, config: Config) -> dict[str, Any] | None:
+        """The checkpoint of a run, if it has one."""
+        if not (folder / checkpoint.NAME).exists():
+            return None
+        state = checkpoint.load(folder / checkpoint.NAME)
+        if Config.from_dict(state["config"]) != config:
+            raise DeepAtlasError(
+                f"{folder / CONFIG}: changed since the checkpoint was written; restore it, or start a new run"
+            )
+        return state
 
     def run(self) -> dict[str, Any]:
         """Do what is left of the run; returns the content of ``result.json``, in the first process (others: {})."""
@@ -142,6 +159,7 @@ class Experiment:
         finally:
             log.draw(last=True)
             log.close()
+            self._lock.close()
 
     def _prepare(self, log: RunLog | NullLog) -> Store:
         """The store of the training exams; without data, of phantoms that are made first."""
@@ -226,17 +244,43 @@ class Experiment:
         return model
 
 
-def _start_folder(folder: Path, config: Config, request: Request) -> None:
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing this run."""
+    busy = "another process trains this run; wait until it has ended, or choose another --out"
+    with held(folder / LOCK, busy) as there:
+        if not there:
+            warnings.warn(
+                f"{folder}: its disk has no file locks; see that no other process trains this run",
+                DataWarning,
+                stacklevel=2,
+            )
+        yield
+
+
+def _start_folder(folder: Path, config: Config, request: Request, lock: contextlib.ExitStack) -> None:
+    """Begin a run; ``lock`` keeps other processes from its folder."""
+    # Check the paths first, so that a wrong one leaves no run folder behind.
+    _refuse_run(folder)
+    for directory in (request.data, request.test):
+        if directory and not is_store(directory):
+            find_exams(directory)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(folder, error) from error
+    lock.enter_context(_alone(folder))
+    # Another process may have trained it meanwhile.
+    _refuse_run(folder)
+    saved = {"config": config.to_dict(), "request": request.to_dict()}
+    write_text(folder / CONFIG, json.dumps(saved, indent=2) + "\n")
+
+
+def _refuse_run(folder: Path) -> None:
     if (folder / checkpoint.NAME).exists() or (folder / MODEL_FILE).exists():
         raise DeepAtlasError(
             f"{folder}: holds a run already; continue it with --resume {folder}, or choose --out"
         )
-    # Check the paths first, so that a wrong one leaves no run folder behind.
-    for directory in (request.data, request.test):
-        if directory and not is_store(directory):
-            find_exams(directory)
-    saved = {"config": config.to_dict(), "request": request.to_dict()}
-    write_text(folder / CONFIG, json.dumps(saved, indent=2) + "\n")
 
 
 def _save_atlas(model: Engine, path: Path) -> None:

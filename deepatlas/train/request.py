@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+from deepatlas.errors import DataError
+from deepatlas.exams.outputs import files_of_data, lies_in, refuse_overwriting, same_place
+from deepatlas.store.store import is_dataset
 
 
 @dataclass(frozen=True)
@@ -29,3 +35,19 @@ class Request:
     def to_dict(self) -> dict[str, Any]:
         """The form in which ``config.json`` holds the request; ``Request(**values)`` reads it."""
         return asdict(self)
+
+
+def refuse_writing_to_data(out: Path, data: Iterable[Path]) -> None:
+    """Raise :class:`~deepatlas.errors.DataError` if a run in the folder ``out`` would write onto its data.
+
+    A run folder may lie in a data directory, but it is not one, and a dataset holds nothing but its own files.
+    """
+    written = [path for path in out.glob("*") if path.is_file()] if out.is_dir() else []
+    for root in data:
+        if same_place(out, root):
+            raise DataError(f"{out}: is the data itself; choose another --out for the run")
+        if is_dataset(root) and lies_in(out, root):
+            raise DataError(
+                f"{out}: lies in the dataset {root}, which holds nothing else; choose another --out"
+            )
+        refuse_overwriting(written, files_of_data(root))

@@ -115,3 +115,12 @@ def test_wrong_label_tables_are_refused(tmp_path, text, words):
     with pytest.raises(DataError) as error:
         read_labels(path)
     assert words in one_line(error.value) and str(path) in str(error.value)
+
+
+def test_labels_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "labels.json").write_bytes(b"\xef\xbb\xbf" + b'{"liver": 1}')
+    assert read_labels(tmp_path / "labels.json") == {"liver": 1}
+    (tmp_path / "labels.json").write_text('{"liver": 1}', encoding="utf-16")
+    with pytest.raises(DataError, match="not UTF-8 .*save it as UTF-8") as error:
+        read_labels(tmp_path / "labels.json")
+    one_line(error.value)

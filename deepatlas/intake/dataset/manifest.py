@@ -24,7 +24,7 @@ from deepatlas.errors import DataError
 from deepatlas.exams.exam_file import ExamRecord
 from deepatlas.files import atomic_path, write_text
 from deepatlas.io.dicom.found import Subject
-from deepatlas.sqlite import Trouble, connect, transaction, trouble_of
+from deepatlas.sqlite import Trouble, connect, has_locks, transaction, trouble_of
 
 FORMAT = "deepatlas-manifest"
 VERSION = 1
@@ -108,6 +108,9 @@ class Manifest:
             if not read_only:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             address = f"{self.path.resolve().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+            if read_only and not has_locks(self.path):
+                # A disk without locks. Finished manifests are replaced, not changed, so none is needed.
+                address += "&immutable=1"
             writing = ("journal_mode = DELETE", f"synchronous = {'FULL' if self._durable else 'OFF'}")
             self._db = connect(address, () if read_only else writing, uri=True)
         if not self._rows("SELECT name FROM sqlite_master LIMIT 1"):

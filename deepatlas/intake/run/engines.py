@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from deepatlas.errors import DataError
+from deepatlas.errors import DataError, show_warning
 from deepatlas.io.itk import simpleitk
 
 Job = TypeVar("Job")
@@ -216,6 +217,7 @@ def _serve(pipe: Connection) -> None:
     # The parent answers Ctrl-C.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with_parent()
+    warnings.showwarning = show_warning
     one_thread()
     with suppress(OSError, EOFError):
         pipe.send("ready")

@@ -28,10 +28,11 @@ from deepatlas.intake.run.finish import Entry, finish, read_state
 from deepatlas.intake.run.journal import Journals
 from deepatlas.intake.run.options import Options, Summary
 from deepatlas.intake.run.outcome import Outcome, Status
-from deepatlas.intake.run.places import check_places, clear_leftovers, held, may_write
+from deepatlas.intake.run.places import check_places, clear_leftovers, may_write
 from deepatlas.intake.run.planning import Planner, progress_bar
 from deepatlas.intake.run.work import ExamJob
 from deepatlas.io.dicom.found import Refusal, Subject
+from deepatlas.locks import held
 from deepatlas.store.store import Store
 
 # Number of refusals on the screen. All are in the private folder and, without names, in the report.
@@ -61,7 +62,7 @@ class _Run:
 
     def run(self) -> Summary:
         options = self.options
-        check_places(self.src, self.dst)
+        check_places(self.src, self.dst, options.names)
         may_write(self.dst)
         self.identity = Identity.open(self.dst)
         private = self.identity.folder

@@ -1,23 +1,18 @@
-"""Checks of source and destination, and the locks by which one run at a time uses them."""
+"""Checks of source and destination."""
 
 from __future__ import annotations
 
 import os
 import re
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from deepatlas.errors import DataError
+from deepatlas.exams.outputs import check_name, check_out_folder, lies_in, refuse_overwriting, same_place
 from deepatlas.files import write_error
 from deepatlas.intake.privacy.identity import private_folder
-
-try:
-    import fcntl
-except ImportError:
-    # On Windows.
-    fcntl = None  # type: ignore[assignment]
+from deepatlas.sqlite import has_locks
 
 # What the folder of a dataset contains. A folder with anything else is something that must not be overwritten.
 _OURS = {"dataset.json", "exams", "packed.h5", "manifest.sqlite", "manifest.sqlite-journal", "report.html"}
@@ -27,34 +22,42 @@ _JUNK = {".DS_Store", "Thumbs.db", "desktop.ini"}
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.\d+\..+")
 
 
-def check_places(src: Path, dst: Path) -> None:
-    """Raise :class:`~deepatlas.errors.DataError` unless ``src`` exists and ``dst`` is new, empty or a dataset."""
+def check_places(src: Path, dst: Path, names: Path | None = None) -> None:
+    """Raise :class:`~deepatlas.errors.DataError` unless ``src`` exists and ``dst`` is new, empty or a dataset.
+
+    ``names`` is the file of the name map. Neither it nor ``src`` may be a part of what is written.
+    """
     if not src.exists():
         raise DataError(f"{src}: no such file or folder; check the path")
-    source, target = src.resolve(), dst.resolve()
+    target = dst.resolve()
     private = private_folder(target)
-    if target == source:
+    if same_place(src, dst):
         raise DataError(f"{dst}: is the source itself; choose another folder for the dataset")
     for place in (target, private):
-        if source.is_dir() and place.is_relative_to(source):
+        if src.is_dir() and lies_in(place, src):
             raise DataError(
                 f"{dst}: lies in the source {src}, which it would become a part of; choose another folder"
             )
-        if source.is_relative_to(place):
+        if lies_in(src, place):
             raise DataError(
                 f"{src}: lies in the dataset {dst}, which would be overwritten; choose another folder"
             )
+        if names is not None and lies_in(names, place):
+            raise DataError(
+                f"{names}: lies in {place}, which `prepare` writes; keep the name map somewhere else"
+            )
+    check_out_folder(dst, "DST")
+    check_name(dst, "a dataset")
     if not dst.exists():
         return
-    if not dst.is_dir():
-        raise DataError(f"{dst}: is a file; `prepare` makes a folder, so choose another name")
     try:
-        names = {name for name in os.listdir(dst) if not (_TEMPORARY.fullmatch(name) or name in _JUNK)}
+        there = {name for name in os.listdir(dst) if not (_TEMPORARY.fullmatch(name) or name in _JUNK)}
     except OSError as error:
         raise write_error(dst, error) from error
-    if strange := sorted(names - _OURS):
+    if strange := sorted(there - _OURS):
         raise DataError(f"{dst}: holds other things ({strange[0][:40]}); choose a new or empty folder")
-    if names and not (private / "salt").exists():
+    refuse_overwriting([dst / name for name in there], [src, *([names] if names else [])], "DST")
+    if there and not (private / "salt").exists():
         raise DataError(
             f"{private}: missing, and with it the salt of the ids in {dst}; put it back, or choose another folder"
         )
@@ -66,9 +69,15 @@ def may_write(dst: Path) -> None:
     try:
         dst.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"")
+        locks = has_locks(probe)
         probe.unlink()
     except OSError as error:
         raise write_error(dst, error) from error
+    if not locks:
+        raise DataError(
+            f"{dst}: its disk has no file locks, which the databases of `prepare` need; choose a folder on another "
+            "disk, and copy the finished dataset: it is read without locks"
+        )
 
 
 def clear_leftovers(dst: Path) -> None:
@@ -78,27 +87,3 @@ def clear_leftovers(dst: Path) -> None:
             if _TEMPORARY.fullmatch(path.name):
                 with suppress(OSError):
                     path.unlink()
-
-
-@contextmanager
-def held(path: Path, busy: str | None, *, shared: bool = False) -> Iterator[None]:
-    """Hold a lock, which ends with the process. If it is taken, raise ``busy``, or wait if that is None."""
-    if fcntl is None:
-        yield
-        return
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise write_error(path, error) from error
-    try:
-        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        try:
-            fcntl.flock(handle, kind | (fcntl.LOCK_NB if busy else 0))
-        except BlockingIOError:
-            raise DataError(f"{path.parent}: {busy}") from None
-        except OSError:
-            # Some file systems have no locks.
-            pass
-        yield
-    finally:
-        os.close(handle)

@@ -26,7 +26,7 @@ from deepatlas.intake.structures.drawing import (
 from deepatlas.intake.structures.ignored import EmptyStructure
 from deepatlas.io.codec import image_suffix
 from deepatlas.io.dicom.found import Found
-from deepatlas.io.itk import simpleitk
+from deepatlas.io.itk import itk_reads, simpleitk
 from deepatlas.space.constants import MAX_LABEL
 from deepatlas.space.grid import Grid
 
@@ -109,9 +109,10 @@ def _slicer_segments(file: Found) -> dict[str, int]:
     if image_suffix(file.path) not in (".nrrd", ".nhdr"):
         return {}
     reader = simpleitk().ImageFileReader()
-    reader.SetFileName(str(file.path))
     try:
-        reader.ReadImageInformation()
+        with itk_reads(file.path, image_suffix(file.path)) as name:
+            reader.SetFileName(name)
+            reader.ReadImageInformation()
     except RuntimeError:
         # Reading the voxels will report what is wrong.
         return {}

@@ -69,7 +69,7 @@ class NameMap:
         """
         path = Path(path)
         try:
-            pairs = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_Pairs)
+            pairs = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs)
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: cannot read: {error}") from error
         except (json.JSONDecodeError, RecursionError) as error:

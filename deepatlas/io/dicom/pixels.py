@@ -25,7 +25,7 @@ from deepatlas.errors import DataError, PassingError
 from deepatlas.io.dicom.codestream import check_codestream
 from deepatlas.io.dicom.header import BIG_ENDIAN, NATIVE, Header, is_encapsulated
 from deepatlas.io.dicom.values import quiet
-from deepatlas.io.itk import simpleitk
+from deepatlas.io.itk import itk_reads, simpleitk
 from deepatlas.space.constants import AIR
 
 # A padding value outside this range (HU) hides no tissue.
@@ -185,9 +185,10 @@ def _read_by_gdcm(path: Path) -> NDArray[Any]:
     sitk = simpleitk()
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
     try:
-        image = reader.Execute()
+        with itk_reads(path, ".dcm") as name:
+            reader.SetFileName(name)
+            image = reader.Execute()
     except RuntimeError:
         # The text of the error holds the path.
         raise DataError(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from deepatlas.errors import DataError
 from deepatlas.exams.cohort import ExamFiles, find_exams
@@ -21,6 +22,8 @@ from deepatlas.space.volume import Volume
 SIZE = 128
 
 
+# The solver needs gradients, which inference mode does not allow.
+@torch.inference_mode(False)
 def build_template(
     model: Engine,
     data_dir: str | Path,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepatlas.errors import DataError, DeepAtlasError
-from deepatlas.files import atomic_h5
+from deepatlas.files import atomic_h5, refuse_pointer
 from deepatlas.pretrained import TEMPLATE, resolve
 from deepatlas.space.constants import MAX_LABEL
 
@@ -150,9 +150,10 @@ class Template:
         path = resolve(path, TEMPLATE)
         if not path.is_file():
             raise DataError(f"{path}: no such template file; make one with `deepatlas template`")
+        refuse_pointer(path)
         cure = "make it again with `deepatlas template`"
         try:
-            with h5py.File(path, "r") as f:
+            with h5py.File(path, "r", locking=False) as f:
                 if f.attrs.get("format") != FORMAT:
                     raise DataError(
                         f"{path}: not a template file (HDF5, but not by `deepatlas template`); {cure}"

@@ -28,8 +28,8 @@ from deepatlas.intake.dataset import folder as dataset
 from deepatlas.intake.dataset.folder import Dataset, exam_path
 from deepatlas.intake.run import work
 from deepatlas.intake.run.pipeline import Options, prepare
-from deepatlas.intake.run.places import held
 from deepatlas.intake.run.work import prepare_exam
+from deepatlas.locks import held
 
 LONG = bool(os.environ.get("DEEPATLAS_LONG_TESTS"))
 
