@@ -20,7 +20,7 @@ from deepatlas.io.glance import Glance, Holds, glance
 
 # A larger file is not a label table.
 _TABLE_BYTES = 4 << 20
-_DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
+_DICOM_ENDINGS = (".dcm", ".dicom", ".ima", ".dcm.gz")
 
 
 def peek(files: list[Found]) -> list[Peek]:

@@ -90,6 +90,7 @@ def read_structures(
         except DataError as error:
             result.refused.append(Refusal(file.name, str(error)))
             continue
+        result.warnings += source.notes
         for drawing in source.drawings:
             shown = _shown(drawing.structure, identifiers)
             name = drawing.structure.ignored or _resolve(drawing.structure, identifiers, names, labels)
