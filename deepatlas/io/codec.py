@@ -74,6 +74,14 @@ def read_image(path: Path, *, labels: bool = False) -> tuple[Volume, list[str]]:
     return Volume(array, grid, name=str(path)), notes
 
 
+def read_stored(path: Path) -> NDArray:
+    """The voxels (z, y, x) of a 3-D scalar image file in the type that they have, whatever they are.
+
+    Raises :class:`~deepatlas.errors.DataError` as :func:`read_image` does, except for the values of the voxels.
+    """
+    return _array(_read_image(path)[0])
+
+
 def read_grid(path: Path) -> Grid:
     """The grid of a 3-D scalar image file from its header alone; the voxels are neither read nor checked.
 

@@ -17,13 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepatlas.errors import DataError
-from deepatlas.io.codec import image_suffix, read_grid, read_image
+from deepatlas.io.codec import image_suffix, read_grid, read_stored
 from deepatlas.io.integrity import decompressed
 from deepatlas.space.constants import MAX_LABEL
 from deepatlas.space.grid import Grid
 
 # A label image has at most so many ids. The largest atlases of the body have about 150; an eight-bit picture has 256.
 MOST_LABELS = 200
+# A CT in Hounsfield units has air, which is negative, and bone above this.
+SMALL = 100
+# Labels that were computed with may be a little off their whole numbers.
+_ROUNDED = 1e-3
 # The types of voxels of a NIfTI, by their datatype code.
 _TYPES = {
     2: "u1",
@@ -42,10 +46,10 @@ _TYPES = {
 class Holds(StrEnum):
     """What the voxels of an image are."""
 
-    # Few distinct whole numbers that are not negative, and not all equal.
+    # Few distinct whole numbers from 0, or from -1, which some tools give to what they ignore.
     LABELS = "labels"
-    # Fractions from 0 to 1 only.
-    PROBABILITIES = "probabilities"
+    # Fractions that are not negative, and small: a probability map, a blurred label image, an uptake.
+    FRACTIONS = "fractions"
     # Anything else: a CT, as far as a glance tells.
     IMAGE = "image"
     # Every voxel is 0: a mask of nothing, or a damaged CT.
@@ -82,34 +86,34 @@ def glance(path: Path) -> Glance:
 
 def _judged(chunks: Iterator[NDArray], grid: Grid) -> Glance:
     seen = np.zeros(MAX_LABEL + 1, dtype=bool)
-    # Whether all voxels were whole numbers so far, and whether all lay between 0 and 1.
-    whole = parts = True
+    # Whether all voxels were whole numbers so far, and whether they may be fractions of the kind that no CT has.
+    whole = small = True
+    ignored = False
     for chunk in chunks:
         low, high = chunk.min(), chunk.max()
         # NaN fails both comparisons.
-        if not (low >= 0 and high <= MAX_LABEL):
+        if not (low >= -1 and high <= MAX_LABEL):
             return Glance(Holds.IMAGE, grid=grid)
-        parts = parts and bool(high <= 1)
+        small = small and bool(low >= 0 and high <= SMALL)
         if whole and chunk.dtype.kind == "f":
-            whole = bool((chunk == np.floor(chunk)).all())
+            whole = bool(np.abs(chunk - np.round(chunk)).max() < _ROUNDED)
         if whole:
-            seen |= np.bincount(chunk.ravel().astype(np.uint16), minlength=len(seen)) > 0
+            # As 0 is -1 counted, apart from it.
+            numbers = np.maximum(np.round(chunk.ravel()), 0).astype(np.uint16)
+            ignored = ignored or bool(low < 0)
+            seen |= np.bincount(numbers, minlength=len(seen)) > 0
             whole = int(np.count_nonzero(seen)) <= MOST_LABELS
-        if not whole and not parts:
+        if not whole and not small:
             return Glance(Holds.IMAGE, grid=grid)
     if not whole:
-        return Glance(Holds.PROBABILITIES, grid=grid)
+        return Glance(Holds.FRACTIONS, grid=grid)
     ids = tuple(int(i) for i in np.flatnonzero(seen) if i)
-    return Glance(Holds.LABELS if ids else Holds.NOTHING, ids, grid)
+    return Glance(Holds.LABELS if ids or ignored else Holds.NOTHING, ids, grid)
 
 
 def _decoded(path: Path) -> Iterator[NDArray]:
     """The voxels of an NRRD or MetaImage, whose compressed stream ITK decodes as a whole."""
-    try:
-        yield read_image(path, labels=True)[0].array
-    except DataError:
-        # Not whole numbers from 0, or damaged, which reading it as a CT tells.
-        yield read_image(path)[0].array
+    yield read_stored(path)
 
 
 def _nifti(path: Path) -> Iterator[NDArray]:

@@ -37,14 +37,21 @@ def test_other_contents(tmp_path, suffix):
         return glance(write_volume(tmp_path / f"x{suffix}", Volume(array, ct.grid))).holds
 
     assert holds(np.zeros(SHAPE, np.uint8)) is Holds.NOTHING
-    assert holds(labels.array.astype(np.float32) / 3) is Holds.PROBABILITIES
+    assert holds(labels.array.astype(np.float32) / 3) is Holds.FRACTIONS
+    # A label image that was resampled linearly; one that was computed with; and a CT that was scaled.
+    assert holds(labels.array.astype(np.float32) * 30.5) is Holds.FRACTIONS
+    assert holds(labels.array.astype(np.float32) * 1.00002) is Holds.LABELS
+    assert holds((ct.array - ct.array.min()) / np.ptp(ct.array)) is Holds.FRACTIONS
     # As many values as a picture has, and numbers that no id has.
     counting = np.arange(np.prod(SHAPE)).reshape(SHAPE)
     assert holds((counting % MOST_LABELS).astype(np.uint8)) is Holds.LABELS
     assert holds((counting % (MOST_LABELS + 1)).astype(np.uint8)) is Holds.IMAGE
     assert holds(labels.array.astype(np.int32) * 70000) is Holds.IMAGE
-    assert holds(labels.array.astype(np.float32) + 0.5) is Holds.IMAGE
-    assert holds(labels.array.astype(np.int16) - 1) is Holds.IMAGE
+    assert holds(labels.array.astype(np.float32) * 70.5) is Holds.IMAGE
+    assert holds(labels.array.astype(np.int16) - 2) is Holds.IMAGE
+    # -1 is what is to be ignored, or 255 in a signed byte.
+    assert holds(labels.array.astype(np.int16) - 1) is Holds.LABELS
+    assert holds(-(labels.array == 1).astype(np.int16)) is Holds.LABELS
 
 
 @pytest.mark.parametrize("order", "<>")

@@ -44,9 +44,11 @@ _LABELS_ALONE = (
 _UNNAMED = (
     "a mask beside the label image in labelsTr, and nothing names it; name its structure in a file of its own"
 )
-_PROBABILITIES = (
-    "holds values from 0 to 1, as a probability map does, so it is no CT; give the label image instead"
+_FRACTIONS = (
+    "holds small fractions from 0, as a probability map or a blurred label image does, so it is no CT; "
+    "give the label image instead"
 )
+_OTHER_GRID = "a label image that is called like a CT, but does not lie on its grid; draw or resample it on that grid"
 
 
 class Image(NamedTuple):
@@ -90,8 +92,8 @@ def match(images: Iterable[Image]) -> Matched:
     # Label images, and images of zeros, which are empty masks if they lie on the grid of a CT.
     drawn: list[Image] = []
     for image in images:
-        if image.seen.holds is Holds.PROBABILITIES:
-            result.refused.append((image.found, _PROBABILITIES))
+        if image.seen.holds is Holds.FRACTIONS:
+            result.refused.append((image.found, _FRACTIONS))
         elif image.seen.holds in (Holds.LABELS, Holds.NOTHING) or _named_drawn(image):
             drawn.append(image)
         else:
@@ -111,6 +113,8 @@ def match(images: Iterable[Image]) -> Matched:
         elif image.seen.holds is Holds.NOTHING and not is_label_image(image.found):
             # Reading it as a CT tells that it holds nothing.
             scans.append(image)
+        elif index.namesake(image):
+            result.refused.append((image.found, _OTHER_GRID))
         else:
             named = is_label_image(image.found)
             result.refused.append((image.found, _ALONE if named else _LABELS_ALONE))
@@ -186,6 +190,10 @@ class _Index:
             if fit := _nearest(fit, folder):
                 return _best(image, fit), None
         return [], None
+
+    def namesake(self, image: Image) -> bool:
+        """Whether a CT is called after the case of a label image."""
+        return bool(self.cases.get(folded(words_of(stem_of(image.found)))))
 
     def _around(self, image: Image, words: Words, folder: str) -> list[_Scan]:
         """The CT in the folder of a label image; or, for a folder of label images alone, in the folder above it."""

@@ -17,6 +17,7 @@ from small_exams import body
 
 from deepatlas.intake.dataset.folder import Dataset
 from deepatlas.io.codec import write_volume
+from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
 
 # Structures of the layouts whose files do not say what they are called are named by a table beside them.
@@ -270,6 +271,18 @@ def named_like_a_ct(src):
     return expected, {"a/soft.nii.gz", "b/ct.nii.gz", "c/patient.nii.gz"}
 
 
+def labels_on_another_grid(src):
+    """Called like the CT, in a folder farther away, and shifted."""
+    ct(src / "scans" / "anna.nii.gz")
+    _, labels = body((8, 24, 24), seed=1)
+    affine = labels.grid.affine.copy()
+    affine[:3, 3] += 1.3
+    shifted = Grid(labels.grid.shape, affine)
+    write_volume(src / "drawn" / "manual" / "anna.nii.gz", Volume(labels.array, shifted))
+    table(src / "labels.json", TABLE)
+    return {"scans/anna.nii.gz": {}}, {"drawn/manual/anna.nii.gz"}
+
+
 def masks_beside_a_table_of_others(src):
     """A table numbers label images; it does not number masks that come in files of their own."""
     ct(src / "a" / "ct.nii.gz")
@@ -293,7 +306,7 @@ LAYOUTS = [
         verse,
     ),
     *(pddca, totalsegmentator, amos, segthor, learn2reg, deepmind, ct_org, structseg, visceral, btcv),
-    *(folders_of_cases, named_like_a_ct, masks_beside_a_table_of_others),
+    *(folders_of_cases, named_like_a_ct, labels_on_another_grid, masks_beside_a_table_of_others),
 ]
 
 
