@@ -48,7 +48,9 @@ _FRACTIONS = (
     "holds small fractions from 0, as a probability map or a blurred label image does, so it is no CT; "
     "give the label image instead"
 )
-_OTHER_GRID = "a label image that is called like a CT, but does not lie on its grid; draw or resample it on that grid"
+_OTHER_GRID = (
+    "a label image that is called like a CT, but does not lie on its grid; draw or resample it on that grid"
+)
 
 
 class Image(NamedTuple):
