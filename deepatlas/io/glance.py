@@ -24,6 +24,10 @@ from deepatlas.space.grid import Grid
 
 # A label image has at most so many ids. The largest atlases of the body have about 150; an eight-bit picture has 256.
 MOST_LABELS = 200
+# With more ids than this, at least half of the neighbours along a row that are not 0 must be equal: in label images
+# 96 % and more are, in a magnetic resonance image with 110 to 195 grey values 4 to 8 % (the hippocampus of the MSD).
+_CERTAIN = 20
+_EQUAL = 0.5
 # A CT in Hounsfield units has air, which is negative, and bone above this.
 SMALL = 100
 # Labels that were computed with may be a little off their whole numbers.
@@ -89,6 +93,7 @@ def _judged(chunks: Iterator[NDArray], grid: Grid) -> Glance:
     # Whether all voxels were whole numbers so far, and whether they may be fractions of the kind that no CT has.
     whole = small = True
     ignored = False
+    pairs = equal = 0
     for chunk in chunks:
         low, high = chunk.min(), chunk.max()
         # NaN fails both comparisons.
@@ -103,11 +108,16 @@ def _judged(chunks: Iterator[NDArray], grid: Grid) -> Glance:
             ignored = ignored or bool(low < 0)
             seen |= np.bincount(numbers, minlength=len(seen)) > 0
             whole = int(np.count_nonzero(seen)) <= MOST_LABELS
+            inside = (numbers[1:] != 0) & (numbers[:-1] != 0)
+            pairs += int(np.count_nonzero(inside))
+            equal += int(np.count_nonzero(inside & (numbers[1:] == numbers[:-1])))
         if not whole and not small:
             return Glance(Holds.IMAGE, grid=grid)
     if not whole:
         return Glance(Holds.FRACTIONS, grid=grid)
     ids = tuple(int(i) for i in np.flatnonzero(seen) if i)
+    if len(ids) > _CERTAIN and equal < _EQUAL * pairs:
+        return Glance(Holds.IMAGE, grid=grid)
     return Glance(Holds.LABELS if ids or ignored else Holds.NOTHING, ids, grid)
 
 

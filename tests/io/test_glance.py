@@ -10,6 +10,7 @@ from small_exams import body
 
 from deepatlas.io.codec import write_volume
 from deepatlas.io.glance import MOST_LABELS, Holds, glance
+from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
 
 SHAPE = (8, 24, 24)
@@ -43,7 +44,7 @@ def test_other_contents(tmp_path, suffix):
     assert holds(labels.array.astype(np.float32) * 1.00002) is Holds.LABELS
     assert holds((ct.array - ct.array.min()) / np.ptp(ct.array)) is Holds.FRACTIONS
     # As many values as a picture has, and numbers that no id has.
-    counting = np.arange(np.prod(SHAPE)).reshape(SHAPE)
+    counting = (np.arange(np.prod(SHAPE)) // 4).reshape(SHAPE)
     assert holds((counting % MOST_LABELS).astype(np.uint8)) is Holds.LABELS
     assert holds((counting % (MOST_LABELS + 1)).astype(np.uint8)) is Holds.IMAGE
     assert holds(labels.array.astype(np.int32) * 70000) is Holds.IMAGE
@@ -52,6 +53,19 @@ def test_other_contents(tmp_path, suffix):
     # -1 is what is to be ignored, or 255 in a signed byte.
     assert holds(labels.array.astype(np.int16) - 1) is Holds.LABELS
     assert holds(-(labels.array == 1).astype(np.int16)) is Holds.LABELS
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_grey_values_are_no_labels_however_few(tmp_path, suffix):
+    """A small image of another modality has fewer grey values than an atlas has labels, but not in regions."""
+    _, labels = body(SHAPE)
+    rng = np.random.default_rng(0)
+    for count, holds in ((100, Holds.IMAGE), (20, Holds.LABELS)):
+        noise = rng.integers(0, count, SHAPE).astype(np.int16)
+        assert glance(write_volume(tmp_path / f"x{suffix}", Volume(noise, labels.grid))).holds is holds
+    regions = np.kron(np.arange(1, 113).reshape(4, 4, 7), np.ones((2, 6, 4), int)).astype(np.int16)
+    path = write_volume(tmp_path / f"y{suffix}", Volume(regions, Grid.from_spacing(regions.shape, (1, 1, 1))))
+    assert glance(path).ids == tuple(range(1, 113))
 
 
 @pytest.mark.parametrize("order", "<>")
