@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path, PurePath
 
 from deepatlas.io.codec import image_suffix
-from deepatlas.io.dicom.header import looks_like_dicom
+from deepatlas.io.dicom.magic import looks_like_dicom
 
 # The names of files (without suffix) whose exam has the name of their folder, as in ``<exam>/ct.nii.gz``.
 CT_NAMES = ("ct", "image", "volume")

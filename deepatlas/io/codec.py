@@ -73,6 +73,41 @@ def read_image(path: Path, *, labels: bool = False) -> tuple[Volume, list[str]]:
     return Volume(array, grid, name=str(path)), notes
 
 
+def read_stored(path: Path) -> NDArray:
+    """The voxels (z, y, x) of a 3-D scalar image file in the type that they have, whatever they are.
+
+    Raises :class:`~deepatlas.errors.DataError` as :func:`read_image` does, except for the values of the voxels.
+    """
+    return _array(_read_image(path)[0])
+
+
+def read_grid(path: Path) -> Grid:
+    """The grid of a 3-D scalar image file from its header alone; the voxels are neither read nor checked.
+
+    Raises :class:`~deepatlas.errors.DataError` as :func:`read_image` does.
+    """
+    suffix = _check_file(path)
+    reader = simpleitk().ImageFileReader()
+    reader.SetImageIO(_READERS[suffix])
+    try:
+        with _without_twin(path) as alone:
+            reader.SetFileName(str(alone))
+            reader.ReadImageInformation()
+    except (RuntimeError, OSError) as error:
+        raise DataError(f"{path}: its header cannot be decoded{_detail(error)}; {AGAIN}") from error
+    shape = reader.GetSize()
+    _check_shape(path, shape, reader.GetNumberOfComponents())
+    size = len(shape)
+    affine = np.eye(4)
+    direction = np.array(reader.GetDirection()).reshape(size, size)[:3, :3]
+    affine[:3, :3] = LPS_FROM_RAS[:3, :3] @ direction * reader.GetSpacing()[:3]
+    affine[:3, 3] = LPS_SIGNS * reader.GetOrigin()[:3]
+    try:
+        return Grid(shape[2::-1], affine)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
 def write_volume(path: str | os.PathLike[str], volume: Volume) -> Path:
     """Write a volume and its geometry atomically, compressed unless the suffix is ``.nii``; return the path.
 

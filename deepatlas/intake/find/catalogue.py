@@ -27,14 +27,16 @@ from deepatlas.intake.find.naming import file_kind, folder_of
 from deepatlas.intake.find.records import FEW, Contents, Member, Peek, Role
 from deepatlas.intake.find.task import Plan, Task
 from deepatlas.io.dicom.found import Found, Refusal
+from deepatlas.io.glance import Glance
 from deepatlas.sqlite import Trouble, connect, create_private, transaction, trouble_of
 
 # Raise this number with the layout of what is kept.
-VERSION = 3
+VERSION = 5
 # The state of a file that has gone since it was listed.
 _GONE = "gone"
-# Number of headers that a worker reads at a time.
+# Number of headers that a worker reads at a time, and of images, which may have to be decompressed to their end.
 _PAGE = 256
+_IMAGES_PAGE = 8
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (name TEXT PRIMARY KEY, path TEXT, stat TEXT, kind TEXT, archive TEXT)
@@ -107,22 +109,22 @@ class Catalogue:
             )
             db.execute("DROP TABLE IF EXISTS todo")
             db.execute(
-                "CREATE TABLE todo AS SELECT f.name, f.path FROM files f LEFT JOIN kept.headers h "
-                "ON h.name = f.name AND h.stat = f.stat WHERE f.kind = 'other' AND h.name IS NULL ORDER BY f.name"
+                "CREATE TABLE todo AS SELECT f.name, f.path, f.kind FROM files f LEFT JOIN kept.headers h "
+                "ON h.name = f.name AND h.stat = f.stat "
+                "WHERE f.kind IN ('other', 'image') AND h.name IS NULL ORDER BY f.kind, f.name"
             )
         return self._db.execute("SELECT count(*) FROM todo").fetchone()[0]
 
     def pages(self) -> Iterator[list[Found]]:
-        """The files of :meth:`unread`, a few hundred at a time."""
-        last = 0
-        while True:
-            rows = self._db.execute(
-                "SELECT rowid, name, path FROM todo WHERE rowid > ? ORDER BY rowid LIMIT ?", (last, _PAGE)
-            ).fetchall()
-            if not rows:
-                return
-            last = rows[-1][0]
-            yield [Found(Path(path), name) for _, name, path in rows]
+        """The files of :meth:`unread`, some at a time."""
+        for kind, count in (("image", _IMAGES_PAGE), ("other", _PAGE)):
+            last = 0
+            while rows := self._db.execute(
+                "SELECT rowid, name, path FROM todo WHERE rowid > ? AND kind = ? ORDER BY rowid LIMIT ?",
+                (last, kind, count),
+            ).fetchall():
+                last = rows[-1][0]
+                yield [Found(Path(path), name) for _, name, path in rows]
 
     def keep(self, peeks: Iterable[Peek]) -> None:
         """Keep what was found out about files."""
@@ -187,10 +189,18 @@ class Catalogue:
         for folder, group in groupby(files, key=lambda f: folder_of(f.name)):
             yield folder, list(group)
 
-    def tables(self) -> dict[str, Found]:
-        """The ``labels.json`` of every folder that has one."""
+    def glances(self) -> dict[str, Glance]:
+        """What the image files hold, by their names; those that no worker could look at are missing."""
+        rows = self._db.execute(
+            "SELECT f.name, h.header FROM files f JOIN kept.headers h ON h.name = f.name AND h.stat = f.stat "
+            "WHERE f.kind = 'image' AND h.role = 'voxels'"
+        )
+        return {name: pickle.loads(header) for name, header in rows}
+
+    def tables(self) -> list[Found]:
+        """The files that may name the ids of label images, sorted by name."""
         rows = self._db.execute("SELECT name, path FROM files WHERE kind = 'table' ORDER BY name")
-        return {folder_of(name): Found(Path(path), name) for name, path in rows}
+        return [Found(Path(path), name) for name, path in rows]
 
     # -- archives -------------------------------------------------------------------------------------
 

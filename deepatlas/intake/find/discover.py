@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 
 from deepatlas.intake.find.archives import Archive, Unopened, extract, opened
+from deepatlas.intake.find.match import is_label_image
 from deepatlas.intake.find.naming import FileKind, file_kind
-from deepatlas.intake.find.pairs import is_label_image, plan_pair
+from deepatlas.intake.find.pairs import plan_pair
 from deepatlas.intake.find.records import FEW, Contents, Peek, Role
 from deepatlas.intake.find.studies import plan_study
 from deepatlas.intake.find.task import Plan, Task
@@ -14,10 +16,11 @@ from deepatlas.intake.structures.label_object import contents_of
 from deepatlas.io.dicom.found import Found, Refusal, Subject
 from deepatlas.io.dicom.header import read_header
 from deepatlas.io.dicom.packed_header import pack
+from deepatlas.io.glance import Glance, Holds, glance
 
-# A larger labels.json is not a label table.
-_TABLE_BYTES = 1 << 20
-_DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
+# A larger file is not a label table.
+_TABLE_BYTES = 4 << 20
+_DICOM_ENDINGS = (".dcm", ".dicom", ".ima", ".dcm.gz")
 
 
 def peek(files: list[Found]) -> list[Peek]:
@@ -26,6 +29,8 @@ def peek(files: list[Found]) -> list[Peek]:
 
 
 def _peek(found: Found) -> Peek:
+    if file_kind(found.name) is FileKind.IMAGE:
+        return _peek_image(found)
     header = read_header(found, contents_of)
     if header is None:
         if not found.name.lower().endswith(_DICOM_ENDINGS):
@@ -40,6 +45,16 @@ def _peek(found: Found) -> Peek:
     return Peek(found.name, role, *ids, header.referenced, pack(header))
 
 
+def _peek_image(found: Found) -> Peek:
+    try:
+        seen, refusal = glance(found.path), None
+    except OSError as error:
+        # Reading the exam will report it; until then its name has to tell what it is.
+        seen = Glance(Holds.UNKNOWN)
+        refusal = Refusal(found.name, f"cannot be read ({error.strerror}); copy it again", passing=True)
+    return Peek(found.name, Role.VOXELS, header=pickle.dumps(seen), refusal=refusal)
+
+
 def look(archive: Archive) -> Contents:
     """Unpack an archive and find out what it holds.
 
@@ -52,7 +67,7 @@ def look(archive: Archive) -> Contents:
         members = tuple(
             (f.name, f.path.relative_to(archive.folder).as_posix(), f.path.stat().st_size) for f in found
         )
-        peeks = tuple(peek([f for f in found if kinds[f.name] is FileKind.OTHER]))
+        peeks = tuple(peek([f for f in found if kinds[f.name] is not FileKind.TABLE]))
         tables = {f.name: _start_of(f) for f in found if kinds[f.name] is FileKind.TABLE}
         images = sum(kinds[f.name] is FileKind.IMAGE and not is_label_image(f) for f in found)
         exams = len({p.study for p in peeks if p.study}) + images

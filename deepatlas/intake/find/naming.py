@@ -7,6 +7,7 @@ from enum import StrEnum
 from pathlib import PurePosixPath
 
 from deepatlas.exams.kind import CT_NAMES, exam_stem
+from deepatlas.intake.structures.tables import is_table
 from deepatlas.io.codec import image_suffix
 from deepatlas.io.dicom.found import Found
 
@@ -16,7 +17,7 @@ class FileKind(StrEnum):
 
     # A NIfTI, NRRD or MetaImage file: a CT or a label image.
     IMAGE = "image"
-    # A ``labels.json``.
+    # A table that names the ids of label images, such as ``labels.json``.
     TABLE = "table"
     # Any other file; its first bytes tell whether it is DICOM.
     OTHER = "other"
@@ -26,7 +27,7 @@ def file_kind(name: str) -> FileKind:
     """What is to be done with a file of this name (see :class:`~deepatlas.io.dicom.found.Found`)."""
     if image_suffix(name):
         return FileKind.IMAGE
-    return FileKind.TABLE if inner_path(name).name == "labels.json" else FileKind.OTHER
+    return FileKind.TABLE if is_table(inner_path(name).name) else FileKind.OTHER
 
 
 def inner_path(name: str) -> PurePosixPath:

@@ -15,6 +15,8 @@ class Role(StrEnum):
     """The part of a file in an exam. The values are stored in the catalogue."""
 
     IMAGE = "image"
+    # A NIfTI, NRRD or MetaImage file. Its ``header`` is a :class:`~deepatlas.io.glance.Glance`, pickled.
+    VOXELS = "voxels"
     # An RTSTRUCT or a DICOM-SEG.
     LABELS = "labels"
     # Not DICOM.
@@ -44,7 +46,7 @@ class Contents(NamedTuple):
 
     # For each member its name (as in Found), its path in the folder of the archive, and its size in bytes.
     members: tuple[tuple[str, str, int], ...]
-    # Of the members that are neither images nor label tables.
+    # Of the members that are no label tables.
     peeks: tuple[Peek, ...]
     # The label tables, {name: bytes}.
     tables: dict[str, bytes]

@@ -29,6 +29,7 @@ def plan_study(task: Task) -> Plan:
     patients = sorted(({s.patient for s in scan.series} | {o.patient for o in scan.labels}) - {""})
     name = patients[0] if patients else task.name
     uids = {task.key, *(s.series for s in scan.series), *(s.frame for s in scan.series)}
+    uids = uids.union(*(s.uids for s in scan.series))
     secrets = tuple(v for v in (*patients, *sorted(uids)) if v)
 
     def refused(reason: str, verdicts: dict[str, Verdict] | None = None) -> Plan:
@@ -75,10 +76,9 @@ def _drawn_on(
     series: DicomSeries, objects: Sequence[LabelObject]
 ) -> tuple[tuple[Found, ...], tuple[Refusal, ...]]:
     """The objects drawn on the series that was taken; those that refer to other series only are refused."""
-    uid = series.series.partition("#")[0]
     taken, refusals = [], []
     for one in objects:
-        if one.referenced and uid not in one.referenced:
+        if one.referenced and series.uids.isdisjoint(one.referenced):
             reason = f"{one.modality} of a series that was not taken"
             refusals.append(Refusal(one.found.name, reason, Subject.SERIES))
         else:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 from deepatlas.intake.find.archives import Archive
 from deepatlas.intake.privacy.redact import path_parts
+from deepatlas.intake.structures.label_images import Naming
 from deepatlas.intake.structures.name_map import NameMap
 from deepatlas.io.dicom.found import Found, Refusal
 from deepatlas.io.dicom.series import DicomSeries, Verdict
 
 # Raise this number when the same files are to make other exams.
-RECIPE = 2
+RECIPE = 3
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class ExamSource:
     image: Found | None = None
     series: DicomSeries | None = None
     labels: tuple[Found, ...] = ()
+    # How the label images are named, by the names of the files.
+    naming: Mapping[str, Naming] = field(default_factory=dict)
     # The verdict on every series of the study.
     reasons: dict[str, Verdict] = field(default_factory=dict)
     # The user asked for this series.
@@ -58,6 +61,7 @@ class Task:
     headers: tuple[bytes, ...] = ()
     image: Found | None = None
     labels: tuple[Found, ...] = ()
+    naming: Mapping[str, Naming] = field(default_factory=dict)
     # The series that the user asked for.
     override: str | None = None
     names: NameMap | None = None

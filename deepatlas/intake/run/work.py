@@ -144,6 +144,7 @@ def _of_series(job: ExamJob, plan: Plan, tried: Mapping[str, str], hidden: set[s
                     names=job.names,
                     series=source.series,
                     source_labels=plan.source_labels,
+                    naming=source.naming,
                 )
                 lines += structures.warnings
                 lines += left_out(structures.ignored, job.labels, second=bool(tried))

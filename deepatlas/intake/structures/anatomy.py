@@ -47,6 +47,7 @@ _WORDS = frozenset(
     volume vomer vulva wall whole womb wrist zygoma zygomatic
     and of to with without non minus plus contrast artifact air water total all avoid combined union exp opt
     eval crop l r lt rt a p s i m d v n o x lul lll rul rml rll svc ivc lca rca lv rv la ra gi cns smv sma pa ln
+    abdominis arytenoid arytenoids first glnd nrv rectus second submand
     gtvp gtvn ctvp ctvn ptvn ptvp igtv oar roi bst c t st h low high dose level mm cm
     """.split()
 )

@@ -52,6 +52,8 @@ class LabelContents:
     references: tuple[Reference, ...] = ()
     identifiers: tuple[str, ...] = ()
     problem: str = ""
+    # The images that the file names tell more than its frame of reference: some programs give that a UID of its own.
+    images_count: bool = False
 
     def drawn_on(self, series: DicomSeries | None) -> list[Structure]:
         """The structures, those of another frame of reference than that of ``series`` marked as ignored.
@@ -63,16 +65,39 @@ class LabelContents:
             raise DataError(self.problem)
         if series is None:
             return list(self.structures)
-        _check_references(self.references, series)
+        same = self._frames_by_images(series)
+        if not same:
+            _check_references(self.references, series)
+
+        def elsewhere(structure: Structure) -> bool:
+            return _differ(structure.frame, series.frame) and structure.frame not in same
+
         found = [
-            replace(s, ignored=Ignored(Why.UNUSABLE, _OTHER_FRAME)) if _differ(s.frame, series.frame) else s
+            replace(s, ignored=Ignored(Why.UNUSABLE, _OTHER_FRAME)) if elsewhere(s) else s
             for s in self.structures
         ]
-        if all(_differ(s.frame, series.frame) for s in found):
+        if all(map(elsewhere, found)):
             raise DataError(
                 f"{_OTHER_FRAME}; register it to the CT, or choose the series that it was drawn on"
             )
         return found
+
+    def remarks(self, series: DicomSeries | None) -> list[str]:
+        """What is odd about a file that may be used."""
+        if series is None or not self._frames_by_images(series):
+            return []
+        return [
+            "it names another frame of reference than the CT, but the CT's own images; taken as drawn on them, so "
+            "check that structures are where they should be"
+        ]
+
+    def _frames_by_images(self, series: DicomSeries) -> frozenset[str]:
+        """The frames of reference that are the CT's under another UID: most images that they name are the CT's."""
+        named = any(not _differ(reference.frame, series.frame) for reference in self.references)
+        if named or not self.images_count:
+            return frozenset()
+        own = frozenset(series.sop_uids)
+        return frozenset(r.frame for r in self.references if 2 * len(r.images & own) > len(r.images))
 
 
 def _check_references(references: Sequence[Reference], series: DicomSeries) -> None:
@@ -89,8 +114,8 @@ def _check_references(references: Sequence[Reference], series: DicomSeries) -> N
             "drawn in another frame of reference than the CT; register it to the CT, or choose the series that "
             "it was drawn on"
         )
-    # The parts of a series that was split have a suffix, and share one SeriesInstanceUID.
-    if reference.series and series.series.split("#")[0] not in reference.series:
+    # The parts of a series that was split share one SeriesInstanceUID.
+    if reference.series and series.uids.isdisjoint(reference.series):
         if reference.images.isdisjoint(series.sop_uids):
             raise DataError("drawn on another series than the CT; choose that series for the exam")
 

@@ -72,6 +72,8 @@ class LabelSource:
     drawings: list[Drawing]
     identifiers: list[str] = field(default_factory=list)
     check: Callable[[Grid], None] = lambda grid: None
+    # What is odd about the file as a whole.
+    notes: list[str] = field(default_factory=list)
 
 
 def empty_patch() -> Patch:

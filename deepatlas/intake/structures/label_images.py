@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import PurePath
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -36,6 +37,17 @@ _GENERIC = frozenset(
 )
 
 
+class Naming(NamedTuple):
+    """What the place of a label image tells of its names.
+
+    ``structure`` is the one that the name of a mask states ("" if its name states none). ``alone``: the image is one of
+    several masks, each in a file of its own, so that a label table does not number it.
+    """
+
+    structure: str
+    alone: bool = False
+
+
 class LabelImage:
     """A label image in NIfTI, NRRD or MetaImage. Its voxels are read when it is checked against the grid of the CT."""
 
@@ -43,17 +55,29 @@ class LabelImage:
         self.file = file
         self.table: dict[str, int] = {}
 
-    def source(self, table: Mapping[str, int] | None) -> LabelSource:
-        """What the image holds according to ``table``, else to its header, else to the name of its file."""
-        self.table = dict(table or {}) or _slicer_segments(self.file)
+    def source(self, table: Mapping[str, int] | None, naming: Naming | None = None) -> LabelSource:
+        """What the image holds according to ``table``, else to its header, else to the name of its file.
+
+        ``naming`` is what its place tells; without it, the stem of a file without a word as "seg" is a structure.
+        """
         stem = PurePath(self.file.name).name
         stem = stem[: len(stem) - len(image_suffix(stem))]
-        if compact(stem) in {compact(name) for name in self.table}:
-            # liver.nii.gz beside heart.nii.gz: each is a mask, whose 1 is not the 1 of the table.
+        if naming is None:
+            naming = Naming(stem if _GENERIC.isdisjoint(clean_name(stem).split("_")) else "")
+        self.table = dict(table or {})
+        # liver.nii.gz beside heart.nii.gz: each is a mask, whose 1 is not the 1 of the table.
+        known = {compact(name) for name in self.table}
+        if naming.alone or not known.isdisjoint((compact(stem), compact(naming.structure))):
             self.table = {}
-        if not self.table and not _GENERIC.isdisjoint(clean_name(stem).split("_")):
-            raise DataError('no labels.json names its structures; write one, for example {"liver": 1}')
-        named = self.table or {stem: 0}
+            table = None
+            naming = naming if naming.structure else Naming(stem)
+        self.table = self.table or _slicer_segments(self.file)
+        if not self.table and not naming.structure:
+            raise DataError(
+                "no labels.json, dataset.json or dseg.tsv names its structures; write a labels.json, for example "
+                '{"liver": 1}'
+            )
+        named = self.table or {naming.structure: 0}
         given = bool(self.table and table)
         drawings = [
             Drawing(Structure(name, value, given=given), partial(self.draw, value))

@@ -25,7 +25,7 @@ from deepatlas.intake.privacy.names import clean_name, compact, identifier_token
 from deepatlas.intake.structures.contents import LabelContents, Structure
 from deepatlas.intake.structures.drawing import Bits, Drawing, LabelSource, Patch, without_path
 from deepatlas.intake.structures.ignored import EmptyStructure, Ignored, Why
-from deepatlas.intake.structures.label_images import LabelImage
+from deepatlas.intake.structures.label_images import LabelImage, Naming
 from deepatlas.intake.structures.label_object import open_label_object
 from deepatlas.intake.structures.name_map import NameMap, is_margin
 from deepatlas.io.codec import image_suffix
@@ -58,6 +58,7 @@ def read_structures(
     names: NameMap | None = None,
     series: DicomSeries | None = None,
     source_labels: Mapping[str, int] | None = None,
+    naming: Mapping[str, Naming] | None = None,
 ) -> Structures:
     """Read the structures of one exam onto the grid of its CT.
 
@@ -73,6 +74,7 @@ def read_structures(
             reference are refused.
         source_labels: ``{name: id}`` that the label images were painted with. Without it, their headers (3D Slicer),
             or the file's name for an image of one structure, tell what they hold.
+        naming: ``{name of a file: what its place tells of its names}`` of label images.
 
     Returns:
         :class:`Structures`. A structure that has no voxel, is not wanted or cannot be drawn is in ``ignored`` with the
@@ -82,12 +84,13 @@ def read_structures(
     dtype = np.uint8 if max(labels.values(), default=0) < 256 else np.uint16
     result = Structures(Volume(np.zeros(ct.grid.shape, dtype=dtype), ct.grid, name=ct.name))
     wanted: dict[str, list[tuple[Drawing, str]]] = {}
-    for file, source, identifiers in _sources(files, series, source_labels, result.refused):
+    for file, source, identifiers in _sources(files, series, source_labels, naming, result.refused):
         try:
             source.check(ct.grid)
         except DataError as error:
             result.refused.append(Refusal(file.name, str(error)))
             continue
+        result.warnings += source.notes
         for drawing in source.drawings:
             shown = _shown(drawing.structure, identifiers)
             name = drawing.structure.ignored or _resolve(drawing.structure, identifiers, names, labels)
@@ -129,6 +132,7 @@ def structure_names(
     names: NameMap | None = None,
     series: DicomSeries | None = None,
     source_labels: Mapping[str, int] | None = None,
+    naming: Mapping[str, Naming] | None = None,
     contents: Mapping[str, LabelContents] | None = None,
 ) -> list[str]:
     """The dataset's names, sorted, of all structures in ``files`` that may be used, from headers alone.
@@ -146,7 +150,7 @@ def structure_names(
                 structures = contents[file.name].drawn_on(series)
                 identifiers = contents[file.name].identifiers
             else:
-                source = _open(file, series, source_labels)
+                source = _open(file, series, source_labels, naming)
                 structures = [drawing.structure for drawing in source.drawings]
                 identifiers = tuple(source.identifiers)
         except DataError:
@@ -265,12 +269,13 @@ def _sources(
     files: Sequence[Found],
     series: DicomSeries | None,
     source_labels: Mapping[str, int] | None,
+    naming: Mapping[str, Naming] | None,
     refused: list[Refusal],
 ) -> Iterator[tuple[Found, LabelSource, frozenset[str]]]:
     """Every file that can be used, with what it holds and the words that no name may contain."""
     for file in files:
         try:
-            source = _open(file, series, source_labels)
+            source = _open(file, series, source_labels, naming)
         except DataError as error:
             refused.append(Refusal(file.name, without_path(error, file.path)))
             continue
@@ -281,7 +286,12 @@ def _tokens(identifiers: Sequence[str], series: DicomSeries | None) -> frozenset
     return identifier_tokens([*identifiers, *([series.patient] if series is not None else [])])
 
 
-def _open(file: Found, series: DicomSeries | None, source_labels: Mapping[str, int] | None) -> LabelSource:
+def _open(
+    file: Found,
+    series: DicomSeries | None,
+    source_labels: Mapping[str, int] | None,
+    naming: Mapping[str, Naming] | None,
+) -> LabelSource:
     if image_suffix(file.path):
-        return LabelImage(file).source(source_labels)
+        return LabelImage(file).source(source_labels, (naming or {}).get(file.name))
     return open_label_object(file.path, series)

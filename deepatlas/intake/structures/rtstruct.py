@@ -34,6 +34,7 @@ from deepatlas.space.constants import LPS_SIGNS
 from deepatlas.space.grid import Grid
 
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+_COMMAS = "its contours have decimal commas; they are read as points"
 _CONTOUR_DATA = 0x30060050
 # Decimals of a voxel: far finer than what is drawn, far coarser than rounding errors.
 _SNAP = 6
@@ -55,22 +56,24 @@ def rtstruct_contents(dataset: Any) -> LabelContents:
         outlines = {
             int(item.ReferencedROINumber)
             for item in dataset.get("RTROIObservationsSequence") or []
-            if item.get("RTROIInterpretedType") == "EXTERNAL"
+            if item.get("RTROIInterpretedType") == "EXTERNAL" and item.get("ReferencedROINumber") is not None
         }
         contours = _contours(dataset)
+        items = dataset.get("StructureSetROISequence") or []
+        times = Counter(_number(item) for item in items)
         structures = [
             Structure(
                 str(item.get("ROIName") or ""),
-                number := int(item.ROINumber),
+                number := _number(item),
                 outline=number in outlines,
                 frame=str(item.get("ReferencedFrameOfReferenceUID") or ""),
-                ignored=_encloses_nothing(contours.get(number, [])),
+                ignored=_unnumbered(number, times) or _encloses_nothing(contours.get(number, [])),
             )
-            for item in dataset.get("StructureSetROISequence") or []
+            for item in items
         ]
     if not structures:
         raise DataError("the RTSTRUCT holds no structure; export it again with its structures")
-    return LabelContents(tuple(structures), references)
+    return LabelContents(tuple(structures), references, images_count=True)
 
 
 def read_rtstruct(dataset: Any, series: DicomSeries | None = None) -> LabelSource:
@@ -80,10 +83,12 @@ def read_rtstruct(dataset: Any, series: DicomSeries | None = None) -> LabelSourc
     :class:`~deepatlas.errors.DataError` if the file was drawn on another series or frame of reference, holds no
     structure, or is damaged.
     """
-    structures = rtstruct_contents(dataset).drawn_on(series)
+    contents = rtstruct_contents(dataset)
+    structures = contents.drawn_on(series)
     with dicom_errors("the RTSTRUCT"):
         contours = _contours(dataset)
-    return LabelSource([Drawing(s, partial(_draw, contours.get(s.number, []))) for s in structures])
+    drawings = [Drawing(s, partial(_draw, contours.get(s.number, []))) for s in structures]
+    return LabelSource(drawings, notes=contents.remarks(series))
 
 
 def fill(contours: list[NDArray[np.float64]], shape: tuple[int, int]) -> NDArray[np.bool_]:
@@ -120,7 +125,25 @@ def _contours(dataset: Any) -> dict[int, Any]:
     return {
         int(item.ReferencedROINumber): item.get("ContourSequence") or []
         for item in dataset.get("ROIContourSequence") or []
+        if item.get("ReferencedROINumber") is not None
     }
+
+
+def _number(item: Any) -> int:
+    """ROINumber; 0, which no structure has, if it is missing."""
+    number = item.get("ROINumber")
+    return 0 if number is None else int(number)
+
+
+def _unnumbered(number: int, times: Counter[int]) -> Ignored | None:
+    """Why it is not known which contours belong to a structure; None if it is."""
+    if number == 0 and times[0] >= 1:
+        return Ignored(
+            Why.UNUSABLE, "it has no ROINumber, so that its contours are not known; export it again"
+        )
+    if times[number] > 1:
+        return Ignored(Why.UNUSABLE, f"{times[number]} structures have its ROINumber; export them again")
+    return None
 
 
 def _references(dataset: Any) -> tuple[Reference, ...]:
@@ -134,10 +157,16 @@ def _references(dataset: Any) -> tuple[Reference, ...]:
                     uids.add(str(uid))
                 for image in series.get("ContourImageSequence") or []:
                     images.add(str(image.get("ReferencedSOPInstanceUID")))
+    if len(found) == 1 and not next(iter(found.values()))[1]:
+        # The images are named by the contours alone.
+        for item in dataset.get("ROIContourSequence") or []:
+            for contour in item.get("ContourSequence") or []:
+                for image in contour.get("ContourImageSequence") or []:
+                    next(iter(found.values()))[1].add(str(image.get("ReferencedSOPInstanceUID")))
     return tuple(Reference(f, frozenset(uids), frozenset(images)) for f, (uids, images) in found.items())
 
 
-def _points(item: Any) -> NDArray[np.float64]:
+def _points(item: Any, notes: list[str]) -> NDArray[np.float64]:
     """Contour points ``[N, 3]`` in RAS mm."""
     element = item.get_item(_CONTOUR_DATA)
     raw = getattr(element, "value", None)
@@ -147,6 +176,10 @@ def _points(item: Any) -> NDArray[np.float64]:
         if isinstance(raw, bytes)
         else (item.get("ContourData") or [])
     )
+    if isinstance(raw, bytes) and b"," in raw:
+        numbers = [n.replace(",", ".") for n in numbers]
+        if _COMMAS not in notes:
+            notes.append(_COMMAS)
     try:
         values = np.array([float(n) for n in numbers], dtype=np.float64)
     except ValueError as error:
@@ -220,7 +253,7 @@ def _closed_contours(items: Any, notes: list[str]) -> list[NDArray[np.float64]]:
         if (kind := _kind(item)) not in _CLOSED:
             left_out[kind] += 1
             continue
-        points = _points(item)
+        points = _points(item, notes)
         if len(points) < 3:
             left_out["fewer than three points"] += 1
         elif points.tobytes() in seen:

@@ -45,4 +45,6 @@ class Refusal:
     passing: bool = False
     # The file is DICOM, but its header is damaged.
     damaged: bool = False
+    # The file is DICOM compressed with gzip.
+    zipped: bool = False
     public: str = ""

@@ -33,6 +33,11 @@ GAP = 1.5
 ABUT = 1.1
 # Number of equal steps in a row that make a part with a spacing of its own.
 REGULAR_RUN = 3
+# Differences up to these, of a direction cosine and of the pixel spacing in mm, are rounding errors.
+SAME_ORIENTATION = 1e-3
+SAME_SPACING = 1e-4
+# Slices share a grid if no pixel lies farther from its place in it than this, in pixels.
+SAME_GRID = 0.5
 # Largest ratio between the spacings of the parts of one series.
 MAX_STEP_RATIO = 4.0
 
@@ -85,6 +90,38 @@ def orientation_class(orientation: ArrayLike) -> str:
     normal = np.abs(axes_of(orientation)[2])
     best = int(normal.argmax())
     return ("sagittal", "coronal", "axial")[best] if normal[best] > 0.8 else "oblique"
+
+
+@dataclass(frozen=True)
+class Plane:
+    """The in-plane grid that slices share: ImageOrientationPatient, and the size (x, y) of a pixel in mm.
+
+    ``off`` is the largest distance, in pixels, between a pixel's place on it and where the header of its slice puts it.
+    """
+
+    orientation: tuple[float, ...]
+    spacing: tuple[float, float]
+    off: float
+
+
+def shared_plane(orientations: ArrayLike, spacings: ArrayLike, size: tuple[int, int]) -> Plane:
+    """The grid of slices with almost equal orientations [N, 6] and spacings [N, 2] (x, y), of ``size`` (columns, rows).
+
+    It is that of the first slice if they differ by rounding errors alone, otherwise the mean.
+    """
+    directions, sizes = np.asarray(orientations, dtype=np.float64), np.asarray(spacings, dtype=np.float64)
+    orientation, spacing = directions[0], sizes[0]
+    if (
+        np.abs(directions - orientation).max() > SAME_ORIENTATION
+        or np.abs(sizes - spacing).max() > SAME_SPACING
+    ):
+        orientation, spacing = axes_of(directions.mean(axis=0))[:2].ravel(), sizes.mean(axis=0)
+    # The distance is largest at a corner: along x, along y, or along both.
+    reach = np.array([[size[0] - 1, 0], [0, size[1] - 1], [size[0] - 1, size[1] - 1]], dtype=np.float64)
+    own = np.einsum("cj,nj,njk->nck", reach, sizes, directions.reshape(-1, 2, 3))
+    there = np.einsum("cj,j,jk->ck", reach, spacing, orientation.reshape(2, 3))
+    off = float(np.linalg.norm(own - there, axis=2).max() / spacing.min())
+    return Plane(tuple(map(float, orientation)), (float(spacing[0]), float(spacing[1])), off)
 
 
 def arrange(

@@ -6,8 +6,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -15,6 +14,7 @@ import pydicom
 from numpy.typing import NDArray
 
 from deepatlas.io.dicom.found import Found, Refusal
+from deepatlas.io.dicom.magic import is_zipped_dicom, starts_as_dicom
 from deepatlas.io.dicom.values import FunctionalGroups, Plain, int_of, quiet, tag_of, text_of, values_of
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -107,6 +107,8 @@ class Header:
     pixel_held: int
     # CRC-32 of the bytes before PixelData (of the whole file if ``pixel_offset`` is 0).
     checksum: int
+    # Whether its decimal numbers were written with commas.
+    commas: bool = False
     # What ``read_drawn`` of :func:`read_header` returned for an RTSTRUCT or a segmentation.
     drawn: Any = None
 
@@ -170,7 +172,10 @@ def read_header(found: Found, read_drawn: Callable[[Any, int], Any] | None = Non
     """
     try:
         with open(found.path, "rb") as handle:
-            if not _starts_as_dicom(handle):
+            if is_zipped_dicom(handle):
+                reason = "a DICOM file compressed with gzip, which is not read; unpack it (gunzip)"
+                return Refusal(found.name, reason, zipped=True)
+            if not starts_as_dicom(handle):
                 return None
             return _read(found, handle, read_drawn)
     except _Useless as useless:
@@ -189,28 +194,6 @@ class _Useless(Exception):
     def __init__(self, reason: str, *, damaged: bool = False) -> None:
         super().__init__(reason)
         self.damaged = damaged
-
-
-def looks_like_dicom(path: str | Path) -> bool:
-    """Whether a file begins as DICOM does, with or without the preamble."""
-    try:
-        with open(path, "rb") as handle:
-            return _starts_as_dicom(handle)
-    except OSError:
-        return False
-
-
-def _starts_as_dicom(handle: BinaryIO) -> bool:
-    """Look at the first bytes of a file, and rewind it."""
-    head = handle.read(140)
-    handle.seek(0)
-    if head[128:132] == b"DICM":
-        return True
-    group, element = int.from_bytes(head[0:2], "little"), int.from_bytes(head[2:4], "little")
-    if len(head) < 132 or group not in (0x0002, 0x0008) or element > 0x0100:
-        return False
-    explicit = head[4:6].isalpha() and head[4:6].isupper()
-    return explicit or int.from_bytes(head[4:8], "little") <= 1024
 
 
 def _read(found: Found, handle: BinaryIO, read_drawn: Callable[[Any, int], Any] | None) -> Header:
@@ -268,7 +251,7 @@ def _header(
     spacing, orientation = groups.numbers("PixelSpacing", 2), groups.numbers("ImageOrientationPatient", 6)
     signed = int_of(ds, "PixelRepresentation") == 1
     offset, length, held = pixels
-    return Header(
+    header = Header(
         sop_class=sop_class,
         sop_uid=text_of(ds, "SOPInstanceUID") or text_of(ds.file_meta, "MediaStorageSOPInstanceUID"),
         syntax=syntax,
@@ -323,6 +306,8 @@ def _header(
         checksum=checksum,
         drawn=drawn,
     )
+    # Known when all numbers have been read.
+    return replace(header, commas=groups.commas)
 
 
 def _padding(ds: Any, signed: bool, allocated: int) -> tuple[int, int] | None:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from deepatlas.errors import DataError, PassingError
 from deepatlas.io.dicom.choose import choose_series
 from deepatlas.io.dicom.found import Found
-from deepatlas.io.dicom.geometry import Stack, arrange, axes_of
+from deepatlas.io.dicom.geometry import SAME_GRID, SAME_ORIENTATION, SAME_SPACING, Stack, arrange
 from deepatlas.io.dicom.header import Header
 from deepatlas.io.dicom.kernel import known_kernel, tissue
+from deepatlas.io.dicom.parts import plane_of
 from deepatlas.io.dicom.pixels import read_pixels
 from deepatlas.io.dicom.scan import scan_dicom
 from deepatlas.io.dicom.series import DicomSeries, Reading
@@ -54,12 +55,13 @@ def read_series(series: DicomSeries) -> Reading:
                 "PixelSpacing; export the series again"
             )
     head = headers[0]
-    positions = _positions(headers)
+    positions = _positions(series)
     thickness = np.concatenate([header.thicknesses for header in headers])
-    stack = arrange(positions, head.orientation, head.spacing, thickness)  # type: ignore[arg-type]
+    plane = plane_of(headers)
+    stack = arrange(positions, plane.orientation, plane.spacing, thickness)
     if len(stack.planes) < MIN_VOXELS:
         raise DataError(f"the series has {len(stack.planes)} slices; a volume needs at least {MIN_VOXELS}")
-    corrections, warnings = list(stack.corrections), list(stack.warnings)
+    corrections, warnings = list(stack.corrections), [*stack.warnings, *series.facts.get("left_out", ())]
     try:
         array = _slices(series, stack, corrections, warnings)
     except MemoryError as error:
@@ -69,6 +71,16 @@ def read_series(series: DicomSeries) -> Reading:
     wobble = max(float(np.abs(np.subtract(h.orientation, head.orientation)).max()) for h in headers)  # type: ignore
     if wobble > _WOBBLE:
         warnings.append(f"the slices' orientation differs by up to {np.degrees(wobble):.2f} degrees")
+    spacings = np.array([h.spacing for h in headers])
+    if np.ptp(spacings, axis=0).max() > SAME_SPACING:
+        warnings.append(
+            f"the slices' PixelSpacing differs ({spacings.min():.7g} to {spacings.max():.7g} mm); the mean is used, "
+            f"which puts pixels up to {plane.off:.2f} pixels off"
+        )
+    if commas := sum(h.commas for h in headers):
+        warnings.append(f"{commas} of {len(headers)} headers have decimal commas; they are read as points")
+    if len(series.uids) > 1:
+        warnings.append(f"its slices carry {len(series.uids)} SeriesInstanceUIDs; joined by their positions")
     affine = stack.affine
     if not stack.straight:
         array, affine = _unshifted(array, stack)
@@ -122,6 +134,10 @@ def read_folder(path: str | os.PathLike[str], override: str | int | None = None)
     reading.volume.name = str(path)
     if lost := sum(refusal.damaged for refusal in scan.refusals):
         reading.warnings.append(f"{lost} DICOM file{'s' * (lost != 1)} with a damaged header left out")
+    if lost := sum(refusal.zipped for refusal in scan.refusals):
+        reading.warnings.append(
+            f"{lost} DICOM file{'s' * (lost != 1)} compressed with gzip left out; unpack them (gunzip)"
+        )
     return reading
 
 
@@ -133,19 +149,21 @@ def _volume(series: DicomSeries) -> bool:
     )
 
 
-def _positions(headers: Sequence[Header]) -> NDArray[np.float64]:
+def _positions(series: DicomSeries) -> NDArray[np.float64]:
     """The positions of all frames, [N, 3]; :class:`DataError` unless the images share size, spacing, orientation."""
+    headers = series.headers
     head = headers[0]
     for header in headers[1:]:
         if (header.rows, header.columns) != (head.rows, head.columns):
             raise DataError(
                 f"its images differ in size ({head.rows} x {head.columns} and {header.rows} x {header.columns})"
             )
-        if not np.allclose(header.spacing, head.spacing, rtol=0, atol=1e-3):  # type: ignore[arg-type]
-            raise DataError("its images differ in PixelSpacing; export its parts separately")
-        axes, first = axes_of(header.orientation), axes_of(head.orientation)  # type: ignore[arg-type]
-        if np.abs(np.subtract(axes, first)).max() > 2e-3:
-            raise DataError("its images differ in orientation; export its parts separately")
+    spacings, directions = [h.spacing for h in headers], [h.orientation for h in headers]
+    sizes = np.abs(np.subtract(spacings, head.spacing)).max() > SAME_SPACING  # type: ignore[arg-type]
+    turns = np.abs(np.subtract(directions, head.orientation)).max() > SAME_ORIENTATION  # type: ignore[arg-type]
+    if (sizes or turns) and plane_of(headers).off >= SAME_GRID:
+        what = " and ".join(["PixelSpacing"] * bool(sizes) + ["orientation"] * bool(turns))
+        raise DataError(f"its images differ in {what}; export its parts separately")
     return np.concatenate([header.positions for header in headers])  # type: ignore[misc]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,15 +18,11 @@ from deepatlas.io.dicom.found import Found, Refusal
 from deepatlas.io.dicom.geometry import arrange, orientation_class
 from deepatlas.io.dicom.header import RTSTRUCT, Header, object_type, read_header
 from deepatlas.io.dicom.kernel import known_kernel, tissue
+from deepatlas.io.dicom.parts import SCOUTS, Image, Part, left_out, one_uid_each, parts_of, plane_of
 from deepatlas.io.dicom.series import DicomSeries
 from deepatlas.space.constants import MIN_VOXELS
 
-# Largest difference of a direction cosine within a series.
-SAME_ORIENTATION = 1e-3
-# Largest difference of the pixel spacing within a series, in mm.
-SAME_SPACING = 1e-4
 _MODALITIES = {"CT", "MR", "PT", "NM", "US", "CR", "DX", "MG", "XA", "RF", "OT", "RTIMAGE", "SC"}
-_SCOUTS = {"LOCALIZER", "SCOUT"}
 # Values of ImageType that the standard or manufacturers define. Other values are free text and are not passed on.
 _IMAGE_TYPES = frozenset(
     "ORIGINAL DERIVED PRIMARY SECONDARY AXIAL LOCALIZER SCOUT VOLUME NONE OTHER MPR MIP MINIP MIN_IP AVERAGE "
@@ -74,13 +70,6 @@ class Scan:
         return dict(found)
 
 
-class _Image(NamedTuple):
-    """An image file and its header."""
-
-    found: Found
-    header: Header
-
-
 def scan_dicom(files: Iterable[Found]) -> Scan:
     """Read the headers of ``files`` and group them into series.
 
@@ -109,6 +98,7 @@ def scan_dicom(files: Iterable[Found]) -> Scan:
     syntax           UID of the transfer syntax
     hounsfield       whether RescaleType is HU or absent
     problem          why it is not a volume (one line without identifiers), or None
+    left_out         what else its SeriesInstanceUID holds: a line for each reason, with the number of images
     ================ ==============================================================================================
     """
     return group_headers((found, read_header(found)) for found in files)
@@ -117,7 +107,7 @@ def scan_dicom(files: Iterable[Found]) -> Scan:
 def group_headers(headers: Iterable[tuple[Found, Header | Refusal | None]]) -> Scan:
     """As :func:`scan_dicom`, for headers that have been read already."""
     scan = Scan()
-    groups: dict[tuple, list[_Image]] = defaultdict(list)
+    groups: dict[tuple, list[Image]] = defaultdict(list)
     copies: dict[tuple, tuple[tuple, int]] = {}
     for found, header in headers:
         if header is None:
@@ -129,10 +119,12 @@ def group_headers(headers: Iterable[tuple[Found, Header | Refusal | None]]) -> S
             about = header.patient, header.study, header.referenced, header.drawn, header.complete
             scan.labels.append(LabelObject(found, modality, *about))
         else:
-            _add(_Image(found, header), groups, copies, scan.refusals)
+            _add(Image(found, header), groups, copies, scan.refusals)
+    one_uid_each(groups)
     for members in groups.values():
+        parts = parts_of(members)
         series = sorted(
-            (_series(part) for one in _by_orientation(members) for part in _parts(one)),
+            (_series(part, [other.members for other in parts if other is not part]) for part in parts),
             key=lambda s: (-s.facts["slices"], -s.facts["images"], s.sop_uids),
         )
         for index, part in enumerate(series, 1):
@@ -143,7 +135,7 @@ def group_headers(headers: Iterable[tuple[Found, Header | Refusal | None]]) -> S
     return scan
 
 
-def _add(image: _Image, groups: dict, copies: dict, refusals: list[Refusal]) -> None:
+def _add(image: Image, groups: dict, copies: dict, refusals: list[Refusal]) -> None:
     """Add an image to its series, unless it is a second copy. Of two copies the complete one is kept."""
     header = image.header
     key = (header.patient, header.study, header.series)
@@ -163,70 +155,13 @@ def _add(image: _Image, groups: dict, copies: dict, refusals: list[Refusal]) -> 
     group.append(image)
 
 
-def _by_orientation(members: list[_Image]) -> list[list[_Image]]:
-    """The images of one series in groups that can share a grid: same type, size, spacing and orientation."""
-    groups: list[list[_Image]] = []
-    for image in members:
-        for group in groups:
-            if _alike(image.header, group[0].header):
-                group.append(image)
-                break
-        else:
-            groups.append([image])
-    return groups
-
-
-def _alike(a: Header, b: Header) -> bool:
-    # An enhanced object is a volume by itself, unless it was cut into several files.
-    if (a.frames > 1 or b.frames > 1) and not (a.concatenation[0] and a.concatenation == b.concatenation):
-        return False
-    if (a.sop_class, a.modality, a.rows, a.columns, a.samples, a.frame) != (
-        *(b.sop_class, b.modality, b.rows, b.columns, b.samples, b.frame),
-    ):
-        return False
-    if bool(_SCOUTS & set(a.image_type)) != bool(_SCOUTS & set(b.image_type)):
-        return False
-    return _close(a.spacing, b.spacing, SAME_SPACING) and _close(
-        a.orientation, b.orientation, SAME_ORIENTATION
-    )
-
-
-def _close(a: Any, b: Any, tolerance: float) -> bool:
-    if a is None or b is None:
-        return a is b
-    return bool(np.abs(np.subtract(a, b)).max() <= tolerance)
-
-
-def _parts(members: list[_Image]) -> list[list[_Image]]:
-    """Split a group if several images lie at one position and an attribute of the acquisition tells them apart."""
-    if len(members) < 2 or any(m.header.positions is None for m in members):
-        return [members]
-    levels = len({_level(m) for m in members})
-    if levels == len(members):
-        return [members]
-    for key in _SPLITS:
-        parts: dict[Any, list[_Image]] = defaultdict(list)
-        for member in members:
-            parts[key(member.header)].append(member)
-        if len(parts) > 1 and all(len({_level(m) for m in part}) == len(part) for part in parts.values()):
-            return list(parts.values())
-    return [members]
-
-
-def _level(image: _Image) -> tuple[float, ...]:
-    assert image.header.positions is not None
-    return tuple(image.header.positions[0].round(2))
-
-
-_SPLITS = [
-    lambda h: h.image_type,
-    lambda h: h.kernel,
-    *((lambda h, i=i: h.moments[i]) for i in range(6)),
-]
-
-
-def _series(members: list[_Image]) -> DicomSeries:
+def _series(part: Part, others: list[list[Image]]) -> DicomSeries:
+    members = part.members
     facts, order = _facts(members)
+    # A gap within the part says more.
+    if not facts["problem"] or len(members) < MIN_VOXELS:
+        facts["problem"] = part.problem or facts["problem"]
+    facts["left_out"] = left_out(members, others)
     head = members[0].header
     return DicomSeries(
         patient=head.patient,
@@ -240,7 +175,7 @@ def _series(members: list[_Image]) -> DicomSeries:
     )
 
 
-def _facts(members: list[_Image]) -> tuple[dict[str, Any], list[int]]:
+def _facts(members: list[Image]) -> tuple[dict[str, Any], list[int]]:
     """The facts of a series (see :func:`scan_dicom`), and the indices of its members in the order of stacking."""
     headers = [m.header for m in members]
     head = headers[0]
@@ -250,7 +185,7 @@ def _facts(members: list[_Image]) -> tuple[dict[str, Any], list[int]]:
         "modality": head.modality if head.modality in _MODALITIES else "",
         "kind": object_type(head.sop_class),
         "image_type": "\\".join(v for v in head.image_type if v in _IMAGE_TYPES),
-        "localizer": bool(_SCOUTS & set(head.image_type)),
+        "localizer": bool(SCOUTS & set(head.image_type)),
         "orientation": None,
         "slices": images,
         "images": images,
@@ -302,7 +237,8 @@ def _stacked(headers: list[Header], facts: dict[str, Any]) -> list[int]:
     positions = np.concatenate([h.positions for h in headers])  # type: ignore[misc]
     facts["slices"] = len(np.unique(positions.round(2), axis=0))
     thickness = np.concatenate([h.thicknesses for h in headers])
-    stack = arrange(positions, head.orientation, head.spacing, thickness)  # type: ignore[arg-type]
+    plane = plane_of(headers)
+    stack = arrange(positions, plane.orientation, plane.spacing, thickness)
     facts["slices"] = len(stack.planes)
     facts["spacing"] = tuple(round(v, 4) for v in stack.spacing)
     facts["extent"] = round(float(stack.levels[-1]), 3)

@@ -31,6 +31,11 @@ class DicomSeries:
     facts: dict = field(default_factory=dict)
     headers: tuple[Header, ...] = ()
 
+    @property
+    def uids(self) -> frozenset[str]:
+        """The SeriesInstanceUIDs of its images: one, unless every image had its own."""
+        return frozenset({self.series.partition("#")[0], *(header.series for header in self.headers)})
+
 
 @dataclass(frozen=True)
 class Verdict:

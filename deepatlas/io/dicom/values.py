@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import config
 from pydicom.tag import Tag
+
+_DECIMAL = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?")
 
 
 @contextmanager
@@ -37,13 +40,21 @@ class Plain:
 
     def __init__(self, ds: Any) -> None:
         self._ds = ds
+        # Whether a number was written with a decimal comma, which the standard forbids.
+        self.commas = False
+
+    def _floats(self, item: Any, keyword: str) -> list[float]:
+        values = floats_of(item, keyword)
+        if not values and (values := comma_floats(item, keyword)):
+            self.commas = True
+        return values
 
     def numbers(self, keyword: str, count: int) -> NDArray[np.float64] | None:
-        values = floats_of(self._ds, keyword)
+        values = self._floats(self._ds, keyword)
         return np.array([values]) if len(values) == count and np.isfinite(values).all() else None
 
     def number(self, keyword: str) -> float | None:
-        values = floats_of(self._ds, keyword)
+        values = self._floats(self._ds, keyword)
         return values[0] if values and math.isfinite(values[0]) else None
 
     def text(self, keyword: str) -> str:
@@ -95,13 +106,13 @@ class FunctionalGroups(Plain):
         return [mine if mine is not None else shared for mine in own]
 
     def numbers(self, keyword: str, count: int) -> NDArray[np.float64] | None:
-        rows = [floats_of(item, keyword) if item is not None else [] for item in self._items(keyword)]
+        rows = [self._floats(item, keyword) if item is not None else [] for item in self._items(keyword)]
         if any(len(row) != count for row in rows) or not np.isfinite(rows).all():
             return None
         return np.array(rows)
 
     def number(self, keyword: str) -> float | None:
-        values = floats_of(next((i for i in self._items(keyword) if i is not None), None), keyword)
+        values = self._floats(next((i for i in self._items(keyword) if i is not None), None), keyword)
         return values[0] if values and math.isfinite(values[0]) else None
 
     def text(self, keyword: str) -> str:
@@ -145,6 +156,14 @@ def floats_of(ds: Any, keyword: str) -> list[float]:
         return [float(v) for v in values_of(ds, keyword)]
     except (TypeError, ValueError):
         return []
+
+
+def comma_floats(ds: Any, keyword: str) -> list[float]:
+    """The numbers of an element that has decimal commas ("0,9766"); empty if it is none."""
+    texts = [str(value).strip(" \0") for value in values_of(ds, keyword)]
+    if not any("," in text for text in texts) or not all(map(_DECIMAL.fullmatch, texts)):
+        return []
+    return [float(text.replace(",", ".")) for text in texts]
 
 
 def int_of(ds: Any, keyword: str) -> int | None:

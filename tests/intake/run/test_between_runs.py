@@ -10,8 +10,9 @@ import pytest
 from deepatlas.errors import DataError
 from deepatlas.intake.dataset.manifest import SeriesLine
 from deepatlas.intake.find.catalogue import Catalogue
+from deepatlas.intake.find.match import Image, match
 from deepatlas.intake.find.naming import parent_folder
-from deepatlas.intake.find.pairs import nearest_table, pair
+from deepatlas.intake.find.pairs import nearest_table
 from deepatlas.intake.find.records import Peek, Role
 from deepatlas.intake.run.finish import Entry
 from deepatlas.intake.run.journal import Journal, Journals
@@ -20,21 +21,26 @@ from deepatlas.intake.run.pipeline import gone_exams, stop_at_refusal
 from deepatlas.intake.run.work import left_out
 from deepatlas.intake.structures.ignored import Ignored, Why
 from deepatlas.io.dicom.found import Found, Refusal, Subject
+from deepatlas.io.glance import Glance, Holds
 
 
-def files(*names):
-    return [Found(Path("/nowhere") / n, n) for n in names]
+def drawn_on(*names):
+    """``{CT: its label images}`` of files of which only the names are known."""
+    matched = match(Image(Found(Path("/nowhere") / n, n), Glance(Holds.UNKNOWN)) for n in names)
+    return {
+        ct.name: [found.name for found, _ in matched.labels.get(ct.name, ())] for ct in matched.cts
+    }, matched.refused
 
 
 def test_a_drawing_of_another_patient_is_not_taken():
-    cts, drawn = pair(files("a/patientA.nii.gz", "a/patientB_seg.nii.gz"))
-    assert [c.name for c in cts] == ["a/patientA.nii.gz"] and drawn == {}
+    drawn, refused = drawn_on("a/patientA.nii.gz", "a/patientB_seg.nii.gz")
+    assert drawn == {"a/patientA.nii.gz": []}
+    assert [found.name for found, _ in refused] == ["a/patientB_seg.nii.gz"]
 
 
 @pytest.mark.parametrize("label", ["seg.nii.gz", "tumour_seg.nii.gz", "image-label.nrrd"])
 def test_a_folder_named_after_its_exam_pairs_what_is_in_it(label):
-    _, drawn = pair(files("a/image.nii.gz", f"a/{label}"))
-    assert [f.name for f in drawn["a/image.nii.gz"]] == [f"a/{label}"]
+    assert drawn_on("a/image.nii.gz", f"a/{label}") == ({"a/image.nii.gz": [f"a/{label}"]}, [])
 
 
 def test_the_root_of_an_archive_is_a_folder():

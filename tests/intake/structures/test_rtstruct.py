@@ -202,7 +202,11 @@ def test_another_frame_of_reference_or_series_is_refused(tmp_path):
         return result.refused[0].reason if result.refused else ""
 
     def frame(ds):
+        """It names images of another CT; with those of this CT it would belong to it (test_rtstruct_quirks.py)."""
         ds.ReferencedFrameOfReferenceSequence[0].FrameOfReferenceUID = generate_uid()
+        item = ds.ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence[0]
+        for image in item.RTReferencedSeriesSequence[0].ContourImageSequence:
+            image.ReferencedSOPInstanceUID = generate_uid()
 
     def roi_frame(ds):
         ds.StructureSetROISequence[0].ReferencedFrameOfReferenceUID = generate_uid()
