@@ -16,7 +16,7 @@ from deepatlas.exams.cohort import ExamFiles, find_exams
 from deepatlas.exams.kind import CT_NAMES, Kind, exam_stem
 from deepatlas.files import write_error
 from deepatlas.io.codec import SUFFIXES, image_suffix
-from deepatlas.io.dicom.header import looks_like_dicom
+from deepatlas.io.dicom.magic import looks_like_dicom
 from deepatlas.store.store import is_dataset
 
 # The endings by which users and programs tell formats apart. A folder that is to be made has none of these.

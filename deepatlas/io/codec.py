@@ -90,8 +90,8 @@ def read_grid(path: Path) -> Grid:
     reader = simpleitk().ImageFileReader()
     reader.SetImageIO(_READERS[suffix])
     try:
-        with _without_twin(path) as alone:
-            reader.SetFileName(str(alone))
+        with itk_reads(path, suffix, alone=_has_twin(path)) as name:
+            reader.SetFileName(name)
             reader.ReadImageInformation()
     except (RuntimeError, OSError) as error:
         raise DataError(f"{path}: its header cannot be decoded{_detail(error)}; {AGAIN}") from error
