@@ -26,7 +26,7 @@ setup(
         "deepatlas": ["pretrained/*/*", "intake/dataset/*.jinja", "evaluate/*.jinja", "py.typed"],
     },
     install_requires=[
-        "torch>=2.13,<2.15",
+        "torch>=2.13,<2.16",
         "numpy>=1.26",
         "scipy>=1.11",
         "h5py>=3.10",
@@ -74,6 +74,8 @@ setup(
         "Intended Audience :: Science/Research",
         "Intended Audience :: Healthcare Industry",
         "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Programming Language :: C++",
         "Topic :: Scientific/Engineering :: Medical Science Apps.",
     ],

@@ -120,7 +120,9 @@ def shared_plane(orientations: ArrayLike, spacings: ArrayLike, size: tuple[int, 
     reach = np.array([[size[0] - 1, 0], [0, size[1] - 1], [size[0] - 1, size[1] - 1]], dtype=np.float64)
     own = np.einsum("cj,nj,njk->nck", reach, sizes, directions.reshape(-1, 2, 3))
     there = np.einsum("cj,j,jk->ck", reach, spacing, orientation.reshape(2, 3))
-    off = float(np.linalg.norm(own - there, axis=2).max() / spacing.min())
+    apart, smallest = float(np.linalg.norm(own - there, axis=2).max()), float(spacing.min())
+    # Slices without a pixel size are refused with their own reason later.
+    off = apart / smallest if smallest > 0 else 0.0
     return Plane(tuple(map(float, orientation)), (float(spacing[0]), float(spacing[1])), off)
 
 
