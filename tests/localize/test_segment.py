@@ -12,6 +12,7 @@ from deepatlas.evaluate.metrics.dice import dice
 from deepatlas.localize.segment import segment
 from deepatlas.localize.template.estimate import LabelledExam, estimate_template
 from deepatlas.localize.template.file import Template
+from deepatlas.space.preprocess import to_model_grid
 from deepatlas.space.volume import Volume
 
 
@@ -156,8 +157,9 @@ def test_labels_outside_the_body_are_clipped(name):
     found = segment(AffineModel(32), ct, Template(np.ones((1, 16, 16, 16), np.float32), ("a",), (1,), {}))
     body = ct.array > -500
     assert found.array[body].all()
-    # A model voxel has 5 mm: its neighbours in the air may keep the label, and no other voxel may.
-    far = ndimage.distance_transform_edt(~body, sampling=ct.grid.spacing[::-1]) > 12
+    # The foreground reaches half a model voxel into the air, and the neighbours of its voxels may keep the label.
+    reach = 2.5 * max(to_model_grid(ct, 32).grid.spacing)
+    far = ndimage.distance_transform_edt(~body, sampling=ct.grid.spacing[::-1]) > reach
     assert far.any() and not found.array[far].any()
 
 
