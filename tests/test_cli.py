@@ -118,6 +118,20 @@ def test_template_segment_and_evaluate_work_together(data, tmp_path, capsys):
     assert "deepatlas: skipped broken" in err
 
 
+def test_masks_of_another_template_keep_their_names(data, template, tmp_path, capsys):
+    argv = ("segment", *AFFINE, data / "e1", "--out", tmp_path / "o", "--quiet")
+    assert run(capsys, *argv, "--template", template)[0] == 0
+    fewer = tmp_path / "fewer.h5"
+    Template.load(template).select(["liver"]).save(fewer)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "o").iterdir()}
+    code, _, err = run(capsys, *argv, "--template", fewer)
+    assert (
+        code == 1 and err.count("\n") == 1 and "labels.json: names the structures of another template" in err
+    )
+    assert {p.name: p.read_bytes() for p in (tmp_path / "o").iterdir()} == before
+    assert run(capsys, *argv, "--template", template)[0] == 0
+
+
 def test_segment_continues_after_a_bad_exam_and_fails_in_the_end(data, template, tmp_path, capsys):
     argv = ("segment", "--model", "affine", "--template", template, data, "--out", tmp_path / "o")
     code, out, err = run(capsys, *argv, "--json")

@@ -95,14 +95,12 @@ def add_template(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_strict(command: argparse.ArgumentParser) -> None:
-    """Add ``--strict``."""
-    command.add_argument(
-        "--strict",
-        action="store_true",
-        help="stop at the first exam that cannot be used instead of skipping it, and at the first that the model does "
-        "not know",
-    )
+def add_strict(command: argparse.ArgumentParser, model: bool = True) -> None:
+    """Add ``--strict``; ``model`` tells whether the command uses a model."""
+    text = "stop at the first exam that cannot be used instead of skipping it"
+    if model:
+        text += ", and at the first that the model does not know"
+    command.add_argument("--strict", action="store_true", help=text)
 
 
 def number(kind: type, good: Callable[[Any], bool], expected: str) -> Callable[[str], Any]:

@@ -45,7 +45,7 @@ def add(commands: Commands) -> None:
     c.add_argument(
         "--keep-ids", action="store_true", help="keep the names of the source instead of salted hashes"
     )
-    add_strict(c)
+    add_strict(c, model=False)
     c.add_argument(
         "--workers",
         type=POSITIVE,

@@ -64,7 +64,9 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(args)
     template = load_template(args, model)
     say, done, fits, failed = progress_lines(args), {}, {}, {}
-    write_text(args.out / "labels.json", json.dumps(template.labels, indent=1) + "\n")
+    names = json.dumps(template.labels, indent=1) + "\n"
+    _keep_names_of_masks(args.out / "labels.json", names)
+    write_text(args.out / "labels.json", names)
     for count, (name, exam) in enumerate(exams.items(), 1):
         try:
             labels = segment(model, read_volume(exam.ct, kind=exam.kind), template, args.threshold)
@@ -85,3 +87,17 @@ def run(args: argparse.Namespace) -> int:
     text = f"{args.out}: {len(done)} of {len(exams)} exams segmented"
     print_result(args, data, f"{text}, {unknown} of them not known to the model" if unknown else text)
     return 1 if failed else 0
+
+
+def _keep_names_of_masks(path: Path, names: str) -> None:
+    """Refuse to give masks that are there already the names of other structures."""
+    try:
+        if not path.exists() or path.read_text(encoding="utf-8-sig") == names:
+            return
+    except (OSError, UnicodeDecodeError):
+        # It is no file of this command, and must not be lost either.
+        pass
+    raise DataError(
+        f"{path}: names the structures of another template, whose masks may lie beside it; choose another --out, or "
+        "delete these first"
+    )
