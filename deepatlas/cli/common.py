@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepatlas.errors import PROGRAM, DataError, DeepAtlasError
+from deepatlas.errors import PROGRAM, DeepAtlasError
 
 if TYPE_CHECKING:
     from deepatlas.api import Model
@@ -148,20 +149,18 @@ def note_unknown(args: argparse.Namespace, name: str, fit: Fit) -> None:
 
     Raises :class:`~deepatlas.errors.DataError` instead where ``--strict`` is given.
     """
-    if message := fit.warning(name):
-        if args.strict:
-            raise DataError(message)
+    if message := fit.warning(name, args.strict):
         print(f"{PROGRAM}: warning: {message}", file=sys.stderr)
 
 
-def list_unknown(fits: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print one line on stderr for every exam that the model does not know."""
+def list_unknown(model: Model, fits: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print one line on stderr for every exam that the model does not know; ``fits`` are as results hold them."""
+    from deepatlas.model.fit import Fit
+
     for name, about in fits.items():
+        value = math.nan if about["fit"] is None else about["fit"]
         if about["known"] is False:
-            print(
-                f"{PROGRAM}: warning: {name}: the model does not know such an exam (fit {about['fit']})",
-                file=sys.stderr,
-            )
+            print(f"{PROGRAM}: warning: {Fit(value, model.fit_threshold).warning(name)}", file=sys.stderr)
 
 
 def load_model(args: argparse.Namespace) -> Model:

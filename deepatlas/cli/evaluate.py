@@ -76,6 +76,6 @@ def run(args: argparse.Namespace) -> int:
         progress=progress_lines(args),
     )  # fmt: skip
     list_skipped(summary["skipped"])
-    list_unknown(summary["fit"])
+    list_unknown(model, summary["fit"])
     print_result(args, summary, f"{summary_table(summary)}\n{args.out / 'report.html'}")
     return 0

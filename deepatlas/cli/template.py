@@ -55,13 +55,14 @@ def run(args: argparse.Namespace) -> int:
 
     check_out_file(args.out, (".h5", ".hdf5"))
     refuse_overwriting([args.out], files_of_data(args.data) + model_files(args))
+    model = load_model(args)
     template = build_template(
-        load_model(args), args.data, args.exams, args.structures, size=args.size, strict=args.strict,
+        model, args.data, args.exams, args.structures, size=args.size, strict=args.strict,
         progress=progress_lines(args),
     )  # fmt: skip
     template.save(args.out)
     list_skipped(template.meta["skipped"])
-    list_unknown(template.meta["fit"])
+    list_unknown(model, template.meta["fit"])
     data = {"template": str(args.out), "labels": template.labels} | template.meta
     names, exams = len(template.names), len(template.meta["exams"])
     print_result(args, data, f"{args.out}: {names} structures from {exams} exam(s)")

@@ -153,9 +153,7 @@ def _evaluate_exams(
     def evaluate(files: ExamFiles, ct: Volume, reference: Volume) -> _ExamResult:
         start = time.perf_counter()
         found = model.map_exam(ct)
-        warning = found.fit.warning(files.id)
-        if warning and selection.strict:
-            raise DataError(warning)
+        warning = found.fit.warning(files.id, selection.strict)
         predicted = segment_coordinates(
             found.coords, found.grid, ct.grid, template, settings.threshold, found.body
         )
@@ -165,7 +163,7 @@ def _evaluate_exams(
         )
         drawn = {row.structure for row in section.rows}
         section.note = f"fit {found.fit.value:.2f}"
-        section.warning = warning or ""
+        section.warning = warning
         if absent := [name for name in structures if name not in drawn]:
             section.note += f" · not drawn: {', '.join(absent)}"
         if settings.pictures:

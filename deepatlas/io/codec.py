@@ -95,17 +95,8 @@ def read_grid(path: Path) -> Grid:
             reader.ReadImageInformation()
     except (RuntimeError, OSError) as error:
         raise DataError(f"{path}: its header cannot be decoded{_detail(error)}; {AGAIN}") from error
-    shape = reader.GetSize()
-    _check_shape(path, shape, reader.GetNumberOfComponents())
-    size = len(shape)
-    affine = np.eye(4)
-    direction = np.array(reader.GetDirection()).reshape(size, size)[:3, :3]
-    affine[:3, :3] = LPS_FROM_RAS[:3, :3] @ direction * reader.GetSpacing()[:3]
-    affine[:3, 3] = LPS_SIGNS * reader.GetOrigin()[:3]
-    try:
-        return Grid(shape[2::-1], affine)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+    _check_shape(path, reader.GetSize(), reader.GetNumberOfComponents())
+    return _grid(reader, path)
 
 
 def write_volume(path: str | os.PathLike[str], volume: Volume) -> Path:
@@ -253,12 +244,14 @@ def _array(image: Any) -> NDArray:
 
 
 def _grid(image: Any, path: Path) -> Grid:
-    spacing = np.array(image.GetSpacing())
+    """The grid of an image, or of a reader that has read a header; axes beyond the third have one voxel."""
+    shape = image.GetSize()
+    direction = np.array(image.GetDirection()).reshape(len(shape), -1)[:3, :3]
     affine = np.eye(4)
-    affine[:3, :3] = LPS_FROM_RAS[:3, :3] @ np.array(image.GetDirection()).reshape(3, 3) * spacing
-    affine[:3, 3] = LPS_SIGNS * np.array(image.GetOrigin())
+    affine[:3, :3] = LPS_FROM_RAS[:3, :3] @ direction * image.GetSpacing()[:3]
+    affine[:3, 3] = LPS_SIGNS * image.GetOrigin()[:3]
     try:
-        return Grid(image.GetSize()[::-1], affine)
+        return Grid(shape[2::-1], affine)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
 

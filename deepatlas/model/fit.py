@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import deepatlas_ops as ops
+from deepatlas.errors import DataError
 from deepatlas.losses import on_loss_grid
 from deepatlas.nn import Atlas
 
@@ -83,16 +84,22 @@ class Fit:
 
     def to_dict(self) -> dict[str, Any]:
         """The entries ``"fit"`` and ``"known"`` of results; a fit that is no finite number is null."""
-        return {"fit": round(self.value, 3) if math.isfinite(self.value) else None, "known": self.known}
+        return {"fit": self.value if math.isfinite(self.value) else None, "known": self.known}
 
-    def warning(self, exam: str) -> str | None:
-        """One line about an exam that the model does not know; None about any other."""
+    def warning(self, exam: str, strict: bool = False) -> str:
+        """One line about an exam that the model does not know; the empty string about any other.
+
+        Raises :class:`~deepatlas.errors.DataError` with that line instead where ``strict`` is set.
+        """
         if self.known is not False:
-            return None
-        return (
+            return ""
+        line = (
             f"{exam}: the model does not know such an exam (fit {self.value:.2f}, known are those from "
             f"{self.threshold:.2f}); what it finds there means nothing"
         )
+        if strict:
+            raise DataError(line)
+        return line
 
 
 class UnknownExamWarning(UserWarning):

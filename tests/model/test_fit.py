@@ -68,7 +68,7 @@ def test_the_threshold_is_the_outer_fence_of_the_training_cohort():
 
 
 def test_what_is_written_about_a_fit():
-    assert Fit(0.70004, 0.5).to_dict() == {"fit": 0.7, "known": True}
+    assert Fit(0.7, 0.5).to_dict() == {"fit": 0.7, "known": True}
     assert Fit(0.3, 0.5).to_dict() == {"fit": 0.3, "known": False}
     assert Fit(0.3).to_dict() == {"fit": 0.3, "known": None}
     assert Fit(math.nan, 0.5).to_dict() == {"fit": None, "known": False}
@@ -90,3 +90,14 @@ def test_headneck_knows_heads_and_necks_and_no_other_body():
         labels = model.segment(validation / "pt_226" / "ct.nii.gz", template)
     assert labels.fit.known is True and labels.array.any()
     assert model.fit(validation / "pt_222" / "ct.nii.gz").value == pytest.approx(0.845, abs=0.01)
+
+
+def test_strict_refuses_an_exam_that_is_not_known_and_no_other():
+    with pytest.raises(deepatlas.DataError, match="e7: the model does not know such an exam"):
+        Fit(0.3, 0.5).warning("e7", strict=True)
+    assert Fit(0.6, 0.5).warning("e7", strict=True) == Fit(0.3).warning("e7", strict=True) == ""
+
+
+def test_a_fit_just_below_the_threshold_is_still_told_after_it_was_written():
+    about = Fit(0.56049, 0.5605).to_dict()
+    assert about["known"] is False and Fit(about["fit"], 0.5605).warning("e7")

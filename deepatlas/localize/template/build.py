@@ -70,9 +70,7 @@ def build_template(
 
     def labelled(files: ExamFiles, ct: Volume, seg: Volume) -> LabelledExam:
         found = model.map_exam(ct)
-        warning = found.fit.warning(files.id)
-        if warning and strict:
-            raise DataError(warning)
+        found.fit.warning(files.id, strict)
         fits[files.id] = found.fit
         # A structure without a voxel counts as not drawn, and not as absent.
         present = set(np.unique(seg.array).tolist())
