@@ -50,6 +50,8 @@ class DataConfig:
 
     # Crop before the exam is resampled to the fixed shape; see space.preprocess.to_model_grid.
     crop: str | None = setting(None, one_of(None, "foreground", "midline"))
+    # What the values of the exams are; exams of another kind are refused. Only CT in Hounsfield units so far.
+    intensity: str = setting("hu", one_of("hu"))
     # Number of labelled exams that are kept out of training for the one-shot score when no test set is given.
     holdout: int = setting(8, _NOT_NEGATIVE)
     # Augmentation: factors of the field of view.

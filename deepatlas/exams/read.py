@@ -50,7 +50,7 @@ def read_volume(
     if kind is Kind.EXAM_FILE:
         with ExamFile(path) as exam:
             volume = exam.labels() if labels else exam.volume()
-        array = as_labels(volume.array, path) if labels else as_hounsfield(volume.array, path, found)
+        array = as_labels(volume.array, path) if labels else as_hounsfield(volume.array, path)
         volume = Volume(array, volume.grid, name=str(path))
     elif kind is Kind.DICOM and not labels:
         reading = read_folder(path)

@@ -69,7 +69,7 @@ def read_image(path: Path, *, labels: bool = False) -> tuple[Volume, list[str]]:
         # Rounded, because adding and subtracting leaves an error behind, and labels must be whole numbers.
         array = np.round(array.astype(np.float64) - checked.surplus, 4)
     notes = list(checked.notes)
-    array = as_labels(array, path) if labels else as_hounsfield(array, path, notes)
+    array = as_labels(array, path) if labels else as_hounsfield(array, path)
     return Volume(array, grid, name=str(path)), notes
 
 

@@ -11,13 +11,14 @@ from deepatlas.errors import DataError
 from deepatlas.io.integrity import nonfinite_error
 
 
-def as_hounsfield(array: NDArray, path: Path, notes: list[str]) -> NDArray[np.float32]:
-    """The voxels of a CT as float32 Hounsfield units.
+def as_hounsfield(array: NDArray, path: Path) -> NDArray[np.float32]:
+    """The voxels of a CT as float32.
+
+    Whether they are Hounsfield units is judged where a model uses them (:mod:`deepatlas.space.hounsfield`).
 
     Args:
         array: voxels of any shape.
         path: the file that messages name.
-        notes: one line is appended where the range of the values is unusual for a CT.
 
     Raises :class:`~deepatlas.errors.DataError` for values that are not numbers, NaN or infinite values, and an image
     in which all voxels are equal.
@@ -28,13 +29,6 @@ def as_hounsfield(array: NDArray, path: Path, notes: list[str]) -> NDArray[np.fl
     low, high = float(array.min()), float(array.max())
     if low == high:
         raise DataError(f"{path}: every voxel is {low:g}, so the image is empty; export it again")
-    if low >= 0:
-        notes.append(
-            f"values {low:g} to {high:g} hold no air (-1000 HU); "
-            "is this a CT with its rescale intercept applied?"
-        )
-    elif high < 0:
-        notes.append(f"values {low:g} to {high:g} hold no soft tissue; is this a CT in Hounsfield units?")
     return array.astype(np.float32, copy=False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 import deepatlas_ops as ops
 from deepatlas import checkpoint
 from deepatlas.config import Config
-from deepatlas.errors import DeepAtlasError
+from deepatlas.errors import DataWarning, DeepAtlasError
 from deepatlas.exams.read import read_volume
 from deepatlas.model.average import averaged_coordinates
 from deepatlas.model.fit import Fit, fit
@@ -26,6 +27,7 @@ from deepatlas.model.refine import refine_coordinates
 from deepatlas.nn import Atlas, CoordinateNetwork
 from deepatlas.pretrained import MODEL as FILE
 from deepatlas.pretrained import resolve, shipped
+from deepatlas.space.check_input import check_input
 from deepatlas.space.grid import Grid
 from deepatlas.space.preprocess import foreground_mask, normalize, to_model_grid
 from deepatlas.space.volume import Volume
@@ -223,10 +225,17 @@ class Engine:
     def map_exam(self, exam: Exam) -> ExamMap:
         """The coordinates of an exam on the grid of the network's input, averaged and refined as the model is set to.
 
+        Warns:
+            DataWarning: the values of the exam were mended or are unusual (see
+                :func:`~deepatlas.space.check_input.check_input`).
+
         Raises:
-            DataError: the exam cannot be read, or holds no patient.
+            DataError: the exam cannot be read, is not of the kind that the model takes, or holds no patient.
         """
-        hu = to_model_grid(read_exam(exam), self.size, crop=self.crop)
+        volume, notes = check_input(read_exam(exam), self.config.data.intensity)
+        for note in notes:
+            warnings.warn(f"{volume.name or 'exam'}: {note}", DataWarning, stacklevel=2)
+        hu = to_model_grid(volume, self.size, crop=self.crop)
         x = normalize(torch.as_tensor(np.ascontiguousarray(hu.array), dtype=torch.float32))
         x = x[None, None].to(self.device)
         body = foreground_mask(hu.array)
@@ -236,7 +245,7 @@ class Engine:
         value = float(fit(coords, x, mask, self.atlas_module))
         if self.refine:
             coords = refine_coordinates(coords, x, mask, self.atlas_module, self.config, self.refine)
-        known = Fit(value, self.fit_threshold)
+        known = Fit(value, self.fit_threshold, tuple(notes))
         return ExamMap(ops.resize(coords, x.shape[2:]), hu.grid, hu, body, known)
 
     def fit(self, exam: Exam) -> Fit:

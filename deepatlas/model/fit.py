@@ -72,10 +72,12 @@ class Fit:
         known: whether it reaches the model's threshold; None where the model has no threshold, since it was saved by an
             earlier version or trained on fewer than four exams.
         threshold: that threshold.
+        notes: what is unusual about the exam's voxels (see :func:`~deepatlas.space.check_input.check_input`).
     """
 
     value: float
     threshold: float | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def known(self) -> bool | None:
@@ -83,8 +85,9 @@ class Fit:
         return None if self.threshold is None else self.value >= self.threshold
 
     def to_dict(self) -> dict[str, Any]:
-        """The entries ``"fit"`` and ``"known"`` of results; a fit that is no finite number is null."""
-        return {"fit": self.value if math.isfinite(self.value) else None, "known": self.known}
+        """The entries ``"fit"``, ``"known"`` and ``"notes"`` of results; a fit that is no finite number is null."""
+        value = self.value if math.isfinite(self.value) else None
+        return {"fit": value, "known": self.known, "notes": list(self.notes)}
 
     def warning(self, exam: str, strict: bool = False) -> str:
         """One line about an exam that the model does not know; the empty string about any other.

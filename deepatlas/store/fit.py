@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepatlas.errors import DataError
+from deepatlas.space.check_input import check_input
 from deepatlas.space.constants import FINE_SIZE, MODEL_SIZE
 from deepatlas.space.grid import Grid
 from deepatlas.space.preprocess import foreground_mask, labels_to_grid, pool_labels, pool_volume, to_fine_grid
@@ -45,10 +46,12 @@ def fit_exam(
         crop: as in :func:`~deepatlas.space.preprocess.to_model_grid`.
         notes: lines about the exam that are stored with it.
 
-    Raises :class:`ExamError` if the CT shows no patient.
+    Raises :class:`ExamError` if the CT shows no patient or is not in Hounsfield units (see
+    :func:`~deepatlas.space.check_input.check_input`).
     """
     try:
-        fine = to_fine_grid(ct, crop)
+        checked, seen = check_input(ct)
+        fine = to_fine_grid(checked, crop)
     except DataError as error:
         raise ExamError(error) from error
     pooled = pool_volume(fine, FINE_SIZE // MODEL_SIZE)
@@ -73,7 +76,7 @@ def fit_exam(
         has_label=[value in present for value in labels.values()],
         fine_grid=fine.grid,
         native_grid=ct.grid,
-        notes=list(notes),
+        notes=[*notes, *seen],
     )
 
 

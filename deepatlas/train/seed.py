@@ -9,6 +9,7 @@ import deepatlas_ops as ops
 from deepatlas.errors import DataError
 from deepatlas.exams.read import read_volume
 from deepatlas.nn import Atlas
+from deepatlas.space.check_input import check_input
 from deepatlas.space.preprocess import foreground_mask, normalize, to_model_grid
 from deepatlas.space.volume import Volume
 from deepatlas.store.store import Store
@@ -31,6 +32,7 @@ def seed_atlas(session: Session, store: Store, exam: str) -> Facts:
 def _volume(store: Store, index: int) -> Volume:
     """The exam at 128^3 from its file, or at 64^3 from the store if the file cannot be read."""
     try:
-        return to_model_grid(read_volume(store.source(index)), 128, crop=store.crop)
+        volume, _ = check_input(read_volume(store.source(index)))
+        return to_model_grid(volume, 128, crop=store.crop)
     except DataError:
         return Volume(store.hu[index].astype(np.float32), store.grid(index), store.ids[index])

@@ -213,10 +213,20 @@ def test_an_image_that_holds_only_air_is_skipped(tmp_path):
     assert "holds nothing but air" in ready(tmp_path / "data", tmp_path).skipped["air"]
 
 
-def test_unusual_exams_are_noted(tmp_path):
+def test_unusual_exams_are_noted_and_others_than_hounsfield_units_skipped(tmp_path):
     ct, _ = body()
-    write_volume(tmp_path / "data" / "a" / "ct.nii.gz", Volume(ct.array + 1100, ct.grid))
-    assert "no air" in ready(tmp_path / "data", tmp_path).notes["a"][0]
+    for name, array in {
+        "clipped": ct.array.clip(-200, 200),
+        "raw": ct.array + 1024,
+        "fine": ct.array,
+    }.items():
+        write_volume(tmp_path / "data" / name / "ct.nii.gz", Volume(array, ct.grid))
+    with ready(tmp_path / "data", tmp_path) as store:
+        assert list(store.notes) == ["clipped"] and "exactly -200" in store.notes["clipped"][0]
+        assert list(store.skipped) == ["raw"] and "rescale intercept" in store.skipped["raw"]
+        # The air of the clipped exam is air again.
+        clipped, fine = (store.hu[store.ids.index(name)] for name in ("clipped", "fine"))
+        assert ((clipped < -900) == (fine < -900)).mean() > 0.99
 
 
 # -- interruption and failure -----------------------------------------------------------------------

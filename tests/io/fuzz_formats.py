@@ -235,7 +235,7 @@ def make_store(folder: Path) -> None:
 
     rng = np.random.default_rng(0)
     for exam in ("e1", "e2"):
-        hu = rng.normal(0, 300, (20, 22, 24)).astype(np.int16)
+        hu = rng.integers(-1000, 300, (20, 22, 24)).astype(np.int16)
         small = Grid.from_spacing(hu.shape, (3, 3, 4))
         write_volume(folder / "data" / exam / "ct.nii.gz", Volume(hu, small))
         write_volume(folder / "data" / exam / "seg.nii.gz", Volume((hu > 0).astype(np.uint8), small))
@@ -261,7 +261,7 @@ def make_exam(folder: Path) -> None:
     from deepatlas.exams.exam_file import write_exam
 
     rng = np.random.default_rng(0)
-    hu = rng.integers(-900, 900, (20, 22, 24)).astype(np.int16)
+    hu = rng.integers(-1000, 300, (20, 22, 24)).astype(np.int16)
     labels = Volume((hu > 0).astype(np.uint8), grid(hu.shape))
     write_exam(folder / "e1.h5", Volume(hu, grid(hu.shape)), labels, {"part": 1}, {"kvp": 120.0}, [])
 
@@ -283,7 +283,7 @@ def make_dataset(folder: Path) -> None:
     rng = np.random.default_rng(0)
     with Manifest(folder / "manifest.sqlite") as manifest:
         for exam in ("e1", "e2"):
-            hu = Volume(rng.integers(-900, 900, (20, 22, 24)).astype(np.int16), grid((20, 22, 24)))
+            hu = Volume(rng.integers(-1000, 300, (20, 22, 24)).astype(np.int16), grid((20, 22, 24)))
             path = exam_path(folder, exam)
             path.parent.mkdir(parents=True, exist_ok=True)
             manifest.add_exam(write_exam(path, hu, None, {}, {}, []))

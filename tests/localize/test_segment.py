@@ -166,7 +166,7 @@ def test_labels_outside_the_body_are_clipped(name):
 def test_a_segmentation_says_whether_the_model_knows_the_exam():
     model, (ct, seg) = AffineModel(), exam(GRIDS["plain"])
     template = estimate_template([labelled(model, ct, seg)], LABELS, 32)
-    assert segment(model, ct, template).fit.to_dict() == {"fit": 1.0, "known": None}
+    assert segment(model, ct, template).fit.to_dict() == {"fit": 1.0, "known": None, "notes": []}
     model.fit_threshold = 1.5
     fit = segment(model, ct, template).fit
     assert fit.known is False and "does not know such an exam" in fit.warning("exam")

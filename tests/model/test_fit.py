@@ -68,10 +68,10 @@ def test_the_threshold_is_the_outer_fence_of_the_training_cohort():
 
 
 def test_what_is_written_about_a_fit():
-    assert Fit(0.7, 0.5).to_dict() == {"fit": 0.7, "known": True}
-    assert Fit(0.3, 0.5).to_dict() == {"fit": 0.3, "known": False}
-    assert Fit(0.3).to_dict() == {"fit": 0.3, "known": None}
-    assert Fit(math.nan, 0.5).to_dict() == {"fit": None, "known": False}
+    assert Fit(0.7, 0.5).to_dict() == {"fit": 0.7, "known": True, "notes": []}
+    assert Fit(0.3, 0.5).to_dict() == {"fit": 0.3, "known": False, "notes": []}
+    assert Fit(0.3, notes=("odd",)).to_dict() == {"fit": 0.3, "known": None, "notes": ["odd"]}
+    assert Fit(math.nan, 0.5).to_dict() == {"fit": None, "known": False, "notes": []}
     assert Fit(0.3, 0.5).warning("e7").startswith("e7: the model does not know such an exam (fit 0.30")
 
 

@@ -225,12 +225,6 @@ def _check_values(array: NDArray[np.float32], headers: Sequence[Header], warning
         warnings.append("RescaleSlope or RescaleIntercept is missing; the stored values are taken for HU")
     elif np.ptp(np.concatenate([header.rescale for header in headers]), axis=0).max() > 0:
         warnings.append("RescaleSlope or RescaleIntercept differs between slices; each has its own applied")
-    if low >= 0:
-        warnings.append(
-            f"values {low:g} to {high:g} hold no air (-1000 HU); is this a CT in Hounsfield units?"
-        )
-    elif high < 0:
-        warnings.append(f"values {low:g} to {high:g} hold no soft tissue; is this a CT in Hounsfield units?")
 
 
 def _unshifted(array: NDArray[np.float32], stack: Stack) -> tuple[NDArray[np.float32], NDArray[np.float64]]:

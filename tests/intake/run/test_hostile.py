@@ -25,7 +25,7 @@ from deepatlas.space.volume import Volume
 
 
 def _series(folder, number: int) -> list:
-    hu = np.random.default_rng(number).integers(-1000, 1000, (8, 24, 26))
+    hu = np.random.default_rng(number).integers(-1000, 300, (8, 24, 26))
     hu[:, 6:18, 6:18] = 40
     study = f"1.2.826.0.1.{number}"
     affine = np.diag([-4.0, -4.0, 5.0, 1.0])
