@@ -16,7 +16,6 @@ from deepatlas.exams.read import read_volume
 from deepatlas.intake.privacy.names import clean_name, compact
 from deepatlas.intake.structures.contents import Structure
 from deepatlas.intake.structures.drawing import (
-    Bits,
     Drawing,
     LabelSource,
     Patch,
@@ -30,6 +29,7 @@ from deepatlas.io.dicom.found import Found
 from deepatlas.io.itk import itk_reads, simpleitk
 from deepatlas.space.constants import MAX_LABEL
 from deepatlas.space.grid import Grid
+from deepatlas.space.labels import BoxMask
 
 # A label image with one of these words in its name is not named after a structure, but probably after a patient.
 _GENERIC = frozenset(
@@ -112,17 +112,19 @@ class LabelImage:
             )
         self.grid = volume.grid
         # Packed into bits: if each structure has its own file, all masks are kept until the last one is painted.
-        self.masks = {value: (box, Bits.of(volume.array[box] == value)) for value, box in held.items()}
+        starts = {value: [side.start for side in box] for value, box in held.items()}
+        self.masks = {
+            value: BoxMask.of(volume.array[box] == value, starts[value]) for value, box in held.items()
+        }
 
     def draw(self, value: int, grid: Grid, notes: list[str]) -> Patch:
         """The voxels of label ``value``, or of the only label in the image if ``value`` is 0."""
         value = value or next(iter(self.masks), 0)
         if value not in self.masks:
             raise EmptyStructure("empty: no voxel holds it")
-        box, bits = self.masks[value]
-        mask = bits.array()
-        part = self.grid.cropped([side.start for side in box], mask.shape)
-        patch, _ = place(mask, part, grid)
+        packed = self.masks[value]
+        mask = packed.array()
+        patch, _ = place(mask, self.grid.cropped(packed.start, packed.shape), grid)
         if lost := int(np.count_nonzero(mask)) - int(np.count_nonzero(patch.array)):
             notes.append(f"{lost} of its voxels lie beyond the CT; left out")
         return patch
