@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deepatlas.errors import DataError
-from deepatlas.intake.privacy.names import MAX_NAME, clean_name, compact
+from deepatlas.exams.names import compact
+from deepatlas.intake.privacy.names import MAX_NAME, clean_name
 from deepatlas.intake.structures.ignored import Ignored, Why
 from deepatlas.space.constants import MAX_LABEL
 

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from deepatlas.errors import DataError
-from deepatlas.intake.privacy.names import clean_name, compact, identifier_tokens, why_private
+from deepatlas.exams.names import compact
+from deepatlas.intake.privacy.names import clean_name, identifier_tokens, why_private
 from deepatlas.intake.structures.contents import LabelContents, Structure
 from deepatlas.intake.structures.drawing import Drawing, LabelSource, without_path
 from deepatlas.intake.structures.ignored import EmptyStructure, Ignored, Why
