@@ -21,6 +21,7 @@ from deepatlas.space.constants import MAX_LABEL
 from deepatlas.space.grid import Grid
 from deepatlas.space.labels import BoxMask
 
+_NUMBER = re.compile(r"[0-9]{1,6}")
 _AGAIN = "save it again with 3D Slicer"
 
 
@@ -71,7 +72,7 @@ def read_segments(path: Path) -> Segments | None:
     fields = {key: reader.GetMetaData(key).strip() for key in reader.GetMetaDataKeys()}
     layers = reader.GetNumberOfComponents()
     found: list[Segment] = []
-    numbers = sorted(int(m[1]) for key in fields if (m := re.fullmatch(r"Segment(\d+)_Name", key)))
+    numbers = sorted(int(m[1]) for key in fields if (m := re.fullmatch(r"Segment([0-9]{1,6})_Name", key)))
     for number in numbers:
         prefix = f"Segment{number}_"
         name = fields[f"{prefix}Name"]
@@ -82,9 +83,9 @@ def read_segments(path: Path) -> Segments | None:
         # Without layers in the header, each segment has one.
         layer = layer or (str(number) if value is None else "0")
         value = value or "1"
-        if not value.isdecimal() or not 1 <= int(value) <= MAX_LABEL:
+        if not _NUMBER.fullmatch(value) or not 1 <= int(value) <= MAX_LABEL:
             raise DataError(f"{path}: its header gives a segment a label value that is no id; {_AGAIN}")
-        if not layer.isdecimal() or not int(layer) < layers:
+        if not _NUMBER.fullmatch(layer) or not int(layer) < layers:
             raise DataError(f"{path}: its header puts a segment on a layer that it does not have; {_AGAIN}")
         segment = Segment(name, int(layer), int(value))
         if any(s.name == name or (s.layer, s.value) == (segment.layer, segment.value) for s in found):

@@ -154,12 +154,13 @@ class Labels(Volume):
                 for new, old in enumerate(axes)
             ]
             hidden[identity] = BoxMask.of(np.flip(mask.array().transpose(axes), flips), start)
-        return Labels(whole.array, whole.grid, self.name, hidden)
+        return replace(self, array=whole.array, grid=whole.grid, hidden=hidden)
 
     def cropped(self, start: Sequence[int], shape: Sequence[int]) -> Labels:
         """As :meth:`Volume.cropped <deepatlas.space.volume.Volume.cropped>`."""
         whole = super().cropped(start, shape)
-        return Labels(whole.array, whole.grid, self.name, hidden_within(self.hidden, start, shape))
+        hidden = hidden_within(self.hidden, start, shape)
+        return replace(self, array=whole.array, grid=whole.grid, hidden=hidden)
 
     def subsampled(self, step: Sequence[int]) -> Labels:
         """Every ``step``-th voxel along z, y and x, from the first one."""
@@ -172,7 +173,7 @@ class Labels(Volume):
             if kept.any():
                 start = [(first + o) // s for first, o, s in zip(mask.start, skip, step, strict=True)]
                 hidden[identity] = BoxMask.of(kept, start)
-        return Labels(array, grid, self.name, hidden)
+        return replace(self, array=array, grid=grid, hidden=hidden)
 
 
 def hidden_within(

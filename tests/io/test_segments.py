@@ -172,6 +172,8 @@ def test_a_plain_file_keeps_the_names_of_its_segments(tmp_path):
         ([("Heart", 0, 1), ("Lung", 0, 1)], "names a segment twice"),
         ([("Heart", 0, 1), ("Heart", 1, 1)], "names a segment twice"),
         ([("Heart", 0, 70000)], "a label value that is no id"),
+        ([("Heart", 0, "9" * 5000)], "a label value that is no id"),
+        ([("Heart", "0.5", 1)], "a layer that it does not have"),
         ([("Heart", 0, 1), ("PTV", 1, 1)], r"label ids on layer 0 that its header does not name \(2\)"),
     ],
 )

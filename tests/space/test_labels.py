@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from deepatlas.localize.segment import Segmentation
+from deepatlas.model.fit import Fit
 from deepatlas.space.grid import Grid
 from deepatlas.space.labels import BoxMask, Labels, stacked
 from deepatlas.space.preprocess import labels_to_grid, pool_drawn, pool_labels
@@ -124,3 +126,10 @@ def test_empty_masks_and_unions():
 def test_the_order_of_painting():
     sizes = {"lung": 900, "ptv_60": 500, "CTV": 400, "gtv": 30, "body": 10, "heart": 300, "aorta": 300}
     assert stacked(sizes, ["body"]) == ["body", "ptv_60", "CTV", "lung", "heart", "aorta", "gtv"]
+
+
+def test_what_a_segmentation_knows_besides_stays_with_it(drawn):
+    _, labels = drawn
+    found = Segmentation(labels.array, labels.grid, "exam", labels.hidden, Fit(0.5, 0.4))
+    for part in (found.canonical(), found.cropped((1, 1, 1), (6, 6, 6)), found.subsampled((2, 2, 2))):
+        assert isinstance(part, Segmentation) and part.fit.value == 0.5 and part.name == "exam"
