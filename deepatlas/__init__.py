@@ -22,7 +22,7 @@ Templates               :func:`build_template`, :class:`Template`
 Use                     :func:`segment` and :class:`Segmentation`, :func:`locate` and :class:`Located`,
                         :func:`evaluate_cohort`
 Trust                   :class:`Fit`, :class:`UnknownExamWarning`
-Images                  :func:`read_volume`, :func:`write_volume`, :class:`Volume`, :class:`Grid`
+Images                  :func:`read_volume`, :func:`write_volume`, :class:`Volume`, :class:`Labels`, :class:`Grid`
 Exams in folders        :func:`find_exams`, :class:`Cohort`, :class:`ExamFiles`
 Datasets                :func:`prepare` with :class:`Options`, :class:`Dataset`, :func:`check_dataset`, :class:`Store`
 Structures              :func:`read_structures`, :class:`NameMap`
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from deepatlas.model.fit import Fit, UnknownExamWarning
     from deepatlas.phantom.patients import PhantomCohort
     from deepatlas.space.grid import Grid
+    from deepatlas.space.labels import Labels
     from deepatlas.space.volume import Volume
     from deepatlas.store.store import Store
 
@@ -72,6 +73,7 @@ _PUBLIC = {
     "ExamFiles": "deepatlas.exams.cohort",
     "Fit": "deepatlas.model.fit",
     "Grid": "deepatlas.space.grid",
+    "Labels": "deepatlas.space.labels",
     "Located": "deepatlas.localize.points",
     "Model": "deepatlas.api",
     "NameMap": "deepatlas.intake.structures.name_map",
@@ -105,6 +107,7 @@ __all__ = [
     "ExamFiles",
     "Fit",
     "Grid",
+    "Labels",
     "Located",
     "Model",
     "NameMap",

@@ -45,12 +45,18 @@ def add(commands: Commands) -> None:
         choices=(".nii.gz", ".nii", ".nrrd", ".mha"),
         help="format of the files (default: .nii.gz)",
     )
+    c.add_argument(
+        "--masks",
+        action="store_true",
+        help="also write <exam>/<structure>.nii.gz, the whole mask of every structure, whatever overlaps it",
+    )
     add_strict(c)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from deepatlas.exams.cohort import named_exams
+    from deepatlas.exams.mask_files import mask_paths, write_masks
     from deepatlas.exams.outputs import check_out_folder, files_of_exams, refuse_overwriting
     from deepatlas.exams.read import read_volume
     from deepatlas.files import write_text
@@ -59,10 +65,14 @@ def run(args: argparse.Namespace) -> int:
 
     check_out_folder(args.out)
     exams = named_exams(args.exams)
+    inputs = files_of_exams(exams.values()) + model_files(args)
     outputs = [args.out / f"{name}{args.suffix}" for name in exams] + [args.out / "labels.json"]
-    refuse_overwriting(outputs, files_of_exams(exams.values()) + model_files(args))
+    refuse_overwriting(outputs, inputs)
     model = load_model(args)
     template = load_template(args, model)
+    if args.masks:
+        masks = [mask_paths(args.out / name, template.names, args.suffix).values() for name in exams]
+        refuse_overwriting([path for paths in masks for path in paths], inputs)
     say, done, fits, failed = progress_lines(args), {}, {}, {}
     names = json.dumps(template.labels, indent=1) + "\n"
     _keep_names_of_masks(args.out / "labels.json", names)
@@ -78,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
             continue
         # This stands outside the try, so that a full disk ends the run instead of failing every exam.
         done[name] = str(write_volume(args.out / f"{name}{args.suffix}", labels))
+        if args.masks:
+            write_masks(args.out / name, labels, template.labels, args.suffix)
         fits[name] = labels.fit
         if say:
             say(f"segment {count}/{len(exams)} {name}")

@@ -36,6 +36,7 @@ from deepatlas.model.engine import Engine
 from deepatlas.model.fit import Fit
 from deepatlas.pictures import figures
 from deepatlas.pictures.draw import png_bytes, save_figure, save_png
+from deepatlas.space.labels import Labels
 from deepatlas.space.volume import Volume
 
 
@@ -55,8 +56,9 @@ def evaluate_cohort(
 ) -> dict[str, Any]:
     """Segment every labelled exam of a data directory and compare it with its reference (section 5.6).
 
-    Exams are compared on their own grids. Structures are matched by name between the template and ``labels.json``.
-    A structure that was not drawn in an exam gives no row; one that was drawn but not found counts as Dice 0.
+    Exams are compared on their own grids, and structures by their whole masks, also where they overlap. Structures are
+    matched by name between the template and ``labels.json``. One that was not drawn in an exam gives no row; one that
+    was drawn but not found counts as Dice 0.
 
     Files written into ``out_dir``: ``metrics.csv`` (exam, structure, dice, hd95_mm, predicted_ml, reference_ml),
     ``summary.json``, ``report.html`` (one self-contained file), and, with ``pictures``, ``figures/<exam>.png`` and
@@ -150,7 +152,7 @@ def _evaluate_exams(
 ) -> list[_ExamResult]:
     """Segment and score every exam of the selection, and write its picture."""
 
-    def evaluate(files: ExamFiles, ct: Volume, reference: Volume) -> _ExamResult:
+    def evaluate(files: ExamFiles, ct: Volume, reference: Labels) -> _ExamResult:
         start = time.perf_counter()
         found = model.map_exam(ct)
         warning = found.fit.warning(files.id, selection.strict)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +16,8 @@ from deepatlas.evaluate.score import LabelIds
 from deepatlas.model.native import native_coordinates
 from deepatlas.pictures import figures
 from deepatlas.pictures.view import choose_slices
-from deepatlas.space.grid import Grid
+from deepatlas.space.grid import Grid, Shape
+from deepatlas.space.labels import Labels
 from deepatlas.space.preprocess import foreground_box, normalize
 from deepatlas.space.volume import Volume
 
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 def exam_figure(
     title: str,
     ct: Volume,
-    reference: Volume,
-    prediction: NDArray[np.integer],
+    reference: Labels,
+    prediction: Labels,
     structures: Mapping[str, LabelIds],
     atlas: Tensor,
     coords: Tensor,
@@ -40,30 +41,35 @@ def exam_figure(
     Args:
         title: the title of the figure.
         ct: the exam in Hounsfield units.
-        reference: label ids on the grid of ``ct``.
-        prediction: label ids ``[D, H, W]`` on the same grid.
+        reference: what was drawn, on the grid of ``ct``.
+        prediction: what was found, on the same grid.
         structures: the ids of every structure in ``reference`` and in ``prediction``.
         atlas: ``[1, 1, N, N, N]``, the learned atlas.
         coords: ``[1, 3, S, S, S]``, the coordinates of the exam on ``model_grid``.
         model_grid: the grid of ``coords``.
         convention: ``"radiological"`` or ``"neurological"``, the way the pictures are turned.
     """
-    image, truth = ct.canonical(), _in_predicted_ids(reference.canonical().array, structures)
-    found = Volume(prediction, reference.grid).canonical().array
-    start, size = _visible_box(image, truth, found)
-    image = image.cropped(start, size)
-    box = tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))
-    truth, found = truth[box], found[box]
+    image, truth, found = ct.canonical(), reference.canonical(), prediction.canonical()
+    drawn = [ids.reference for ids in structures.values()]
     names = {name: ids.prediction for name, ids in structures.items()}
-    index = choose_slices(truth, list(names.values()))
+    start, size = _visible_box(image, np.where(np.isin(truth.array, drawn), truth.array, 0), found.array)
+    image, truth, found = (volume.cropped(start, size) for volume in (image, truth, found))
+    index = choose_slices(truth.array, drawn)
+    planes = [_plane(image.grid.shape, axis, at) for axis, at in enumerate(index)]
 
-    def cut(array: NDArray) -> list[NDArray]:
-        return [np.take(array, at, axis=axis) for axis, at in enumerate(index)]
+    def cut(labels: Labels, ids: Iterable[int]) -> list[NDArray[np.bool_]]:
+        """The masks ``[K, rows, columns]`` of the structures on each plane."""
+        ids = list(ids)
+        parts = [(axis, labels.cropped(*plane)) for axis, plane in enumerate(planes)]
+        return [np.stack([part.mask(i).squeeze(axis) for i in ids]) for axis, part in parts]
 
-    slices = [normalize(torch.from_numpy(np.ascontiguousarray(s)).float()).numpy() for s in cut(image.array)]
+    slices = [
+        normalize(torch.from_numpy(image.cropped(*plane).array.squeeze(axis)).float()).numpy()
+        for axis, plane in enumerate(planes)
+    ]
     warped = atlas_slices(atlas, coords, model_grid, image.grid, index)
     return figures.overlay_figure(
-        slices, warped, cut(found), cut(truth), names, image.grid.shape, image.grid.spacing,
+        slices, warped, cut(found, names.values()), cut(truth, drawn), names, image.grid.shape, image.grid.spacing,
         title=title, convention=convention,
     )  # fmt: skip
 
@@ -85,22 +91,17 @@ def atlas_slices(
     """
     out = []
     for axis, at in enumerate(index):
-        start, shape = [0, 0, 0], list(grid.shape)
-        start[axis], shape[axis] = at, 1
-        fine = native_coordinates(coords, model_grid, grid.cropped(start, shape))[None].clamp_(-1, 1)
+        plane = grid.cropped(*_plane(grid.shape, axis, at))
+        fine = native_coordinates(coords, model_grid, plane)[None].clamp_(-1, 1)
         out.append(ops.resample(atlas.to(coords), fine)[0, 0].squeeze(axis).cpu().numpy())
     return out
 
 
-def _in_predicted_ids(
-    reference: NDArray[np.integer], structures: Mapping[str, LabelIds]
-) -> NDArray[np.int32]:
-    """Reference labels in the ids of the prediction, so that a structure has one colour in both."""
-    last = max(int(reference.max()), *(ids.reference for ids in structures.values()))
-    table = np.zeros(last + 1, dtype=np.int32)
-    for ids in structures.values():
-        table[ids.reference] = ids.prediction
-    return table[reference]
+def _plane(shape: Shape, axis: int, at: int) -> tuple[list[int], list[int]]:
+    """Start and shape (z, y, x) of the plane ``at`` of an axis."""
+    start, size = [0, 0, 0], list(shape)
+    start[axis], size[axis] = at, 1
+    return start, size
 
 
 def _visible_box(image: Volume, *labels: NDArray[np.integer]) -> tuple[list[int], list[int]]:

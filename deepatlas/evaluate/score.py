@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from deepatlas.evaluate.metrics import METRICS
 from deepatlas.evaluate.metrics.masks import MaskPair, MetricSettings
 from deepatlas.evaluate.rows import Row
-from deepatlas.space.volume import Volume
+from deepatlas.space.labels import Labels
 
 
 @dataclass(frozen=True)
@@ -24,8 +21,8 @@ class LabelIds:
 
 def score_exam(
     exam: str,
-    reference: Volume,
-    prediction: NDArray[np.integer],
+    reference: Labels,
+    prediction: Labels,
     structures: Mapping[str, LabelIds],
     settings: MetricSettings,
 ) -> list[Row]:
@@ -33,15 +30,15 @@ def score_exam(
 
     Args:
         exam: the id of the exam.
-        reference: label ids ``[D, H, W]`` on the grid of the exam.
-        prediction: label ids of the same shape on the same grid.
+        reference: what was drawn, on the grid of the exam. Whole masks are compared, whatever lies on them.
+        prediction: what was found, on the same grid.
         structures: the ids of every structure by its name. A structure without a voxel in the reference was not drawn
             in this exam and gives no row.
         settings: the settings of the metrics.
     """
     rows = []
     for name, ids in structures.items():
-        masks = MaskPair(reference.array == ids.reference, prediction == ids.prediction, reference.grid)
+        masks = MaskPair(reference.mask(ids.reference), prediction.mask(ids.prediction), reference.grid)
         if masks.reference.any():
             values = {column: metric(masks, settings) for column, metric in METRICS.items()}
             rows.append(Row(exam, name, **values))

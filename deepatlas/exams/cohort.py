@@ -11,13 +11,14 @@ from pathlib import Path
 
 from deepatlas.errors import DataError
 from deepatlas.exams.kind import Kind, exam_name, kind_of
+from deepatlas.exams.mask_files import MASKS, masks_in
 from deepatlas.io.codec import SUFFIXES
 from deepatlas.space.constants import MAX_LABEL
 from deepatlas.store.store import DATASET, Store, is_dataset
 
 LAYOUT = (
-    "expected <root>/<exam>/ct.nii.gz (or .nii, .nrrd, .mha, or a DICOM series), optional seg.nii.gz beside it, "
-    "and <root>/labels.json"
+    "expected <root>/<exam>/ct.nii.gz (or .nii, .nrrd, .mha, or a DICOM series), optional seg.nii.gz (or "
+    "segmentations/<structure>.nii.gz) beside it, and <root>/labels.json"
 )
 
 
@@ -29,7 +30,8 @@ class ExamFiles:
         id: the id of the exam.
         ct: the CT: an image file, a folder with a DICOM series, or an exam file of a dataset.
         seg: the segmentation on the grid of the CT, or None where nothing was drawn. In a dataset it is the same file
-            as ``ct``; :func:`~deepatlas.exams.read.read_volume` reads either from it.
+            as ``ct``; :func:`~deepatlas.exams.read.read_volume` reads either from it. It is a folder where every
+            structure has a mask of its own, ``segmentations/<structure>.nii.gz``.
         kind: what ``ct`` is, so that no reader needs to find out again.
     """
 
@@ -77,7 +79,8 @@ def find_exams(root: str | os.PathLike[str]) -> Cohort:
             directory above where several splits share it.
 
     Returns:
-        The exams, and the folders that cannot be used with the reasons.
+        The exams, and the folders that cannot be used with the reasons. Without ``labels.json``, structures that have
+        masks of their own are called as their files and numbered in that order.
 
     Raises:
         DataError: the directory is missing or holds no exam, ``labels.json`` is wrong, or there are segmentations
@@ -115,8 +118,8 @@ def find_exams(root: str | os.PathLike[str]) -> Cohort:
     labels_path = next(
         (p for p in (root / "labels.json", root.resolve().parent / "labels.json") if p.is_file()), None
     )
-    labels = read_labels(labels_path) if labels_path else {}
-    with_seg = next((exam for exam in exams if exam.seg), None)
+    labels = read_labels(labels_path) if labels_path else _names_of_masks(exams)
+    with_seg = next((exam for exam in exams if exam.seg and not exam.seg.is_dir()), None)
     if with_seg and not labels_path:
         raise DataError(
             f"{with_seg.seg}: no labels.json in {root} names its structures; "
@@ -228,7 +231,15 @@ def _exam(folder: Path) -> ExamFiles:
         if len(found) > 1:
             names = ", ".join(p.name for p in found)
             raise DataError(f"{folder}: more than one image ({names}); keep one of them")
+    if not seg and (folder / MASKS).is_dir() and masks_in(folder / MASKS):
+        seg = [folder / MASKS]
     return ExamFiles(folder.name, ct[0], seg[0] if seg else None, kind)
+
+
+def _names_of_masks(exams: Sequence[ExamFiles]) -> dict[str, int]:
+    """Ids for the structures that have masks of their own, in the order of their names."""
+    names = {name for exam in exams if exam.seg and exam.seg.is_dir() for name in masks_in(exam.seg)}
+    return {name: i for i, name in enumerate(sorted(names, key=natural_order), 1)}
 
 
 def _images(folder: Path, stem: str) -> list[Path]:

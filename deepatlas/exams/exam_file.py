@@ -1,10 +1,11 @@
 """One exam in one HDF5 file: its CT and labels at native resolution, and its row of the training array.
 
-Layout of format 1 (also in docs/dataset.md):
+Layout of format 1 (also in docs/dataset.md); a file with overlaps states format 2:
 
 ============  ====================  ==============================================================================
 ``ct``        int16 [D, H, W]       Hounsfield units in the voxel order of the source (z, y, x)
 ``labels``    uint8/16 [D, H, W]    label ids on the same voxels; absent where nothing was drawn
+``hidden/``   group                 what ``labels`` hides where structures overlap (:mod:`deepatlas.store.overlaps`)
 ``affine``    float64 [4, 4]        voxel indices (x, y, z) to RAS+ millimetres
 ``header``    JSON                  id, label names and ids, names that have voxels, facts, warnings, crop
 ``row/``      group                 the exam's row of the training array (:mod:`deepatlas.store.rows`)
@@ -34,13 +35,17 @@ from deepatlas.exams.checksums import content_sha256, file_sha256, head_sha256
 from deepatlas.exams.facts import allowed_facts
 from deepatlas.files import atomic_h5
 from deepatlas.space.grid import Grid
+from deepatlas.space.labels import BoxMask, Labels, hidden_within
 from deepatlas.space.volume import Volume
 from deepatlas.store.fit import check_labels, fit_exam
 from deepatlas.store.hdf5 import FileArray, Hdf5Reader
+from deepatlas.store.overlaps import read_hidden, write_hidden
 from deepatlas.store.rows import write_part
 
 FORMAT = "deepatlas-exam"
 VERSION = 1
+# That of a file in which structures overlap. Others state the former, so that older programs read them.
+OVERLAPS_VERSION = 2
 # The largest number of voxels along a side of a chunk.
 CHUNK = 64
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -116,7 +121,8 @@ def write_exam(
         path: ``<id>.h5``, where ``<id>`` is the id of the exam. Missing folders are created.
         volume: the CT in Hounsfield units, of any numeric type. Values are rounded to integers; those beyond the range
             of int16 are clipped, with a warning.
-        labels: integer ids on the grid of the CT, or None where nothing was drawn.
+        labels: integer ids on the grid of the CT, or None where nothing was drawn. Overlaps are stored where they are
+            :class:`~deepatlas.space.labels.Labels`.
         names: ``{name: id}`` of the structures that could have been drawn; the same for all exams of a dataset.
         facts: facts about the origin of the exam. Only those that
             :func:`~deepatlas.exams.facts.allowed_facts` allows are stored.
@@ -140,7 +146,7 @@ def write_exam(
     ct = Volume(array, volume.grid, volume.name or exam_id)
     seg = None
     if labels is not None and (names or labels.array.any()):
-        seg = _label_image(ct, labels, names)
+        seg = _as_stored(ct, Labels.of(labels), names)
     exam = fit_exam(ct, seg, names, crop, lines)
     header = {
         "id": exam_id,
@@ -150,9 +156,12 @@ def write_exam(
         "warnings": lines,
         "crop": crop,
     }
+    overlaps = seg is not None and bool(seg.hidden)
+    if seg is not None and overlaps:
+        header["overlaps"] = [name for name, value in names.items() if value in seg.hidden]
     with atomic_h5(path) as file:
         file.attrs["format"] = FORMAT
-        file.attrs["version"] = VERSION
+        file.attrs["version"] = OVERLAPS_VERSION if overlaps else VERSION
         file["header"] = json.dumps(header)
         file["affine"] = ct.grid.affine
         options = {"chunks": chunk_shape(array.shape), "compression": "gzip", "compression_opts": 1}
@@ -164,6 +173,7 @@ def write_exam(
                 "labels", data=seg.array, shuffle=seg.array.itemsize > 1, fletcher32=True, **options
             )
             file.flush()
+            write_hidden(file, "hidden", seg.hidden)
         file.attrs["head"] = head_sha256(file)
         write_part(file.create_group("row"), exam, names)
         file.attrs["sha256"] = content_sha256(
@@ -182,6 +192,7 @@ class ExamFile(Hdf5Reader):
         grid: the grid of the CT.
         names: ``{name: id}`` of the structures of the dataset.
         present: the names of the structures that have voxels in this exam.
+        overlaps: the names of those that other structures hide a part of in the label image.
         facts: facts about the origin of the exam.
         warnings: remarks for the reader.
         row_crop: how the exam's row of the training array was cropped.
@@ -202,10 +213,10 @@ class ExamFile(Hdf5Reader):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path)
         with self.reading_tables() as file:
-            if int(file.attrs["version"]) != VERSION:
+            if int(file.attrs["version"]) not in (VERSION, OVERLAPS_VERSION):
                 raise DataError(
-                    f"{self.path}: exam format {file.attrs['version']}, this program reads {VERSION}; "
-                    "install the version that wrote it, or prepare this exam again"
+                    f"{self.path}: exam format {file.attrs['version']}, this program reads {VERSION} and "
+                    f"{OVERLAPS_VERSION}; install the version that wrote it, or prepare this exam again"
                 )
             if file.attrs.get("head") != head_sha256(file):
                 raise self.damaged("its header does not fit its checksum")
@@ -213,6 +224,7 @@ class ExamFile(Hdf5Reader):
             self.id: str = header["id"]
             self.names: dict[str, int] = header["labels"]
             self.present: list[str] = header["present"]
+            self.overlaps: list[str] = header.get("overlaps", [])
             self.facts: dict[str, Any] = header["facts"]
             self.warnings: list[str] = header["warnings"]
             self.row_crop: str | None = header["crop"]
@@ -229,12 +241,21 @@ class ExamFile(Hdf5Reader):
         """The complete CT: int16 Hounsfield units on :attr:`grid`."""
         return Volume(self.ct[...], self.grid, str(self.path))
 
-    def labels(self) -> Volume:
-        """The complete label image (uint8 or uint16) on :attr:`grid`.
+    def labels(self) -> Labels:
+        """The structures on :attr:`grid`: a label image (uint8 or uint16), and what it hides where they overlap.
 
         Raises :class:`~deepatlas.errors.DataError` where nothing was drawn.
         """
-        return Volume(self._labels()[...], self.grid, str(self.path))
+        return Labels(self._labels()[...], self.grid, str(self.path), self._hidden())
+
+    def mask(self, name: str) -> Volume:
+        """The whole mask (bool) of a structure on :attr:`grid`, whatever lies on it.
+
+        Raises :class:`~deepatlas.errors.DataError` where nothing was drawn, or the dataset has no such structure.
+        """
+        if name not in self.names:
+            raise DataError(f"{self.path}: no structure {name!r}; it has {', '.join(self.names) or 'none'}")
+        return Volume(self.labels().mask(self.names[name]), self.grid, str(self.path))
 
     def crop(self, start: Sequence[int], shape: Sequence[int], *, labels: bool = False) -> Volume:
         """A box of the CT, or of the labels, with its own grid. Little more than the box is read.
@@ -242,7 +263,7 @@ class ExamFile(Hdf5Reader):
         Args:
             start: the first voxel (z, y, x).
             shape: the number of voxels (z, y, x).
-            labels: read the labels instead of the CT.
+            labels: read the labels, which are :class:`~deepatlas.space.labels.Labels`, instead of the CT.
 
         Raises:
             ValueError: the box extends beyond the exam.
@@ -251,8 +272,10 @@ class ExamFile(Hdf5Reader):
         box = tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))
         if any(b.start < 0 or b.stop > n for b, n in zip(box, self.grid.shape, strict=True)):
             raise ValueError(f"crop {tuple(start)} + {tuple(shape)} leaves the exam {self.grid.shape}")
-        array = self._labels() if labels else self.ct
-        return Volume(array[box], self.grid.cropped(start, shape), str(self.path))
+        grid = self.grid.cropped(start, shape)
+        if not labels:
+            return Volume(self.ct[box], grid, str(self.path))
+        return Labels(self._labels()[box], grid, str(self.path), hidden_within(self._hidden(), start, shape))
 
     def verify(self) -> None:
         """Read the complete file, and raise :class:`~deepatlas.errors.DataError` unless it holds what was written."""
@@ -285,6 +308,15 @@ class ExamFile(Hdf5Reader):
         if not self.has_labels:
             raise DataError(f"{self.path}: nothing was drawn in exam {self.id}; choose a labelled one")
         return FileArray(self, "labels")
+
+    def _hidden(self) -> dict[int, BoxMask]:
+        if not self.overlaps:
+            return {}
+        with self.reading() as file:
+            hidden = read_hidden(file, "hidden", self.grid.shape)
+        if set(hidden) != {self.names[name] for name in self.overlaps}:
+            raise self.damaged("its overlaps are not those of its header")
+        return hidden
 
 
 def chunk_shape(shape: Sequence[int]) -> tuple[int, ...]:
@@ -321,11 +353,11 @@ def _to_int16(volume: Volume) -> tuple[NDArray[np.int16], int]:
     return array, clipped
 
 
-def _label_image(ct: Volume, labels: Volume, names: dict[str, int]) -> Volume:
+def _as_stored(ct: Volume, labels: Labels, names: dict[str, int]) -> Labels:
     """The labels as they are stored, checked against the CT and the names."""
     if labels.array.dtype.kind not in "iub":
         raise DataError(f"{ct.name}: labels of type {labels.array.dtype}; give integer ids")
-    seg = Volume(labels.array, labels.grid, labels.name or f"labels of {ct.name}")
+    seg = Labels(labels.array, labels.grid, labels.name or f"labels of {ct.name}", labels.hidden)
     check_labels(ct, seg, names)
     dtype = np.uint8 if max(names.values()) < 256 else np.uint16
-    return Volume(np.ascontiguousarray(seg.array, dtype=dtype), ct.grid, seg.name)
+    return Labels(np.ascontiguousarray(seg.array, dtype=dtype), ct.grid, seg.name, seg.hidden)

@@ -14,6 +14,7 @@ from pathlib import Path
 from deepatlas.errors import DataError
 from deepatlas.exams.cohort import ExamFiles, find_exams
 from deepatlas.exams.kind import CT_NAMES, Kind, exam_stem
+from deepatlas.exams.mask_files import MASKS
 from deepatlas.files import write_error
 from deepatlas.io.codec import SUFFIXES, image_suffix
 from deepatlas.io.dicom.magic import looks_like_dicom
@@ -127,10 +128,11 @@ def files_of_exams(exams: Iterable[ExamFiles]) -> list[Path]:
     """
     found: list[Path] = []
     for exam in exams:
-        found += [exam.ct, *([exam.seg] if exam.seg else [])]
+        found += [exam.ct, *_files_of(exam.seg)]
         if exam.kind is Kind.IMAGE and exam_stem(exam.ct).lower() in CT_NAMES:
             folder = exam.ct.absolute().parent
             found += [folder / f"seg{suffix}" for suffix in SUFFIXES]
+            found += _files_of(folder / MASKS)
             found += [folder.parent / "labels.json"]
     return found
 
@@ -147,6 +149,13 @@ def files_of_data(root: Path) -> list[Path]:
     if is_dataset(root):
         found += [path for path in root.iterdir() if path.is_file()]
     return found
+
+
+def _files_of(path: Path | None) -> list[Path]:
+    """The files of a segmentation, which may be a folder of masks."""
+    if path is None:
+        return []
+    return [p for p in path.iterdir() if p.is_file()] if path.is_dir() else [path]
 
 
 def _identity(path: Path) -> object:

@@ -9,6 +9,7 @@ from typing import TypeVar
 from deepatlas.errors import DataError
 from deepatlas.exams.cohort import Cohort, ExamFiles
 from deepatlas.exams.read import read_labels_for, read_volume
+from deepatlas.space.labels import Labels
 from deepatlas.space.volume import Volume
 
 Result = TypeVar("Result")
@@ -58,7 +59,7 @@ class Selection:
         return len(self.files)
 
     def use(
-        self, action: Callable[[ExamFiles, Volume, Volume], Result]
+        self, action: Callable[[ExamFiles, Volume, Labels], Result]
     ) -> Iterator[tuple[ExamFiles, Result]]:
         """Yield ``(files, action(files, ct, seg))`` for every exam that can be used."""
         for exam in self.files:

@@ -81,8 +81,24 @@ def read_stored(path: Path) -> NDArray:
     return _array(_read_image(path)[0])
 
 
-def read_grid(path: Path) -> Grid:
-    """The grid of a 3-D scalar image file from its header alone; the voxels are neither read nor checked.
+def read_layers(path: Path) -> tuple[list[NDArray], Grid, list[str]]:
+    """The label images on the layers of a file (each z, y, x), its grid, and a line for each oddity.
+
+    A layer is one value of the voxels of a 4-D NRRD; every other label image has one.
+
+    Raises :class:`~deepatlas.errors.DataError` as :func:`read_image` does for a label image.
+    """
+    image, checked = _read_image(path, layers=True)
+    array, grid = _array(image), _grid(image, path)
+    compare_geometry(path, grid, checked)
+    layers = [array] if array.ndim == 3 else list(np.moveaxis(array, -1, 0))
+    return [as_labels(layer, path) for layer in layers], grid, list(checked.notes)
+
+
+def read_grid(path: Path, *, layers: bool = False) -> Grid:
+    """The grid of a 3-D image file from its header alone; the voxels are neither read nor checked.
+
+    Only with ``layers`` may a voxel have several values (see :func:`read_layers`).
 
     Raises :class:`~deepatlas.errors.DataError` as :func:`read_image` does.
     """
@@ -95,7 +111,7 @@ def read_grid(path: Path) -> Grid:
             reader.ReadImageInformation()
     except (RuntimeError, OSError) as error:
         raise DataError(f"{path}: its header cannot be decoded{_detail(error)}; {AGAIN}") from error
-    _check_shape(path, reader.GetSize(), reader.GetNumberOfComponents())
+    _check_shape(path, reader.GetSize(), 1 if layers else reader.GetNumberOfComponents())
     return _grid(reader, path)
 
 
@@ -132,8 +148,11 @@ def write_volume(path: str | os.PathLike[str], volume: Volume) -> Path:
     return path
 
 
-def _read_image(path: Path) -> tuple[Any, Checked]:
-    """Check a file and decode it; returns a 3-D scalar SimpleITK image and the content of the header."""
+def _read_image(path: Path, *, layers: bool = False) -> tuple[Any, Checked]:
+    """Check a file and decode it; returns a 3-D SimpleITK image and the content of the header.
+
+    The image is scalar, unless ``layers`` allows several values for each voxel.
+    """
     suffix = _check_file(path)
     sitk = simpleitk()
     try:
@@ -146,7 +165,7 @@ def _read_image(path: Path) -> tuple[Any, Checked]:
             shape = reader.GetSize()
             if len(shape) > 3 and all(n == 1 for n in shape[3:]):
                 reader.SetExtractSize([*shape[:3], *[0] * (len(shape) - 3)])
-            _check_shape(path, shape, reader.GetNumberOfComponents())
+            _check_shape(path, shape, 1 if layers else reader.GetNumberOfComponents())
             return reader.Execute(), checked
     except (RuntimeError, OSError) as error:
         raise DataError(

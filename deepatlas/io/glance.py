@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from deepatlas.errors import DataError
 from deepatlas.io.codec import image_suffix, read_grid, read_stored
 from deepatlas.io.integrity import decompressed
+from deepatlas.io.segments import read_segments
 from deepatlas.space.constants import MAX_LABEL
 from deepatlas.space.grid import Grid
 
@@ -80,6 +81,9 @@ def glance(path: Path) -> Glance:
         # A file that may not be read is no file without content.
         pass
     try:
+        if (found := read_segments(path)) is not None and found.layered:
+            # Segments of 3D Slicer on several layers, which hold nothing but labels.
+            return Glance(Holds.LABELS, tuple(sorted(found.numbers)), read_grid(path, layers=True))
         grid = read_grid(path)
         voxels = _nifti(path) if image_suffix(path).startswith(".nii") else _decoded(path)
         return _judged(voxels, grid)

@@ -100,12 +100,15 @@ def show(
 def draw_contours(
     axes: Axes, labels: np.ndarray, ids: Sequence[int], style: str = "solid", width: float = 1.2
 ) -> None:
-    """Outline the labels ``ids`` of an oriented slice ``[rows, columns]``, each in its colour."""
-    # With padding, a label at the edge of the picture has a closed outline.
-    padded = np.pad(labels, 1)
-    rows, columns = (np.arange(-1, n + 1) for n in labels.shape)
-    for identity in ids:
-        mask = padded == identity
+    """Outline the structures ``ids`` on an oriented slice, each in its colour.
+
+    ``labels`` are their ids ``[rows, columns]``, or, as structures may overlap, their masks ``[K, rows, columns]``.
+    """
+    masks = labels if labels.ndim == 3 else [labels == identity for identity in ids]
+    rows, columns = (np.arange(-1, n + 1) for n in labels.shape[-2:])
+    for identity, mask in zip(ids, masks, strict=True):
+        # With padding, a structure at the edge of the picture has a closed outline.
+        mask = np.pad(mask, 1)
         if mask.any():
             axes.contour(
                 columns, rows, mask.astype(np.float32), levels=[0.5], colors=[colour(identity)],

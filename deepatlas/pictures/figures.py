@@ -46,7 +46,8 @@ def overlay_figure(
     Args:
         exam: one slice for each plane (axial, coronal, sagittal) in array order, with values in [0, 1].
         atlas: the same slices of the warped atlas.
-        prediction: the label ids on these slices, numbered as in ``names``.
+        prediction: the label ids on these slices, numbered as in ``names``; or, as structures may overlap, their masks
+            ``[K, rows, columns]`` in the order of ``names``.
         reference: the same for the reference, or None to omit that column.
         names: ``{name: id}`` of the structures.
         shape: shape (z, y, x) of the canonical volume.

@@ -14,6 +14,7 @@ import deepatlas_ops as ops
 from deepatlas.errors import DataError
 from deepatlas.space.constants import AIR, FINE_SIZE, MODEL_SIZE
 from deepatlas.space.grid import Grid, Shape
+from deepatlas.space.labels import BoxMask, Labels
 from deepatlas.space.upright import upright
 from deepatlas.space.volume import Volume
 
@@ -36,6 +37,8 @@ _IN_PLANE = np.zeros((3, 3, 3), dtype=bool)
 _IN_PLANE[1] = ndimage.generate_binary_structure(2, 1)
 # A second region is a body part, such as the other leg, if it has at least this share of the largest one's volume.
 _COMPANION = 0.25
+# The number of overlapping structures that are resampled at once, each as one bit.
+_BITS = 16
 
 
 def to_model_grid(volume: Volume, size: int = MODEL_SIZE, crop: str | None = None) -> Volume:
@@ -82,13 +85,54 @@ def pool_volume(volume: Volume, kernel: int) -> Volume:
     return replace(volume, array=pooled.numpy(), grid=volume.grid.pooled(kernel))
 
 
-def labels_to_grid(seg: Volume, grid: Grid) -> Volume:
-    """Resample a label image to ``grid`` with nearest-neighbour sampling. The dtype is kept; outside it is 0."""
-    theta = torch.from_numpy(seg.grid.theta_from(grid)).float()[None]
+def labels_to_grid(seg: Volume, grid: Grid) -> Labels:
+    """Resample labels to ``grid`` with nearest-neighbour sampling, overlaps included.
+
+    The dtype is kept; outside it is 0.
+    """
+    seg = Labels.of(seg)
+    array = _nearest(seg.array, seg.grid, grid).astype(seg.array.dtype)
+    hidden = {}
+    ids = sorted(seg.hidden)
+    for first in range(0, len(ids), _BITS):
+        some = ids[first : first + _BITS]
+        planes = np.zeros(seg.grid.shape, dtype=np.uint16)
+        for bit, identity in enumerate(some):
+            mask = seg.hidden[identity]
+            planes[mask.box] |= mask.array() * np.uint16(1 << bit)
+        there = _nearest(planes, seg.grid, grid).astype(np.uint16)
+        for bit, identity in enumerate(some):
+            part = (there >> bit & 1).astype(bool)
+            if part.any():
+                hidden[identity] = BoxMask.of(part)
+    return Labels(array, grid, seg.name, hidden)
+
+
+def _nearest(array: NDArray, source: Grid, grid: Grid) -> NDArray[np.float32]:
+    theta = torch.from_numpy(source.theta_from(grid)).float()[None]
     # float32 represents integers below 2**24 exactly.
-    tensor = torch.from_numpy(np.ascontiguousarray(seg.array, dtype=np.float32))[None, None]
-    sampled = ops.affine_resample(tensor, theta, grid.shape, mode="nearest", padding="zeros")
-    return replace(seg, array=sampled[0, 0].numpy().astype(seg.array.dtype), grid=grid)
+    tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None, None]
+    return ops.affine_resample(tensor, theta, grid.shape, mode="nearest", padding="zeros")[0, 0].numpy()
+
+
+def pool_drawn(seg: Labels, kernel: int) -> Labels:
+    """:func:`pool_labels` of the label image, and of the whole mask of every structure that overlaps others."""
+    array, grid = pool_labels(seg.array, kernel), seg.grid.pooled(kernel)
+    hidden = {}
+    # Blocks are even and odd in turn, so that a box must begin at an even one.
+    step = 2 * kernel
+    for identity, mask in seg.hidden.items():
+        low = [a // step * step for a in mask.start]
+        ends = np.add(mask.start, mask.shape).tolist()
+        high = [min(n, -(-end // step) * step) for end, n in zip(ends, seg.grid.shape, strict=True)]
+        part = seg.cropped(low, [b - a for a, b in zip(low, high, strict=True)])
+        pooled = pool_labels(part.mask(identity).astype(np.uint8), kernel).astype(bool)
+        start = [a // kernel for a in low]
+        box = tuple(slice(a, a + n) for a, n in zip(start, pooled.shape, strict=True))
+        pooled &= array[box] != identity
+        if pooled.any():
+            hidden[identity] = BoxMask.of(pooled, start)
+    return Labels(array, grid, seg.name, hidden)
 
 
 def pool_labels(labels: NDArray, kernel: int) -> NDArray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,8 @@ from deepatlas.errors import DataError
 from deepatlas.space.check_input import check_input
 from deepatlas.space.constants import FINE_SIZE, MODEL_SIZE
 from deepatlas.space.grid import Grid
-from deepatlas.space.preprocess import foreground_mask, labels_to_grid, pool_labels, pool_volume, to_fine_grid
+from deepatlas.space.labels import BoxMask, Labels
+from deepatlas.space.preprocess import foreground_mask, labels_to_grid, pool_drawn, pool_volume, to_fine_grid
 from deepatlas.space.volume import Volume
 
 
@@ -22,7 +23,11 @@ class ExamError(DataError):
 
 @dataclass(frozen=True)
 class PreparedExam:
-    """The arrays of one exam as the store holds them (see :mod:`deepatlas.store.store`)."""
+    """The arrays of one exam as the store holds them (see :mod:`deepatlas.store.store`).
+
+    ``hidden`` and ``hidden_fine`` are the voxels that ``labels`` and ``labels_fine`` hide of structures that overlap
+    others (see :class:`~deepatlas.space.labels.Labels`).
+    """
 
     hu: NDArray[np.int16]
     mask: NDArray[np.uint8]
@@ -32,16 +37,18 @@ class PreparedExam:
     fine_grid: Grid
     native_grid: Grid
     notes: list[str]
+    hidden: dict[int, BoxMask] = field(default_factory=dict)
+    hidden_fine: dict[int, BoxMask] = field(default_factory=dict)
 
 
 def fit_exam(
-    ct: Volume, seg: Volume | None, labels: dict[str, int], crop: str | None = None, notes: Sequence[str] = ()
+    ct: Volume, seg: Labels | None, labels: dict[str, int], crop: str | None = None, notes: Sequence[str] = ()
 ) -> PreparedExam:
     """Resample one exam to the form in which the store holds it (paper 5.5.2 and 5.5.3).
 
     Args:
         ct: Hounsfield units.
-        seg: the label image on the grid of the CT, or None where no structures were drawn.
+        seg: the structures on the grid of the CT, or None where no structures were drawn.
         labels: ``{name: id}`` of the structures that could have been drawn.
         crop: as in :func:`~deepatlas.space.preprocess.to_model_grid`.
         notes: lines about the exam that are stored with it.
@@ -60,28 +67,30 @@ def fit_exam(
         raise ExamError(
             f"{ct.name}: holds nothing but air (no region above -900 HU); check that it is in Hounsfield units"
         )
-    labels_fine: NDArray | None = None
-    labels_64: NDArray | None = None
+    small: Labels | None = None
+    drawn: Labels | None = None
     present: set[int] = set()
     if seg is not None:
-        dtype = np.uint8 if max(labels.values()) < 256 else np.uint16
-        labels_fine = labels_to_grid(seg, fine.grid).array.astype(dtype)
-        labels_64 = pool_labels(labels_fine, FINE_SIZE // MODEL_SIZE)
-        present = set(np.unique(seg.array).tolist())
+        drawn = labels_to_grid(seg, fine.grid)
+        drawn.array = drawn.array.astype(np.uint8 if max(labels.values()) < 256 else np.uint16)
+        small = pool_drawn(drawn, FINE_SIZE // MODEL_SIZE)
+        present = seg.ids()
     return PreparedExam(
         hu=np.rint(pooled.array).clip(-32768, 32767).astype(np.int16),
         mask=mask.astype(np.uint8),
-        labels=labels_64,
-        labels_fine=labels_fine,
+        labels=None if small is None else small.array,
+        labels_fine=None if drawn is None else drawn.array,
         has_label=[value in present for value in labels.values()],
         fine_grid=fine.grid,
         native_grid=ct.grid,
         notes=[*notes, *seen],
+        hidden={} if small is None else small.hidden,
+        hidden_fine={} if drawn is None else drawn.hidden,
     )
 
 
-def check_labels(ct: Volume, seg: Volume, labels: dict[str, int]) -> None:
-    """Check that a label image is on the grid of its CT, and that the label table ``labels`` contains all its ids.
+def check_labels(ct: Volume, seg: Labels, labels: dict[str, int]) -> None:
+    """Check that labels are on the grid of their CT, and that the label table ``labels`` contains all their ids.
 
     Raises :class:`~deepatlas.errors.DataError` otherwise.
     """
@@ -97,7 +106,7 @@ def check_labels(ct: Volume, seg: Volume, labels: dict[str, int]) -> None:
             f"{path}: its geometry differs from {ct.name} (corners up to {apart:.1f} mm apart); "
             "draw or resample it on the CT's grid"
         )
-    unknown = sorted(set(np.unique(seg.array).tolist()) - {0} - set(labels.values()))
+    unknown = sorted(seg.ids() - set(labels.values()))
     if unknown:
         some = ", ".join(map(str, unknown[:8])) + (" …" if len(unknown) > 8 else "")
         raise DataError(

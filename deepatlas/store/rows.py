@@ -2,7 +2,8 @@
 
 A part is an HDF5 file, or a group in one. It holds ``hu`` and ``mask`` of one exam and, where structures were drawn,
 ``labels`` and ``labels_fine``, as :mod:`deepatlas.store.store` describes them, each as one compressed chunk with a
-checksum; ``has_label``; the affines and shapes of its grids; and in ``meta`` its label table and notes.
+checksum; where structures overlap, ``hidden`` and ``hidden_fine`` (:mod:`deepatlas.store.overlaps`); ``has_label``; the
+affines and shapes of its grids; and in ``meta`` its label table and notes.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from deepatlas.errors import DataError
 from deepatlas.space.constants import FINE_SIZE, MODEL_SIZE
 from deepatlas.space.grid import Grid
 from deepatlas.store.fit import PreparedExam
+from deepatlas.store.overlaps import read_hidden, write_hidden
 from deepatlas.store.packed import PackedWriter
-from deepatlas.store.store import FORMAT, VERSION, Store, tables_digest
+from deepatlas.store.store import FORMAT, OVERLAPS_VERSION, VERSION, Store, tables_digest
 
 # To be raised whenever the layout of parts changes, so that the parts of an interrupted build are made again.
 PART_VERSION = 2
 
 _LABEL_MAPS = {"labels": (MODEL_SIZE,) * 3, "labels_fine": (FINE_SIZE,) * 3}
+# What each of the label maps hides.
+_HIDDEN = {"hidden": (MODEL_SIZE,) * 3, "hidden_fine": (FINE_SIZE,) * 3}
 _TABLES = {"grid": (4, 4), "fine_grid": (4, 4), "native_grid": (4, 4), "native_shape": (3,)}
 
 
@@ -48,6 +52,8 @@ def write_part(group: h5py.Group, exam: PreparedExam, labels: dict[str, int]) ->
             group.create_dataset(name, data=array, **_compressed(array.dtype, array.shape))
             # Otherwise the order of the chunks in the file would depend on when Python deletes the dataset objects.
             group.file.flush()
+    for name in _HIDDEN:
+        write_hidden(group, name, getattr(exam, name))
     group["has_label"] = np.array(exam.has_label, dtype=np.uint8)
     group["fine_grid"] = exam.fine_grid.affine
     group["native_grid"] = exam.native_grid.affine
@@ -70,6 +76,8 @@ def read_part(path: Path, group: str = "/") -> tuple[PreparedExam, dict[str, int
                 fine_grid=Grid((FINE_SIZE,) * 3, part["fine_grid"][:]),
                 native_grid=Grid(tuple(part["native_shape"][:].tolist()), part["native_grid"][:]),
                 notes=meta["notes"],
+                hidden=read_hidden(part, "hidden", _HIDDEN["hidden"]),
+                hidden_fine=read_hidden(part, "hidden_fine", _HIDDEN["hidden_fine"]),
             )
             return exam, meta["labels"]
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
@@ -88,6 +96,8 @@ def read_row(store: Store, row: int) -> tuple[PreparedExam, dict[str, int]]:
         fine_grid=store.fine_grid(row),
         native_grid=store.native_grid(row),
         notes=store.notes.get(store.ids[row], []),
+        hidden=store.hidden_64(row),
+        hidden_fine=store.hidden_128(row),
     )
     return exam, store.labels
 
@@ -132,6 +142,11 @@ def assemble(file: h5py.File, count: int, rows: Iterable[Row], meta: dict[str, A
             array = getattr(exam, name)
             if array is not None and has_label[i].any():
                 dataset[i] = array
+        for name in _HIDDEN:
+            if hidden := getattr(exam, name):
+                # An older version of this program must not take the label maps for all that was drawn.
+                file.attrs["version"] = OVERLAPS_VERSION
+                write_hidden(file.require_group(name), str(i), hidden)
         tables["grid"][i] = exam.fine_grid.pooled(FINE_SIZE // MODEL_SIZE).affine
         tables["fine_grid"][i] = exam.fine_grid.affine
         tables["native_grid"][i] = exam.native_grid.affine

@@ -1,6 +1,7 @@
 """A prepared cohort: one HDF5 file with everything that training reads.
 
-Reading it requires only h5py and NumPy. The layout of format 2, for N exams and K structures:
+Reading it requires only h5py and NumPy. The layout of format 2, for N exams and K structures (a store with overlaps
+states format 3):
 
 ===============  ======================  ==================================================================
 ``hu``           int16 [N, 64, 64, 64]   Hounsfield units on the model grid (RAS order, z, y, x)
@@ -8,7 +9,9 @@ Reading it requires only h5py and NumPy. The layout of format 2, for N exams and
 ``crc32``        uint32 [N, 2]           checksums of an exam's bytes in ``hu`` and in ``mask``
 ``labels``       uint [N, 64, 64, 64]    label ids: the majority over 2x2x2 of ``labels_fine``; 0 without labels
 ``labels_fine``  uint [N, 128, ...]      label ids on the 128 grid before pooling, nearest neighbour
-``has_label``    uint8 [N, K]            1 where the structure occurs in the exam's label image
+``hidden/<row>``       group             what ``labels`` hides where structures overlap; absent otherwise
+``hidden_fine/<row>``  group             the same for ``labels_fine`` (:mod:`deepatlas.store.overlaps`)
+``has_label``    uint8 [N, K]            1 where the structure was drawn in the exam
 ``grid``         float64 [N, 4, 4]       affine of the 64 grid
 ``fine_grid``    float64 [N, 4, 4]       affine of the 128 grid
 ``native_grid``  float64 [N, 4, 4]       affine of the exam's own voxels
@@ -38,7 +41,9 @@ from numpy.typing import NDArray
 from deepatlas.errors import DataError
 from deepatlas.space.constants import FINE_SIZE, MODEL_SIZE
 from deepatlas.space.grid import Grid
+from deepatlas.space.labels import BoxMask, Labels
 from deepatlas.store.hdf5 import FileArray, Hdf5Reader, begins_like_hdf5
+from deepatlas.store.overlaps import read_hidden
 from deepatlas.store.packed import AGAIN, PackedReader
 
 if TYPE_CHECKING:
@@ -46,6 +51,8 @@ if TYPE_CHECKING:
 
 FORMAT = "deepatlas-cohort"
 VERSION = 2
+# That of a store in which structures overlap. Others state the former, so that older programs read them.
+OVERLAPS_VERSION = 3
 # The files of a dataset's folder: the description that its completion leaves, and the store.
 DATASET, PACKED = "dataset.json", "packed.h5"
 _TABLES = ("crc32", "has_label", "grid", "fine_grid", "native_grid", "native_shape", "ids", "meta")
@@ -98,7 +105,7 @@ class Store(Hdf5Reader):
     Attributes: ``path``; ``ids`` (exam ids); ``labels`` (``{name: id}``); ``has_label`` bool [N, K],
     columns in the order of ``labels``; ``crop``; ``fingerprint``; ``skipped`` (``{exam: reason}``);
     ``notes`` (``{exam: [note]}``); arrays ``hu``, ``mask``, ``labels_64``, ``labels_128``, indexed by exam
-    like numpy arrays.
+    like numpy arrays. :meth:`drawn` gives the structures of an exam with their overlaps.
 
     Raises :class:`~deepatlas.errors.DataError` if the file is missing, damaged, truncated, not a store, or
     of another format version.
@@ -114,9 +121,10 @@ class Store(Hdf5Reader):
         super().__init__(packed_path(path))
         self._packed: PackedReader | None = None
         with self.reading_tables() as file:
-            if int(file.attrs["version"]) != VERSION:
+            if int(file.attrs["version"]) not in (VERSION, OVERLAPS_VERSION):
                 raise StoreVersionError(
-                    f"{self.path}: store format {file.attrs['version']}, this program reads {VERSION}; {AGAIN}"
+                    f"{self.path}: store format {file.attrs['version']}, this program reads {VERSION} and "
+                    f"{OVERLAPS_VERSION}; {AGAIN}"
                 )
             if file.attrs.get("tables") != tables_digest(file):
                 raise self.damaged("its tables have changed")
@@ -171,9 +179,25 @@ class Store(Hdf5Reader):
         """The grid of the exam's own voxels, before resampling."""
         return Grid(tuple(self._native_shape[index].tolist()), self._affines["native_grid"][index])
 
+    def hidden_64(self, index: int) -> dict[int, BoxMask]:
+        """What ``labels_64`` hides of structures that overlap others, by their ids."""
+        return self._hidden("hidden", index, MODEL_SIZE)
+
+    def hidden_128(self, index: int) -> dict[int, BoxMask]:
+        """What ``labels_128`` hides of structures that overlap others, by their ids."""
+        return self._hidden("hidden_fine", index, FINE_SIZE)
+
+    def drawn(self, index: int) -> Labels:
+        """The structures of an exam on the 128³ grid, each with its whole mask."""
+        return Labels(self.labels_128[index], self.fine_grid(index), self.ids[index], self.hidden_128(index))
+
     def source(self, index: int) -> Path:
         """The path of the CT from which the exam was prepared; the file may have been moved since."""
         return Path(self.root) / str(self.sources[self.ids[index]]["ct"])
+
+    def _hidden(self, name: str, index: int, size: int) -> dict[int, BoxMask]:
+        with self.reading() as file:
+            return read_hidden(file[name], str(index), (size,) * 3) if name in file else {}
 
     def packed(self) -> PackedReader:
         """The thread-safe reader of ``hu`` and ``mask``; it is closed together with the store."""

@@ -189,6 +189,8 @@ def _store_by_itself(folder: Path) -> list[Damage]:
             for row in range(len(store)):
                 for array in (store.hu, store.mask, store.labels_64, store.labels_128):
                     array[row]
+                store.hidden_64(row)
+                store.hidden_128(row)
     except DataError as error:
         return [Damage(PACKED, _reason(error, folder / PACKED))]
     return []

@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from deepatlas.errors import DataError
+from deepatlas.exams.names import compact
 from deepatlas.intake.find import discover
 from deepatlas.intake.find.catalogue import Catalogue
 from deepatlas.intake.find.pairs import image_tasks, opens_labels
@@ -18,7 +19,7 @@ from deepatlas.intake.find.studies import dicom_tasks
 from deepatlas.intake.find.task import Plan, Task
 from deepatlas.intake.find.walk import walk
 from deepatlas.intake.privacy.identity import Identity, readable_id
-from deepatlas.intake.privacy.names import compact, identifier_tokens, why_private
+from deepatlas.intake.privacy.names import identifier_tokens, why_private
 from deepatlas.intake.privacy.redact import redacted
 from deepatlas.intake.run import work
 from deepatlas.intake.run.engines import Died

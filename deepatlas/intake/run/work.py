@@ -31,7 +31,7 @@ from deepatlas.io.dicom.series import Reading
 from deepatlas.store.rows import PART_VERSION
 
 # Raise this number when the same exam is to give other arrays.
-RECIPE = 2
+RECIPE = 3
 # A SeriesNumber with so many digits may be the number of a patient's record.
 _MANY_DIGITS = re.compile(r"\d{6,}")
 # What the name of a structure that was withheld becomes.

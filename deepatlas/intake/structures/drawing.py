@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -33,21 +32,6 @@ class Patch:
     @property
     def box(self) -> tuple[slice, ...]:
         return tuple(slice(s, s + n) for s, n in zip(self.start, self.array.shape, strict=True))
-
-
-@dataclass(frozen=True)
-class Bits:
-    """A mask with one bit for each voxel. Forty masks of a CT, one byte for each voxel, would take gigabytes."""
-
-    shape: tuple[int, ...]
-    packed: NDArray[np.uint8]
-
-    @classmethod
-    def of(cls, mask: NDArray[np.bool_]) -> Bits:
-        return cls(mask.shape, np.packbits(mask))
-
-    def array(self) -> NDArray[np.bool_]:
-        return np.unpackbits(self.packed, count=math.prod(self.shape)).view(bool).reshape(self.shape)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import numpy as np
 from scipy import ndimage
 
 from deepatlas.errors import DataError
+from deepatlas.exams.names import compact
 from deepatlas.exams.read import read_volume
-from deepatlas.intake.privacy.names import clean_name, compact
+from deepatlas.intake.privacy.names import clean_name
 from deepatlas.intake.structures.contents import Structure
 from deepatlas.intake.structures.drawing import (
-    Bits,
     Drawing,
     LabelSource,
     Patch,
@@ -27,9 +27,10 @@ from deepatlas.intake.structures.drawing import (
 from deepatlas.intake.structures.ignored import EmptyStructure
 from deepatlas.io.codec import image_suffix
 from deepatlas.io.dicom.found import Found
-from deepatlas.io.itk import itk_reads, simpleitk
+from deepatlas.io.segments import Segments, read_segment_masks, read_segments
 from deepatlas.space.constants import MAX_LABEL
 from deepatlas.space.grid import Grid
+from deepatlas.space.labels import BoxMask
 
 # A label image with one of these words in its name is not named after a structure, but probably after a patient.
 _GENERIC = frozenset(
@@ -48,12 +49,17 @@ class Naming(NamedTuple):
     alone: bool = False
 
 
+# What 3D Slicer calls a segment to which nobody has given a name.
+_UNNAMED = re.compile(r"Segment[ _]\d+")
+
+
 class LabelImage:
     """A label image in NIfTI, NRRD or MetaImage. Its voxels are read when it is checked against the grid of the CT."""
 
     def __init__(self, file: Found) -> None:
         self.file = file
         self.table: dict[str, int] = {}
+        self.segments: Segments | None = None
 
     def source(self, table: Mapping[str, int] | None, naming: Naming | None = None) -> LabelSource:
         """What the image holds according to ``table``, else to its header, else to the name of its file.
@@ -71,33 +77,60 @@ class LabelImage:
             self.table = {}
             table = None
             naming = naming if naming.structure else Naming(stem)
-        self.table = self.table or _slicer_segments(self.file)
+        self.segments = self._own_names(bool(self.table), bool(naming.structure))
+        if self.segments is not None:
+            named = zip(self.segments.segments, self.segments.numbers, strict=True)
+            self.table, table = {segment.name: number for segment, number in named}, None
         if not self.table and not naming.structure:
             raise DataError(
                 "no labels.json, dataset.json or dseg.tsv names its structures; write a labels.json, for example "
                 '{"liver": 1}'
             )
-        named = self.table or {naming.structure: 0}
         given = bool(self.table and table)
         drawings = [
             Drawing(Structure(name, value, given=given), partial(self.draw, value))
-            for name, value in named.items()
+            for name, value in (self.table or {naming.structure: 0}).items()
         ]
         return LabelSource(drawings, check=self.check)
+
+    def _own_names(self, table: bool, alone: bool) -> Segments | None:
+        """The segments that the header names, unless a table, or the file's name if there is one segment, tell more.
+
+        A header was written for its own file, so that it counts before the table of a folder and the file's name,
+        unless it has nothing but names that 3D Slicer gives by itself.
+        """
+        try:
+            found = read_segments(self.file.path)
+        except DataError as error:
+            raise DataError(without_path(error, self.file.path)) from error
+        told = table or (alone and found is not None and len(found.segments) == 1)
+        if found is None or found.layered or not told:
+            return found
+        return None if all(_UNNAMED.fullmatch(segment.name) for segment in found.segments) else found
 
     def check(self, grid: Grid) -> None:
         """Read the voxels; :class:`DataError` if they do not lie on ``grid``, or hold a label without a name."""
         try:
-            volume = read_volume(self.file.path, labels=True, notes=[])
+            if self.segments is not None:
+                masks, self.grid, _ = read_segment_masks(self.file.path, self.segments.segments)
+                numbered = zip(self.segments.numbers, masks, strict=True)
+                self.masks = {number: mask for number, mask in numbered if mask.packed.size}
+            else:
+                self._read()
         except DataError as error:
             raise DataError(without_path(error, self.file.path)) from error
-        if not shares_lattice(volume.grid, grid):
-            corners = volume.grid.canonical()[0].corners(), grid.canonical()[0].corners()
+        if not shares_lattice(self.grid, grid):
+            corners = self.grid.canonical()[0].corners(), grid.canonical()[0].corners()
             apart = float(np.linalg.norm(corners[0] - corners[1], axis=1).max())
             raise DataError(
                 f"its geometry differs from the CT's (corners up to {apart:.1f} mm apart); "
                 "draw or resample it on the CT's grid"
             )
+
+    def _read(self) -> None:
+        """Read a plain label image."""
+        volume = read_volume(self.file.path, labels=True, notes=[])
+        self.grid = volume.grid
         high = int(volume.array.max())
         if high > MAX_LABEL:
             raise DataError(f"holds the label {high}, larger than {MAX_LABEL}; renumber the labels")
@@ -110,45 +143,20 @@ class LabelImage:
             raise DataError(
                 f"holds label ids that its label table does not name ({some}); add them or clear them"
             )
-        self.grid = volume.grid
         # Packed into bits: if each structure has its own file, all masks are kept until the last one is painted.
-        self.masks = {value: (box, Bits.of(volume.array[box] == value)) for value, box in held.items()}
+        starts = {value: [side.start for side in box] for value, box in held.items()}
+        self.masks = {
+            value: BoxMask.of(volume.array[box] == value, starts[value]) for value, box in held.items()
+        }
 
     def draw(self, value: int, grid: Grid, notes: list[str]) -> Patch:
         """The voxels of label ``value``, or of the only label in the image if ``value`` is 0."""
         value = value or next(iter(self.masks), 0)
         if value not in self.masks:
             raise EmptyStructure("empty: no voxel holds it")
-        box, bits = self.masks[value]
-        mask = bits.array()
-        part = self.grid.cropped([side.start for side in box], mask.shape)
-        patch, _ = place(mask, part, grid)
+        packed = self.masks[value]
+        mask = packed.array()
+        patch, _ = place(mask, self.grid.cropped(packed.start, packed.shape), grid)
         if lost := int(np.count_nonzero(mask)) - int(np.count_nonzero(patch.array)):
             notes.append(f"{lost} of its voxels lie beyond the CT; left out")
         return patch
-
-
-def _slicer_segments(file: Found) -> dict[str, int]:
-    """``{name: id}`` that 3D Slicer writes into the header of a ``.seg.nrrd``; empty for other files."""
-    if image_suffix(file.path) not in (".nrrd", ".nhdr"):
-        return {}
-    reader = simpleitk().ImageFileReader()
-    try:
-        with itk_reads(file.path, image_suffix(file.path)) as name:
-            reader.SetFileName(name)
-            reader.ReadImageInformation()
-    except RuntimeError:
-        # Reading the voxels will report what is wrong.
-        return {}
-    table: dict[str, int] = {}
-    for key in reader.GetMetaDataKeys():
-        segment = re.fullmatch(r"(Segment\d+_)LabelValue", key)
-        if segment and reader.HasMetaDataKey(segment[1] + "Name"):
-            value = reader.GetMetaData(key).strip()
-            if not value.isdecimal() or not 1 <= int(value) <= MAX_LABEL:
-                raise DataError("its header gives a segment a label value that is no id; save it again")
-            name = reader.GetMetaData(segment[1] + "Name")
-            if name in table or int(value) in table.values():
-                raise DataError("its header names a segment twice; rename it and save it again")
-            table[name] = int(value)
-    return table

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deepatlas.errors import DataError
-from deepatlas.intake.privacy.names import MAX_NAME, clean_name, compact
+from deepatlas.exams.names import compact
+from deepatlas.intake.privacy.names import MAX_NAME, clean_name
 from deepatlas.intake.structures.ignored import Ignored, Why
 from deepatlas.space.constants import MAX_LABEL
 
-# Planning volumes that contain healthy tissue around what is seen.
-_MARGINS = ("ptv", "ctv", "itv")
-_PLANNING = (*_MARGINS, "gtv")
+# Planning volumes.
+_PLANNING = ("ptv", "ctv", "itv", "gtv")
 _REGEX = "regex:"
 _CURE = 'write {"wanted name": ["alias", "regex:^lung.*l"], …}'
 
@@ -116,16 +116,11 @@ class NameMap:
         return None, Ignored(Why.NOT_IN_MAP, "not in the name map")
 
 
-def is_margin(name: str) -> bool:
-    """Whether a structure is a planning volume that contains healthy tissue by design: PTV, CTV or ITV."""
-    return name.casefold().startswith(_MARGINS)
-
-
 def label_table(names: Iterable[str], given: Mapping[str, int] | None = None) -> dict[str, int]:
     """Ids for ``names``: those of ``given`` are kept, the others follow after the largest, ordered by name.
 
-    Planning volumes (PTV, CTV, ITV, GTV) come before anatomy, because of two overlapping structures of equal size the
-    later one in the table gets the voxel. The result does not depend on the order of ``names``.
+    Planning volumes (PTV, CTV, ITV, GTV) come before anatomy, because of two overlapping structures of equal size
+    the later one in the table lies on top in the label image. The result does not depend on the order of ``names``.
 
     Raises :class:`~deepatlas.errors.DataError` if an id would be larger than 65535.
     """

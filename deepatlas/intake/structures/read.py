@@ -1,10 +1,10 @@
-"""Read the structures of an exam, from RTSTRUCT, DICOM-SEG and label images, as one label image on the CT's grid.
+"""Read the structures of an exam, from RTSTRUCT, DICOM-SEG and label images, on the CT's grid.
 
-Where structures overlap, the smaller one (by the voxels of its own mask) gets the voxel, so that a tumour is not lost
-in the lung in which it grows; of two equal ones, the later in the label table. Planning volumes that contain healthy
-tissue by design (PTV, CTV, ITV) leave it to the anatomy. A name map states an order: with one, the later structure gets
-the voxel. A warning counts the voxels that a structure takes from others. An outline of the whole body (EXTERNAL in an
-RTSTRUCT) is painted first in any case, below all others.
+Every structure keeps its whole mask. In the label image, which has one structure a voxel, the smaller of two that
+overlap lies on top (by the voxels of its own mask), so that a tumour is seen in the lung in which it grows; of two
+equal ones, the later in the label table. Planning volumes that contain healthy tissue by design (PTV, CTV, ITV) lie
+below the anatomy. A name map states an order: with one, the later structure lies on top. An outline of the whole body
+(EXTERNAL in an RTSTRUCT) lies below all others in any case.
 
 The names of structures in a file are free text. Without a name map or a label table that says otherwise, only names
 that :func:`deepatlas.intake.privacy.names.why_private` has no objection to are used, in lower case with underscores;
@@ -13,37 +13,39 @@ others are listed by their number alone. The names of a label table that belongs
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deepatlas.errors import DataError
-from deepatlas.intake.privacy.names import clean_name, compact, identifier_tokens, why_private
+from deepatlas.exams.names import compact
+from deepatlas.intake.privacy.names import clean_name, identifier_tokens, why_private
 from deepatlas.intake.structures.contents import LabelContents, Structure
-from deepatlas.intake.structures.drawing import Bits, Drawing, LabelSource, Patch, without_path
+from deepatlas.intake.structures.drawing import Drawing, LabelSource, without_path
 from deepatlas.intake.structures.ignored import EmptyStructure, Ignored, Why
 from deepatlas.intake.structures.label_images import LabelImage, Naming
 from deepatlas.intake.structures.label_object import open_label_object
-from deepatlas.intake.structures.name_map import NameMap, is_margin
+from deepatlas.intake.structures.name_map import NameMap
 from deepatlas.io.codec import image_suffix
 from deepatlas.io.dicom.found import Found, Refusal
 from deepatlas.io.dicom.series import DicomSeries
 from deepatlas.space.grid import Grid
+from deepatlas.space.labels import BoxMask, Labels, stacked
 from deepatlas.space.volume import Volume
 
 
 @dataclass
 class Structures:
-    """A label image on the grid of a CT, and what became of every structure of the sources.
+    """The structures on the grid of a CT, and what became of every structure of the sources.
 
-    ``labels`` is uint8 or uint16. ``present`` lists the names of the dataset that have voxels, ``ignored`` maps names
-    of the source to the reason why they were left out, and ``refused`` lists the files of which nothing was used.
+    ``labels`` holds a label image of uint8 or uint16, and what it hides where structures overlap:
+    ``labels.mask(id)`` is the whole mask of a structure. ``present`` lists the names of the dataset that have voxels,
+    ``ignored`` maps names of the source to the reason why they were left out, and ``refused`` lists the files of which
+    nothing was used.
     """
 
-    labels: Volume
+    labels: Labels
     present: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     ignored: dict[str, Ignored] = field(default_factory=dict)
@@ -65,8 +67,8 @@ def read_structures(
     Args:
         files: RTSTRUCT, DICOM-SEG (``.dcm`` or without suffix) and label images of this exam.
         ct: the CT; only its grid matters.
-        labels: ``{name: id}`` of the dataset, with ids from 1 to 65535. Its order decides overlaps if there are
-            ``names``, otherwise only those between structures of equal size.
+        labels: ``{name: id}`` of the dataset, with ids from 1 to 65535. Its order decides which structure lies on top
+            in the label image if there are ``names``, otherwise only between structures of equal size.
         names: maps the names of the sources to names of the dataset. Without it, a source's name means the name of
             ``labels`` that it equals apart from case, spaces and punctuation. Several sources with one name are joined
             if a map gives them the name; without a map, the first that has voxels is used. Both cause a warning.
@@ -82,7 +84,7 @@ def read_structures(
         identify a person.
     """
     dtype = np.uint8 if max(labels.values(), default=0) < 256 else np.uint16
-    result = Structures(Volume(np.zeros(ct.grid.shape, dtype=dtype), ct.grid, name=ct.name))
+    result = Structures(Labels(np.zeros(ct.grid.shape, dtype=dtype), ct.grid, ct.name))
     wanted: dict[str, list[tuple[Drawing, str]]] = {}
     for file, source, identifiers in _sources(files, series, source_labels, naming, result.refused):
         try:
@@ -98,31 +100,19 @@ def read_structures(
                 _ignore(result, shown, name)
             else:
                 wanted.setdefault(name, []).append((drawing, shown))
-    order = {name: position for position, name in enumerate(labels)}
-    named = {value: name for name, value in labels.items()}
     outlines = {
         name for name, group in wanted.items() if any(drawing.structure.outline for drawing, _ in group)
     }
-    held: Counter[str] = Counter()
-    ordered = sorted(wanted, key=lambda n: (n not in outlines, order[n]))
-    layers = ((name, _draw(name, wanted[name], ct.grid, names is not None, result)) for name in ordered)
-    above = "later in the label table"
+    drawn: dict[str, BoxMask] = {}
+    for name in (name for name in labels if name in wanted):
+        if masks := _draw(name, wanted[name], ct.grid, names is not None, result):
+            drawn[name] = BoxMask.union(masks)
+    result.present = list(drawn)
     if names is None:
-        layers, above = _largest_first(layers, outlines), "on top"
-    for name, patches in layers:
-        for patch in patches:
-            taken = _paint(result.labels.array, patch, labels[name])
-            held[name] += int(np.count_nonzero(patch.array)) - taken.pop(labels[name], 0)
-            held.subtract({named[value]: count for value, count in taken.items()})
-            if counts := ", ".join(
-                f"{n} of {named[v]}" for v, n in taken.items() if named[v] not in outlines
-            ):
-                result.warnings.append(f"{name}: overlaps and, {above}, takes {counts} (voxels)")
-    for name in sorted(held, key=order.__getitem__):
-        if held[name]:
-            result.present.append(name)
-        else:
-            _ignore(result, name, Ignored(Why.UNUSABLE, f"all its voxels belong to structures {above}"))
+        order = stacked({name: mask.count() for name, mask in drawn.items()}, outlines)
+    else:
+        order = sorted(drawn, key=lambda name: name not in outlines)
+    result.labels = Labels.painted(((labels[name], drawn[name]) for name in order), ct.grid, dtype, ct.name)
     return result
 
 
@@ -209,11 +199,11 @@ def _ignore(result: Structures, shown: str, ignored: Ignored) -> None:
 
 def _draw(
     name: str, group: list[tuple[Drawing, str]], grid: Grid, join: bool, result: Structures
-) -> list[Patch]:
-    """The voxels of all drawings of one name if they are to be joined, otherwise of the first that has any."""
-    patches: list[Patch] = []
+) -> list[BoxMask]:
+    """The masks of all drawings of one name if they are to be joined, otherwise of the first that has any voxel."""
+    masks: list[BoxMask] = []
     for drawing, shown in group:
-        if patches and not join:
+        if masks and not join:
             reason = f"{name} was already taken from a structure before it; tell them apart in a name map"
             _ignore(result, shown, Ignored(Why.UNUSABLE, reason))
             result.warnings.append(f"{name}: more than one structure has this name; the first is taken")
@@ -230,36 +220,12 @@ def _draw(
             _ignore(result, shown, Ignored(Why.UNUSABLE, reason))
             continue
         result.warnings += [f"{name}: {note}" for note in notes]
-        patches.append(patch)
-    if len(patches) > 1:
+        masks.append(BoxMask.of(patch.array, patch.start))
+    if len(masks) > 1:
         result.warnings.append(
-            f"{name}: {len(patches)} structures joined, to which the name map gives this name"
+            f"{name}: {len(masks)} structures joined, to which the name map gives this name"
         )
-    return patches
-
-
-def _largest_first(
-    layers: Iterable[tuple[str, list[Patch]]], outlines: Collection[str]
-) -> Iterator[tuple[str, list[Patch]]]:
-    """Outlines, then margins, then the rest, each from the largest to the smallest; equal ones keep their order."""
-    waiting = []
-    # All structures are drawn before the first one is painted.
-    for name, patches in layers:
-        voxels = sum(int(np.count_nonzero(patch.array)) for patch in patches)
-        bits = [(patch.start, Bits.of(patch.array)) for patch in patches]
-        rank = 0 if name in outlines else 1 if is_margin(name) else 2
-        waiting.append((rank, -voxels, name, bits))
-    for _, _, name, bits in sorted(waiting, key=lambda layer: layer[:2]):
-        yield name, [Patch(start, mask.array()) for start, mask in bits]
-
-
-def _paint(array: NDArray, patch: Patch, value: int) -> dict[int, int]:
-    """Set the voxels of the patch to ``value``; return ``{id: number of voxels}`` of the labels that they had."""
-    view = array[patch.box]
-    before = view[patch.array]
-    counts = np.bincount(before[before != 0])
-    view[patch.array] = value
-    return {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
+    return masks
 
 
 # -- files ------------------------------------------------------------------------------------------

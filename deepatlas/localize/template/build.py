@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from deepatlas.errors import DataError
@@ -16,6 +16,7 @@ from deepatlas.localize.template.estimate import LabelledExam, estimate_template
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import Engine
 from deepatlas.model.fit import Fit
+from deepatlas.space.labels import Labels
 from deepatlas.space.volume import Volume
 
 # The voxels of a template along each axis, unless the atlas of the model has more.
@@ -68,14 +69,14 @@ def build_template(
 
     fits: dict[str, Fit] = {}
 
-    def labelled(files: ExamFiles, ct: Volume, seg: Volume) -> LabelledExam:
+    def labelled(files: ExamFiles, ct: Volume, seg: Labels) -> LabelledExam:
         found = model.map_exam(ct)
         found.fit.warning(files.id, strict)
         fits[files.id] = found.fit
         # A structure without a voxel counts as not drawn, and not as absent.
-        present = set(np.unique(seg.array).tolist())
+        present = seg.ids()
         drawn = frozenset(n for n, i in labels.items() if i in present)
-        return LabelledExam(found.coords.cpu(), found.grid, Volume(seg.array, seg.grid, files.id), drawn)
+        return LabelledExam(found.coords.cpu(), found.grid, replace(seg, name=files.id), drawn)
 
     items = []
     for count, (files, item) in enumerate(selection.use(labelled), 1):

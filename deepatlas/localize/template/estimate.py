@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from deepatlas.localize.template.file import Template
 from deepatlas.localize.template.leastsquares import LAPLACIAN, TIKHONOV, Problem, conjugate_gradients
 from deepatlas.model.native import inside, native_coordinates
 from deepatlas.space.grid import Grid
+from deepatlas.space.labels import Labels
 from deepatlas.space.volume import Volume
 
 # A label image with more voxels than this along an axis is subsampled, because the template resolves no more.
@@ -23,6 +25,8 @@ MAX_LABEL_SIZE = 192
 # The template voxels that are solved for around the outermost labelled samples of a structure. Beyond them the mask is
 # exactly 0.
 MARGIN = 4
+# Structures that share this part of the smaller one, or more, overlap. Less is the carelessness of drawing.
+OVERLAP = 0.01
 
 
 @dataclass
@@ -32,8 +36,8 @@ class LabelledExam:
     Attributes:
         coords: ``[1, 3, S, S, S]``, the output of the model on ``grid``.
         grid: the model grid.
-        labels: integer ids ``[D, H, W]`` on the exam's own grid, in any orientation and resolution. A large image is
-            subsampled.
+        labels: what was drawn, on the exam's own grid, in any orientation and resolution; overlaps count where it is
+            :class:`~deepatlas.space.labels.Labels`. A large image is subsampled.
         drawn: the names of the structures that were labelled in this exam; None for those with at least one voxel.
         weights: ``[D, H, W]`` on the grid of the labels; None for equal weights.
 
@@ -56,16 +60,18 @@ class LabelledExam:
         step = [-(-n // MAX_LABEL_SIZE) for n in shape]
         if max(step) > 1:
             box = tuple(slice(None, None, s) for s in step)
-            array = np.ascontiguousarray(self.labels.array[box])
-            grid = Grid(array.shape, self.labels.grid.affine @ np.diag([*step[::-1], 1.0]))
-            self.labels = Volume(array, grid, self.labels.name)
+            self.labels = Labels.of(self.labels).subsampled(step)
             self.weights = None if self.weights is None else self.weights[box]
 
     def has(self, name: str, identity: int) -> bool:
         """Whether the structure ``name``, with the id ``identity``, was labelled in this exam."""
         if self.drawn is not None:
             return name in self.drawn
-        return bool((self.labels.array == identity).any())
+        return bool(self.mask(identity).any())
+
+    def mask(self, identity: int) -> NDArray[np.bool_]:
+        """The whole mask of a structure, ``[D, H, W]`` on the grid of the labels."""
+        return Labels.of(self.labels).mask(identity)
 
     def template_index(self, size: int) -> Tensor:
         """The fractional template voxel (x, y, z) of every label voxel: ``[3, voxels]``."""
@@ -162,7 +168,27 @@ def estimate_template(
     settings = {"size": size, "iterations": iterations, "tolerance": tolerance}
     solver = settings | {"tikhonov": tikhonov, "laplacian": laplacian}
     all_meta = {**(meta or {}), "solver": solver, "structures": outcome}
+    if overlaps := _overlaps(exams, {name: labels[name] for name in names}):
+        all_meta["overlaps"] = overlaps
     return Template(masks, tuple(names), tuple(labels[n] for n in names), all_meta)
+
+
+def _overlaps(exams: Iterable[LabelledExam], labels: Mapping[str, int]) -> list[list[str]]:
+    """The pairs of structures that were drawn over each other, ``[lower, upper]`` as the label images show them."""
+    named = {identity: name for name, identity in labels.items()}
+    shared: Counter[tuple[int, int]] = Counter()
+    smaller: Counter[tuple[int, int]] = Counter()
+    for exam in exams:
+        for (lower, upper), count in Labels.of(exam.labels).shared().items():
+            if lower in named and upper in named:
+                shared[lower, upper] += count
+                smaller[lower, upper] += min(int(exam.mask(i).sum()) for i in (lower, upper))
+    pairs = []
+    for first, second in sorted({(min(pair), max(pair)) for pair in shared}):
+        ways = (first, second), (second, first)
+        if sum(shared[way] for way in ways) >= OVERLAP * sum(smaller[way] for way in ways):
+            pairs.append([named[identity] for identity in max(ways, key=lambda way: shared[way])])
+    return pairs
 
 
 def _boxes(
@@ -173,10 +199,11 @@ def _boxes(
     for exam in exams:
         index = exam.template_index(size)
         usable = exam.usable(index.device)
-        ids = torch.from_numpy(exam.labels.array.astype(np.int64)).flatten().to(index.device)
         for name, identity in labels.items():
-            own = (ids == identity).logical_and_(usable) if exam.has(name, identity) else None
-            if own is None or not own.any():
+            if not exam.has(name, identity):
+                continue
+            own = torch.from_numpy(exam.mask(identity)).flatten().to(index.device).logical_and_(usable)
+            if not own.any():
                 continue
             found = index[:, own]
             low = (found.amin(1).floor().long() - MARGIN).clamp_(0, size - 2).cpu()
@@ -196,7 +223,6 @@ def _gather(
     for exam in exams:
         index = exam.template_index(size)
         usable = exam.usable(index.device)
-        ids = torch.from_numpy(exam.labels.array.astype(np.int64)).flatten().to(index.device)
         for name, (low, high) in boxes.items():
             if not exam.has(name, labels[name]):
                 continue
@@ -207,7 +233,8 @@ def _gather(
             first, span = low[:, None].to(index), (high - low)[:, None].to(index)
             samples = gathered[name]
             samples.points.append((index[:, near] - first) * (2 / span) - 1)
-            samples.values.append((ids[near] == labels[name]).to(index.dtype))
+            own = torch.from_numpy(exam.mask(labels[name])).flatten().to(index.device)
+            samples.values.append(own[near].to(index.dtype))
             if weighted:
                 weights = np.ones(exam.labels.grid.shape) if exam.weights is None else exam.weights
                 samples.weights.append(

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ class Template:
         names: the names of the K structures; distinct.
         ids: their ids in the label images that segmentation writes; distinct, from 1 to 65535.
         meta: JSON values: ``model`` (fingerprint of the model whose coordinates these are), ``refine`` and
-            ``average`` (refinement steps and views of the exams), ``exams``, and the settings and outcome of the
-            solver.
+            ``average`` (refinement steps and views of the exams), ``exams``, the settings and outcome of the solver,
+            and ``overlaps``: the pairs of structures that were drawn over each other, ``[lower, upper]``.
 
     Raises:
         DeepAtlasError: the shapes do not match, names or ids are not distinct or out of range, or a mask holds values
@@ -94,6 +95,42 @@ class Template:
                 # The support of an empty mask is empty: its first voxel lies after its last one.
                 out[row, :, 2 - axis] = (used[0], used[-1]) if len(used) else (1 << 30, -1)
         return out
+
+    @cached_property
+    def overlapping(self) -> NDArray[np.bool_]:
+        """Bool ``[K, K]``: which structures may have a voxel in common, by ``meta["overlaps"]``."""
+        matrix = np.zeros((len(self.names),) * 2, dtype=bool)
+        for pair in self._pairs():
+            matrix[pair] = matrix[pair[::-1]] = True
+        return matrix
+
+    @cached_property
+    def stack(self) -> tuple[int, ...]:
+        """The rows of the structures in the order in which a label image shows them, the lowest first.
+
+        Of two that overlap, the upper one of ``meta["overlaps"]`` is the later; otherwise the smaller one.
+        """
+        sizes = np.clip(self.masks, 0, 1).sum(axis=(1, 2, 3), dtype=np.float64)
+        by_size = sorted(range(len(self.names)), key=lambda row: -sizes[row])
+        sorter = TopologicalSorter({row: [] for row in by_size})
+        for lower, upper in self._pairs():
+            sorter.add(upper, lower)
+        try:
+            sorter.prepare()
+        except CycleError:
+            # The pairs come from several exams, which may contradict each other.
+            return tuple(by_size)
+        rows: list[int] = []
+        while sorter.is_active():
+            ready = sorter.get_ready()
+            rows += sorted(ready, key=by_size.index)
+            sorter.done(*ready)
+        return tuple(rows)
+
+    def _pairs(self) -> list[tuple[int, int]]:
+        """``meta["overlaps"]`` as rows."""
+        row = {name: index for index, name in enumerate(self.names)}
+        return [(row[a], row[b]) for a, b in self.meta.get("overlaps", []) if a in row and b in row]
 
     def select(self, names: Sequence[str]) -> Template:
         """The template of some of the structures, in the order of ``names``.

@@ -168,8 +168,8 @@ def test_newer_formats_are_refused(tmp_path):
     dataset = write_dataset(tmp_path / "set", ("e1",))
     path = exam_path(dataset.folder, "e1")
     with h5py.File(path, "r+") as file:
-        file.attrs["version"] = 2
-    with pytest.raises(DataError, match="exam format 2, this program reads 1") as error:
+        file.attrs["version"] = 3
+    with pytest.raises(DataError, match="exam format 3, this program reads 1 and 2") as error:
         ExamFile(path)
     one_line(error.value)
     about = json.loads((dataset.folder / "dataset.json").read_text())

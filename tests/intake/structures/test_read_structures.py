@@ -176,8 +176,9 @@ def test_names_of_a_source_are_cleaned_mapped_or_withheld(tmp_path):
     mapped = NameMap({"liver": ("Jonathan's liver",), "cord": ("regex:^cord",)})
     assert structure_names([file], names=mapped, series=series) == ["cord", "liver"]
     result = read_structures([file], ct, {"liver": 1, "cord": 2}, names=mapped, series=series)
-    assert result.present == ["cord"] and result.ignored["heart"] == "not in the name map"
-    assert result.ignored["liver"] == "all its voxels belong to structures later in the label table"
+    assert result.present == ["liver", "cord"] and result.ignored["heart"] == "not in the name map"
+    # Both were drawn around the same voxels.
+    assert (result.labels.mask(1) == result.labels.mask(2)).all() and result.labels.mask(1).sum() == 25
 
 
 def test_one_name_twice_is_taken_once_without_a_map_and_joined_by_one(tmp_path):
@@ -206,7 +207,7 @@ def test_of_equal_structures_the_later_wins_and_the_body_lies_under_all(tmp_path
     ct = Volume(np.zeros(grid.shape), grid)
     result = read_structures([file], ct, {"a": 1, "b": 2, "body": 3})
     assert [int((result.labels.array == i).sum()) for i in (1, 2, 3)] == [36 - 9, 36, 18 * 18 - 63]
-    assert result.warnings == ["b: overlaps and, on top, takes 9 of a (voxels)"]
+    assert [int(result.labels.mask(i).sum()) for i in (1, 2, 3)] == [36, 36, 18 * 18] and not result.warnings
     result = read_structures([file], ct, {"b": 2, "a": 1, "body": 3})
     assert [int((result.labels.array == i).sum()) for i in (1, 2, 3)] == [36, 36 - 9, 18 * 18 - 63]
     assert result.present == ["b", "a", "body"]
@@ -233,14 +234,13 @@ def test_the_smaller_structure_lies_on_top_and_a_name_map_decides_otherwise(tmp_
     result = read_structures(files, ct, labels)
     counts = {name: int((result.labels.array == value).sum()) for name, value in labels.items()}
     assert counts == {"lung": 225 - 81, "lobe": 81 - 9, "gtv": 9} and not result.ignored
-    assert result.present == list(order) and result.warnings == [
-        "lobe: overlaps and, on top, takes 81 of lung (voxels)",
-        "gtv: overlaps and, on top, takes 9 of lobe (voxels)",
-    ]
+    assert result.present == list(order) and not result.warnings
+    whole = {name: int(result.labels.mask(value).sum()) for name, value in labels.items()}
+    assert whole == {"lung": 225, "lobe": 81, "gtv": 9}
     result = read_structures(files, ct, labels, names=NameMap({name: () for name in order}))
     last = result.labels.array == labels[order[-1]]
     assert last.sum() == (NESTED[order[-1]][1] - NESTED[order[-1]][0]) ** 2
-    assert all("on top" not in line for line in [*result.warnings, *result.ignored.values()])
+    assert whole == {name: int(result.labels.mask(value).sum()) for name, value in labels.items()}
 
 
 @pytest.mark.parametrize("order", [("ptv", "gtv", "lung"), ("lung", "gtv", "ptv")])
@@ -253,15 +253,17 @@ def test_a_planning_volume_leaves_its_voxels_to_anatomy_but_a_tumour_keeps_them(
     result = read_structures([file], Volume(np.zeros(grid.shape), grid), labels)
     counts = {name: int((result.labels.array == value).sum()) for name, value in labels.items()}
     assert counts == {"lung": 100 - 9, "ptv": 81 - 49, "gtv": 9}
+    whole = {name: int(result.labels.mask(value).sum()) for name, value in labels.items()}
+    assert whole == {"lung": 100, "ptv": 81, "gtv": 9}
 
 
-def test_a_structure_that_smaller_ones_cover_is_ignored_and_says_so(tmp_path):
+def test_a_structure_that_smaller_ones_cover_is_there_as_a_whole(tmp_path):
     grid = Grid.from_spacing((6, 20, 20))
     halves = {"b": [square(grid, 2, 4.5, 9.5)], "c": [square(grid, 3, 4.5, 9.5)]}
     file = saved(rtstruct(ct_headers(grid), {"a": halves["b"] + halves["c"], **halves}), tmp_path / "rt.dcm")
     result = read_structures([file], Volume(np.zeros(grid.shape), grid), {"b": 1, "c": 2, "a": 3})
-    assert result.present == ["b", "c"]
-    assert result.ignored == {"a": "all its voxels belong to structures on top"}
+    assert result.present == ["b", "c", "a"] and not result.ignored
+    assert not (result.labels.array == 3).any() and result.labels.mask(3).sum() == 50
 
 
 def test_forty_masks_of_a_whole_ct_wait_as_bits(tmp_path):
