@@ -144,6 +144,28 @@ def test_segment_continues_after_a_bad_exam_and_fails_in_the_end(data, template,
     assert code == 1 and out == "" and err.count("\n") == 1 and err.startswith("deepatlas: error: ")
 
 
+def test_structures_are_chosen_from_a_template_by_any_spelling(data, template, tmp_path, capsys):
+    argv = ("segment", *AFFINE, "--template", template, data / "e1", "--out", tmp_path / "o", "--quiet")
+    assert run(capsys, *argv, "--structures", "SPLEEN", "hepar")[0] == 0
+    # The files keep the names and ids of the template.
+    written = {"spleen": LABELS["spleen"], "liver": LABELS["liver"]}
+    assert json.loads((tmp_path / "o" / "labels.json").read_text()) == written
+    found = read_volume(tmp_path / "o" / "e1.nii.gz", labels=True).array
+    assert set(np.unique(found)) == {0, *written.values()}
+    # An exam behind the option is not taken for a structure in silence.
+    code, _, err = run(capsys, *argv, "--structures", "liver", data / "e2")
+    assert code == 1 and f"no structure '{data / 'e2'}'" in err and err.count("\n") == 1
+    code, out, _ = run(capsys, "evaluate", *AFFINE, "--template", template, "--data", data, "--exams", "e1",
+                       "--out", tmp_path / "e", "--no-pictures", "--structures", "Liver", "--json")  # fmt: skip
+    assert code == 0 and list(json.loads(out)["structures"]) == ["liver"]
+    code, _, err = run(
+        capsys, "template", *AFFINE, "--data", data, "--out", tmp_path / "t.h5", "--structures", "livr"
+    )
+    assert (
+        code == 1 and "no structure 'livr'; did you mean liver?" in err and not (tmp_path / "t.h5").exists()
+    )
+
+
 def test_locate_writes_the_points_of_every_target(data, tmp_path, capsys):
     (tmp_path / "p.csv").write_text("name,x,y,z\ncarina,1,2,3\nfar,-20,10,30\n")
     argv = ("locate", *AFFINE, "--from", data / "e1", "--to", data, "--points", tmp_path / "p.csv")

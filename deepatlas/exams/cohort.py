@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deepatlas.errors import DataError
+from deepatlas.errors import DataError, did_you_mean
 from deepatlas.exams.kind import Kind, exam_name, kind_of
 from deepatlas.io.codec import SUFFIXES
 from deepatlas.space.constants import MAX_LABEL
@@ -65,8 +66,12 @@ class Cohort:
         for exam in self.exams:
             if exam.id == name:
                 return exam
-        some = ", ".join(exam.id for exam in self.exams[:5])
-        raise DataError(f"{self.root}: no exam {name!r}; it has {len(self.exams)} exams: {some} …")
+        why = (
+            f"it cannot be used ({self.skipped[name]})"
+            if name in self.skipped
+            else did_you_mean(name, [e.id for e in self.exams])
+        )
+        raise DataError(f"{self.root}: no exam {name!r}; {why}")
 
 
 def find_exams(root: str | os.PathLike[str]) -> Cohort:
@@ -87,7 +92,7 @@ def find_exams(root: str | os.PathLike[str]) -> Cohort:
     if not root.exists():
         raise DataError(f"{root}: no such data directory; {LAYOUT}")
     if not root.is_dir():
-        raise DataError(f"{root}: is a file, not a data directory; {LAYOUT}")
+        raise DataError(f"{root}: is a file, not a data directory; {prepare_first(root)}")
     if is_dataset(root):
         return _of_dataset(root)
     try:
@@ -104,14 +109,17 @@ def find_exams(root: str | os.PathLike[str]) -> Cohort:
         except DataError as error:
             skipped[folder.name] = str(error)
     if not exams:
-        if _images(root, "ct") or kind_of(root) is Kind.DICOM:
+        if kind_of(root) is Kind.DICOM:
+            raise DataError(f"{root}: holds DICOM files, not folders of exams; {prepare_first(root)}")
+        if _images(root, "ct"):
             raise DataError(
                 f"{root}: is a single exam, not a data directory; give the folder above it ({LAYOUT})"
             )
         if any((root / "exams").glob("*/*.h5")):
             raise DataError(f"{root}: an unfinished dataset ({DATASET} is missing); run prepare again")
         first = f" (first of {len(skipped)} folders: {next(iter(skipped.values()))})" if skipped else ""
-        raise DataError(f"{root}: no exam found; {LAYOUT}{first}")
+        cure = f"{LAYOUT}; {prepare_first(root)}" if any(root.iterdir()) else LAYOUT
+        raise DataError(f"{root}: no exam found; {cure}{first}")
     labels_path = next(
         (p for p in (root / "labels.json", root.resolve().parent / "labels.json") if p.is_file()), None
     )
@@ -123,6 +131,13 @@ def find_exams(root: str | os.PathLike[str]) -> Cohort:
             'write one, for example {"liver": 1, "spleen": 2}'
         )
     return Cohort(root, exams, labels, labels_path, skipped)
+
+
+def prepare_first(root: Path) -> str:
+    """The cure for data that are no data directory: the command that makes a dataset of them, to be copied."""
+    name = root.resolve().name
+    made = shlex.quote(f"{name.split('.')[0] or name}-dataset")
+    return f"make a dataset of it with: deepatlas prepare {shlex.quote(str(root))} {made}; and give {made} instead"
 
 
 def named_exams(arguments: Sequence[str | os.PathLike[str]]) -> dict[str, ExamFiles]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from deepatlas.config import Config
 from deepatlas.errors import DeepAtlasError, guarded, lenient_output
 from deepatlas.presets import PRESETS, preset
+from deepatlas.settings import leaves
 from deepatlas.train.request import Request
 
 
@@ -72,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     from deepatlas.train.score import result_text
 
     keep_freed_memory()
+    _move_settings(arguments)
     if arguments.resume:
         given = [
             n
@@ -108,6 +110,36 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+# The options that take everything up to the next option.
+_LISTS = ("test_exams", "template_exams", "structures")
+
+
+def _move_settings(arguments: argparse.Namespace) -> None:
+    """Settings behind an option that takes several names are settings: ``--structures brain coarse.steps=20``.
+
+    What counts is the part before the equals sign: a setting, or anything within a section of the settings, so that a
+    misspelt one is refused as such. Any other name with an equals sign remains a name, and must be one of the data.
+    """
+    known = {key for key, *_ in leaves(Config())}
+    sections = {key.partition(".")[0] for key in known if "." in key}
+
+    def is_setting(text: str) -> bool:
+        key, equals, _ = text.partition("=")
+        return bool(equals) and (key in known or key.partition(".")[0] in sections)
+
+    for option in _LISTS:
+        given = getattr(arguments, option)
+        if not given:
+            continue
+        arguments.settings += [text for text in given if is_setting(text)]
+        names = [text for text in given if not is_setting(text)]
+        if not names:
+            raise DeepAtlasError(
+                f"--{option.replace('_', '-')} names nothing but settings; name at least one"
+            )
+        setattr(arguments, option, names)
+
+
 def _settings(arguments: argparse.Namespace) -> Config:
     import torch
 
@@ -132,6 +164,10 @@ def _request(arguments: argparse.Namespace) -> Request:
     from deepatlas.exams.outputs import check_name, check_out_folder
     from deepatlas.train.request import refuse_writing_to_data
 
+    if arguments.test and not arguments.data:
+        raise DeepAtlasError(
+            "--test needs --data: without data, a run makes phantoms to train and to test on"
+        )
     if arguments.test_exams and not arguments.test:
         raise DeepAtlasError("--test-exams chooses among the exams of --test: give --test DIR too")
     out = arguments.out or Path("runs") / (arguments.data.resolve().name if arguments.data else "phantom")

@@ -18,7 +18,6 @@ import deepatlas_ops as ops
 from deepatlas import checkpoint
 from deepatlas.config import Config
 from deepatlas.errors import DataWarning, DeepAtlasError
-from deepatlas.exams.cohort import find_exams
 from deepatlas.files import write_error, write_text
 from deepatlas.io.codec import write_volume
 from deepatlas.locks import held
@@ -27,7 +26,8 @@ from deepatlas.model.engine import Engine, pick_device
 from deepatlas.nn import parameter_count
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
-from deepatlas.store.store import Store, is_store
+from deepatlas.store.store import Store
+from deepatlas.train.check import check_request
 from deepatlas.train.data import make_phantoms, open_store
 from deepatlas.train.feed.resident import ExamArray
 from deepatlas.train.feed.streaming import StreamingArray, training_array
@@ -146,6 +146,8 @@ class Experiment:
                 f"{len(split.train)} exams to learn from, {len(split.test)} to test on; network of "
                 f"{parameter_count(session.modules['network']):,} parameters on {where}"
             )
+            if held_out := split.held_out(self.config.data.holdout):
+                log.say(held_out)
             fits = self._train(session, store, split)
             self.world.close()
             if not self.world.main:
@@ -260,11 +262,9 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _start_folder(folder: Path, config: Config, request: Request, lock: contextlib.ExitStack) -> None:
     """Begin a run; ``lock`` keeps other processes from its folder."""
-    # Check the paths first, so that a wrong one leaves no run folder behind.
+    # Check everything first, so that a wrong path or name leaves no run folder behind.
     _refuse_run(folder)
-    for directory in (request.data, request.test):
-        if directory and not is_store(directory):
-            find_exams(directory)
+    check_request(request, config.phantom)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -14,6 +14,7 @@ from deepatlas.exams.read import read_labels_for, read_volume
 from deepatlas.localize.segment import segment
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import Engine
+from deepatlas.names.meet import meeting
 from deepatlas.nn import Atlas, CoordinateNetwork
 from deepatlas.pictures.draw import coordinate_colours, new_figure, save_figure, show
 from deepatlas.pictures.figures import progress_figure
@@ -89,13 +90,16 @@ def save_overview(path: Path, model: Engine, template: Template, cohort: Cohort,
         return Volume(array, ct.grid).canonical().cropped(*box).array
 
     truth = shown(seg.array)
+    reference = np.zeros_like(truth, dtype=np.uint16)
+    for ours, theirs in meeting(template.names, cohort.labels, str(cohort.labels_path)).items():
+        reference[truth == cohort.labels[theirs]] = template.labels[ours]
     figure = progress_figure(
         normalize(torch.as_tensor(shown(ct.array), dtype=torch.float32)).numpy(),
         np.stack([shown(c) for c in coords.cpu().numpy()]),
         shown(warped.cpu().numpy()),
         image.grid.spacing,
         prediction=shown(segment(model, ct, template).array),
-        reference=np.where(np.isin(truth, template.ids), truth, 0),
+        reference=reference,
         names=template.labels,
         title=exam,
     )

@@ -10,6 +10,8 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+from deepatlas.names.meet import compact
+
 # Characters of a structure's name.
 MAX_NAME = 64
 _DATE = re.compile(r"(?<!\d)((19|20)\d\d[-_ ]\d{1,2}[-_ ]\d{1,2}|\d{1,2}[-_ ]\d{1,2}[-_ ](19|20)\d\d)(?!\d)")
@@ -25,11 +27,6 @@ _COMMON = frozenset(
     "nodes oesophagus oral organ pancreas parotid patient pelvis prostate rectum rib right sacrum skin skull spinal "
     "spine spleen stomach thorax thyroid trachea uterus ctv gtv ptv".split()
 )
-
-
-def compact(name: str) -> str:
-    """A name without case, spaces and punctuation. Two names that agree in this form are the same name."""
-    return "".join(c for c in unicodedata.normalize("NFKC", name).casefold() if c.isalnum())
 
 
 def clean_name(name: str) -> str:

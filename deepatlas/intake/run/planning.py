@@ -18,7 +18,7 @@ from deepatlas.intake.find.studies import dicom_tasks
 from deepatlas.intake.find.task import Plan, Task
 from deepatlas.intake.find.walk import walk
 from deepatlas.intake.privacy.identity import Identity, readable_id
-from deepatlas.intake.privacy.names import compact, identifier_tokens, why_private
+from deepatlas.intake.privacy.names import identifier_tokens, why_private
 from deepatlas.intake.privacy.redact import redacted
 from deepatlas.intake.run import work
 from deepatlas.intake.run.engines import Died
@@ -27,6 +27,7 @@ from deepatlas.intake.run.options import Options
 from deepatlas.intake.structures.anatomy import is_anatomical
 from deepatlas.intake.structures.name_map import NameMap, label_table
 from deepatlas.io.dicom.found import Found, Refusal, Subject
+from deepatlas.names.meet import compact
 
 EXPECTED = "expected DICOM, NIfTI, NRRD or MetaImage files, in folders or archives"
 

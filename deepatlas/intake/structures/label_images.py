@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from deepatlas.errors import DataError
 from deepatlas.exams.read import read_volume
-from deepatlas.intake.privacy.names import clean_name, compact
+from deepatlas.intake.privacy.names import clean_name
 from deepatlas.intake.structures.contents import Structure
 from deepatlas.intake.structures.drawing import (
     Bits,
@@ -28,6 +28,7 @@ from deepatlas.intake.structures.ignored import EmptyStructure
 from deepatlas.io.codec import image_suffix
 from deepatlas.io.dicom.found import Found
 from deepatlas.io.itk import itk_reads, simpleitk
+from deepatlas.names.meet import compact
 from deepatlas.space.constants import MAX_LABEL
 from deepatlas.space.grid import Grid
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deepatlas.errors import DataError
-from deepatlas.intake.privacy.names import MAX_NAME, clean_name, compact
+from deepatlas.intake.privacy.names import MAX_NAME, clean_name
 from deepatlas.intake.structures.ignored import Ignored, Why
+from deepatlas.names.meet import compact
 from deepatlas.space.constants import MAX_LABEL
 
 # Planning volumes that contain healthy tissue around what is seen.

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepatlas.errors import DataError
-from deepatlas.intake.privacy.names import clean_name, compact, identifier_tokens, why_private
+from deepatlas.intake.privacy.names import clean_name, identifier_tokens, why_private
 from deepatlas.intake.structures.contents import LabelContents, Structure
 from deepatlas.intake.structures.drawing import Bits, Drawing, LabelSource, Patch, without_path
 from deepatlas.intake.structures.ignored import EmptyStructure, Ignored, Why
@@ -31,6 +31,7 @@ from deepatlas.intake.structures.name_map import NameMap, is_margin
 from deepatlas.io.codec import image_suffix
 from deepatlas.io.dicom.found import Found, Refusal
 from deepatlas.io.dicom.series import DicomSeries
+from deepatlas.names.meet import compact
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
 

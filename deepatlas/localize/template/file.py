@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.files import atomic_h5, refuse_pointer
+from deepatlas.names.meet import chosen
 from deepatlas.pretrained import TEMPLATE, resolve
 from deepatlas.space.constants import MAX_LABEL
 
@@ -98,13 +99,12 @@ class Template:
     def select(self, names: Sequence[str]) -> Template:
         """The template of some of the structures, in the order of ``names``.
 
-        Raises :class:`~deepatlas.errors.DeepAtlasError` for a name that the template does not hold.
+        A name may be spelled otherwise than in the template, or be a synonym (:mod:`deepatlas.names.meet`); the result
+        has the names of this template.
+
+        Raises :class:`~deepatlas.errors.DataError` for a name that the template does not hold.
         """
-        missing = [n for n in names if n not in self.names]
-        if missing:
-            raise DeepAtlasError(
-                f"template has no structure {', '.join(missing)}; it holds {', '.join(self.names)}"
-            )
+        names = chosen(names, self.names, "template")
         rows = [self.names.index(n) for n in names]
         return Template(self.masks[rows], tuple(names), tuple(self.ids[r] for r in rows), self.meta)
 
