@@ -35,7 +35,7 @@ from deepatlas.train.feed.streaming import StreamingArray, training_array
 from deepatlas.train.known import training_fit
 from deepatlas.train.log import NullLog, RunLog
 from deepatlas.train.loop import Facts, Session, deferred_signals
-from deepatlas.train.pictures import save_panel
+from deepatlas.train.pictures import save_panel, slices
 from deepatlas.train.recipe import make_modules, recipe
 from deepatlas.train.request import Request
 from deepatlas.train.score import score
@@ -225,9 +225,13 @@ class Experiment:
                 session.facts = replace(self._begin(session, store, split), exams=list(split.train))
             if session.facts and session.facts.exams is not None:
                 insist_on_same_exams(store, session.facts.exams, split.train)
+            session.log.pictures = self._slices(session, store, array)
             with self._compiled(session):
                 phases = recipe(session, array, self._picture(session, store, array))
                 session.run(phases, self._write_config)
+            # Afterwards there is no exam to draw any more.
+            session.log.draw(last=True)
+            session.log.pictures = None
             if not self.world.main:
                 return {}
             network, level = session.modules["network"].eval(), self.config.network.finest_level
@@ -267,6 +271,17 @@ class Experiment:
             save_panel(path, session.modules["network"], session.modules["atlas"], array, grids, level)
 
         return picture
+
+    def _slices(self, session: Session, store: Store, array: ExamArray):
+        """A function that draws slices for TensorBoard, at the finest level that has been trained."""
+        grid, network, atlas = store.grid(array.rows[0]), session.modules["network"], session.modules["atlas"]
+        finest, coarsest = self.config.network.finest_level, network.levels - 1
+
+        def pictures() -> dict[str, np.ndarray]:
+            trained = [n for n in range(finest, coarsest + 1) if f"level-{n}" in session.done]
+            return slices(network, atlas, array, grid, min(trained, default=coarsest))
+
+        return pictures
 
     def _finish(self, session: Session, split: Split, fits: dict[str, Any]) -> Engine:
         """Write ``model.pt`` and ``atlas.nii.gz``."""
