@@ -40,7 +40,7 @@ class ExamFiles:
     kind: Kind = Kind.IMAGE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Cohort:
     """The exams of a data directory or dataset.
 
@@ -60,6 +60,12 @@ class Cohort:
 
     def __len__(self) -> int:
         return len(self.exams)
+
+    def __repr__(self) -> str:
+        labelled = sum(exam.seg is not None for exam in self.exams)
+        skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
+        structures = f"{len(self.labels)} structures"
+        return f"Cohort({str(self.root)!r}, {len(self)} exams, {labelled} labelled, {structures}{skipped})"
 
     def exam(self, name: str) -> ExamFiles:
         """The exam with the id ``name``. Raises :class:`~deepatlas.errors.DataError` if there is none."""

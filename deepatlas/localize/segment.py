@@ -26,11 +26,14 @@ from deepatlas.space.volume import Volume
 TILE = (16, 32, 32)
 
 
-@dataclass
+@dataclass(repr=False)
 class Segmentation(Volume):
     """A label image on the grid of an exam, and how well the model knows the exam."""
 
     fit: Fit = Fit(math.nan)
+
+    def _facts(self) -> str:
+        return f"{super()._facts()}, {self.fit!r}"
 
 
 def segment(

@@ -25,7 +25,7 @@ VERSION = 1
 _BOUNDS = 0.25, 0.75
 
 
-@dataclass
+@dataclass(repr=False)
 class Template:
     """One mask per structure over the coordinate space (section 5.2.7). A template must not be changed once made.
 
@@ -70,6 +70,16 @@ class Template:
             )
         if not np.isfinite(self.masks).all():
             raise DeepAtlasError("Template: masks hold NaN or infinite values")
+
+    def __repr__(self) -> str:
+        some = ", ".join(self.names[:4]) + (", …" if len(self.names) > 4 else "")
+        size = " x ".join(map(str, self.masks.shape[:0:-1]))
+        parts = [f"{len(self.names)} structures ({some})", f"{size} voxels"]
+        if exams := self.meta.get("exams"):
+            parts.append(f"from {len(exams)} exams")
+        if model := self.meta.get("model"):
+            parts.append(f"for model {model}")
+        return f"Template({', '.join(parts)})"
 
     @property
     def labels(self) -> dict[str, int]:
