@@ -183,7 +183,7 @@ def _warn_of_misfit(name: str, exams: int, misfit: float) -> None:
     if misfit <= bad:
         return
     why = (
-        "the coordinates of different places of this exam are the same, so the model does not know this anatomy"
+        "the model does not tell this anatomy apart, or it is finer than the voxels of the template"
         if exams == 1
         else "the exams put it at different coordinates, or it was drawn differently"
     )
