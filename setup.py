@@ -23,7 +23,13 @@ setup(
     package_data={
         SOURCES: ["*.h", "*.cuh", "*.cu", "*.cpp"],
         "deepatlas_ops": ["py.typed"],
-        "deepatlas": ["pretrained/*/*", "intake/dataset/*.jinja", "evaluate/*.jinja", "py.typed"],
+        "deepatlas": [
+            "pretrained/*/*",
+            "intake/dataset/*.jinja",
+            "evaluate/*.jinja",
+            "names/*.json",
+            "py.typed",
+        ],
     },
     install_requires=[
         "torch>=2.13,<2.16",

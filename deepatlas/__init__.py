@@ -83,7 +83,8 @@ _PUBLIC = {
     "Store": "deepatlas.store.store",
     "Template": "deepatlas.localize.template.file",
     "UnknownExamWarning": "deepatlas.model.fit",
-    "Volume": "deepatlas.space.volume",
+    # Its method ``save`` needs the module that writes images.
+    "Volume": "deepatlas.io.codec",
     "build_template": "deepatlas.localize.template.build",
     "check_dataset": "deepatlas.intake.dataset.check",
     "evaluate_cohort": "deepatlas.evaluate.cohort",

@@ -63,7 +63,7 @@ class DataConfig:
     # Augmentation: strength of smooth random displacements, normalised; 0 (the paper) turns them off.
     elastic: float = setting(0.0, _NOT_NEGATIVE)
     # Whether all exams are held in the device's memory (true) or read ahead of use (false).
-    resident: str | bool = setting("auto", one_of("auto", True, False))
+    resident: str | bool = setting("auto", one_of("auto", True, False), resume=True)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class AutoencoderConfig:
 
     # Channels of each resolution level, finest first.
     channels: tuple[int, ...] = setting((8, 16), each(_COUNT, empty=False))
-    steps: int = setting(20_000, _NOT_NEGATIVE)
+    steps: int = setting(20_000, _NOT_NEGATIVE, resume=True)
     batch: int = setting(16, _COUNT)
     # Learning rate of Adam, and its factor after every 50 steps.
     lr: float = setting(5e-3, above(0))
@@ -124,7 +124,7 @@ class AutoencoderConfig:
 class CoarseConfig:
     """Supervised pretraining on known crops of the exam that seeds the atlas (section 5.2.5)."""
 
-    steps: int = setting(2_000, _NOT_NEGATIVE)
+    steps: int = setting(2_000, _NOT_NEGATIVE, resume=True)
     batch: int = setting(16, _COUNT)
     lr: float = setting(5e-3, above(0))
     # Number of heads that learn, from the coarsest. The paper trains that one alone; null trains all of them.
@@ -174,7 +174,7 @@ class TrainConfig:
     """Staged optimisation (sections 5.2.3 and 5.2.6)."""
 
     # Steps of each trained level, coarsest first.
-    steps: tuple[int, ...] = setting((7_500, 7_500, 7_500, 7_500, 7_500), each(_NOT_NEGATIVE))
+    steps: tuple[int, ...] = setting((7_500, 7_500, 7_500, 7_500, 7_500), each(_NOT_NEGATIVE), resume=True)
     batch: int = setting(64, at_least(2, "the implicit loss needs pairs"))
     # Learning rate of Adam at the coarsest level, its factor from level to level, and its factor every 50 steps.
     lr: float = setting(5e-3, above(0))
@@ -190,16 +190,16 @@ class TrainConfig:
     # Decay of a running mean of the network's weights, which replaces them when a level ends; 0 turns it off.
     average: float = setting(0.0, _AVERAGE)
     # Steps of the warm start of each new head (section 5.2.3).
-    head_steps: int = setting(200, _NOT_NEGATIVE)
+    head_steps: int = setting(200, _NOT_NEGATIVE, resume=True)
     # Half-width that the exam that seeds the atlas fills in coordinate space.
     extent: float = setting(0.85, _POSITIVE_FRACTION)
     # Parts in which a batch is computed one after another: less memory, the same gradient.
-    accumulate: int = setting(1, _COUNT)
+    accumulate: int = setting(1, _COUNT, resume=True)
     # Number type of the networks' convolutions; coordinates and losses stay float32.
     precision: str = setting("float32", one_of("float32", "bfloat16"))
     # Whether the networks run through torch.compile.
-    compile: bool = setting(False, BOOLEAN)
-    checkpoint_minutes: float = setting(5.0, _NOT_NEGATIVE)
+    compile: bool = setting(False, BOOLEAN, resume=True)
+    checkpoint_minutes: float = setting(5.0, _NOT_NEGATIVE, resume=True)
 
     def relations(self) -> Iterator[Relation]:
         yield Relation("accumulate", self.accumulate <= self.batch, "in 1..train.batch")
@@ -210,7 +210,7 @@ class RefineConfig:
     """Optional registration of one exam to the atlas after the network's pass (not in the paper): model/refine.py."""
 
     # Steps of the second score that a run reports. Commands refine only where they are asked to.
-    steps: int = setting(20, _NOT_NEGATIVE)
+    steps: int = setting(20, _NOT_NEGATIVE, resume=True)
     # Control points per axis of the displacement that is added.
     control: int = setting(8, at_least(2))
     # Learning rate of Adam, in normalised coordinates.
@@ -240,7 +240,7 @@ class DistilConfig:
     A round predicts the coordinates of every exam, registers them (``cohort``) and teaches them to the network.
     """
 
-    steps: tuple[int, ...] = setting((), each(_NOT_NEGATIVE))
+    steps: tuple[int, ...] = setting((), each(_NOT_NEGATIVE), resume=True)
     batch: int = setting(4, _COUNT)
     lr: float = setting(2e-3, above(0))
     # Strength of smooth random displacements (normalised) and of random intensity changes.

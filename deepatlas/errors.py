@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 PROGRAM = "deepatlas"
@@ -33,6 +34,21 @@ class PassingError(DataError):
 
 class DataWarning(UserWarning):
     """An exam can be used but looks unusual, for example because its values do not seem to be Hounsfield units."""
+
+
+def did_you_mean(name: str, known: Iterable[str], *, most: int = 8) -> str:
+    """The part of a message about an unknown ``name``: the known names that look like it, and otherwise the first."""
+    names = list(known)
+    if not names:
+        return "there are none"
+    folded: dict[str, str] = {}
+    for other in names:
+        folded.setdefault(other.casefold(), other)
+    near = difflib.get_close_matches(name.casefold(), list(folded), n=3, cutoff=0.6)
+    if near:
+        return f"did you mean {' or '.join(folded[n] for n in near)}?"
+    some = ", ".join(names[:most])
+    return f"there are {len(names)}: {some} …" if len(names) > most else f"there are: {some}"
 
 
 def lenient_output() -> None:

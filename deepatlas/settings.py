@@ -38,9 +38,13 @@ class Relation:
     words: str
 
 
-def setting(default: Any, rule: Rule) -> Any:
-    """A dataclass field with a default value and the rule for all its values."""
-    return dataclasses.field(default=default, metadata={"rule": rule})
+def setting(default: Any, rule: Rule, *, resume: bool = False) -> Any:
+    """A dataclass field with a default value and the rule for all its values.
+
+    ``resume`` tells whether a run that is resumed may have another value: it decides how long the run is or how it is
+    computed, and not what the steps that are done have meant.
+    """
+    return dataclasses.field(default=default, metadata={"rule": rule, "resume": resume})
 
 
 # -- rules -----------------------------------------------------------------------------------------------------
@@ -127,6 +131,24 @@ def leaves(settings: Any, path: str = "") -> Iterator[tuple[str, Any, Rule]]:
             yield from leaves(value, f"{key}.")
         else:
             yield key, value, field.metadata["rule"]
+
+
+def resumable(settings: Any, path: str = "") -> list[str]:
+    """The dotted keys of the settings that may change when a run is resumed."""
+    found = []
+    for field in dataclasses.fields(settings):
+        value, key = getattr(settings, field.name), f"{path}{field.name}"
+        if dataclasses.is_dataclass(value):
+            found += resumable(value, f"{key}.")
+        elif field.metadata["resume"]:
+            found.append(key)
+    return found
+
+
+def changed(before: Any, after: Any) -> list[str]:
+    """The dotted keys of the settings in which two dataclasses of one type differ."""
+    pairs = zip(leaves(before), leaves(after), strict=True)
+    return [key for (key, old, _), (_, new, _) in pairs if old != new]
 
 
 def check(settings: Any) -> None:

@@ -9,16 +9,21 @@ import subprocess
 import sys
 import warnings
 
+import nibabel
 import numpy as np
 import pytest
 from affine_model import GRIDS, LABELS, AffineModel, exam
+from small_dataset import write_dataset
 
+from deepatlas import checkpoint
 from deepatlas.api import Model
 from deepatlas.cli import main as cli
 from deepatlas.errors import DataWarning, DeepAtlasError, guarded
 from deepatlas.evaluate.metrics.dice import dice
+from deepatlas.exams.build_store import prepare_cohort
 from deepatlas.exams.kind import exam_name
 from deepatlas.exams.read import read_volume
+from deepatlas.intake.dataset.folder import exam_path
 from deepatlas.intake.run.engines import ENGINES
 from deepatlas.io.codec import write_volume
 from deepatlas.localize.template.build import build_template
@@ -143,6 +148,28 @@ def test_segment_continues_after_a_bad_exam_and_fails_in_the_end(data, template,
     assert code == 1 and out == "" and err.count("\n") == 1 and err.startswith("deepatlas: error: ")
 
 
+def test_structures_are_chosen_from_a_template_by_any_spelling(data, template, tmp_path, capsys):
+    argv = ("segment", *AFFINE, "--template", template, data / "e1", "--out", tmp_path / "o", "--quiet")
+    assert run(capsys, *argv, "--structures", "SPLEEN", "hepar")[0] == 0
+    # The files keep the names and ids of the template.
+    written = {"spleen": LABELS["spleen"], "liver": LABELS["liver"]}
+    assert json.loads((tmp_path / "o" / "labels.json").read_text()) == written
+    found = read_volume(tmp_path / "o" / "e1.nii.gz", labels=True).array
+    assert set(np.unique(found)) == {0, *written.values()}
+    # An exam behind the option is not taken for a structure in silence.
+    code, _, err = run(capsys, *argv, "--structures", "liver", data / "e2")
+    assert code == 1 and f"no structure '{data / 'e2'}'" in err and err.count("\n") == 1
+    code, out, _ = run(capsys, "evaluate", *AFFINE, "--template", template, "--data", data, "--exams", "e1",
+                       "--out", tmp_path / "e", "--no-pictures", "--structures", "Liver", "--json")  # fmt: skip
+    assert code == 0 and list(json.loads(out)["structures"]) == ["liver"]
+    code, _, err = run(
+        capsys, "template", *AFFINE, "--data", data, "--out", tmp_path / "t.h5", "--structures", "livr"
+    )
+    assert (
+        code == 1 and "no structure 'livr'; did you mean liver?" in err and not (tmp_path / "t.h5").exists()
+    )
+
+
 def test_locate_writes_the_points_of_every_target(data, tmp_path, capsys):
     (tmp_path / "p.csv").write_text("name,x,y,z\ncarina,1,2,3\nfar,-20,10,30\n")
     argv = ("locate", *AFFINE, "--from", data / "e1", "--to", data, "--points", tmp_path / "p.csv")
@@ -221,6 +248,72 @@ def test_info_shows_versions_the_backend_and_the_model(capsys):
     assert {"deepatlas", "python", "packages", "devices"} <= set(result)
     code, out, _ = run(capsys, "info", "affine")
     assert code == 0 and "fingerprint: affine-model" in out and "backend" in out
+
+
+def described(capsys, *argv) -> dict:
+    code, out, err = run(capsys, "info", *argv, "--json")
+    assert code == 0 and err == ""
+    plain = run(capsys, "info", *argv)[1]
+    assert plain.count("\n") < 40
+    return json.loads(out)
+
+
+def test_info_describes_what_a_path_holds(data, template, tmp_path, capsys):
+    about = described(capsys, template)
+    assert set(about["structures"]) == set(LABELS) and about["model"] == "affine-model"
+    assert about["exams"] == ["e1"] and about["voxels"] == [64, 64, 64]
+
+    about = described(capsys, data)
+    assert (about["exams"], about["labelled"], about["structures"]) == (3, 3, list(LABELS))
+
+    # The geometry as nibabel tells it.
+    image = nibabel.load(data / "e2" / "ct.nii.gz")
+    for path in (data / "e2" / "ct.nii.gz", data / "e2"):
+        about = described(capsys, path)
+        assert about["voxels"] == list(image.shape)
+        np.testing.assert_allclose(about["spacing_mm"], image.header.get_zooms(), atol=1e-3)
+        assert about["axes"] == "".join(nibabel.aff2axcodes(image.affine))
+
+    store = prepare_cohort(data, tmp_path / "s.h5", progress=False)
+    about = described(capsys, store.path)
+    store.close()
+    assert (about["exams"], about["labelled"]) == (2, 2) and "broken" in about["skipped"]
+
+    write_dataset(tmp_path / "dataset")
+    about = described(capsys, tmp_path / "dataset")
+    assert (about["exams"], about["labelled"], about["structures"]) == (3, 2, ["bone", "lung"])
+    about = described(capsys, exam_path(tmp_path / "dataset", "e1"))
+    assert about["id"] == "e1" and about["structures"] == ["bone", "lung"]
+
+
+def test_info_describes_a_run_that_has_not_ended(tmp_path, capsys):
+    asked = {"config": {"preset": "tiny"}, "request": {"data": "exams", "init": "headneck"}}
+    (tmp_path / "config.json").write_text(json.dumps(asked))
+    about = described(capsys, tmp_path)
+    assert (about["preset"], about["data"], about["from"]) == ("tiny", "exams", "headneck")
+    assert about["finished"].startswith("no (before its first checkpoint)")
+    state = {"done": ["coarse"], "overall": 30, "seconds": 4.0, "pending": {"phase": "level-2"}}
+    checkpoint.save(tmp_path / checkpoint.NAME, state)
+    about = described(capsys, tmp_path)
+    assert about["phases done"] == ["coarse"] and about["steps"] == 30
+    assert about["finished"] == f"no (in level-2); continue it with --resume {tmp_path}"
+
+
+def test_info_takes_a_model_by_either_argument(capsys):
+    code, out, _ = run(capsys, "info", "--model", "headneck", "--json")
+    assert code == 0 and json.loads(out)["model"]["crop"] == "midline"
+    assert json.loads(run(capsys, "info", "headneck", "--json")[1]) == json.loads(out)
+    assert list(json.loads(out))[0] == "model"
+    code, _, err = run(capsys, "info", "headneck", "--model", "headneck")
+    assert code == 1 and "give one of them" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x89HDF\r\n\x1a\n0000", b"PK\x03\x04"])
+@pytest.mark.parametrize("name", ["x.h5", "x.pt", "x.txt", "x.nii.gz", "x"])
+def test_info_on_a_file_that_nobody_knows_is_one_line(tmp_path, capsys, name, content):
+    (tmp_path / name).write_bytes(content)
+    code, out, err = run(capsys, "info", tmp_path / name)
+    assert code == 1 and out == "" and err.count("\n") == 1 and str(tmp_path / name) in err
 
 
 def test_exit_codes_of_interrupts_and_usage(monkeypatch, capsys):

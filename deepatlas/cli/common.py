@@ -84,6 +84,9 @@ def add_template(command: argparse.ArgumentParser) -> None:
         metavar="T",
         help="file that `deepatlas template` wrote, or name of a shipped model",
     )
+    add_structures(
+        command, "use only these structures of the template; put other arguments before this option"
+    )
     command.add_argument(
         "--any-model", action="store_true", help="accept a template that was made for another model"
     )
@@ -94,6 +97,11 @@ def add_template(command: argparse.ArgumentParser) -> None:
         help="mask value in (0, 1] that counts for all structures (default: a value for every structure that "
         "preserves its volume in the template)",
     )
+
+
+def add_structures(command: argparse.ArgumentParser, help: str) -> None:
+    """Add ``--structures``, which takes all names up to the next option."""
+    command.add_argument("--structures", nargs="+", metavar="NAME", help=help)
 
 
 def add_strict(command: argparse.ArgumentParser, model: bool = True) -> None:
@@ -188,6 +196,8 @@ def load_template(args: argparse.Namespace, model: Model) -> Template:
     from deepatlas.pretrained import shipped
 
     template = Template.load(args.template)
+    if args.structures:
+        template = template.select(args.structures)
     try:
         template.check_model(model.fingerprint, str(args.template))
     except DeepAtlasError as error:

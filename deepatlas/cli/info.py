@@ -1,27 +1,43 @@
-"""``deepatlas info``: versions, devices, the backend of the kernels, and the card of a model."""
+"""``deepatlas info``: versions, devices and the backend of the kernels; or what a model, a file or a folder is."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
+from typing import Any
 
 from deepatlas.cli.common import Commands, add_command, load_model, print_result
+from deepatlas.cli.describe import describe, is_model, model_facts, run_facts
+from deepatlas.errors import DeepAtlasError
+from deepatlas.pretrained import shipped
 
 
 def add(commands: Commands) -> None:
     """Add the command and its arguments."""
     c = add_command(
-        commands, "info", run, "show versions, devices, the backend of the kernels, and the card of a model"
+        commands, "info", run, "show versions, devices and the backend of the kernels, or what a file is"
     )
     c.add_argument(
-        "model", nargs="?", metavar="MODEL", help="run folder, model file, or name of a shipped model"
+        "file",
+        nargs="?",
+        metavar="FILE",
+        help="model (shipped name, run folder or file), template, dataset, data directory, training store, or CT",
     )
+    c.add_argument("--model", metavar="M", help="the same for a model")
     # The options of add_model, which have no meaning here.
     c.set_defaults(device=None, refine=0, average=1)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    if args.file and args.model:
+        raise DeepAtlasError(f"info: {args.file} and --model {args.model} are two things; give one of them")
+    args.model = args.model or args.file
+    if args.model and Path(args.model).exists() and not is_model(args.model):
+        data = json.loads(json.dumps(describe(args.model), default=str))
+        print_result(args, data, "\n".join(_outline(data)))
+        return 0
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
@@ -47,16 +63,11 @@ def run(args: argparse.Namespace) -> int:
         "ops": ops.build_info(),
     }
     if args.model:
-        model = load_model(args)
-        data["model"] = {
-            "path": str(args.model),
-            "fingerprint": model.fingerprint,
-            "input_size": model.size,
-            "atlas_size": model.atlas.shape[-1],
-            "crop": model.crop,
-            "parameters": sum(p.numel() for p in model.network.parameters()),
-            "card": model.card,
-        }
+        about: dict[str, Any] = {"model": model_facts(load_model(args), str(args.model))}
+        if Path(args.model).is_dir() and args.model not in shipped():
+            about = {"run": run_facts(Path(args.model))} | about
+        # What was asked for comes first.
+        data = about | data
     data = json.loads(json.dumps(data, default=str))
     print_result(args, data, "\n".join(_outline(data)))
     return 0

@@ -11,6 +11,7 @@ from deepatlas.cli.common import (
     add_command,
     add_model,
     add_strict,
+    add_structures,
     list_skipped,
     list_unknown,
     load_model,
@@ -35,9 +36,7 @@ def add(commands: Commands) -> None:
     c.add_argument(
         "--exams", nargs="+", metavar="ID", help="use only these exams (default: all labelled exams)"
     )
-    c.add_argument(
-        "--structures", nargs="+", metavar="NAME", help="include only these structures (default: all)"
-    )
+    add_structures(c, "include only these structures (default: all)")
     c.add_argument(
         "--size",
         type=SIDE,

@@ -34,6 +34,7 @@ from deepatlas.localize.segment import segment_coordinates
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import Engine
 from deepatlas.model.fit import Fit
+from deepatlas.names.meet import meeting
 from deepatlas.pictures import figures
 from deepatlas.pictures.draw import png_bytes, save_figure, save_png
 from deepatlas.space.labels import Labels
@@ -57,8 +58,9 @@ def evaluate_cohort(
     """Segment every labelled exam of a data directory and compare it with its reference (section 5.6).
 
     Exams are compared on their own grids, and structures by their whole masks, also where they overlap. Structures are
-    matched by name between the template and ``labels.json``. One that was not drawn in an exam gives no row; one that
-    was drawn but not found counts as Dice 0.
+    matched by name between the template and ``labels.json``, where spelling does not count and synonyms meet
+    (:mod:`deepatlas.names.meet`). One that was not drawn in an exam gives no row; one that was drawn but not found
+    counts as Dice 0.
 
     Files written into ``out_dir``: ``metrics.csv`` (exam, structure, dice, hd95_mm, predicted_ml, reference_ml),
     ``summary.json``, ``report.html`` (one self-contained file), and, with ``pictures``, ``figures/<exam>.png`` and
@@ -92,11 +94,12 @@ def evaluate_cohort(
     template.check_model(model.fingerprint)
     selection = Selection(find_exams(data_dir), exams, strict)
     labels = selection.cohort.labels
-    structures = {n: LabelIds(labels[n], i) for n, i in template.labels.items() if n in labels}
+    met = meeting(template.names, labels, str(selection.cohort.labels_path))
+    structures = {n: LabelIds(labels[met[n]], i) for n, i in template.labels.items() if n in met}
     if not structures:
         raise DataError(
             f"{selection.cohort.labels_path}: shares no structure with the template "
-            f"({', '.join(template.names)}); names must agree"
+            f"({', '.join(template.names)}); it has {', '.join(labels)}"
         )
     settings = EvaluationSettings(MetricSettings(hd95), threshold, convention, pictures)
     out_dir = Path(out_dir)
@@ -114,6 +117,7 @@ def evaluate_cohort(
         skipped=selection.skipped,
         unlabelled=selection.unlabelled,
         not_in_labels=[n for n in template.names if n not in structures],
+        synonyms={n: other for n, other in met.items() if n != other},
         model=model.fingerprint,
         refine=model.refine,
         average=model.average,

@@ -100,6 +100,8 @@ class Evaluation:
     skipped: dict[str, str]  # exam id -> why the exam could not be used
     unlabelled: list[str]  # ids of the exams without a reference
     not_in_labels: list[str]  # structures of the template that labels.json of the data does not name
+    # structure of the template -> what the data call it, where the two names differ
+    synonyms: dict[str, str]
     model: str  # the fingerprint
     refine: int
     average: int

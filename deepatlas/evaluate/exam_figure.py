@@ -10,10 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import deepatlas_ops as ops
 from deepatlas.errors import DataError
 from deepatlas.evaluate.score import LabelIds
-from deepatlas.model.native import native_coordinates
+from deepatlas.model.native import warped_atlas
 from deepatlas.pictures import figures
 from deepatlas.pictures.view import choose_slices
 from deepatlas.space.grid import Grid, Shape
@@ -87,13 +86,13 @@ def atlas_slices(
         index: the voxel (z, y, x) that the three slices pass through.
 
     Returns:
-        The slices ``[H, W]``, ``[D, W]`` and ``[D, H]``.
+        The slices ``[H, W]``, ``[D, W]`` and ``[D, H]``; NaN where there is no atlas (see
+        :func:`~deepatlas.model.native.warped_atlas`).
     """
     out = []
     for axis, at in enumerate(index):
         plane = grid.cropped(*_plane(grid.shape, axis, at))
-        fine = native_coordinates(coords, model_grid, plane)[None].clamp_(-1, 1)
-        out.append(ops.resample(atlas.to(coords), fine)[0, 0].squeeze(axis).cpu().numpy())
+        out.append(warped_atlas(atlas, coords, model_grid, plane).squeeze(axis))
     return out
 
 

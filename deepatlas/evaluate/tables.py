@@ -53,10 +53,22 @@ def text_table(header: Sequence[str], cells: Sequence[Sequence[str]], markdown: 
 
 
 def summary_table(data: Mapping[str, Any], markdown: bool = False) -> str:
-    """The table of the content of a ``summary.json``, followed by the convention of its distances where it has one."""
-    text = text_table(*summary_cells(Summary.from_dict(data)), markdown=markdown)
-    convention = data.get("conventions", {}).get("hd95")
-    if not convention:
-        return text
+    """The table of the content of a ``summary.json``, followed by what is to be known about it.
+
+    That is the convention of its distances where it has one, and what the data call a structure where that is not the
+    name in the template.
+    """
+    lines = [text_table(*summary_cells(Summary.from_dict(data)), markdown=markdown)]
+    if convention := data.get("conventions", {}).get("hd95"):
+        lines.append(f"HD95: {convention}")
+    if synonyms := data.get("synonyms"):
+        lines.append(synonyms_line(synonyms))
     # Markdown needs an empty line after a table.
-    return f"{text}\n\nHD95: {convention}" if markdown else f"{text}\nHD95: {convention}"
+    return ("\n\n" if markdown else "\n").join(lines)
+
+
+def synonyms_line(synonyms: Mapping[str, str]) -> str:
+    """What the data call structures of the template: ``{name in the template: name in the data}`` as one line."""
+    return (
+        f"named otherwise in the data: {', '.join(f'{ours} ({theirs})' for ours, theirs in synonyms.items())}"
+    )

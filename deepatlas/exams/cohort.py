@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deepatlas.errors import DataError
+from deepatlas.errors import DataError, did_you_mean
 from deepatlas.exams.kind import Kind, exam_name, kind_of
 from deepatlas.exams.mask_files import MASKS, masks_in
 from deepatlas.io.codec import SUFFIXES
@@ -41,7 +42,7 @@ class ExamFiles:
     kind: Kind = Kind.IMAGE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Cohort:
     """The exams of a data directory or dataset.
 
@@ -62,13 +63,23 @@ class Cohort:
     def __len__(self) -> int:
         return len(self.exams)
 
+    def __repr__(self) -> str:
+        labelled = sum(exam.seg is not None for exam in self.exams)
+        skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
+        structures = f"{len(self.labels)} structures"
+        return f"Cohort({str(self.root)!r}, {len(self)} exams, {labelled} labelled, {structures}{skipped})"
+
     def exam(self, name: str) -> ExamFiles:
         """The exam with the id ``name``. Raises :class:`~deepatlas.errors.DataError` if there is none."""
         for exam in self.exams:
             if exam.id == name:
                 return exam
-        some = ", ".join(exam.id for exam in self.exams[:5])
-        raise DataError(f"{self.root}: no exam {name!r}; it has {len(self.exams)} exams: {some} …")
+        why = (
+            f"it cannot be used ({self.skipped[name]})"
+            if name in self.skipped
+            else did_you_mean(name, [e.id for e in self.exams])
+        )
+        raise DataError(f"{self.root}: no exam {name!r}; {why}")
 
 
 def find_exams(root: str | os.PathLike[str]) -> Cohort:
@@ -90,7 +101,7 @@ def find_exams(root: str | os.PathLike[str]) -> Cohort:
     if not root.exists():
         raise DataError(f"{root}: no such data directory; {LAYOUT}")
     if not root.is_dir():
-        raise DataError(f"{root}: is a file, not a data directory; {LAYOUT}")
+        raise DataError(f"{root}: is a file, not a data directory; {prepare_first(root)}")
     if is_dataset(root):
         return _of_dataset(root)
     try:
@@ -107,14 +118,17 @@ def find_exams(root: str | os.PathLike[str]) -> Cohort:
         except DataError as error:
             skipped[folder.name] = str(error)
     if not exams:
-        if _images(root, "ct") or kind_of(root) is Kind.DICOM:
+        if kind_of(root) is Kind.DICOM:
+            raise DataError(f"{root}: holds DICOM files, not folders of exams; {prepare_first(root)}")
+        if _images(root, "ct"):
             raise DataError(
                 f"{root}: is a single exam, not a data directory; give the folder above it ({LAYOUT})"
             )
         if any((root / "exams").glob("*/*.h5")):
             raise DataError(f"{root}: an unfinished dataset ({DATASET} is missing); run prepare again")
         first = f" (first of {len(skipped)} folders: {next(iter(skipped.values()))})" if skipped else ""
-        raise DataError(f"{root}: no exam found; {LAYOUT}{first}")
+        cure = f"{LAYOUT}; {prepare_first(root)}" if any(root.iterdir()) else LAYOUT
+        raise DataError(f"{root}: no exam found; {cure}{first}")
     labels_path = next(
         (p for p in (root / "labels.json", root.resolve().parent / "labels.json") if p.is_file()), None
     )
@@ -126,6 +140,13 @@ def find_exams(root: str | os.PathLike[str]) -> Cohort:
             'write one, for example {"liver": 1, "spleen": 2}'
         )
     return Cohort(root, exams, labels, labels_path, skipped)
+
+
+def prepare_first(root: Path) -> str:
+    """The cure for data that are no data directory: the command that makes a dataset of them, to be copied."""
+    name = root.resolve().name
+    made = shlex.quote(f"{name.split('.')[0] or name}-dataset")
+    return f"make a dataset of it with: deepatlas prepare {shlex.quote(str(root))} {made}; and give {made} instead"
 
 
 def named_exams(arguments: Sequence[str | os.PathLike[str]]) -> dict[str, ExamFiles]:

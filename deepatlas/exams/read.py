@@ -14,11 +14,11 @@ from deepatlas.errors import DataError, DataWarning
 from deepatlas.exams.exam_file import ExamFile
 from deepatlas.exams.kind import Kind, kind_of
 from deepatlas.exams.mask_files import read_masks
-from deepatlas.exams.names import compact
 from deepatlas.io.codec import read_image
 from deepatlas.io.dicom.read import read_folder
 from deepatlas.io.segments import Segments, read_segment_masks, read_segments
 from deepatlas.io.values import as_hounsfield, as_labels
+from deepatlas.names.meet import compact
 from deepatlas.space.labels import Labels, stacked
 from deepatlas.space.volume import Volume
 from deepatlas.store.fit import check_labels

@@ -148,6 +148,10 @@ def write_volume(path: str | os.PathLike[str], volume: Volume) -> Path:
     return path
 
 
+# Volumes lie below this room, and cannot import what writes them.
+Volume.writer = staticmethod(write_volume)
+
+
 def _read_image(path: Path, *, layers: bool = False) -> tuple[Any, Checked]:
     """Check a file and decode it; returns a 3-D SimpleITK image and the content of the header.
 

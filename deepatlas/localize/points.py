@@ -28,7 +28,7 @@ NEWTON_STEPS = 12
 MAX_STEP = 2.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Located:
     """The points of one exam in another.
 
@@ -49,6 +49,9 @@ class Located:
     found: NDArray[np.bool_]
     reason: list[str]
     fit: Fit
+
+    def __repr__(self) -> str:
+        return f"Located({int(self.found.sum())} of {len(self.found)} points found, {self.fit!r})"
 
 
 def locate(model: Engine, points_mm: ArrayLike, source: Volume, target: Volume) -> Located:

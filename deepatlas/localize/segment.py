@@ -27,7 +27,7 @@ from deepatlas.space.volume import Volume
 TILE = (16, 32, 32)
 
 
-@dataclass
+@dataclass(repr=False)
 class Segmentation(Labels):
     """The structures of an exam on its own grid, and how well the model knows the exam.
 
@@ -35,6 +35,9 @@ class Segmentation(Labels):
     """
 
     fit: Fit = Fit(math.nan)
+
+    def _facts(self) -> str:
+        return f"{super()._facts()}, {self.fit!r}"
 
 
 def segment(

@@ -104,6 +104,15 @@ class Engine:
         self.network = network.eval().requires_grad_(False)
         self.atlas_module = atlas.requires_grad_(False)
 
+    def __repr__(self) -> str:
+        parts = [
+            self.fingerprint, f"preset {self.config.preset}", f"input {self.size}³", f"atlas {self.atlas.shape[-1]}³",
+            f"{sum(p.numel() for p in self.network.parameters()):,} parameters", str(self.device),
+        ]  # fmt: skip
+        parts += [f"refine={self.refine}"] if self.refine else []
+        parts += [f"average={self.average}"] if self.average > 1 else []
+        return f"{type(self).__name__}({', '.join(parts)})"
+
     # -- loading and saving ----------------------------------------------------------------------------------
 
     @classmethod

@@ -63,7 +63,7 @@ def fit_threshold(fits: Sequence[float]) -> float | None:
     return max(0.0, float(low - _FENCE * (high - low)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fit:
     """How well a model knows one exam.
 
@@ -83,6 +83,10 @@ class Fit:
     def known(self) -> bool | None:
         # A correlation that is not a number is not known either.
         return None if self.threshold is None else self.value >= self.threshold
+
+    def __repr__(self) -> str:
+        known = {True: "known", False: "not known", None: "no threshold"}[self.known]
+        return f"Fit({self.value:.2f}, {known})"
 
     def to_dict(self) -> dict[str, Any]:
         """The entries ``"fit"``, ``"known"`` and ``"notes"`` of results; a fit that is no finite number is null."""

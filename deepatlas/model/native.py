@@ -101,6 +101,25 @@ def native_coordinates(
     return out
 
 
+def warped_atlas(atlas: Tensor, coords: Tensor, model_grid: Grid, native_grid: Grid) -> NDArray[np.float32]:
+    """The atlas warped onto an exam, for pictures: ``[D, H, W]`` on ``native_grid``.
+
+    It is NaN where there is nothing to warp: beyond the field of view of the model grid, and where the coordinates
+    leave the atlas. Its border, continued there, would look like anatomy.
+
+    Args:
+        atlas: ``[1, 1, N, N, N]``.
+        coords: ``[1, 3, S, S, S]`` on ``model_grid``.
+        model_grid: the grid of ``coords``.
+        native_grid: the grid of the result.
+    """
+    fine = native_coordinates(coords, model_grid, native_grid)[None]
+    warped = ops.resample(atlas.to(coords), fine.clamp(-1, 1))[0, 0].cpu().numpy()
+    beyond = (fine[0].abs() > 1).any(0).cpu().numpy() | ~inside(model_grid, native_grid)
+    warped[beyond] = np.nan
+    return warped
+
+
 def inside(model_grid: Grid, native_grid: Grid, margin: float = 0.5) -> NDArray[np.bool_]:
     """Bool ``[D, H, W]``: which voxels of ``native_grid`` lie in the field of view of ``model_grid``.
 

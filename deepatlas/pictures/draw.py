@@ -31,6 +31,8 @@ COLOURS = (
 )  # fmt: skip
 BACKGROUND = "#101014"
 INK = "#e8e8ec"
+# What a picture has no value for: darker than soft tissue, and unlike air.
+HIDDEN = "#3d3d52"
 
 
 def colour(index: int) -> str:
@@ -68,7 +70,8 @@ def show(
 
     Args:
         axes: where to draw.
-        image: grey values ``[rows, columns]``, clipped to ``window``, or RGB ``[rows, columns, 3]`` in [0, 1].
+        image: grey values ``[rows, columns]``, clipped to ``window``, or RGB ``[rows, columns, 3]`` in [0, 1]. Where a
+            grey value is NaN there is nothing to show, and the picture has the colour :data:`HIDDEN`.
         view: the view of the slice.
         spacing: voxel size (x, y, z) in mm.
         window: the values that are shown black and white.
@@ -76,7 +79,10 @@ def show(
         letters: whether to draw the letters of the patient's sides.
     """
     low, high = window
-    axes.imshow(image, cmap="gray", vmin=low, vmax=high, aspect=view.aspect(spacing), interpolation="nearest")
+    from matplotlib import colormaps
+
+    grey = colormaps["gray"].with_extremes(bad=HIDDEN)
+    axes.imshow(image, cmap=grey, vmin=low, vmax=high, aspect=view.aspect(spacing), interpolation="nearest")
     # Contours are drawn on a padded grid, which must not shrink the picture.
     axes.autoscale(False)
     axes.set_axis_off()

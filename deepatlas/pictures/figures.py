@@ -26,6 +26,8 @@ from deepatlas.pictures.view import FIXED_AXIS, PLANES, View, choose_slices
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_NO_ATLAS = "blue-grey: beyond the model's field of view or the atlas"
+
 
 def overlay_figure(
     exam: Sequence[np.ndarray],
@@ -45,7 +47,7 @@ def overlay_figure(
 
     Args:
         exam: one slice for each plane (axial, coronal, sagittal) in array order, with values in [0, 1].
-        atlas: the same slices of the warped atlas.
+        atlas: the same slices of the warped atlas; NaN where it has no value.
         prediction: the label ids on these slices, numbered as in ``names``; or, as structures may overlap, their masks
             ``[K, rows, columns]`` in the order of ``names``.
         reference: the same for the reference, or None to omit that column.
@@ -71,7 +73,7 @@ def overlay_figure(
             if contours is not None:
                 draw_contours(ax, view.orient(contours[row]), list(names.values()))
     sides = "patient's right on the left" if convention == "radiological" else "patient's left on the left"
-    legend(figure, names, f"{convention} convention ({sides}); window -256 to 256 HU")
+    legend(figure, names, f"{convention} convention ({sides}); window -256 to 256 HU; {_NO_ATLAS}")
     return figure
 
 
@@ -95,7 +97,7 @@ def progress_figure(
     Args:
         exam: the exam ``[D, H, W]`` in [0, 1].
         coords: its coordinates ``[3, D, H, W]`` in [-1, 1].
-        warped: the atlas warped onto the exam, ``[D, H, W]`` in [0, 1].
+        warped: the atlas warped onto the exam, ``[D, H, W]`` in [0, 1]; NaN where it has no value.
         spacing: voxel size (x, y, z) in mm.
         prediction: a label image ``[D, H, W]`` with the ids of ``names``.
         reference: the same for the reference.
@@ -123,7 +125,7 @@ def progress_figure(
             for labels, style in ((reference, "dotted"), (prediction, "solid")):
                 if labels is not None:
                     draw_contours(axes[row][3], view.slice(labels, at), list(names.values()), style)
-    legend(figure, names, f"{convention} convention")
+    legend(figure, names, f"{convention} convention; {_NO_ATLAS}")
     return figure
 
 

@@ -43,7 +43,7 @@ def _triple(value: int | Sequence[int], what: str) -> Shape:
     return tuple(int(v) for v in values)  # type: ignore[return-value]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Grid:
     """The position of a voxel array in physical space.
 
@@ -90,6 +90,23 @@ class Grid:
         affine.setflags(write=False)
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "affine", affine)
+
+    def __repr__(self) -> str:
+        depth, height, width = self.shape
+        x, y, z = self.spacing
+        return (
+            f"Grid({width} x {height} x {depth} voxels of {x:.4g} x {y:.4g} x {z:.4g} mm, axes {self.axes})"
+        )
+
+    @property
+    def axes(self) -> str:
+        """Where the array's axes x, y, z lead, to the nearest axis of the patient: ``"RAS"``, ``"LPS"``, …"""
+        _, order, flips = self.canonical()
+        # The canonical axis z, y or x, and the array's axis (z, y, x) that it is.
+        letters = [""] * 3
+        for axis, (towards, away) in enumerate((("S", "I"), ("A", "P"), ("R", "L"))):
+            letters[order[axis]] = away if axis in flips else towards
+        return "".join(reversed(letters))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Grid):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +14,7 @@ from numpy.typing import NDArray
 from deepatlas.space.grid import Grid
 
 
-@dataclass
+@dataclass(repr=False)
 class Volume:
     """``array`` (D, H, W) on ``grid``: Hounsfield units for a CT, integer ids for a label image.
 
@@ -23,6 +26,8 @@ class Volume:
     array: NDArray
     grid: Grid
     name: str = ""
+    # Writes a volume to a path. Image files are the subject of deepatlas.io, which sets this when it is imported.
+    writer: ClassVar[Callable[[str | os.PathLike[str], Volume], Path] | None] = None
 
     def __post_init__(self) -> None:
         self.array = np.asarray(self.array)
@@ -30,6 +35,22 @@ class Volume:
             raise ValueError(
                 f"Volume: array of shape {self.array.shape} on a grid of shape {self.grid.shape}"
             )
+
+    def __repr__(self) -> str:
+        name = f", {self.name!r}" if self.name else ""
+        return f"{type(self).__name__}({self._facts()}{name})"
+
+    def _facts(self) -> str:
+        return f"{self.array.dtype} on {self.grid!r}"
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the volume as an image file: ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha``.
+
+        Returns the path. Raises :class:`~deepatlas.errors.DataError` for another suffix, or if it cannot be written.
+        """
+        if Volume.writer is None:
+            raise RuntimeError("Volume.save: import deepatlas.io.codec first, which writes image files")
+        return Volume.writer(path, self)
 
     def canonical(self) -> Volume:
         """The same voxels in the closest RAS+ order: axes are permuted and flipped, and nothing is resampled."""

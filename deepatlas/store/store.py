@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepatlas.errors import DataError
+from deepatlas.errors import DataError, did_you_mean
 from deepatlas.space.constants import FINE_SIZE, MODEL_SIZE
 from deepatlas.space.grid import Grid
 from deepatlas.space.labels import BoxMask, Labels
@@ -161,9 +161,7 @@ class Store(Hdf5Reader):
         if exam in self._rows:
             return self._rows[exam]
         why = (
-            f"it was skipped ({self.skipped[exam]})"
-            if exam in self.skipped
-            else f"the store holds {', '.join(self.ids[:5])} …"
+            f"it was skipped ({self.skipped[exam]})" if exam in self.skipped else did_you_mean(exam, self.ids)
         )
         raise DataError(f"{self.path}: no exam {exam!r}; {why}")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from deepatlas.config import Config
 from deepatlas.errors import DeepAtlasError, guarded, lenient_output
 from deepatlas.presets import PRESETS, preset
+from deepatlas.settings import leaves
 from deepatlas.train.request import Request
 
 
@@ -31,7 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "for the phantom, small for --data on a CPU, paper for --data on a GPU",
     )
     parser.add_argument("--out", type=Path, metavar="RUN", help="run folder; default runs/<name of the data>")
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="continue an interrupted run")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="continue an interrupted run; with settings, also one that has ended (train.steps=[20,60,400,900])",
+    )
+    parser.add_argument(
+        "--init",
+        metavar="M",
+        help="start a new run from the weights of a run folder, a model file, or a shipped model",
+    )
     parser.add_argument(
         "--test",
         type=Path,
@@ -72,6 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     from deepatlas.train.score import result_text
 
     keep_freed_memory()
+    _move_settings(arguments)
     if arguments.resume:
         given = [
             n
@@ -84,16 +96,19 @@ def run(arguments: argparse.Namespace) -> int:
                 "template_exams",
                 "structures",
                 "seed_exam",
+                "init",
             )
             if getattr(arguments, n)
         ]
-        if given or arguments.settings:
-            what = f"--{given[0].replace('_', '-')}" if given else arguments.settings[0]
+        if given:
+            what = f"--{given[0].replace('_', '-')}"
             raise DeepAtlasError(
                 f"--resume continues a run as it was set up: leave out {what}, or start a new --out"
             )
         check_name(arguments.resume, "a run")
-        experiment = Experiment.resume(arguments.resume, device=arguments.device, quiet=arguments.quiet)
+        experiment = Experiment.resume(
+            arguments.resume, arguments.settings, device=arguments.device, quiet=arguments.quiet
+        )
     else:
         experiment = Experiment.create(
             _settings(arguments), _request(arguments), device=arguments.device, quiet=arguments.quiet
@@ -108,19 +123,54 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+# The options that take everything up to the next option.
+_LISTS = ("test_exams", "template_exams", "structures")
+
+
+def _move_settings(arguments: argparse.Namespace) -> None:
+    """Settings behind an option that takes several names are settings: ``--structures brain coarse.steps=20``.
+
+    What counts is the part before the equals sign: a setting, or anything within a section of the settings, so that a
+    misspelt one is refused as such. Any other name with an equals sign remains a name, and must be one of the data.
+    """
+    known = {key for key, *_ in leaves(Config())}
+    sections = {key.partition(".")[0] for key in known if "." in key}
+
+    def is_setting(text: str) -> bool:
+        key, equals, _ = text.partition("=")
+        return bool(equals) and (key in known or key.partition(".")[0] in sections)
+
+    for option in _LISTS:
+        given = getattr(arguments, option)
+        if not given:
+            continue
+        arguments.settings += [text for text in given if is_setting(text)]
+        names = [text for text in given if not is_setting(text)]
+        if not names:
+            raise DeepAtlasError(
+                f"--{option.replace('_', '-')} names nothing but settings; name at least one"
+            )
+        setattr(arguments, option, names)
+
+
 def _settings(arguments: argparse.Namespace) -> Config:
     import torch
 
+    from deepatlas.model.engine import Engine
     from deepatlas.store.store import Store, is_store
 
     if arguments.preset:
-        name = arguments.preset
+        config = preset(arguments.preset)
+    elif arguments.init:
+        config = Engine.load(arguments.init, "cpu").config
     elif arguments.data is None:
-        name = "tiny"
+        config = preset("tiny")
     else:
         gpu = (arguments.device or "cuda").startswith("cuda") and torch.cuda.is_available()
-        name = "paper" if gpu else "small"
-    config = preset(name)
+        config = preset("paper" if gpu else "small")
+    if arguments.init:
+        # The weights have learned already what pretraining on one exam teaches, and would unlearn the rest by it.
+        config = replace(config, coarse=replace(config.coarse, steps=0))
     if arguments.data and is_store(arguments.data):
         # A prepared dataset was cropped when it was made. A data.crop in the command is still applied afterwards, so
         # that another crop is refused.
@@ -132,6 +182,10 @@ def _request(arguments: argparse.Namespace) -> Request:
     from deepatlas.exams.outputs import check_name, check_out_folder
     from deepatlas.train.request import refuse_writing_to_data
 
+    if arguments.test and not arguments.data:
+        raise DeepAtlasError(
+            "--test needs --data: without data, a run makes phantoms to train and to test on"
+        )
     if arguments.test_exams and not arguments.test:
         raise DeepAtlasError("--test-exams chooses among the exams of --test: give --test DIR too")
     out = arguments.out or Path("runs") / (arguments.data.resolve().name if arguments.data else "phantom")
@@ -147,8 +201,17 @@ def _request(arguments: argparse.Namespace) -> Request:
         template_exams=arguments.template_exams,
         structures=arguments.structures,
         seed_exam=arguments.seed_exam,
+        init=_init(arguments.init) if arguments.init else None,
         strict=arguments.strict,
     )
+
+
+def _init(name: str) -> str:
+    """How a run records the model that it starts from: by the name of a shipped one, or by an absolute path."""
+    from deepatlas.pretrained import FOLDER, MODEL, resolve
+
+    path = resolve(name, MODEL)
+    return name if path.is_relative_to(FOLDER) else os.fspath(path.absolute())
 
 
 def main(argv: list[str] | None = None) -> int:

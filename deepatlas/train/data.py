@@ -23,7 +23,8 @@ def make_phantoms(root: Path, settings: PhantomConfig, request: Request, *, prog
     write_phantoms(cohort, root / "train", range(settings.train), progress=progress)
     tests = range(settings.train, settings.train + settings.test)
     write_phantoms(cohort, root / "test", tests, progress=progress)
-    return replace(request, test=os.fspath(root / "test"), seed_exam=cohort.exam_id(0))
+    seed = request.seed_exam or cohort.exam_id(0)
+    return replace(request, test=os.fspath(root / "test"), seed_exam=seed)
 
 
 def open_store(

@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,28 +18,30 @@ import deepatlas_ops as ops
 from deepatlas import checkpoint
 from deepatlas.config import Config
 from deepatlas.errors import DataWarning, DeepAtlasError
-from deepatlas.exams.cohort import find_exams
 from deepatlas.files import write_error, write_text
 from deepatlas.io.codec import write_volume
 from deepatlas.locks import held
 from deepatlas.model.engine import FILE as MODEL_FILE
 from deepatlas.model.engine import Engine, pick_device
 from deepatlas.nn import parameter_count
+from deepatlas.settings import changed, resumable
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
-from deepatlas.store.store import Store, is_store
+from deepatlas.store.store import Store
+from deepatlas.train.check import check_request
 from deepatlas.train.data import make_phantoms, open_store
 from deepatlas.train.feed.resident import ExamArray
 from deepatlas.train.feed.streaming import StreamingArray, training_array
 from deepatlas.train.known import training_fit
 from deepatlas.train.log import NullLog, RunLog
-from deepatlas.train.loop import Session, deferred_signals
-from deepatlas.train.pictures import save_panel
+from deepatlas.train.loop import Facts, Session, deferred_signals
+from deepatlas.train.pictures import save_panel, slices
 from deepatlas.train.recipe import make_modules, recipe
 from deepatlas.train.request import Request
 from deepatlas.train.score import score
 from deepatlas.train.seed import seed_atlas
 from deepatlas.train.split import Split, choose_split, insist_on_same_exams
+from deepatlas.train.start import load_start, start_from
 from deepatlas.train.world import World
 
 CONFIG, RESULT, LOCK = "config.json", "result.json", "lock"
@@ -62,6 +64,8 @@ class Experiment:
         lock: contextlib.ExitStack | None = None,
     ):
         self.folder, self.config, self.request, self.world = Path(folder), config, request, world
+        # As config.json holds it; ``request`` also gets what a run without data makes for itself.
+        self._asked = request
         self.quiet = quiet or not world.main
         self.state = state
         # Held until the run has ended.
@@ -91,11 +95,25 @@ class Experiment:
             return cls(folder, config, request, world, quiet=quiet, lock=stack.pop_all())
 
     @classmethod
-    def resume(cls, folder: Path, *, device: str | None = None, quiet: bool = False) -> Experiment:
+    def resume(
+        cls,
+        folder: Path,
+        assignments: Sequence[str] = (),
+        *,
+        device: str | None = None,
+        quiet: bool = False,
+    ) -> Experiment:
         """Continue the run in ``folder``, from its beginning if it stopped before the first checkpoint.
 
+        Args:
+            folder: the run folder.
+            assignments: ``section.key=value`` changes of settings that may change (``resume`` in deepatlas/config.py).
+            device: the device, which may be another one than before.
+            quiet: show no progress.
+
         Raises:
-            DeepAtlasError: the folder holds no run, or its ``config.json`` or checkpoint is damaged or changed.
+            DeepAtlasError: the folder holds no run, its ``config.json`` or checkpoint is damaged or changed, or another
+                setting is to change.
         """
         path = Path(folder) / CONFIG
         try:
@@ -113,6 +131,14 @@ class Experiment:
                 stack.enter_context(_alone(Path(folder)))
             # After the lock, because another process may be writing the checkpoint.
             state = cls._saved_state(Path(folder), config)
+            given = config.override(assignments).validate()
+            _insist_on_resumable(config, given, folder)
+            if state and "lengths" not in state and changed(Config.from_dict(state["config"]), given):
+                raise DeepAtlasError(
+                    f"{folder}: saved by an earlier version, whose runs cannot become longer; start a new run from its "
+                    f"weights with --init {folder}"
+                )
+            config = given
             return cls(folder, config, request, world, quiet=quiet, state=state, lock=stack.pop_all())
 
     @staticmethod
@@ -121,9 +147,11 @@ class Experiment:
         if not (folder / checkpoint.NAME).exists():
             return None
         state = checkpoint.load(folder / checkpoint.NAME)
-        if Config.from_dict(state["config"]) != config:
+        differing = changed(Config.from_dict(state["config"]), config)
+        if fixed := [key for key in differing if key not in resumable(config)]:
             raise DeepAtlasError(
-                f"{folder / CONFIG}: changed since the checkpoint was written; restore it, or start a new run"
+                f"{folder / CONFIG}: {', '.join(fixed)} changed since the checkpoint was written; restore it, or start "
+                "a new run"
             )
         return state
 
@@ -146,6 +174,8 @@ class Experiment:
                 f"{len(split.train)} exams to learn from, {len(split.test)} to test on; network of "
                 f"{parameter_count(session.modules['network']):,} parameters on {where}"
             )
+            if held_out := split.held_out(self.config.data.holdout):
+                log.say(held_out)
             fits = self._train(session, store, split)
             self.world.close()
             if not self.world.main:
@@ -192,15 +222,31 @@ class Experiment:
             if isinstance(array, StreamingArray):
                 session.log.say(f"exams are read from {store.path} as they are needed")
             if not session.done and session.overall == 0:
-                session.facts = replace(seed_atlas(session, store, split.seed), exams=list(split.train))
+                session.facts = replace(self._begin(session, store, split), exams=list(split.train))
             if session.facts and session.facts.exams is not None:
                 insist_on_same_exams(store, session.facts.exams, split.train)
+            session.log.pictures = self._slices(session, store, array)
             with self._compiled(session):
-                session.run(recipe(session, array, self._picture(session, store, array)))
+                phases = recipe(session, array, self._picture(session, store, array))
+                session.run(phases, self._write_config)
+            # Afterwards there is no exam to draw any more.
+            session.log.draw(last=True)
+            session.log.pictures = None
             if not self.world.main:
                 return {}
             network, level = session.modules["network"].eval(), self.config.network.finest_level
             return training_fit(network, session.modules["atlas"], array, level)
+
+    def _begin(self, session: Session, store: Store, split: Split) -> Facts:
+        """The facts of a new run: it starts from one exam, or from the weights of a model."""
+        if name := self.request.init:
+            return start_from(session, load_start(name, self.config), name, split.seed)
+        return seed_atlas(session, store, split.seed)
+
+    def _write_config(self) -> None:
+        """Write ``config.json``, in which settings may have changed since an earlier part of the run."""
+        if self.world.main:
+            _write_config(self.folder, self.config, self._asked)
 
     @contextlib.contextmanager
     def _compiled(self, session: Session) -> Iterator[None]:
@@ -226,6 +272,17 @@ class Experiment:
 
         return picture
 
+    def _slices(self, session: Session, store: Store, array: ExamArray):
+        """A function that draws slices for TensorBoard, at the finest level that has been trained."""
+        grid, network, atlas = store.grid(array.rows[0]), session.modules["network"], session.modules["atlas"]
+        finest, coarsest = self.config.network.finest_level, network.levels - 1
+
+        def pictures() -> dict[str, np.ndarray]:
+            trained = [n for n in range(finest, coarsest + 1) if f"level-{n}" in session.done]
+            return slices(network, atlas, array, grid, min(trained, default=coarsest))
+
+        return pictures
+
     def _finish(self, session: Session, split: Split, fits: dict[str, Any]) -> Engine:
         """Write ``model.pt`` and ``atlas.nii.gz``."""
         card = {
@@ -238,6 +295,8 @@ class Experiment:
             "backend": ops.build_info()["backend"],
             "fit": fits,
         }
+        if session.facts and session.facts.init:
+            card["init"] = session.facts.init
         model = Engine(self.config, session.modules["network"], session.modules["atlas"], card)
         model.save(self.folder / MODEL_FILE)
         _save_atlas(model, self.folder / "atlas.nii.gz")
@@ -260,11 +319,11 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _start_folder(folder: Path, config: Config, request: Request, lock: contextlib.ExitStack) -> None:
     """Begin a run; ``lock`` keeps other processes from its folder."""
-    # Check the paths first, so that a wrong one leaves no run folder behind.
+    # Check everything first, so that a wrong path or name leaves no run folder behind.
     _refuse_run(folder)
-    for directory in (request.data, request.test):
-        if directory and not is_store(directory):
-            find_exams(directory)
+    check_request(request, config.phantom)
+    if request.init:
+        load_start(request.init, config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -272,8 +331,21 @@ def _start_folder(folder: Path, config: Config, request: Request, lock: contextl
     lock.enter_context(_alone(folder))
     # Another process may have trained it meanwhile.
     _refuse_run(folder)
+    _write_config(folder, config, request)
+
+
+def _write_config(folder: Path, config: Config, request: Request) -> None:
     saved = {"config": config.to_dict(), "request": request.to_dict()}
     write_text(folder / CONFIG, json.dumps(saved, indent=2) + "\n")
+
+
+def _insist_on_resumable(before: Config, after: Config, folder: Path) -> None:
+    allowed = resumable(before)
+    if fixed := [key for key in changed(before, after) if key not in allowed]:
+        raise DeepAtlasError(
+            f"setting {fixed[0]} cannot change when a run is resumed ({', '.join(allowed)} can); start a new run with "
+            f"it, from these weights with --init {folder}"
+        )
 
 
 def _refuse_run(folder: Path) -> None:

@@ -6,13 +6,16 @@ import json
 import math
 import sys
 import time
-from collections import defaultdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from deepatlas.files import atomic_path
-from deepatlas.pictures.draw import new_figure, save_figure
+from deepatlas.pictures.draw import save_figure
+from deepatlas.pictures.progress import progress_curves
 
 # The least time between two drawings of the curves, each of which takes seconds.
 REDRAW_SECONDS = 60.0
@@ -33,7 +36,9 @@ class RunLog:
             self.records = [json.loads(line) for line in lines if line.endswith("}")]
         self._file = self.path.open("a", buffering=1, encoding="utf-8")
         self._board, self._board_from = None, 0
-        self._drawn = -math.inf
+        self._drawn, self._drawn_records = -math.inf, -1
+        # Returns grey pictures ``[rows, columns]`` in [0, 1] by their names, whenever the curves are drawn.
+        self.pictures: Callable[[], Mapping[str, NDArray[np.float32]]] | None = None
 
     def _open_board(self):
         # TensorBoard takes a second to import.
@@ -84,48 +89,23 @@ class RunLog:
         )
 
     def draw(self, last: bool = False) -> None:
-        """Draw ``progress.png``: every logged scalar over the steps of all phases.
+        """Draw ``progress.png``: every logged scalar over the steps of all phases; and write pictures to TensorBoard.
 
-        Does nothing if the last drawing is less than ``REDRAW_SECONDS`` old, unless this is the ``last`` one.
+        Does nothing if the last drawing is less than ``REDRAW_SECONDS`` old, unless this is the ``last`` one, and never
+        if nothing was logged since.
         """
+        if len(self.records) == self._drawn_records:
+            return
         if not last and time.monotonic() - self._drawn < REDRAW_SECONDS:
             return
-        series = defaultdict(lambda: ([], []))
-        phases, latest = {}, {}
-        for entry in self.records:
-            phase, overall = entry["phase"], entry["overall"]
-            phases.setdefault(phase, overall)
-            for key, value in entry.items():
-                if key not in ("phase", "step", "overall"):
-                    x, y = series[key]
-                    if latest.setdefault(key, phase) != phase:
-                        # NaN interrupts the curve between two phases.
-                        x.append(overall)
-                        y.append(math.nan)
-                        latest[key] = phase
-                    x.append(overall)
-                    y.append(value)
-        if not series:
+        figure = progress_curves(self.records)
+        if figure is None:
             return
-        columns = 3
-        rows = -(-len(series) // columns)
-        width, height = columns * 4.2, rows * 2.4
-        figure = new_figure(width, height)
-        # Margins in inches. Letting matplotlib find them would draw everything twice.
-        figure.subplots_adjust(
-            left=0.55 / width, right=1 - 0.15 / width, bottom=0.3 / height, top=1 - 0.3 / height,
-            wspace=0.2, hspace=0.35,
-        )  # fmt: skip
-        for index, (key, (x, y)) in enumerate(sorted(series.items())):
-            axes = figure.add_subplot(rows, columns, index + 1)
-            axes.plot(x, y, linewidth=0.8, color="#1f5f99")
-            axes.set_title(key.replace("_", " "), fontsize=8)
-            axes.tick_params(labelsize=6)
-            axes.grid(alpha=0.3)
-            for start in phases.values():
-                axes.axvline(start, color="0.5", linewidth=0.5)
         save_figure(figure, self.folder / "progress.png")
-        self._drawn = time.monotonic()
+        if self.pictures and self._board:
+            for tag, picture in self.pictures().items():
+                self._board.add_image(tag, picture, self.records[-1]["overall"], dataformats="HW")
+        self._drawn, self._drawn_records = time.monotonic(), len(self.records)
 
     def close(self) -> None:
         self._file.close()
@@ -135,6 +115,8 @@ class RunLog:
 
 class NullLog:
     """The log of all processes but the first one: it discards everything."""
+
+    pictures: Callable[[], Mapping[str, NDArray[np.float32]]] | None = None
 
     def say(self, text: str) -> None: ...
     def record(self, phase: str, step: int, overall: int, **scalars: float) -> None: ...

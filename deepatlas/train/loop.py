@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ class Facts:
     seed_mask: Tensor
     # Ids of the training exams. None in checkpoints of early versions, which did not record them.
     exams: list[str] | None = None
+    # The model whose weights the run started from, if any: see train.start.
+    init: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The form in which a checkpoint holds the facts."""
@@ -58,6 +60,8 @@ class Session:
     facts: Facts | None = None
     # Names of the finished phases, steps of all phases, and seconds of training.
     done: list[str] = field(default_factory=list)
+    # The steps of the finished phases that have a length of their own.
+    lengths: dict[str, int] = field(default_factory=dict)
     overall: int = 0
     seconds: float = 0.0
     # Signals that asked the run to stop: see deferred_signals.
@@ -78,23 +82,75 @@ class Session:
         half = self.config.train.precision == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
 
-    def run(self, phases: Iterable[Phase | Sweep]) -> None:
-        """Run the phases that are not done yet; an interrupted one continues from its last checkpoint."""
+    def run(self, phases: Iterable[Phase | Sweep], begun: Callable[[], None] | None = None) -> None:
+        """Run the phases that are not done yet; an interrupted one continues from its last checkpoint.
+
+        The last phase that is done continues too if it has become longer.
+
+        Args:
+            phases: all phases of the run, in order; without ``begun`` some of them.
+            begun: called when it is certain that the phases go on from those that are done, before the first step.
+
+        Raises:
+            DeepAtlasError: they do not, because the settings of their lengths have changed since.
+        """
+        seen: list[str] = []
+        started = False
         for phase in phases:
-            if phase.name not in self.done:
-                if isinstance(phase, Sweep):
-                    self._sweep(phase)
-                    phase.ended()
-                else:
-                    self._optimise(phase)
-                    if phase.ended and self.world.main:
-                        phase.ended()
-                self.done.append(phase.name)
+            if not started:
+                if phase.name in self.done and not self._is_extended(phase):
+                    seen.append(phase.name)
+                    continue
+                started = True
+                if begun:
+                    self._insist_on_order(seen, phase)
+                    begun()
+            if isinstance(phase, Sweep):
+                self._sweep(phase)
+                phase.ended()
                 self._pending = None
-                self.save()
-                self.log.draw()
-                if self._asked_to_stop():
-                    self._leave()
+            else:
+                self._optimise(phase)
+                if phase.ended and self.world.main:
+                    phase.ended()
+                self.lengths[phase.name] = phase.steps
+            self.done.append(phase.name)
+            self.save()
+            self.log.draw()
+            if self._asked_to_stop():
+                self._leave()
+        if begun and not started:
+            self._insist_on_order(seen)
+            begun()
+
+    def _is_extended(self, phase: Phase | Sweep) -> bool:
+        """Whether a phase that is done has become longer and can continue; if so, it is not done any more."""
+        if isinstance(phase, Sweep) or phase.steps == (done := self.lengths.get(phase.name, phase.steps)):
+            return False
+        last = self.done[-1]
+        if phase.steps < done or phase.name != last or not self._pending:
+            why = (
+                "it cannot become shorter" if phase.steps < done else f"{last} has been trained on top of it"
+            )
+            raise DeepAtlasError(
+                f"{self.folder}: phase {phase.name} has done its {done} steps, and {why}, so it cannot have "
+                f"{phase.steps}; start a new run from its weights with --init {self.folder}"
+            )
+        self.done.remove(phase.name)
+        return True
+
+    def _insist_on_order(self, seen: list[str], phase: Phase | Sweep | None = None) -> None:
+        """Refuse to begin with a phase (or to end, without one) unless exactly the phases before it are done."""
+        cure = f"start a new run from its weights with --init {self.folder}"
+        if others := [name for name in self.done if name not in seen]:
+            what = f"phase {phase.name} would have come before it" if phase else "the settings leave it out"
+            raise DeepAtlasError(f"{self.folder}: {others[0]} is done, and {what}; {cure}")
+        pending = self._pending
+        if phase and pending and pending["phase"] == phase.name and pending["step"] > phase.steps:
+            raise DeepAtlasError(
+                f"{self.folder}: phase {phase.name} has done {pending['step']} steps already, so it cannot have "
+                f"{phase.steps}; give it as many or more, or {cure}"
+            )
 
     def _optimise(self, phase: Phase) -> None:
         groups = [{"params": list(p), "factor": factor} for p, factor in phase.parameters]
@@ -105,6 +161,10 @@ class Session:
             optimiser.load_state_dict(self._pending["optimiser"])
             start = self._pending["step"]
             mean = [m.to(self.device) for m in self._pending["mean"]]
+            # The weights of a phase that had ended, before their mean replaced them.
+            for parameter, value in zip(phase.averaged, self._pending.get("raw", ()), strict=False):
+                parameter.data.copy_(value)
+        self._pending = None
         everything = [p for group in groups for p in group["params"]]
         bar = self.log.bar(phase.steps, start, phase.name)
         began, before = time.monotonic(), self.seconds
@@ -167,6 +227,11 @@ class Session:
                     self._pause(phase, step + 1, optimiser, mean)
                 if stopping:
                     self._leave()
+        # What is needed if the phase is to become longer after it has ended.
+        raw = [p.detach().clone() for p in phase.averaged] if mean else []
+        self._pending = {
+            "phase": phase.name, "step": phase.steps, "optimiser": optimiser.state_dict(), "mean": mean, "raw": raw,
+        }  # fmt: skip
         with torch.no_grad():
             for parameter, value in zip(phase.averaged if mean else (), mean, strict=True):
                 parameter.copy_(value)
@@ -246,6 +311,7 @@ class Session:
             "generator": self.generator.get_state(),
             "facts": self.facts.to_dict() if self.facts else {},
             "done": list(self.done),
+            "lengths": dict(self.lengths),
             "overall": self.overall,
             "seconds": self.seconds,
             "pending": self._pending,
@@ -255,10 +321,13 @@ class Session:
     def restore(self, state: dict) -> None:
         """Continue from a checkpoint that :meth:`save` wrote."""
         for name, module in self.modules.items():
-            module.load_state_dict(state["modules"][name])
+            # A run that has got its first round of distillation has no coordinates of the cohort yet.
+            if name in state["modules"]:
+                module.load_state_dict(state["modules"][name])
         self.generator.set_state(state["generator"])
         self.facts = Facts(**state["facts"]) if state["facts"] else None
         self.done, self.overall, self.seconds = state["done"], state["overall"], state["seconds"]
+        self.lengths = state.get("lengths", {})
         self._pending = state["pending"]
         self.log.rewind(self.overall)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 
 import deepatlas_ops as ops
 from deepatlas.exams.cohort import Cohort
@@ -14,6 +16,8 @@ from deepatlas.exams.read import read_labels_for, read_volume
 from deepatlas.localize.segment import segment
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import Engine
+from deepatlas.model.native import native_coordinates, warped_atlas
+from deepatlas.names.meet import meeting
 from deepatlas.nn import Atlas, CoordinateNetwork
 from deepatlas.pictures.draw import coordinate_colours, new_figure, save_figure, show
 from deepatlas.pictures.figures import progress_figure
@@ -25,6 +29,8 @@ from deepatlas.space.volume import Volume
 from deepatlas.train.feed.resident import ExamArray
 
 _BACKGROUND = "#101014"
+# Columns of a picture for TensorBoard.
+_WIDTH = 256
 
 
 @torch.no_grad()
@@ -71,6 +77,35 @@ def save_panel(
     save_figure(figure, path)
 
 
+@torch.no_grad()
+def slices(
+    network: CoordinateNetwork, atlas: Atlas, array: ExamArray, grid: Grid, level: int
+) -> dict[str, NDArray[np.float32]]:
+    """Middle coronal slices of the atlas, of the first exam of ``array``, and of the atlas warped onto it by ``level``.
+
+    Returns:
+        Grey pictures ``[rows, columns]`` in [0, 1], in the proportions of the body and the radiological convention.
+    """
+    x, _ = array.take([0])
+    training = network.training
+    warped = atlas(ops.resize(network.eval()(x, level), x.shape[2:]))
+    network.train(training)
+    identity = affine_coords(torch.eye(3, 4, device=x.device)[None], x.shape[2:])
+    view, middle = View("coronal"), x.shape[3] // 2
+    isotropic = (1.0, 1.0, 1.0)
+    pictures = {}
+    for name, volume, spacing in (
+        ("atlas", atlas(identity), isotropic),
+        ("exam", x, grid.spacing),
+        ("atlas warped onto the exam", warped, grid.spacing),
+    ):
+        plane = view.slice(volume[0, 0].float().cpu().numpy(), middle).clip(0, 1)
+        height = max(1, round(_WIDTH * plane.shape[0] / plane.shape[1] * view.aspect(spacing)))
+        large = F.interpolate(torch.from_numpy(plane.copy())[None, None], (height, _WIDTH), mode="nearest")
+        pictures[f"slices/{name}"] = large[0, 0].numpy()
+    return pictures
+
+
 def save_overview(path: Path, model: Engine, template: Template, cohort: Cohort, exam: str) -> None:
     """Write a PNG of one labelled exam of ``cohort`` in three planes.
 
@@ -79,8 +114,9 @@ def save_overview(path: Path, model: Engine, template: Template, cohort: Cohort,
     files = cohort.exam(exam)
     ct = read_volume(files.ct, kind=files.kind)
     seg = read_labels_for(ct, files.seg, cohort.labels, [])
-    coords = model.coordinates(ct)
-    warped = ops.resample(model.atlas, coords[None].clamp(-1, 1))[0, 0]
+    found = model.map_exam(ct)
+    coords = native_coordinates(found.coords, found.grid, ct.grid)
+    warped = warped_atlas(model.atlas, found.coords, found.grid, ct.grid)
     image = ct.canonical()
     # Leave out the air around the patient.
     box = foreground_box(image)
@@ -89,13 +125,16 @@ def save_overview(path: Path, model: Engine, template: Template, cohort: Cohort,
         return Volume(array, ct.grid).canonical().cropped(*box).array
 
     truth = shown(seg.array)
+    reference = np.zeros_like(truth, dtype=np.uint16)
+    for ours, theirs in meeting(template.names, cohort.labels, str(cohort.labels_path)).items():
+        reference[truth == cohort.labels[theirs]] = template.labels[ours]
     figure = progress_figure(
         normalize(torch.as_tensor(shown(ct.array), dtype=torch.float32)).numpy(),
         np.stack([shown(c) for c in coords.cpu().numpy()]),
-        shown(warped.cpu().numpy()),
+        shown(warped),
         image.grid.spacing,
         prediction=shown(segment(model, ct, template).array),
-        reference=np.where(np.isin(truth, template.ids), truth, 0),
+        reference=reference,
         names=template.labels,
         title=exam,
     )

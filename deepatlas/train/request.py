@@ -29,6 +29,8 @@ class Request:
     structures: list[str] | None = None
     # Id of the exam that the atlas starts from.
     seed_exam: str | None = None
+    # The model whose weights the run starts from: a run folder, a model file, or the name of a shipped model.
+    init: str | None = None
     # Whether a bad exam stops the run instead of being skipped.
     strict: bool = False
 

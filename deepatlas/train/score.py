@@ -31,6 +31,8 @@ def score(folder: Path, model: Engine, config: Config, request: Request, split: 
         "template_exams": split.template,
         "test_exams": split.test,
     }
+    if held_out := split.held_out(config.data.holdout):
+        result["held_out"] = held_out
     if not split.template or not split.test or not os.path.isdir(split.data):
         log.say("no one-shot score: there are no labelled exams to make a template from and to test on")
         return result
@@ -92,6 +94,8 @@ def result_text(folder: Path, result: dict) -> str:
             f"one-shot Dice {number(result['dice'], 3)} over {result['structures']} structures of "
             f"{result['exams']} unseen exams, HD95 {number(result['hd95_mm'], 1)} mm"
         )
+    if "held_out" in result:
+        lines.append(result["held_out"])
     if "coordinate_error_mm" in result:
         lines.append(
             f"true coordinate error {result['coordinate_error_mm']:.1f} mm (median), "

@@ -10,6 +10,7 @@ import numpy as np
 
 from deepatlas.errors import DataError
 from deepatlas.exams.cohort import find_exams
+from deepatlas.names.meet import chosen
 from deepatlas.store.store import Store
 from deepatlas.train.request import Request
 
@@ -28,6 +29,17 @@ class Split:
     template: list[str]
     # The directory that the training exams came from; it may be gone.
     data: str
+    # The number of labelled exams of which ``test`` are held out of training; 0 where nothing is held out.
+    labelled: int = 0
+
+    def held_out(self, holdout: int) -> str:
+        """A line about the exams that are held out of training, with the setting behind it; empty if there are none."""
+        if not self.labelled:
+            return ""
+        return (
+            f"{len(self.test)} of {self.labelled} labelled exams held out of training for the score (data.holdout="
+            f"{holdout}, at most half of them); data.holdout=0 trains on all, --test DIR scores on others"
+        )
 
 
 def choose_split(store: Store, request: Request, holdout: int, seed: int) -> Split:
@@ -37,13 +49,13 @@ def choose_split(store: Store, request: Request, holdout: int, seed: int) -> Spl
     the random ``seed``; that needs the images, so not if only a prepared store is there.
 
     Raises:
-        DataError: an exam that the request names does not exist or has no labels, an exam would be both trained and
-            tested on, or fewer than two exams are left to train on.
+        DataError: an exam that the request names does not exist or has no labels, a structure is labelled in no exam of
+            the template, an exam would be both trained and tested on, or fewer than two exams are left to train on.
     """
     named = set(request.template_exams or []) | ({request.seed_exam} if request.seed_exam else set())
     for exam in named:
         store.index(exam)
-    test, test_root = _tests(store, request, named, holdout, seed)
+    test, test_root, labelled = _tests(store, request, named, holdout, seed)
     same = test_root is not None and Path(test_root).resolve() == Path(store.root).resolve()
     if clash := named & set(test) if same else set():
         raise DataError(
@@ -54,14 +66,14 @@ def choose_split(store: Store, request: Request, holdout: int, seed: int) -> Spl
     if len(train) < 2:
         raise DataError(f"{store.root}: {len(train)} exam left to train on; at least 2 are needed")
     first = request.seed_exam or widest_exam(store, train)
-    template = request.template_exams or _best_labelled(store, train, first)
-    return Split(train, test, test_root, first, template, store.root)
+    template = _template(store, request, train, first)
+    return Split(train, test, test_root, first, template, store.root, labelled if test else 0)
 
 
 def _tests(
     store: Store, request: Request, named: set[str], holdout: int, seed: int
-) -> tuple[list[str], str | None]:
-    """The exams to test on, and the directory that holds them."""
+) -> tuple[list[str], str | None, int]:
+    """The exams to test on, the directory that holds them, and of how many labelled exams they are held out."""
     if request.test:
         cohort = find_exams(request.test)
         test = request.test_exams or [e.id for e in cohort.exams if e.seg]
@@ -70,12 +82,12 @@ def _tests(
                 raise DataError(
                     f"{cohort.root / exam}: no seg beside the CT, so it cannot be scored; leave it out"
                 )
-        return test, request.test
+        return test, request.test, 0
     labelled = [i for i, has in zip(store.ids, store.has_label, strict=True) if has.any()]
     if len(labelled) < 2 or request.data is None or not os.path.isdir(request.data):
-        return [], None
+        return [], None, 0
     order = np.random.default_rng(seed).permutation(sorted(set(labelled) - named))
-    return sorted(order[: min(holdout, len(labelled) // 2)].tolist()), request.data
+    return sorted(order[: min(holdout, len(labelled) // 2)].tolist()), request.data, len(labelled)
 
 
 def widest_exam(store: Store, ids: list[str]) -> str:
@@ -93,13 +105,36 @@ def widest_exam(store: Store, ids: list[str]) -> str:
     return min(near, key=lambda exam: abs(volume[exam] - typical))
 
 
-def _best_labelled(store: Store, ids: list[str], seed: str) -> list[str]:
-    """The exam with the most labelled structures, preferably the atlas seed; no exam if none has labels."""
-    counts = {exam: int(store.has_label[store.index(exam)].sum()) for exam in ids}
-    most = max(counts.values())
-    if not most:
-        return []
-    return [seed if counts[seed] == most else max(ids, key=lambda exam: counts[exam])]
+def _template(store: Store, request: Request, train: list[str], seed: str) -> list[str]:
+    """The exams of the template: those of the request, or the one with the most labelled structures.
+
+    Of equal ones that is the atlas seed if possible. There is none if no exam has labels. Only the structures of the
+    request count, if it names any, and each of them must be labelled in one of the exams.
+    """
+    wanted = chosen(request.structures, store.labels, str(store.path)) if request.structures else store.labels
+    columns = [list(store.labels).index(name) for name in wanted]
+    drawn = {exam: store.has_label[store.index(exam)][columns] for exam in (request.template_exams or train)}
+    for exam in request.template_exams or []:
+        if not drawn[exam].any():
+            raise DataError(
+                f"{store.root}: nothing is labelled in the template exam {exam} "
+                f"(of {', '.join(wanted) or 'no structure'}); leave it out"
+            )
+    if request.template_exams:
+        template = request.template_exams
+    else:
+        most = max(int(d.sum()) for d in drawn.values())
+        full = [exam for exam in train if int(drawn[exam].sum()) == most]
+        template = ([seed] if seed in full else full[:1]) if most else []
+    missing = [] if template else list(wanted)
+    if template:
+        missing = [n for i, n in enumerate(wanted) if not any(drawn[exam][i] for exam in template)]
+    if request.structures and missing:
+        raise DataError(
+            f"{store.root}: {', '.join(missing)} is labelled in no exam of the template "
+            f"({', '.join(template) or 'there is none'}); choose others with --template-exams or --structures"
+        )
+    return template
 
 
 def insist_on_same_exams(store: Store, before: list[str], now: list[str]) -> None:

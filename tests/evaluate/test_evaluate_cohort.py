@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.evaluate.cohort import evaluate_cohort
 from deepatlas.evaluate.exam_figure import atlas_slices
 from deepatlas.evaluate.metrics.dice import dice
+from deepatlas.evaluate.tables import summary_table
 from deepatlas.io.codec import write_volume
 from deepatlas.localize.template.build import build_template
 from deepatlas.localize.template.file import Template
-from deepatlas.model.native import native_coordinates
+from deepatlas.model.native import inside, native_coordinates
 from deepatlas.space.volume import Volume
 
 
@@ -127,8 +129,31 @@ def test_requests_that_cannot_be_met_are_refused(cohort, template, tmp_path):
     other = AffineModel()
     other.fingerprint = "other"
     refused("made for the model affine-model", model=other)
-    with pytest.raises(DataError, match="names no kidney"):
+    with pytest.raises(DataError, match="labels.json: no structure 'kidney'; did you mean|there are"):
         build_template(AffineModel(), cohort, ["e1"], ["kidney"])
+
+
+def test_structures_that_the_data_spell_otherwise_are_scored_and_the_names_are_said(
+    cohort, template, tmp_path
+):
+    data = tmp_path / "data"
+    shutil.copytree(cohort / "e2", data / "e2")
+    renamed = {"liver": "Hepar", "spleen": "SPLEEN", "kidney": "kidney"}
+    table = {renamed.get(name, name): i for name, i in LABELS.items()}
+    (data / "labels.json").write_text(json.dumps(table))
+    summary = evaluate_cohort(AffineModel(), template, data, tmp_path / "out", pictures=False)
+    assert summary["synonyms"] == {"liver": "Hepar", "spleen": "SPLEEN"}
+    assert set(summary["structures"]) == set(LABELS) and summary["dice"] > 0.8
+    line = "named otherwise in the data: liver (Hepar), spleen (SPLEEN)"
+    assert line in summary_table(summary) and line in (tmp_path / "out" / "report.html").read_text()
+    (data / "labels.json").write_text(json.dumps({**table, "Spl-een": 99}))
+    with pytest.raises(DataError, match="labels.json: cannot tell whether SPLEEN or Spl-een is Spleen"):
+        evaluate_cohort(
+            AffineModel(),
+            Template(template.masks[:1], ("Spleen",), (1,), template.meta),
+            data,
+            tmp_path / "o",
+        )
 
 
 def test_a_full_disk_ends_the_run_instead_of_skipping_exams(cohort, template, tmp_path, monkeypatch):
@@ -159,6 +184,8 @@ def test_the_warped_atlas_lies_on_the_exam():
     cuts = atlas_slices(model.atlas, coords, grid, ct.grid, index)
     fine = native_coordinates(coords, grid, ct.grid)[None]
     whole = ops.resample(model.atlas, fine.clamp(-1, 1))[0, 0].numpy()
+    # Where the map leaves the atlas, or the grid of the model ends, there is nothing to show.
+    whole[(fine[0].abs() > 1).any(0).numpy() | ~inside(grid, ct.grid)] = np.nan
     for axis, (cut, at) in enumerate(zip(cuts, index, strict=True)):
         np.testing.assert_allclose(cut, np.take(whole, at, axis=axis), atol=1e-4)
         assert dice(cut[None] > 0.27, np.take(ct.array, at, axis=axis)[None] > -500) > 0.95

@@ -65,7 +65,7 @@ def test_a_folder_with_dicom_is_an_exam(tmp_path):
         (tmp_path / name).write_bytes(bytes(128) + b"DICM" + bytes(8))
     exams = {exam.id: exam.ct for exam in find_exams(tmp_path).exams}
     assert exams == {"a": tmp_path / "a", "b": tmp_path / "b", "c": tmp_path / "c" / "ct.nii"}
-    assert "single exam" in error_of(tmp_path / "b" / "deeper")
+    assert "holds DICOM files, not folders of exams" in error_of(tmp_path / "b" / "deeper")
 
 
 def test_missing_and_empty_directories_are_errors(tmp_path):

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from deepatlas.exams.names import compact
+from deepatlas.names.meet import compact
 
 # Characters of a structure's name.
 MAX_NAME = 64

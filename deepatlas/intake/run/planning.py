@@ -11,7 +11,6 @@ from typing import Any
 from tqdm import tqdm
 
 from deepatlas.errors import DataError
-from deepatlas.exams.names import compact
 from deepatlas.intake.find import discover
 from deepatlas.intake.find.catalogue import Catalogue
 from deepatlas.intake.find.pairs import image_tasks, opens_labels
@@ -28,6 +27,7 @@ from deepatlas.intake.run.options import Options
 from deepatlas.intake.structures.anatomy import is_anatomical
 from deepatlas.intake.structures.name_map import NameMap, label_table
 from deepatlas.io.dicom.found import Found, Refusal, Subject
+from deepatlas.names.meet import compact
 
 EXPECTED = "expected DICOM, NIfTI, NRRD or MetaImage files, in folders or archives"
 

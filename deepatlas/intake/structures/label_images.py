@@ -12,7 +12,6 @@ import numpy as np
 from scipy import ndimage
 
 from deepatlas.errors import DataError
-from deepatlas.exams.names import compact
 from deepatlas.exams.read import read_volume
 from deepatlas.intake.privacy.names import clean_name
 from deepatlas.intake.structures.contents import Structure
@@ -28,6 +27,7 @@ from deepatlas.intake.structures.ignored import EmptyStructure
 from deepatlas.io.codec import image_suffix
 from deepatlas.io.dicom.found import Found
 from deepatlas.io.segments import Segments, read_segment_masks, read_segments
+from deepatlas.names.meet import compact
 from deepatlas.space.constants import MAX_LABEL
 from deepatlas.space.grid import Grid
 from deepatlas.space.labels import BoxMask

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deepatlas.errors import DataError
-from deepatlas.exams.names import compact
 from deepatlas.intake.privacy.names import MAX_NAME, clean_name
 from deepatlas.intake.structures.ignored import Ignored, Why
+from deepatlas.names.meet import compact
 from deepatlas.space.constants import MAX_LABEL
 
 # Planning volumes.

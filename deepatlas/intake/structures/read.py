@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from deepatlas.errors import DataError
-from deepatlas.exams.names import compact
 from deepatlas.intake.privacy.names import clean_name, identifier_tokens, why_private
 from deepatlas.intake.structures.contents import LabelContents, Structure
 from deepatlas.intake.structures.drawing import Drawing, LabelSource, without_path
@@ -30,6 +29,7 @@ from deepatlas.intake.structures.name_map import NameMap
 from deepatlas.io.codec import image_suffix
 from deepatlas.io.dicom.found import Found, Refusal
 from deepatlas.io.dicom.series import DicomSeries
+from deepatlas.names.meet import compact
 from deepatlas.space.grid import Grid
 from deepatlas.space.labels import BoxMask, Labels, stacked
 from deepatlas.space.volume import Volume

@@ -16,6 +16,7 @@ from deepatlas.localize.template.estimate import LabelledExam, estimate_template
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import Engine
 from deepatlas.model.fit import Fit
+from deepatlas.names.meet import chosen
 from deepatlas.space.labels import Labels
 from deepatlas.space.volume import Volume
 
@@ -42,7 +43,8 @@ def build_template(
         model: a trained model.
         data_dir: a data directory or dataset with labelled exams (see :func:`deepatlas.find_exams`).
         exams: the ids of the exams to use; None takes every labelled exam.
-        names: the structures to include; None takes all that ``labels.json`` names.
+        names: the structures to include; None takes all that ``labels.json`` names. They may be spelled otherwise than
+            there, or be synonyms (:mod:`deepatlas.names.meet`).
         size: voxels of the template along each axis; None takes 128, or the size of the atlas if that is larger.
         strict: stop at the first exam that cannot be used, or that the model does not know. Otherwise the former is
             skipped and listed in ``meta["skipped"]``, and the latter is used.
@@ -59,13 +61,8 @@ def build_template(
     """
     selection = Selection(find_exams(data_dir), exams, strict)
     labels = dict(selection.cohort.labels)
-    unknown = [s for s in names or () if s not in labels]
-    if unknown:
-        raise DataError(
-            f"{selection.cohort.labels_path}: names no {', '.join(unknown)}; it has {', '.join(labels)}"
-        )
     if names:
-        labels = {s: labels[s] for s in names}
+        labels = {s: labels[s] for s in chosen(names, labels, str(selection.cohort.labels_path))}
 
     fits: dict[str, Fit] = {}
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.files import atomic_h5, refuse_pointer
+from deepatlas.names.meet import chosen
 from deepatlas.pretrained import TEMPLATE, resolve
 from deepatlas.space.constants import MAX_LABEL
 
@@ -25,7 +26,7 @@ VERSION = 1
 _BOUNDS = 0.25, 0.75
 
 
-@dataclass
+@dataclass(repr=False)
 class Template:
     """One mask per structure over the coordinate space (section 5.2.7). A template must not be changed once made.
 
@@ -70,6 +71,16 @@ class Template:
             )
         if not np.isfinite(self.masks).all():
             raise DeepAtlasError("Template: masks hold NaN or infinite values")
+
+    def __repr__(self) -> str:
+        some = ", ".join(self.names[:4]) + (", …" if len(self.names) > 4 else "")
+        size = " x ".join(map(str, self.masks.shape[:0:-1]))
+        parts = [f"{len(self.names)} structures ({some})", f"{size} voxels"]
+        if exams := self.meta.get("exams"):
+            parts.append(f"from {len(exams)} exams")
+        if model := self.meta.get("model"):
+            parts.append(f"for model {model}")
+        return f"Template({', '.join(parts)})"
 
     @property
     def labels(self) -> dict[str, int]:
@@ -135,13 +146,12 @@ class Template:
     def select(self, names: Sequence[str]) -> Template:
         """The template of some of the structures, in the order of ``names``.
 
-        Raises :class:`~deepatlas.errors.DeepAtlasError` for a name that the template does not hold.
+        A name may be spelled otherwise than in the template, or be a synonym (:mod:`deepatlas.names.meet`); the result
+        has the names of this template.
+
+        Raises :class:`~deepatlas.errors.DataError` for a name that the template does not hold.
         """
-        missing = [n for n in names if n not in self.names]
-        if missing:
-            raise DeepAtlasError(
-                f"template has no structure {', '.join(missing)}; it holds {', '.join(self.names)}"
-            )
+        names = chosen(names, self.names, "template")
         rows = [self.names.index(n) for n in names]
         return Template(self.masks[rows], tuple(names), tuple(self.ids[r] for r in rows), self.meta)
 

@@ -8,8 +8,9 @@ import random
 import pytest
 
 from deepatlas.errors import DataError
-from deepatlas.intake.privacy.names import clean_name, compact, identifier_tokens, why_private
+from deepatlas.intake.privacy.names import clean_name, identifier_tokens, why_private
 from deepatlas.intake.structures.name_map import NameMap, label_table
+from deepatlas.names.meet import compact
 
 
 @pytest.fixture

@@ -115,7 +115,7 @@ def test_structures_are_selected_and_the_model_is_checked(template):
     one = template.select(["μ-bone"])
     assert one.labels == {"μ-bone": 2}
     np.testing.assert_array_equal(one.masks[0], template.masks[1])
-    with pytest.raises(DeepAtlasError, match="no structure heart; it holds Parotis, left, μ-bone"):
+    with pytest.raises(DeepAtlasError, match="no structure 'heart'; there are: Parotis, left, μ-bone"):
         template.select(["heart"])
     template.check_model("abc")
     with pytest.raises(DeepAtlasError, match="made for the model abc, but this model is xyz"):

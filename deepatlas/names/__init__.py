@@ -1,0 +1,1 @@
+"""Names of structures: when two of them mean the same structure."""
