@@ -20,8 +20,9 @@ class Model(Engine):
     It gives the :meth:`coordinates` of exams, carries the masks of a template onto them with :meth:`segment`, and
     finds points of one exam in another with :meth:`locate`.
 
-    An exam is a path (see :func:`deepatlas.read_volume`) or a :class:`~deepatlas.space.volume.Volume` in Hounsfield
-    units; orientation, spacing and field of view are free.
+    An exam is a path (see :func:`deepatlas.read_volume`), a :class:`~deepatlas.space.volume.Volume`, an image of
+    nibabel, SimpleITK or MONAI, or a pair of an array ``[X, Y, Z]`` and its affine to RAS+ millimetres (see
+    :func:`~deepatlas.exams.in_memory.as_volume`), in Hounsfield units; orientation, spacing and field of view are free.
 
     Attributes:
         config: the settings of the run that trained the model.
@@ -34,7 +35,7 @@ class Model(Engine):
         """Carry the masks of a template onto an exam (sections 3.2.1 and 5.2.7).
 
         Args:
-            exam: a CT, as a path or a volume in Hounsfield units.
+            exam: a CT in Hounsfield units: a path, a volume, or an image of another library.
             template: a template made for this model.
             threshold: the mask value that counts for all structures, in (0, 1]; None takes the template's own
                 values, which preserve volumes.
@@ -86,7 +87,7 @@ def _warn(fit: Fit, exam: str) -> None:
 
 
 def load(
-    name: str | os.PathLike[str], device: str | None = None, *, refine: int = 0, average: int = 1
+    name: str | os.PathLike[str], device: str | None = None, *, refine: int | None = None, average: int = 1
 ) -> Model:
     """Load a trained model.
 
@@ -94,7 +95,8 @@ def load(
         name: the name of a shipped model (``"headneck"``), a run folder, or a model file.
         device: ``"cpu"``, ``"cuda"`` or another device of PyTorch; by default a GPU if there is one.
         refine: the number of registration steps that refine the coordinates of every exam after the pass of the
-            network. Use the same for the template.
+            network. Use the same for the template. None takes what served the model best when it was made, which is 20
+            for ``"headneck"`` (half a second an exam); 0 leaves it at one pass.
         average: the number of slightly moved views of every exam whose coordinates are averaged. Each view takes one
             pass of the network.
 

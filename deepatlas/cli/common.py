@@ -60,10 +60,16 @@ def add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--refine",
         type=STEPS,
-        default=0,
         metavar="N",
-        help="registration steps that refine every exam after the pass of the network; use the same for the template "
-        "(default: 0; more than 20 bring little)",
+        help="registration steps that refine every exam after the pass of the network (default: as the template was "
+        "made; without a template, what served the model best when it was made; more than 20 bring little)",
+    )
+    command.add_argument(
+        "--fast",
+        action="store_const",
+        const=0,
+        dest="refine",
+        help="one pass of the network; the same as --refine 0",
     )
     command.add_argument(
         "--average",
@@ -206,6 +212,8 @@ def load_template(args: argparse.Namespace, model: Model) -> Template:
         print(f"{PROGRAM}: warning: {error}", file=sys.stderr)
         template = replace(template, meta={**template.meta, "model": None})
     steps = template.meta.get("refine", 0)
+    if args.refine is None:
+        model.refine = steps
     # A shipped template may be used with and without refinement; the card of its model gives figures for both.
     if bool(steps) != bool(model.refine) and str(args.template) not in shipped():
         print(

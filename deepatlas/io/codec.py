@@ -63,7 +63,7 @@ def read_image(path: Path, *, labels: bool = False) -> tuple[Volume, list[str]]:
         DataError: one line that names the file, the problem and the cure.
     """
     image, checked = _read_image(path)
-    array, grid = _array(image), _grid(image, path)
+    array, grid = _array(image), grid_of(image, path)
     compare_geometry(path, grid, checked)
     if checked.surplus:
         # Rounded, because adding and subtracting leaves an error behind, and labels must be whole numbers.
@@ -89,7 +89,7 @@ def read_layers(path: Path) -> tuple[list[NDArray], Grid, list[str]]:
     Raises :class:`~deepatlas.errors.DataError` as :func:`read_image` does for a label image.
     """
     image, checked = _read_image(path, layers=True)
-    array, grid = _array(image), _grid(image, path)
+    array, grid = _array(image), grid_of(image, path)
     compare_geometry(path, grid, checked)
     layers = [array] if array.ndim == 3 else list(np.moveaxis(array, -1, 0))
     return [as_labels(layer, path) for layer in layers], grid, list(checked.notes)
@@ -112,7 +112,7 @@ def read_grid(path: Path, *, layers: bool = False) -> Grid:
     except (RuntimeError, OSError) as error:
         raise DataError(f"{path}: its header cannot be decoded{_detail(error)}; {AGAIN}") from error
     _check_shape(path, reader.GetSize(), 1 if layers else reader.GetNumberOfComponents())
-    return _grid(reader, path)
+    return grid_of(reader, path)
 
 
 def write_volume(path: str | os.PathLike[str], volume: Volume) -> Path:
@@ -266,8 +266,11 @@ def _array(image: Any) -> NDArray:
     return simpleitk().GetArrayFromImage(image)
 
 
-def _grid(image: Any, path: Path) -> Grid:
-    """The grid of an image, or of a reader that has read a header; axes beyond the third have one voxel."""
+def grid_of(image: Any, path: str | os.PathLike[str]) -> Grid:
+    """The grid of an image of SimpleITK, or of a reader that has read a header; axes beyond the third have one voxel.
+
+    Raises :class:`~deepatlas.errors.DataError`, which names ``path``, if no grid can have such axes.
+    """
     shape = image.GetSize()
     direction = np.array(image.GetDirection()).reshape(len(shape), -1)[:3, :3]
     affine = np.eye(4)

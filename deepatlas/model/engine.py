@@ -19,6 +19,7 @@ import deepatlas_ops as ops
 from deepatlas import checkpoint
 from deepatlas.config import Config
 from deepatlas.errors import DataWarning, DeepAtlasError
+from deepatlas.exams.in_memory import as_volume
 from deepatlas.exams.read import read_volume
 from deepatlas.model.average import averaged_coordinates
 from deepatlas.model.fit import Fit, fit
@@ -32,7 +33,8 @@ from deepatlas.space.grid import Grid
 from deepatlas.space.preprocess import foreground_mask, normalize, to_model_grid
 from deepatlas.space.volume import Volume
 
-Exam = str | os.PathLike[str] | Volume
+# A path, a volume, or an image of another library (see deepatlas.exams.in_memory), which cannot be named here.
+Exam = str | os.PathLike[str] | Volume | Any
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,9 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
 class Engine:
     """The network and the atlas of one run.
 
-    An exam is a path (see :func:`deepatlas.read_volume`) or a :class:`~deepatlas.space.volume.Volume` in Hounsfield
-    units; orientation, spacing and field of view are free.
+    An exam is a path (see :func:`deepatlas.read_volume`), a :class:`~deepatlas.space.volume.Volume`, an image of
+    nibabel, SimpleITK or MONAI, or a pair of an array ``[X, Y, Z]`` and its affine to RAS+ millimetres (see
+    :func:`~deepatlas.exams.in_memory.as_volume`), in Hounsfield units; orientation, spacing and field of view are free.
 
     Attributes:
         config: the settings of the run.
@@ -92,9 +95,11 @@ class Engine:
         atlas: Atlas,
         card: Mapping[str, Any] | None = None,
         *,
-        refine: int = 0,
+        refine: int | None = 0,
         average: int = 1,
     ) -> None:
+        if refine is None:
+            refine = (card or {}).get("best", {}).get("refine", 0)
         if not isinstance(refine, int) or refine < 0:
             raise DeepAtlasError(f"refine must be a number of steps, 0 or more, got {refine!r}")
         if not isinstance(average, int) or average < 1:
@@ -117,7 +122,12 @@ class Engine:
 
     @classmethod
     def load(
-        cls, name: str | os.PathLike[str], device: str | None = None, *, refine: int = 0, average: int = 1
+        cls,
+        name: str | os.PathLike[str],
+        device: str | None = None,
+        *,
+        refine: int | None = None,
+        average: int = 1,
     ) -> Self:
         """Load a model.
 
@@ -126,7 +136,9 @@ class Engine:
                 (``"headneck"``).
             device: ``"cpu"``, ``"cuda"`` or another device of PyTorch; by default a GPU if there is one.
             refine: the number of registration steps that refine the coordinates of every exam after the pass of the
-                network (see :func:`~deepatlas.model.refine.refine_coordinates`). Use the same for the template.
+                network (see :func:`~deepatlas.model.refine.refine_coordinates`). Use the same for the template. None
+                takes what served the model best when it was made (its card says it), which is 20 for ``"headneck"``;
+                0 leaves it at one pass.
             average: the number of views of every exam whose coordinates are averaged (see
                 :func:`~deepatlas.model.average.averaged_coordinates`). Each view takes one pass of the network.
 
@@ -269,7 +281,7 @@ class Engine:
         """The anatomical coordinate of every voxel of an exam, on the exam's own grid (section 2.1).
 
         Args:
-            exam: a path, or a :class:`~deepatlas.space.volume.Volume` in Hounsfield units.
+            exam: a path, a volume, or an image of another library, in Hounsfield units.
 
         Returns:
             ``[3, D, H, W]`` float32 on the model's device; the channels are x, y, z. The values lie in [-1, 1]
@@ -285,7 +297,13 @@ class Engine:
 
 
 def read_exam(exam: Exam) -> Volume:
-    """The exam at a path (see :func:`~deepatlas.exams.read.read_volume`), or the volume itself."""
+    """The exam at a path (see :func:`~deepatlas.exams.read.read_volume`), the volume itself, or an image as a volume.
+
+    Images of nibabel, SimpleITK and MONAI, and pairs of an array and an affine, are described in
+    :func:`~deepatlas.exams.in_memory.as_volume`.
+    """
     if isinstance(exam, Volume):
         return exam
-    return read_volume(exam)
+    if isinstance(exam, str | os.PathLike):
+        return read_volume(exam)
+    return as_volume(exam)

@@ -83,7 +83,7 @@ class BoxMask:
         return part if part.packed.size else None
 
 
-@dataclass
+@dataclass(repr=False)
 class Labels(Volume):
     """A label image ``array`` (integer ids, 0 is the background) and the masks of structures that overlap.
 

@@ -182,6 +182,10 @@ class Experiment:
                 return {}
             model = self._finish(session, split, fits)
             result = score(self.folder, model, self.config, self.request, split, log)
+            if "refined" in result:
+                better = result["refined"]["dice"] > result["dice"]
+                model.card["best"] = {"refine": result["refined"]["steps"] if better else 0}
+                model.save(self.folder / MODEL_FILE)
             result["training_seconds"] = round(session.seconds, 1)
             result["total_seconds"] = round(time.monotonic() - began, 1)
             write_text(self.folder / RESULT, json.dumps(result, indent=2) + "\n")

@@ -226,7 +226,7 @@ def test_unusual_exams_are_noted_and_others_than_hounsfield_units_skipped(tmp_pa
         assert list(store.skipped) == ["raw"] and "rescale intercept" in store.skipped["raw"]
         # The air of the clipped exam is air again.
         clipped, fine = (store.hu[store.ids.index(name)] for name in ("clipped", "fine"))
-        assert ((clipped < -900) == (fine < -900)).mean() > 0.99
+        assert ((clipped < -900) == (fine < -900)).mean() > 0.97
 
 
 # -- interruption and failure -----------------------------------------------------------------------
