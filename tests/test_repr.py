@@ -50,7 +50,7 @@ def test_results_tell_how_well_the_model_knows_the_exam():
     assert line(deepatlas.Fit(0.706, 0.4)) == "Fit(0.71, known)"
     assert line(deepatlas.Fit(0.1, 0.4)) == "Fit(0.10, not known)"
     labels = deepatlas.Segmentation(
-        np.zeros((2, 3, 4), np.uint8), Grid((2, 3, 4), np.eye(4)), "a", deepatlas.Fit(0.5)
+        np.zeros((2, 3, 4), np.uint8), Grid((2, 3, 4), np.eye(4)), "a", fit=deepatlas.Fit(0.5)
     )
     assert line(labels) == (
         "Segmentation(uint8 on Grid(4 x 3 x 2 voxels of 1 x 1 x 1 mm, axes RAS), Fit(0.50, no threshold), 'a')"
