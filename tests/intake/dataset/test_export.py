@@ -42,7 +42,7 @@ def made(tmp_path_factory):
         for seed, name in enumerate(("e1", "e2", "bare")):
             rng = np.random.default_rng(seed + 10)
             grid = oblique(rng, SHAPE)
-            hu = rng.integers(-1024, 3000, SHAPE).astype(np.int16)
+            hu = rng.integers(-1024, 300, SHAPE).astype(np.int16)
             masks = masks_of(SHAPE) if name != "bare" else {}
             order = [n for n in ("ptv", "lung left", "gtv") if n in masks]
             labels = Labels.painted([(TABLE[n], BoxMask.of(masks[n])) for n in order], grid, np.uint8)

@@ -112,7 +112,8 @@ def test_a_destination_that_is_removed_meanwhile(tmp_path):
 def test_an_exam_written_over_a_damaged_one(tmp_path):
     """A partial file that another program left is replaced."""
     (tmp_path / "e1.h5").write_bytes(b"\x89HDF\r\n\x1a\n half")
-    ct = Volume(np.arange(512, dtype=np.int16).reshape(8, 8, 8), Grid.from_spacing((8, 8, 8)))
+    array = np.linspace(-1000, 200, 512).astype(np.int16).reshape(8, 8, 8)
+    ct = Volume(array, Grid.from_spacing((8, 8, 8)))
     write_exam(tmp_path / "e1.h5", ct, None, {}, {}, [])
     with h5py.File(tmp_path / "e1.h5") as file:
         np.testing.assert_array_equal(file["ct"][:], ct.array)
