@@ -27,7 +27,7 @@ from deepatlas.files import atomic_h5, write_text
 from deepatlas.intake.dataset.manifest import Manifest
 from deepatlas.intake.find.walk import scratch_folder
 
-noise = np.random.default_rng(0).integers(-1000, 300, (64, 64, 64)).astype(np.int16)
+noise = np.random.default_rng(0).integers(-1000, 300, (64, 64, 69)).astype(np.int16)
 volume = Volume(noise, Grid.from_spacing(noise.shape))
 record = write_exam("e0.h5", volume, None, {}, {}, [])
 
