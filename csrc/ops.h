@@ -1,6 +1,7 @@
 // What the ops_*.cpp files share: launching a kernel on the device of a tensor, checks of dtypes
 // and shapes, and allocation. This file and those are the only ones that include PyTorch. The
-// schemas of the ops are defined in deepatlas_ops/.
+// schemas of the ops are defined in deepatlas_ops/. All ops_*.cpp are compiled as one file, since
+// PyTorch's headers take longer than the rest, so they share an unnamed namespace.
 //
 // The ops check their arguments and raise a c10::Error, in Python a RuntimeError, that names the op
 // and the argument. They accept tensors with any strides and return contiguous ones.

@@ -5,17 +5,17 @@ namespace deepatlas {
 namespace {
 
 // The arguments of the kernels, and the contiguous tensors that own their memory.
-struct Inputs {
+struct EdgesInputs {
   Tensor moving, fixed, mask;
   EdgesArgs args{};
 };
 
-Inputs inputs_of(const char* op, const Tensor& moving, const Tensor& fixed,
-                 const std::optional<Tensor>& mask) {
+EdgesInputs edges_inputs(const char* op, const Tensor& moving, const Tensor& fixed,
+                         const std::optional<Tensor>& mask) {
   check_volume(op, "moving", moving);
   check_like(op, "fixed", fixed, "moving", moving);
   check_size(op, "fixed", fixed, moving.sizes());
-  Inputs in;
+  EdgesInputs in;
   in.args.scalar = scalar_of(op, "moving", moving);
   in.args.batch = moving.size(0);
   in.args.channels = moving.size(1);
@@ -38,7 +38,7 @@ std::tuple<Tensor, Tensor> edge_difference(const Tensor& moving, const Tensor& f
                                            const std::optional<Tensor>& mask) {
   const char* op = "edge_difference";
   const c10::OptionalDeviceGuard guard(moving.device());
-  Inputs in = inputs_of(op, moving, fixed, mask);
+  EdgesInputs in = edges_inputs(op, moving, fixed, mask);
   const auto wide = in.moving.options().dtype(at::kDouble);
   const Tensor value = at::empty({in.args.batch}, in.moving.options());
   const Tensor statistics = at::empty({in.args.batch, 3}, wide);
@@ -58,7 +58,7 @@ std::tuple<Tensor, Tensor> edge_difference_backward(const Tensor& grad, const Te
                                                     bool need_fixed) {
   const char* op = "edge_difference_backward";
   const c10::OptionalDeviceGuard guard(moving.device());
-  Inputs in = inputs_of(op, moving, fixed, mask);
+  EdgesInputs in = edges_inputs(op, moving, fixed, mask);
   check_like(op, "grad", grad, "moving", moving);
   check_size(op, "grad", grad, {in.args.batch});
   check_type(op, "statistics", statistics, at::kDouble, "moving", moving);

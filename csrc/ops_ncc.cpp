@@ -8,20 +8,20 @@ namespace {
 using ncc::kMoments;
 
 // The arguments of the kernels, and the contiguous tensors that own their memory.
-struct Inputs {
+struct NccInputs {
   Tensor a, b, mask, moments, workspace;
   NccArgs args{};
 };
 
-Inputs inputs_of(const char* op, const Tensor& a, const Tensor& b,
-                 const std::optional<Tensor>& mask, int64_t window, double eps) {
+NccInputs ncc_inputs(const char* op, const Tensor& a, const Tensor& b,
+                     const std::optional<Tensor>& mask, int64_t window, double eps) {
   check_volume(op, "a", a);
   check_like(op, "b", b, "a", a);
   TORCH_CHECK(b.sizes() == a.sizes(), "deepatlas_ops.", op, ": b must have the shape ", a.sizes(),
               " of a, got ", b.sizes());
   TORCH_CHECK(window == 0 || (window > 0 && window % 2 == 1), "deepatlas_ops.", op,
               ": window must be 0 (global) or odd, got ", window);
-  Inputs in;
+  NccInputs in;
   in.args.scalar = scalar_of(op, "a", a);
   in.args.batch = a.size(0);
   in.args.channels = a.size(1);
@@ -46,7 +46,7 @@ Inputs inputs_of(const char* op, const Tensor& a, const Tensor& b,
 }
 
 // Sets the moments and, on CUDA, a workspace.
-void use_moments(Inputs& in, const Tensor& moments) {
+void use_moments(NccInputs& in, const Tensor& moments) {
   in.moments = moments;
   in.args.moments = in.moments.mutable_data_ptr<double>();
 #ifdef WITH_CUDA
@@ -60,7 +60,7 @@ void use_moments(Inputs& in, const Tensor& moments) {
 std::tuple<Tensor, Tensor> ncc(const Tensor& a, const Tensor& b, const std::optional<Tensor>& mask,
                                int64_t window, double eps) {
   const c10::OptionalDeviceGuard guard(a.device());
-  Inputs in = inputs_of("ncc", a, b, mask, window, eps);
+  NccInputs in = ncc_inputs("ncc", a, b, mask, window, eps);
   const Tensor value = at::empty({in.args.batch, in.args.channels}, in.a.options());
   const Tensor moments =
       at::empty({in.args.batch, in.args.channels, kMoments}, in.a.options().dtype(at::kDouble));
@@ -77,7 +77,7 @@ std::tuple<Tensor, Tensor> ncc_backward(const Tensor& grad, const Tensor& a, con
                                         int64_t window, double eps, bool need_a, bool need_b) {
   const char* op = "ncc_backward";
   const c10::OptionalDeviceGuard guard(a.device());
-  Inputs in = inputs_of(op, a, b, mask, window, eps);
+  NccInputs in = ncc_inputs(op, a, b, mask, window, eps);
   check_like(op, "grad", grad, "a", a);
   TORCH_CHECK(grad.sizes() == a.sizes().slice(0, 2), "deepatlas_ops.", op,
               ": grad must be [B, C], got ", grad.sizes());

@@ -31,6 +31,7 @@ import torch
 from .cache import file_lock, record, records, user_cache, write_record
 
 LIBRARY = "deepatlas_ops_native"
+BINDINGS = "bindings.cpp"
 CACHE_VARIABLE = "DEEPATLAS_OPS_CACHE"
 # The architectures of a CUDA build on a machine without a GPU: A100 and H100, and PTX for later GPUs.
 DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0+PTX"
@@ -93,6 +94,22 @@ def find_sources() -> Path:
     raise BuildError(f"the C++ sources are missing: no .cpp file in {package}/_csrc or {package.parent}/csrc")
 
 
+def is_binding(source: Path) -> bool:
+    """Whether a source binds kernels to PyTorch, and so includes PyTorch's headers."""
+    return source.name.startswith("ops_") and source.suffix == ".cpp"
+
+
+def write_bindings(sources: Path, folder: Path) -> Path:
+    """Write the file that includes every binding of ``sources``, and return its path.
+
+    PyTorch's headers take several seconds, most of the time that a binding takes alone. So they are read once.
+    """
+    lines = [f'#include "{path.name}"\n' for path in sorted(filter(is_binding, sources.iterdir()))]
+    bindings = folder / BINDINGS
+    bindings.write_text("".join(lines), encoding="utf-8")
+    return bindings
+
+
 def cache_directory() -> Path:
     """The folder that holds one folder for each build."""
     return user_cache("deepatlas_ops", CACHE_VARIABLE)
@@ -114,10 +131,11 @@ class _Plan:
     cuda_reason: str | None
     processor: str
 
-    @property
-    def files(self) -> list[Path]:
+    def files(self, folder: Path) -> list[Path]:
+        """What is compiled: the kernels, and all bindings to PyTorch as one file, which is written to ``folder``."""
         suffixes = (".cpp", ".cu") if self.cuda_architectures else (".cpp",)
-        return sorted(p for p in self.sources.iterdir() if p.suffix in suffixes)
+        kernels = [p for p in self.sources.iterdir() if p.suffix in suffixes and not is_binding(p)]
+        return [write_bindings(self.sources, folder), *sorted(kernels)]
 
     @property
     def key(self) -> str:
@@ -320,7 +338,7 @@ def _build(plan: _Plan, directory: Path) -> BuildInfo:
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
     cuda = plan.cuda_architectures is not None
-    usual = 150.0 if cuda else 40.0
+    usual = 150.0 if cuda else 25.0
     expected = next((about.get("seconds") for _, about in records(directory.parent)), None) or usual
     _say(f"building native kernels (once, about {expected:.0f} s) ...")
     start = time.perf_counter()
@@ -331,7 +349,7 @@ def _build(plan: _Plan, directory: Path) -> BuildInfo:
         shutil.rmtree(building, ignore_errors=True)
         raise BuildError(f"the build failed, see {log}") from None
     seconds = time.perf_counter() - start
-    for leftover in building.glob("*.o"):
+    for leftover in (*building.glob("*.o"), building / BINDINGS):
         leftover.unlink()
     # PyTorch adds a number to the name if a process builds twice, as after a failed build with CUDA.
     next(building.glob("*.so")).rename(building / f"{LIBRARY}.so")
@@ -359,7 +377,7 @@ def _compile(plan: _Plan, building: Path) -> None:
     with _environment(environment):
         cpp_extension.load(
             name=LIBRARY,
-            sources=[str(path) for path in plan.files],
+            sources=[str(path) for path in plan.files(building)],
             extra_cflags=[*plan.flags, *(["-DWITH_CUDA"] if cuda else [])],
             extra_cuda_cflags=["-O3"] if cuda else None,
             extra_ldflags=_cuda_library_folders() if cuda else None,

@@ -27,7 +27,6 @@ def test_correlation_with_shared_memory(flags):
     build_and_run("ncc_on_host", ["ncc.cpp", "ncc_window.cpp"], flags, "c++20")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("flags", [MEMORY, PORTABLE, RACES])
 def test_edges_and_curves(flags):
     build_and_run("edges_on_host", ["edges.cpp", "piecewise.cpp"], flags, "c++20")

@@ -4,6 +4,8 @@ import pytest
 
 from deepatlas.exams.phantoms import write_phantoms
 from deepatlas.phantom.patients import PhantomCohort
+from deepatlas.train import experiment
+from deepatlas.train.log import RunLog
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +16,15 @@ def cohort(tmp_path_factory):
     for seg in root.glob("*/seg.nii.gz"):
         seg.unlink()
     return root
+
+
+@pytest.fixture(scope="module")
+def no_pictures():
+    """The runs of a module in this process draw nothing: in a run of a few steps, drawing takes half of the time.
+
+    What a run draws is tested in test_experiment.py.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "save_panel", lambda *_: None)
+        patch.setattr(RunLog, "draw", lambda *_, **__: None)
+        yield

@@ -25,7 +25,7 @@ SETTINGS = [
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
+def cache(no_pictures, tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.getbasetemp() / "cache-of-refusals"
     monkeypatch.setenv("DEEPATLAS_CACHE", str(folder))
     return folder
@@ -36,7 +36,7 @@ def start(data, out, *more):
 
 
 @pytest.fixture(scope="module")
-def finished(cohort, tmp_path_factory):
+def finished(no_pictures, cohort, tmp_path_factory):
     """A run on a copy of the cohort: (data, run)."""
     data, out = (tmp_path_factory.mktemp("finished") / name for name in ("data", "run"))
     shutil.copytree(cohort, data)

@@ -197,8 +197,13 @@ def buffers() -> int:
 
 
 @pytest.mark.slow
-def test_memory_is_bounded(store):
-    batch, source, others = 4 * 2 * 64**3, generator(0), buffers()
+def test_memory_is_bounded(store, request):
+    batch, source = 4 * 2 * 64**3, generator(0)
+    # What other tests have left is not looked through again each time.
+    gc.collect()
+    gc.freeze()
+    request.addfinalizer(gc.unfreeze)
+    others = buffers()
     with StreamingArray(store, 16, threads=2) as array:
         batches = Batches(array, array.ids, DataConfig(), 16)
         for step in range(60):
