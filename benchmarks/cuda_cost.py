@@ -321,9 +321,6 @@ def table(kernels: dict[str, dict[str, list[Kernel]]]) -> list[str]:
             )
         kernel = found["90"][0]
         done = kernel.executed(case.trips)
-        kinds = {
-            name: accesses(done, kind) for name, kind in zip("lsas", (LOADS, STORES, ATOMICS), strict=False)
-        }
         loads, stores, atomics = (accesses(done, kind) for kind in (LOADS, STORES, ATOMICS))
         instructions = sum(times for times, _ in done)
         moved = sum(
