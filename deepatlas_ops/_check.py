@@ -112,9 +112,19 @@ def positive(op: str, argument: str, value: object, *, zero: bool = False) -> No
 # ---- autocast ---------------------------------------------------------------------------------------
 
 
+def _has_autocast(kind: str) -> bool:
+    """Whether a type of device supports autocast; some, such as meta, do not."""
+    return torch.amp.is_autocast_available(kind)
+
+
+# For torch.compile, which cannot trace it in PyTorch 2.11, the answer is a constant. The decorator that says so would
+# import torch._dynamo, which takes two seconds.
+_has_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _autocasts(kind: str) -> bool:
-    """Whether autocast is enabled for a type of device; some types, such as meta, do not support it."""
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    """Whether autocast is enabled for a type of device."""
+    return _has_autocast(kind) and torch.is_autocast_enabled(kind)
 
 
 @overload
