@@ -33,29 +33,50 @@ inline Parallel torch_threads() {
           }};
 }
 
+#ifdef EMULATE_CUDA
+// tests/emu compiles the .cu files for the CPU and defines these: whether they run in place of the
+// CPU kernels, the stream that they must be given, and a list of the launchers that were called.
+bool on_cuda(const Tensor&);
+void* emulated_stream();
+void note_launch(const char* launcher);
+#else
+// Whether the kernels of CUDA compute with this tensor.
+inline bool on_cuda(const Tensor& t) { return t.is_cuda(); }
+#endif
+
 #ifdef WITH_CUDA
 // Calls `launcher` with the current stream of the device of `like`. The caller holds the device
 // guard.
 template <class Args>
 void launch_cuda(const char* op, const char* (*launcher)(const Args&, void*), const Args& args,
                  const Tensor& like) {
+#ifdef EMULATE_CUDA
+  const char* error = launcher(args, emulated_stream());
+#else
   const c10::impl::VirtualGuardImpl guard(like.device().type());
   const char* error = launcher(args, guard.getStream(like.device()).native_handle());
+#endif
   TORCH_CHECK(error == nullptr, "deepatlas_ops.", op,
               ": the CUDA kernel could not be launched: ", error);
 }
+#ifdef EMULATE_CUDA
+#define DA_NOTE(launcher) note_launch(#launcher)
+#else
+#define DA_NOTE(launcher)
+#endif
 // DA_LAUNCH(op, name, args, like) runs name##_cuda or name##_cpu, by the device of the tensor
 // `like`. DA_CALL(name, args, like) is the result of a function of the arguments that both devices
 // have.
 #define DA_LAUNCH(op, name, args, like)         \
   do {                                          \
-    if ((like).is_cuda()) {                     \
+    if (on_cuda(like)) {                        \
+      DA_NOTE(name##_cuda);                     \
       launch_cuda(op, name##_cuda, args, like); \
     } else {                                    \
       name##_cpu(args, torch_threads());        \
     }                                           \
   } while (false)
-#define DA_CALL(name, args, like) ((like).is_cuda() ? name##_cuda(args) : name##_cpu(args))
+#define DA_CALL(name, args, like) (on_cuda(like) ? name##_cuda(args) : name##_cpu(args))
 #else
 #define DA_LAUNCH(op, name, args, like) name##_cpu(args, torch_threads())
 #define DA_CALL(name, args, like) name##_cpu(args)

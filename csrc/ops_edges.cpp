@@ -67,7 +67,7 @@ std::tuple<Tensor, Tensor> edge_difference_backward(const Tensor& grad, const Te
   const Tensor grad_fixed = gradient_like(in.fixed, need_fixed);
   if ((need_moving || need_fixed) && moving.numel() > 0) {
     const Tensor g = grad.contiguous(), s = statistics.contiguous();
-    const int64_t scratch = moving.is_cuda() ? 3 * moving.numel() : 0;
+    const int64_t scratch = on_cuda(moving) ? 3 * moving.numel() : 0;
     const Tensor slopes = at::empty({scratch}, accumulating(in.moving));
     in.args.grad = g.const_data_ptr();
     in.args.statistics = const_cast<double*>(s.const_data_ptr<double>());

@@ -51,7 +51,7 @@ void set_iterations(const char* op, InvertArgs& a, int64_t iterations, double to
 int64_t together(const InvertArgs& a, int64_t batch, const Tensor& like, int64_t least) {
   const int64_t bytes =
       4 * invert::packed_shape(a.in).voxels() * (a.scalar == Scalar::kFloat64 ? 8 : 4);
-  const int64_t most = int64_t(like.is_cuda() ? 128 : 4) << 20;
+  const int64_t most = int64_t(on_cuda(like) ? 128 : 4) << 20;
   return std::clamp<int64_t>(std::max(most / bytes, least), 1, batch);
 }
 
@@ -143,7 +143,7 @@ std::tuple<Tensor, Tensor, Tensor> implicit_warp_unrolled(const Tensor& moving, 
 }
 
 void alert(const Tensor& moving) {
-  if (moving.is_cuda()) {
+  if (on_cuda(moving)) {
     at::globalContext().alertNotDeterministic(
         "deepatlas_ops: the CUDA gradient of implicit_warp by c_moving");
   }
@@ -152,7 +152,7 @@ void alert(const Tensor& moving) {
 // A tensor for the gradient of a map. The CPU kernels write every element; the CUDA kernels add to
 // zeros.
 Tensor gradient(const Tensor& like, const at::TensorOptions& options) {
-  return like.is_cpu() && like.numel() > 0 ? at::empty(like.sizes(), options)
+  return !on_cuda(like) && like.numel() > 0 ? at::empty(like.sizes(), options)
                                            : at::zeros(like.sizes(), options);
 }
 
@@ -196,7 +196,7 @@ std::tuple<Tensor, Tensor> implicit_warp_backward(const Tensor& grad, const Tens
 
 // The sum over the lines. On the CPU its order does not depend on the number of threads.
 Tensor sum_lines(const Tensor& partial) {
-  if (partial.is_cuda()) return partial.sum(1);
+  if (on_cuda(partial)) return partial.sum(1);
   Tensor sum = at::zeros({partial.size(0), 9}, partial.options().dtype(at::kDouble));
   double* to = sum.mutable_data_ptr<double>();
   with_scalar(partial.scalar_type() == at::kDouble ? Scalar::kFloat64 : Scalar::kFloat32,
@@ -228,7 +228,7 @@ std::tuple<Tensor, Tensor, Tensor> implicit_warp_unrolled_backward(
     return {at::zeros_like(moving), at::zeros_like(fixed), at::zeros_like(matrix)};
   }
   const Tensor grad_moving = gradient(moving, options), grad_fixed = gradient(fixed, options);
-  const bool cuda = moving.is_cuda();
+  const bool cuda = on_cuda(moving);
   const auto lines = [&](const Shape3& s) { return int64_t(s.d) * (cuda ? s.w : s.h); };
   Batch t;
   t.moving = moving.contiguous();

@@ -27,7 +27,7 @@ std::vector<int64_t> size_of(const Tensor& field, int64_t channels) {
 
 // Scratch for the gradients of the columns. Only CUDA keeps all of them at once.
 Tensor empty_columns(const Tensor& field) {
-  return at::empty(field.is_cuda() ? size_of(field, 9) : std::vector<int64_t>{0},
+  return at::empty(on_cuda(field) ? size_of(field, 9) : std::vector<int64_t>{0},
                    accumulating(field));
 }
 

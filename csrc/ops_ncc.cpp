@@ -50,7 +50,7 @@ void use_moments(NccInputs& in, const Tensor& moments) {
   in.moments = moments;
   in.args.moments = in.moments.mutable_data_ptr<double>();
 #ifdef WITH_CUDA
-  if (in.a.is_cuda()) {
+  if (on_cuda(in.a)) {
     in.workspace = at::empty({ncc_workspace_cuda(in.args)}, moments.options());
     in.args.workspace = in.workspace.mutable_data_ptr<double>();
   }

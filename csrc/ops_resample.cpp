@@ -93,7 +93,7 @@ std::tuple<Tensor, Tensor> sample_backward(const char* op, Source source, const 
   TORCH_CHECK(
       grad.size(1) == a.channels && (source == Source::kAffine || field.sizes().slice(2) == size),
       "deepatlas_ops.", op, ": grad must have the shape of the output, got ", grad.sizes());
-  if (volume.is_cuda() && need_volume) {
+  if (on_cuda(volume) && need_volume) {
     at::globalContext().alertNotDeterministic(
         "deepatlas_ops: the CUDA gradient by the sampled volume");
   }
@@ -101,7 +101,7 @@ std::tuple<Tensor, Tensor> sample_backward(const char* op, Source source, const 
   Tensor grad_volume, grad_field, grad_position;
   const bool any = a.batch * a.out.voxels() > 0;
   if (need_volume) {
-    grad_volume = any && volume.is_cpu() ? at::empty(volume.sizes(), accumulate)
+    grad_volume = any && !on_cuda(volume) ? at::empty(volume.sizes(), accumulate)
                                          : at::zeros(volume.sizes(), accumulate);
   }
   if (need_field) {

@@ -1,4 +1,7 @@
-"""Builds and runs the programs of this folder: the CUDA kernels on the host, under sanitizers, without a GPU."""
+"""Builds and runs the programs of this folder: the functors of CUDA on the host, without a GPU.
+
+Accesses outside of buffers are found by tests/ops/test_sanitizer.py, which calls the launchers of the .cu files.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,6 @@ import pytest
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
 
-# Finds accesses outside of buffers and undefined arithmetic, with the fast paths of this processor.
-MEMORY = pytest.param(
-    ["-O0", "-march=native", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
-    id="memory",
-    marks=pytest.mark.slow,
-)
 # The portable code for any processor: no fast paths, and half types are converted in software.
 PORTABLE = pytest.param(["-O0"], id="portable")
 # Finds races between threads. It runs longer than it compiles, unlike the others.

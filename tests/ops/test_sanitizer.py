@@ -1,4 +1,5 @@
-"""The complete native library, with its bindings, under the address and undefined-behaviour sanitizers."""
+"""The complete native library, with its bindings and its CUDA launchers, under the address and undefined-behaviour
+sanitizers; the launchers of every .cu file are called and compared with the CPU kernels."""
 
 from __future__ import annotations
 
@@ -45,13 +46,14 @@ def run(environment, *arguments):
 
 
 @pytest.mark.slow
-def test_hostile_inputs_access_nothing_outside_their_tensors(environment):
+def test_hostile_inputs_access_nothing_outside_their_tensors_and_launchers_agree_with_kernels(environment):
     done = run(environment)
     assert done.returncode == 0 and done.stdout == "clean\n", done.stdout + done.stderr[-4000:]
 
 
 @pytest.mark.slow
-def test_the_sanitizer_finds_a_bug(environment):
-    done = run(environment, "with a bug")
+@pytest.mark.parametrize("kernels", ["cpu", "cuda"])
+def test_the_sanitizer_finds_a_bug(environment, kernels):
+    done = run(environment, kernels)
     assert done.returncode != 0
     assert "AddressSanitizer: heap-buffer-overflow" in done.stderr, done.stderr[-4000:]
