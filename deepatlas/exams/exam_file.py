@@ -319,6 +319,12 @@ class ExamFile(Hdf5Reader):
         return hidden
 
 
+def holds_ct(exam: ExamFile, volume: Volume) -> bool:
+    """Whether an exam file holds the voxels of a CT, at the same place, as :func:`write_exam` would store them."""
+    same = exam.grid.shape == volume.grid.shape and exam.grid.matches(volume.grid, 1e-3)
+    return same and np.array_equal(exam.ct[...], _to_int16(volume)[0])
+
+
 def chunk_shape(shape: Sequence[int]) -> tuple[int, ...]:
     """Chunks of at most 64 voxels a side that divide every axis into pieces of nearly equal length."""
     return tuple(math.ceil(n / math.ceil(n / CHUNK)) for n in shape)

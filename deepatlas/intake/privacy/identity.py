@@ -99,6 +99,14 @@ class Identity:
                 handle.write(text.getvalue())
         return path
 
+    def read_csv(self, name: str) -> list[list[str]]:
+        """The rows of a table of the private folder without its header; empty if there is none."""
+        try:
+            with open(self.folder / name, encoding="utf-8", errors="surrogateescape", newline="") as handle:
+                return [row for row in csv.reader(handle) if row][1:]
+        except (OSError, csv.Error):
+            return []
+
 
 def known_ending(name: str) -> str:
     """The ending of a file name if it is a common one, else the empty string."""

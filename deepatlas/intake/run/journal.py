@@ -96,6 +96,18 @@ class Journals:
         # A success counts before a failure of another shard or of an earlier run.
         return min(found, key=lambda o: o.status is not Status.DONE, default=None)
 
+    def made(self, exam_id: str, content: str) -> Outcome | None:
+        """The outcome with which an exam of this content was made, whatever its source has become since."""
+        for journal in (self._own, *self._others):
+            found = journal.get(exam_id)
+            if (
+                found is not None
+                and found.status is Status.DONE
+                and (found.record or {}).get("content") == content
+            ):
+                return found
+        return None
+
     def enter(self, outcome: Outcome) -> None:
         self._own.enter(outcome)
 

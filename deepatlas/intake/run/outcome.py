@@ -27,7 +27,8 @@ class Outcome:
     """What became of an exam.
 
     ``refusals`` have the true names and reasons and stay in the private folder; their ``public`` reasons, ``record``
-    and ``series`` get into the dataset. ``error`` is the message of a fatal outcome.
+    and ``series`` get into the dataset. ``error`` is the message of a fatal outcome. ``against`` is the exam of the
+    dataset because of which the exam was refused; it counts as long as that one is there.
     """
 
     id: str
@@ -39,3 +40,4 @@ class Outcome:
     error: str = ""
     # How long the exam took.
     seconds: float = 0.0
+    against: str = ""

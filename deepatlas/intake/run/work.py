@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deepatlas.errors import DataError, PassingError, WriteError
 from deepatlas.exams.exam_file import VERSION as EXAM_VERSION
-from deepatlas.exams.exam_file import write_exam
+from deepatlas.exams.exam_file import ExamFile, holds_ct, write_exam
 from deepatlas.exams.read import read_volume
 from deepatlas.intake.dataset.manifest import SeriesLine
 from deepatlas.intake.digest import digest
@@ -28,6 +28,7 @@ from deepatlas.io.codec import image_suffix
 from deepatlas.io.dicom.found import Refusal, Subject
 from deepatlas.io.dicom.read import read_series
 from deepatlas.io.dicom.series import Reading
+from deepatlas.space.volume import Volume
 from deepatlas.store.rows import PART_VERSION
 
 # Raise this number when the same exam is to give other arrays.
@@ -52,7 +53,8 @@ class ExamJob:
 
     ``path`` is the file to write, ``labels`` the label table of the dataset. ``archives`` are unpacked while the exam
     is read. ``others`` is the task of choosing another series if that of the plan cannot be used. ``attempts`` is a
-    file that counts attempts, for a cluster that runs a job again if its worker dies.
+    file that counts attempts, for a cluster that runs a job again if its worker dies. With ``stays`` an exam that is
+    there already, and shows another CT, is not replaced.
     """
 
     id: str
@@ -65,6 +67,11 @@ class ExamJob:
     attempts: Path | None = None
     archives: tuple[Archive, ...] = ()
     others: Task | None = None
+    stays: bool = False
+
+
+class Clash(DataError):
+    """The exam would take the place of another one."""
 
 
 def fingerprint(files: str, labels: Mapping[str, int], names: NameMap | None, crop: str | None) -> str:
@@ -100,9 +107,11 @@ def _of_any_series(job: ExamJob, hidden: set[str]) -> Outcome:
             with opened(job.others.archives):
                 out = _of_others(job, job.others, out, hidden)
     except DataError as error:
-        # An archive cannot be unpacked.
+        # An archive cannot be unpacked, or another exam has this place.
         out = Outcome(job.id, job.fingerprint, Status.DONE)
         _fail(out, error, job)
+        if isinstance(error, Clash):
+            out.against = job.id
     return out
 
 
@@ -150,6 +159,8 @@ def _of_series(job: ExamJob, plan: Plan, tried: Mapping[str, str], hidden: set[s
                 lines += left_out(structures.ignored, job.labels, second=bool(tried))
                 out.refusals += structures.refused
             drawn = structures.labels if structures is not None and structures.present else None
+            if job.stays:
+                _refuse_clash(job.path, reading.volume, drawn is not None)
             reading.volume.name = job.id
             record = write_exam(
                 job.path,
@@ -161,6 +172,8 @@ def _of_series(job: ExamJob, plan: Plan, tried: Mapping[str, str], hidden: set[s
                 crop=job.crop,
             )
         out.record = record.as_dict()
+    except Clash:
+        raise
     except (DataError, OSError, MemoryError) as error:
         _fail(out, error, job)
     except Exception as error:
@@ -171,6 +184,27 @@ def _of_series(job: ExamJob, plan: Plan, tried: Mapping[str, str], hidden: set[s
         for name, verdict in source.reasons.items()
     ]
     return out
+
+
+def _refuse_clash(path: Path, ct: Volume, drawn: bool) -> None:
+    """Raise :class:`Clash` if the exam file ``path`` shows another CT, or structures where nothing is drawn now."""
+    if not path.exists():
+        return
+    try:
+        with ExamFile(path) as there:
+            same, labelled = holds_ct(there, ct), there.has_labels
+    except DataError:
+        # It is damaged, and is replaced.
+        return
+    if not same:
+        raise Clash(
+            "the dataset has an exam of this id with another CT, which stays as it is; rename this one in the source, "
+            "or prepare all exams from one source without --add"
+        )
+    if labelled and not drawn:
+        raise Clash(
+            "the dataset has this exam with structures, and stays as it is; the source has none for it"
+        )
 
 
 def _fail(out: Outcome, error: Exception, job: ExamJob) -> None:
