@@ -41,4 +41,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[:1] == ["train"]:
         return guarded(train.run, argv[1:])
     args = build_parser().parse_args(argv)
-    return guarded(args.run, args)
+    return guarded(args.run, args, as_json=args.json)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from deepatlas.cli.common import POSITIVE, Commands, add_command, add_strict, print_result
+from deepatlas.cli.common import POSITIVE, Commands, add_command, add_strict, list_skipped, print_result
 from deepatlas.errors import PROGRAM, DataError
 
 
@@ -108,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
     )
     new = f"{summary.made} new" + (f", {summary.kept} not of {args.src}" if summary.kept else "")
     text = f"{args.dst}: {summary.exams} exams ({new}), {what}; {len(summary.refused)} exams refused"
+    # All of them are in the JSON.
+    list_skipped(summary.refused, 20, f"in {args.dst}.private/refused.csv")
     if args.check:
         return _check(args, args.dst, summary.as_dict(), text)
     print_result(args, summary.as_dict(), text)

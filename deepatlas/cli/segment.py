@@ -19,6 +19,7 @@ from deepatlas.cli.common import (
     note_unknown,
     print_result,
     progress_lines,
+    refuse_skipped,
 )
 from deepatlas.errors import DataError
 
@@ -64,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
     from deepatlas.localize.segment import segment
 
     check_out_folder(args.out)
-    exams = named_exams(args.exams)
+    skipped: dict[str, str] = {}
+    exams = named_exams(args.exams, skipped)
+    refuse_skipped(args, skipped)
     inputs = files_of_exams(exams.values()) + model_files(args)
     outputs = [args.out / f"{name}{args.suffix}" for name in exams] + [args.out / "labels.json"]
     refuse_overwriting(outputs, inputs)
@@ -93,8 +96,13 @@ def run(args: argparse.Namespace) -> int:
         fits[name] = labels.fit
         if say:
             say(f"segment {count}/{len(exams)} {name}")
-    list_skipped(failed)
-    data = {"segmented": done, "exams": {n: f.to_dict() for n, f in fits.items()}, "failed": failed}
+    list_skipped(skipped | failed)
+    data = {
+        "segmented": done,
+        "exams": {n: f.to_dict() for n, f in fits.items()},
+        "failed": failed,
+        "skipped": skipped,
+    }
     unknown = sum(f.known is False for f in fits.values())
     text = f"{args.out}: {len(done)} of {len(exams)} exams segmented"
     print_result(args, data, f"{text}, {unknown} of them not known to the model" if unknown else text)

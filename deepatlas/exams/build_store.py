@@ -60,9 +60,9 @@ def prepare_cohort(
             store is an error and stays as it is.
         crop: ``"foreground"`` crops exams to the patient; ``"midline"`` also crops them to the middle 240 mm from left
             to right; None keeps the full field of view.
-        strict: stop at the first exam that cannot be used. Otherwise such an exam is skipped, listed on stderr, and
-            kept in ``store.skipped`` with the reason.
-        progress: show a progress bar and the list of skipped exams on stderr.
+        strict: stop at the first exam that cannot be used. Otherwise such an exam is skipped, and listed in
+            ``store.skipped`` with the reason.
+        progress: show a progress bar on stderr.
         workers: the number of threads.
 
     Raises:
@@ -102,10 +102,6 @@ def prepare_cohort(
     if strict and store.skipped:
         store.close()
         raise DataError(next(iter(store.skipped.values())))
-    if progress and store.skipped:
-        print(f"skipped {len(store.skipped)} of {len(store) + len(store.skipped)} exams:", file=sys.stderr)
-        for name, reason in store.skipped.items():
-            print(f"  {name}: {reason}", file=sys.stderr)
     return store
 
 

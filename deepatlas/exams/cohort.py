@@ -149,19 +149,22 @@ def prepare_first(root: Path) -> str:
     return f"make a dataset of it with: deepatlas prepare {shlex.quote(str(root))} {made}; and give {made} instead"
 
 
-def named_exams(arguments: Sequence[str | os.PathLike[str]]) -> dict[str, ExamFiles]:
+def named_exams(
+    arguments: Sequence[str | os.PathLike[str]], skipped: dict[str, str] | None = None
+) -> dict[str, ExamFiles]:
     """The exams that the EXAM arguments of a command name, by the names of the exams.
 
     Args:
         arguments: each an image file, an exam file of a dataset, the folder of an exam (with its CT or a DICOM
             series), or a data directory, which stands for all of its exams.
+        skipped: receives why folders of a data directory could not be used, by their names.
 
     Raises:
         DataError: two exams have the same name, or a data directory cannot be used.
     """
     found: dict[str, ExamFiles] = {}
     for path in map(Path, arguments):
-        for exam in _exams_at(path):
+        for exam in _exams_at(path, {} if skipped is None else skipped):
             if exam.id in found and found[exam.id].ct.resolve() != exam.ct.resolve():
                 raise DataError(
                     f"{exam.ct}: has the same name ({exam.id}) as {found[exam.id].ct}; give them in separate calls"
@@ -170,13 +173,15 @@ def named_exams(arguments: Sequence[str | os.PathLike[str]]) -> dict[str, ExamFi
     return found
 
 
-def _exams_at(path: Path) -> list[ExamFiles]:
+def _exams_at(path: Path, skipped: dict[str, str]) -> list[ExamFiles]:
     ct = _images(path, "ct")[:1] if path.is_dir() else []
     if ct:
         return [ExamFiles(exam_name(ct[0].absolute()), ct[0])]
     kind = kind_of(path)
     if kind is Kind.FOLDER:
-        return find_exams(path).exams
+        cohort = find_exams(path)
+        skipped |= cohort.skipped
+        return cohort.exams
     return [ExamFiles(exam_name(path.absolute()), path, kind=kind)]
 
 

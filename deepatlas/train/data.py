@@ -30,7 +30,7 @@ def make_phantoms(root: Path, settings: PhantomConfig, request: Request, *, prog
 def open_store(
     data: Path, config: Config, request: Request, log: RunLog | NullLog, *, progress: bool
 ) -> Store:
-    """The prepared store of ``data``; exams that are skipped are logged with the reason.
+    """The prepared store of ``data``; exams that are skipped are listed with the reason.
 
     A store or a dataset is opened as it is; it must have been cropped as the settings say. A data directory is
     prepared once and kept in the user's cache.
@@ -43,7 +43,7 @@ def open_store(
         progress=progress,
     )
     for exam, reason in store.skipped.items():
-        log.say(f"skipped {exam}: {reason}")
+        log.skip(exam, reason, data.name)
     return store
 
 

@@ -182,6 +182,7 @@ class Experiment:
                 return {}
             model = self._finish(session, split, fits)
             result = score(self.folder, model, self.config, self.request, split, log)
+            result["skipped"] = log.skipped
             result["training_seconds"] = round(session.seconds, 1)
             result["total_seconds"] = round(time.monotonic() - began, 1)
             write_text(self.folder / RESULT, json.dumps(result, indent=2) + "\n")

@@ -29,7 +29,7 @@ class Options:
         merge: make the dataset of all parts.
         engine, address: see :func:`~deepatlas.intake.run.engines.open_engine`.
         timeout: seconds that one exam may take.
-        progress: show bars and refusals on stderr.
+        progress: show bars, and why files were refused, on stderr.
     """
 
     crop: str | None = None

@@ -37,7 +37,7 @@ from deepatlas.io.dicom.found import Refusal, Subject
 from deepatlas.locks import held
 from deepatlas.store.store import Store
 
-# Number of refusals on the screen. All are in the private folder and, without names, in the report.
+# Number of reasons on the screen. All are in the private folder and, without names, in the report.
 _SHOWN = 20
 
 
@@ -285,8 +285,7 @@ class _Run:
         refused = {r.name: r.reason for r in refusals if r.kind is Subject.EXAM}
         files = Counter(r.reason for r in refusals if r.kind is not Subject.EXAM)
         if self.options.progress:
-            _list("exams", refused.items())
-            _list("files", ((f"{n} x", reason) for reason, n in files.most_common()))
+            _list_files(files)
         return Summary(
             self.dst,
             exams,
@@ -316,11 +315,14 @@ def stop_at_refusal(outcome: Outcome) -> None:
             raise DataError(f"{refusal.name}: {refusal.reason}")
 
 
-def _list(what: str, lines: Iterable[tuple[str, str]]) -> None:
-    lines = list(lines)
-    if lines:
-        print(f"{what} that were refused: {len(lines)}", file=sys.stderr)
-    for name, reason in lines[:_SHOWN]:
-        print(f"  {name}: {reason}", file=sys.stderr)
-    if len(lines) > _SHOWN:
-        print(f"  … and {len(lines) - _SHOWN} more, in refused.csv beside the dataset", file=sys.stderr)
+def _list_files(reasons: Counter[str]) -> None:
+    """Print why files were left out, the most frequent reasons first."""
+    if reasons:
+        print(f"files that were refused: {reasons.total()}", file=sys.stderr)
+    for reason, count in reasons.most_common(_SHOWN):
+        print(f"  {count} x: {reason}", file=sys.stderr)
+    if len(reasons) > _SHOWN:
+        print(
+            f"  … and {len(reasons) - _SHOWN} more reasons, in refused.csv beside the dataset",
+            file=sys.stderr,
+        )
