@@ -142,7 +142,7 @@ def write_exam(
     lines = list(dict.fromkeys(" ".join(str(w).split()) for w in warnings))
     array, clipped = _to_int16(volume)
     if clipped:
-        lines.append(f"{clipped} voxels beyond -32768 to 32767 HU were clipped")
+        lines.append(f"{clipped:,} voxels beyond -32768 to 32767 HU were clipped")
     ct = Volume(array, volume.grid, volume.name or exam_id)
     seg = None
     if labels is not None and (names or labels.array.any()):

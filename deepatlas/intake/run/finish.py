@@ -21,7 +21,7 @@ from deepatlas.io.dicom.found import Refusal, Subject
 
 STATE = "state.json"
 # Tables of the private folder.
-KEYS, REFUSED = "key.csv", "refused.csv"
+KEYS, REFUSED, LEFT_OUT = "key.csv", "refused.csv", "left_out.csv"
 _KEY_COLUMNS = ("id", "name", "patient", "key", "file")
 
 
@@ -57,12 +57,14 @@ class Kept:
         keys: their rows of ``key.csv``.
         refused: the rows of ``refused.csv``: name, kind, reason.
         lines: the refusals of the manifest, without names.
+        left_out: the rows of ``left_out.csv``.
     """
 
     outcomes: list[Outcome] = field(default_factory=list)
     keys: list[list[str]] = field(default_factory=list)
     refused: list[tuple[str, str, str]] = field(default_factory=list)
     lines: list[RefusalLine] = field(default_factory=list)
+    left_out: list[list[str]] = field(default_factory=list)
 
 
 def write_keys(identity: Identity, entries: Iterable[Entry], others: Iterable[Sequence[str]] = ()) -> None:
@@ -92,6 +94,8 @@ def finish(
     path = scratch / "manifest.sqlite"
     path.unlink(missing_ok=True)
     all_refusals = list(refusals)
+    names = {row[0]: row[1] for row in kept.keys} | {e.id: e.name for e in entries}
+    omitted = [tuple(row) for row in kept.left_out]
     count, first = 0, ""
     # The scratch file need not survive a power cut: the manifest of the dataset is written from it as a whole.
     with Manifest(path, durable=False) as manifest:
@@ -105,6 +109,7 @@ def finish(
                 source = identity.pseudonym("source", outcome.fingerprint)
                 manifest.add_exam(record, source, outcome.series)
                 count += 1
+                omitted += [(outcome.id, names.get(outcome.id, ""), *pair) for pair in outcome.left_out]
             for refusal in outcome.refusals:
                 is_exam = refusal.kind is Subject.EXAM
                 alias = outcome.id if is_exam else identity.alias(refusal.name)
@@ -114,6 +119,7 @@ def finish(
     rows = [(r.name, str(r.kind), r.reason) for r in all_refusals]
     identity.write_csv(REFUSED, ("name", "kind", "reason"), dict.fromkeys([*rows, *kept.refused]))
     write_keys(identity, entries, kept.keys)
+    identity.write_csv(LEFT_OUT, ("id", "exam", "structure", "reason"), sorted(dict.fromkeys(omitted)))
     if not count:
         raise DataError(f"{dst}: none of the {len(entries)} exams can be used; the first: {first}")
     finish_dataset(

@@ -28,7 +28,8 @@ class Outcome:
 
     ``refusals`` have the true names and reasons and stay in the private folder; their ``public`` reasons, ``record``
     and ``series`` get into the dataset. ``error`` is the message of a fatal outcome. ``against`` is the exam of the
-    dataset because of which the exam was refused; it counts as long as that one is there.
+    dataset because of which the exam was refused; it counts as long as that one is there. ``left_out`` has the names
+    in the source of structures that were left out, and the reasons; like the refusals it stays private.
     """
 
     id: str
@@ -41,3 +42,4 @@ class Outcome:
     # How long the exam took.
     seconds: float = 0.0
     against: str = ""
+    left_out: list[tuple[str, str]] = field(default_factory=list)

@@ -17,7 +17,7 @@ from deepatlas.exams.exam_file import ExamFile, ExamRecord
 from deepatlas.intake.dataset.folder import MANIFEST, exam_path, label_table, read_dataset_json
 from deepatlas.intake.dataset.manifest import Manifest, RefusalLine, SeriesLine
 from deepatlas.intake.privacy.identity import Identity, private_folder, readable_id
-from deepatlas.intake.run.finish import KEYS, REFUSED, Entry, Kept
+from deepatlas.intake.run.finish import KEYS, LEFT_OUT, REFUSED, Entry, Kept
 from deepatlas.intake.run.journal import Journals
 from deepatlas.intake.run.options import Options
 from deepatlas.intake.run.outcome import Outcome, Status
@@ -184,7 +184,7 @@ class Stock:
 
         ``known`` tells whether a name is one of this source, whose refusals are those of this run.
         """
-        ids = sorted(ids)
+        ids = dict.fromkeys(sorted(ids))
         keys = [self.keys[i] for i in ids if i in self.keys]
         before = [row for row in self._identity.read_csv(REFUSED) if len(row) == 3]
         rows = [(row[0], row[1], row[2]) for row in before if not known(row[0])]
@@ -192,4 +192,5 @@ class Stock:
         lines: list[RefusalLine] = []
         with suppress(DataError), Manifest(self.dst / MANIFEST, read_only=True) as manifest:
             lines = [line for line in manifest.refusals() if line.name not in again]
-        return Kept([self.outcome(i, journals) for i in ids], keys, rows, lines)
+        omitted = [row for row in self._identity.read_csv(LEFT_OUT) if row[0] in ids]
+        return Kept([self.outcome(i, journals) for i in ids], keys, rows, lines, omitted)

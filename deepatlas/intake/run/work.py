@@ -21,6 +21,7 @@ from deepatlas.intake.find.studies import plan_study
 from deepatlas.intake.find.task import ExamSource, Plan, Task
 from deepatlas.intake.privacy.redact import public_text, redacted
 from deepatlas.intake.run.outcome import Outcome, Status
+from deepatlas.intake.structures.anatomy import is_anatomical
 from deepatlas.intake.structures.ignored import Ignored, Why
 from deepatlas.intake.structures.name_map import NameMap
 from deepatlas.intake.structures.read import read_structures
@@ -28,6 +29,7 @@ from deepatlas.io.codec import image_suffix
 from deepatlas.io.dicom.found import Refusal, Subject
 from deepatlas.io.dicom.read import read_series
 from deepatlas.io.dicom.series import Reading
+from deepatlas.names.meet import compact
 from deepatlas.space.volume import Volume
 from deepatlas.store.rows import PART_VERSION
 
@@ -156,7 +158,9 @@ def _of_series(job: ExamJob, plan: Plan, tried: Mapping[str, str], hidden: set[s
                     naming=source.naming,
                 )
                 lines += structures.warnings
-                lines += left_out(structures.ignored, job.labels, second=bool(tried))
+                omitted = left_out(structures.ignored, structures.true_names, job.labels, second=bool(tried))
+                lines += [line for line, _, _ in omitted]
+                out.left_out = [(name, reason) for _, name, reason in omitted]
                 out.refusals += structures.refused
             drawn = structures.labels if structures is not None and structures.present else None
             if job.stays:
@@ -242,12 +246,23 @@ def _formats(source: ExamSource) -> dict[str, str]:
     return {"format": _FORMATS[image_suffix(source.image.path)]}
 
 
-def left_out(ignored: Mapping[str, Ignored], labels: Mapping[str, int], *, second: bool = False) -> list[str]:
-    """Warnings for the structures that were left out. A name is stated only if the dataset has it.
+def left_out(
+    ignored: Mapping[str, Ignored],
+    true_names: Mapping[str, str],
+    labels: Mapping[str, int],
+    *,
+    second: bool = False,
+) -> list[tuple[str, str, str]]:
+    """For each structure that was left out, a warning that identifies nobody; its name in the source; and the reason.
+
+    The warning states the name if the dataset has it, or if it consists of words of anatomy. Any other name may be
+    somebody's, and is for the private folder alone.
 
     ``second``: another series was chosen first, and the label table was made for what is drawn on that one.
     """
-    lines = []
+    spelled = {compact(name): name for name in labels}
+    found: list[tuple[str, str, str]] = []
+    unnamed = 0
     for name, reason in ignored.items():
         if reason.why in (Why.NOT_IN_MAP, Why.EMPTY):
             # Nobody asked for the structure, or the table names a structure that this exam does not have.
@@ -257,9 +272,15 @@ def left_out(ignored: Mapping[str, Ignored], labels: Mapping[str, int], *, secon
             text = "its name is not one of anatomy, so it may be somebody's; say in a name map what it is"
             if second:
                 text = "drawn on a series that was not chosen first, and no other exam has its name; write a name map"
-        known = name in labels or _NUMBERED.fullmatch(name)
-        lines.append(f"{name if known else 'a structure'}: left out: {text}")
-    return lines
+        numbered = _NUMBERED.fullmatch(name)
+        shown = spelled.get(compact(name)) or (name if numbered or is_anatomical(name) else "")
+        where = ""
+        if numbered or not shown:
+            unnamed += 1
+            shown = shown or f"unnamed structure {unnamed}"
+            where = "; left_out.csv in the private folder has its name"
+        found.append((f"{shown}: left out: {text}{where}", true_names.get(name, name), text))
+    return found
 
 
 def count_attempt(marker: Path) -> bool:

@@ -206,7 +206,7 @@ def _slices(
     if copies:
         corrections.append(f"{copies} duplicate slice{'s' * (copies != 1)} with equal pixels left out")
     if padded:
-        corrections.append(f"{padded} padding voxels set to {AIR:g} HU")
+        corrections.append(f"{padded:,} padding voxels set to {AIR:g} HU")
     if doubtful:
         warnings.append("PixelPaddingValue lies among tissue values and was left alone")
     return array

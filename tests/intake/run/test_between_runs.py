@@ -117,10 +117,18 @@ def test_strict_stops_at_what_an_earlier_run_refused():
         )
 
 
-def test_only_numbered_structures_are_called_by_their_number():
+def test_names_of_structures_that_were_left_out_are_stated_unless_they_may_be_somebodys():
     reason = Ignored(Why.UNUSABLE, "no closed contour")
-    lines = left_out({"structure smith": reason, "structure 7": reason}, {})
-    assert lines == ["a structure: left out: no closed contour", "structure 7: left out: no closed contour"]
+    true = {"structure 7": "Smith^John", "smith": "smith", "Heart": "Heart", "Left-Lung": "Left-Lung"}
+    lines = left_out(dict.fromkeys(true, reason), true, {"heart": 1})
+    hint = "; left_out.csv in the private folder has its name"
+    assert [line for line, _, _ in lines] == [
+        f"structure 7: left out: no closed contour{hint}",
+        f"unnamed structure 2: left out: no closed contour{hint}",
+        "heart: left out: no closed contour",
+        "Left-Lung: left out: no closed contour",
+    ]
+    assert [(name, why) for _, name, why in lines] == [(name, "no closed contour") for name in true.values()]
 
 
 @pytest.fixture

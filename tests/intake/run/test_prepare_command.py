@@ -92,7 +92,7 @@ def test_a_mixture_of_formats_becomes_one_dataset(tmp_path):
     np.testing.assert_array_equal(dataset.exam(names["cohort/e1"]).volume().array, source.array)
     reasons = dict(dataset.manifest().series())  # exam: its last line
     assert set(reasons) == {names["P1"], names["P2"]}
-    assert "Mid-coronal" in (dst / "report.html").read_text() and leftovers(dst) == []
+    assert "Coronal slices" in (dst / "report.html").read_text() and leftovers(dst) == []
 
 
 @pytest.mark.slow
