@@ -200,7 +200,7 @@ class Experiment:
             log.say(f"no --data given: making a cohort of {phantom.train + phantom.test} phantoms in {root}")
             self.request = make_phantoms(root, phantom, self.request, progress=not self.quiet)
         root = Path(data or self.folder / "phantom" / "train")
-        return open_store(root, self.config, self.request, log, progress=not self.quiet)
+        return open_store(root, self.config, self.request, log, progress=not self.quiet, uses=self._lock)
 
     def _session(self, log: RunLog | NullLog, exams: int) -> Session:
         config, device = self.config, self.world.device

@@ -93,9 +93,8 @@ class Identity:
         table.writerow(header)
         table.writerows(rows)
         path = self.folder / name
-        with atomic_path(path) as temporary:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with open(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="") as handle:
+        with atomic_path(path, private=True) as temporary:
+            with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as handle:
                 handle.write(text.getvalue())
         return path
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from deepatlas.errors import DataError
 from deepatlas.exams.exam_file import ExamRecord
-from deepatlas.files import write_text
+from deepatlas.files import create_private, write_text
 from deepatlas.intake.dataset.folder import exam_name, finish_dataset
 from deepatlas.intake.dataset.manifest import Manifest, RefusalLine
 from deepatlas.intake.dataset.quality import write_quality_report
@@ -93,6 +93,7 @@ def finish(
     """
     path = scratch / "manifest.sqlite"
     path.unlink(missing_ok=True)
+    create_private(path)
     all_refusals = list(refusals)
     names = {row[0]: row[1] for row in kept.keys} | {e.id: e.name for e in entries}
     omitted = [tuple(row) for row in kept.left_out]
@@ -128,7 +129,7 @@ def finish(
         report=write_quality_report,
         progress=lambda parts: bar(parts, count, "training array", "exam"),
     )
-    write_text(identity.folder / STATE, json.dumps({"state": state}) + "\n")
+    write_text(identity.folder / STATE, json.dumps({"state": state}) + "\n", private=True)
     return count
 
 

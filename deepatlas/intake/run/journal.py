@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from deepatlas.errors import DataError, WriteError
-from deepatlas.files import write_error
+from deepatlas.files import create_private, write_error
 from deepatlas.intake.dataset.manifest import SeriesLine
 from deepatlas.intake.run.finish import Entry
 from deepatlas.intake.run.outcome import Outcome, Status
 from deepatlas.io.dicom.found import Refusal, Subject
-from deepatlas.sqlite import Trouble, connect, create_private, trouble_of
+from deepatlas.sqlite import Trouble, connect, trouble_of
 
 
 class Journal:
