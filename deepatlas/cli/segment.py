@@ -79,7 +79,6 @@ def run(args: argparse.Namespace) -> int:
     say, done, fits, failed = progress_lines(args), {}, {}, {}
     names = json.dumps(template.labels, indent=1) + "\n"
     _keep_names_of_masks(args.out / "labels.json", names)
-    write_text(args.out / "labels.json", names)
     for count, (name, exam) in enumerate(exams.items(), 1):
         try:
             labels = segment(model, read_volume(exam.ct, kind=exam.kind), template, args.threshold)
@@ -90,6 +89,9 @@ def run(args: argparse.Namespace) -> int:
             failed[name] = str(error)
             continue
         # This stands outside the try, so that a full disk ends the run instead of failing every exam.
+        if not done:
+            # Before the first mask, so that none is there without the names of its structures.
+            write_text(args.out / "labels.json", names)
         done[name] = str(write_volume(args.out / f"{name}{args.suffix}", labels))
         if args.masks:
             write_masks(args.out / name, labels, template.labels, args.suffix)

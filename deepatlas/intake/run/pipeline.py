@@ -28,7 +28,7 @@ from deepatlas.intake.run.finish import Entry, Kept, as_record, finish, read_sta
 from deepatlas.intake.run.journal import Journals
 from deepatlas.intake.run.options import Options, Summary
 from deepatlas.intake.run.outcome import Outcome, Status
-from deepatlas.intake.run.places import check_places, clear_leftovers, may_write
+from deepatlas.intake.run.places import check_places, clear_leftovers, leaving_nothing, may_write
 from deepatlas.intake.run.planning import Planner, progress_bar
 from deepatlas.intake.run.stock import Stock
 from deepatlas.intake.run.twins import Twins
@@ -62,10 +62,17 @@ class _Run:
         self.src, self.dst, self.options = src, dst, options
         self.began = time.monotonic()
         self.made = 0
+        self.planner: Planner | None = None
 
     def run(self) -> Summary:
+        check_places(self.src, self.dst, self.options.names)
+        # Shards share the folders, so that none of them may remove what another one has made.
+        shared = self.options.shard is not None
+        with leaving_nothing(self.dst, lambda: shared or bool(self.planner and self.planner.found)):
+            return self._run()
+
+    def _run(self) -> Summary:
         options = self.options
-        check_places(self.src, self.dst, options.names)
         may_write(self.dst)
         self.identity = Identity.open(self.dst)
         private = self.identity.folder

@@ -33,13 +33,17 @@ EXPECTED = "expected DICOM, NIfTI, NRRD or MetaImage files, in folders or archiv
 
 
 class Planner:
-    """Finds and plans the exams of a source, and collects the ``refusals`` with their public reasons."""
+    """Finds and plans the exams of a source, and collects the ``refusals`` with their public reasons.
+
+    ``found`` tells whether there is any exam that can be used, as far as that is known.
+    """
 
     def __init__(self, src: Path, dst: Path, options: Options, identity: Identity, engine: Any) -> None:
         self.src, self.dst, self.options = src, dst, options
         self.identity, self.engine = identity, engine
         self.names = NameMap.read(options.names) if options.names else None
         self.refusals: list[Refusal] = []
+        self.found = False
 
     def run(self, catalogue: Catalogue, scratch: Path) -> list[Entry]:
         """Every exam that can be used, sorted by key, with its id."""
@@ -133,6 +137,7 @@ class Planner:
                 bar.update(1)
         catalogue.keep_plans(fresh)
         self._refuse(refusals)
+        self.found = any(e.usable for e in entries)
         if unused:
             raise DataError(
                 f"--series {sorted(unused)[0]}=…: no such exam in the source; give id, PatientID or StudyInstanceUID"
