@@ -108,6 +108,10 @@ class Journals:
                 return found
         return None
 
+    def know(self, exam_id: str) -> bool:
+        """Whether there is any outcome of an exam, whatever its state was."""
+        return any(journal.get(exam_id) is not None for journal in (self._own, *self._others))
+
     def enter(self, outcome: Outcome) -> None:
         self._own.enter(outcome)
 

@@ -267,8 +267,11 @@ class _Run:
                     raise DataError(
                         f"{self.src}: vanished while it was read; put it back and run again: what is done stays"
                     )
-                if result.record is not None and (twin := twins.of(job.id, as_record(result.record))):
-                    result = refused_twin(job, twin)
+                # An exam that the dataset had before does not leave it because of another one.
+                before = job.id in self.stock.ids and (self.stock.lists(job.id) or journals.know(job.id))
+                if result.record is not None and not before:
+                    if twin := twins.of(job.id, as_record(result.record)):
+                        result = refused_twin(job, twin)
                 journals.enter(result)
                 self.made += result.status is Status.DONE
                 bar.update(1)

@@ -59,6 +59,10 @@ class Stock:
                 f"{error}; it stays with --add, but cannot be read: put it back from a copy, or delete it"
             ) from error
 
+    def lists(self, exam_id: str) -> bool:
+        """Whether the manifest lists an exam."""
+        return exam_id in self._listed
+
     def labels(self) -> dict[str, int]:
         """The label table of all exams that are there."""
         try:

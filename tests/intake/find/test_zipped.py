@@ -225,7 +225,7 @@ def test_an_archive_of_many_exams_that_no_longer_unpacks_says_why(src, tmp_path,
         (False, "holds 5 exams .* cannot give any longer"),
         (True, "none of the 5 exams can be used"),
     ):
-        with pytest.raises(DataError, match=f"{words}.* first: .*{reason}"):
+        with pytest.raises(DataError, match=f"{words}.*first: .*{reason}"):
             run(src, tmp_path / "dst", crop="foreground", prune=prune)
         assert len(there) == 5 and sorted((tmp_path / "dst" / "exams").rglob("*.h5")) == there
 

@@ -176,6 +176,18 @@ def test_the_same_ct_under_another_name_does_not_come_twice(tmp_path):
     assert "again" in keys(dst) and len(Dataset(dst)) == 4 and whole(dst)
 
 
+def test_exams_that_the_dataset_has_twice_both_stay(tmp_path):
+    (one, _), dst = sources(tmp_path), tmp_path / "dst"
+    shutil.copytree(one / "a1", one / "twin")
+    assert prepare_here(one, dst).exams == 3
+    # Only one of the two comes again, and is made again because of a new structure.
+    shutil.rmtree(one / "a1")
+    shutil.rmtree(one / "a2")
+    exam_at(one / "b1", 3, ("heart", "lung"))
+    summary = prepare_here(one, dst, add=True)
+    assert (summary.exams, summary.made, summary.refused) == (4, 2, {}) and whole(dst)
+
+
 def test_refusals_of_earlier_deliveries_stay_in_report_and_table(tmp_path):
     (one, two), dst = sources(tmp_path), tmp_path / "dst"
     (one / "bad.nii.gz").write_bytes(b"x" * 400)
