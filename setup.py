@@ -40,6 +40,8 @@ setup(
         "SimpleITK>=2.3",
         "pydicom>=3.0",
         "matplotlib>=3.8",
+        "contourpy>=1.2",
+        "Pillow>=10",
         "jinja2>=3.1",
         "tqdm>=4.66",
         "tensorboard>=2.15",

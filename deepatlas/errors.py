@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import json
 import logging
 import sys
 import warnings
@@ -83,10 +84,17 @@ def _own_warnings() -> Iterator[None]:
             drawing.setLevel(level)
 
 
-def guarded(run: Callable[..., int], *arguments: object) -> int:
+def skipped_line(exam: str, reason: str) -> str:
+    """The line on stderr about an exam that is left out."""
+    return f"{PROGRAM}: skipped {exam}: {' '.join(reason.split())}"
+
+
+def guarded(run: Callable[..., int], *arguments: object, as_json: bool = False) -> int:
     """Run a command and return its exit code.
 
-    An error is printed as one line on stderr and gives 1; Ctrl-C gives 130. Warnings are lines of the same form.
+    An error is printed as one line on stderr and gives 1; Ctrl-C gives 130. Warnings are lines of the same form. With
+    ``as_json``, which a command passes on from ``--json``, an error is also printed on stdout, as ``{"error": text}``,
+    so that what is printed there is one JSON object in any case.
     """
     try:
         with _own_warnings():
@@ -96,8 +104,12 @@ def guarded(run: Callable[..., int], *arguments: object) -> int:
         sys.stderr.close()
         return 1
     except (DeepAtlasError, OSError) as error:
-        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        text = " ".join(str(error).split())
+        print(f"{PROGRAM}: error: {text}", file=sys.stderr)
+        code = 1
     except KeyboardInterrupt as stop:
-        print(f"{PROGRAM}: {str(stop) or 'interrupted'}", file=sys.stderr)
-        return 130
+        text, code = str(stop) or "interrupted", 130
+        print(f"{PROGRAM}: {text}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": text}), flush=True)
+    return code

@@ -64,14 +64,36 @@ def write_error(path: str | os.PathLike[str], error: OSError) -> WriteError:
     return WriteError(f"{path}: cannot write: {reason}; {cure}")
 
 
+def create_private(path: str | os.PathLike[str]) -> None:
+    """Make an empty file that only its owner may read (mode 0600), unless it exists. Raises :class:`OSError`."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+
+
+def private_folder(path: Path) -> Path:
+    """``path``, a folder that only its owner may read (mode 0700), made if it is missing.
+
+    Raises :class:`~deepatlas.errors.WriteError` if it cannot be made. On a disk without permissions (FAT), or in a
+    folder of somebody else, it stays as it is.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(path, error) from error
+    with suppress(OSError):
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o700)
+    return path
+
+
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], *, private: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``path``, which is renamed to ``path`` when the block ends without an error.
 
     The temporary name keeps the suffixes (such as ``.nii.gz``), because writers choose the format by them. The rest of
     it is plain and short, so that it can be given wherever the name of ``path`` itself can.
     Missing parent folders are created. If an error occurs, the temporary file is removed and ``path`` is left
-    as it was; an :class:`OSError` is converted into a one-line :class:`~deepatlas.errors.WriteError`.
+    as it was; an :class:`OSError` is converted into a one-line :class:`~deepatlas.errors.WriteError`. With ``private``
+    nobody but its owner may read the file (mode 0600), not even while it is written.
     """
     path = Path(path)
     suffix = _SUFFIXES.search(path.name)
@@ -80,6 +102,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
+        if private:
+            create_private(temporary)
         yield temporary
         # Windows flushes only what is open for writing.
         with open(temporary, "rb+") as handle:
@@ -99,17 +123,17 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.close(folder)
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
+def write_text(path: str | os.PathLike[str], text: str, *, private: bool = False) -> None:
     """Write ``text`` to a file as UTF-8, atomically (see :func:`atomic_path`).
 
     Bytes of a file name that are not UTF-8 are written as ``\\udcfc``.
     """
-    with atomic_path(path) as temporary:
+    with atomic_path(path, private=private) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager
-def atomic_h5(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
+def atomic_h5(path: str | os.PathLike[str], *, private: bool = False) -> Iterator[h5py.File]:
     """Like :func:`atomic_path`, but yield a new HDF5 file that is open for writing.
 
     The HDF5 library does not survive a failed write: objects that it cannot flush crash the process later.
@@ -118,7 +142,7 @@ def atomic_h5(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
     """
     import h5py
 
-    with atomic_path(path) as temporary, _KeepsError(temporary) as raw:
+    with atomic_path(path, private=private) as temporary, _KeepsError(temporary) as raw:
         try:
             with h5py.File(raw, "w") as file:
                 yield file

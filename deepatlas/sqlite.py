@@ -71,11 +71,6 @@ def has_locks(path: Path) -> bool:
     return True
 
 
-def create_private(path: Path) -> None:
-    """Make an empty file that only its owner may read (mode 0600), unless it exists. Raises :class:`OSError`."""
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
-
-
 def connect(
     path: Path | str, pragmas: Iterable[str] = (), *, uri: bool = False, any_thread: bool = False
 ) -> sqlite3.Connection:

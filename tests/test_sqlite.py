@@ -10,7 +10,8 @@ from contextlib import closing
 
 import pytest
 
-from deepatlas.sqlite import Trouble, connect, create_private, has_locks, transaction, trouble_of
+from deepatlas.files import create_private
+from deepatlas.sqlite import Trouble, connect, has_locks, transaction, trouble_of
 
 
 def trouble(work) -> Trouble:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepatlas.errors import PROGRAM, DeepAtlasError
+from deepatlas.errors import PROGRAM, DataError, DeepAtlasError, skipped_line
 
 if TYPE_CHECKING:
     from deepatlas.api import Model
@@ -152,10 +152,21 @@ def print_result(args: argparse.Namespace, data: Mapping[str, Any], text: str) -
     print(json.dumps(data, indent=1, allow_nan=False) if args.json else text, flush=True)
 
 
-def list_skipped(skipped: Mapping[str, str]) -> None:
-    """Print one line on stderr for every exam that could not be used."""
-    for name, why in skipped.items():
-        print(f"{PROGRAM}: skipped {name}: {why}", file=sys.stderr)
+def list_skipped(skipped: Mapping[str, str], most: int | None = None, rest: str = "") -> None:
+    """Print one line on stderr for every exam that could not be used, also with ``--quiet``.
+
+    After ``most`` exams, one line tells the number of the others, and ``rest`` where they are listed.
+    """
+    for name, why in list(skipped.items())[:most]:
+        print(skipped_line(name, why), file=sys.stderr)
+    if most is not None and len(skipped) > most:
+        print(f"{PROGRAM}: skipped {len(skipped) - most} more, {rest}", file=sys.stderr)
+
+
+def refuse_skipped(args: argparse.Namespace, skipped: Mapping[str, str]) -> None:
+    """With ``--strict``, raise the error of the first folder of a data directory that holds no exam to be used."""
+    if args.strict and skipped:
+        raise DataError(next(iter(skipped.values())))
 
 
 def note_unknown(args: argparse.Namespace, name: str, fit: Fit) -> None:

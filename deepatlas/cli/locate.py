@@ -16,6 +16,7 @@ from deepatlas.cli.common import (
     note_unknown,
     print_result,
     progress_lines,
+    refuse_skipped,
 )
 from deepatlas.errors import DataError
 
@@ -61,7 +62,9 @@ def run(args: argparse.Namespace) -> int:
 
     check_out_file(args.out, (".csv", ".txt"))
     names, points = read_points(args.points)
-    targets = named_exams(args.to)
+    skipped: dict[str, str] = {}
+    targets = named_exams(args.to, skipped)
+    refuse_skipped(args, skipped)
     sources = list(named_exams([args.source]).values())
     if len(sources) != 1:
         raise DataError(
@@ -86,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
             say(f"locate {count}/{len(targets)} {name}: {found} of {len(names)} found")
     if located:
         write_located(args.out, names, located)
-    list_skipped(failed)
+    list_skipped(skipped | failed)
     counts = {name: int(result.found.sum()) for name, result in located.items()}
     data = {
         "out": str(args.out) if located else None,
@@ -94,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
         "found": counts,
         "exams": {name: result.fit.to_dict() for name, result in located.items()},
         "failed": failed,
+        "skipped": skipped,
     }
     print_result(args, data, f"{args.out}: {sum(counts.values())} of {len(names) * len(counts)} points found")
     return 1 if failed else 0

@@ -6,12 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from deepatlas.cli import evaluate, export, info, locate, phantom, prepare, segment, template, train
+from deepatlas.cli import cache, evaluate, export, info, locate, phantom, prepare, segment, template, train
 from deepatlas.errors import PROGRAM, guarded, lenient_output
 
 # The commands in the order in which --help lists them. To add a command, write a file with ``add`` and ``run``, and
 # list it here.
-COMMANDS = (train, prepare, export, template, segment, locate, evaluate, phantom, info)
+COMMANDS = (train, prepare, export, template, segment, locate, evaluate, phantom, info, cache)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,4 +41,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[:1] == ["train"]:
         return guarded(train.run, argv[1:])
     args = build_parser().parse_args(argv)
-    return guarded(args.run, args)
+    return guarded(args.run, args, as_json=args.json)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from deepatlas.cli.common import POSITIVE, Commands, add_command, add_strict, print_result
+from deepatlas.cli.common import POSITIVE, Commands, add_command, add_strict, list_skipped, print_result
 from deepatlas.errors import PROGRAM, DataError
 
 
@@ -44,6 +44,13 @@ def add(commands: Commands) -> None:
     )
     c.add_argument(
         "--keep-ids", action="store_true", help="keep the names of the source instead of salted hashes"
+    )
+    lacking = c.add_mutually_exclusive_group()
+    lacking.add_argument(
+        "--add", action="store_true", help="SRC is a delivery: exams of DST that are not in SRC stay in DST"
+    )
+    lacking.add_argument(
+        "--prune", action="store_true", help="remove the exams of DST that are not in SRC from DST"
     )
     add_strict(c, model=False)
     c.add_argument(
@@ -85,9 +92,9 @@ def run(args: argparse.Namespace) -> int:
     if args.dst is None:
         raise DataError(f"{args.src}: no destination; give DST, the folder of the dataset")
     options = Options(
-        crop=args.crop, names=args.labels, series=dict(args.series), keep_ids=args.keep_ids, strict=args.strict,
-        workers=args.workers, shard=args.shard, merge=args.merge, engine=args.engine, address=args.address,
-        progress=not args.quiet,
+        crop=args.crop, names=args.labels, series=dict(args.series), keep_ids=args.keep_ids, add=args.add,
+        prune=args.prune, strict=args.strict, workers=args.workers, shard=args.shard, merge=args.merge,
+        engine=args.engine, address=args.address, progress=not args.quiet,
     )  # fmt: skip
     try:
         summary = prepare(args.src, args.dst, options)
@@ -99,7 +106,10 @@ def run(args: argparse.Namespace) -> int:
         if args.shard
         else f"{len(summary.labels)} structures"
     )
-    text = f"{args.dst}: {summary.exams} exams ({summary.made} new), {what}; {len(summary.refused)} exams refused"
+    new = f"{summary.made} new" + (f", {summary.kept} not of {args.src}" if summary.kept else "")
+    text = f"{args.dst}: {summary.exams} exams ({new}), {what}; {len(summary.refused)} exams refused"
+    # All of them are in the JSON.
+    list_skipped(summary.refused, 20, f"in {args.dst}.private/refused.csv")
     if args.check:
         return _check(args, args.dst, summary.as_dict(), text)
     print_result(args, summary.as_dict(), text)

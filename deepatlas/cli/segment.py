@@ -19,6 +19,7 @@ from deepatlas.cli.common import (
     note_unknown,
     print_result,
     progress_lines,
+    refuse_skipped,
 )
 from deepatlas.errors import DataError
 
@@ -64,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
     from deepatlas.localize.segment import segment
 
     check_out_folder(args.out)
-    exams = named_exams(args.exams)
+    skipped: dict[str, str] = {}
+    exams = named_exams(args.exams, skipped)
+    refuse_skipped(args, skipped)
     inputs = files_of_exams(exams.values()) + model_files(args)
     outputs = [args.out / f"{name}{args.suffix}" for name in exams] + [args.out / "labels.json"]
     refuse_overwriting(outputs, inputs)
@@ -76,7 +79,6 @@ def run(args: argparse.Namespace) -> int:
     say, done, fits, failed = progress_lines(args), {}, {}, {}
     names = json.dumps(template.labels, indent=1) + "\n"
     _keep_names_of_masks(args.out / "labels.json", names)
-    write_text(args.out / "labels.json", names)
     for count, (name, exam) in enumerate(exams.items(), 1):
         try:
             labels = segment(model, read_volume(exam.ct, kind=exam.kind), template, args.threshold)
@@ -87,14 +89,22 @@ def run(args: argparse.Namespace) -> int:
             failed[name] = str(error)
             continue
         # This stands outside the try, so that a full disk ends the run instead of failing every exam.
+        if not done:
+            # Before the first mask, so that none is there without the names of its structures.
+            write_text(args.out / "labels.json", names)
         done[name] = str(write_volume(args.out / f"{name}{args.suffix}", labels))
         if args.masks:
             write_masks(args.out / name, labels, template.labels, args.suffix)
         fits[name] = labels.fit
         if say:
             say(f"segment {count}/{len(exams)} {name}")
-    list_skipped(failed)
-    data = {"segmented": done, "exams": {n: f.to_dict() for n, f in fits.items()}, "failed": failed}
+    list_skipped(skipped | failed)
+    data = {
+        "segmented": done,
+        "exams": {n: f.to_dict() for n, f in fits.items()},
+        "failed": failed,
+        "skipped": skipped,
+    }
     unknown = sum(f.known is False for f in fits.values())
     text = f"{args.out}: {len(done)} of {len(exams)} exams segmented"
     print_result(args, data, f"{text}, {unknown} of them not known to the model" if unknown else text)

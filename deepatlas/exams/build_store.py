@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from deepatlas.errors import DataError
 from deepatlas.exams.cohort import Cohort, ExamFiles, find_exams
 from deepatlas.exams.read import read_labels_for, read_volume
-from deepatlas.files import atomic_h5, write_error
+from deepatlas.files import atomic_h5, private_folder, write_error, write_text
 from deepatlas.progress import bar
 from deepatlas.space.preprocess import CROPS
 from deepatlas.store.fit import ExamError, PreparedExam, fit_exam
@@ -37,6 +37,9 @@ except ImportError:
     fcntl = None  # type: ignore[assignment]
 
 Result = TypeVar("Result")
+
+# In the folder of finished exams: the data directory that they are of.
+ABOUT = "about.json"
 
 # To be raised whenever the same files would give other arrays, so that older stores are built again.
 _RECIPE = 5
@@ -55,14 +58,14 @@ def prepare_cohort(
 
     Args:
         root: a data directory (see :func:`~deepatlas.exams.cohort.find_exams`), or a store, which is opened as it is.
-        store_path: the HDF5 file to write. A store that is there already is reused if the files (path, size and
-            modification time), the labels and the options are the same, and replaced otherwise. A file that is no
-            store is an error and stays as it is.
+        store_path: the HDF5 file to write (mode 0600, as it holds CTs). A store that is there already is reused if the
+            files (path, size and modification time), the labels and the options are the same, and replaced otherwise.
+            A file that is no store is an error and stays as it is.
         crop: ``"foreground"`` crops exams to the patient; ``"midline"`` also crops them to the middle 240 mm from left
             to right; None keeps the full field of view.
-        strict: stop at the first exam that cannot be used. Otherwise such an exam is skipped, listed on stderr, and
-            kept in ``store.skipped`` with the reason.
-        progress: show a progress bar and the list of skipped exams on stderr.
+        strict: stop at the first exam that cannot be used. Otherwise such an exam is skipped, and listed in
+            ``store.skipped`` with the reason.
+        progress: show a progress bar on stderr.
         workers: the number of threads.
 
     Raises:
@@ -94,7 +97,7 @@ def prepare_cohort(
         "skipped": dict(cohort.skipped),
         "notes": {},
     }
-    with _alone(store_path):
+    with building(store_path):
         store = _reusable(store_path, fingerprint)
         if store is None:
             _build(store_path, cohort, keys, meta, strict, progress, workers)
@@ -102,10 +105,6 @@ def prepare_cohort(
     if strict and store.skipped:
         store.close()
         raise DataError(next(iter(store.skipped.values())))
-    if progress and store.skipped:
-        print(f"skipped {len(store.skipped)} of {len(store) + len(store.skipped)} exams:", file=sys.stderr)
-        for name, reason in store.skipped.items():
-            print(f"  {name}: {reason}", file=sys.stderr)
     return store
 
 
@@ -142,10 +141,7 @@ def _build(
     # The name of the store may be as long as names can be.
     name = store_path.name if len(os.fsencode(store_path.name)) < 200 else _digest(store_path.name)
     parts = store_path.with_name(f".{name}.parts")
-    try:
-        parts.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(parts, error) from error
+    private_folder(parts)
     ready: list[tuple[str, Path]] = []
 
     def part_of(exam: str) -> Path:
@@ -157,6 +153,7 @@ def _build(
 
     jobs = _in_order(job, cohort.exams, workers)
     try:
+        write_text(parts / ABOUT, json.dumps({"root": meta["root"]}), private=True)
         for exam, result in bar(jobs, len(cohort), "preparing", show=progress):
             try:
                 prepared = result()
@@ -166,7 +163,7 @@ def _build(
                 meta["skipped"][exam.id] = str(error)
                 continue
             if prepared is not None:
-                with atomic_h5(part_of(exam.id)) as file:
+                with atomic_h5(part_of(exam.id), private=True) as file:
                     write_part(file, prepared, cohort.labels)
             ready.append((exam.id, part_of(exam.id)))
         if not ready:
@@ -174,7 +171,7 @@ def _build(
             raise DataError(
                 f"{cohort.root}: none of its {len(meta['skipped'])} exams can be used; the first: {first}"
             )
-        with atomic_h5(store_path) as file:
+        with atomic_h5(store_path, private=True) as file:
             assemble(file, len(ready), (Row(name, *read_part(part)) for name, part in ready), meta)
     except DataError:
         # After bad data, or with a full disk, there is nothing that the next call could continue from.
@@ -243,13 +240,18 @@ def _open_as_is(path: Path, crop: str | None) -> Store:
 
 
 @contextmanager
-def _alone(store_path: Path) -> Iterator[None]:
-    """Keep other processes from building in this folder. Once they may go on, they find the finished store."""
+def building(store_path: Path, busy: str | None = None) -> Iterator[bool]:
+    """Keep other processes from building in the folder of a store. Once they may go on, they find the finished store.
+
+    Yields whether there is a lock: some file systems have none. Where another process has it, this one waits, or
+    raises :class:`~deepatlas.errors.DataError` with ``busy`` if that is given.
+    """
     try:
         store_path.parent.mkdir(parents=True, exist_ok=True)
         folder = os.open(store_path.parent, os.O_RDONLY)
     except OSError as error:
         raise write_error(store_path, error) from error
+    alone = False
     try:
         if fcntl is not None:
             # Some file systems have no locks.
@@ -257,11 +259,14 @@ def _alone(store_path: Path) -> Iterator[None]:
                 try:
                     fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
+                    if busy is not None:
+                        raise DataError(f"{store_path.parent}: {busy}") from None
                     print(
                         f"waiting for another process that prepares in {store_path.parent}", file=sys.stderr
                     )
                     fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
+                alone = True
+        yield alone
     finally:
         os.close(folder)
 

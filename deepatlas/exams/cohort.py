@@ -13,7 +13,7 @@ from pathlib import Path
 from deepatlas.errors import DataError, did_you_mean
 from deepatlas.exams.kind import Kind, exam_name, kind_of
 from deepatlas.exams.mask_files import MASKS, masks_in
-from deepatlas.io.codec import SUFFIXES
+from deepatlas.io.codec import SUFFIXES, image_suffix
 from deepatlas.space.constants import MAX_LABEL
 from deepatlas.store.store import DATASET, Store, is_dataset
 
@@ -120,15 +120,19 @@ def find_exams(root: str | os.PathLike[str]) -> Cohort:
     if not exams:
         if kind_of(root) is Kind.DICOM:
             raise DataError(f"{root}: holds DICOM files, not folders of exams; {prepare_first(root)}")
-        if _images(root, "ct"):
+        if images_named(root, "ct"):
             raise DataError(
                 f"{root}: is a single exam, not a data directory; give the folder above it ({LAYOUT})"
             )
         if any((root / "exams").glob("*/*.h5")):
             raise DataError(f"{root}: an unfinished dataset ({DATASET} is missing); run prepare again")
         first = f" (first of {len(skipped)} folders: {next(iter(skipped.values()))})" if skipped else ""
+        loose = sorted(p.name for p in root.iterdir() if p.is_file() and image_suffix(p))
+        what = "no exam found"
+        if loose:
+            what = f"holds {len(loose)} loose image(s) ({loose[0]} …), and no exam in a folder of its own"
         cure = f"{LAYOUT}; {prepare_first(root)}" if any(root.iterdir()) else LAYOUT
-        raise DataError(f"{root}: no exam found; {cure}{first}")
+        raise DataError(f"{root}: {what}; {cure}{first}")
     labels_path = next(
         (p for p in (root / "labels.json", root.resolve().parent / "labels.json") if p.is_file()), None
     )
@@ -149,19 +153,22 @@ def prepare_first(root: Path) -> str:
     return f"make a dataset of it with: deepatlas prepare {shlex.quote(str(root))} {made}; and give {made} instead"
 
 
-def named_exams(arguments: Sequence[str | os.PathLike[str]]) -> dict[str, ExamFiles]:
+def named_exams(
+    arguments: Sequence[str | os.PathLike[str]], skipped: dict[str, str] | None = None
+) -> dict[str, ExamFiles]:
     """The exams that the EXAM arguments of a command name, by the names of the exams.
 
     Args:
         arguments: each an image file, an exam file of a dataset, the folder of an exam (with its CT or a DICOM
             series), or a data directory, which stands for all of its exams.
+        skipped: receives why folders of a data directory could not be used, by their names.
 
     Raises:
         DataError: two exams have the same name, or a data directory cannot be used.
     """
     found: dict[str, ExamFiles] = {}
     for path in map(Path, arguments):
-        for exam in _exams_at(path):
+        for exam in _exams_at(path, {} if skipped is None else skipped):
             if exam.id in found and found[exam.id].ct.resolve() != exam.ct.resolve():
                 raise DataError(
                     f"{exam.ct}: has the same name ({exam.id}) as {found[exam.id].ct}; give them in separate calls"
@@ -170,13 +177,15 @@ def named_exams(arguments: Sequence[str | os.PathLike[str]]) -> dict[str, ExamFi
     return found
 
 
-def _exams_at(path: Path) -> list[ExamFiles]:
-    ct = _images(path, "ct")[:1] if path.is_dir() else []
+def _exams_at(path: Path, skipped: dict[str, str]) -> list[ExamFiles]:
+    ct = images_named(path, "ct")[:1] if path.is_dir() else []
     if ct:
         return [ExamFiles(exam_name(ct[0].absolute()), ct[0])]
     kind = kind_of(path)
     if kind is Kind.FOLDER:
-        return find_exams(path).exams
+        cohort = find_exams(path)
+        skipped |= cohort.skipped
+        return cohort.exams
     return [ExamFiles(exam_name(path.absolute()), path, kind=kind)]
 
 
@@ -235,7 +244,7 @@ def _short(value: object) -> str:
 
 def _exam(folder: Path) -> ExamFiles:
     try:
-        ct, seg = _images(folder, "ct"), _images(folder, "seg")
+        ct, seg = images_named(folder, "ct"), images_named(folder, "seg")
         kind = Kind.IMAGE if ct else kind_of(folder, is_exam=True)
         if kind is Kind.DICOM:
             ct = [folder]
@@ -263,8 +272,16 @@ def _names_of_masks(exams: Sequence[ExamFiles]) -> dict[str, int]:
     return {name: i for i, name in enumerate(sorted(names, key=natural_order), 1)}
 
 
-def _images(folder: Path, stem: str) -> list[Path]:
-    return [path for suffix in SUFFIXES if (path := folder / (stem + suffix)).is_file()]
+def images_named(folder: Path, stem: str) -> list[Path]:
+    """The images of a folder that are called ``stem``, whatever the case of name and suffix (``CT.NII.GZ``)."""
+    names = [stem + suffix for suffix in SUFFIXES]
+    try:
+        found = [name for name in os.listdir(folder) if name.lower() in names]
+    except OSError:
+        # Whoever reads the folder says why that is not possible.
+        return []
+    found.sort(key=lambda name: (names.index(name.lower()), name))
+    return [path for name in found if (path := folder / name).is_file()]
 
 
 def natural_order(text: str) -> list[tuple[int, int, str]]:

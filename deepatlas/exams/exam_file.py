@@ -142,7 +142,7 @@ def write_exam(
     lines = list(dict.fromkeys(" ".join(str(w).split()) for w in warnings))
     array, clipped = _to_int16(volume)
     if clipped:
-        lines.append(f"{clipped} voxels beyond -32768 to 32767 HU were clipped")
+        lines.append(f"{clipped:,} voxels beyond -32768 to 32767 HU were clipped")
     ct = Volume(array, volume.grid, volume.name or exam_id)
     seg = None
     if labels is not None and (names or labels.array.any()):
@@ -317,6 +317,12 @@ class ExamFile(Hdf5Reader):
         if set(hidden) != {self.names[name] for name in self.overlaps}:
             raise self.damaged("its overlaps are not those of its header")
         return hidden
+
+
+def holds_ct(exam: ExamFile, volume: Volume) -> bool:
+    """Whether an exam file holds the voxels of a CT, at the same place, as :func:`write_exam` would store them."""
+    same = exam.grid.shape == volume.grid.shape and exam.grid.matches(volume.grid, 1e-3)
+    return same and np.array_equal(exam.ct[...], _to_int16(volume)[0])
 
 
 def chunk_shape(shape: Sequence[int]) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from deepatlas.errors import DataError
-from deepatlas.exams.cohort import ExamFiles, find_exams
+from deepatlas.exams.cohort import ExamFiles, find_exams, images_named
 from deepatlas.exams.kind import CT_NAMES, Kind, exam_stem
 from deepatlas.exams.mask_files import MASKS
 from deepatlas.files import write_error
@@ -131,7 +131,7 @@ def files_of_exams(exams: Iterable[ExamFiles]) -> list[Path]:
         found += [exam.ct, *_files_of(exam.seg)]
         if exam.kind is Kind.IMAGE and exam_stem(exam.ct).lower() in CT_NAMES:
             folder = exam.ct.absolute().parent
-            found += [folder / f"seg{suffix}" for suffix in SUFFIXES]
+            found += images_named(folder, "seg")
             found += _files_of(folder / MASKS)
             found += [folder.parent / "labels.json"]
     return found

@@ -26,7 +26,8 @@ def as_hounsfield(array: NDArray, path: Path) -> NDArray[np.float32]:
     if array.dtype.kind not in "iuf":
         raise DataError(f"{path}: voxels of type {array.dtype}; give a CT in Hounsfield units")
     _check_finite(array, path)
-    low, high = float(array.min()), float(array.max())
+    # The sum turns -0, as which a message would call it, into 0.
+    low, high = float(array.min()) + 0.0, float(array.max()) + 0.0
     if low == high:
         raise DataError(f"{path}: every voxel is {low:g}, so the image is empty; export it again")
     return array.astype(np.float32, copy=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from deepatlas.space.halved import halved
 from deepatlas.space.hounsfield import hounsfield
+from deepatlas.space.spacing import odd_spacing
 from deepatlas.space.volume import Volume
 
 INTENSITIES = ("hu",)
@@ -27,4 +28,4 @@ def check_input(volume: Volume, intensity: str = "hu") -> tuple[Volume, list[str
     if intensity not in INTENSITIES:
         raise ValueError(f"check_input: intensity must be one of {INTENSITIES}, got {intensity!r}")
     volume, notes = hounsfield(volume)
-    return volume, notes + halved(volume)
+    return volume, notes + odd_spacing(volume.grid) + halved(volume)

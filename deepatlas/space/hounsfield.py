@@ -91,7 +91,8 @@ def hounsfield(volume: Volume) -> tuple[Volume, list[str]]:
 def _measure(array: NDArray, name: str) -> _Values:
     if array.dtype.kind not in "iuf" or not array.size:
         raise DataError(f"{name}: voxels of type {array.dtype} and shape {array.shape}; {_CURE}")
-    low, high = float(array.min()), float(array.max())
+    # The sum turns -0, as which a message would call it, into 0.
+    low, high = float(array.min()) + 0.0, float(array.max()) + 0.0
     if not (np.isfinite(low) and np.isfinite(high)):
         raise DataError(
             f"{name}: holds voxels that are NaN or infinite; replace them, for example by -1024 (air)"

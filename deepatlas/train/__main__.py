@@ -220,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m deepatlas.train", description=__doc__)
     add_arguments(parser)
     arguments = parser.parse_intermixed_args(argv)
-    return guarded(run, arguments)
+    return guarded(run, arguments, as_json=arguments.json)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +11,10 @@ from deepatlas.config import Config, PhantomConfig
 from deepatlas.exams.build_store import prepare_cohort
 from deepatlas.exams.phantoms import write_phantoms
 from deepatlas.phantom.patients import PhantomCohort
-from deepatlas.store.store import Store
+from deepatlas.store.store import Store, is_store
+from deepatlas.train.cache import store_path, used
 from deepatlas.train.log import NullLog, RunLog
 from deepatlas.train.request import Request
-from deepatlas_ops.cache import user_cache
 
 
 def make_phantoms(root: Path, settings: PhantomConfig, request: Request, *, progress: bool) -> Request:
@@ -28,32 +28,28 @@ def make_phantoms(root: Path, settings: PhantomConfig, request: Request, *, prog
 
 
 def open_store(
-    data: Path, config: Config, request: Request, log: RunLog | NullLog, *, progress: bool
+    data: Path,
+    config: Config,
+    request: Request,
+    log: RunLog | NullLog,
+    *,
+    progress: bool,
+    uses: ExitStack | None = None,
 ) -> Store:
-    """The prepared store of ``data``; exams that are skipped are logged with the reason.
+    """The prepared store of ``data``; exams that are skipped are listed with the reason.
 
     A store or a dataset is opened as it is; it must have been cropped as the settings say. A data directory is
-    prepared once and kept in the user's cache.
+    prepared once and kept in the user's cache, from which it is not cleared before ``uses`` is closed.
     """
-    store = prepare_cohort(
-        data,
-        _store_path(data, config.data.crop),
-        crop=config.data.crop,
-        strict=request.strict,
-        progress=progress,
-    )
+    path = data
+    if not is_store(data):
+        path = store_path(data, config.data.crop)
+        if uses is not None:
+            uses.enter_context(used(path))
+    new = not path.exists()
+    store = prepare_cohort(data, path, crop=config.data.crop, strict=request.strict, progress=progress)
+    if new:
+        log.say(f"prepared exams are kept in {path}; deepatlas cache lists and clears them")
     for exam, reason in store.skipped.items():
-        log.say(f"skipped {exam}: {reason}")
+        log.skip(exam, reason, data.name)
     return store
-
-
-def _store_path(data: Path, crop: str | None) -> Path:
-    """Where the store of a data directory is kept: in the user's cache, because data are often read-only."""
-    cache = user_cache("deepatlas", "DEEPATLAS_CACHE")
-    name = hashlib.sha256(f"{data.resolve()} {crop}".encode(errors="surrogateescape")).hexdigest()[:16]
-    # The hash identifies the data; the name of their folder is for people, and may be as long as names can be.
-    shown = data.resolve().name
-    if len(os.fsencode(shown)) > 100:
-        # Without half a letter at the end.
-        shown = os.fsencode(shown)[:100].decode(errors="ignore")
-    return cache / "stores" / f"{shown}-{name}.h5"

@@ -186,6 +186,7 @@ class Experiment:
                 better = result["refined"]["dice"] > result["dice"]
                 model.card["best"] = {"refine": result["refined"]["steps"] if better else 0}
                 model.save(self.folder / MODEL_FILE)
+            result["skipped"] = log.skipped
             result["training_seconds"] = round(session.seconds, 1)
             result["total_seconds"] = round(time.monotonic() - began, 1)
             write_text(self.folder / RESULT, json.dumps(result, indent=2) + "\n")
@@ -203,7 +204,7 @@ class Experiment:
             log.say(f"no --data given: making a cohort of {phantom.train + phantom.test} phantoms in {root}")
             self.request = make_phantoms(root, phantom, self.request, progress=not self.quiet)
         root = Path(data or self.folder / "phantom" / "train")
-        return open_store(root, self.config, self.request, log, progress=not self.quiet)
+        return open_store(root, self.config, self.request, log, progress=not self.quiet, uses=self._lock)
 
     def _session(self, log: RunLog | NullLog, exams: int) -> Session:
         config, device = self.config, self.world.device

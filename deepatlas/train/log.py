@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from deepatlas.errors import skipped_line
 from deepatlas.files import atomic_path
 from deepatlas.pictures.draw import save_figure
 from deepatlas.pictures.progress import progress_curves
@@ -37,6 +38,8 @@ class RunLog:
         self._file = self.path.open("a", buffering=1, encoding="utf-8")
         self._board, self._board_from = None, 0
         self._drawn, self._drawn_records = -math.inf, -1
+        # Why exams were left out, by their names.
+        self.skipped: dict[str, str] = {}
         # Returns grey pictures ``[rows, columns]`` in [0, 1] by their names, whenever the curves are drawn.
         self.pictures: Callable[[], Mapping[str, NDArray[np.float32]]] | None = None
 
@@ -51,6 +54,16 @@ class RunLog:
         """Print one line on standard error without disturbing a progress bar."""
         if not self.quiet:
             tqdm.write(text, file=sys.stderr)
+
+    def skip(self, exam: str, reason: str, data: str) -> None:
+        """Note an exam that is left out, in one line on standard error, also of a quiet run, and once.
+
+        ``data`` is the name of its data directory, in case that exams of two have one name.
+        """
+        if reason in (self.skipped.get(exam), self.skipped.get(f"{data}/{exam}")):
+            return
+        self.skipped[f"{data}/{exam}" if exam in self.skipped else exam] = reason
+        tqdm.write(skipped_line(exam, reason), file=sys.stderr)
 
     def record(self, phase: str, step: int, overall: int, **scalars: float) -> None:
         """Log the scalars of one step; ``overall`` counts the steps of all phases."""
@@ -118,7 +131,10 @@ class NullLog:
 
     pictures: Callable[[], Mapping[str, NDArray[np.float32]]] | None = None
 
+    skipped: Mapping[str, str] = {}
+
     def say(self, text: str) -> None: ...
+    def skip(self, exam: str, reason: str, data: str) -> None: ...
     def record(self, phase: str, step: int, overall: int, **scalars: float) -> None: ...
     def rewind(self, overall: int) -> None: ...
     def draw(self, last: bool = False) -> None: ...

@@ -40,7 +40,7 @@ def score(folder: Path, model: Engine, config: Config, request: Request, split: 
     used = list(summary["seconds"]["per_exam"])
     save_overview(folder / "figures" / "overview.png", model, template, find_exams(split.test_root), used[0])
     log.say(summary_table(summary))
-    result |= _figures(summary) | {"test_exams": used, "skipped": summary["skipped"]}
+    result |= _figures(summary) | {"test_exams": used}
     if request.data is None:
         result |= phantom_truth(model, config.phantom, split.template[0])
     if steps := config.refine.steps:
@@ -64,7 +64,7 @@ def _one_shot(
 ) -> tuple[Template, dict]:
     """Write ``template<suffix>.h5`` and ``evaluation<suffix>/``; returns the template and the evaluation's summary.
 
-    A bad exam is skipped and logged, unless the run is strict.
+    A bad exam is skipped and listed, unless the run is strict.
     """
     strict = request.strict
     template = build_template(
@@ -81,8 +81,9 @@ def _one_shot(
         pictures=pictures,
         progress=log.say,
     )
-    for exam, reason in (template.meta["skipped"] | summary["skipped"]).items():
-        log.say(f"skipped {exam}: {reason}")
+    for root, skipped in ((split.data, template.meta["skipped"]), (split.test_root, summary["skipped"])):
+        for exam, reason in skipped.items():
+            log.skip(exam, reason, Path(root).name)
     return template, summary
 
 

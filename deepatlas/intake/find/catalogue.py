@@ -19,7 +19,7 @@ from itertools import groupby
 from pathlib import Path
 
 from deepatlas.errors import DataError, WriteError
-from deepatlas.files import write_error
+from deepatlas.files import create_private, write_error
 from deepatlas.intake.digest import digest
 from deepatlas.intake.find.archives import Archive, extract
 from deepatlas.intake.find.extraction import archive_suffix
@@ -28,7 +28,7 @@ from deepatlas.intake.find.records import FEW, Contents, Member, Peek, Role
 from deepatlas.intake.find.task import Plan, Task
 from deepatlas.io.dicom.found import Found, Refusal
 from deepatlas.io.glance import Glance
-from deepatlas.sqlite import Trouble, connect, create_private, transaction, trouble_of
+from deepatlas.sqlite import Trouble, connect, transaction, trouble_of
 
 # Raise this number with the layout of what is kept.
 VERSION = 5
@@ -60,6 +60,7 @@ class Catalogue:
         try:
             # A database that a power cut damages is made again, so nothing has to be synchronised. joblib asks for
             # jobs from threads of its own, one at a time.
+            create_private(scratch / "files.sqlite")
             self._db = connect(scratch / "files.sqlite", ["synchronous = OFF"], any_thread=True)
             self._attach()
         except (sqlite3.Error, OSError) as error:
@@ -249,6 +250,7 @@ class Catalogue:
                 for number, (name, data) in enumerate(contents.tables.items()):
                     path = Path(f"{folder}.table{number}")
                     try:
+                        create_private(path)
                         path.write_bytes(data)
                     except OSError as error:
                         raise write_error(path, error) from error

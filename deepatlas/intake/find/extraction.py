@@ -104,7 +104,7 @@ class Extraction:
                 f"(an archive bomb?); if it is honest, {UNPACK}"
             )
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            _private_folders(self.folder)
             free = shutil.disk_usage(self.folder).free - self.limits.reserve
         except OSError as error:
             raise write_error(self.folder, error) from error
@@ -134,8 +134,8 @@ class Extraction:
     def write(self, member: str, target: Path, stream: BinaryIO, size: int) -> None:
         """Copy a member of ``size`` bytes to its place. Errors that damage of the archive causes are not caught."""
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            out = open(target, "xb")
+            _private_folders(target.parent)
+            out = open(target, "xb", opener=_private)
         except (FileExistsError, NotADirectoryError):
             return self._ambiguous(member, target)
         except OSError as error:
@@ -176,6 +176,17 @@ class Extraction:
         if self.written > self.allowance or self.written - self._checked > _LOOK:
             self._checked = self.written
             self.expect(self.written)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _private_folders(path: Path) -> None:
+    """Make a folder and those above it, which only their owner may read."""
+    if not path.is_dir():
+        _private_folders(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
 
 
 def _size(count: int) -> str:

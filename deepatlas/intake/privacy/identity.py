@@ -93,11 +93,18 @@ class Identity:
         table.writerow(header)
         table.writerows(rows)
         path = self.folder / name
-        with atomic_path(path) as temporary:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with open(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="") as handle:
+        with atomic_path(path, private=True) as temporary:
+            with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as handle:
                 handle.write(text.getvalue())
         return path
+
+    def read_csv(self, name: str) -> list[list[str]]:
+        """The rows of a table of the private folder without its header; empty if there is none."""
+        try:
+            with open(self.folder / name, encoding="utf-8", errors="surrogateescape", newline="") as handle:
+                return [row for row in csv.reader(handle) if row][1:]
+        except (OSError, csv.Error):
+            return []
 
 
 def known_ending(name: str) -> str:

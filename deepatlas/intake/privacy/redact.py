@@ -25,6 +25,8 @@ _PATH = re.compile(r"(?<![\w.])[~.]?(/[^\s:;,]+)+/?|[A-Za-z]:\\[^\s:;,]+")
 _QUOTED = re.compile(r"(?<!\w)(['\"]).*?\1(?!\w)")
 _BRACKETS = re.compile(r"\s*\(([^()]*)\)")
 _LONG = re.compile(r"\d{6,}|(?<!\d)\d{1,4}[-/]\d{1,2}[-/]\d{1,4}(?!\d)")
+# What follows a number that our messages count or measure. Long numbers are removed nevertheless; counts have commas.
+_COUNTED = r"\s*(?:x\s*\d|%|(?:(?:of its |padding )?voxels|slices|images|files|frames|mm|HU|degrees)\b)"
 # What brackets may contain: numbers, and the words that our own messages use with them. Other text may quote a file.
 _MEASURES = re.compile(
     r"(\s|,|;|:|[-+]?\d+(\.\d+)?(e[-+]?\d+)?|[x×%°²³]|mm|cm|ml|hu|kv|degrees?|slices?|voxels?|frames?|files?|apart|up|to|of"
@@ -45,13 +47,16 @@ def public_text(text: str, secrets: Iterable[str] = ()) -> str:
     for secret in whole:
         if secret.lower() not in _ORDINARY:
             pattern = re.escape(secret)
-            if len(secret) < 5:
+            if secret.isdecimal():
+                pattern = _number(secret)
+            elif len(secret) < 5:
                 pattern = rf"(?<!\w){pattern}(?!\w)"
             text = re.sub(pattern, "…", text, flags=re.IGNORECASE)
     words = {w for s in whole for w in re.split(r"[\W_]+", s) if len(w) >= 3 and w.lower() not in _ORDINARY}
     for word in sorted(words, key=len, reverse=True):
         if word.lower() not in _VOCABULARY:
-            text = re.sub(re.escape(word), "…", text, flags=re.IGNORECASE)
+            pattern = _number(word) if word.isdecimal() else re.escape(word)
+            text = re.sub(pattern, "…", text, flags=re.IGNORECASE)
     text = _QUOTED.sub("…", text)
     text = _PATH.sub("…", text)
     text = _UID.sub("…", text)
@@ -59,6 +64,11 @@ def public_text(text: str, secrets: Iterable[str] = ()) -> str:
     text = _BRACKETS.sub(lambda m: m.group(0) if _MEASURES.fullmatch(m.group(1)) else "", text)
     text = re.sub(r"…(\s*[:,;/._-]?\s*…)+", "…", text)
     return re.sub(r"^…\s*:\s*", "", text).strip() or "cannot be used"
+
+
+def _number(digits: str) -> str:
+    """The pattern of a number that is a secret, but not a part of another number, nor what a message counts."""
+    return rf"(?<!\d)(?<!\d[.,]){digits}(?!\d|[.,]\d)(?!{_COUNTED})"
 
 
 def path_parts(path: str) -> set[str]:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from deepatlas.errors import DataError, WriteError
-from deepatlas.files import write_error
+from deepatlas.files import create_private, write_error
 from deepatlas.intake.dataset.manifest import SeriesLine
 from deepatlas.intake.run.finish import Entry
 from deepatlas.intake.run.outcome import Outcome, Status
 from deepatlas.io.dicom.found import Refusal, Subject
-from deepatlas.sqlite import Trouble, connect, create_private, trouble_of
+from deepatlas.sqlite import Trouble, connect, trouble_of
 
 
 class Journal:
@@ -95,6 +95,22 @@ class Journals:
         found = [o for o in outcomes if o is not None and o.fingerprint == entry.fingerprint]
         # A success counts before a failure of another shard or of an earlier run.
         return min(found, key=lambda o: o.status is not Status.DONE, default=None)
+
+    def made(self, exam_id: str, content: str) -> Outcome | None:
+        """The outcome with which an exam of this content was made, whatever its source has become since."""
+        for journal in (self._own, *self._others):
+            found = journal.get(exam_id)
+            if (
+                found is not None
+                and found.status is Status.DONE
+                and (found.record or {}).get("content") == content
+            ):
+                return found
+        return None
+
+    def know(self, exam_id: str) -> bool:
+        """Whether there is any outcome of an exam, whatever its state was."""
+        return any(journal.get(exam_id) is not None for journal in (self._own, *self._others))
 
     def enter(self, outcome: Outcome) -> None:
         self._own.enter(outcome)

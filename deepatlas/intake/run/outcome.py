@@ -27,7 +27,9 @@ class Outcome:
     """What became of an exam.
 
     ``refusals`` have the true names and reasons and stay in the private folder; their ``public`` reasons, ``record``
-    and ``series`` get into the dataset. ``error`` is the message of a fatal outcome.
+    and ``series`` get into the dataset. ``error`` is the message of a fatal outcome. ``against`` is the exam of the
+    dataset because of which the exam was refused; it counts as long as that one is there. ``left_out`` has the names
+    in the source of structures that were left out, and the reasons; like the refusals it stays private.
     """
 
     id: str
@@ -39,3 +41,5 @@ class Outcome:
     error: str = ""
     # How long the exam took.
     seconds: float = 0.0
+    against: str = ""
+    left_out: list[tuple[str, str]] = field(default_factory=list)

@@ -21,21 +21,23 @@ from deepatlas.intake.digest import digest
 from deepatlas.intake.find.catalogue import Catalogue
 from deepatlas.intake.find.studies import other_series
 from deepatlas.intake.find.walk import scratch_folder
-from deepatlas.intake.privacy.identity import Identity, private_folder
+from deepatlas.intake.privacy.identity import Identity
 from deepatlas.intake.run import work
 from deepatlas.intake.run.engines import Died, default_workers, open_engine
-from deepatlas.intake.run.finish import Entry, finish, read_state
+from deepatlas.intake.run.finish import Entry, Kept, as_record, finish, read_state, write_keys
 from deepatlas.intake.run.journal import Journals
 from deepatlas.intake.run.options import Options, Summary
 from deepatlas.intake.run.outcome import Outcome, Status
-from deepatlas.intake.run.places import check_places, clear_leftovers, may_write
+from deepatlas.intake.run.places import check_places, clear_leftovers, leaving_nothing, may_write
 from deepatlas.intake.run.planning import Planner, progress_bar
+from deepatlas.intake.run.stock import Stock
+from deepatlas.intake.run.twins import Twins
 from deepatlas.intake.run.work import ExamJob
 from deepatlas.io.dicom.found import Refusal, Subject
 from deepatlas.locks import held
 from deepatlas.store.store import Store
 
-# Number of refusals on the screen. All are in the private folder and, without names, in the report.
+# Number of reasons on the screen. All are in the private folder and, without names, in the report.
 _SHOWN = 20
 
 
@@ -44,12 +46,13 @@ def prepare(
 ) -> Summary:
     """Turn ``src`` (a folder or an archive of exams) into the dataset ``dst``, or bring ``dst`` up to date.
 
-    Exams that have not changed in ``src`` stay in ``dst``, and exams that are no longer in ``src`` are removed from it.
-    A run that was stopped, even by a power cut, continues when it is called again.
+    Exams that have not changed in ``src`` stay in ``dst`` as they are. Those that are not in ``src`` stay with
+    ``options.add`` and are removed with ``options.prune``; without either, nothing is done. A run that was stopped,
+    even by a power cut, continues when it is called again.
 
     Raises :class:`~deepatlas.errors.DataError`, one line, for a source or destination that cannot be used, a source
-    without exams, a disk that cannot be written, a wrong name map, and with ``strict`` for the first exam that is
-    refused.
+    without exams, or without exams that are in ``dst`` (unless the options say what becomes of them), a disk that
+    cannot be written, a wrong name map, and with ``strict`` for the first exam that is refused.
     """
     return _Run(Path(src), Path(dst), options or Options()).run()
 
@@ -59,10 +62,17 @@ class _Run:
         self.src, self.dst, self.options = src, dst, options
         self.began = time.monotonic()
         self.made = 0
+        self.planner: Planner | None = None
 
     def run(self) -> Summary:
+        check_places(self.src, self.dst, self.options.names)
+        # Shards share the folders, so that none of them may remove what another one has made.
+        shared = self.options.shard is not None
+        with leaving_nothing(self.dst, lambda: shared or bool(self.planner and self.planner.found)):
+            return self._run()
+
+    def _run(self) -> Summary:
         options = self.options
-        check_places(self.src, self.dst, options.names)
         may_write(self.dst)
         self.identity = Identity.open(self.dst)
         private = self.identity.folder
@@ -82,16 +92,25 @@ class _Run:
             # The first of several shards reads the headers while the others wait for them.
             with held(private / "lock-headers", None):
                 catalogue = stack.enter_context(closing(Catalogue(scratch, private)))
-                entries, labels = self.planner.run(catalogue, scratch)
+                entries = self.planner.run(catalogue, scratch)
+                self.stock = Stock(self.dst, self.identity)
+                self.missing = self.stock.missing(self.src, entries, self.planner.refusals, options)
+                labels = self.planner.labels(entries, self.stock.labels() if options.add else {})
+                # So that a run that is stopped leaves no exam of which nobody knows whose it is.
+                rows = self.stock.keys
+                write_keys(self.identity, entries, [rows[i] for i in self.stock.ids & rows.keys()])
                 mine = [e for e in entries if self._is_mine(e)]
                 if options.shard:
                     catalogue.detach([e.key for e in mine])
             journals = stack.enter_context(Journals(private, options.shard))
             todo = [e for e in mine if not self._is_done(e, journals)]
+            again = {e.id for e in todo}
             if options.strict:
-                again = {e.id for e in todo}
                 for outcome in journals.outcomes(e for e in mine if e.id not in again):
                     stop_at_refusal(outcome)
+            lost = set()
+            if not options.shard:
+                lost = self._refuse_loss((e for e in entries if e.id not in again), journals)
             if options.merge and todo:
                 raise DataError(
                     f"{self.dst}: {len(todo)} of {len(entries)} exams are not prepared yet; run the shards that did "
@@ -100,19 +119,29 @@ class _Run:
             if options.shard:
                 self._make(catalogue, todo, labels, journals)
                 return self._summary(len(mine), labels, journals, mine, finished=False)
-            gone = gone_exams(self.dst, self.src, entries, self.planner.refusals)
-            if gone and options.progress:
-                print(f"{len(gone)} exams are no longer in {self.src} and are removed", file=sys.stderr)
+            stay, leave = self._parted(lost)
+            if leave and options.progress:
+                print(f"{len(leave)} exams are not in {self.src} and are removed", file=sys.stderr)
             refusals = sorted((r.name, r.kind, r.reason, r.public) for r in self.planner.refusals)
-            state = digest([(e.id, e.fingerprint) for e in entries], refusals)
-            if not todo and not gone and read_state(private) == state and (exams := self._exams()):
-                return self._summary(exams, labels, journals, entries)
-            if gone:
+            state = partial(digest, [(e.id, e.fingerprint) for e in entries], refusals)
+            if (
+                not todo
+                and not leave
+                and read_state(private) == state(sorted(stay))
+                and (exams := self._exams())
+            ):
+                return self._summary(exams, labels, journals, entries, kept=len(stay))
+            self._make(catalogue, todo, labels, journals)
+            stay, leave = self._parted(self._refuse_loss(entries, journals))
+            names = {r.name for r in self.planner.refusals} | {e.name for e in entries}
+            kept = Kept()
+            if options.add:
+                kept = self.stock.kept(
+                    stay, entries, journals, lambda n: n in names or bool(catalogue.stat(n))
+                )
+            if leave:
                 # Until the run ends, this is not a finished dataset.
                 (self.dst / "dataset.json").unlink(missing_ok=True)
-            self._make(catalogue, todo, labels, journals)
-            for exam in gone | {o.id for o in journals.outcomes(entries) if o.status is not Status.DONE}:
-                exam_path(self.dst, exam).unlink(missing_ok=True)
             exams = finish(
                 self.dst,
                 scratch,
@@ -120,10 +149,14 @@ class _Run:
                 entries,
                 journals.outcomes(entries),
                 self.planner.refusals,
-                state=state,
+                kept,
+                state=state(sorted(stay)),
                 bar=partial(progress_bar, options),
             )
-            return self._summary(exams, labels, journals, entries)
+            # Last, so that nothing has gone if the dataset cannot be finished.
+            for exam in leave:
+                exam_path(self.dst, exam).unlink(missing_ok=True)
+            return self._summary(exams, labels, journals, entries, kept=len(stay))
 
     # -- the steps ------------------------------------------------------------------------------------------
 
@@ -135,6 +168,8 @@ class _Run:
 
     def _is_done(self, entry: Entry, journals: Journals) -> bool:
         outcome = journals.get(entry)
+        if outcome is not None and outcome.against:
+            return self.options.add and exam_path(self.dst, outcome.against).exists()
         if outcome is None or (outcome.status is Status.FAILED and not self.options.merge):
             return False
         if outcome.status is not Status.DONE:
@@ -142,6 +177,29 @@ class _Run:
         with suppress(OSError):
             return exam_path(self.dst, entry.id).stat().st_size == outcome.record["bytes"]  # type: ignore[index]
         return False
+
+    def _parted(self, lost: set[str]) -> tuple[set[str], set[str]]:
+        """Those that stay and those that leave of the exams that the source lacks, or gives no longer (``lost``)."""
+        ids = self.missing | lost
+        return (ids, set()) if self.options.add else (set(), ids)
+
+    def _refuse_loss(self, entries: Iterable[Entry], journals: Journals) -> set[str]:
+        """The exams that are in the dataset and that their source, as it is now, cannot give again.
+
+        Raises :class:`~deepatlas.errors.DataError` if the options do not say what becomes of them.
+        """
+        bad = [
+            outcome
+            for outcome in journals.outcomes(entries)
+            if outcome.status is not Status.DONE and outcome.id in self.stock.ids
+        ]
+        if bad and not (self.options.add or self.options.prune):
+            first = bad[0].refusals[-1]
+            raise DataError(
+                f"{self.dst}: holds {len(bad)} exams that {self.src} cannot give any longer (first: {first.name}: "
+                f"{first.reason}); mend that, or give --add to keep them as they are, or --prune to remove them"
+            )
+        return {outcome.id for outcome in bad}
 
     def _exams(self) -> int:
         """The number of exams of the finished dataset; 0 if it is not whole, as far as sizes and headers tell.
@@ -167,6 +225,7 @@ class _Run:
         self, catalogue: Catalogue, todo: list[Entry], labels: dict[str, int], journals: Journals
     ) -> None:
         attempts = None
+        twins = Twins(self.dst, {i: self.stock.record(i) for i in self.missing} if self.options.add else {})
         if self.options.engine != "processes":
             attempts = self.identity.folder / "attempts"
             attempts.mkdir(mode=0o700, exist_ok=True)
@@ -188,6 +247,7 @@ class _Run:
                     attempts / entry.fingerprint if attempts else None,
                     archives,
                     others and catalogue.reached(others),
+                    stays=self.options.add,
                 )
 
         if not todo:
@@ -207,6 +267,11 @@ class _Run:
                     raise DataError(
                         f"{self.src}: vanished while it was read; put it back and run again: what is done stays"
                     )
+                # An exam that the dataset had before does not leave it because of another one.
+                before = job.id in self.stock.ids and (self.stock.lists(job.id) or journals.know(job.id))
+                if result.record is not None and not before:
+                    if twin := twins.of(job.id, as_record(result.record)):
+                        result = refused_twin(job, twin)
                 journals.enter(result)
                 self.made += result.status is Status.DONE
                 bar.update(1)
@@ -222,6 +287,7 @@ class _Run:
         journals: Journals,
         entries: list[Entry],
         finished: bool = True,
+        kept: int = 0,
     ) -> Summary:
         refusals = [*self.planner.refusals]
         for outcome in journals.outcomes(entries):
@@ -229,8 +295,7 @@ class _Run:
         refused = {r.name: r.reason for r in refusals if r.kind is Subject.EXAM}
         files = Counter(r.reason for r in refusals if r.kind is not Subject.EXAM)
         if self.options.progress:
-            _list("exams", refused.items())
-            _list("files", ((f"{n} x", reason) for reason, n in files.most_common()))
+            _list_files(files)
         return Summary(
             self.dst,
             exams,
@@ -240,30 +305,16 @@ class _Run:
             sum(files.values()),
             time.monotonic() - self.began,
             finished,
+            kept,
         )
 
 
-def gone_exams(dst: Path, src: Path, entries: Iterable[Entry], refusals: Iterable[Refusal]) -> set[str]:
-    """The ids of exams that have a file in ``dst`` and are no longer in ``src``.
-
-    Raises :class:`~deepatlas.errors.DataError` if these are all exams of ``dst``, or if they may be in a part of
-    ``src`` that cannot be read now.
-    """
-    there = {path.stem for path in (dst / "exams").glob("*/[!.]*.h5")}
-    gone = there - {e.id for e in entries}
-    if there and len(gone) == len(there):
-        raise DataError(
-            f"{dst}: holds {len(there)} exams, none of which is in {src}; choose another DST, or delete "
-            f"this one and {private_folder(dst).name} first"
-        )
-    doubtful = [r for r in refusals if r.passing]
-    if gone and doubtful:
-        raise DataError(
-            f"{dst}: {len(gone)} of its exams are not found in {src}, where {len(doubtful)} files or folders could "
-            f"not be read (first: {doubtful[0].name}: {doubtful[0].reason}); mend that and run again: nothing was "
-            "removed"
-        )
-    return gone
+def refused_twin(job: ExamJob, twin: str) -> Outcome:
+    """The refusal of an exam that the dataset has as ``twin``, of which nothing stays."""
+    job.path.unlink()
+    reason = f"the dataset has the same CT already, as exam {twin}, which stays as it is"
+    refusal = Refusal(job.plan.name, reason, Subject.EXAM, public=reason)
+    return Outcome(job.id, job.fingerprint, Status.REFUSED, refusals=[refusal], against=twin)
 
 
 def stop_at_refusal(outcome: Outcome) -> None:
@@ -274,11 +325,14 @@ def stop_at_refusal(outcome: Outcome) -> None:
             raise DataError(f"{refusal.name}: {refusal.reason}")
 
 
-def _list(what: str, lines: Iterable[tuple[str, str]]) -> None:
-    lines = list(lines)
-    if lines:
-        print(f"{what} that were refused: {len(lines)}", file=sys.stderr)
-    for name, reason in lines[:_SHOWN]:
-        print(f"  {name}: {reason}", file=sys.stderr)
-    if len(lines) > _SHOWN:
-        print(f"  … and {len(lines) - _SHOWN} more, in refused.csv beside the dataset", file=sys.stderr)
+def _list_files(reasons: Counter[str]) -> None:
+    """Print why files were left out, the most frequent reasons first."""
+    if reasons:
+        print(f"files that were refused: {reasons.total()}", file=sys.stderr)
+    for reason, count in reasons.most_common(_SHOWN):
+        print(f"  {count} x: {reason}", file=sys.stderr)
+    if len(reasons) > _SHOWN:
+        print(
+            f"  … and {len(reasons) - _SHOWN} more reasons, in refused.csv beside the dataset",
+            file=sys.stderr,
+        )

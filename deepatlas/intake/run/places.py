@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from contextlib import suppress
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deepatlas.errors import DataError
 from deepatlas.exams.outputs import check_name, check_out_folder, lies_in, refuse_overwriting, same_place
 from deepatlas.files import write_error
 from deepatlas.intake.privacy.identity import private_folder
+from deepatlas.locks import held
 from deepatlas.sqlite import has_locks
 
 # What the folder of a dataset contains. A folder with anything else is something that must not be overwritten.
@@ -78,6 +81,28 @@ def may_write(dst: Path) -> None:
             f"{dst}: its disk has no file locks, which the databases of `prepare` need; choose a folder on another "
             "disk, and copy the finished dataset: it is read without locks"
         )
+
+
+@contextmanager
+def leaving_nothing(dst: Path, keep: Callable[[], bool]) -> Iterator[None]:
+    """Where the block fails, remove the folders that it made, if they are of no use to a later run.
+
+    ``dst`` is removed if it is empty, and its private folder unless ``keep()``: it may hold what took hours to read.
+    """
+    private = private_folder(dst)
+    missing = [p for p in (Path(os.path.abspath(dst)), *Path(os.path.abspath(dst)).parents) if not p.exists()]
+    new = not private.exists()
+    try:
+        yield
+    except DataError:
+        if new and private.is_dir() and not keep():
+            # Another process may have begun to work on the same dataset.
+            with suppress(DataError), held(private / "lock", "in use"):
+                shutil.rmtree(private, ignore_errors=True)
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def clear_leftovers(dst: Path) -> None:

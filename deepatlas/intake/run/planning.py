@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +33,24 @@ EXPECTED = "expected DICOM, NIfTI, NRRD or MetaImage files, in folders or archiv
 
 
 class Planner:
-    """Finds and plans the exams of a source, and collects the ``refusals`` with their public reasons."""
+    """Finds and plans the exams of a source, and collects the ``refusals`` with their public reasons.
+
+    ``found`` tells whether there is any exam that can be used, as far as that is known.
+    """
 
     def __init__(self, src: Path, dst: Path, options: Options, identity: Identity, engine: Any) -> None:
         self.src, self.dst, self.options = src, dst, options
         self.identity, self.engine = identity, engine
         self.names = NameMap.read(options.names) if options.names else None
         self.refusals: list[Refusal] = []
+        self.found = False
 
-    def run(self, catalogue: Catalogue, scratch: Path) -> tuple[list[Entry], dict[str, int]]:
-        """Every exam that can be used, sorted by key, with id and fingerprint; and the label table."""
+    def run(self, catalogue: Catalogue, scratch: Path) -> list[Entry]:
+        """Every exam that can be used, sorted by key, with its id."""
         self.find(catalogue, scratch)
         entries = self.plan(catalogue)
-        labels = self.labels(entries)
-        self.name(entries, labels)
-        return entries, labels
+        self.name(entries)
+        return entries
 
     def find(self, catalogue: Catalogue, scratch: Path) -> None:
         found: list[Refusal] = []
@@ -134,6 +137,7 @@ class Planner:
                 bar.update(1)
         catalogue.keep_plans(fresh)
         self._refuse(refusals)
+        self.found = any(e.usable for e in entries)
         if unused:
             raise DataError(
                 f"--series {sorted(unused)[0]}=…: no such exam in the source; give id, PatientID or StudyInstanceUID"
@@ -148,15 +152,33 @@ class Planner:
             raise DataError(f"{self.src}: no exam that can be used; {EXPECTED}{first}")
         return usable
 
-    def labels(self, entries: list[Entry]) -> dict[str, int]:
-        """The dataset's label table: from the name map, or from the label tables and the names of what was drawn."""
+    def labels(self, entries: list[Entry], before: Mapping[str, int]) -> dict[str, int]:
+        """The dataset's label table: from the name map, or from the label tables and the names of what was drawn.
+
+        It goes on from the table ``before``, whose names keep their ids. Every exam gets the fingerprint that follows.
+        """
+        labels = self._table(entries, before)
+        for entry in entries:
+            entry.fingerprint = work.fingerprint(entry.digest, labels, self.names, self.options.crop)
+        return labels
+
+    def _table(self, entries: list[Entry], before: Mapping[str, int]) -> dict[str, int]:
         if self.names is not None:
-            return {name: i for i, name in enumerate(self.names.wanted, 1)}
+            table = dict(before)
+            spelled = {compact(name): name for name in before}
+            for name in self.names.wanted:
+                if spelled.get(compact(name), name) != name:
+                    raise DataError(
+                        f"{self.options.names}: calls a structure {name!r} that {self.dst} calls "
+                        f"{spelled[compact(name)]!r}; spell it so in the name map"
+                    )
+                table.setdefault(name, max(table.values(), default=0) + 1)
+            return table
         tables = Counter(e.table for e in entries if e.table)
         words = identifier_tokens(e.name for e in entries) if tables else frozenset()
-        given: dict[str, int] = {}
+        given = dict(before)
         # Two spellings of one name are one structure.
-        spelled: set[str] = set()
+        spelled = {compact(name) for name in given}
         others: set[str] = set()
         for table, _ in sorted(tables.items(), key=lambda item: (-item[1], item[0])):
             for name, value in json.loads(table).items():
@@ -175,14 +197,13 @@ class Planner:
         others.update({compact(name): name for name in drawn}.values())
         return label_table(others, given)
 
-    def name(self, entries: list[Entry], labels: dict[str, int]) -> None:
-        """Give every exam its id and its fingerprint."""
+    def name(self, entries: list[Entry]) -> None:
+        """Give every exam its id."""
         counts = Counter(readable_id(e.name) for e in entries)
         for entry in entries:
             entry.id = self.identity.exam_id(entry.key)
             if self.options.keep_ids and (readable := readable_id(entry.name)):
                 entry.id = readable if counts[readable] == 1 else f"{readable}-{entry.id[:8]}"
-            entry.fingerprint = work.fingerprint(entry.digest, labels, self.names, self.options.crop)
 
     def _refuse(self, refusals: Iterable[Refusal]) -> None:
         self.refusals += map(redacted, refusals)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deepatlas.errors import DataError, PassingError, WriteError
 from deepatlas.exams.exam_file import VERSION as EXAM_VERSION
-from deepatlas.exams.exam_file import write_exam
+from deepatlas.exams.exam_file import ExamFile, holds_ct, write_exam
 from deepatlas.exams.read import read_volume
 from deepatlas.intake.dataset.manifest import SeriesLine
 from deepatlas.intake.digest import digest
@@ -21,6 +21,7 @@ from deepatlas.intake.find.studies import plan_study
 from deepatlas.intake.find.task import ExamSource, Plan, Task
 from deepatlas.intake.privacy.redact import public_text, redacted
 from deepatlas.intake.run.outcome import Outcome, Status
+from deepatlas.intake.structures.anatomy import is_anatomical
 from deepatlas.intake.structures.ignored import Ignored, Why
 from deepatlas.intake.structures.name_map import NameMap
 from deepatlas.intake.structures.read import read_structures
@@ -28,6 +29,8 @@ from deepatlas.io.codec import image_suffix
 from deepatlas.io.dicom.found import Refusal, Subject
 from deepatlas.io.dicom.read import read_series
 from deepatlas.io.dicom.series import Reading
+from deepatlas.names.meet import compact
+from deepatlas.space.volume import Volume
 from deepatlas.store.rows import PART_VERSION
 
 # Raise this number when the same exam is to give other arrays.
@@ -52,7 +55,8 @@ class ExamJob:
 
     ``path`` is the file to write, ``labels`` the label table of the dataset. ``archives`` are unpacked while the exam
     is read. ``others`` is the task of choosing another series if that of the plan cannot be used. ``attempts`` is a
-    file that counts attempts, for a cluster that runs a job again if its worker dies.
+    file that counts attempts, for a cluster that runs a job again if its worker dies. With ``stays`` an exam that is
+    there already, and shows another CT, is not replaced.
     """
 
     id: str
@@ -65,6 +69,11 @@ class ExamJob:
     attempts: Path | None = None
     archives: tuple[Archive, ...] = ()
     others: Task | None = None
+    stays: bool = False
+
+
+class Clash(DataError):
+    """The exam would take the place of another one."""
 
 
 def fingerprint(files: str, labels: Mapping[str, int], names: NameMap | None, crop: str | None) -> str:
@@ -100,9 +109,11 @@ def _of_any_series(job: ExamJob, hidden: set[str]) -> Outcome:
             with opened(job.others.archives):
                 out = _of_others(job, job.others, out, hidden)
     except DataError as error:
-        # An archive cannot be unpacked.
+        # An archive cannot be unpacked, or another exam has this place.
         out = Outcome(job.id, job.fingerprint, Status.DONE)
         _fail(out, error, job)
+        if isinstance(error, Clash):
+            out.against = job.id
     return out
 
 
@@ -147,9 +158,13 @@ def _of_series(job: ExamJob, plan: Plan, tried: Mapping[str, str], hidden: set[s
                     naming=source.naming,
                 )
                 lines += structures.warnings
-                lines += left_out(structures.ignored, job.labels, second=bool(tried))
+                omitted = left_out(structures.ignored, structures.true_names, job.labels, second=bool(tried))
+                lines += [line for line, _, _ in omitted]
+                out.left_out = [(name, reason) for _, name, reason in omitted]
                 out.refusals += structures.refused
             drawn = structures.labels if structures is not None and structures.present else None
+            if job.stays:
+                _refuse_clash(job.path, reading.volume, drawn is not None)
             reading.volume.name = job.id
             record = write_exam(
                 job.path,
@@ -161,6 +176,8 @@ def _of_series(job: ExamJob, plan: Plan, tried: Mapping[str, str], hidden: set[s
                 crop=job.crop,
             )
         out.record = record.as_dict()
+    except Clash:
+        raise
     except (DataError, OSError, MemoryError) as error:
         _fail(out, error, job)
     except Exception as error:
@@ -171,6 +188,27 @@ def _of_series(job: ExamJob, plan: Plan, tried: Mapping[str, str], hidden: set[s
         for name, verdict in source.reasons.items()
     ]
     return out
+
+
+def _refuse_clash(path: Path, ct: Volume, drawn: bool) -> None:
+    """Raise :class:`Clash` if the exam file ``path`` shows another CT, or structures where nothing is drawn now."""
+    if not path.exists():
+        return
+    try:
+        with ExamFile(path) as there:
+            same, labelled = holds_ct(there, ct), there.has_labels
+    except DataError:
+        # It is damaged, and is replaced.
+        return
+    if not same:
+        raise Clash(
+            "the dataset has an exam of this id with another CT, which stays as it is; rename this one in the source, "
+            "or prepare all exams from one source without --add"
+        )
+    if labelled and not drawn:
+        raise Clash(
+            "the dataset has this exam with structures, and stays as it is; the source has none for it"
+        )
 
 
 def _fail(out: Outcome, error: Exception, job: ExamJob) -> None:
@@ -208,12 +246,23 @@ def _formats(source: ExamSource) -> dict[str, str]:
     return {"format": _FORMATS[image_suffix(source.image.path)]}
 
 
-def left_out(ignored: Mapping[str, Ignored], labels: Mapping[str, int], *, second: bool = False) -> list[str]:
-    """Warnings for the structures that were left out. A name is stated only if the dataset has it.
+def left_out(
+    ignored: Mapping[str, Ignored],
+    true_names: Mapping[str, str],
+    labels: Mapping[str, int],
+    *,
+    second: bool = False,
+) -> list[tuple[str, str, str]]:
+    """For each structure that was left out, a warning that identifies nobody; its name in the source; and the reason.
+
+    The warning states the name if the dataset has it, or if it consists of words of anatomy. Any other name may be
+    somebody's, and is for the private folder alone.
 
     ``second``: another series was chosen first, and the label table was made for what is drawn on that one.
     """
-    lines = []
+    spelled = {compact(name): name for name in labels}
+    found: list[tuple[str, str, str]] = []
+    unnamed = 0
     for name, reason in ignored.items():
         if reason.why in (Why.NOT_IN_MAP, Why.EMPTY):
             # Nobody asked for the structure, or the table names a structure that this exam does not have.
@@ -223,9 +272,15 @@ def left_out(ignored: Mapping[str, Ignored], labels: Mapping[str, int], *, secon
             text = "its name is not one of anatomy, so it may be somebody's; say in a name map what it is"
             if second:
                 text = "drawn on a series that was not chosen first, and no other exam has its name; write a name map"
-        known = name in labels or _NUMBERED.fullmatch(name)
-        lines.append(f"{name if known else 'a structure'}: left out: {text}")
-    return lines
+        numbered = _NUMBERED.fullmatch(name)
+        shown = spelled.get(compact(name)) or (name if numbered or is_anatomical(name) else "")
+        where = ""
+        if numbered or not shown:
+            unnamed += 1
+            shown = shown or f"unnamed structure {unnamed}"
+            where = "; left_out.csv in the private folder has its name"
+        found.append((f"{shown}: left out: {text}{where}", true_names.get(name, name), text))
+    return found
 
 
 def count_attempt(marker: Path) -> bool:

@@ -204,7 +204,7 @@ class _Stack:
         if not same:
             notes.append("drawn on uneven or shifted slices; taken on the CT's nearest voxels")
         elif (lost := held - int(np.count_nonzero(drawn))) > 0:
-            notes.append(f"{lost} of its voxels lie beyond the CT; left out")
+            notes.append(f"{lost:,} of its voxels lie beyond the CT; left out")
         return Patch((0, 0, 0), drawn)
 
     def _from_label_map(self, number: int, own: Grid, grid: Grid, notes: list[str]) -> Patch:
@@ -303,5 +303,5 @@ def _onto(volume: NDArray[np.bool_], own: Grid, grid: Grid, notes: list[str]) ->
     if not exact:
         notes.append("drawn on another grid than the CT's; resampled with nearest neighbour")
     elif lost := int(np.count_nonzero(volume)) - int(np.count_nonzero(patch.array)):
-        notes.append(f"{lost} of its voxels lie beyond the CT; left out")
+        notes.append(f"{lost:,} of its voxels lie beyond the CT; left out")
     return patch if patch.array.size else empty_patch()

@@ -158,5 +158,5 @@ class LabelImage:
         mask = packed.array()
         patch, _ = place(mask, self.grid.cropped(packed.start, packed.shape), grid)
         if lost := int(np.count_nonzero(mask)) - int(np.count_nonzero(patch.array)):
-            notes.append(f"{lost} of its voxels lie beyond the CT; left out")
+            notes.append(f"{lost:,} of its voxels lie beyond the CT; left out")
         return patch

@@ -42,7 +42,7 @@ class Structures:
     ``labels`` holds a label image of uint8 or uint16, and what it hides where structures overlap:
     ``labels.mask(id)`` is the whole mask of a structure. ``present`` lists the names of the dataset that have voxels,
     ``ignored`` maps names of the source to the reason why they were left out, and ``refused`` lists the files of which
-    nothing was used.
+    nothing was used. ``true_names`` has the source's spelling of the names in ``ignored``, which may identify a person.
     """
 
     labels: Labels
@@ -50,6 +50,7 @@ class Structures:
     warnings: list[str] = field(default_factory=list)
     ignored: dict[str, Ignored] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
+    true_names: dict[str, str] = field(default_factory=dict)
 
 
 def read_structures(
@@ -81,7 +82,7 @@ def read_structures(
     Returns:
         :class:`Structures`. A structure that has no voxel, is not wanted or cannot be drawn is in ``ignored`` with the
         reason, a file that cannot be used in ``refused``. Neither these nor the warnings contain names that may
-        identify a person.
+        identify a person; ``true_names`` does.
     """
     dtype = np.uint8 if max(labels.values(), default=0) < 256 else np.uint16
     result = Structures(Labels(np.zeros(ct.grid.shape, dtype=dtype), ct.grid, ct.name))
@@ -97,7 +98,7 @@ def read_structures(
             shown = _shown(drawing.structure, identifiers)
             name = drawing.structure.ignored or _resolve(drawing.structure, identifiers, names, labels)
             if isinstance(name, Ignored):
-                _ignore(result, shown, name)
+                _ignore(result, drawing.structure, shown, name)
             else:
                 wanted.setdefault(name, []).append((drawing, shown))
     outlines = {
@@ -188,13 +189,14 @@ def _shown(structure: Structure, identifiers: frozenset[str]) -> str:
     return f"structure {structure.number}"
 
 
-def _ignore(result: Structures, shown: str, ignored: Ignored) -> None:
+def _ignore(result: Structures, structure: Structure, shown: str, ignored: Ignored) -> None:
     """Add to the ignored structures, under a name that is not yet there."""
     key, count = shown, 1
     while key in result.ignored:
         count += 1
         key = f"{shown} ({count})"
     result.ignored[key] = ignored
+    result.true_names[key] = structure.name
 
 
 def _draw(
@@ -205,7 +207,7 @@ def _draw(
     for drawing, shown in group:
         if masks and not join:
             reason = f"{name} was already taken from a structure before it; tell them apart in a name map"
-            _ignore(result, shown, Ignored(Why.UNUSABLE, reason))
+            _ignore(result, drawing.structure, shown, Ignored(Why.UNUSABLE, reason))
             result.warnings.append(f"{name}: more than one structure has this name; the first is taken")
             continue
         notes: list[str] = []
@@ -213,11 +215,11 @@ def _draw(
             patch = drawing.draw(grid, notes)
         except DataError as error:
             why = Why.EMPTY if isinstance(error, EmptyStructure) else Why.UNUSABLE
-            _ignore(result, shown, Ignored(why, str(error)))
+            _ignore(result, drawing.structure, shown, Ignored(why, str(error)))
             continue
         if not patch.array.any():
             reason = "; ".join(["no centre of the CT's voxels lies inside it", *notes])
-            _ignore(result, shown, Ignored(Why.UNUSABLE, reason))
+            _ignore(result, drawing.structure, shown, Ignored(Why.UNUSABLE, reason))
             continue
         result.warnings += [f"{name}: {note}" for note in notes]
         masks.append(BoxMask.of(patch.array, patch.start))

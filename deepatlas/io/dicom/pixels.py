@@ -22,6 +22,7 @@ import pydicom
 from numpy.typing import NDArray
 
 from deepatlas.errors import DataError, PassingError
+from deepatlas.files import create_private
 from deepatlas.io.dicom.codestream import check_codestream
 from deepatlas.io.dicom.header import BIG_ENDIAN, NATIVE, Header, is_encapsulated
 from deepatlas.io.dicom.values import quiet
@@ -168,6 +169,7 @@ def _by_gdcm(value: bytes, header: Header) -> NDArray[Any]:
     with quiet(), tempfile.TemporaryDirectory(prefix="deepatlas-") as folder:
         path = Path(folder) / "pixels.dcm"
         try:
+            create_private(path)
             bare.save_as(path, enforce_file_format=True)
         except OSError as error:
             raise PassingError(

@@ -206,14 +206,15 @@ def _slices(
     if copies:
         corrections.append(f"{copies} duplicate slice{'s' * (copies != 1)} with equal pixels left out")
     if padded:
-        corrections.append(f"{padded} padding voxels set to {AIR:g} HU")
+        corrections.append(f"{padded:,} padding voxels set to {AIR:g} HU")
     if doubtful:
         warnings.append("PixelPaddingValue lies among tissue values and was left alone")
     return array
 
 
 def _check_values(array: NDArray[np.float32], headers: Sequence[Header], warnings: list[str]) -> None:
-    low, high = float(array.min()), float(array.max())
+    # The sum turns -0, as which a message would call it, into 0.
+    low, high = float(array.min()) + 0.0, float(array.max()) + 0.0
     if low == high:
         raise DataError(f"every voxel is {low:g}; the series holds nothing, export it again")
     if any(np.isnan(header.rescale).any() for header in headers):

@@ -127,7 +127,7 @@ def test_an_archive_that_is_done_is_not_opened_again(src, tmp_path, disk, unpack
     assert run(src, tmp_path / "dst").made == 0 and not unpacked
     zipped(src / "2.zip", 20)
     zipped(src / "4.zip", 4)
-    assert run(src, tmp_path / "dst").made == 2 and set(unpacked) == {"2.zip", "4.zip"}
+    assert run(src, tmp_path / "dst", prune=True).made == 2 and set(unpacked) == {"2.zip", "4.zip"}
     assert len(set(contents(tmp_path / "dst").items()) & set(first.items())) == 2
 
 
@@ -220,8 +220,14 @@ def test_an_archive_of_many_exams_that_no_longer_unpacks_says_why(src, tmp_path,
     for module in (archives, catalogue):
         monkeypatch.setattr(module, "extract", lambda a, f, r: extract(a, f, r, full))
     reason = "its archive cannot be unpacked: unpacks to .* and the scratch disk has 0.0 MB to give"
-    with pytest.raises(DataError, match=f"none of the 5 exams can be used; the first: {reason}"):
-        run(src, tmp_path / "dst", crop="foreground")
+    there = sorted((tmp_path / "dst" / "exams").rglob("*.h5"))
+    for prune, words in (
+        (False, "holds 5 exams .* cannot give any longer"),
+        (True, "none of the 5 exams can be used"),
+    ):
+        with pytest.raises(DataError, match=f"{words}.*first: .*{reason}"):
+            run(src, tmp_path / "dst", crop="foreground", prune=prune)
+        assert len(there) == 5 and sorted((tmp_path / "dst" / "exams").rglob("*.h5")) == there
 
 
 def test_exams_of_an_archive_that_fails_for_now_stay(src, tmp_path, monkeypatch):

@@ -14,10 +14,13 @@ from deepatlas.intake.find.match import Image, match
 from deepatlas.intake.find.naming import parent_folder
 from deepatlas.intake.find.pairs import nearest_table
 from deepatlas.intake.find.records import Peek, Role
+from deepatlas.intake.privacy.identity import Identity
 from deepatlas.intake.run.finish import Entry
 from deepatlas.intake.run.journal import Journal, Journals
+from deepatlas.intake.run.options import Options
 from deepatlas.intake.run.outcome import Outcome, Status
-from deepatlas.intake.run.pipeline import gone_exams, stop_at_refusal
+from deepatlas.intake.run.pipeline import stop_at_refusal
+from deepatlas.intake.run.stock import Stock
 from deepatlas.intake.run.work import left_out
 from deepatlas.intake.structures.ignored import Ignored, Why
 from deepatlas.io.dicom.found import Found, Refusal, Subject
@@ -69,11 +72,12 @@ def test_exams_that_cannot_be_read_for_now_have_not_left(tmp_path, passing):
         (dst / "exams" / exam[:2] / f"{exam}.h5").touch()
     refusals = [Refusal("b", "any reason", passing=passing)]
     entries = [Entry("key", "digest", "name", "", True, (), "", id="aa01")]
+    stock = Stock(dst, Identity.open(dst))
     if passing:
         with pytest.raises(DataError, match="1 of its exams are not found .* nothing was removed"):
-            gone_exams(dst, tmp_path, entries, refusals)
+            stock.missing(tmp_path, entries, refusals, Options(prune=True))
     else:
-        assert gone_exams(dst, tmp_path, entries, refusals) == {"bb02"}
+        assert stock.missing(tmp_path, entries, refusals, Options(prune=True)) == {"bb02"}
 
 
 def test_a_journal_of_an_earlier_version_is_read(tmp_path):
@@ -113,10 +117,18 @@ def test_strict_stops_at_what_an_earlier_run_refused():
         )
 
 
-def test_only_numbered_structures_are_called_by_their_number():
+def test_names_of_structures_that_were_left_out_are_stated_unless_they_may_be_somebodys():
     reason = Ignored(Why.UNUSABLE, "no closed contour")
-    lines = left_out({"structure smith": reason, "structure 7": reason}, {})
-    assert lines == ["a structure: left out: no closed contour", "structure 7: left out: no closed contour"]
+    true = {"structure 7": "Smith^John", "smith": "smith", "Heart": "Heart", "Left-Lung": "Left-Lung"}
+    lines = left_out(dict.fromkeys(true, reason), true, {"heart": 1})
+    hint = "; left_out.csv in the private folder has its name"
+    assert [line for line, _, _ in lines] == [
+        f"structure 7: left out: no closed contour{hint}",
+        f"unnamed structure 2: left out: no closed contour{hint}",
+        "heart: left out: no closed contour",
+        "Left-Lung: left out: no closed contour",
+    ]
+    assert [(name, why) for _, name, why in lines] == [(name, "no closed contour") for name in true.values()]
 
 
 @pytest.fixture

@@ -92,7 +92,7 @@ def test_a_mixture_of_formats_becomes_one_dataset(tmp_path):
     np.testing.assert_array_equal(dataset.exam(names["cohort/e1"]).volume().array, source.array)
     reasons = dict(dataset.manifest().series())  # exam: its last line
     assert set(reasons) == {names["P1"], names["P2"]}
-    assert "Mid-coronal" in (dst / "report.html").read_text() and leftovers(dst) == []
+    assert "Coronal slices" in (dst / "report.html").read_text() and leftovers(dst) == []
 
 
 @pytest.mark.slow
@@ -108,13 +108,13 @@ def test_nothing_is_done_twice_and_changes_are_noticed(tmp_path, monkeypatch):
     shutil.copy(src / "e1" / "ct.nii.gz", src / "e2" / "ct.nii.gz")
     os.remove(src / "e3" / "ct.nii.gz")
     shutil.copytree(src / "e1", src / "e4")
-    assert run(src, dst).exams == 3 and done[3:] == ["e2", "e4"]
+    assert run(src, dst, prune=True).exams == 3 and done[3:] == ["e2", "e4"]
     second = arrays(dst)
     assert len(set(first) & set(second)) == 2 and len(list(dst.glob("exams/*/[!.]*.h5"))) == 3
     done.clear()
     assert run(src, dst, crop="foreground").made == 3 and len(done) == 3
     (src / "e1" / "ct.nii.gz").write_bytes(b"broken")
-    summary = run(src, dst, crop="foreground")
+    summary = run(src, dst, crop="foreground", prune=True)
     assert summary.exams == 2 and "e1" in summary.refused and len(list(dst.glob("exams/*/[!.]*.h5"))) == 2
     done.clear()
     run(src, dst, crop="foreground")
