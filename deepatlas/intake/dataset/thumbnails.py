@@ -117,7 +117,7 @@ def _png(picture: NDArray, height: int, width: int) -> bytes:
     small = _resized(np.maximum(picture, AIR).astype(np.float32), height, width)
     grey = np.rint(np.clip((small - low) / (high - low), 0, 1) * 255).astype(np.uint8)
     out = io.BytesIO()
-    Image.fromarray(grey).save(out, "PNG", optimize=True)
+    Image.fromarray(grey).save(out, "PNG")
     return out.getvalue()
 
 
