@@ -6,7 +6,7 @@ A failed check raises one line that names the function, the argument, what was e
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # The integers that stand for these options in the kernels.
 MODES = {"linear": 0, "nearest": 1}
@@ -24,6 +24,12 @@ def shown(value: object) -> str:
     """A value in a message: in one line, and not too long."""
     text = " ".join(repr(value).split())
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]} ..."
+
+
+def plain(value: Any) -> Any:
+    """The Python number of a NumPy scalar; everything else is returned as it is."""
+    item = getattr(value, "item", None)
+    return item() if item is not None and getattr(value, "shape", None) == () else value
 
 
 def shape(sizes: Iterable[object]) -> str:
