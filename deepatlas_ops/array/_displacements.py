@@ -86,7 +86,7 @@ def invert_displacement(
         u = warp.displacement + identity(target.size, dtype)[None]
         shift = u - fixed
     vectors = grid.to_vectors(shift)
-    residual = np.sqrt(np.square(vectors + _sampled(given, u)).sum(-1))
+    residual = np.sqrt(np.square(vectors + _sampled(given, u)).sum(0))
     return InvertedDisplacement(_like(field, vectors, target), residual, warp.valid[0, 0])
 
 
@@ -116,8 +116,8 @@ def compose_displacements(first: Field, *then: Any) -> Field:
         if vectors.dtype != total.dtype:
             _check.fail(op, argument, f"the dtype of first, {total.dtype}", vectors.dtype)
         u = grid.places(own, total.dtype) + own.to_normalised(total)
-        total = total + _sampled(vectors, u)
-    return _like(first, total.copy() if not then else total, grid)
+        total += _sampled(vectors, u)
+    return _like(first, total, grid)
 
 
 # ---- grids ------------------------------------------------------------------------------------------
@@ -141,14 +141,12 @@ class _Grid(NamedTuple):
         return (np.array(self.size[::-1]) - 1) / 2
 
     def to_normalised(self, vectors: np.ndarray) -> np.ndarray:
-        """Vectors [Z, Y, X, 3] in mm as differences of normalised coordinates of this grid, [1, 3, Z, Y, X]."""
-        matrix = np.linalg.inv(self.matrix) / self.half[:, None]
-        return np.ascontiguousarray(np.moveaxis(vectors @ matrix.T.astype(vectors.dtype), -1, 0))[None]
+        """Vectors [3, Z, Y, X] in mm as differences of normalised coordinates of this grid, [1, 3, Z, Y, X]."""
+        return _times(np.linalg.inv(self.matrix) / self.half[:, None], vectors)[None]
 
     def to_vectors(self, shift: np.ndarray) -> np.ndarray:
         """The reverse of :meth:`to_normalised`."""
-        matrix = self.matrix * self.half
-        return np.ascontiguousarray(np.moveaxis(shift[0], 0, -1) @ matrix.T.astype(shift.dtype))
+        return _times(self.matrix * self.half, shift[0])
 
     def places(self, other: _Grid, dtype: np.dtype) -> np.ndarray:
         """The voxels of this grid in normalised coordinates of another grid, [1, 3, Z, Y, X]."""
@@ -162,17 +160,19 @@ class _Grid(NamedTuple):
         return np.stack(rows).astype(dtype)[None]
 
 
+def _times(matrix: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """A matrix [3, 3] times vectors [3, Z, Y, X], in their dtype."""
+    return (matrix.astype(vectors.dtype) @ vectors.reshape(3, -1)).reshape(vectors.shape)
+
+
 def _sampled(vectors: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """The vectors [Z, Y, X, 3] at normalised coordinates u [1, 3, z, y, x], as ITK interpolates: [z, y, x, 3].
+    """The vectors [3, Z, Y, X] at normalised coordinates u [1, 3, z, y, x], as ITK interpolates: [3, z, y, x].
 
     Up to half a voxel beyond the outermost voxels the nearest value counts, and further out the vector is 0.
     """
-    volume = np.ascontiguousarray(np.moveaxis(vectors, -1, 0))[None]
-    found = np.moveaxis(resample(volume, u)[0], 0, -1)
-    size = np.array(vectors.shape[2::-1])
-    reach = (size / (size - 1)).astype(u.dtype).reshape(1, 3, 1, 1, 1)
-    outside = (np.abs(u) > reach).any(1)[0]
-    found[outside] = 0
+    found = resample(vectors[None], u)[0]
+    for place, size in zip(u[0], vectors.shape[:0:-1], strict=True):
+        found[:, np.abs(place) > size / (size - 1)] = 0
     return found
 
 
@@ -184,7 +184,7 @@ def _is_image(value: object) -> bool:
 
 
 def _read(op: str, argument: str, value: Any) -> tuple[np.ndarray, _Grid]:
-    """The vectors, as the kernels read them, and the grid of a field of one of the two kinds."""
+    """The vectors [3, Z, Y, X], a copy as the kernels read them, and the grid of a field of one of the two kinds."""
     if _is_image(value):
         import SimpleITK
 
@@ -202,7 +202,10 @@ def _read(op: str, argument: str, value: Any) -> tuple[np.ndarray, _Grid]:
         _check.fail(op, argument, form, options.shape(array.shape))
     if min(array.shape[:3]) < 2:
         _check.fail(op, argument, f"{form} with at least two voxels on each axis", options.shape(array.shape))
-    return _check.ready(op, argument, array), _grid_of(op, argument, value)
+    grid = _grid_of(op, argument, value)
+    with _check.room(op, array.shape, array.dtype):
+        native = array.dtype.newbyteorder("=")
+        return np.array(np.moveaxis(array, -1, 0), native, order="C", copy=True), grid
 
 
 def _grid_of(op: str, argument: str, value: Any) -> _Grid:
@@ -240,7 +243,8 @@ def _numbers(op: str, argument: str, value: Any, count: int) -> np.ndarray:
 
 
 def _like(field: Any, vectors: np.ndarray, grid: _Grid) -> Any:
-    """Vectors on a grid, as a field of the kind of ``field``."""
+    """Vectors [3, Z, Y, X] on a grid, as a field of the kind of ``field``."""
+    vectors = np.ascontiguousarray(np.moveaxis(vectors, 0, -1))
     spacing, origin, direction = (
         tuple(part.ravel().tolist()) for part in (grid.spacing, grid.origin, grid.direction)
     )
