@@ -37,6 +37,8 @@ setup(
         "scipy>=1.11",
         "h5py>=3.10",
         "ninja>=1.11",
+        # Headers for the kernels of deepatlas_ops.array.
+        "pybind11>=2.12",
         "SimpleITK>=2.3",
         "pydicom>=3.0",
         "matplotlib>=3.8",

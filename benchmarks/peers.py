@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 # Their memory is not PyTorch's, so the peak of a row says nothing about them.
-OUTSIDE_PYTORCH = ("volresample", "scipy", "SimpleITK")
+OUTSIDE_PYTORCH = ("volresample", "scipy", "SimpleITK", "numpy", "array")
 
 
 def _module(name: str):

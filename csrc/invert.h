@@ -8,6 +8,8 @@
 // is finite. On an axis of size 1, clamp is 0 and g is continued along the whole axis.
 #pragma once
 
+#include <algorithm>
+
 #include "interpolate.h"
 #include "kernels.h"
 
@@ -69,6 +71,13 @@ struct alignas(16) Packed {
 };
 
 inline Shape3 packed_shape(const Shape3& in) { return {in.d, in.h, in.w > 1 ? in.w : 2}; }
+
+// How many of `batch` items run at once: at least `least`, and more if their packed maps together
+// stay below `most` bytes.
+inline int64_t together(const InvertArgs& a, int64_t batch, int64_t most, int64_t least) {
+  const int64_t bytes = 4 * packed_shape(a.in).voxels() * (a.scalar == Scalar::kFloat64 ? 8 : 4);
+  return std::clamp<int64_t>(std::max(most / bytes, least), 1, batch);
+}
 
 // The normalised coordinates of a voxel.
 template <class T>

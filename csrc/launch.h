@@ -22,6 +22,10 @@ struct Parallel {
   }
 };
 
+// The largest number of voxels along an axis. Positions are computed in the type of the data, and
+// float32 cannot tell voxels apart beyond 2^24. Indices along one axis have 32 bits.
+constexpr int64_t kLongestAxis = int64_t(1) << 24;
+
 // A CUDA launch has at most this many threads. Kernels loop over more elements in strides.
 constexpr int64_t kThreadsPerBlock = 256;
 constexpr int64_t kMostBlocks = int64_t(1) << 20;

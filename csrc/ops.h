@@ -116,10 +116,6 @@ inline Tensor gradient_like(const Tensor& t, bool need) {
   return need ? at::empty(t.sizes(), options) : at::empty({0}, options);
 }
 
-// The largest number of voxels along an axis. Positions are computed in the type of the data, and
-// float32 cannot tell voxels apart beyond 2^24. Indices along one axis have 32 bits.
-inline constexpr int64_t kLongestAxis = int64_t(1) << 24;
-
 inline Shape3 shape_of(const char* op, const char* name, at::IntArrayRef size) {
   for (const int64_t n : size) {
     TORCH_CHECK(n >= 0 && n <= kLongestAxis, "deepatlas_ops.", op, ": every axis of ", name,

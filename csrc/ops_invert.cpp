@@ -46,13 +46,8 @@ void set_iterations(const char* op, InvertArgs& a, int64_t iterations, double to
   a.tolerance = tolerance;
 }
 
-// How many batch items run at once: at least `least`, and more if their packed maps together stay
-// small.
 int64_t together(const InvertArgs& a, int64_t batch, const Tensor& like, int64_t least) {
-  const int64_t bytes =
-      4 * invert::packed_shape(a.in).voxels() * (a.scalar == Scalar::kFloat64 ? 8 : 4);
-  const int64_t most = int64_t(on_cuda(like) ? 128 : 4) << 20;
-  return std::clamp<int64_t>(std::max(most / bytes, least), 1, batch);
+  return invert::together(a, batch, int64_t(on_cuda(like) ? 128 : 4) << 20, least);
 }
 
 Tensor scratch(const InvertArgs& a, int64_t items, const at::TensorOptions& options) {

@@ -39,7 +39,7 @@ _AVERAGE = between(0, 1, open_high=True)
 
 def _steps() -> Sequence[str]:
     """The step matrices that the inversion knows."""
-    from deepatlas_ops.reference.invert import STEPS
+    from deepatlas_ops.options import STEPS
 
     return STEPS
 

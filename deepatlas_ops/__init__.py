@@ -8,19 +8,27 @@ Every op runs on the CPU and on CUDA, and has a PyTorch body that runs where the
 :func:`use_backend`). Every op works under ``torch.compile(fullgraph=True)``, ``torch.func.vmap`` and
 ``torch.func.grad``. Forward-mode differentiation raises an error, and so do second derivatives that are not
 implemented.
+
+:mod:`deepatlas_ops.array` has the same kernels for NumPy arrays. It needs no PyTorch, so this package does not import
+PyTorch by itself: the ops are registered as soon as the process has imported PyTorch, or on the first use of one of
+them.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from ._library import requested_backend, use_backend
-from .edges import edge_difference
-from .invert import ImplicitWarp, implicit_warp
-from .jacobian import folds, log_jacobian, log_jacobian_std, smoothness_loss
-from .ncc import ncc
-from .piecewise import piecewise_linear
-from .resample import affine_resample, resample, resize, warp
+from . import _with_torch
+
+if TYPE_CHECKING:
+    from ._library import use_backend
+    from .correlation import ncc
+    from .edges import edge_difference
+    from .invert import ImplicitWarp, implicit_warp
+    from .jacobian import folds, log_jacobian, log_jacobian_std, smoothness_loss
+    from .piecewise import piecewise_linear
+    from .sampling import affine_resample, resample, resize, warp
 
 __all__ = [
     "ImplicitWarp",
@@ -57,8 +65,44 @@ def build_info() -> dict[str, Any]:
         - ``seconds``: how long it took to compile
     """
     from . import _build
+    from ._library import requested_backend
 
     requested = requested_backend()
     if requested != "torch":
         _build.load()
     return {**_build.info(), "requested": requested}
+
+
+# The modules of the ops, in the order in which they are registered, and the public names of each.
+_MODULES = {
+    "_library": ("use_backend",),
+    "edges": ("edge_difference",),
+    "invert": ("ImplicitWarp", "implicit_warp"),
+    "jacobian": ("folds", "log_jacobian", "log_jacobian_std", "smoothness_loss"),
+    "correlation": ("ncc",),
+    "piecewise": ("piecewise_linear",),
+    "sampling": ("affine_resample", "resample", "resize", "warp"),
+}
+
+
+def _register() -> None:
+    """Import the ops, which registers them, and put their public names into this module."""
+    for module, names in _MODULES.items():
+        found = import_module(f".{module}", __name__)
+        globals().update({name: getattr(found, name) for name in names})
+
+
+# Type checkers know the names above, so that they report any other.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name in __all__:
+            _with_torch.now()
+            return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
+
+_with_torch.run(_register)

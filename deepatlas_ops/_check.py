@@ -6,24 +6,18 @@ A failed check raises one line that names the op, the argument, what was expecte
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
-from typing import NoReturn, overload
+from collections.abc import Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
 
+from . import options
+from .options import MODES, PADDINGS, STEPS, choice, count, fail, positive, shape, window
+
+__all__ = ["MODES", "PADDINGS", "STEPS", "choice", "count", "fail", "positive", "window"]
+
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# The integers that stand for these options in the schemas of the ops.
-MODES = {"linear": 0, "nearest": 1}
-PADDINGS = {"border": 0, "zeros": 1, "reflection": 2}
-
-
-def fail(op: str, argument: str, expected: str, got: object) -> NoReturn:
-    raise ValueError(f"{op}: {argument}: expected {expected}, got {got}")
-
-
-def _shape(tensor: Tensor) -> str:
-    return f"[{', '.join(str(n) for n in tensor.shape)}]"
 
 
 # ---- tensors ----------------------------------------------------------------------------------------
@@ -37,9 +31,9 @@ def tensor(op: str, argument: str, value: object, *, channels: int | None = None
     if value.dtype not in FLOATS:
         fail(op, argument, "float64, float32, float16 or bfloat16", value.dtype)
     if value.ndim != 5 or (channels is not None and value.shape[1] != channels):
-        fail(op, argument, form, _shape(value))
+        fail(op, argument, form, shape(value.shape))
     if 0 in value.shape[2:]:
-        fail(op, argument, f"{form} with at least one voxel on each axis", _shape(value))
+        fail(op, argument, f"{form} with at least one voxel on each axis", shape(value.shape))
 
 
 def alike(op: str, argument: str, value: Tensor, other: str, reference: Tensor) -> None:
@@ -49,7 +43,7 @@ def alike(op: str, argument: str, value: Tensor, other: str, reference: Tensor) 
     if value.device != reference.device:
         fail(op, argument, f"the device of {other}, {reference.device}", value.device)
     if value.shape[0] != reference.shape[0]:
-        fail(op, argument, f"the batch size of {other}, {reference.shape[0]}", _shape(value))
+        fail(op, argument, f"the batch size of {other}, {reference.shape[0]}", shape(value.shape))
 
 
 def pair(op: str, argument: str, value: Tensor, other: str, reference: Tensor) -> None:
@@ -58,7 +52,7 @@ def pair(op: str, argument: str, value: Tensor, other: str, reference: Tensor) -
     tensor(op, argument, value)
     alike(op, argument, value, other, reference)
     if value.shape != reference.shape:
-        fail(op, argument, f"the shape of {other}, {_shape(reference)}", _shape(value))
+        fail(op, argument, f"the shape of {other}, {shape(reference.shape)}", shape(value.shape))
 
 
 def mask(op: str, value: object, other: str, reference: Tensor) -> Tensor | None:
@@ -71,8 +65,8 @@ def mask(op: str, value: object, other: str, reference: Tensor) -> Tensor | None
     if not isinstance(value, Tensor):
         fail(op, "mask", "a tensor [B, 1, D, H, W]", type(value).__name__)
     if value.shape != (reference.shape[0], 1, *reference.shape[2:]):
-        expected = _shape(reference[:, :1])
-        fail(op, "mask", f"{expected}, one weight for each voxel of {other}", _shape(value))
+        expected = shape(reference[:, :1].shape)
+        fail(op, "mask", f"{expected}, one weight for each voxel of {other}", shape(value.shape))
     if value.device != reference.device:
         fail(op, "mask", f"the device of {other}, {reference.device}", value.device)
     if value.is_complex() or (value.is_floating_point() and value.dtype != reference.dtype):
@@ -83,30 +77,9 @@ def mask(op: str, value: object, other: str, reference: Tensor) -> Tensor | None
 # ---- options ----------------------------------------------------------------------------------------
 
 
-def choice(op: str, argument: str, value: object, allowed: Iterable[str]) -> None:
-    allowed = tuple(allowed)
-    if not isinstance(value, str) or value not in allowed:
-        fail(op, argument, f"one of {', '.join(allowed)}", repr(value))
-
-
 def size(op: str, value: Sequence[int]) -> list[int]:
     """Three positive integers D, H, W."""
-    try:
-        sizes = list(value)
-    except TypeError:
-        fail(op, "size", "three sizes (D, H, W)", repr(value))
-    integers = all(isinstance(n, (int, torch.SymInt)) and not isinstance(n, bool) for n in sizes)
-    if len(sizes) != 3 or not integers or any(n < 1 for n in sizes):
-        fail(op, "size", "three positive integers (D, H, W)", repr(value))
-    return sizes
-
-
-def positive(op: str, argument: str, value: object, *, zero: bool = False) -> None:
-    """A finite number above 0, or of at least 0 with ``zero``."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if (value >= 0 if zero else value > 0) and value != float("inf"):
-            return
-    fail(op, argument, "a number of at least 0" if zero else "a number above 0", repr(value))
+    return options.size(op, value, (int, torch.SymInt))
 
 
 # ---- autocast ---------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _check, _library, _transforms, reference
+# sampling registers the samplers that the bodies call.
+from . import _check, _library, _transforms, reference, sampling  # noqa: F401
 from .reference import invert as _body
 
 GRADIENTS = ("implicit", "unrolled", "none")
@@ -112,10 +113,9 @@ def implicit_warp(
     _check.tensor(op, "c_fixed", c_fixed, channels=3)
     _check.alike(op, "c_fixed", c_fixed, "c_moving", c_moving)
     weights = _check.mask(op, mask, "c_moving", c_moving)
-    if not isinstance(iterations, int) or isinstance(iterations, bool) or iterations < 1:
-        _check.fail(op, "iterations", "an integer of at least 1", repr(iterations))
+    _check.count(op, "iterations", iterations)
     _check.positive(op, "tolerance", tolerance, zero=True)
-    _check.choice(op, "step", step, _body.STEPS)
+    _check.choice(op, "step", step, _check.STEPS)
     _check.choice(op, "gradient", gradient, GRADIENTS)
     newton = step == "newton"
     if newton and gradient == "unrolled":

@@ -158,7 +158,7 @@ def test_settings_of_an_earlier_version_still_open():
 
 
 def test_the_steps_are_those_of_the_kernels():
-    from deepatlas_ops.reference.invert import STEPS
+    from deepatlas_ops.options import STEPS
 
     for step in STEPS:
         assert preset("tiny").override([f"loss.step={step}"]).validate().loss.step == step

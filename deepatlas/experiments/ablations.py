@@ -40,7 +40,7 @@ from deepatlas.model.engine import Engine
 from deepatlas.phantom.patients import PhantomCohort
 from deepatlas.presets import preset
 from deepatlas.train.__main__ import main as train
-from deepatlas_ops.reference.invert import STEPS
+from deepatlas_ops.options import STEPS
 
 DEFAULT = "default"
 # Seeds of the random numbers after the shared phases.

@@ -21,7 +21,6 @@ from torch import Tensor
 from ._common import batch_first, compute_dtype, difference_adjoint, identity_grid, nonzero
 from .resample import resample_backward
 
-STEPS = ("moving", "fixed", "literal", "direction_cosine", "newton")
 # Rounding allowed in |u| <= 1, so that the faces of the volume count as inside when a map is matched to itself.
 SLACK = 1e-5
 # The most that 20 unrolled steps could amplify. Where an inverse amplifies more, the solution is not resolved.

@@ -30,7 +30,11 @@ PAGES = {
 }
 IMAGES = (".png", ".svg", ".jpg")
 # Packages whose public names a page of the reference must list.
-REFERENCE = {"deepatlas": "docs/api.md", "deepatlas_ops": "docs/ops.md"}
+REFERENCE = {
+    "deepatlas": "docs/api.md",
+    "deepatlas_ops": "docs/ops.md",
+    "deepatlas_ops.array": "docs/array.md",
+}
 
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s]+)\)")
 _SOURCES = {page: source for source, page in PAGES.items()}
@@ -40,7 +44,10 @@ def on_pre_build(config) -> None:
     """Refuse to build a reference that lacks a public name."""
     for package, page in REFERENCE.items():
         text = (ROOT / page).read_text(encoding="utf-8")
-        listed = {path.rpartition(".")[2] for path in re.findall(rf"^::: {package}\.([\w.]+)", text, re.M)}
+        listed = {
+            path.rpartition(".")[2]
+            for path in re.findall(rf"^::: {re.escape(package)}\.([\w.]+)", text, re.M)
+        }
         if missing := sorted(_public_names(package) - listed):
             raise PluginError(
                 f"{page} lacks {', '.join(missing)} of {package}.__all__; add ::: {package}.NAME"
@@ -89,7 +96,7 @@ def _repository_path(source: str, target: str) -> str:
 
 def _public_names(package: str) -> set[str]:
     """``__all__`` of a package, without importing it."""
-    tree = ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / package.replace(".", "/") / "__init__.py").read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return {name for name in ast.literal_eval(node.value) if not name.startswith("__")}

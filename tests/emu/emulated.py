@@ -59,10 +59,10 @@ def _replace(path: Path, pattern: re.Pattern[str], new, count: int) -> None:
 
 def use(folder: Path, flags: tuple[str, ...]) -> None:
     """Make `deepatlas_ops` build such a library in this process, with these flags, before it has loaded another."""
-    from deepatlas_ops import _build
+    from deepatlas_ops import _build, _jit
 
     sources = write_sources(folder)
-    _build.find_sources = lambda: sources
+    _jit.find_sources = lambda: sources
     _build._flags = lambda: (*flags, "-DWITH_CUDA", "-DEMULATE_CUDA")
 
 

@@ -15,15 +15,15 @@ import pytest
 import torch
 
 import deepatlas_ops as ops
-from deepatlas_ops import _build
+from deepatlas_ops import _build, _jit
 
 SOURCE = 'extern "C" int deepatlas_test_value() { return 1; }\n'
 
 # Another process with the same sources and cache. It reports its actions on stderr and the outcome on stdout.
 PROCESS = """
 import json, pathlib, sys
-from deepatlas_ops import _build
-_build.find_sources = lambda: pathlib.Path(sys.argv[1])
+from deepatlas_ops import _build, _jit
+_jit.find_sources = lambda: pathlib.Path(sys.argv[1])
 _build._cuda = lambda: (None, None, None)
 _build.load()
 print(json.dumps(_build.info()))
@@ -39,7 +39,7 @@ def sources(tmp_path, monkeypatch):
     folder = tmp_path / "sources"
     folder.mkdir()
     (folder / "ops.cpp").write_text(SOURCE)
-    monkeypatch.setattr(_build, "find_sources", lambda: folder)
+    monkeypatch.setattr(_jit, "find_sources", lambda: folder)
     monkeypatch.setattr(_build, "_cuda", lambda: (None, None, None))
     monkeypatch.setenv("DEEPATLAS_OPS_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("DEEPATLAS_OPS_BACKEND", raising=False)
@@ -68,8 +68,8 @@ def test_builds_once_and_says_so(sources, capfd):
     assert len(lines) == 2
     assert lines[0].startswith("deepatlas_ops: building native kernels (once, about ")
     assert lines[1].startswith("deepatlas_ops: built native kernels in ")
-    assert os.listdir(_build.cache_directory() / info.directory) != []
-    assert not list(_build.cache_directory().glob("*.building"))
+    assert os.listdir(_jit.cache_directory() / info.directory) != []
+    assert not list(_jit.cache_directory().glob("*.building"))
 
     again = _build._load()
     assert again == info
@@ -97,20 +97,20 @@ def test_every_input_of_the_build_is_in_its_key(sources, monkeypatch):
     keys.append(_build._plan().key)
     (sources / "extra.h").write_text("")
     keys.append(_build._plan().key)
-    monkeypatch.setattr(_build, "_processor", lambda: "another processor")
+    monkeypatch.setattr(_jit, "processor", lambda: "another processor")
     keys.append(_build._plan().key)
     monkeypatch.setattr(_build, "_flags", lambda: ("-O1",))
     keys.append(_build._plan().key)
     monkeypatch.setattr(_build.torch, "__version__", "0.0.0")
     keys.append(_build._plan().key)
-    monkeypatch.setattr(_build, "_first_line", lambda command: "another compiler")
+    monkeypatch.setattr(_jit, "_first_line", lambda command: "another compiler")
     keys.append(_build._plan().key)
     assert len(set(keys)) == len(keys) - 1
 
 
 @needs_tools
 def test_an_interrupted_build_is_repeated(sources):
-    building = _build.cache_directory() / f"{_build._plan().key}.building"
+    building = _jit.cache_directory() / f"{_build._plan().key}.building"
     building.mkdir(parents=True)
     # PyTorch would wait forever for the process that has left this file.
     (building / "lock").touch()
@@ -122,7 +122,7 @@ def test_an_interrupted_build_is_repeated(sources):
 
 @needs_tools
 def test_only_a_lock_that_is_held_blocks_a_build(sources):
-    cache = _build.cache_directory()
+    cache = _jit.cache_directory()
     cache.mkdir()
     lock = cache / f"{_build._plan().key}.lock"
     with lock.open("w") as file:
@@ -141,7 +141,7 @@ def test_only_a_lock_that_is_held_blocks_a_build(sources):
 @needs_tools
 def test_a_damaged_library_is_rebuilt(sources, capfd):
     # The library is damaged before this process maps it, as by a full disk.
-    directory = _build.cache_directory() / _build._plan().key
+    directory = _jit.cache_directory() / _build._plan().key
     directory.mkdir(parents=True)
     (directory / f"{_build.LIBRARY}.so").write_bytes(b"not a library")
     info = _build._load()
@@ -155,17 +155,17 @@ def test_a_failed_build_gives_one_line_and_a_log_and_is_not_repeated(sources, ca
     info = _build._load()
     assert not info.native
     assert info.reason.startswith("the build failed, see ") and "\n" not in info.reason
-    log = _build.cache_directory() / f"{_build._plan().key}.log"
+    log = _jit.cache_directory() / f"{_build._plan().key}.log"
     assert str(log) in info.reason
     assert "error" in log.read_text() and "this is no C++" in log.read_text()
-    assert not list(_build.cache_directory().glob("*.building"))
+    assert not list(_jit.cache_directory().glob("*.building"))
     capfd.readouterr()
 
     again = _build._load()
     assert not again.native and "delete it to try again" in again.reason
     assert built_lines(capfd) == []
 
-    old = time.time() - 2 * _build.RETRY_SECONDS
+    old = time.time() - 2 * _jit.RETRY_SECONDS
     os.utime(log, (old, old))
     # Other sources have another key, so they are compiled at once.
     (sources / "ops.cpp").write_text("neither is this\n")
@@ -197,7 +197,7 @@ def test_without_a_compiler_the_reason_is_one_line(sources, monkeypatch):
     # The folder of the Python environment is searched too. If it contains a compiler, this cannot be tested.
     if not any(shutil.which(c, path=os.path.dirname(sys.executable)) for c in ("c++", "g++", "clang++")):
         assert _build._load().reason.startswith("no C++ compiler found (tried c++, g++, clang++)")
-    assert not _build.cache_directory().exists()
+    assert not _jit.cache_directory().exists()
 
 
 def test_the_reason_for_an_unusable_cache_is_one_line(sources, monkeypatch, tmp_path):
@@ -213,7 +213,7 @@ def test_the_torch_backend_never_builds(sources, monkeypatch):
     monkeypatch.setenv("DEEPATLAS_OPS_BACKEND", "torch")
     monkeypatch.setattr(_build, "_info", None)
     ops.resize(torch.zeros(1, 1, 2, 2, 2), (1, 1, 1))
-    assert not _build.cache_directory().exists()
+    assert not _jit.cache_directory().exists()
 
 
 def test_importing_builds_nothing_and_without_a_compiler_there_is_one_warning(tmp_path):
@@ -254,7 +254,7 @@ def test_load_tries_once_for_all_threads(monkeypatch):
 
 def test_the_tools_of_an_environment_that_is_not_activated_are_found(monkeypatch):
     monkeypatch.setenv("PATH", "/usr/bin")
-    with _build._tool_path():
+    with _jit.tool_path():
         assert os.environ["PATH"].split(os.pathsep) == ["/usr/bin", os.path.dirname(sys.executable)]
     assert os.environ["PATH"] == "/usr/bin"
 

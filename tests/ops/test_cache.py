@@ -14,7 +14,7 @@ import threading
 import pytest
 import torch
 
-from deepatlas_ops import _build, cache
+from deepatlas_ops import _build, _jit, cache
 
 needs_tools = pytest.mark.skipif(
     not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler on this machine"
@@ -37,7 +37,7 @@ def sources(tmp_path, monkeypatch):
     folder = tmp_path / "sources"
     folder.mkdir()
     (folder / "ops.cpp").write_text('extern "C" int deepatlas_cached_value() { return 2; }\n')
-    monkeypatch.setattr(_build, "find_sources", lambda: folder)
+    monkeypatch.setattr(_jit, "find_sources", lambda: folder)
     monkeypatch.setattr(_build, "_cuda", lambda: (None, None, None))
     monkeypatch.setenv("DEEPATLAS_OPS_CACHE", str(tmp_path / "cache"))
     return folder
@@ -110,15 +110,15 @@ def test_a_cached_library_is_used_where_no_compiler_is_found(sources, monkeypatc
     assert found.flags == built.flags and capfd.readouterr().err == ""
     # Not for other sources, processors or versions of PyTorch, and not without its record.
     with monkeypatch.context() as patch:
-        patch.setattr(_build, "_processor", lambda: "another processor")
+        patch.setattr(_jit, "processor", lambda: "another processor")
         assert not _build._load().native
     with monkeypatch.context() as patch:
         patch.setattr(torch, "__version__", "0.0.0")
         assert not _build._load().native
-    record = cache.record(_build.cache_directory() / os.path.basename(built.directory))
-    cache.write_record(_build.cache_directory() / os.path.basename(built.directory), {})
+    record = cache.record(_jit.cache_directory() / os.path.basename(built.directory))
+    cache.write_record(_jit.cache_directory() / os.path.basename(built.directory), {})
     assert _build._load().reason.startswith("no C++ compiler found")
-    cache.write_record(_build.cache_directory() / os.path.basename(built.directory), record)
+    cache.write_record(_jit.cache_directory() / os.path.basename(built.directory), record)
     assert _build._load().native
     (sources / "ops.cpp").write_text("// other\n")
     assert _build._load().reason.startswith("no C++ compiler found")

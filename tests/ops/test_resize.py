@@ -64,6 +64,58 @@ def test_an_output_axis_of_one_sits_in_the_middle(backend):
     assert ops.resize(volume[:, :, :3], (1, 1, 1)).item() == 1.0
 
 
+def by_interpolate(volume, size):
+    """What resize means by F.interpolate: along an axis that shrinks to one voxel, the mean of the middle first."""
+    for axis, n in enumerate(size, start=2):
+        if n == 1:
+            voxels = volume.shape[axis]
+            volume = volume.narrow(axis, (voxels - 1) // 2, 2 - voxels % 2).mean(axis, keepdim=True)
+    return F.interpolate(volume, tuple(size), mode="trilinear", align_corners=True)
+
+
+def value_and_gradient(function, volume, size, grad):
+    leaf = volume.detach().requires_grad_()
+    out = function(leaf, size)
+    return [t.detach().double() for t in (out, *torch.autograd.grad(out, leaf, grad.to(out.dtype)))]
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("scale, shift", [(1, 0), (1e-3, 0), (100, 1000)])
+def test_the_mean_of_two_planes_is_rounded_once_and_its_gradient_never(backend, seed, scale, shift):
+    # All weights of (8, 9, 10) -> (1, 9, 2) are 0, 1/2 or 1. So an error of more than half a digit is a wrong weight.
+    torch.manual_seed(seed)
+    volume = torch.randn(2, 3, 8, 9, 10) * scale + shift
+    grad = torch.randn(2, 3, 1, 9, 2)
+    exact, exact_slope = value_and_gradient(by_interpolate, volume.double(), (1, 9, 2), grad)
+    for function in (ops.resize, by_interpolate):
+        out, slope = value_and_gradient(function, volume, (1, 9, 2), grad)
+        assert torch.equal(out, exact.float().double())
+        assert torch.equal(slope, exact_slope)
+
+
+@given(
+    size=st.tuples(*[st.sampled_from([1, 2, 3, 8, 9, 10, 17])] * 3),
+    out=st.tuples(*[st.sampled_from([1, 2, 3, 8, 9, 10, 17])] * 3),
+    seed=st.integers(0, 2**16),
+)
+@settings(max_examples=100, deadline=None, derandomize=True)
+def _errs_at_most_twice_as_much(name, size, out, seed):
+    torch.manual_seed(seed)
+    volume, grad = torch.randn(2, 3, *size), torch.randn(2, 3, *out)
+    exact = value_and_gradient(by_interpolate, volume.double(), out, grad)
+    usual = value_and_gradient(by_interpolate, volume, out, grad)
+    with ops.use_backend(name):
+        found = value_and_gradient(ops.resize, volume, out, grad)
+    for e, u, f in zip(exact, usual, found, strict=True):
+        # Where PyTorch happens to be exact, the one rounding of a result is allowed.
+        rounding = (e.float().double() - e).norm()
+        assert (f - e).norm() <= 2 * max((u - e).norm(), rounding) + 1e-30
+
+
+def test_the_error_is_at_most_twice_that_of_interpolate(backend):
+    _errs_at_most_twice_as_much(backend)
+
+
 def test_gradcheck(backend):
     volume = torch.randn(1, 2, 3, 4, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda v: ops.resize(v, (5, 1, 3)), volume)

@@ -46,9 +46,7 @@ def ncc(
     a, b, mask = _check.autocast(a, b, mask, least=torch.float32)
     _check.pair("ncc", "b", b, "a", a)
     weights = _check.mask("ncc", mask, "a", a)
-    integer = isinstance(window, int) and not isinstance(window, bool)
-    if window is not None and not (integer and window > 0 and window % 2 == 1):
-        _check.fail("ncc", "window", "None or a positive odd integer", repr(window))
+    _check.window("ncc", window)
     _check.positive("ncc", "eps", eps)
     with _check.without_autocast(a):
         value, _ = _library.call("ncc", _value_alone, a, b, weights, window or 0, float(eps))
