@@ -7,6 +7,7 @@ import warnings
 
 from numpy.typing import ArrayLike
 
+from deepatlas.errors import DeepAtlasError
 from deepatlas.localize.points import Located, locate
 from deepatlas.localize.segment import Segmentation, segment
 from deepatlas.localize.template.file import Template
@@ -51,6 +52,10 @@ class Model(Engine):
             DeepAtlasError: the template belongs to another model, or the threshold is out of range.
             DataError: the exam cannot be read, or shows no patient.
         """
+        if not isinstance(template, Template):
+            raise DeepAtlasError(
+                f"template must be a Template, got {template!r}; load it with deepatlas.Template.load(…)"
+            )
         volume = read_exam(exam)
         labels = segment(self, volume, template, threshold=threshold)
         _warn(labels.fit, volume.name)

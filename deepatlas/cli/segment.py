@@ -120,6 +120,6 @@ def _keep_names_of_masks(path: Path, names: str) -> None:
         # It is no file of this command, and must not be lost either.
         pass
     raise DataError(
-        f"{path}: names the structures of another template, whose masks may lie beside it; choose another --out, or "
-        "delete these first"
+        f"{path}: names other structures than this template or --structures, and their masks may lie beside it; choose "
+        "another --out, or delete these first"
     )

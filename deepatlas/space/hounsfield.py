@@ -26,7 +26,7 @@ _TISSUE = -500.0
 _SOFT = 250.0
 _SOFT_USUAL, _SOFT_SHARE = 0.6, 0.35
 # The median of the tissue was -56 to 60 HU in them. The median of fewer voxels of the sample is not looked at.
-_SHIFTED = 200.0
+_UNUSUAL, _SHIFTED = 110.0, 200.0
 _FEWEST = 100
 # Air below this is no air in Hounsfield units.
 _BELOW_AIR = -1200.0
@@ -191,7 +191,7 @@ def _mended(volume: Volume, v: _Values) -> tuple[Volume, list[str]]:
     if v.low > _CERTAIN_AIR and (share := v.share(v.sample == v.low)) >= _LOW_PLATEAU:
         array = np.where(array == v.low, np.float32(AIR), array.astype(np.float32))
         notes.append(
-            f"{share:.0%} of the voxels are exactly {v.low:g}, the lowest value: clipped or padded; read as air"
+            f"{share:.0%} of the voxels are exactly {v.low:g}, the lowest value: clipped, padded or scaled; read as air"
         )
     elif v.constant is None and not v.share(v.sample < _CERTAIN_AIR):
         notes.append(f"the lowest value is {v.low:g}: no air near -1000 HU; is it in Hounsfield units?")
@@ -207,7 +207,7 @@ def _mended(volume: Volume, v: _Values) -> tuple[Volume, list[str]]:
         notes.append(
             f"padding of exactly {v.constant:g} around the image ({padding.mean():.0%} of the voxels) is read as air"
         )
-    if (found := _tissue(v.measured)) and found.soft < _SOFT_USUAL:
+    if (found := _tissue(v.measured)) and (found.soft < _SOFT_USUAL or abs(found.median) > _UNUSUAL):
         notes.append(f"{found}; is it in Hounsfield units?")
     return (volume if array is volume.array else replace(volume, array=array)), notes
 

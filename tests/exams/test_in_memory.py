@@ -96,6 +96,7 @@ def test_voxels_keep_their_values_and_the_source_stays(dtype):
         (sitk.Image([3, 4, 5], sitk.sitkVectorFloat32, 2), "2 values a voxel"),
         (sitk.Image([3, 4], sitk.sitkInt16), "shape"),
         (nib.Nifti1Image(np.zeros((3, 4, 5, 2)), np.eye(4)), "shape"),
+        (nib.Nifti1Image(np.zeros((3, 4, 5)), None), "no affine"),
     ],
 )  # fmt: skip
 def test_what_is_no_exam_gives_one_line(image, words):

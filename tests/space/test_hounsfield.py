@@ -138,6 +138,7 @@ def test_a_clipped_ct_gets_its_air_back_and_a_line(low, high):
     [
         (lambda hu: np.where(hu < -140, -600 + hu / 50, hu), "no air near -1000"),
         (lambda hu: hu * 2, "air lies near"),
+        (lambda hu: hu - 150, "its median is -1"),
     ],
 )
 def test_what_may_be_a_ct_is_used_with_a_line(change, words):

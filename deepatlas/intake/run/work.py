@@ -164,7 +164,8 @@ def _of_series(job: ExamJob, plan: Plan, tried: Mapping[str, str], hidden: set[s
                 out.refusals += structures.refused
             drawn = structures.labels if structures is not None and structures.present else None
             if job.stays:
-                _refuse_clash(job.path, reading.volume, drawn is not None)
+                brought = set() if structures is None else set(structures.present)
+                _refuse_clash(job.path, reading.volume, brought)
             reading.volume.name = job.id
             record = write_exam(
                 job.path,
@@ -190,13 +191,13 @@ def _of_series(job: ExamJob, plan: Plan, tried: Mapping[str, str], hidden: set[s
     return out
 
 
-def _refuse_clash(path: Path, ct: Volume, drawn: bool) -> None:
-    """Raise :class:`Clash` if the exam file ``path`` shows another CT, or structures where nothing is drawn now."""
+def _refuse_clash(path: Path, ct: Volume, brought: set[str]) -> None:
+    """Raise :class:`Clash` if the exam file ``path`` shows another CT, or holds structures that are not ``brought``."""
     if not path.exists():
         return
     try:
         with ExamFile(path) as there:
-            same, labelled = holds_ct(there, ct), there.has_labels
+            same, lost = holds_ct(there, ct), sorted(set(there.present) - brought)
     except DataError:
         # It is damaged, and is replaced.
         return
@@ -205,9 +206,12 @@ def _refuse_clash(path: Path, ct: Volume, drawn: bool) -> None:
             "the dataset has an exam of this id with another CT, which stays as it is; rename this one in the source, "
             "or prepare all exams from one source without --add"
         )
-    if labelled and not drawn:
+    if lost:
+        # A name that the dataset has identifies nobody.
+        some = ", ".join(lost[:8]) + (" …" if len(lost) > 8 else "")
         raise Clash(
-            "the dataset has this exam with structures, and stays as it is; the source has none for it"
+            f"the dataset has this exam with structures that the source lacks ({some}), and it stays as it is; put them "
+            "into the source, or prepare all exams from one source without --add"
         )
 
 

@@ -17,6 +17,7 @@ from deepatlas.intake.dataset import quality
 from deepatlas.intake.dataset.check import check_dataset
 from deepatlas.intake.dataset.folder import Dataset, exam_path
 from deepatlas.intake.run import pipeline, work
+from deepatlas.exams.read import read_volume
 from deepatlas.io.codec import write_volume
 from deepatlas.space.volume import Volume
 
@@ -158,8 +159,22 @@ def test_an_exam_that_comes_again_keeps_its_structures(tmp_path):
     prepare_here(one, dst)
     exam_at(two / "a1", 1, drawn=False)
     summary = prepare_here(two, dst, add=True)
-    assert "with structures, and stays as it is" in summary.refused["a1"]
+    assert "structures that the source lacks (bone, lung), and it stays as it is" in summary.refused["a1"]
     assert Dataset(dst).exam(keys(dst)["a1"]).present == ["bone", "lung"] and whole(dst)
+
+
+def test_an_exam_that_comes_again_with_some_of_its_structures_stays_as_it_is(tmp_path):
+    (one, two), dst = sources(tmp_path), tmp_path / "dst"
+    prepare_here(one, dst)
+    before = everything(dst / "exams")
+    # The same CT, and the lung alone.
+    exam_at(two / "a1", 1)
+    path = two / "a1" / "seg.nii.gz"
+    seg = read_volume(path, labels=True)
+    write_volume(path, Volume(np.where(seg.array == 2, 2, 0).astype(np.uint8), seg.grid))
+    summary = prepare_here(two, dst, add=True)
+    assert "(bone)" in summary.refused["a1"] and whole(dst)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_the_same_ct_under_another_name_does_not_come_twice(tmp_path):
