@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,16 @@ def real_data() -> Path:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Processes that have finished take over tests of others (pytest -n 2): the slowest tests are the last ones."""
+    """Processes that have finished take over tests from the end of the others' lists (pytest -n 2)."""
     from xdist.scheduler import WorkStealingScheduling
 
     return WorkStealingScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    """Files with many slow tests come first, so that no process is left alone with a long test at the end.
+
+    The tests of a file stay together, because they share what its fixtures make.
+    """
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])

@@ -51,4 +51,9 @@ def run_all(root: Path, name: str) -> None:
 
 
 if __name__ == "__main__":
-    run_all(Path(sys.argv[1]), os.fsdecode(bytes.fromhex(sys.argv[2])))
+    # One process for all names, as PyTorch and matplotlib are imported once.
+    for number, name in enumerate(sys.argv[2:]):
+        print(f"names of {name}", file=sys.stderr)
+        folder = Path(sys.argv[1]) / str(number)
+        folder.mkdir()
+        run_all(folder, os.fsdecode(bytes.fromhex(name)))

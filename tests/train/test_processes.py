@@ -1,6 +1,7 @@
 """Real processes: runs that are killed and resumed, and runs that several processes share.
 
-Only what has to die, or has to be one of several, runs in a process of its own; the rest runs in this one.
+Only what has to die, or has to be one of several, runs in a process of its own; the rest runs in this one. What is
+not about the launcher or the start of Python is forked (forked.py).
 """
 
 import json
@@ -14,6 +15,7 @@ import time
 import pytest
 import torch
 from fast_settings import FAST
+from forked import Forked, ranks
 
 import deepatlas
 from deepatlas import checkpoint
@@ -75,14 +77,6 @@ def here(arguments):
     assert main([*arguments, "--quiet"]) == 0
 
 
-def execute(arguments, environment, processes):
-    """Run the command in several processes."""
-    command = [*launcher(processes), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
 def weights(out):
     return checkpoint.load(out / "checkpoint.pt")["modules"]
 
@@ -96,18 +90,21 @@ def logged(out):
     return (out / "log.jsonl").read_text().count("\n") if (out / "log.jsonl").exists() else 0
 
 
-def stop(arguments, environment, out, number, lines, wait=0.0, processes=0):
+def stop(arguments, environment, out, number, lines, wait=0.0, processes=0, forked=False):
     """Start a run and send it a signal when it has logged so many records, or ``wait`` seconds later."""
-    process = subprocess.Popen(
-        [*launcher(processes), *arguments],
-        env=environment,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        start_new_session=True,
-    )
+    if forked:
+        process = Forked("deepatlas.train.__main__", arguments, environment, out.with_suffix(".txt"))
+    else:
+        process = subprocess.Popen(
+            [*launcher(processes), *arguments],
+            env=environment,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            start_new_session=True,
+        )
     deadline = time.monotonic() + 300
     while logged(out) < lines:
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate(timeout=1)[1]
         time.sleep(0.01)
     time.sleep(wait)
     victim = process.pid
@@ -136,7 +133,8 @@ def test_a_killed_run_resumes_bit_for_bit(cohort, environment, whole, tmp_path, 
     # With SIGKILL every step is saved before; with SIGTERM the run itself saves the step at which it stops.
     often = ["train.checkpoint_minutes=0"] if number == signal.SIGKILL else []
     arguments = start(cohort, out, *often, f"data.resident={resident}")
-    code, error = stop(arguments, environment, out, number, lines)
+    # The run that is asked to stop starts as users start it.
+    code, error = stop(arguments, environment, out, number, lines, forked=number == signal.SIGKILL)
     assert ("read from" in error) == (resident == "false")
     assert code == (-signal.SIGKILL if number == signal.SIGKILL else 130), error
     assert not (out / "model.pt").exists()
@@ -156,7 +154,7 @@ def test_a_run_killed_at_a_random_step_resumes_bit_for_bit(cohort, environment, 
     lines = chance.randint(1, len(records(whole)) - 2)
     wait = chance.uniform(0, 0.3)
     drawn = f"seed {seed}: {lines} lines, then {wait:.3f} s, {often}"
-    code, error = stop(start(cohort, out, often), environment, out, signal.SIGKILL, lines, wait)
+    code, error = stop(start(cohort, out, often), environment, out, signal.SIGKILL, lines, wait, forked=True)
     # The code is 0 if the run had just ended.
     assert code in (-signal.SIGKILL, 0), error
     here(resume(out))
@@ -176,10 +174,10 @@ def test_a_batch_in_parts_is_the_same_batch(cohort, environment, whole, tmp_path
 @pytest.mark.slow
 def test_two_processes_compute_the_run_of_one(cohort, environment, whole, tmp_path):
     out = tmp_path / "run"
-    done = execute(start(cohort, out), environment, 2)
+    printed = ranks("deepatlas.train.__main__", start(cohort, out), environment, 2, tmp_path)
     same_run(out, whole)
     # Only one process prints.
-    assert (out / "model.pt").exists() and done.stderr.count("exams to learn from") == 1
+    assert (out / "model.pt").exists() and "".join(printed).count("exams to learn from") == 1
 
 
 def same_run(out, whole):
@@ -258,7 +256,7 @@ def test_sigterm_to_the_launcher_saves_first(cohort, environment, whole, tmp_pat
     saved, log = checkpoint.load(out / "checkpoint.pt"), records(out)
     # Every step that was logged is in the checkpoint.
     assert len(log) >= 6 and saved["overall"] >= log[-1]["overall"]
-    execute(resume(out), environment, 3)
+    ranks("deepatlas.train.__main__", resume(out), environment, 3, tmp_path)
     same_run(out, whole)
 
 

@@ -18,7 +18,7 @@ import pydicom
 import pytest
 from drawn_objects import rtstruct, saved
 from make_dicom import write_ct, write_localizer
-from prepare_here import fix_salt
+from prepare_here import fix_salt, in_this_process, prepare_here
 from small_exams import body, one_line, write_cohort
 
 from deepatlas.cli import main as cli
@@ -344,13 +344,13 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_kills_at_any_moment_lose_nothing(tmp_path):
+def test_kills_at_any_moment_lose_nothing(tmp_path, capsys):
     """SIGKILL to the whole session at random moments. In the end the dataset is as if nothing had happened."""
     count, kills = (40, 12) if LONG else (8, 3)
     src = write_cohort(tmp_path / "src", count)
     rng = random.Random(0)
     dst = tmp_path / "dst"
-    prepare(src, tmp_path / "calm", Options(progress=False, workers=1))
+    prepare_here(src, tmp_path / "calm")
     (tmp_path / "dst.private").mkdir(mode=0o700)
     shutil.copy(tmp_path / "calm.private" / "salt", tmp_path / "dst.private")
     seen: set[str] = set()
@@ -370,9 +370,11 @@ def test_kills_at_any_moment_lose_nothing(tmp_path):
         assert seen <= now  # nothing is lost
         seen = now
     times = {p: p.stat().st_mtime_ns for p in dst.glob("exams/*/[!.]*.h5")}
-    process = command(tmp_path, "prepare", src, dst, "--quiet", "--workers", 1, "--json", "--check")
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+    with in_this_process():
+        assert (
+            cli.main(["prepare", str(src), str(dst), "--quiet", "--workers", "1", "--json", "--check"]) == 0
+        )
+    out = capsys.readouterr().out
     assert json.loads(out)["damages"] == [] and json.loads(out)["made"] >= count - len(seen)
     again = sum(p.stat().st_mtime_ns != when for p, when in times.items())
     assert again <= 1  # at most the one that was being entered at the last kill is done twice
