@@ -32,7 +32,7 @@ setup(
         ],
     },
     install_requires=[
-        "torch>=2.13,<2.16",
+        "torch>=2.11,<2.16",
         "numpy>=1.26",
         "scipy>=1.11",
         "h5py>=3.10",

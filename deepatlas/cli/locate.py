@@ -59,7 +59,6 @@ def run(args: argparse.Namespace) -> int:
     from deepatlas.exams.read import read_volume
     from deepatlas.localize.points import locate
     from deepatlas.localize.points_csv import read_points, write_located
-    from deepatlas.space.check_input import check_input
 
     check_out_file(args.out, (".csv", ".txt"))
     names, points = read_points(args.points)
@@ -74,12 +73,12 @@ def run(args: argparse.Namespace) -> int:
     read = files_of_exams([*sources, *targets.values()]) + [args.points, *model_files(args)]
     refuse_overwriting([args.out], read)
     model, source = load_model(args), read_volume(sources[0].ct, kind=sources[0].kind)
-    # A fault of the source is not one of the targets. What is unusual about it is said with the first of them.
-    check_input(source, model.config.data.intensity)
+    # Outside the loop, since a fault of the source is not one of the targets.
+    origin = model.map_exam(source)
     say, located, failed = progress_lines(args), {}, {}
     for count, (name, exam) in enumerate(targets.items(), 1):
         try:
-            result = locate(model, points, source, read_volume(exam.ct, kind=exam.kind))
+            result = locate(model, points, source, read_volume(exam.ct, kind=exam.kind), origin=origin)
             note_unknown(args, name, result.fit)
         except DataError as error:
             if args.strict:

@@ -55,7 +55,9 @@ def as_volume(image: Any) -> Volume:
         if isinstance(image, nibabel.Nifti1Pair):
             scale = _MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
         if image.affine is None:
-            raise DataError(f"{name or 'nibabel image'}: has no affine, so that nothing says where its voxels lie; give one")
+            raise DataError(
+                f"{name or 'nibabel image'}: has no affine that says where its voxels lie; give one"
+            )
         affine = np.diag([scale, scale, scale, 1.0]) @ image.affine
         return _from_xyz(np.asanyarray(image.dataobj), affine, name, "nibabel image")
     if torch and isinstance(image, torch.Tensor) and hasattr(image, "affine") and hasattr(image, "meta"):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import deepatlas_ops as ops
 from deepatlas.errors import DeepAtlasError
-from deepatlas.model.engine import Engine
+from deepatlas.model.engine import Engine, ExamMap
 from deepatlas.model.fit import Fit
 from deepatlas.model.native import extrapolate
 from deepatlas.space.volume import Volume
@@ -54,7 +54,9 @@ class Located:
         return f"Located({int(self.found.sum())} of {len(self.found)} points found, {self.fit!r})"
 
 
-def locate(model: Engine, points_mm: ArrayLike, source: Volume, target: Volume) -> Located:
+def locate(
+    model: Engine, points_mm: ArrayLike, source: Volume, target: Volume, *, origin: ExamMap | None = None
+) -> Located:
     """Find points of one exam in another (section 2.2).
 
     The coordinate c of a point is read from the source by linear interpolation. Then c_target(u) = c is solved by
@@ -66,6 +68,7 @@ def locate(model: Engine, points_mm: ArrayLike, source: Volume, target: Volume) 
         points_mm: ``[N, 3]`` in RAS millimetres of ``source``.
         source: the exam that the points are in, in Hounsfield units.
         target: the exam in which they are to be found, in Hounsfield units.
+        origin: ``model.map_exam(source)``, for callers that look into several targets.
 
     Returns:
         The points in RAS millimetres of ``target``, and which of them were found.
@@ -77,7 +80,8 @@ def locate(model: Engine, points_mm: ArrayLike, source: Volume, target: Volume) 
     if points.ndim != 2 or points.shape[1] != 3 or not np.isfinite(points).all():
         raise DeepAtlasError(f"locate: points must be finite and [N, 3] (RAS mm), got shape {points.shape}")
     n = len(points)
-    origin, goal = model.map_exam(source), model.map_exam(target)
+    origin = origin or model.map_exam(source)
+    goal = model.map_exam(target)
     if n == 0:
         return Located(np.zeros((0, 3)), np.zeros(0), np.zeros(0, dtype=bool), [], goal.fit)
     place = origin.grid.world_to_voxel(points)

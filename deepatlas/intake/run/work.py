@@ -210,8 +210,8 @@ def _refuse_clash(path: Path, ct: Volume, brought: set[str]) -> None:
         # A name that the dataset has identifies nobody.
         some = ", ".join(lost[:8]) + (" …" if len(lost) > 8 else "")
         raise Clash(
-            f"the dataset has this exam with structures that the source lacks ({some}), and it stays as it is; put them "
-            "into the source, or prepare all exams from one source without --add"
+            f"the dataset has this exam with structures that the source lacks ({some}), and it stays as it is; put "
+            "them into the source, or prepare all exams from one source without --add"
         )
 
 
