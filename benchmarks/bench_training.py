@@ -156,7 +156,7 @@ def setting(record, device, name, level) -> Setting:
     return Setting(config, level, device, batch)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(("name", "level"), STEPS, ids=lambda v: str(v))
 def test_step(record, device, name, level):
     s = setting(record, device, name, level)
@@ -182,7 +182,7 @@ def test_part(record, device, name, level, part):
     record(f"part of {name}, level {level}: {part}", {"native": on("native", run)}, s.bytes(), device)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(("name", "level"), [("headneck", 0), ("paper", 0)], ids=str)
 def test_compiled(record, device, name, level):
     """A step with the network eager in float32, compiled by torch.compile, and in bfloat16."""

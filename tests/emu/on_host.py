@@ -18,7 +18,7 @@ CSRC = HERE.parent.parent / "csrc"
 # The portable code for any processor: no fast paths, and half types are converted in software.
 PORTABLE = pytest.param(["-O0"], id="portable")
 # Finds races between threads. It runs longer than it compiles, unlike the others.
-RACES = pytest.param(["-O1", "-march=native", "-fsanitize=thread"], id="races", marks=pytest.mark.slow)
+RACES = pytest.param(["-O1", "-march=native", "-fsanitize=thread"], id="races", marks=pytest.mark.slow(20))
 
 
 def build(program: str, kernels: list[str], flags: list[str], standard: str) -> Path:

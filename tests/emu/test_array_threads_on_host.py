@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from on_host import MEMORY, PORTABLE, RACES, build_and_run
+from on_host import PORTABLE, RACES, build_and_run
 
 
-@pytest.mark.parametrize("flags", [MEMORY, PORTABLE, RACES])
+@pytest.mark.parametrize("flags", [PORTABLE, RACES])
 def test_threads(flags):
     build_and_run("threads_on_host", [], flags)

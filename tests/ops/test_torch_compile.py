@@ -58,17 +58,17 @@ def check_everything(**options):
         leaves, mask = inputs()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(25)
 def test_a_loss_of_all_ops_at_once(backend):
     check_everything()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(25)
 def test_a_loss_of_all_ops_at_once_with_dynamic_shapes(native):
     check_everything(dynamic=True)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 def test_a_loss_of_all_ops_at_once_as_inductor_compiles_it(native):
     leaves, mask = inputs()
     want = with_gradients(everything, leaves, mask)

@@ -26,7 +26,7 @@ class Recorded(NullLog):
         self.records[phase] = scalars
 
 
-@pytest.mark.slow
+@pytest.mark.slow(30)
 def test_every_phase_of_the_paper_makes_a_step(store, tmp_path):
     config = preset("paper").override(
         ["autoencoder.steps=1", "coarse.steps=1", "train.steps=[1,1,1,1,1]", "train.head_steps=1"]
