@@ -47,8 +47,15 @@ class RunLog:
         # TensorBoard takes a second to import.
         from torch.utils.tensorboard import SummaryWriter
 
+        board = self.folder / "tensorboard"
+        # TensorBoard reads files by their names, which begin with the second; those of one second have no sure order.
+        seconds = [
+            int(name[3]) for path in board.glob("events.out.tfevents.*") if (name := path.name.split("."))
+        ]
+        if 0 <= max(seconds, default=0) - int(time.time()) < 2:
+            time.sleep(max(seconds) + 1 - time.time())
         # TensorBoard drops what a resumed run had logged after its checkpoint.
-        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._board_from or None)
+        return SummaryWriter(str(board), purge_step=self._board_from or None)
 
     def say(self, text: str) -> None:
         """Print one line on standard error without disturbing a progress bar."""
