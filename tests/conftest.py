@@ -37,9 +37,9 @@ def pytest_xdist_make_scheduler(config, log):
 def pytest_collection_modifyitems(items):
     """The slowest files come first, so that no process is left alone with a long test at the end.
 
-    With pytest-xdist they are one process's, and another takes over what is left when it has done the quick ones. Slow
-    tests start processes themselves: two of them at once were slower by a twelfth than one beside quick tests. The tests
-    of a file stay together, because they share what its fixtures make.
+    With pytest-xdist they are one process's, and another takes over what is left when it has done the quick ones. Most
+    slow tests start processes themselves, and so do better beside quick tests than beside each other. The tests of a
+    file stay together, because they share what its fixtures make.
     """
     seconds: Counter[Path] = Counter()
     for item in items:
