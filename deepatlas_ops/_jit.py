@@ -8,6 +8,7 @@ Without a compiler, a library that was built for this processor and for what is 
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 import fnmatch
@@ -73,7 +74,7 @@ def cache_directory() -> Path:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(abc.ABC):
     """Everything that determines a build. A library is a subclass, whose further fields are part of the key too."""
 
     # The name of the file, without its suffix.
@@ -98,9 +99,9 @@ class Plan:
         return (str(sysconfig.get_config_var("SOABI")),)
 
     @staticmethod
+    @abc.abstractmethod
     def open(library: Path) -> Any:
         """Load the library. Raises OSError if the file is damaged."""
-        raise NotImplementedError
 
     @staticmethod
     def fits(about: dict[str, Any]) -> bool:
@@ -108,14 +109,15 @@ class Plan:
         return True
 
     def check(self) -> None:
-        """Raise BuildError if a tool is missing."""
+        """Raise BuildError if a tool is missing, besides the compiler that the plan names."""
+        return None
 
+    @abc.abstractmethod
     def compile(self, building: Path) -> None:
         """Compile and link into the folder ``building``.
 
         Raises a RuntimeError or OSError with the complete output of the tools.
         """
-        raise NotImplementedError
 
     def fallback(self, reason: str) -> Plan | None:
         """What to build where this fails for ``reason``."""
