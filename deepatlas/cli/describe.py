@@ -32,6 +32,7 @@ def model_facts(model: Any, path: str) -> dict[str, Any]:
         "input_size": model.size,
         "atlas_size": model.atlas.shape[-1],
         "crop": model.crop,
+        "intensity": model.intensity,
         "parameters": sum(p.numel() for p in model.network.parameters()),
         "card": model.card,
     }
@@ -106,10 +107,10 @@ def _is_run(path: Path) -> bool:
 
 
 def _holds_one_exam(path: Path) -> bool:
-    from deepatlas.exams.kind import CT_NAMES, exam_stem
+    from deepatlas.exams.kind import IMAGE_NAMES, exam_stem
     from deepatlas.io.codec import image_suffix
 
-    return any(image_suffix(p) and exam_stem(p).lower() in CT_NAMES for p in path.iterdir())
+    return any(image_suffix(p) and exam_stem(p).lower() in IMAGE_NAMES for p in path.iterdir())
 
 
 def _dataset(path: Path) -> dict[str, Any]:
@@ -152,6 +153,7 @@ def _hdf5(path: Path) -> dict[str, Any]:
             },
             "voxels": list(template.masks.shape[:0:-1]),
             "model": meta.get("model"),
+            "intensity": meta.get("intensity", "hu"),
             "refine": meta.get("refine", 0),
             "exams": meta.get("exams", []),
         }
@@ -163,6 +165,7 @@ def _hdf5(path: Path) -> dict[str, Any]:
                 "labelled": int(store.has_label.any(1).sum()),
                 "structures": list(store.labels),
                 "crop": store.crop,
+                "intensity": store.intensity,
                 "skipped": store.skipped,
                 "fingerprint": store.fingerprint[:12],
             }

@@ -37,6 +37,7 @@ from deepatlas.model.fit import Fit
 from deepatlas.names.meet import meeting
 from deepatlas.pictures import figures
 from deepatlas.pictures.draw import png_bytes, save_figure, save_png
+from deepatlas.space.check_input import check_input
 from deepatlas.space.labels import Labels
 from deepatlas.space.volume import Volume
 
@@ -173,9 +174,10 @@ def _evaluate_exams(
         if absent := [name for name in structures if name not in drawn]:
             section.note += f" · not drawn: {', '.join(absent)}"
         if settings.pictures:
+            seen, _ = check_input(ct, model.intensity)
             figure = exam_figure(
-                files.id, ct, reference, predicted, structures, model.atlas, found.coords, found.grid,
-                settings.convention,
+                files.id, seen, reference, predicted, structures, model.atlas, found.coords, found.grid,
+                settings.convention, model.intensity,
             )  # fmt: skip
             section.png = png_bytes(figure)
         return _ExamResult(section, seconds, found.fit)

@@ -41,6 +41,9 @@ Result = TypeVar("Result")
 # In the folder of finished exams: the data directory that they are of.
 ABOUT = "about.json"
 
+# What is said where no exam can be used, by whether Hounsfield units are expected.
+_HINTS = {True: " as CT in Hounsfield units (for MR: --preset mr)", False: ""}
+
 # To be raised whenever the same files would give other arrays, so that older stores are built again.
 _RECIPE = 5
 
@@ -50,6 +53,7 @@ def prepare_cohort(
     store_path: str | os.PathLike[str],
     *,
     crop: str | None = None,
+    intensity: str = "hu",
     strict: bool = False,
     progress: bool = True,
     workers: int = 2,
@@ -63,6 +67,7 @@ def prepare_cohort(
             A file that is no store is an error and stays as it is.
         crop: ``"foreground"`` crops exams to the patient; ``"midline"`` also crops them to the middle 240 mm from left
             to right; None keeps the full field of view.
+        intensity: what the values of the exams are (``data.intensity``).
         strict: stop at the first exam that cannot be used. Otherwise such an exam is skipped, and listed in
             ``store.skipped`` with the reason.
         progress: show a progress bar on stderr.
@@ -77,20 +82,21 @@ def prepare_cohort(
         raise ValueError(f"prepare_cohort: crop must be one of {CROPS}, got {crop!r}")
     root, store_path = Path(root), Path(store_path)
     if is_store(root):
-        return _open_as_is(root, crop)
+        return _open_as_is(root, crop, intensity)
     cohort = find_exams(root)
     if strict and cohort.skipped:
         raise DataError(next(iter(cohort.skipped.values())))
     sources, keys = _sources(cohort), {}
     for exam in cohort.exams:
-        source = (crop, str(exam.ct.resolve()), sources[exam.id], cohort.labels)
+        source = (crop, intensity, str(exam.ct.resolve()), sources[exam.id], cohort.labels)
         keys[exam.id] = _digest(VERSION, _RECIPE, PART_VERSION, *source)
     fingerprint = _digest(
-        VERSION, _RECIPE, crop, str(root.resolve()), sources, cohort.labels, sorted(cohort.skipped)
+        VERSION, _RECIPE, crop, intensity, str(root.resolve()), sources, cohort.labels, sorted(cohort.skipped)
     )
     meta: dict[str, Any] = {
         "labels": cohort.labels,
         "crop": crop,
+        "intensity": intensity,
         "root": str(root.resolve()),
         "sources": sources,
         "fingerprint": fingerprint,
@@ -108,13 +114,16 @@ def prepare_cohort(
     return store
 
 
-def prepare_exam(exam: ExamFiles, labels: dict[str, int], crop: str | None = None) -> PreparedExam:
+def prepare_exam(
+    exam: ExamFiles, labels: dict[str, int], crop: str | None = None, intensity: str = "hu"
+) -> PreparedExam:
     """Read, check and resample one exam.
 
     Args:
         exam: its files.
         labels: ``{name: id}`` of the structures.
         crop: as in :func:`prepare_cohort`.
+        intensity: as in :func:`prepare_cohort`.
 
     Raises:
         ExamError: the exam cannot be used.
@@ -125,7 +134,7 @@ def prepare_exam(exam: ExamFiles, labels: dict[str, int], crop: str | None = Non
         seg = read_labels_for(ct, exam.seg, labels, notes) if exam.seg else None
     except DataError as error:
         raise ExamError(error) from error
-    return fit_exam(ct, seg, labels, crop, notes)
+    return fit_exam(ct, seg, labels, crop, notes, intensity)
 
 
 def _build(
@@ -149,7 +158,9 @@ def _build(
 
     def job(exam: ExamFiles) -> PreparedExam | None:
         """The exam, or None if its part is there already. Only the calling thread uses HDF5."""
-        return None if part_of(exam.id).is_file() else prepare_exam(exam, cohort.labels, meta["crop"])
+        if part_of(exam.id).is_file():
+            return None
+        return prepare_exam(exam, cohort.labels, meta["crop"], meta["intensity"])
 
     jobs = _in_order(job, cohort.exams, workers)
     try:
@@ -169,7 +180,8 @@ def _build(
         if not ready:
             first = next(iter(meta["skipped"].values()))
             raise DataError(
-                f"{cohort.root}: none of its {len(meta['skipped'])} exams can be used; the first: {first}"
+                f"{cohort.root}: none of its {len(meta['skipped'])} exams can be used{_HINTS[meta['intensity'] == 'hu']}; "
+                f"the first: {first}"
             )
         with atomic_h5(store_path, private=True) as file:
             assemble(file, len(ready), (Row(name, *read_part(part)) for name, part in ready), meta)
@@ -228,13 +240,18 @@ def _reusable(path: Path, fingerprint: str) -> Store | None:
     return None
 
 
-def _open_as_is(path: Path, crop: str | None) -> Store:
-    """The store at ``path``, which must have been prepared with ``crop``."""
+def _open_as_is(path: Path, crop: str | None, intensity: str) -> Store:
+    """The store at ``path``, which must have been prepared with ``crop`` and ``intensity``."""
     store = Store(path)
     if store.crop != crop:
         store.close()
         raise DataError(
             f"{path}: prepared with crop={store.crop}, not crop={crop}; choose that, or prepare it again"
+        )
+    if store.intensity != intensity:
+        store.close()
+        raise DataError(
+            f"{path}: prepared with data.intensity={store.intensity}, not {intensity}; choose that, or prepare it again"
         )
     return store
 

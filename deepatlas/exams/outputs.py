@@ -13,7 +13,7 @@ from pathlib import Path
 
 from deepatlas.errors import DataError
 from deepatlas.exams.cohort import ExamFiles, find_exams, images_named
-from deepatlas.exams.kind import CT_NAMES, Kind, exam_stem
+from deepatlas.exams.kind import IMAGE_NAMES, Kind, exam_stem
 from deepatlas.exams.mask_files import MASKS
 from deepatlas.files import write_error
 from deepatlas.io.codec import SUFFIXES, image_suffix
@@ -129,7 +129,7 @@ def files_of_exams(exams: Iterable[ExamFiles]) -> list[Path]:
     found: list[Path] = []
     for exam in exams:
         found += [exam.ct, *_files_of(exam.seg)]
-        if exam.kind is Kind.IMAGE and exam_stem(exam.ct).lower() in CT_NAMES:
+        if exam.kind is Kind.IMAGE and exam_stem(exam.ct).lower() in IMAGE_NAMES:
             folder = exam.ct.absolute().parent
             found += images_named(folder, "seg")
             found += _files_of(folder / MASKS)

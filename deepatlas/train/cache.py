@@ -53,12 +53,14 @@ def cache_folder() -> Path:
     return user_cache("deepatlas", "DEEPATLAS_CACHE") / "stores"
 
 
-def store_path(data: Path, crop: str | None) -> Path:
+def store_path(data: Path, crop: str | None, intensity: str = "hu") -> Path:
     """Where the store of a data directory is kept: in the user's cache, because data are often read-only.
 
     The folder is made, for its owner alone.
     """
-    name = hashlib.sha256(f"{data.resolve()} {crop}".encode(errors="surrogateescape")).hexdigest()[:16]
+    # Stores of Hounsfield units keep the names that earlier versions gave them.
+    options = f"{crop}" if intensity == "hu" else f"{crop} {intensity}"
+    name = hashlib.sha256(f"{data.resolve()} {options}".encode(errors="surrogateescape")).hexdigest()[:16]
     # The hash identifies the data; the name of their folder is for people, and may be as long as names can be.
     shown = data.resolve().name
     if len(os.fsencode(shown)) > 100:

@@ -43,11 +43,18 @@ def open_store(
     """
     path = data
     if not is_store(data):
-        path = store_path(data, config.data.crop)
+        path = store_path(data, config.data.crop, config.data.intensity)
         if uses is not None:
             uses.enter_context(used(path))
     new = not path.exists()
-    store = prepare_cohort(data, path, crop=config.data.crop, strict=request.strict, progress=progress)
+    store = prepare_cohort(
+        data,
+        path,
+        crop=config.data.crop,
+        intensity=config.data.intensity,
+        strict=request.strict,
+        progress=progress,
+    )
     if new:
         log.say(f"prepared exams are kept in {path}; deepatlas cache lists and clears them")
     for exam, reason in store.skipped.items():

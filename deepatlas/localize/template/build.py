@@ -86,6 +86,7 @@ def build_template(
         )
     meta = {
         "model": model.fingerprint,
+        "intensity": model.intensity,
         "refine": model.refine,
         "average": model.average,
         "exams": [i.labels.name for i in items],
