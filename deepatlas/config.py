@@ -12,6 +12,7 @@ from typing import Any
 from deepatlas import settings
 from deepatlas.settings import (
     BOOLEAN,
+    LIMIT,
     NAME,
     ODD,
     SCALE_RANGE,
@@ -57,6 +58,9 @@ class DataConfig:
     # What the values of the exams are. "hu" is CT in Hounsfield units, and exams of another kind are refused;
     # "percentile" and "zscore" take any image, such as MR, and bring it to one scale (space/intensity.py).
     intensity: str = setting("hu", one_of(*INTENSITIES))
+    # How many exams are trained on: a fraction (0.01) or a number (500); null is all. A smaller limit takes some of the
+    # exams of a larger one of the same seed.
+    limit: int | float | None = setting(None, optional(LIMIT))
     # Number of labelled exams that are kept out of training for the one-shot score when no test set is given.
     holdout: int = setting(8, _NOT_NEGATIVE)
     # Augmentation: factors of the field of view.

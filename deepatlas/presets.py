@@ -108,7 +108,9 @@ PRESETS = {
     # differences between scanners, without its curve for the Hounsfield units of soft tissue.
     "mr": Config(
         preset="mr",
-        data=DataConfig(crop="foreground", intensity="percentile", scale=(0.85, 1.15), rotation=0.2, translation=0.1),
+        data=DataConfig(
+            crop="foreground", intensity="percentile", scale=(0.85, 1.15), rotation=0.2, translation=0.1
+        ),
         network=NetworkConfig(
             size=64, fold=2, channels=(16, 32, 64, 96), features=32, head_kernel=1, finest_level=1
         ),

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from deepatlas.errors import DataError
-from deepatlas.exams.cohort import Cohort, ExamFiles, find_exams
+from deepatlas.exams.cohort import Cohort, ExamFiles
+from deepatlas.exams.joined import Data, find_cohort, roots_of
 from deepatlas.exams.read import read_labels_for, read_volume
 from deepatlas.files import atomic_h5, private_folder, write_error, write_text
 from deepatlas.progress import bar
@@ -49,7 +50,7 @@ _RECIPE = 5
 
 
 def prepare_cohort(
-    root: str | os.PathLike[str],
+    data: Data,
     store_path: str | os.PathLike[str],
     *,
     crop: str | None = None,
@@ -58,10 +59,10 @@ def prepare_cohort(
     progress: bool = True,
     workers: int = 2,
 ) -> Store:
-    """Prepare the exams of a data directory for training, or reuse the store if nothing has changed.
+    """Prepare the exams of data directories for training, or reuse the store if nothing has changed.
 
     Args:
-        root: a data directory (see :func:`~deepatlas.exams.cohort.find_exams`), or a store, which is opened as it is.
+        data: data directories (see :func:`~deepatlas.exams.joined.find_cohort`), or a store, which is opened as it is.
         store_path: the HDF5 file to write (mode 0600, as it holds CTs). A store that is there already is reused if the
             files (path, size and modification time), the labels and the options are the same, and replaced otherwise.
             A file that is no store is an error and stays as it is.
@@ -80,24 +81,26 @@ def prepare_cohort(
     """
     if crop not in CROPS:
         raise ValueError(f"prepare_cohort: crop must be one of {CROPS}, got {crop!r}")
-    root, store_path = Path(root), Path(store_path)
-    if is_store(root):
-        return _open_as_is(root, crop, intensity)
-    cohort = find_exams(root)
+    roots, store_path = roots_of(data), Path(store_path)
+    if len(roots) == 1 and is_store(roots[0]):
+        return _open_as_is(roots[0], crop, intensity)
+    cohort = find_cohort(roots)
     if strict and cohort.skipped:
         raise DataError(next(iter(cohort.skipped.values())))
     sources, keys = _sources(cohort), {}
     for exam in cohort.exams:
         source = (crop, intensity, str(exam.ct.resolve()), sources[exam.id], cohort.labels)
         keys[exam.id] = _digest(VERSION, _RECIPE, PART_VERSION, *source)
+    places = [str(root.resolve()) for root in roots]
     fingerprint = _digest(
-        VERSION, _RECIPE, crop, intensity, str(root.resolve()), sources, cohort.labels, sorted(cohort.skipped)
+        VERSION, _RECIPE, crop, intensity, places, sources, cohort.labels, sorted(cohort.skipped)
     )
     meta: dict[str, Any] = {
         "labels": cohort.labels,
         "crop": crop,
         "intensity": intensity,
-        "root": str(root.resolve()),
+        "root": str(cohort.root.resolve()),
+        "roots": places,
         "sources": sources,
         "fingerprint": fingerprint,
         "skipped": dict(cohort.skipped),
@@ -180,8 +183,8 @@ def _build(
         if not ready:
             first = next(iter(meta["skipped"].values()))
             raise DataError(
-                f"{cohort.root}: none of its {len(meta['skipped'])} exams can be used{_HINTS[meta['intensity'] == 'hu']}; "
-                f"the first: {first}"
+                f"{cohort.root}: none of its {len(meta['skipped'])} exams can be used"
+                f"{_HINTS[meta['intensity'] == 'hu']}; the first: {first}"
             )
         with atomic_h5(store_path, private=True) as file:
             assemble(file, len(ready), (Row(name, *read_part(part)) for name, part in ready), meta)

@@ -13,6 +13,7 @@ from pathlib import Path
 from deepatlas.errors import DataError, did_you_mean
 from deepatlas.exams.kind import MODALITY_NAMES, Kind, exam_name, kind_of
 from deepatlas.exams.mask_files import MASKS, masks_in
+from deepatlas.exams.parts import Parts
 from deepatlas.io.codec import SUFFIXES, image_suffix
 from deepatlas.space.constants import MAX_LABEL
 from deepatlas.store.store import DATASET, Store, is_dataset
@@ -31,8 +32,8 @@ class ExamFiles:
         id: the id of the exam.
         ct: the CT, or the image of another modality: an image file, a folder with a DICOM series, or an exam file of a
             dataset.
-        seg: the segmentation on the grid of the image, or None where nothing was drawn. In a dataset it is the same file
-            as ``ct``; :func:`~deepatlas.exams.read.read_volume` reads either from it. It is a folder where every
+        seg: the segmentation on the grid of the image, or None where nothing was drawn. In a dataset it is the same
+            file as ``ct``; :func:`~deepatlas.exams.read.read_volume` reads either from it. It is a folder where every
             structure has a mask of its own, ``segmentations/<structure>.nii.gz``.
         kind: what ``ct`` is, so that no reader needs to find out again.
     """
@@ -45,14 +46,16 @@ class ExamFiles:
 
 @dataclass(frozen=True, repr=False)
 class Cohort:
-    """The exams of a data directory or dataset.
+    """The exams of a data directory or dataset, or of several.
 
     Attributes:
-        root: the data directory.
+        root: the data directory, or the folder that several have in common.
         exams: the exams in natural order.
         labels: ``{name: id}`` of the structures.
         labels_path: the file that ``labels`` were read from, or None.
         skipped: why a folder could not be used, by its name.
+        parts: which exams are for training, validation and test, where a split file says it.
+        roots: the data directories.
     """
 
     root: Path
@@ -60,6 +63,12 @@ class Cohort:
     labels: dict[str, int]
     labels_path: Path | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    parts: Parts | None = None
+    roots: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.roots:
+            object.__setattr__(self, "roots", (self.root,))
 
     def __len__(self) -> int:
         return len(self.exams)
@@ -137,7 +146,7 @@ def find_exams(root: str | os.PathLike[str]) -> Cohort:
     labels_path = next(
         (p for p in (root / "labels.json", root.resolve().parent / "labels.json") if p.is_file()), None
     )
-    labels = read_labels(labels_path) if labels_path else _names_of_masks(exams)
+    labels = read_labels(labels_path) if labels_path else names_of_masks(exams)
     with_seg = next((exam for exam in exams if exam.seg and not exam.seg.is_dir()), None)
     if with_seg and not labels_path:
         raise DataError(
@@ -266,7 +275,7 @@ def _exam(folder: Path) -> ExamFiles:
     return ExamFiles(folder.name, ct[0], seg[0] if seg else None, kind)
 
 
-def _names_of_masks(exams: Sequence[ExamFiles]) -> dict[str, int]:
+def names_of_masks(exams: Sequence[ExamFiles]) -> dict[str, int]:
     """Ids for the structures that have masks of their own, in the order of their names."""
     names = {name for exam in exams if exam.seg and exam.seg.is_dir() for name in masks_in(exam.seg)}
     return {name: i for i, name in enumerate(sorted(names, key=natural_order), 1)}

@@ -77,7 +77,8 @@ class Engine:
 
     An exam is a path (see :func:`deepatlas.read_volume`), a :class:`~deepatlas.space.volume.Volume`, an image of
     nibabel, SimpleITK or MONAI, or a pair of an array ``[X, Y, Z]`` and its affine to RAS+ millimetres (see
-    :func:`~deepatlas.exams.in_memory.as_volume`), with values of the kind :attr:`intensity`; orientation, spacing and field of view are free.
+    :func:`~deepatlas.exams.in_memory.as_volume`). Its values are of the kind :attr:`intensity`; orientation, spacing
+    and field of view are free.
 
     Attributes:
         config: the settings of the run.

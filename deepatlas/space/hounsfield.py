@@ -99,7 +99,9 @@ def _measure(array: NDArray, name: str) -> _Values:
     if low == high:
         raise DataError(f"{name}: every voxel is {low:g}, so the image is empty; export it again")
     sample = array[tuple(slice(None, None, max(1, n // _SAMPLES)) for n in array.shape)]
-    return _Values(np.asarray(sample, dtype=np.float32), low, high, surface_constant(array, high, _CERTAIN_AIR))
+    return _Values(
+        np.asarray(sample, dtype=np.float32), low, high, surface_constant(array, high, _CERTAIN_AIR)
+    )
 
 
 def _not_hounsfield(v: _Values) -> str:

@@ -1,8 +1,8 @@
 """Images whose values have no unit, such as MR: brought to one scale, and where they show the patient.
 
 The scale is that of the network's input, so that everything behind it is the same as for CT: the window of
-:func:`~deepatlas.space.preprocess.normalize` is -256 to 256, and what lies outside the field of view is -1024 (``AIR``),
-far below the darkest tissue.
+:func:`~deepatlas.space.preprocess.normalize` is -256 to 256, and what lies outside the field of view is -1024, which is
+``AIR``, far below the darkest tissue.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def to_scale(volume: Volume, kind: str) -> Volume:
     inside = np.ones(array.shape, dtype=bool) if constant is None else ~at_surface(array == constant)
     some = tuple(slice(None, None, max(1, n // _SAMPLES)) for n in array.shape)
     if (count := len(np.unique(array[some]))) < _FEWEST_VALUES:
-        raise DataError(f"{name}: holds {count} different values, as a label image or a mask does; give the image")
+        raise DataError(
+            f"{name}: holds {count} different values, as a label image or a mask does; give the image"
+        )
     body = tissue(array[some], inside[some])
     values = array[some][body].astype(np.float64)
     if kind == "percentile":
@@ -63,7 +65,9 @@ def to_scale(volume: Volume, kind: str) -> Volume:
         half = _DEVIATIONS * values.std()
         low, high = values.mean() - half, values.mean() + half
     if not high > low:
-        raise DataError(f"{name}: nearly all voxels of the patient are {low:g}, so it has no contrast; export it again")
+        raise DataError(
+            f"{name}: nearly all voxels of the patient are {low:g}, so it has no contrast; export it again"
+        )
     window = HU_RANGE[1] - HU_RANGE[0]
     scaled = ((array.astype(np.float64) - low) * (window / (high - low))).clip(0, window) + HU_RANGE[0]
     return replace(volume, array=np.where(inside, scaled, AIR).astype(np.float32))
@@ -116,7 +120,9 @@ def largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def _finite(array: NDArray, name: str) -> NDArray:
     if array.dtype.kind not in "iuf" or not array.size:
-        raise DataError(f"{name}: voxels of type {array.dtype} and shape {array.shape}; give an image of numbers")
+        raise DataError(
+            f"{name}: voxels of type {array.dtype} and shape {array.shape}; give an image of numbers"
+        )
     low, high = float(array.min()), float(array.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         raise DataError(f"{name}: holds voxels that are NaN or infinite; replace them, for example by 0")

@@ -201,9 +201,9 @@ def foreground_box(volume: Volume, intensity: str = "hu") -> tuple[Shape, Shape]
     """The bounding box of the patient with a margin of a few millimetres: ``(start, shape)`` in voxels (z, y, x).
 
     The patient is found on block means of about 4 mm. In CT, a morphological opening removes thin and small objects
-    (couch top, tubes, debris, head frame); only large regions count. Axial slices at both ends without a full cross-section
-    are left out: empty slices, and slices of published data that show only the surroundings of one structure. In images
-    of other ``intensity`` the box is that of :func:`foreground_mask`.
+    (couch top, tubes, debris, head frame); only large regions count. Axial slices at both ends without a full
+    cross-section are left out: empty slices, and slices of published data that show only the surroundings of one
+    structure. In images of other ``intensity`` the box is that of :func:`foreground_mask`.
 
     Raises :class:`~deepatlas.errors.DataError` if the image shows no patient.
     """
@@ -216,7 +216,9 @@ def foreground_box(volume: Volume, intensity: str = "hu") -> tuple[Shape, Shape]
     coarse = torch.nn.functional.avg_pool3d(tensor, kernel, ceil_mode=True)[0, 0].numpy()
     kept = foreground_mask(coarse, intensity) if intensity != "hu" else _body(coarse, kernel, volume)
     if not kept.any():
-        raise DataError(f"{volume.name or 'image'}: no patient found, all of it is padding; prepare without a crop")
+        raise DataError(
+            f"{volume.name or 'image'}: no patient found, all of it is padding; prepare without a crop"
+        )
     start, shape = [], []
     for axis, (k, n) in enumerate(zip(kernel, array.shape, strict=True)):
         hit = np.flatnonzero(kept.any(axis=tuple(a for a in range(3) if a != axis)))
