@@ -37,7 +37,7 @@ def check_input(volume: Volume, intensity: str = "hu") -> tuple[Volume, list[str
     if intensity == "hu":
         if volume.modality == "MR":
             raise DataError(
-                f"{name}: is an MR, where a CT in Hounsfield units is expected; MR needs a model that was trained with "
+                f"{name}: is an MR, where a CT in Hounsfield units is expected; MR is for models that are trained with "
                 "data.intensity=percentile (--preset mr)"
             )
         volume, notes = hounsfield(volume)

@@ -21,7 +21,10 @@ def split(folder, content):
 
 def test_every_exam_is_in_the_part_that_the_file_names(tmp_path):
     parts = read_parts(
-        split(tmp_path, {"train": ["pt_3", "pt_1"], "validation": ["pt_2"], "test": ["pt_0"], "labelled": ["pt_3"]})
+        split(
+            tmp_path,
+            {"train": ["pt_3", "pt_1"], "validation": ["pt_2"], "test": ["pt_0"], "labelled": ["pt_3"]},
+        )
     )
     assert parts.training(IDS) == ["pt_1", "pt_3"]
     assert parts.learnable(IDS) == ["pt_3"]

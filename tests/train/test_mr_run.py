@@ -88,7 +88,12 @@ def test_the_commands_take_the_exams_by_their_names(run, tmp_path, capsys):
     template = tmp_path / "t.h5"
     one = ["--model", str(out), "--fast", "--quiet", "--device", "cpu"]
     assert command(["template", *one, "--data", str(data), "--exams", "e1", "--out", str(template)]) == 0
-    assert command(["evaluate", *one, "--template", str(template), "--data", str(data), "--out", str(tmp_path / "r")]) == 0
+    assert (
+        command(
+            ["evaluate", *one, "--template", str(template), "--data", str(data), "--out", str(tmp_path / "r")]
+        )
+        == 0
+    )
     rows = (tmp_path / "r" / "metrics.csv").read_text().splitlines()[1:]
     assert [row.split(",")[0] for row in rows] == ["e1", "e2", "e3"]
     masks = ["segment", *one, "--template", str(template), str(data / "e2"), "--out", str(tmp_path / "m")]

@@ -45,7 +45,13 @@ def store(labelled: str, unlabelled: str = "", root="data"):
 def choose(exams, data, settings=None, **request):
     parts = request.pop("parts", None)
     if parts is not None:
-        parts = {"path": "splits.json", "train": None, "validation": None, "test": None, "labelled": None} | parts
+        parts = {
+            "path": "splits.json",
+            "train": None,
+            "validation": None,
+            "test": None,
+            "labelled": None,
+        } | parts
     request.setdefault("seed_exam", "a")
     return choose_split(exams, Request("out", data=data, parts=parts, **request), settings or DataConfig(), 3)
 
