@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from deepatlas.errors import DataError
+from deepatlas.errors import DataError, KindError
 from deepatlas.exams.cohort import Cohort, ExamFiles
 from deepatlas.exams.joined import Data, find_cohort, roots_of
 from deepatlas.exams.read import read_labels_for, read_volume
@@ -41,9 +41,6 @@ Result = TypeVar("Result")
 
 # In the folder of finished exams: the data directory that they are of.
 ABOUT = "about.json"
-
-# What is said where no exam can be used, by whether Hounsfield units are expected.
-_HINTS = {True: " as CT in Hounsfield units (for MR: --preset mr)", False: ""}
 
 # To be raised whenever the same files would give other arrays, so that older stores are built again.
 _RECIPE = 5
@@ -155,6 +152,8 @@ def _build(
     parts = store_path.with_name(f".{name}.parts")
     private_folder(parts)
     ready: list[tuple[str, Path]] = []
+    # The number of exams that are of another kind.
+    kinds = 0
 
     def part_of(exam: str) -> Path:
         return parts / f"{keys[exam]}.h5"
@@ -175,6 +174,7 @@ def _build(
                 if strict:
                     raise DataError(error) from error
                 meta["skipped"][exam.id] = str(error)
+                kinds += isinstance(error.__cause__, KindError)
                 continue
             if prepared is not None:
                 with atomic_h5(part_of(exam.id), private=True) as file:
@@ -184,7 +184,7 @@ def _build(
             first = next(iter(meta["skipped"].values()))
             raise DataError(
                 f"{cohort.root}: none of its {len(meta['skipped'])} exams can be used"
-                f"{_HINTS[meta['intensity'] == 'hu']}; the first: {first}"
+                f"{' (for MR: --preset mr)' if kinds == len(cohort) else ''}; the first: {first}"
             )
         with atomic_h5(store_path, private=True) as file:
             assemble(file, len(ready), (Row(name, *read_part(part)) for name, part in ready), meta)

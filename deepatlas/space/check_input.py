@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deepatlas.config import INTENSITIES
-from deepatlas.errors import DataError
+from deepatlas.errors import DataError, KindError
 from deepatlas.space.halved import halved
 from deepatlas.space.hounsfield import hounsfield
 from deepatlas.space.intensity import to_scale
@@ -29,14 +29,15 @@ def check_input(volume: Volume, intensity: str = "hu") -> tuple[Volume, list[str
         each thing that was mended or is unusual.
 
     Raises:
-        DataError: the values are not of that kind. The message says what was seen.
+        DataError: the values cannot be used.
+        KindError: they are not of that kind. The message says what was seen.
     """
     if intensity not in INTENSITIES:
         raise ValueError(f"check_input: intensity must be one of {INTENSITIES}, got {intensity!r}")
     name = volume.name or "image"
     if intensity == "hu":
         if volume.modality == "MR":
-            raise DataError(
+            raise KindError(
                 f"{name}: is an MR, where a CT in Hounsfield units is expected; MR is for models that are trained with "
                 "data.intensity=percentile (--preset mr)"
             )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from deepatlas.errors import DataError
+from deepatlas.errors import DataError, KindError
 from deepatlas.space.constants import AIR
 from deepatlas.space.padding import at_surface, surface_constant
 from deepatlas.space.volume import Volume
@@ -77,13 +77,14 @@ def hounsfield(volume: Volume) -> tuple[Volume, list[str]]:
         is unusual.
 
     Raises:
-        DataError: the values are not numbers, not finite or all equal; they look like a label image, or like a CT that
+        DataError: the values are not numbers, not finite or all equal.
+        KindError: they look like a label image, or like a CT that
             was scaled, windowed, negated, or stored without its rescale intercept. The message says what was seen.
     """
     name = volume.name or "image"
     values = _measure(volume.array, name)
     if reason := _not_hounsfield(values):
-        raise DataError(f"{name}: {reason}")
+        raise KindError(f"{name}: {reason}")
     return _mended(volume, values)
 
 

@@ -88,12 +88,8 @@ def test_the_commands_take_the_exams_by_their_names(run, tmp_path, capsys):
     template = tmp_path / "t.h5"
     one = ["--model", str(out), "--fast", "--quiet", "--device", "cpu"]
     assert command(["template", *one, "--data", str(data), "--exams", "e1", "--out", str(template)]) == 0
-    assert (
-        command(
-            ["evaluate", *one, "--template", str(template), "--data", str(data), "--out", str(tmp_path / "r")]
-        )
-        == 0
-    )
+    report = ["--template", str(template), "--data", str(data), "--out", str(tmp_path / "r")]
+    assert command(["evaluate", *one, *report]) == 0
     rows = (tmp_path / "r" / "metrics.csv").read_text().splitlines()[1:]
     assert [row.split(",")[0] for row in rows] == ["e1", "e2", "e3"]
     masks = ["segment", *one, "--template", str(template), str(data / "e2"), "--out", str(tmp_path / "m")]
@@ -120,4 +116,4 @@ def test_mr_for_a_preset_of_ct_names_the_preset(tmp_path, capsys, monkeypatch):
     data = write_crops(tmp_path / "data")
     assert main(["--data", str(data), "--preset", "small", "--out", str(tmp_path / "run"), "--quiet"]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "none of its 4 exams can be used as CT in Hounsfield units (for MR: --preset mr)" in error
+    assert "none of its 4 exams can be used (for MR: --preset mr); the first: " in error
