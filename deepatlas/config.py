@@ -12,6 +12,7 @@ from typing import Any
 from deepatlas import settings
 from deepatlas.settings import (
     BOOLEAN,
+    LIMIT,
     NAME,
     ODD,
     SCALE_RANGE,
@@ -29,6 +30,10 @@ from deepatlas.settings import (
 
 # Side lengths of the network's input, in voxels.
 INPUT_SIZES = (16, 32, 64)
+
+# What the values of exams are: Hounsfield units, or of no unit and brought to one scale by percentiles or by mean and
+# standard deviation.
+INTENSITIES = ("hu", "percentile", "zscore")
 
 _NOT_NEGATIVE = at_least(0)
 _COUNT = at_least(1)
@@ -50,8 +55,12 @@ class DataConfig:
 
     # Crop before the exam is resampled to the fixed shape; see space.preprocess.to_model_grid.
     crop: str | None = setting(None, one_of(None, "foreground", "midline"))
-    # What the values of the exams are; exams of another kind are refused. Only CT in Hounsfield units so far.
-    intensity: str = setting("hu", one_of("hu"))
+    # What the values of the exams are. "hu" is CT in Hounsfield units, and exams of another kind are refused;
+    # "percentile" and "zscore" take any image, such as MR, and bring it to one scale (space/intensity.py).
+    intensity: str = setting("hu", one_of(*INTENSITIES))
+    # How many exams are trained on: a fraction (0.01) or a number (500); null is all. A smaller limit takes some of the
+    # exams of a larger one of the same seed.
+    limit: int | float | None = setting(None, optional(LIMIT))
     # Number of labelled exams that are kept out of training for the one-shot score when no test set is given.
     holdout: int = setting(8, _NOT_NEGATIVE)
     # Augmentation: factors of the field of view.
@@ -64,6 +73,13 @@ class DataConfig:
     elastic: float = setting(0.0, _NOT_NEGATIVE)
     # Whether all exams are held in the device's memory (true) or read ahead of use (false).
     resident: str | bool = setting("auto", one_of("auto", True, False), resume=True)
+
+    def relations(self) -> Iterator[Relation]:
+        yield Relation(
+            "crop",
+            self.crop != "midline" or self.intensity == "hu",
+            "null or foreground where data.intensity is not hu: the middle of a patient is found in CT alone",
+        )
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,10 @@ class DataError(DeepAtlasError):
     """An exam, label file, data directory, store or output path that cannot be used."""
 
 
+class KindError(DataError):
+    """An exam whose values are of another kind than those that are expected, such as an MR in place of a CT."""
+
+
 class WriteError(DataError):
     """A file or folder that cannot be written: a full disk, a missing permission, a path that is taken."""
 

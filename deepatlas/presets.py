@@ -16,6 +16,18 @@ from deepatlas.config import (
 )
 from deepatlas.errors import DeepAtlasError
 
+_MR_STEPS = TrainConfig(
+    steps=(20, 60, 300),
+    batch=4,
+    lr=2e-3,
+    level_decay=0.9,
+    decay=0.8,
+    warmup=20,
+    atlas_lr=0.5,
+    average=0.99,
+    head_steps=0,
+)
+
 PRESETS = {
     # For phantoms on a CPU, in minutes. That is too short for the paper's augmentation, and exams of one orientation
     # need less of it. Coordinates on a grid of 8^3 points can bend as little as bodies do, and cost little. Correlating
@@ -92,6 +104,42 @@ PRESETS = {
         cohort=CohortConfig(prewitt=(0.0, 0.0, 0.5)),
         distil=DistilConfig(steps=(2_500, 3_500, 11_000)),
     ),
+    # For MR of one body region on a CPU: the losses of ``headneck``, which compare images in small windows and bear the
+    # differences between scanners, without its curve for the Hounsfield units of soft tissue.
+    "mr": Config(
+        preset="mr",
+        data=DataConfig(
+            crop="foreground", intensity="percentile", scale=(0.85, 1.15), rotation=0.2, translation=0.1
+        ),
+        network=NetworkConfig(
+            size=64, fold=2, channels=(16, 32, 64, 96), features=32, head_kernel=1, finest_level=1
+        ),
+        coarse=CoarseConfig(steps=400, batch=4, lr=2e-3, levels=None, elastic=0.08, contrast=0.3),
+        loss=LossConfig(smoothness=1.0, similarity="intensity", window=9, tolerance=0.05),
+        train=_MR_STEPS,
+        refine=RefineConfig(
+            steps=20, control=16, lr=0.006, smoothness=1.0, similarity="intensity", window=7, prewitt=0.0
+        ),
+        cohort=CohortConfig(steps=20),
+        distil=DistilConfig(steps=(1_500, 3_000)),
+    ),
+    # For crops around one hippocampus (MR, 35 x 50 x 36 voxels). There is no air to crop to, the crops are alike, and
+    # the sides of a crop say nothing: no cropping in pretraining, and little augmentation.
+    "hippocampus": Config(
+        preset="hippocampus",
+        data=DataConfig(intensity="percentile", scale=(0.9, 1.1), rotation=0.15, translation=0.08),
+        network=NetworkConfig(
+            size=64, fold=2, channels=(16, 32, 64, 96), features=32, head_kernel=1, finest_level=1
+        ),
+        coarse=CoarseConfig(steps=300, batch=4, lr=2e-3, levels=None, crop=1.0, elastic=0.08, contrast=0.3),
+        loss=LossConfig(smoothness=1.0, similarity="intensity", window=9, tolerance=0.05),
+        train=_MR_STEPS,
+        refine=RefineConfig(
+            steps=20, control=16, lr=0.006, smoothness=1.0, similarity="intensity", window=7, prewitt=0.0
+        ),
+        cohort=CohortConfig(steps=40),
+        distil=DistilConfig(steps=(1_500, 2_500, 4_000), elastic=0.06),
+    ),
     # The publication's recipe: the default of every setting, without refinement.
     "paper": Config(refine=RefineConfig(steps=0)),
 }
@@ -101,7 +149,8 @@ def preset(name: str) -> Config:
     """The settings of a preset.
 
     ``tiny`` is for phantoms on a CPU, ``small`` for real exams on a CPU, ``headneck`` is the recipe of the shipped
-    model on a CPU, and ``paper`` is the publication's.
+    model on a CPU, ``mr`` is for MR on a CPU, ``hippocampus`` for MR crops around a hippocampus, and ``paper`` is the
+    publication's.
 
     Raises:
         DeepAtlasError: no preset has this name.

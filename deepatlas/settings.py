@@ -115,6 +115,10 @@ def _is_range(value: Any) -> bool:
 
 SCALE_RANGE = Rule(_is_range, "two numbers above 0, the lower first")
 ODD = Rule(lambda v: type(v) is int and v > 0 and v % 2 == 1, "odd")
+LIMIT = Rule(
+    lambda v: is_number(v) and (v >= 1 if isinstance(v, int) else 0 < v <= 1),
+    "a fraction in (0, 1] or a whole number, 1 or more",
+)
 BOOLEAN = Rule(lambda v: isinstance(v, bool), "true or false")
 NAME = Rule(lambda v: isinstance(v, str) and bool(v), "a name")
 SEED = Rule(lambda v: type(v) is int and 0 <= v < 2**63, "an integer from 0 to 2**63 - 1")

@@ -91,6 +91,8 @@ class AffineModel:
     device = torch.device("cpu")
     card: dict = {}
 
+    intensity = "hu"
+
     def __init__(self, size: int = 32, crop: str | None = None, maps: dict[str, Callable] | None = None):
         self.size, self.crop, self.maps = size, crop, maps or {}
         self.network = torch.nn.Identity()

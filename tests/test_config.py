@@ -170,5 +170,5 @@ def test_declaring_and_reading_settings_does_not_import_torch():
 
 
 def test_unknown_preset_lists_the_known():
-    with pytest.raises(DeepAtlasError, match="choose tiny, small, headneck, paper"):
+    with pytest.raises(DeepAtlasError, match="choose tiny, small, headneck, mr, hippocampus, paper"):
         preset("huge")

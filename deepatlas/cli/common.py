@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 # The object through which argparse adds commands. It has no public name.
 Commands = argparse._SubParsersAction
 
+# The parts of a split, as deepatlas.exams.parts has them, which is imported only where a command runs.
+PARTS = ("train", "validation", "test")
+
 
 # -- arguments ---------------------------------------------------------------------------------------------------
 
@@ -102,6 +105,24 @@ def add_template(command: argparse.ArgumentParser) -> None:
         metavar="V",
         help="mask value in (0, 1] that counts for all structures (default: a value for every structure that "
         "preserves its volume in the template)",
+    )
+
+
+def add_data(command: argparse.ArgumentParser) -> None:
+    """Add ``--data``, which may be given several times, and ``--split``."""
+    command.add_argument(
+        "--data",
+        required=True,
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="data directory or dataset with labelled exams; may be given several times",
+    )
+    command.add_argument(
+        "--split",
+        type=Path,
+        metavar="FILE",
+        help="which exams are for training, validation and test (default: splits.json in DIR)",
     )
 
 

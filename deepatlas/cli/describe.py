@@ -8,6 +8,8 @@ from typing import Any
 
 from deepatlas.errors import DataError, DeepAtlasError
 
+# What a split names.
+PARTS = ("train", "validation", "test", "labelled")
 # The parts of a run folder of which one at least is there.
 _RUN = ("config.json", "checkpoint.pt", "model.pt")
 
@@ -32,6 +34,7 @@ def model_facts(model: Any, path: str) -> dict[str, Any]:
         "input_size": model.size,
         "atlas_size": model.atlas.shape[-1],
         "crop": model.crop,
+        "intensity": model.intensity,
         "parameters": sum(p.numel() for p in model.network.parameters()),
         "card": model.card,
     }
@@ -75,7 +78,7 @@ def describe(name: str) -> dict[str, Any]:
 
     Raises :class:`~deepatlas.errors.DataError` if there is no such file, or if it is none of these.
     """
-    from deepatlas.exams.cohort import find_exams
+    from deepatlas.exams.joined import find_cohort
     from deepatlas.exams.kind import Kind, kind_of
     from deepatlas.store.hdf5 import begins_like_hdf5
     from deepatlas.store.store import is_dataset
@@ -90,12 +93,17 @@ def describe(name: str) -> dict[str, Any]:
     if path.is_file() and begins_like_hdf5(path):
         return _hdf5(path)
     if path.is_dir() and not _holds_one_exam(path) and kind_of(path) is Kind.FOLDER:
-        cohort = find_exams(path)
+        cohort = find_cohort(path)
+        parts = cohort.parts
+        counts = (
+            {} if parts is None else {k: len(ids) for k in PARTS if (ids := getattr(parts, k)) is not None}
+        )
         return {
             "data directory": name,
             "exams": len(cohort),
             "labelled": sum(exam.seg is not None for exam in cohort.exams),
             "structures": list(cohort.labels),
+            **({"split": counts} if counts else {}),
             "skipped": cohort.skipped,
         }
     return _image(path)
@@ -106,10 +114,9 @@ def _is_run(path: Path) -> bool:
 
 
 def _holds_one_exam(path: Path) -> bool:
-    from deepatlas.exams.kind import CT_NAMES, exam_stem
-    from deepatlas.io.codec import image_suffix
+    from deepatlas.exams.cohort import exam_images
 
-    return any(image_suffix(p) and exam_stem(p).lower() in CT_NAMES for p in path.iterdir())
+    return bool(exam_images(path))
 
 
 def _dataset(path: Path) -> dict[str, Any]:
@@ -152,6 +159,7 @@ def _hdf5(path: Path) -> dict[str, Any]:
             },
             "voxels": list(template.masks.shape[:0:-1]),
             "model": meta.get("model"),
+            "intensity": meta.get("intensity", "hu"),
             "refine": meta.get("refine", 0),
             "exams": meta.get("exams", []),
         }
@@ -163,6 +171,7 @@ def _hdf5(path: Path) -> dict[str, Any]:
                 "labelled": int(store.has_label.any(1).sum()),
                 "structures": list(store.labels),
                 "crop": store.crop,
+                "intensity": store.intensity,
                 "skipped": store.skipped,
                 "fingerprint": store.fingerprint[:12],
             }
@@ -185,6 +194,7 @@ def _image(path: Path) -> dict[str, Any]:
     return {
         "image": str(exam.ct),
         **_grid(volume.grid),
+        **({"modality": volume.modality} if volume.modality else {}),
         "values": [float(v) for v in np.percentile(volume.array, [0, 50, 100])],
         "notes": notes,
     }

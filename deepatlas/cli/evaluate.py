@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 
 from deepatlas.cli.common import (
+    PARTS,
     Commands,
     add_command,
+    add_data,
     add_model,
     add_strict,
     add_template,
@@ -26,16 +28,14 @@ def add(commands: Commands) -> None:
     c = add_command(commands, "evaluate", run, "score one-shot segmentation on labelled exams")
     add_model(c)
     add_template(c)
+    add_data(c)
     c.add_argument(
-        "--data",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="data directory or dataset with labelled exams",
+        "--exams",
+        nargs="+",
+        metavar="ID",
+        help="evaluate only these exams (default: all labelled exams, or those of the test part of a split)",
     )
-    c.add_argument(
-        "--exams", nargs="+", metavar="ID", help="evaluate only these exams (default: all labelled exams)"
-    )
+    c.add_argument("--part", choices=PARTS, help="evaluate this part of the split")
     c.add_argument(
         "--out",
         required=True,
@@ -68,12 +68,12 @@ def run(args: argparse.Namespace) -> int:
     check_out_folder(args.out)
     outputs = [args.out / name for name in ("metrics.csv", "summary.json", "report.html")]
     outputs += (args.out / "figures").glob("*")
-    refuse_overwriting(outputs, files_of_data(args.data) + model_files(args))
+    refuse_overwriting(outputs, files_of_data(args.data, args.split) + model_files(args))
     model = load_model(args)
     summary = evaluate_cohort(
         model, load_template(args, model), args.data, args.out, args.exams, args.strict, hd95=args.hd95,
         threshold=args.threshold, convention=args.convention, pictures=not args.no_pictures,
-        progress=progress_lines(args),
+        split=args.split, part=args.part, progress=progress_lines(args),
     )  # fmt: skip
     list_skipped(summary["skipped"])
     list_unknown(model, summary["fit"])

@@ -9,6 +9,7 @@ from deepatlas.cli.common import (
     SIDE,
     Commands,
     add_command,
+    add_data,
     add_model,
     add_strict,
     add_structures,
@@ -26,13 +27,7 @@ def add(commands: Commands) -> None:
     text = "solve for masks in coordinate space from labelled exams (eq. 14)"
     c = add_command(commands, "template", run, text)
     add_model(c)
-    c.add_argument(
-        "--data",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="data directory or dataset with labelled exams",
-    )
+    add_data(c)
     c.add_argument(
         "--exams", nargs="+", metavar="ID", help="use only these exams (default: all labelled exams)"
     )
@@ -53,11 +48,11 @@ def run(args: argparse.Namespace) -> int:
     from deepatlas.localize.template.build import build_template
 
     check_out_file(args.out, (".h5", ".hdf5"))
-    refuse_overwriting([args.out], files_of_data(args.data) + model_files(args))
+    refuse_overwriting([args.out], files_of_data(args.data, args.split) + model_files(args))
     model = load_model(args)
     template = build_template(
         model, args.data, args.exams, args.structures, size=args.size, strict=args.strict,
-        progress=progress_lines(args),
+        split=args.split, progress=progress_lines(args),
     )  # fmt: skip
     template.save(args.out)
     list_skipped(template.meta["skipped"])

@@ -27,7 +27,8 @@ from deepatlas.evaluate.report import ExamSection, Report, write_report
 from deepatlas.evaluate.rows import metrics_csv
 from deepatlas.evaluate.score import LabelIds, score_exam
 from deepatlas.evaluate.statistics import statistics, summarise
-from deepatlas.exams.cohort import ExamFiles, find_exams
+from deepatlas.exams.cohort import Cohort, ExamFiles
+from deepatlas.exams.joined import Data, find_cohort
 from deepatlas.exams.selection import Selection
 from deepatlas.files import write_text
 from deepatlas.localize.segment import segment_coordinates
@@ -37,6 +38,7 @@ from deepatlas.model.fit import Fit
 from deepatlas.names.meet import meeting
 from deepatlas.pictures import figures
 from deepatlas.pictures.draw import png_bytes, save_figure, save_png
+from deepatlas.space.check_input import check_input
 from deepatlas.space.labels import Labels
 from deepatlas.space.volume import Volume
 
@@ -44,7 +46,7 @@ from deepatlas.space.volume import Volume
 def evaluate_cohort(
     model: Engine,
     template: Template,
-    data_dir: str | Path,
+    data_dir: Data,
     out_dir: str | Path,
     exams: Sequence[str] | None = None,
     strict: bool = False,
@@ -53,6 +55,8 @@ def evaluate_cohort(
     threshold: float | None = None,
     convention: str = "radiological",
     pictures: bool = True,
+    split: str | Path | None = None,
+    part: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Segment every labelled exam of a data directory and compare it with its reference (section 5.6).
@@ -69,15 +73,18 @@ def evaluate_cohort(
     Args:
         model: a trained model.
         template: a template made for this model.
-        data_dir: a data directory or dataset with labelled exams (see :func:`deepatlas.find_exams`).
+        data_dir: a data directory or dataset with labelled exams (see :func:`deepatlas.find_exams`), or several.
         out_dir: the folder to write to; it is created.
-        exams: the ids of the exams to evaluate; None takes every labelled exam.
+        exams: the ids of the exams to evaluate; None takes every labelled exam of the test part, or else of the
+            validation part, where a split file says it, and otherwise every labelled exam.
         strict: stop at the first exam that cannot be used, or that the model does not know. Otherwise the former is
             skipped and listed, and the latter is scored.
         hd95: the convention of HD95: ``"mean"`` (eq. 16), ``"max"`` or ``"pooled"``.
         threshold: the mask value that counts for all structures, in (0, 1]; None takes the template's own values.
         convention: how pictures are turned: ``"radiological"`` or ``"neurological"``.
         pictures: draw a picture of every exam and the plot of all exams.
+        split: a split file; None takes the ``splits.json`` of the data, if there is one.
+        part: the part of the split to evaluate: ``"train"``, ``"validation"`` or ``"test"``.
         progress: receives one line of text per exam.
 
     Returns:
@@ -92,7 +99,13 @@ def evaluate_cohort(
     if hd95 not in HD95_CONVENTIONS:
         raise DataError(f"evaluate: hd95 must be one of {', '.join(HD95_CONVENTIONS)}, got {hd95!r}")
     template.check_model(model.fingerprint)
-    selection = Selection(find_exams(data_dir), exams, strict)
+    cohort = find_cohort(data_dir, split)
+    among = _scored(cohort, part)
+    selection = Selection(cohort, exams, strict, among=among)
+    if exams is None and among is not None and progress is not None and cohort.parts:
+        progress(
+            f"{len(selection)} labelled exams of {part or 'the exams to score on'} in {cohort.parts.path}"
+        )
     labels = selection.cohort.labels
     met = meeting(template.names, labels, str(selection.cohort.labels_path))
     structures = {n: LabelIds(labels[met[n]], i) for n, i in template.labels.items() if n in met}
@@ -106,7 +119,7 @@ def evaluate_cohort(
     results = _evaluate_exams(model, template, selection, structures, settings, out_dir, progress)
     if not results:
         raise DataError(
-            f"{data_dir}: no labelled exam could be read ({next(iter(selection.skipped.values()))})"
+            f"{cohort.root}: no labelled exam could be read ({next(iter(selection.skipped.values()))})"
         )
     rows = [row for result in results for row in result.section.rows]
     evaluation = Evaluation(
@@ -122,7 +135,7 @@ def evaluate_cohort(
         refine=model.refine,
         average=model.average,
         template=TemplateUsed(template.meta.get("exams"), list(template.names)),
-        data=str(data_dir),
+        data=", ".join(map(str, cohort.roots)),
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         versions=Versions(),
     )
@@ -136,6 +149,17 @@ def evaluate_cohort(
     sections = sorted((result.section for result in results), key=_mean_dice_or_last)
     write_report(out_dir / "report.html", Report("One-shot segmentation", evaluation, sections, plot))
     return summary
+
+
+def _scored(cohort: Cohort, part: str | None) -> list[str] | None:
+    """The exams to score on where nobody names them; None takes all."""
+    if cohort.parts is None:
+        if part is not None:
+            raise DataError(
+                f"{cohort.root}: has no splits.json, so it has no part {part!r}; give --split FILE"
+            )
+        return None
+    return cohort.parts.scoring([exam.id for exam in cohort.exams], part)
 
 
 @dataclass
@@ -173,9 +197,10 @@ def _evaluate_exams(
         if absent := [name for name in structures if name not in drawn]:
             section.note += f" · not drawn: {', '.join(absent)}"
         if settings.pictures:
+            seen, _ = check_input(ct, model.intensity)
             figure = exam_figure(
-                files.id, ct, reference, predicted, structures, model.atlas, found.coords, found.grid,
-                settings.convention,
+                files.id, seen, reference, predicted, structures, model.atlas, found.coords, found.grid,
+                settings.convention, model.intensity,
             )  # fmt: skip
             section.png = png_bytes(figure)
         return _ExamResult(section, seconds, found.fit)

@@ -34,12 +34,13 @@ def exam_figure(
     coords: Tensor,
     model_grid: Grid,
     convention: str,
+    intensity: str = "hu",
 ) -> Figure:
     """The three planes of one exam side by side (see :func:`~deepatlas.pictures.figures.overlay_figure`).
 
     Args:
         title: the title of the figure.
-        ct: the exam in Hounsfield units.
+        ct: the exam as :func:`~deepatlas.space.check_input.check_input` returns it.
         reference: what was drawn, on the grid of ``ct``.
         prediction: what was found, on the same grid.
         structures: the ids of every structure in ``reference`` and in ``prediction``.
@@ -47,11 +48,14 @@ def exam_figure(
         coords: ``[1, 3, S, S, S]``, the coordinates of the exam on ``model_grid``.
         model_grid: the grid of ``coords``.
         convention: ``"radiological"`` or ``"neurological"``, the way the pictures are turned.
+        intensity: what the values of ``ct`` are (``data.intensity``).
     """
     image, truth, found = ct.canonical(), reference.canonical(), prediction.canonical()
     drawn = [ids.reference for ids in structures.values()]
     names = {name: ids.prediction for name, ids in structures.items()}
-    start, size = _visible_box(image, np.where(np.isin(truth.array, drawn), truth.array, 0), found.array)
+    start, size = _visible_box(
+        image, intensity, np.where(np.isin(truth.array, drawn), truth.array, 0), found.array
+    )
     image, truth, found = (volume.cropped(start, size) for volume in (image, truth, found))
     index = choose_slices(truth.array, drawn)
     planes = [_plane(image.grid.shape, axis, at) for axis, at in enumerate(index)]
@@ -103,10 +107,10 @@ def _plane(shape: Shape, axis: int, at: int) -> tuple[list[int], list[int]]:
     return start, size
 
 
-def _visible_box(image: Volume, *labels: NDArray[np.integer]) -> tuple[list[int], list[int]]:
+def _visible_box(image: Volume, intensity: str, *labels: NDArray[np.integer]) -> tuple[list[int], list[int]]:
     """Start and shape (z, y, x) of the smallest box that holds the patient and every label."""
     try:
-        start, shape = foreground_box(image)
+        start, shape = foreground_box(image, intensity)
     except DataError:
         # There is no patient to be found in the image, so all of it is shown.
         return [0, 0, 0], list(image.grid.shape)

@@ -20,8 +20,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from deepatlas.errors import DataError
-from deepatlas.exams.cohort import Cohort, ExamFiles, find_exams
+from deepatlas.errors import DataError, KindError
+from deepatlas.exams.cohort import Cohort, ExamFiles
+from deepatlas.exams.joined import Data, find_cohort, roots_of
 from deepatlas.exams.read import read_labels_for, read_volume
 from deepatlas.files import atomic_h5, private_folder, write_error, write_text
 from deepatlas.progress import bar
@@ -46,23 +47,25 @@ _RECIPE = 5
 
 
 def prepare_cohort(
-    root: str | os.PathLike[str],
+    data: Data,
     store_path: str | os.PathLike[str],
     *,
     crop: str | None = None,
+    intensity: str = "hu",
     strict: bool = False,
     progress: bool = True,
     workers: int = 2,
 ) -> Store:
-    """Prepare the exams of a data directory for training, or reuse the store if nothing has changed.
+    """Prepare the exams of data directories for training, or reuse the store if nothing has changed.
 
     Args:
-        root: a data directory (see :func:`~deepatlas.exams.cohort.find_exams`), or a store, which is opened as it is.
+        data: data directories (see :func:`~deepatlas.exams.joined.find_cohort`), or a store, which is opened as it is.
         store_path: the HDF5 file to write (mode 0600, as it holds CTs). A store that is there already is reused if the
             files (path, size and modification time), the labels and the options are the same, and replaced otherwise.
             A file that is no store is an error and stays as it is.
         crop: ``"foreground"`` crops exams to the patient; ``"midline"`` also crops them to the middle 240 mm from left
             to right; None keeps the full field of view.
+        intensity: what the values of the exams are (``data.intensity``).
         strict: stop at the first exam that cannot be used. Otherwise such an exam is skipped, and listed in
             ``store.skipped`` with the reason.
         progress: show a progress bar on stderr.
@@ -75,23 +78,26 @@ def prepare_cohort(
     """
     if crop not in CROPS:
         raise ValueError(f"prepare_cohort: crop must be one of {CROPS}, got {crop!r}")
-    root, store_path = Path(root), Path(store_path)
-    if is_store(root):
-        return _open_as_is(root, crop)
-    cohort = find_exams(root)
+    roots, store_path = roots_of(data), Path(store_path)
+    if len(roots) == 1 and is_store(roots[0]):
+        return _open_as_is(roots[0], crop, intensity)
+    cohort = find_cohort(roots)
     if strict and cohort.skipped:
         raise DataError(next(iter(cohort.skipped.values())))
     sources, keys = _sources(cohort), {}
     for exam in cohort.exams:
-        source = (crop, str(exam.ct.resolve()), sources[exam.id], cohort.labels)
+        source = (crop, intensity, str(exam.ct.resolve()), sources[exam.id], cohort.labels)
         keys[exam.id] = _digest(VERSION, _RECIPE, PART_VERSION, *source)
+    places = [str(root.resolve()) for root in roots]
     fingerprint = _digest(
-        VERSION, _RECIPE, crop, str(root.resolve()), sources, cohort.labels, sorted(cohort.skipped)
+        VERSION, _RECIPE, crop, intensity, places, sources, cohort.labels, sorted(cohort.skipped)
     )
     meta: dict[str, Any] = {
         "labels": cohort.labels,
         "crop": crop,
-        "root": str(root.resolve()),
+        "intensity": intensity,
+        "root": str(cohort.root.resolve()),
+        "roots": places,
         "sources": sources,
         "fingerprint": fingerprint,
         "skipped": dict(cohort.skipped),
@@ -108,13 +114,16 @@ def prepare_cohort(
     return store
 
 
-def prepare_exam(exam: ExamFiles, labels: dict[str, int], crop: str | None = None) -> PreparedExam:
+def prepare_exam(
+    exam: ExamFiles, labels: dict[str, int], crop: str | None = None, intensity: str = "hu"
+) -> PreparedExam:
     """Read, check and resample one exam.
 
     Args:
         exam: its files.
         labels: ``{name: id}`` of the structures.
         crop: as in :func:`prepare_cohort`.
+        intensity: as in :func:`prepare_cohort`.
 
     Raises:
         ExamError: the exam cannot be used.
@@ -125,7 +134,7 @@ def prepare_exam(exam: ExamFiles, labels: dict[str, int], crop: str | None = Non
         seg = read_labels_for(ct, exam.seg, labels, notes) if exam.seg else None
     except DataError as error:
         raise ExamError(error) from error
-    return fit_exam(ct, seg, labels, crop, notes)
+    return fit_exam(ct, seg, labels, crop, notes, intensity)
 
 
 def _build(
@@ -143,13 +152,17 @@ def _build(
     parts = store_path.with_name(f".{name}.parts")
     private_folder(parts)
     ready: list[tuple[str, Path]] = []
+    # The number of exams that are of another kind.
+    kinds = 0
 
     def part_of(exam: str) -> Path:
         return parts / f"{keys[exam]}.h5"
 
     def job(exam: ExamFiles) -> PreparedExam | None:
         """The exam, or None if its part is there already. Only the calling thread uses HDF5."""
-        return None if part_of(exam.id).is_file() else prepare_exam(exam, cohort.labels, meta["crop"])
+        if part_of(exam.id).is_file():
+            return None
+        return prepare_exam(exam, cohort.labels, meta["crop"], meta["intensity"])
 
     jobs = _in_order(job, cohort.exams, workers)
     try:
@@ -161,6 +174,7 @@ def _build(
                 if strict:
                     raise DataError(error) from error
                 meta["skipped"][exam.id] = str(error)
+                kinds += isinstance(error.__cause__, KindError)
                 continue
             if prepared is not None:
                 with atomic_h5(part_of(exam.id), private=True) as file:
@@ -169,7 +183,8 @@ def _build(
         if not ready:
             first = next(iter(meta["skipped"].values()))
             raise DataError(
-                f"{cohort.root}: none of its {len(meta['skipped'])} exams can be used; the first: {first}"
+                f"{cohort.root}: none of its {len(meta['skipped'])} exams can be used"
+                f"{' (for MR: --preset mr)' if kinds == len(cohort) else ''}; the first: {first}"
             )
         with atomic_h5(store_path, private=True) as file:
             assemble(file, len(ready), (Row(name, *read_part(part)) for name, part in ready), meta)
@@ -228,13 +243,18 @@ def _reusable(path: Path, fingerprint: str) -> Store | None:
     return None
 
 
-def _open_as_is(path: Path, crop: str | None) -> Store:
-    """The store at ``path``, which must have been prepared with ``crop``."""
+def _open_as_is(path: Path, crop: str | None, intensity: str) -> Store:
+    """The store at ``path``, which must have been prepared with ``crop`` and ``intensity``."""
     store = Store(path)
     if store.crop != crop:
         store.close()
         raise DataError(
             f"{path}: prepared with crop={store.crop}, not crop={crop}; choose that, or prepare it again"
+        )
+    if store.intensity != intensity:
+        store.close()
+        raise DataError(
+            f"{path}: prepared with data.intensity={store.intensity}, not {intensity}; choose that, or prepare it again"
         )
     return store
 

@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deepatlas.errors import DataError, did_you_mean
-from deepatlas.exams.kind import Kind, exam_name, kind_of
+from deepatlas.exams.kind import MODALITY_NAMES, Kind, exam_name, kind_of
 from deepatlas.exams.mask_files import MASKS, masks_in
+from deepatlas.exams.parts import Parts
 from deepatlas.io.codec import SUFFIXES, image_suffix
 from deepatlas.space.constants import MAX_LABEL
 from deepatlas.store.store import DATASET, Store, is_dataset
 
 LAYOUT = (
-    "expected <root>/<exam>/ct.nii.gz (or .nii, .nrrd, .mha, or a DICOM series), optional seg.nii.gz (or "
+    "expected <root>/<exam>/ct.nii.gz (or mr, image; .nii, .nrrd, .mha; or a DICOM series), optional seg.nii.gz (or "
     "segmentations/<structure>.nii.gz) beside it, and <root>/labels.json"
 )
 
@@ -29,9 +30,10 @@ class ExamFiles:
 
     Attributes:
         id: the id of the exam.
-        ct: the CT: an image file, a folder with a DICOM series, or an exam file of a dataset.
-        seg: the segmentation on the grid of the CT, or None where nothing was drawn. In a dataset it is the same file
-            as ``ct``; :func:`~deepatlas.exams.read.read_volume` reads either from it. It is a folder where every
+        ct: the CT, or the image of another modality: an image file, a folder with a DICOM series, or an exam file of a
+            dataset.
+        seg: the segmentation on the grid of the image, or None where nothing was drawn. In a dataset it is the same
+            file as ``ct``; :func:`~deepatlas.exams.read.read_volume` reads either from it. It is a folder where every
             structure has a mask of its own, ``segmentations/<structure>.nii.gz``.
         kind: what ``ct`` is, so that no reader needs to find out again.
     """
@@ -44,14 +46,16 @@ class ExamFiles:
 
 @dataclass(frozen=True, repr=False)
 class Cohort:
-    """The exams of a data directory or dataset.
+    """The exams of a data directory or dataset, or of several.
 
     Attributes:
-        root: the data directory.
+        root: the data directory, or the folder that several have in common.
         exams: the exams in natural order.
         labels: ``{name: id}`` of the structures.
         labels_path: the file that ``labels`` were read from, or None.
         skipped: why a folder could not be used, by its name.
+        parts: which exams are for training, validation and test, where a split file says it.
+        roots: the data directories.
     """
 
     root: Path
@@ -59,6 +63,12 @@ class Cohort:
     labels: dict[str, int]
     labels_path: Path | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    parts: Parts | None = None
+    roots: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.roots:
+            object.__setattr__(self, "roots", (self.root,))
 
     def __len__(self) -> int:
         return len(self.exams)
@@ -120,7 +130,7 @@ def find_exams(root: str | os.PathLike[str]) -> Cohort:
     if not exams:
         if kind_of(root) is Kind.DICOM:
             raise DataError(f"{root}: holds DICOM files, not folders of exams; {prepare_first(root)}")
-        if images_named(root, "ct"):
+        if exam_images(root):
             raise DataError(
                 f"{root}: is a single exam, not a data directory; give the folder above it ({LAYOUT})"
             )
@@ -136,7 +146,7 @@ def find_exams(root: str | os.PathLike[str]) -> Cohort:
     labels_path = next(
         (p for p in (root / "labels.json", root.resolve().parent / "labels.json") if p.is_file()), None
     )
-    labels = read_labels(labels_path) if labels_path else _names_of_masks(exams)
+    labels = read_labels(labels_path) if labels_path else names_of_masks(exams)
     with_seg = next((exam for exam in exams if exam.seg and not exam.seg.is_dir()), None)
     if with_seg and not labels_path:
         raise DataError(
@@ -178,9 +188,9 @@ def named_exams(
 
 
 def _exams_at(path: Path, skipped: dict[str, str]) -> list[ExamFiles]:
-    ct = images_named(path, "ct")[:1] if path.is_dir() else []
-    if ct:
-        return [ExamFiles(exam_name(ct[0].absolute()), ct[0])]
+    images = exam_images(path) if path.is_dir() else []
+    if images:
+        return [ExamFiles(exam_name(images[0].absolute()), _only(path, images))]
     kind = kind_of(path)
     if kind is Kind.FOLDER:
         cohort = find_exams(path)
@@ -244,7 +254,7 @@ def _short(value: object) -> str:
 
 def _exam(folder: Path) -> ExamFiles:
     try:
-        ct, seg = images_named(folder, "ct"), images_named(folder, "seg")
+        ct, seg = exam_images(folder), images_named(folder, "seg")
         kind = Kind.IMAGE if ct else kind_of(folder, is_exam=True)
         if kind is Kind.DICOM:
             ct = [folder]
@@ -252,24 +262,36 @@ def _exam(folder: Path) -> ExamFiles:
             # Listing the folder raises the error that a folder without read permission deserves.
             any(folder.iterdir())
             raise DataError(
-                f"{folder}: no ct.nii.gz (or .nii, .nrrd, .mha) and no DICOM series in this folder; rename the CT, "
-                "or remove the folder"
+                f"{folder}: no ct.nii.gz, mr.nii.gz or image.nii.gz (or .nii, .nrrd, .mha) and no DICOM series in this "
+                "folder; rename the image, or remove the folder"
             )
     except OSError as error:
         raise DataError(f"{folder}: cannot read: {error.strerror}; check its permissions") from error
     for found in (ct, seg):
-        if len(found) > 1:
-            names = ", ".join(p.name for p in found)
-            raise DataError(f"{folder}: more than one image ({names}); keep one of them")
+        if found:
+            _only(folder, found)
     if not seg and (folder / MASKS).is_dir() and masks_in(folder / MASKS):
         seg = [folder / MASKS]
     return ExamFiles(folder.name, ct[0], seg[0] if seg else None, kind)
 
 
-def _names_of_masks(exams: Sequence[ExamFiles]) -> dict[str, int]:
+def names_of_masks(exams: Sequence[ExamFiles]) -> dict[str, int]:
     """Ids for the structures that have masks of their own, in the order of their names."""
     names = {name for exam in exams if exam.seg and exam.seg.is_dir() for name in masks_in(exam.seg)}
     return {name: i for i, name in enumerate(sorted(names, key=natural_order), 1)}
+
+
+def exam_images(folder: Path) -> list[Path]:
+    """The images of the exam in a folder: those whose name says what they are, or otherwise those called ``image``."""
+    found = [path for name in MODALITY_NAMES for path in images_named(folder, name)]
+    return found or images_named(folder, "image")
+
+
+def _only(folder: Path, images: list[Path]) -> Path:
+    if len(images) > 1:
+        names = ", ".join(p.name for p in images)
+        raise DataError(f"{folder}: more than one image ({names}); keep one of them")
+    return images[0]
 
 
 def images_named(folder: Path, stem: str) -> list[Path]:

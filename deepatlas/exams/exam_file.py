@@ -239,7 +239,7 @@ class ExamFile(Hdf5Reader):
 
     def volume(self) -> Volume:
         """The complete CT: int16 Hounsfield units on :attr:`grid`."""
-        return Volume(self.ct[...], self.grid, str(self.path))
+        return Volume(self.ct[...], self.grid, str(self.path), modality="CT")
 
     def labels(self) -> Labels:
         """The structures on :attr:`grid`: a label image (uint8 or uint16), and what it hides where they overlap.
@@ -274,7 +274,7 @@ class ExamFile(Hdf5Reader):
             raise ValueError(f"crop {tuple(start)} + {tuple(shape)} leaves the exam {self.grid.shape}")
         grid = self.grid.cropped(start, shape)
         if not labels:
-            return Volume(self.ct[box], grid, str(self.path))
+            return Volume(self.ct[box], grid, str(self.path), modality="CT")
         return Labels(self._labels()[box], grid, str(self.path), hidden_within(self._hidden(), start, shape))
 
     def verify(self) -> None:

@@ -12,8 +12,10 @@ from pathlib import Path, PurePath
 from deepatlas.io.codec import image_suffix
 from deepatlas.io.dicom.magic import looks_like_dicom
 
-# The names of files (without suffix) whose exam has the name of their folder, as in ``<exam>/ct.nii.gz``.
-CT_NAMES = ("ct", "image", "volume")
+# The names of files (without suffix) whose exam has the name of their folder, as in ``<exam>/ct.nii.gz``. The first two
+# say what the image is.
+MODALITY_NAMES = ("ct", "mr")
+IMAGE_NAMES = (*MODALITY_NAMES, "image", "volume")
 EXAM_SUFFIX = ".h5"
 
 # How many files are opened in search of DICOM, in the folder of an exam and in a folder that may be a data directory.
@@ -57,7 +59,7 @@ def exam_name(path: str | os.PathLike[str]) -> str:
     """The name of an exam: that of its folder for ``<exam>/ct.nii.gz``, otherwise its file name without suffix."""
     path = PurePath(path)
     stem = exam_stem(path)
-    return path.parent.name if stem.lower() in CT_NAMES and path.parent.name else stem
+    return path.parent.name if stem.lower() in IMAGE_NAMES and path.parent.name else stem
 
 
 def exam_stem(path: str | os.PathLike[str]) -> str:

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from deepatlas.errors import DataError
 from deepatlas.exams.cohort import ExamFiles, find_exams, images_named
-from deepatlas.exams.kind import CT_NAMES, Kind, exam_stem
+from deepatlas.exams.joined import Data
+from deepatlas.exams.kind import IMAGE_NAMES, Kind, exam_stem
 from deepatlas.exams.mask_files import MASKS
+from deepatlas.exams.parts import SPLITS
 from deepatlas.files import write_error
 from deepatlas.io.codec import SUFFIXES, image_suffix
 from deepatlas.io.dicom.magic import looks_like_dicom
@@ -129,7 +131,7 @@ def files_of_exams(exams: Iterable[ExamFiles]) -> list[Path]:
     found: list[Path] = []
     for exam in exams:
         found += [exam.ct, *_files_of(exam.seg)]
-        if exam.kind is Kind.IMAGE and exam_stem(exam.ct).lower() in CT_NAMES:
+        if exam.kind is Kind.IMAGE and exam_stem(exam.ct).lower() in IMAGE_NAMES:
             folder = exam.ct.absolute().parent
             found += images_named(folder, "seg")
             found += _files_of(folder / MASKS)
@@ -137,13 +139,23 @@ def files_of_exams(exams: Iterable[ExamFiles]) -> list[Path]:
     return found
 
 
-def files_of_data(root: Path) -> list[Path]:
-    """The files of a data directory, dataset or store. Where it cannot be used, whoever reads it says why."""
+def files_of_data(data: Data, split: Path | None = None) -> list[Path]:
+    """The files of data directories, datasets or a store, and the split file of a command.
+
+    Where one cannot be used, whoever reads it says why.
+    """
+    roots = [Path(data)] if isinstance(data, str | os.PathLike) else [Path(root) for root in data]
+    return [path for root in roots for path in _files_of_root(root)] + ([split] if split else [])
+
+
+def _files_of_root(root: Path) -> list[Path]:
     try:
         cohort = find_exams(root)
     except DataError:
         return [root]
     found = files_of_exams(cohort.exams)
+    if (root / SPLITS).is_file():
+        found.append(root / SPLITS)
     if cohort.labels_path:
         found.append(cohort.labels_path)
     if is_dataset(root):

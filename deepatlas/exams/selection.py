@@ -21,7 +21,7 @@ class Selection:
 
     Attributes:
         cohort: the data directory.
-        exams: the ids of the exams to use; None for every exam with a segmentation.
+        exams: the ids of the exams to use; None for every exam with a segmentation, or those ``among`` the given ones.
         strict: raise the error of the first exam that cannot be used.
         skipped: why exams could not be used, by id. It grows while :meth:`use` runs.
         unlabelled: the ids of the exams without a segmentation.
@@ -33,6 +33,7 @@ class Selection:
     cohort: Cohort
     exams: Sequence[str] | None = None
     strict: bool = False
+    among: Sequence[str] | None = None
     skipped: dict[str, str] = field(default_factory=dict)
     unlabelled: list[str] = field(default_factory=list)
 
@@ -41,8 +42,15 @@ class Selection:
             if self.strict and self.cohort.skipped:
                 raise DataError(next(iter(self.cohort.skipped.values())))
             self.skipped.update(self.cohort.skipped)
-            self.files = [e for e in self.cohort.exams if e.seg]
-            self.unlabelled = [e.id for e in self.cohort.exams if not e.seg]
+            wanted = None if self.among is None else set(self.among)
+            exams = [e for e in self.cohort.exams if wanted is None or e.id in wanted]
+            self.files = [e for e in exams if e.seg]
+            self.unlabelled = [e.id for e in exams if not e.seg]
+            if not self.files and self.cohort.parts:
+                raise DataError(
+                    f"{self.cohort.parts.path}: none of the {len(exams)} exams of this part has a seg file; choose "
+                    "others"
+                )
             if not self.files:
                 raise DataError(
                     f"{self.cohort.root}: none of its {len(self.cohort)} exams has a seg file; "

@@ -70,7 +70,13 @@ def read_image(path: Path, *, labels: bool = False) -> tuple[Volume, list[str]]:
         array = np.round(array.astype(np.float64) - checked.surplus, 4)
     notes = list(checked.notes)
     array = as_labels(array, path) if labels else as_hounsfield(array, path)
-    return Volume(array, grid, name=str(path)), notes
+    return Volume(array, grid, name=str(path), modality=_modality(path)), notes
+
+
+def _modality(path: Path) -> str:
+    """What the name of an image file says that it is: ``"CT"``, ``"MR"`` or nothing."""
+    stem = path.name[: len(path.name) - len(image_suffix(path))].upper()
+    return stem if stem in ("CT", "MR") else ""
 
 
 def read_stored(path: Path) -> NDArray:

@@ -44,7 +44,7 @@ class ExamMap:
     Attributes:
         coords: ``[1, 3, S, S, S]``, float32 on the model's device, in [-1, 1].
         grid: the grid of these S^3 voxels: RAS+, cropped as in training.
-        hu: the exam in Hounsfield units on that grid.
+        hu: the exam in Hounsfield units on that grid, or on the scale of :mod:`deepatlas.space.intensity`.
         body: ``[S, S, S]``, the foreground of the exam (paper 5.5.3).
         fit: how well the model knows the exam.
     """
@@ -77,7 +77,8 @@ class Engine:
 
     An exam is a path (see :func:`deepatlas.read_volume`), a :class:`~deepatlas.space.volume.Volume`, an image of
     nibabel, SimpleITK or MONAI, or a pair of an array ``[X, Y, Z]`` and its affine to RAS+ millimetres (see
-    :func:`~deepatlas.exams.in_memory.as_volume`), in Hounsfield units; orientation, spacing and field of view are free.
+    :func:`~deepatlas.exams.in_memory.as_volume`). Its values are of the kind :attr:`intensity`; orientation, spacing
+    and field of view are free.
 
     Attributes:
         config: the settings of the run.
@@ -223,6 +224,11 @@ class Engine:
         return self.config.data.crop
 
     @property
+    def intensity(self) -> str:
+        """What the values of exams are: ``"hu"``, ``"percentile"`` or ``"zscore"`` (``data.intensity``)."""
+        return self.config.data.intensity
+
+    @property
     def fit_threshold(self) -> float | None:
         """The fit from which an exam is known, set from the training cohort; None in models of earlier versions."""
         threshold: float | None = self.card.get("fit", {}).get("threshold")
@@ -253,13 +259,13 @@ class Engine:
         Raises:
             DataError: the exam cannot be read, is not of the kind that the model takes, or holds no patient.
         """
-        volume, notes = check_input(read_exam(exam), self.config.data.intensity)
+        volume, notes = check_input(read_exam(exam), self.intensity)
         for note in notes:
             warnings.warn(f"{volume.name or 'exam'}: {note}", DataWarning, stacklevel=2)
-        hu = to_model_grid(volume, self.size, crop=self.crop)
+        hu = to_model_grid(volume, self.size, self.crop, self.intensity)
         x = normalize(torch.as_tensor(np.ascontiguousarray(hu.array), dtype=torch.float32))
         x = x[None, None].to(self.device)
-        body = foreground_mask(hu.array)
+        body = foreground_mask(hu.array, self.intensity)
         mask = torch.as_tensor(body, dtype=x.dtype, device=x.device)[None, None]
         level = self.config.network.finest_level
         coords = averaged_coordinates(lambda view: self.network(view, level), x, self.average)
@@ -281,7 +287,7 @@ class Engine:
         """The anatomical coordinate of every voxel of an exam, on the exam's own grid (section 2.1).
 
         Args:
-            exam: a path, a volume, or an image of another library, in Hounsfield units.
+            exam: a path, a volume, or an image of another library, with values of the kind that the model takes.
 
         Returns:
             ``[3, D, H, W]`` float32 on the model's device; the channels are x, y, z. The values lie in [-1, 1]

@@ -14,6 +14,9 @@ LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # values are raised to it before voxels are averaged.
 AIR = -1024.0
 
+# The window of Hounsfield units that becomes [0, 1] (section 5.5.2). Images without a unit are stretched over it.
+HU_RANGE = (-256.0, 256.0)
+
 # Voxels along each side of the network's input (section 5.2.1), and of the finer grid that is pooled to it (5.5.2).
 MODEL_SIZE = 64
 FINE_SIZE = 128

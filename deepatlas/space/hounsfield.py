@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from deepatlas.errors import DataError
+from deepatlas.errors import DataError, KindError
 from deepatlas.space.constants import AIR
+from deepatlas.space.padding import at_surface, surface_constant
 from deepatlas.space.volume import Volume
 
 # The histogram is taken of about this many voxels along each axis.
@@ -36,9 +36,8 @@ _FAT = -150.0
 _SPAN = 300.0
 # A label image holds few different values; a CT of this many voxels holds hundreds.
 _LABELS = 64
-# The share of the surface of the image that a constant must cover to be padding, and the share of all voxels from which
-# a lowest or a highest value is a plateau.
-_SURFACE, _LOW_PLATEAU, _HIGH_PLATEAU = 0.005, 0.02, 5e-4
+# The share of all voxels from which a lowest or a highest value is a plateau.
+_LOW_PLATEAU, _HIGH_PLATEAU = 0.02, 5e-4
 _CURE = "give a CT in Hounsfield units (air -1000, water 0)"
 
 
@@ -78,13 +77,14 @@ def hounsfield(volume: Volume) -> tuple[Volume, list[str]]:
         is unusual.
 
     Raises:
-        DataError: the values are not numbers, not finite or all equal; they look like a label image, or like a CT that
+        DataError: the values are not numbers, not finite or all equal.
+        KindError: they look like a label image, or like a CT that
             was scaled, windowed, negated, or stored without its rescale intercept. The message says what was seen.
     """
     name = volume.name or "image"
     values = _measure(volume.array, name)
     if reason := _not_hounsfield(values):
-        raise DataError(f"{name}: {reason}")
+        raise KindError(f"{name}: {reason}")
     return _mended(volume, values)
 
 
@@ -100,31 +100,9 @@ def _measure(array: NDArray, name: str) -> _Values:
     if low == high:
         raise DataError(f"{name}: every voxel is {low:g}, so the image is empty; export it again")
     sample = array[tuple(slice(None, None, max(1, n // _SAMPLES)) for n in array.shape)]
-    return _Values(np.asarray(sample, dtype=np.float32), low, high, _surface_constant(array, high))
-
-
-def _surface_constant(array: NDArray, high: float) -> float | None:
-    """The value above that of air which covers a region at the surface of the image, if there is one."""
-    flat, total = [], 0
-    for axis, length in enumerate(array.shape):
-        if length < 2:
-            continue
-        for outer, inner in ((0, 1), (-1, -2)):
-            face, below = array.take(outer, axis), array.take(inner, axis)
-            total += face.size
-            same = face == below
-            # The neighbours within the face are the same, too.
-            for along in (0, 1):
-                same[(slice(None),) * along + (slice(1, None),)] &= np.diff(face, axis=along) == 0
-            flat.append(face[same & (face > _CERTAIN_AIR)])
-    if not total:
-        return None
-    found, counts = np.unique(np.concatenate(flat), return_counts=True)
-    for index in np.argsort(-counts)[:2]:
-        # The highest value is bone where an image was clipped, and padding only if it covers much of the surface.
-        if counts[index] >= total * (0.1 if found[index] == high else _SURFACE):
-            return float(found[index])
-    return None
+    return _Values(
+        np.asarray(sample, dtype=np.float32), low, high, surface_constant(array, high, _CERTAIN_AIR)
+    )
 
 
 def _not_hounsfield(v: _Values) -> str:
@@ -202,7 +180,7 @@ def _mended(volume: Volume, v: _Values) -> tuple[Volume, list[str]]:
             f"{share:.1%} of the voxels are exactly {v.high:g}, the highest value: the image was clipped"
         )
     if v.constant is not None and v.constant != v.low:
-        padding = _at_surface(array == v.constant)
+        padding = at_surface(array == v.constant)
         array = np.where(padding, np.float32(AIR), array.astype(np.float32))
         notes.append(
             f"padding of exactly {v.constant:g} around the image ({padding.mean():.0%} of the voxels) is read as air"
@@ -210,13 +188,3 @@ def _mended(volume: Volume, v: _Values) -> tuple[Volume, list[str]]:
     if (found := _tissue(v.measured)) and (found.soft < _SOFT_USUAL or abs(found.median) > _UNUSUAL):
         notes.append(f"{found}; is it in Hounsfield units?")
     return (volume if array is volume.array else replace(volume, array=array)), notes
-
-
-def _at_surface(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The regions of a mask that reach the surface of the array."""
-    regions, count = ndimage.label(mask)
-    touching = np.zeros(count + 1, dtype=bool)
-    for axis in range(mask.ndim):
-        touching[regions.take(0, axis)] = touching[regions.take(-1, axis)] = True
-    touching[0] = False
-    return touching[regions]

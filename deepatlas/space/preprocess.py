@@ -12,13 +12,13 @@ from torch import Tensor
 
 import deepatlas_ops as ops
 from deepatlas.errors import DataError
-from deepatlas.space.constants import AIR, FINE_SIZE, MODEL_SIZE
+from deepatlas.space.constants import AIR, FINE_SIZE, HU_RANGE, MODEL_SIZE
 from deepatlas.space.grid import Grid, Shape
+from deepatlas.space.intensity import filled, in_view, largest, tissue
 from deepatlas.space.labels import BoxMask, Labels
 from deepatlas.space.upright import upright
 from deepatlas.space.volume import Volume
 
-HU_RANGE = (-256.0, 256.0)
 CROPS = (None, "foreground", "midline")
 # The width that ``crop="midline"`` keeps: any head and neck with some margin, and only the middle of the shoulders.
 MIDLINE_MM = 240.0
@@ -41,17 +41,21 @@ _COMPANION = 0.25
 _BITS = 16
 
 
-def to_model_grid(volume: Volume, size: int = MODEL_SIZE, crop: str | None = None) -> Volume:
-    """Resample a CT to the grid of the network's input (paper 5.5.2); the values remain Hounsfield units.
+def to_model_grid(
+    volume: Volume, size: int = MODEL_SIZE, crop: str | None = None, intensity: str = "hu"
+) -> Volume:
+    """Resample an exam to the grid of the network's input (paper 5.5.2); the values remain what they are.
 
     The exam is turned to the axes of the patient (see :func:`~deepatlas.space.upright.upright`), cropped, resized to
     128³ with corner-aligned linear interpolation, and average-pooled by ``128 // size``.
 
     Args:
-        volume: Hounsfield units on any grid.
+        volume: Hounsfield units on any grid, or another image on the scale of the network, as
+            :func:`~deepatlas.space.check_input.check_input` returns it.
         size: voxels along each side, a divisor of 128.
         crop: None, ``"foreground"`` to crop to the patient (see :func:`foreground_box`), or ``"midline"`` to crop also
-            from left to right to at most the middle 240 mm of the patient (see :func:`midline_box`).
+            from left to right to at most the middle 240 mm of the patient (see :func:`midline_box`; CT only).
+        intensity: what the values are (``data.intensity``).
 
     Returns a float32 :class:`Volume` with its exact grid, which includes the half-voxel shift of the pooling.
 
@@ -59,16 +63,16 @@ def to_model_grid(volume: Volume, size: int = MODEL_SIZE, crop: str | None = Non
     """
     if size < 1 or FINE_SIZE % size:
         raise ValueError(f"to_model_grid: size must divide {FINE_SIZE}, got {size}")
-    return pool_volume(to_fine_grid(volume, crop), FINE_SIZE // size)
+    return pool_volume(to_fine_grid(volume, crop, intensity), FINE_SIZE // size)
 
 
-def to_fine_grid(volume: Volume, crop: str | None = None) -> Volume:
-    """The float32 volume of 128³ voxels in Hounsfield units that :func:`to_model_grid` pools."""
+def to_fine_grid(volume: Volume, crop: str | None = None, intensity: str = "hu") -> Volume:
+    """The float32 volume of 128³ voxels that :func:`to_model_grid` pools."""
     if crop not in CROPS:
         raise ValueError(f"preprocess: crop must be one of {CROPS}, got {crop!r}")
     volume = upright(volume)
     if crop:
-        volume = volume.cropped(*foreground_box(volume))
+        volume = volume.cropped(*foreground_box(volume, intensity))
     if crop == "midline":
         volume = volume.cropped(*midline_box(volume))
     tensor = torch.from_numpy(np.ascontiguousarray(volume.array, dtype=np.float32)).clamp(min=AIR)
@@ -173,32 +177,33 @@ def normalize(hu: Tensor) -> Tensor:
     return (hu.clamp(low, high) - low) / (high - low)
 
 
-def foreground_mask(hu: NDArray) -> NDArray[np.bool_]:
+def foreground_mask(hu: NDArray, intensity: str = "hu") -> NDArray[np.bool_]:
     """The mask of the patient for the masked losses (paper 5.5.3).
 
-    Gaussian blur (sigma 0.7 voxel), threshold at -900 HU, largest connected region, holes filled. The first and the
-    last slice of the patient are treated as closed, so that lungs and airway that a truncated scan cuts open are
-    inside.
+    In CT: Gaussian blur (sigma 0.7 voxel), threshold at -900 HU, largest connected region, holes filled. The first and
+    the last slice of the patient are treated as closed, so that lungs and airway that a truncated scan cuts open are
+    inside. In images of other ``intensity``: :func:`~deepatlas.space.intensity.tissue` in the field of view.
 
     Args:
-        hu: Hounsfield units ``[D, H, W]`` at the resolution of the network, with axial slices along the first axis.
+        hu: Hounsfield units, or the scale of the network, ``[D, H, W]`` at the resolution of the network, with axial
+            slices along the first axis.
+        intensity: what the values are (``data.intensity``).
 
     Returns a boolean mask of the same shape, which is empty for an image of air.
     """
+    if intensity != "hu":
+        return tissue(hu, in_view(hu))
     blurred = ndimage.gaussian_filter(np.maximum(hu, AIR).astype(np.float32), _MASK_SIGMA)
-    mask = _largest(blurred > _MASK_THRESHOLD)
-    slices = np.flatnonzero(mask.any(axis=(1, 2)))
-    for end in {int(slices[0]), int(slices[-1])} if len(slices) else ():
-        mask[end] = ndimage.binary_fill_holes(mask[end])
-    return ndimage.binary_fill_holes(mask)
+    return filled(largest(blurred > _MASK_THRESHOLD))
 
 
-def foreground_box(volume: Volume) -> tuple[Shape, Shape]:
+def foreground_box(volume: Volume, intensity: str = "hu") -> tuple[Shape, Shape]:
     """The bounding box of the patient with a margin of a few millimetres: ``(start, shape)`` in voxels (z, y, x).
 
-    The patient is found on block means of about 4 mm. A morphological opening removes thin and small objects (couch
-    top, tubes, debris, head frame); only large regions count. Axial slices at both ends without a full cross-section
-    are left out: empty slices, and slices of published data that show only the surroundings of one structure.
+    The patient is found on block means of about 4 mm. In CT, a morphological opening removes thin and small objects
+    (couch top, tubes, debris, head frame); only large regions count. Axial slices at both ends without a full
+    cross-section are left out: empty slices, and slices of published data that show only the surroundings of one
+    structure. In images of other ``intensity`` the box is that of :func:`foreground_mask`.
 
     Raises :class:`~deepatlas.errors.DataError` if the image shows no patient.
     """
@@ -209,6 +214,22 @@ def foreground_box(volume: Volume) -> tuple[Shape, Shape]:
     )
     tensor = torch.from_numpy(array).clamp(min=AIR)[None, None]
     coarse = torch.nn.functional.avg_pool3d(tensor, kernel, ceil_mode=True)[0, 0].numpy()
+    kept = foreground_mask(coarse, intensity) if intensity != "hu" else _body(coarse, kernel, volume)
+    if not kept.any():
+        raise DataError(
+            f"{volume.name or 'image'}: no patient found, all of it is padding; prepare without a crop"
+        )
+    start, shape = [], []
+    for axis, (k, n) in enumerate(zip(kernel, array.shape, strict=True)):
+        hit = np.flatnonzero(kept.any(axis=tuple(a for a in range(3) if a != axis)))
+        low, high = max(0, (int(hit[0]) - 1) * k), min(n, (int(hit[-1]) + 2) * k)
+        start.append(low)
+        shape.append(high - low)
+    return tuple(start), tuple(shape)  # type: ignore[return-value]
+
+
+def _body(coarse: NDArray, kernel: tuple[int, ...], volume: Volume) -> NDArray[np.bool_]:
+    """The patient on block means of a CT, ``[D, H, W]``; ``kernel`` are the voxels of ``volume`` in a block."""
     body = coarse > _BODY_THRESHOLD
     opened = ndimage.binary_opening(body)
     regions, count = ndimage.label(opened if opened.any() else body)
@@ -223,13 +244,7 @@ def foreground_box(volume: Volume) -> tuple[Shape, Shape]:
     # The opening also removed voxels from the surface of the patient.
     kept = ndimage.binary_dilation(kept) & body
     kept &= _full_slices(kept, kernel, volume)[:, None, None]
-    start, shape = [], []
-    for axis, (k, n) in enumerate(zip(kernel, array.shape, strict=True)):
-        hit = np.flatnonzero(kept.any(axis=tuple(a for a in range(3) if a != axis)))
-        low, high = max(0, (int(hit[0]) - 1) * k), min(n, (int(hit[-1]) + 2) * k)
-        start.append(low)
-        shape.append(high - low)
-    return tuple(start), tuple(shape)  # type: ignore[return-value]
+    return kept
 
 
 def midline_box(volume: Volume) -> tuple[Shape, Shape]:
@@ -264,13 +279,3 @@ def _full_slices(body: NDArray[np.bool_], kernel: tuple[int, ...], volume: Volum
         return np.ones(len(body), dtype=bool)
     index = np.arange(len(body))
     return (index >= full[0]) & (index <= full[-1])
-
-
-def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The largest connected region of a mask."""
-    regions, count = ndimage.label(mask)
-    if count < 2:
-        return mask
-    sizes = np.bincount(regions.ravel())
-    sizes[0] = 0
-    return regions == sizes.argmax()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,7 +18,8 @@ from deepatlas.space.grid import Grid
 class Volume:
     """``array`` (D, H, W) on ``grid``: Hounsfield units for a CT, integer ids for a label image.
 
-    ``name`` is the file or exam of its origin, which messages name.
+    ``name`` is the file or exam of its origin, which messages name. ``modality`` is ``"CT"`` or ``"MR"`` where the
+    DICOM header or the name of the file says it.
 
     Raises ValueError if the shapes of array and grid differ.
     """
@@ -26,6 +27,7 @@ class Volume:
     array: NDArray
     grid: Grid
     name: str = ""
+    modality: str = field(default="", kw_only=True)
     # Writes a volume to a path. Image files are the subject of deepatlas.io, which sets this when it is imported.
     writer: ClassVar[Callable[[str | os.PathLike[str], Volume], Path] | None] = None
 

@@ -42,27 +42,33 @@ class PreparedExam:
 
 
 def fit_exam(
-    ct: Volume, seg: Labels | None, labels: dict[str, int], crop: str | None = None, notes: Sequence[str] = ()
+    ct: Volume,
+    seg: Labels | None,
+    labels: dict[str, int],
+    crop: str | None = None,
+    notes: Sequence[str] = (),
+    intensity: str = "hu",
 ) -> PreparedExam:
     """Resample one exam to the form in which the store holds it (paper 5.5.2 and 5.5.3).
 
     Args:
-        ct: Hounsfield units.
+        ct: the exam.
         seg: the structures on the grid of the CT, or None where no structures were drawn.
         labels: ``{name: id}`` of the structures that could have been drawn.
         crop: as in :func:`~deepatlas.space.preprocess.to_model_grid`.
         notes: lines about the exam that are stored with it.
+        intensity: what its values are (``data.intensity``).
 
-    Raises :class:`ExamError` if the CT shows no patient or is not in Hounsfield units (see
+    Raises :class:`ExamError` if the exam shows no patient or its values are of another kind (see
     :func:`~deepatlas.space.check_input.check_input`).
     """
     try:
-        checked, seen = check_input(ct)
-        fine = to_fine_grid(checked, crop)
+        checked, seen = check_input(ct, intensity)
+        fine = to_fine_grid(checked, crop, intensity)
     except DataError as error:
         raise ExamError(error) from error
     pooled = pool_volume(fine, FINE_SIZE // MODEL_SIZE)
-    mask = foreground_mask(pooled.array)
+    mask = foreground_mask(pooled.array, intensity)
     if not mask.any():
         raise ExamError(
             f"{ct.name}: holds nothing but air (no region above -900 HU); check that it is in Hounsfield units"

@@ -4,7 +4,8 @@ Reading it requires only h5py and NumPy. The layout of format 2, for N exams and
 states format 3):
 
 ===============  ======================  ==================================================================
-``hu``           int16 [N, 64, 64, 64]   Hounsfield units on the model grid (RAS order, z, y, x)
+``hu``           int16 [N, 64, 64, 64]   Hounsfield units, or the scale of :mod:`deepatlas.space.intensity`, on the
+                                         model grid (RAS order, z, y, x)
 ``mask``         uint8 [N, 32768]        foreground of paper 5.5.3, one bit per voxel (``numpy.packbits``)
 ``crc32``        uint32 [N, 2]           checksums of an exam's bytes in ``hu`` and in ``mask``
 ``labels``       uint [N, 64, 64, 64]    label ids: the majority over 2x2x2 of ``labels_fine``; 0 without labels
@@ -17,7 +18,8 @@ states format 3):
 ``native_grid``  float64 [N, 4, 4]       affine of the exam's own voxels
 ``native_shape`` int64 [N, 3]            shape of the exam's own voxels (z, y, x)
 ``ids``          string [N]              exam ids
-``meta``         JSON                    label names and ids, crop, sources, skipped exams, notes, fingerprint
+``meta``         JSON                    label names and ids, crop, intensity, sources, roots, skipped exams, notes,
+                                         fingerprint
 ===============  ======================  ==================================================================
 
 Every batch of training reads ``hu`` and ``mask``, which are contiguous and not compressed (see
@@ -103,7 +105,7 @@ class Store(Hdf5Reader):
     Only the small tables are read until an array is indexed.
 
     Attributes: ``path``; ``ids`` (exam ids); ``labels`` (``{name: id}``); ``has_label`` bool [N, K],
-    columns in the order of ``labels``; ``crop``; ``fingerprint``; ``skipped`` (``{exam: reason}``);
+    columns in the order of ``labels``; ``crop``; ``intensity``; ``fingerprint``; ``skipped`` (``{exam: reason}``);
     ``notes`` (``{exam: [note]}``); arrays ``hu``, ``mask``, ``labels_64``, ``labels_128``, indexed by exam
     like numpy arrays. :meth:`drawn` gives the structures of an exam with their overlaps.
 
@@ -139,10 +141,14 @@ class Store(Hdf5Reader):
                 raise self.damaged(f"arrays of different lengths {shapes}")
         self.labels: dict[str, int] = meta["labels"]
         self.crop: str | None = meta["crop"]
+        # Earlier versions knew Hounsfield units alone.
+        self.intensity: str = meta.get("intensity", "hu")
         self.fingerprint: str = meta["fingerprint"]
         self.sources: dict[str, dict[str, str | None]] = meta["sources"]
         # The root of a dataset is relative to the store, so that the dataset can be moved.
         self.root: str = str(self.path.resolve().parent / meta["root"])
+        # The data directories, where it was made of several.
+        self.roots: list[str] = meta.get("roots") or [self.root]
         self.skipped: dict[str, str] = meta["skipped"]
         self.notes: dict[str, list[str]] = meta["notes"]
         self.hu = PackedArray(self, "hu", np.int16)

@@ -22,8 +22,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         metavar="DIR",
-        help="exams to train on: what `deepatlas prepare` wrote, or DIR/<exam>/ct.nii.gz, labels optional; "
-        "without it a phantom cohort is made",
+        action="append",
+        help="exams to train on: what `deepatlas prepare` wrote, or DIR/<exam>/ct.nii.gz (or mr, image), labels "
+        "optional; may be given several times; without it a phantom cohort is made",
+    )
+    parser.add_argument(
+        "--split",
+        type=Path,
+        metavar="FILE",
+        help="which exams are for training, validation and test, and whose labels may be used (default: splits.json in "
+        "DIR)",
     )
     parser.add_argument(
         "--preset",
@@ -89,6 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
             n
             for n in (
                 "data",
+                "split",
                 "preset",
                 "out",
                 "test",
@@ -171,10 +180,11 @@ def _settings(arguments: argparse.Namespace) -> Config:
     if arguments.init:
         # The weights have learned already what pretraining on one exam teaches, and would unlearn the rest by it.
         config = replace(config, coarse=replace(config.coarse, steps=0))
-    if arguments.data and is_store(arguments.data):
+    if arguments.data and len(arguments.data) == 1 and is_store(arguments.data[0]):
         # A prepared dataset was cropped when it was made. A data.crop in the command is still applied afterwards, so
         # that another crop is refused.
-        config = replace(config, data=replace(config.data, crop=Store(arguments.data).crop))
+        with Store(arguments.data[0]) as store:
+            config = replace(config, data=replace(config.data, crop=store.crop, intensity=store.intensity))
     return config.override(arguments.settings).validate()
 
 
@@ -188,14 +198,16 @@ def _request(arguments: argparse.Namespace) -> Request:
         )
     if arguments.test_exams and not arguments.test:
         raise DeepAtlasError("--test-exams chooses among the exams of --test: give --test DIR too")
-    out = arguments.out or Path("runs") / (arguments.data.resolve().name if arguments.data else "phantom")
+    data = [os.fspath(root.resolve()) for root in arguments.data or ()]
+    out = arguments.out or Path("runs") / ("+".join(Path(root).name for root in data) or "phantom")
     if arguments.out:
         check_out_folder(out)
     check_name(out, "a run")
-    refuse_writing_to_data(out, [d for d in (arguments.data, arguments.test) if d])
+    refuse_writing_to_data(out, [*(arguments.data or ()), *([arguments.test] if arguments.test else ())])
     return Request(
         out=os.fspath(out),
-        data=os.fspath(arguments.data.resolve()) if arguments.data else None,
+        data=(data if len(data) > 1 else data[0]) if data else None,
+        split=os.fspath(arguments.split.resolve()) if arguments.split else None,
         test=os.fspath(arguments.test.resolve()) if arguments.test else None,
         test_exams=arguments.test_exams,
         template_exams=arguments.template_exams,

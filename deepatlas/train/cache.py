@@ -53,14 +53,17 @@ def cache_folder() -> Path:
     return user_cache("deepatlas", "DEEPATLAS_CACHE") / "stores"
 
 
-def store_path(data: Path, crop: str | None) -> Path:
-    """Where the store of a data directory is kept: in the user's cache, because data are often read-only.
+def store_path(roots: Sequence[Path], crop: str | None, intensity: str = "hu") -> Path:
+    """Where the store of data directories is kept: in the user's cache, because data are often read-only.
 
     The folder is made, for its owner alone.
     """
-    name = hashlib.sha256(f"{data.resolve()} {crop}".encode(errors="surrogateescape")).hexdigest()[:16]
+    # Stores of Hounsfield units keep the names that earlier versions gave them.
+    options = f"{crop}" if intensity == "hu" else f"{crop} {intensity}"
+    places = " ".join(str(root.resolve()) for root in roots)
+    name = hashlib.sha256(f"{places} {options}".encode(errors="surrogateescape")).hexdigest()[:16]
     # The hash identifies the data; the name of their folder is for people, and may be as long as names can be.
-    shown = data.resolve().name
+    shown = "+".join(root.resolve().name for root in roots)
     if len(os.fsencode(shown)) > 100:
         # Without half a letter at the end.
         shown = os.fsencode(shown)[:100].decode(errors="ignore")

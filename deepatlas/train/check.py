@@ -6,11 +6,13 @@ the prepared store can tell is checked in :mod:`deepatlas.train.split`.
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from deepatlas.config import PhantomConfig
 from deepatlas.errors import DataError, did_you_mean
 from deepatlas.exams.cohort import Cohort, ExamFiles, find_exams
+from deepatlas.exams.joined import find_cohort, roots_of, with_split
 from deepatlas.exams.tree import refuse_trees
 from deepatlas.names.meet import chosen, meeting
 from deepatlas.phantom.patients import PhantomCohort
@@ -28,7 +30,7 @@ def check_request(request: Request, phantoms: PhantomConfig) -> None:
     if request.data is None:
         _check_phantoms(request, phantoms)
         return
-    cohort = _cohort(Path(request.data))
+    cohort = _cohort(roots_of(request.data))
     refuse_trees(cohort)
     for name in [*(request.template_exams or []), *([request.seed_exam] if request.seed_exam else [])]:
         cohort.exam(name)
@@ -71,13 +73,30 @@ def _insist_on_labels(cohort: Cohort, name: str) -> None:
         raise DataError(f"{cohort.root}: exam {name} has no seg, so it has no structure; leave it out")
 
 
-def _cohort(path: Path) -> Cohort:
-    """The exams of a data directory, dataset or store."""
-    if is_dataset(path) or not is_store(path):
-        return find_exams(path)
+def with_parts(request: Request) -> Request:
+    """The request with the parts that the split files of its data name, so that a run that is resumed has the same.
+
+    Raises :class:`~deepatlas.errors.DataError` if the data or a split file cannot be used.
+    """
+    if request.data is None:
+        if request.split:
+            raise DataError(f"{request.split}: a split is one of data; give --data DIR too")
+        return request
+    parts = _cohort(roots_of(request.data), request.split).parts
+    if parts is None:
+        return request
+    return replace(request, parts={**asdict(parts), "path": str(parts.path)})
+
+
+def _cohort(roots: list[Path], split: str | None = None) -> Cohort:
+    """The exams of data directories, datasets or a store."""
+    path = roots[0]
+    if len(roots) > 1 or is_dataset(path) or not is_store(path):
+        return find_cohort(roots, split)
     with Store(path) as store:
         exams = [
             ExamFiles(exam, store.source(row), store.source(row) if store.has_label[row].any() else None)
             for row, exam in enumerate(store.ids)
         ]
-        return Cohort(path, exams, store.labels, path, store.skipped)
+        cohort = Cohort(path, exams, store.labels, path, store.skipped)
+    return with_split(cohort, Path(split)) if split else cohort

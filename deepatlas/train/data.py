@@ -9,6 +9,7 @@ from pathlib import Path
 
 from deepatlas.config import Config, PhantomConfig
 from deepatlas.exams.build_store import prepare_cohort
+from deepatlas.exams.joined import Data, roots_of
 from deepatlas.exams.phantoms import write_phantoms
 from deepatlas.phantom.patients import PhantomCohort
 from deepatlas.store.store import Store, is_store
@@ -28,7 +29,7 @@ def make_phantoms(root: Path, settings: PhantomConfig, request: Request, *, prog
 
 
 def open_store(
-    data: Path,
+    data: Data,
     config: Config,
     request: Request,
     log: RunLog | NullLog,
@@ -36,20 +37,28 @@ def open_store(
     progress: bool,
     uses: ExitStack | None = None,
 ) -> Store:
-    """The prepared store of ``data``; exams that are skipped are listed with the reason.
+    """The prepared store of ``data``, one path or several; exams that are skipped are listed with the reason.
 
     A store or a dataset is opened as it is; it must have been cropped as the settings say. A data directory is
     prepared once and kept in the user's cache, from which it is not cleared before ``uses`` is closed.
     """
-    path = data
-    if not is_store(data):
-        path = store_path(data, config.data.crop)
+    roots = roots_of(data)
+    path = roots[0]
+    if len(roots) > 1 or not is_store(path):
+        path = store_path(roots, config.data.crop, config.data.intensity)
         if uses is not None:
             uses.enter_context(used(path))
     new = not path.exists()
-    store = prepare_cohort(data, path, crop=config.data.crop, strict=request.strict, progress=progress)
+    store = prepare_cohort(
+        roots,
+        path,
+        crop=config.data.crop,
+        intensity=config.data.intensity,
+        strict=request.strict,
+        progress=progress,
+    )
     if new:
         log.say(f"prepared exams are kept in {path}; deepatlas cache lists and clears them")
     for exam, reason in store.skipped.items():
-        log.skip(exam, reason, data.name)
+        log.skip(exam, reason, ", ".join(root.name for root in roots))
     return store

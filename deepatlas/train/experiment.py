@@ -28,7 +28,7 @@ from deepatlas.settings import changed, resumable
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
 from deepatlas.store.store import Store
-from deepatlas.train.check import check_request
+from deepatlas.train.check import check_request, with_parts
 from deepatlas.train.data import make_phantoms, open_store
 from deepatlas.train.feed.resident import ExamArray
 from deepatlas.train.feed.streaming import StreamingArray, training_array
@@ -88,6 +88,7 @@ class Experiment:
         """
         world = World(pick_device(device))
         folder = Path(request.out)
+        request = with_parts(request)
         with contextlib.ExitStack() as stack:
             with world.main_first():
                 if world.main:
@@ -163,7 +164,7 @@ class Experiment:
         try:
             with self.world.main_first():
                 store = self._prepare(log)
-            split = choose_split(store, self.request, self.config.data.holdout, self.config.seed)
+            split = choose_split(store, self.request, self.config.data, self.config.seed)
             session = self._session(log, len(split.train))
             if self.state:
                 session.restore(self.state)
@@ -203,8 +204,8 @@ class Experiment:
             phantom, root = self.config.phantom, self.folder / "phantom"
             log.say(f"no --data given: making a cohort of {phantom.train + phantom.test} phantoms in {root}")
             self.request = make_phantoms(root, phantom, self.request, progress=not self.quiet)
-        root = Path(data or self.folder / "phantom" / "train")
-        return open_store(root, self.config, self.request, log, progress=not self.quiet, uses=self._lock)
+        roots = data or self.folder / "phantom" / "train"
+        return open_store(roots, self.config, self.request, log, progress=not self.quiet, uses=self._lock)
 
     def _session(self, log: RunLog | NullLog, exams: int) -> Session:
         config, device = self.config, self.world.device

@@ -23,6 +23,7 @@ from deepatlas.pictures.draw import coordinate_colours, new_figure, save_figure,
 from deepatlas.pictures.figures import progress_figure
 from deepatlas.pictures.view import View
 from deepatlas.space.affine import affine_coords
+from deepatlas.space.check_input import check_input
 from deepatlas.space.grid import Grid
 from deepatlas.space.preprocess import foreground_box, normalize
 from deepatlas.space.volume import Volume
@@ -117,9 +118,10 @@ def save_overview(path: Path, model: Engine, template: Template, cohort: Cohort,
     found = model.map_exam(ct)
     coords = native_coordinates(found.coords, found.grid, ct.grid)
     warped = warped_atlas(model.atlas, found.coords, found.grid, ct.grid)
-    image = ct.canonical()
+    seen, _ = check_input(ct, model.intensity)
+    image = seen.canonical()
     # Leave out the air around the patient.
-    box = foreground_box(image)
+    box = foreground_box(image, model.intensity)
 
     def shown(array: np.ndarray) -> np.ndarray:
         return Volume(array, ct.grid).canonical().cropped(*box).array
@@ -129,7 +131,7 @@ def save_overview(path: Path, model: Engine, template: Template, cohort: Cohort,
     for ours, theirs in meeting(template.names, cohort.labels, str(cohort.labels_path)).items():
         reference[truth == cohort.labels[theirs]] = template.labels[ours]
     figure = progress_figure(
-        normalize(torch.as_tensor(shown(ct.array), dtype=torch.float32)).numpy(),
+        normalize(torch.as_tensor(shown(seen.array), dtype=torch.float32)).numpy(),
         np.stack([shown(c) for c in coords.cpu().numpy()]),
         shown(warped),
         image.grid.spacing,

@@ -9,6 +9,7 @@ from typing import Any
 
 from deepatlas.errors import DataError
 from deepatlas.exams.outputs import files_of_data, lies_in, refuse_overwriting, same_place
+from deepatlas.exams.parts import Parts
 from deepatlas.store.store import is_dataset
 
 
@@ -18,8 +19,13 @@ class Request:
 
     # The run folder.
     out: str
-    # What to train on: a data directory, dataset or store. None makes a cohort of phantoms.
-    data: str | None = None
+    # What to train on: a data directory, dataset or store, or several directories. None makes a cohort of phantoms.
+    data: str | list[str] | None = None
+    # A split file for all of the data, in place of those that lie in the directories.
+    split: str | None = None
+    # The exams for training, validation and test, and those whose labels may be used, as a split file gave them when
+    # the run began; with its path.
+    parts: dict[str, Any] | None = None
     # A data directory of labelled exams to score on, and the ids to take from it.
     test: str | None = None
     test_exams: list[str] | None = None
@@ -33,6 +39,13 @@ class Request:
     init: str | None = None
     # Whether a bad exam stops the run instead of being skipped.
     strict: bool = False
+
+    def split_parts(self) -> Parts | None:
+        """The parts of the data, where a split file names them."""
+        if self.parts is None:
+            return None
+        named = {key: None if ids is None else tuple(ids) for key, ids in self.parts.items() if key != "path"}
+        return Parts(Path(self.parts["path"]), **named)
 
     def to_dict(self) -> dict[str, Any]:
         """The form in which ``config.json`` holds the request; ``Request(**values)`` reads it."""

@@ -9,7 +9,7 @@ from deepatlas.config import Config
 from deepatlas.evaluate.cohort import evaluate_cohort
 from deepatlas.evaluate.tables import number, summary_table
 from deepatlas.evaluate.truth import phantom_truth
-from deepatlas.exams.cohort import find_exams
+from deepatlas.exams.joined import find_cohort
 from deepatlas.localize.template.build import build_template
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import Engine
@@ -33,12 +33,12 @@ def score(folder: Path, model: Engine, config: Config, request: Request, split: 
     }
     if held_out := split.held_out(config.data.holdout):
         result["held_out"] = held_out
-    if not split.template or not split.test or not os.path.isdir(split.data):
+    if not split.template or not split.test or not all(map(os.path.isdir, split.data)):
         log.say("no one-shot score: there are no labelled exams to make a template from and to test on")
         return result
     template, summary = _one_shot(folder, "", model, request, split, log)
     used = list(summary["seconds"]["per_exam"])
-    save_overview(folder / "figures" / "overview.png", model, template, find_exams(split.test_root), used[0])
+    save_overview(folder / "figures" / "overview.png", model, template, find_cohort(split.test_data), used[0])
     log.say(summary_table(summary))
     result |= _figures(summary) | {"test_exams": used}
     if request.data is None:
@@ -74,16 +74,16 @@ def _one_shot(
     summary = evaluate_cohort(
         model,
         template,
-        split.test_root,
+        split.test_data,
         folder / f"evaluation{suffix}",
         split.test,
         strict,
         pictures=pictures,
         progress=log.say,
     )
-    for root, skipped in ((split.data, template.meta["skipped"]), (split.test_root, summary["skipped"])):
+    for roots, skipped in ((split.data, template.meta["skipped"]), (split.test_data, summary["skipped"])):
         for exam, reason in skipped.items():
-            log.skip(exam, reason, Path(root).name)
+            log.skip(exam, reason, ", ".join(Path(root).name for root in roots))
     return template, summary
 
 

@@ -23,7 +23,7 @@ def seed_atlas(session: Session, store: Store, exam: str) -> Facts:
     extent = session.config.train.extent
     atlas: Atlas = session.modules["atlas"]
     atlas.seed(normalize(hu).to(session.device), extent)
-    mask = torch.as_tensor(foreground_mask(volume.array), dtype=torch.float32)[None, None]
+    mask = torch.as_tensor(foreground_mask(volume.array, store.intensity), dtype=torch.float32)[None, None]
     scale = torch.eye(3, 4)[None] / extent
     inside = ops.affine_resample(mask, scale, atlas.values.shape[2:], padding="zeros") > 0.5
     return Facts(exam, inside.float())
@@ -32,7 +32,7 @@ def seed_atlas(session: Session, store: Store, exam: str) -> Facts:
 def _volume(store: Store, index: int) -> Volume:
     """The exam at 128^3 from its file, or at 64^3 from the store if the file cannot be read."""
     try:
-        volume, _ = check_input(read_volume(store.source(index)))
-        return to_model_grid(volume, 128, crop=store.crop)
+        volume, _ = check_input(read_volume(store.source(index)), store.intensity)
+        return to_model_grid(volume, 128, store.crop, store.intensity)
     except DataError:
         return Volume(store.hu[index].astype(np.float32), store.grid(index), store.ids[index])

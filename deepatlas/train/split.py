@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from deepatlas.config import DataConfig
 from deepatlas.errors import DataError
-from deepatlas.exams.cohort import find_exams
+from deepatlas.exams.joined import find_cohort, roots_of
+from deepatlas.exams.parts import Parts, subset
 from deepatlas.names.meet import chosen
 from deepatlas.store.store import Store
 from deepatlas.train.request import Request
@@ -20,15 +22,17 @@ class Split:
     """The exams of a run, by their ids."""
 
     train: list[str]
-    # Exams of ``test_root`` to score on; empty if there are none.
+    # Exams of ``test_data`` to score on; empty if there are none.
     test: list[str]
-    test_root: str | None
+    test_data: list[str]
     # The exam that the atlas starts from.
     seed: str
-    # Labelled exams of the template; empty if no training exam has labels.
+    # Labelled exams of the template; empty if no exam has labels that may be used.
     template: list[str]
-    # The directory that the training exams came from; it may be gone.
-    data: str
+    # The directories that the training exams came from; they may be gone.
+    data: list[str]
+    # Training exams with labels that may be used. Training reads the labels of no other exam.
+    drawn: list[str]
     # The number of labelled exams of which ``test`` are held out of training; 0 where nothing is held out.
     labelled: int = 0
 
@@ -42,52 +46,82 @@ class Split:
         )
 
 
-def choose_split(store: Store, request: Request, holdout: int, seed: int) -> Split:
+def choose_split(store: Store, request: Request, data: DataConfig, seed: int) -> Split:
     """Choose what the request leaves open.
 
-    Without a test set, up to ``holdout`` labelled exams (and at most half of them) are kept out of training, drawn with
-    the random ``seed``; that needs the images, so not if only a prepared store is there.
+    A split file decides which exams are trained on, whose labels may be used, and which are scored on: its validation,
+    or else its test. Where neither it nor ``--test`` names exams to score on, up to ``data.holdout`` labelled exams
+    (and at most half of them) are kept out of training, drawn with the random ``seed``; that needs the images, so not
+    if only a prepared store is there. Of the others ``data.limit`` are trained on.
 
     Raises:
-        DataError: an exam that the request names does not exist or has no labels, a structure is labelled in no exam of
-            the template, an exam would be both trained and tested on, or fewer than two exams are left to train on.
+        DataError: an exam that the request names does not exist, has no labels or none that may be used, a structure is
+            labelled in no exam of the template, an exam would be both trained and tested on, or fewer than two exams
+            are left to train on.
     """
     named = set(request.template_exams or []) | ({request.seed_exam} if request.seed_exam else set())
     for exam in named:
         store.index(exam)
-    test, test_root, labelled = _tests(store, request, named, holdout, seed)
-    same = test_root is not None and Path(test_root).resolve() == Path(store.root).resolve()
+    parts = request.split_parts()
+    ids = parts.training(store.ids) if parts else store.ids
+    usable = set(parts.learnable(store.ids) if parts else store.ids)
+    labelled = [i for i, has in zip(store.ids, store.has_label, strict=True) if has.any() and i in usable]
+    test, test_data, of = _tests(store, request, parts, labelled, named, data.holdout, seed)
+    same = {Path(root).resolve() for root in test_data} & {Path(root).resolve() for root in store.roots}
     if clash := named & set(test) if same else set():
         raise DataError(
-            f"{test_root}: {', '.join(sorted(clash))} is both tested on and named for the atlas or the template; "
-            "leave it out of one (--test-exams, --seed-exam, --template-exams)"
+            f"{', '.join(test_data)}: {', '.join(sorted(clash))} is both tested on and named for the atlas or the "
+            "template; leave it out of one (--test-exams, --seed-exam, --template-exams)"
         )
-    train = [i for i in store.ids if not (same and i in test)]
+    if parts and (foreign := sorted(named - set(ids))):
+        raise DataError(
+            f"{parts.path}: {', '.join(foreign)} is named for the atlas or the template, and is no training exam; name "
+            "another, or add it to train"
+        )
+    ids = [i for i in ids if not (same and i in test)]
+    train = ids if data.limit is None else subset(ids, data.limit, seed, named)
     if len(train) < 2:
-        raise DataError(f"{store.root}: {len(train)} exam left to train on; at least 2 are needed")
+        why = "" if data.limit is None else f" with data.limit={data.limit}"
+        raise DataError(f"{store.root}: {len(train)} exam left to train on{why}; at least 2 are needed")
     first = request.seed_exam or widest_exam(store, train)
-    template = _template(store, request, train, first)
-    return Split(train, test, test_root, first, template, store.root, labelled if test else 0)
+    drawn = [i for i in train if i in labelled]
+    # The exam of the template need not be one that is trained on.
+    template = _template(store, request, drawn or [i for i in labelled if i in ids], labelled, first)
+    return Split(train, test, test_data, first, template, store.roots, drawn, of if test else 0)
 
 
 def _tests(
-    store: Store, request: Request, named: set[str], holdout: int, seed: int
-) -> tuple[list[str], str | None, int]:
-    """The exams to test on, the directory that holds them, and of how many labelled exams they are held out."""
+    store: Store,
+    request: Request,
+    parts: Parts | None,
+    labelled: list[str],
+    named: set[str],
+    holdout: int,
+    seed: int,
+) -> tuple[list[str], list[str], int]:
+    """The exams to test on, the directories that hold them, and of how many labelled exams they are held out."""
     if request.test:
-        cohort = find_exams(request.test)
-        test = request.test_exams or [e.id for e in cohort.exams if e.seg]
+        cohort = find_cohort(request.test)
+        every = [e.id for e in cohort.exams if e.seg]
+        test = request.test_exams or (cohort.parts.scoring(every) if cohort.parts else every)
         for exam in test:
             if cohort.exam(exam).seg is None:
                 raise DataError(
                     f"{cohort.root / exam}: no seg beside the CT, so it cannot be scored; leave it out"
                 )
-        return test, request.test, 0
-    labelled = [i for i, has in zip(store.ids, store.has_label, strict=True) if has.any()]
-    if len(labelled) < 2 or request.data is None or not os.path.isdir(request.data):
-        return [], None, 0
+        return test, [request.test], 0
+    roots = [] if request.data is None else [str(root) for root in roots_of(request.data)]
+    if not roots or not all(map(os.path.isdir, roots)):
+        return [], [], 0
+    if parts and (part := parts.validation or parts.test):
+        scored = [
+            i for i, has in zip(store.ids, store.has_label, strict=True) if has.any() and i in set(part)
+        ]
+        return scored, roots, 0
+    if len(labelled) < 2:
+        return [], [], 0
     order = np.random.default_rng(seed).permutation(sorted(set(labelled) - named))
-    return sorted(order[: min(holdout, len(labelled) // 2)].tolist()), request.data, len(labelled)
+    return sorted(order[: min(holdout, len(labelled) // 2)].tolist()), roots, len(labelled)
 
 
 def widest_exam(store: Store, ids: list[str]) -> str:
@@ -105,26 +139,35 @@ def widest_exam(store: Store, ids: list[str]) -> str:
     return min(near, key=lambda exam: abs(volume[exam] - typical))
 
 
-def _template(store: Store, request: Request, train: list[str], seed: str) -> list[str]:
+def _template(
+    store: Store, request: Request, candidates: list[str], labelled: list[str], seed: str
+) -> list[str]:
     """The exams of the template: those of the request, or the one with the most labelled structures.
 
-    Of equal ones that is the atlas seed if possible. There is none if no exam has labels. Only the structures of the
-    request count, if it names any, and each of them must be labelled in one of the exams.
+    Of equal ones that is the atlas seed if possible. There is none if no candidate has labels. Only the structures of
+    the request count, if it names any, and each of them must be labelled in one of the exams. Labels of exams that are
+    not ``labelled`` may not be used.
     """
     wanted = chosen(request.structures, store.labels, str(store.path)) if request.structures else store.labels
     columns = [list(store.labels).index(name) for name in wanted]
-    drawn = {exam: store.has_label[store.index(exam)][columns] for exam in (request.template_exams or train)}
+    drawn = {
+        exam: store.has_label[store.index(exam)][columns] for exam in (request.template_exams or candidates)
+    }
     for exam in request.template_exams or []:
         if not drawn[exam].any():
             raise DataError(
                 f"{store.root}: nothing is labelled in the template exam {exam} "
                 f"(of {', '.join(wanted) or 'no structure'}); leave it out"
             )
+        if exam not in labelled:
+            raise DataError(
+                f"{store.root}: the split does not list the template exam {exam} as labelled; leave it out, or list it"
+            )
     if request.template_exams:
         template = request.template_exams
     else:
-        most = max(int(d.sum()) for d in drawn.values())
-        full = [exam for exam in train if int(drawn[exam].sum()) == most]
+        most = max((int(d.sum()) for d in drawn.values()), default=0)
+        full = [exam for exam in candidates if int(drawn[exam].sum()) == most]
         template = ([seed] if seed in full else full[:1]) if most else []
     missing = [] if template else list(wanted)
     if template:

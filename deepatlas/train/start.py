@@ -62,8 +62,8 @@ def start_from(session: Session, model: Engine, name: str, seed_exam: str) -> Fa
     )
     left_out = ", no pretraining" if session.config.coarse.steps == 0 else ""
     session.log.say(f"starts from {name} ({model.fingerprint}): its network and {what}{left_out}")
-    # The inverse of normalize(): the foreground is defined in Hounsfield units.
-    inside = foreground_mask(atlas[0, 0].cpu().numpy() * 512 - 256)
+    # The inverse of normalize(): the foreground is defined in Hounsfield units, or on the scale of their window.
+    inside = foreground_mask(atlas[0, 0].cpu().numpy() * 512 - 256, session.config.data.intensity)
     # Beyond the extent an atlas continues its border, and shows no anatomy.
     place = affine_coords(torch.eye(3, 4)[None], atlas.shape[2:])[0].abs().amax(0).numpy()
     mask = torch.from_numpy((inside & (place <= session.config.train.extent)).astype(np.float32))

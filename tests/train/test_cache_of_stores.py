@@ -47,7 +47,7 @@ def made(tmp_path, monkeypatch):
 
 def place(root):
     """Where the store of a data directory is."""
-    return store_path(root, preset("tiny").data.crop)
+    return store_path([root], preset("tiny").data.crop)
 
 
 def mode(path):
@@ -82,7 +82,7 @@ def test_a_cache_of_an_earlier_version_is_closed(tmp_path, monkeypatch):
     monkeypatch.setenv("DEEPATLAS_CACHE", str(tmp_path / "cache"))
     cache_folder().mkdir(parents=True)
     cache_folder().chmod(0o755)
-    store_path(tmp_path, None)
+    store_path([tmp_path], None)
     assert mode(cache_folder()) == 0o700
 
 

@@ -10,7 +10,7 @@ import pytest
 from make_dicom import write_ct
 from small_exams import body, write_cohort
 
-from deepatlas.config import Config
+from deepatlas.config import Config, DataConfig
 from deepatlas.errors import DataError
 from deepatlas.exams.cohort import find_exams
 from deepatlas.exams.tree import refuse_trees
@@ -97,7 +97,8 @@ def store(labels: dict[str, list[str]], root="data", structures=("bone", "lung")
     """What the choice of exams asks of a store in which some structures of each exam are labelled."""
     ids = list(labels)
     return SimpleNamespace(
-        ids=ids, index=ids.index, root=str(root), path="store.h5", labels={s: i for i, s in enumerate(structures, 1)},
+        ids=ids, index=ids.index, root=str(root), roots=[str(root)], path="store.h5",
+        labels={s: i for i, s in enumerate(structures, 1)},
         has_label=np.array([[s in drawn for s in structures] for drawn in labels.values()]),
     )  # fmt: skip
 
@@ -106,7 +107,9 @@ def test_the_template_is_made_from_an_exam_that_has_the_structures():
     exams = store({"a": ["bone"], "b": ["lung"], "c": []})
 
     def choice(**request):
-        return choose_split(exams, Request("out", seed_exam="a", **request), 0, 0).template
+        return choose_split(
+            exams, Request("out", seed_exam="a", **request), DataConfig(holdout=0), 0
+        ).template
 
     assert choice() == ["a"]
     # Spelling does not count.
@@ -120,13 +123,15 @@ def test_the_template_is_made_from_an_exam_that_has_the_structures():
 
 def test_the_line_about_exams_that_are_held_out_names_the_setting(tmp_path):
     twelve = store({f"e{i}": ["bone"] for i in range(12)}, tmp_path)
-    split = choose_split(twelve, Request("out", data=str(tmp_path), seed_exam="e0"), 8, 0)
+    split = choose_split(twelve, Request("out", data=str(tmp_path), seed_exam="e0"), DataConfig(), 0)
     line = split.held_out(8)
     assert len(split.train) == len(split.test) == 6
     assert (
         line.startswith("6 of 12 labelled exams held out") and "data.holdout=8" in line and "--test" in line
     )
-    everything = choose_split(twelve, Request("out", data=str(tmp_path), seed_exam="e0"), 0, 0)
+    everything = choose_split(
+        twelve, Request("out", data=str(tmp_path), seed_exam="e0"), DataConfig(holdout=0), 0
+    )
     assert len(everything.train) == 12 and everything.held_out(0) == ""
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from deepatlas.exams.kind import CT_NAMES
+from deepatlas.exams.kind import IMAGE_NAMES
 from deepatlas.intake.find.naming import folder_name, folder_of, parent_folder, stem_of
 from deepatlas.intake.find.stems import DRAWN, Words, folded, other_case, says_drawn, structure_of, words_of
 from deepatlas.intake.structures.anatomy import is_anatomical
@@ -136,7 +136,7 @@ def _folder(found: Found) -> str:
 
 def _named_drawn(image: Image) -> bool:
     """Whether the name has to tell that an image is a label image."""
-    if image.seen.holds is Holds.IMAGE and stem_of(image.found).lower() in CT_NAMES:
+    if image.seen.holds is Holds.IMAGE and stem_of(image.found).lower() in IMAGE_NAMES:
         # A CT in a folder that is called "mask".
         return False
     return is_label_image(image.found)
@@ -213,7 +213,7 @@ class _Index:
         if not named and not _on_grid(image, scan):
             return []
         # A CT of another name may be that of another patient.
-        if not words or not scan.words or stem_of(scan.image.found).lower() in CT_NAMES or not own:
+        if not words or not scan.words or stem_of(scan.image.found).lower() in IMAGE_NAMES or not own:
             return fit
         structure = is_anatomical("_".join(words)) and not other_case(words, scan.words)
         return fit if structure and not named and _on_grid(image, scan) else []
@@ -222,7 +222,7 @@ class _Index:
 def _called_ct(scans: list[_Scan]) -> list[_Scan]:
     """Those of the CTs of a folder that are called ``ct``, else those whose name names no case, else all."""
     return (
-        [s for s in scans if stem_of(s.image.found).lower() in CT_NAMES]
+        [s for s in scans if stem_of(s.image.found).lower() in IMAGE_NAMES]
         or [s for s in scans if not s.words]
         or scans
     )

@@ -6,7 +6,7 @@ import re
 from enum import StrEnum
 from pathlib import PurePosixPath
 
-from deepatlas.exams.kind import CT_NAMES, exam_stem
+from deepatlas.exams.kind import IMAGE_NAMES, exam_stem
 from deepatlas.intake.structures.tables import is_table
 from deepatlas.io.codec import image_suffix
 from deepatlas.io.dicom.found import Found
@@ -66,6 +66,6 @@ def exam_name(ct: Found) -> str:
     exams of one name.
     """
     stem, folder = stem_of(ct), folder_of(ct.name)
-    if stem.lower() in CT_NAMES and folder:
+    if stem.lower() in IMAGE_NAMES and folder:
         return folder
     return f"{folder}/{stem}" if folder else stem

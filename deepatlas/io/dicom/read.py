@@ -88,7 +88,7 @@ def read_series(series: DicomSeries) -> Reading:
         array = _evened(array, stack)
     if any(h.lossy for h in headers):
         warnings.append("the pixels were compressed with a loss at some time")
-    volume = Volume(array, Grid(array.shape, LPS_FROM_RAS @ affine))
+    volume = Volume(array, Grid(array.shape, LPS_FROM_RAS @ affine), modality="CT")
     return Reading(volume, corrections, warnings, _facts(headers, stack))
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from deepatlas.errors import DataError
-from deepatlas.exams.cohort import ExamFiles, find_exams
+from deepatlas.exams.cohort import ExamFiles
+from deepatlas.exams.joined import Data, find_cohort
 from deepatlas.exams.selection import Selection
 from deepatlas.localize.template.estimate import LabelledExam, estimate_template
 from deepatlas.localize.template.file import Template
@@ -28,12 +29,13 @@ SIZE = 128
 @torch.inference_mode(False)
 def build_template(
     model: Engine,
-    data_dir: str | Path,
+    data_dir: Data,
     exams: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
     *,
     size: int | None = None,
     strict: bool = False,
+    split: str | Path | None = None,
     progress: Callable[[str], None] | None = None,
     **solver: Any,
 ) -> Template:
@@ -41,13 +43,15 @@ def build_template(
 
     Args:
         model: a trained model.
-        data_dir: a data directory or dataset with labelled exams (see :func:`deepatlas.find_exams`).
-        exams: the ids of the exams to use; None takes every labelled exam.
+        data_dir: a data directory or dataset with labelled exams (see :func:`deepatlas.find_exams`), or several.
+        exams: the ids of the exams to use; None takes every labelled exam, of those whose labels training may use where
+            a split file says it.
         names: the structures to include; None takes all that ``labels.json`` names. They may be spelled otherwise than
             there, or be synonyms (:mod:`deepatlas.names.meet`).
         size: voxels of the template along each axis; None takes 128, or the size of the atlas if that is larger.
         strict: stop at the first exam that cannot be used, or that the model does not know. Otherwise the former is
             skipped and listed in ``meta["skipped"]``, and the latter is used.
+        split: a split file; None takes the ``splits.json`` of the data, if there is one.
         progress: receives one line of text per exam and per structure.
         **solver: ``iterations``, ``tolerance``, ``tikhonov`` and ``laplacian`` of
             :func:`~deepatlas.localize.template.estimate.estimate_template`.
@@ -59,7 +63,9 @@ def build_template(
     Raises:
         DataError: no labelled exam can be read, an exam or structure is unknown, or nothing is labelled.
     """
-    selection = Selection(find_exams(data_dir), exams, strict)
+    cohort = find_cohort(data_dir, split)
+    among = cohort.parts.learnable([exam.id for exam in cohort.exams]) if cohort.parts else None
+    selection = Selection(cohort, exams, strict, among=among)
     labels = dict(selection.cohort.labels)
     if names:
         labels = {s: labels[s] for s in chosen(names, labels, str(selection.cohort.labels_path))}
@@ -82,10 +88,11 @@ def build_template(
             progress(f"coordinates {count}/{len(selection)} {files.id}")
     if not items:
         raise DataError(
-            f"{data_dir}: no labelled exam could be read ({next(iter(selection.skipped.values()))})"
+            f"{cohort.root}: no labelled exam could be read ({next(iter(selection.skipped.values()))})"
         )
     meta = {
         "model": model.fingerprint,
+        "intensity": model.intensity,
         "refine": model.refine,
         "average": model.average,
         "exams": [i.labels.name for i in items],
