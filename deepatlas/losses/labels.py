@@ -19,6 +19,7 @@ from torch import Tensor
 import deepatlas_ops as ops
 from deepatlas.nn.atlas import sample_shared
 from deepatlas.nn.label_atlas import LabelAtlas
+from deepatlas.space.constants import MODEL_SIZE
 
 # Structures that fill less of the foreground than this count as if they filled so much: a tenth of a voxel on a loss
 # grid of 16^3, and 10 voxels or so on one of 64^3. Otherwise the noise of their borders would dominate.
@@ -108,7 +109,8 @@ class LabelTask:
             factor = weight.index_select(0, columns) * self.exams.put(share[group.exams, None])
             return (mean * factor.to(mean)).sum()
 
-        groups = list(_groups(drawn, field[0, 0].numel()))
+        # Masks come from label maps of the store's size, however small the loss grid is.
+        groups = list(_groups(drawn, max(field[0, 0].numel(), MODEL_SIZE**3)))
         return _Summed.apply(field, values, groups, error, self.exams.put)
 
 

@@ -87,7 +87,7 @@ def test_the_error_is_the_mean_over_drawn_structures_divided_by_their_part_of_th
 
 
 def test_what_was_not_drawn_is_never_read_and_has_no_gradient():
-    """Not even where its mask holds nonsense: in the explicit task, and in the implicit one in either exam of a pair."""
+    """Not even where its mask holds nonsense; neither in the explicit task, nor in either exam of an implicit pair."""
     of, mask = task(), torch.ones(EXAMS, 1, *(SIZE,) * 3, dtype=torch.float64)
     of.exams.values[torch.from_numpy(~DRAWN)] = torch.nan
     coords = maps().requires_grad_()
