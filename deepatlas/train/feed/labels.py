@@ -136,7 +136,7 @@ class _Exam:
 
 @dataclass
 class BatchMasks:
-    """The masks of a batch on the loss grid, computed when a loss asks for them: :class:`~deepatlas.losses.ExamMasks`."""
+    """The masks of a batch on the loss grid (:class:`~deepatlas.losses.ExamMasks`), computed when asked for."""
 
     exams: list[_Exam]
     augmentation: Augmentation
