@@ -1,8 +1,8 @@
 """The drawn structures of the training exams, read from the store when they are first needed.
 
-An exam's labels are held as the store has them, one id a voxel of the 64^3 grid (0.25 MiB), and what they hide where
-structures overlap. They become masks only on the loss grid, for the structures that a loss asks for, under the map by
-which the exam was augmented.
+An exam's labels are held as the store has them, one number a voxel of the 64^3 grid (0.25 MiB), and what they hide
+where structures overlap. They become masks only on the loss grid, for the structures that were drawn in the exam, under
+the map by which the exam was augmented.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
 
 import numpy as np
 import torch
@@ -67,11 +69,6 @@ class LabelMaps:
         self.missing = [name for name in names if name not in self.names]
         self.labelled: list[int] = np.flatnonzero(drawn.any(axis=1)).tolist()
         self._drawn = drawn[:, columns]
-        # The place of each id among the channels, from 1 on.
-        self._channel = np.zeros(
-            max(store.labels.values(), default=0) + 1, np.uint8 if len(columns) < 255 else np.int16
-        )
-        self._channel[self.ids] = np.arange(1, len(columns) + 1)
         self._held: OrderedDict[int, _Exam] = OrderedDict()
 
     def __len__(self) -> int:
@@ -108,19 +105,24 @@ class LabelMaps:
     def _read(self, position: int) -> _Exam:
         drawn = self._drawn[position].copy()
         if not drawn.any():
-            return _Exam(drawn, None, [])
+            return _Exam(drawn, [], None, [])
         labels = self.labels(position)
-        channels = self._channel[labels.array]
-        hidden = {
-            self.ids.index(identity): mask for identity, mask in labels.hidden.items() if identity in self.ids
-        }
-        present = np.bincount(channels.ravel(), minlength=len(drawn) + 1)[1 : len(drawn) + 1] > 0
-        present[list(hidden)] = True
+        hidden = {self.ids.index(i): mask for i, mask in labels.hidden.items() if i in self.ids}
+        shown = np.isin(self.ids, np.unique(labels.array))
+        shown[list(hidden)] = True
+        drawn &= shown
+        structures = np.flatnonzero(drawn).tolist()
+        slot = np.zeros(max(self.store.labels.values()) + 1, np.uint8 if len(structures) < 255 else np.int16)
+        slot[[self.ids[k] for k in structures]] = np.arange(1, len(structures) + 1)
+        # An id that labels.json does not name is in no store.
+        slots = torch.from_numpy(slot[labels.array])
         overlaps = [
-            (channel, mask, upload(torch.from_numpy(mask.array()), self.device))
-            for channel, mask in hidden.items()
+            (structures.index(k), mask, self._upload(mask.array())) for k, mask in hidden.items() if drawn[k]
         ]
-        return _Exam(drawn & present, upload(torch.from_numpy(channels), self.device), overlaps)
+        return _Exam(drawn, structures, upload(slots, self.device), overlaps)
+
+    def _upload(self, array: NDArray[np.bool_]) -> Tensor:
+        return upload(torch.from_numpy(array), self.device)
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,11 @@ class _Exam:
     """Labels of one exam on the device."""
 
     drawn: NDArray[np.bool_]  # [K]
-    # The place of the structure of each voxel among the channels, from 1 on, [64, 64, 64]; None without labels.
-    channels: Tensor | None
-    # What it hides: the channel, the box, and the voxels in the box.
+    # The structures that were drawn.
+    structures: list[int]
+    # The place of each voxel's structure among them, from 1 on, [64, 64, 64]; None without labels.
+    slots: Tensor | None
+    # What that hides: the place of the structure from 0 on, the box, and the voxels in the box.
     overlaps: list[tuple[int, BoxMask, Tensor]]
 
 
@@ -142,44 +146,75 @@ class BatchMasks:
     augmentation: Augmentation
     maps: LabelMaps
     drawn: NDArray[np.bool_] = field(init=False)
-    _place: Tensor | None = None
+    # The masks of the structures that were drawn in each exam, [k, s, s, s]; both tasks use them.
+    _masks: dict[int, Tensor] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.drawn = np.stack([exam.drawn for exam in self.exams])
 
     @torch.no_grad()
     def masks(self, exams: list[int], structures: list[int]) -> Tensor:
-        """Masks ``[len(exams), len(structures), s, s, s]`` of float32 in [0, 1], 0 beyond the original exam."""
-        device = self.maps.device
-        found = [self.exams[exam] for exam in exams]
-        ids = torch.stack([exam.channels for exam in found if exam.channels is not None])[:, None]
-        wanted = self.put(torch.tensor([k + 1 for k in structures], dtype=ids.dtype)).view(1, -1, 1, 1, 1)
-        inside = ids == wanted
-        for row, exam in enumerate(found):
-            for channel, mask, voxels in exam.overlaps:
-                if channel in structures:
-                    inside[(row, structures.index(channel), *mask.box)] |= voxels
-        # Twice as fine as the loss grid: a sample in the middle of eight voxels is their mean.
-        block = MODEL_SIZE // min(MODEL_SIZE, 2 * self.maps.loss_size)
-        values = inside.float() if block == 1 else F.avg_pool3d(inside.float(), block)
-        place = self._places(block).index_select(0, upload(torch.as_tensor(exams), device))
-        return ops.resample(values, place, padding="zeros")
+        """Masks ``[len(exams), len(structures), s, s, s]`` of float32 in [0, 1], 0 beyond the original exam.
+
+        They are linear interpolations. All structures must have been drawn in all of these exams.
+        """
+        found = []
+        for exam in exams:
+            if exam not in self._masks:
+                self._masks[exam] = self._interpolated(exam)
+            own = [self.exams[exam].structures.index(k) for k in structures]
+            found.append(self._masks[exam].index_select(0, self.put(torch.tensor(own))))
+        return torch.stack(found)
 
     def put(self, tensor: Tensor) -> Tensor:
         return upload(tensor, self.maps.device)
 
-    def _places(self, block: int) -> Tensor:
-        """Where each voxel of the loss grid lies in the exam, ``[n, 3, s, s, s]``, on the grid of blocks of voxels."""
-        if self._place is None:
-            size, loss = self.maps.size, self.maps.loss_size
-            place = self.augmentation.coords(size, self.maps.device)
-            if size > loss:
-                place = F.avg_pool3d(place, size // loss)
-            # From the corners of the input to those of the store, and on to those of the blocks.
-            self._place = place * (_extent(MODEL_SIZE // size) / _extent(block))
-        return self._place
+    def _interpolated(self, exam: int) -> Tensor:
+        """The masks of an exam, ``[k, s, s, s]``, without a mask of each structure at full size.
+
+        The weight of each of the eight neighbours goes to the structure that the neighbour belongs to.
+        """
+        of, loss = self.exams[exam], self.maps.loss_size
+        assert of.slots is not None
+        # A sample in the middle of eight voxels is their mean, so that 32 samples are enough for 64 voxels.
+        place = self._places[exam]
+        fine = place.shape[-1]
+        index = (place.flatten(1) + 1) * ((MODEL_SIZE - 1) / 2)
+        low = index.floor()
+        upper = index - low
+        labels, low = of.slots.flatten(), low.long()
+        values = place.new_zeros(len(of.structures) + 1, low.shape[1])
+        for corner in product((0, 1), repeat=3):
+            weight = torch.ones_like(upper[0])
+            flat = torch.zeros_like(low[0])
+            for axis, step in enumerate(corner):
+                at = low[axis] + step
+                weight = weight * (upper[axis] if step else 1 - upper[axis]) * ((at >= 0) & (at < MODEL_SIZE))
+                flat = flat + at.clamp(0, MODEL_SIZE - 1) * MODEL_SIZE**axis
+            # Within one corner no two voxels of the result meet, so that the sum has one order.
+            values.scatter_add_(0, labels.take(flat).long()[None], weight[None])
+        values = values[1:].view(len(of.structures), *(fine,) * 3)
+        if of.overlaps:
+            slots = [slot for slot, *_ in of.overlaps]
+            hidden = place.new_zeros(1, len(slots), *(MODEL_SIZE,) * 3)
+            for row, (_, mask, voxels) in enumerate(of.overlaps):
+                hidden[(0, row, *mask.box)] = voxels.to(hidden)
+            values[slots] += ops.resample(hidden, place[None], padding="zeros")[0]
+        return values if fine == loss else F.avg_pool3d(values[None], fine // loss)[0]
+
+    @cached_property
+    def _places(self) -> Tensor:
+        """Where voxels lie in the exams as the store has them, ``[n, 3, f, f, f]``, normalised.
+
+        They are the voxels of the loss grid, or of a finer grid from whose means the loss grid is made.
+        """
+        size = self.maps.size
+        fine = max(self.maps.loss_size, MODEL_SIZE // 2)
+        extent = _extent(MODEL_SIZE // size)
+        place = self.augmentation.coords(fine, self.maps.device, extent=_extent(MODEL_SIZE // fine) / extent)
+        return place * extent
 
 
 def _extent(block: int) -> float:
-    """Where the outermost of the means over blocks of voxels lie, as a fraction of the outermost voxels."""
+    """How far out the outermost means over blocks of voxels lie, as a fraction of where the outermost voxels lie."""
     return 1 - (block - 1) / (MODEL_SIZE - 1)
