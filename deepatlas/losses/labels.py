@@ -19,7 +19,6 @@ from torch import Tensor
 import deepatlas_ops as ops
 from deepatlas.nn.atlas import sample_shared
 from deepatlas.nn.label_atlas import LabelAtlas
-from deepatlas.space.constants import MODEL_SIZE
 
 # Structures that fill less of the foreground than this count as if they filled so much: a tenth of a voxel on a loss
 # grid of 16^3, and 10 voxels or so on one of 64^3. Otherwise the noise of their borders would dominate.
@@ -98,20 +97,15 @@ class LabelTask:
         # Every structure of an exam weighs the same, and so does every exam that has any.
         share = torch.from_numpy(1.0 / (np.maximum(drawn.sum(1), 1) * count))
         weight = self.atlas.fraction.clamp_min(MIN_FRACTION).reciprocal()
+        # The mean is over the mask.
+        area = mask.flatten(1).sum(1).clamp_min(1e-6)
 
-        def error(
-            group: _Group, rows: Tensor, columns: Tensor, part: Tensor, values: Tensor | None
-        ) -> Tensor:
-            moving, fixed = compare(group, part, values)
-            inside = mask.index_select(0, rows)
-            squares = ((moving - fixed.to(moving)).square() * inside).flatten(2).sum(2)
-            mean = squares / inside.flatten(1).sum(1, keepdim=True).clamp_min(1e-6)
-            factor = weight.index_select(0, columns) * self.exams.put(share[group.exams, None])
-            return (mean * factor.to(mean)).sum()
+        def factor(group: _Group, rows: Tensor, columns: Tensor) -> Tensor:
+            of_exams = self.exams.put(share[group.exams]).to(area) / area.index_select(0, rows)
+            return of_exams[:, None] * weight.index_select(0, columns).to(area)
 
-        # Masks come from label maps of the store's size, however small the loss grid is.
-        groups = list(_groups(drawn, max(field[0, 0].numel(), MODEL_SIZE**3)))
-        return _Summed.apply(field, values, groups, error, self.exams.put)
+        groups = list(_groups(drawn, field[0, 0].numel()))
+        return _Summed.apply(field, values, mask, groups, compare, factor, self.exams.put)
 
 
 @dataclass(frozen=True)
@@ -135,29 +129,43 @@ def _groups(drawn: NDArray[np.bool_], voxels: int) -> Iterator[_Group]:
 
 
 class _Summed(torch.autograd.Function):
-    """The sum of the errors of all groups; gradients are computed along with it, so that memory holds one group.
+    """The weighted squared error of all groups; gradients are computed along with it, so memory holds one group.
 
     ``field [n, 3, ...]`` is cut into the exams of a group, and ``values [1, K, ...]``, which may be None, into its
-    structures. All of both have a gradient, which is exactly 0 where no group reaches; it exists also without any
-    group, because the processes of a run must sum the same tensors.
+    structures. ``compare`` makes the two masks ``[exams, structures, ...]`` of these, and ``factor`` gives the weight
+    of each, by which the sum of its squares within ``mask [n, 1, ...]`` counts. All of ``field`` and ``values`` has a
+    gradient, which is exactly 0 where no group reaches; it exists also without any group, because the processes of a
+    run must sum the same tensors.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, field: Tensor, values: Tensor | None, groups: list[_Group], error: Callable, put: Callable
+        ctx: Any,
+        field: Tensor,
+        values: Tensor | None,
+        mask: Tensor,
+        groups: list[_Group],
+        compare: Callable[[_Group, Tensor, Tensor | None], tuple[Tensor, Tensor]],
+        factor: Callable[[_Group, Tensor, Tensor], Tensor],
+        put: Callable[[Tensor], Tensor],
     ) -> Tensor:
         total = field.new_zeros(())
         ctx.field = torch.zeros_like(field)
         ctx.values = None if values is None else torch.zeros_like(values)
         for group in groups:
             rows, columns = (put(torch.as_tensor(numbers)) for numbers in (group.exams, group.structures))
-            part = [field.detach().index_select(0, rows)]
-            part += [] if values is None else [values.detach().index_select(1, columns)]
+            leaves = [field.detach().index_select(0, rows).requires_grad_()]
+            if values is not None:
+                leaves.append(values.detach().index_select(1, columns).requires_grad_())
             with torch.enable_grad():
-                leaves = [p.requires_grad_() for p in part]
-                value = error(group, rows, columns, leaves[0], leaves[1] if len(leaves) > 1 else None)
-                found = torch.autograd.grad(value, leaves)
-            total += value.detach()
+                moving, fixed = compare(group, leaves[0], leaves[1] if values is not None else None)
+            weight = factor(group, rows, columns)
+            # The gradient of a square is known, so that autograd needs to keep none of its parts.
+            difference = moving.detach() - fixed.to(moving)
+            inside = difference * mask.index_select(0, rows).to(moving)
+            total += (torch.linalg.vecdot(difference.flatten(2), inside.flatten(2)) * weight).sum()
+            inside.mul_(2 * weight[..., None, None, None])
+            found = torch.autograd.grad(moving, leaves, inside)
             ctx.field.index_add_(0, rows, found[0])
             if ctx.values is not None:
                 ctx.values.index_add_(1, columns, found[1])
@@ -166,4 +174,4 @@ class _Summed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         values = None if ctx.values is None else ctx.values * grad
-        return ctx.field * grad, values, None, None, None
+        return ctx.field * grad, values, None, None, None, None, None

@@ -162,8 +162,11 @@ class BatchMasks:
         for exam in exams:
             if exam not in self._masks:
                 self._masks[exam] = self._interpolated(exam)
-            own = [self.exams[exam].structures.index(k) for k in structures]
-            found.append(self._masks[exam].index_select(0, self.put(torch.tensor(own))))
+            of, structures_of = self._masks[exam], self.exams[exam].structures
+            if structures != structures_of:
+                own = torch.tensor([structures_of.index(k) for k in structures])
+                of = of.index_select(0, self.put(own))
+            found.append(of)
         return torch.stack(found)
 
     def put(self, tensor: Tensor) -> Tensor:
