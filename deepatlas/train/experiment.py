@@ -50,6 +50,8 @@ from deepatlas.train.world import World
 CONFIG, RESULT, LOCK = "config.json", "result.json", "lock"
 # Number of exams in the picture at the end of a level.
 PANEL_EXAMS = 4
+# Number of exams whose labels are held in memory where the exams themselves are not: 64 MB.
+LABELS_HELD = 256
 
 
 class Experiment:
@@ -232,6 +234,8 @@ class Experiment:
         with exams as array, deferred_signals() as session.stop:
             if isinstance(array, StreamingArray):
                 session.log.say(f"exams are read from {store.path} as they are needed")
+                if labels:
+                    labels.keep = LABELS_HELD
             if not session.done and session.overall == 0:
                 facts = self._begin(session, store, split)
                 structures = labels.names if labels else None

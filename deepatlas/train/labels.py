@@ -12,9 +12,6 @@ from deepatlas.store.store import Store
 from deepatlas.train.feed.labels import LabelMaps
 from deepatlas.train.log import NullLog, RunLog
 
-# Number of exams whose labels are held in memory where the exams themselves are not.
-STREAMED = 256
-
 
 def open_labels(
     store: Store,
@@ -40,8 +37,7 @@ def open_labels(
     if not config.loss.labels:
         return None
     rows = [store.index(exam) for exam in train]
-    keep = STREAMED if config.data.resident is False else None
-    labels = LabelMaps(store, rows, config.network.size, config.loss.size, device, exams=exams, keep=keep)
+    labels = LabelMaps(store, rows, config.network.size, config.loss.size, device, exams=exams)
     if not labels.names:
         raise DataError(
             f"{store.root}: loss.labels={config.loss.labels:g} learns from labels, and none of the {len(train)} "

@@ -36,6 +36,7 @@ class LabelMaps:
         missing: the other structures of the store.
         labelled: positions of the exams in which any structure was drawn.
         device: the device of the masks.
+        keep: number of exams whose labels are held; None holds all.
 
     Args:
         store: the prepared cohort.
@@ -44,7 +45,7 @@ class LabelMaps:
         loss_size: side of the loss grid in voxels.
         device: the device of the masks.
         exams: ids of the exams whose labels may be used; None allows all.
-        keep: number of exams whose labels are held; None holds all.
+        keep: as the attribute.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class LabelMaps:
         keep: int | None = None,
     ) -> None:
         self.store, self.rows, self.size, self.loss_size = store, list(rows), size, loss_size
-        self.device, self._keep = torch.device(device), keep
+        self.device, self.keep = torch.device(device), keep
         allowed = [exams is None or store.ids[row] in exams for row in self.rows]
         drawn = store.has_label[self.rows] & np.array(allowed, dtype=bool)[:, None]
         columns = np.flatnonzero(drawn.any(axis=0)).tolist()
@@ -98,7 +99,7 @@ class LabelMaps:
             self._held.move_to_end(position)
             return self._held[position]
         exam = self._held[position] = self._read(position)
-        if self._keep is not None and len(self._held) > self._keep:
+        if self.keep is not None and len(self._held) > self.keep:
             self._held.popitem(last=False)
         return exam
 
