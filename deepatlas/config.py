@@ -73,6 +73,9 @@ class DataConfig:
     elastic: float = setting(0.0, _NOT_NEGATIVE)
     # Whether all exams are held in the device's memory (true) or read ahead of use (false).
     resident: str | bool = setting("auto", one_of("auto", True, False), resume=True)
+    # At least this fraction of a batch of the registration tasks is drawn from the labelled exams (with loss.labels);
+    # 0 draws all exams alike.
+    labelled_share: float = setting(0.0, _FRACTION)
 
     def relations(self) -> Iterator[Relation]:
         yield Relation(
@@ -165,6 +168,9 @@ class LossConfig:
     # Weights of smoothness (eq. 11) and of the Prewitt edge channel (5.1.5) within each task.
     smoothness: float = setting(0.5, _NOT_NEGATIVE)
     prewitt: float = setting(0.5, _NOT_NEGATIVE)
+    # Weight of the masks of labelled exams within each task (eqs 12 and 13); 0 leaves labels unread. Each drawn
+    # structure of an exam weighs the same: its squared error is divided by the part of the foreground that it fills.
+    labels: float = setting(0.0, _NOT_NEGATIVE)
     # What images are compared by: correlation (eq. 9) of autoencoder features, of images after the contrast curve of
     # section 5.3.1, or of the images themselves; or the mean absolute or mean squared error of the images (5.4.3).
     similarity: str = setting("features", one_of("features", "histogram", "intensity", "mae", "mse"))
@@ -301,6 +307,11 @@ class Config:
 
     def relations(self) -> Iterator[Relation]:
         trained, rounds, groups = self.network.trained_levels, len(self.distil.steps), self.network.groups
+        yield Relation(
+            "data.labelled_share",
+            not self.data.labelled_share or self.loss.labels > 0,
+            "0 where loss.labels is 0",
+        )
         yield Relation("loss.size", self.loss.size <= self.network.size, "at most network.size")
         yield Relation(
             "autoencoder.channels",

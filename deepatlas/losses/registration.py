@@ -11,6 +11,7 @@ from torch import Tensor
 
 import deepatlas_ops as ops
 from deepatlas.config import LossConfig
+from deepatlas.losses.labels import LabelTask
 from deepatlas.losses.similarity import FeatureSimilarity
 from deepatlas.nn import Atlas
 from deepatlas.space.affine import affine_coords
@@ -45,10 +46,13 @@ class LossTerms:
     overlap: Tensor
     # Fraction of an exam's foreground where its coordinate map folds.
     folds: Tensor
+    # Errors of the masks in both tasks; None where labels are not used.
+    explicit_labels: Tensor | None = None
+    implicit_labels: Tensor | None = None
 
     def scalars(self) -> dict[str, float]:
         """All terms as Python floats, read from the device in one transfer."""
-        names = list(self.__dataclass_fields__)
+        names = [n for n in self.__dataclass_fields__ if getattr(self, n) is not None]
         values = torch.stack([getattr(self, n).detach().float() for n in names]).tolist()
         return dict(zip(names, values, strict=True))
 
@@ -82,7 +86,13 @@ class RegistrationLoss:
         self._extent = 1 - (size // config.size - 1) / max(1, size - 1)
 
     def __call__(
-        self, coords: Tensor, image: Tensor, mask: Tensor, atlas: Atlas, count: int | None = None
+        self,
+        coords: Tensor,
+        image: Tensor,
+        mask: Tensor,
+        atlas: Atlas,
+        count: int | None = None,
+        labels: LabelTask | None = None,
     ) -> LossTerms:
         """The losses of a batch; exam i is moved onto exam i + 1, and the last one onto the first.
 
@@ -92,8 +102,11 @@ class RegistrationLoss:
             atlas: the atlas of the explicit task.
             count: if given, the exams are consecutive exams of a larger batch of ``count`` exams. The last one then
                 only serves as the target of the one before it, and its own terms belong to the next part.
+            labels: the masks of these exams and of the atlas; not used where ``loss.labels`` is 0.
         """
         cfg = self.config
+        if not cfg.labels:
+            labels = None
         coords = self._on_loss_grid(coords, image.shape[2:])
         complete = count is None
         pairs = bool(cfg.implicit) and len(coords) > 1
@@ -107,13 +120,21 @@ class RegistrationLoss:
         zero = coords.new_zeros(())
         explicit = implicit = _Terms(zero, zero, zero)
         overlap = zero
+        masks = None if labels is None else [zero, zero]
         if cfg.explicit:
             explicit = self._explicit(moving, exams, atlas, count)
+            if labels is not None and masks is not None:
+                masks[0] = labels.explicit(moving, exams.mask, count)
         if pairs:
             following = _Images(*(_and_next(x, complete)[1] for x in images))
-            implicit, overlap = self._implicit(moving, fixed, exams, following, count)
+            implicit, overlap, warp, shared = self._implicit(moving, fixed, exams, following, count)
+            if labels is not None and masks is not None:
+                masks[1] = labels.implicit(warp, shared, count)
         total = cfg.explicit * self._weighted(explicit) + cfg.implicit * self._weighted(implicit)
-        return LossTerms(total, *explicit, *implicit, overlap, folds)
+        if masks is None:
+            return LossTerms(total, *explicit, *implicit, overlap, folds)
+        total = total + cfg.labels * (cfg.explicit * masks[0] + cfg.implicit * masks[1])
+        return LossTerms(total, *explicit, *implicit, overlap, folds, *masks)
 
     def _on_loss_grid(self, coords: Tensor, size: torch.Size) -> Tensor:
         """Coordinates resampled to the voxel centres of the loss grid."""
@@ -134,8 +155,11 @@ class RegistrationLoss:
 
     def _implicit(
         self, moving: Tensor, fixed: Tensor, exams: _Images, following: _Images, count: int
-    ) -> tuple[_Terms, Tensor]:
-        """The terms of the exam-to-exam task, and the overlap. Pairs below ``min_overlap`` contribute zero."""
+    ) -> tuple[_Terms, Tensor, Tensor, Tensor]:
+        """The terms of the exam-to-exam task, the overlap, the warps of all pairs, and where each pair is compared.
+
+        Pairs below ``min_overlap`` are compared nowhere and contribute zero.
+        """
         cfg = self.config
         warp = ops.implicit_warp(
             moving,
@@ -159,7 +183,8 @@ class RegistrationLoss:
         identity = affine_coords(identity, displacement.shape[2:])
         smoothness = ops.smoothness_loss(displacement + identity, shared, orthonormality=cfg.orthonormality)
         edges = self._edges(warped, following.image, shared) * use
-        return _Terms(similarity, smoothness * use, edges).share(count), overlap.sum() / count
+        terms = _Terms(similarity, smoothness * use, edges).share(count)
+        return terms, overlap.sum() / count, displacement, shared
 
     def _weighted(self, terms: _Terms) -> Tensor:
         return (

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import deepatlas_ops as ops
 from deepatlas.config import Config
-from deepatlas.losses import FeatureSimilarity, RegistrationLoss, on_loss_grid
+from deepatlas.losses import FeatureSimilarity, LabelTask, RegistrationLoss, on_loss_grid
 from deepatlas.nn import Atlas
 
 
@@ -45,14 +45,24 @@ def refine_coordinates(
 
 
 def register_to_atlas(
-    coords: Tensor, image: Tensor, mask: Tensor, atlas: Atlas, config: Config, steps: int
+    coords: Tensor,
+    image: Tensor,
+    mask: Tensor,
+    atlas: Atlas,
+    config: Config,
+    steps: int,
+    labels: LabelTask | None = None,
 ) -> Tensor:
-    """Like :func:`refine_coordinates`, for a batch of exams and without a look at the loss: ``[B, 3, m, m, m]``."""
+    """Like :func:`refine_coordinates`, for a batch of exams and without a look at the loss: ``[B, 3, m, m, m]``.
+
+    ``labels`` are the masks of these exams, if they are known, and those of the atlas; they count with the weight
+    ``loss.labels``. The exam at use has none.
+    """
     settings = config.refine
     size = (max(settings.control, coords.shape[-1]),) * 3
     start = ops.resize(coords.detach().float(), size)
     with torch.enable_grad():
-        loss = _objective(image, mask, atlas, config)
+        loss = _objective(image, mask, atlas, config, labels)
         control = start.new_zeros(len(start), 3, *(settings.control,) * 3).requires_grad_()
         adam = torch.optim.Adam([control], settings.lr)
         for _ in range(steps):
@@ -63,7 +73,9 @@ def register_to_atlas(
     return (start + ops.resize(control.detach(), size)).clamp(-1, 1)
 
 
-def _objective(image: Tensor, mask: Tensor, atlas: Atlas, config: Config) -> Callable[[Tensor], Tensor]:
+def _objective(
+    image: Tensor, mask: Tensor, atlas: Atlas, config: Config, labels: LabelTask | None = None
+) -> Callable[[Tensor], Tensor]:
     """A function of the coordinates of these exams: the mean of their explicit losses."""
     settings = config.refine
     losses = replace(
@@ -72,4 +84,4 @@ def _objective(image: Tensor, mask: Tensor, atlas: Atlas, config: Config) -> Cal
     similarity = FeatureSimilarity(None, settings.similarity, settings.window)
     objective = RegistrationLoss(losses, similarity, image.shape[-1])
     small, weight = on_loss_grid(image, mask, config.loss.size)
-    return lambda coords: objective(coords, small, weight, atlas).total
+    return lambda coords: objective(coords, small, weight, atlas, labels=labels).total

@@ -1,7 +1,8 @@
-"""Networks: the coordinate network, the autoencoder of image features, and the learnable atlas."""
+"""Networks: the coordinate network, the autoencoder of image features, and the learnable atlas with its labels."""
 
 from deepatlas.nn.atlas import Atlas
 from deepatlas.nn.autoencoder import Autoencoder
+from deepatlas.nn.label_atlas import LabelAtlas
 from deepatlas.nn.network import CoordinateNetwork, parameter_count
 
-__all__ = ["Atlas", "Autoencoder", "CoordinateNetwork", "parameter_count"]
+__all__ = ["Atlas", "Autoencoder", "CoordinateNetwork", "LabelAtlas", "parameter_count"]

@@ -32,10 +32,11 @@ class Atlas(nn.Module):
 
 
 def sample_shared(volume: Tensor, coords: Tensor, *, padding: str = "border") -> Tensor:
-    """``ops.resample`` of one volume ``[1, 1, N, N, N]`` by a batch of maps: ``[B, 3, D, H, W] -> [B, 1, D, H, W]``.
+    """``ops.resample`` of one volume ``[1, C, N, N, N]`` by a batch of maps: ``[B, 3, D, H, W] -> [B, C, D, H, W]``.
 
     The maps are stacked along z, so that the volume need not be copied for each exam.
     """
     batch, _, depth, height, width = coords.shape
     stacked = coords.transpose(0, 1).reshape(1, 3, batch * depth, height, width)
-    return ops.resample(volume, stacked, padding=padding).view(batch, 1, depth, height, width)
+    sampled = ops.resample(volume, stacked, padding=padding)
+    return sampled.view(-1, batch, depth, height, width).transpose(0, 1)

@@ -30,11 +30,14 @@ from deepatlas.space.volume import Volume
 from deepatlas.store.store import Store
 from deepatlas.train.check import check_request, with_parts
 from deepatlas.train.data import make_phantoms, open_store
+from deepatlas.train.feed.labels import LabelMaps
 from deepatlas.train.feed.resident import ExamArray
 from deepatlas.train.feed.streaming import StreamingArray, training_array
 from deepatlas.train.known import training_fit
+from deepatlas.train.labels import insist_on_same_structures, open_labels
 from deepatlas.train.log import NullLog, RunLog
 from deepatlas.train.loop import Facts, Session, deferred_signals
+from deepatlas.train.phases.labels import learned_template
 from deepatlas.train.pictures import save_panel, slices
 from deepatlas.train.recipe import make_modules, recipe
 from deepatlas.train.request import Request
@@ -47,6 +50,8 @@ from deepatlas.train.world import World
 CONFIG, RESULT, LOCK = "config.json", "result.json", "lock"
 # Number of exams in the picture at the end of a level.
 PANEL_EXAMS = 4
+# Number of exams whose labels are held in memory where the exams themselves are not: 64 MB.
+LABELS_HELD = 256
 
 
 class Experiment:
@@ -165,7 +170,8 @@ class Experiment:
             with self.world.main_first():
                 store = self._prepare(log)
             split = choose_split(store, self.request, self.config.data, self.config.seed)
-            session = self._session(log, len(split.train))
+            labels = open_labels(store, split.train, self.config, self.world.device, log, split.drawn)
+            session = self._session(log, len(split.train), len(labels) if labels else 0)
             if self.state:
                 session.restore(self.state)
             where = (
@@ -177,11 +183,11 @@ class Experiment:
             )
             if held_out := split.held_out(self.config.data.holdout):
                 log.say(held_out)
-            fits = self._train(session, store, split)
+            fits = self._train(session, store, split, labels)
             self.world.close()
             if not self.world.main:
                 return {}
-            model = self._finish(session, split, fits)
+            model = self._finish(session, split, fits, labels)
             result = score(self.folder, model, self.config, self.request, split, log)
             if "refined" in result:
                 better = result["refined"]["dice"] > result["dice"]
@@ -207,9 +213,9 @@ class Experiment:
         roots = data or self.folder / "phantom" / "train"
         return open_store(roots, self.config, self.request, log, progress=not self.quiet, uses=self._lock)
 
-    def _session(self, log: RunLog | NullLog, exams: int) -> Session:
+    def _session(self, log: RunLog | NullLog, exams: int, structures: int) -> Session:
         config, device = self.config, self.world.device
-        modules = make_modules(config, exams)
+        modules = make_modules(config, exams, structures)
         if device.type == "cpu" or config.train.precision == "bfloat16":
             # Convolutions with few channels are twice as fast in this layout on a CPU, and tensor cores require it.
             modules["network"].to(memory_format=torch.channels_last_3d)
@@ -219,7 +225,9 @@ class Experiment:
         generator = torch.Generator().manual_seed(config.seed)
         return Session(config, self.folder, self.world, log, modules, generator)
 
-    def _train(self, session: Session, store: Store, split: Split) -> dict[str, Any]:
+    def _train(
+        self, session: Session, store: Store, split: Split, labels: LabelMaps | None
+    ) -> dict[str, Any]:
         """Run the phases; returns how well the model knows its exams, in the first process (others: {})."""
         rows, data = [store.index(i) for i in split.train], self.config.data
         size, device = self.config.network.size, self.world.device
@@ -227,13 +235,18 @@ class Experiment:
         with exams as array, deferred_signals() as session.stop:
             if isinstance(array, StreamingArray):
                 session.log.say(f"exams are read from {store.path} as they are needed")
+                if labels:
+                    labels.keep = LABELS_HELD
             if not session.done and session.overall == 0:
-                session.facts = replace(self._begin(session, store, split), exams=list(split.train))
+                facts = self._begin(session, store, split)
+                structures = labels.names if labels else None
+                session.facts = replace(facts, exams=list(split.train), structures=structures)
             if session.facts and session.facts.exams is not None:
                 insist_on_same_exams(store, session.facts.exams, split.train)
+                insist_on_same_structures(store, session.facts.structures, labels)
             session.log.pictures = self._slices(session, store, array)
             with self._compiled(session):
-                phases = recipe(session, array, self._picture(session, store, array))
+                phases = recipe(session, array, self._picture(session, store, array), labels)
                 session.run(phases, self._write_config)
             # Afterwards there is no exam to draw any more.
             session.log.draw(last=True)
@@ -289,8 +302,10 @@ class Experiment:
 
         return pictures
 
-    def _finish(self, session: Session, split: Split, fits: dict[str, Any]) -> Engine:
-        """Write ``model.pt`` and ``atlas.nii.gz``."""
+    def _finish(
+        self, session: Session, split: Split, fits: dict[str, Any], labels: LabelMaps | None
+    ) -> Engine:
+        """Write ``model.pt`` and ``atlas.nii.gz`` and, where labels were learned, ``template-learned.h5``."""
         card = {
             "preset": self.config.preset,
             "seed_exam": split.seed,
@@ -301,11 +316,16 @@ class Experiment:
             "backend": ops.build_info()["backend"],
             "fit": fits,
         }
+        if labels:
+            card["labels"] = {"exams": len(labels.labelled), "structures": labels.names}
         if session.facts and session.facts.init:
             card["init"] = session.facts.init
         model = Engine(self.config, session.modules["network"], session.modules["atlas"], card)
         model.save(self.folder / MODEL_FILE)
         _save_atlas(model, self.folder / "atlas.nii.gz")
+        if labels:
+            learned = learned_template(session.modules["labels"], labels, model.fingerprint)
+            learned.save(self.folder / "template-learned.h5")
         return model
 
 

@@ -39,6 +39,8 @@ class Facts:
     exams: list[str] | None = None
     # The model whose weights the run started from, if any: see train.start.
     init: dict[str, Any] | None = None
+    # The structures whose labels are used, in the order of their masks; None where labels are not used.
+    structures: list[str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The form in which a checkpoint holds the facts."""
@@ -53,7 +55,8 @@ class Session:
     folder: Path
     world: World
     log: RunLog | NullLog
-    # network, atlas, autoencoder and, with distillation, cohort: see train.recipe.make_modules.
+    # network, atlas, autoencoder and, with distillation, cohort, and labels where they are used: see
+    # train.recipe.make_modules.
     modules: dict[str, Any]
     generator: torch.Generator
     # None until the atlas has been seeded.

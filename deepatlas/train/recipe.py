@@ -12,8 +12,9 @@ from typing import Any
 from deepatlas.config import Config
 from deepatlas.losses import FeatureSimilarity, RegistrationLoss
 from deepatlas.losses.similarity import freeze
-from deepatlas.nn import Atlas, Autoencoder, CoordinateNetwork
+from deepatlas.nn import Atlas, Autoencoder, CoordinateNetwork, LabelAtlas
 from deepatlas.train.feed.batches import Batches
+from deepatlas.train.feed.labels import LabelMaps
 from deepatlas.train.feed.resident import ExamArray
 from deepatlas.train.loop import Session
 from deepatlas.train.phase import Phase, Sweep
@@ -21,19 +22,25 @@ from deepatlas.train.phases.autoencoder import autoencoder_phase
 from deepatlas.train.phases.coarse import TemplateCrops, coarse_phase
 from deepatlas.train.phases.distil import distil_phase
 from deepatlas.train.phases.head import head_phase
+from deepatlas.train.phases.labels import level_labels, round_labels
 from deepatlas.train.phases.level import level_phase
 from deepatlas.train.phases.register import CohortCoordinates, predict_sweep, register_sweep
 
 
 def recipe(
-    session: Session, array: ExamArray, picture: Callable[[int], None] | None = None
+    session: Session,
+    array: ExamArray,
+    picture: Callable[[int], None] | None = None,
+    labels: LabelMaps | None = None,
 ) -> Iterator[Phase | Sweep]:
     """The phases of a run over the exams of ``array``, each made when the ones before it have ended.
 
-    The session's atlas has been seeded. ``picture(level)`` is called when a level has ended.
+    The session's atlas has been seeded. ``picture(level)`` is called when a level has ended. ``labels`` are those of
+    the exams of ``array`` where the settings use them (``loss.labels``).
     """
     config, network = session.config, session.modules["network"]
     batches = Batches(array, array.ids, config.data, config.loss.size)
+    with_labels = Batches(array, array.ids, config.data, config.loss.size, labels) if labels else batches
 
     if config.loss.similarity == "features":
         yield autoencoder_phase(session, batches)
@@ -47,16 +54,23 @@ def recipe(
     for level in range(coarsest, config.network.finest_level - 1, -1):
         if level < coarsest and config.train.head_steps:
             yield head_phase(session, batches, level)
-        yield level_phase(session, batches, loss, level, partial(picture, level) if picture else None)
+        if labels:
+            yield level_labels(session, array, labels, level)
+        yield level_phase(session, with_labels, loss, level, partial(picture, level) if picture else None)
 
     for number in range(len(config.distil.steps)):
         yield predict_sweep(session, array, number)
-        yield register_sweep(session, array, number)
+        if labels:
+            yield round_labels(session, array, labels, number)
+        yield register_sweep(session, array, number, labels)
         yield distil_phase(session, array, number)
 
 
-def make_modules(config: Config, exams: int) -> dict[str, Any]:
-    """The modules that the recipe trains on a number of exams, newly initialised, on the CPU."""
+def make_modules(config: Config, exams: int, structures: int = 0) -> dict[str, Any]:
+    """The modules that the recipe trains on a number of exams, newly initialised, on the CPU.
+
+    ``structures`` is the number of those that were drawn in the exams; 0 where labels are not used.
+    """
     net = config.network
     modules: dict[str, Any] = {
         "network": CoordinateNetwork(net),
@@ -66,6 +80,10 @@ def make_modules(config: Config, exams: int) -> dict[str, Any]:
     if config.distil.steps:
         finest = modules["network"].level_size(net.finest_level)
         modules["cohort"] = CohortCoordinates(exams, max(finest, config.refine.control), net.atlas_size)
+    if structures:
+        # Twice the resolution at which masks are compared, as that of the atlas; but no more than exams have.
+        size = min(net.atlas_size, net.size, 2 * config.loss.size)
+        modules["labels"] = LabelAtlas(structures, size)
     return modules
 
 

@@ -62,13 +62,23 @@ class Augmentation:
         index = torch.as_tensor(rows, device=self.theta.device)
         return Augmentation(self.theta[index], None if self.control is None else self.control[index])
 
-    def coords(self, size: int | Sequence[int], device: torch.device | str) -> Tensor:
-        """The position of each augmented voxel in its original, ``[B, 3, D, H, W]``, normalised, on ``device``."""
+    def coords(self, size: int | Sequence[int], device: torch.device | str, extent: float = 1.0) -> Tensor:
+        """The position of each augmented voxel in its original, ``[B, 3, D, H, W]``, normalised, on ``device``.
+
+        ``extent`` is how far out the outermost voxels lie, where 1 is the corners of the augmented exam.
+        """
         device = torch.device(device)
-        coords = affine_coords(upload(self.theta, device), size)
-        if self.control is None:
+        theta, control = upload(self.theta, device), self.control
+        if extent != 1:
+            theta = torch.cat([theta[:, :, :3] * extent, theta[:, :, 3:]], 2)
+        coords = affine_coords(theta, size)
+        if control is None:
             return coords
-        return coords + ops.resize(upload(self.control, device), coords.shape[2:])
+        control = upload(control, device)
+        if extent == 1:
+            return coords + ops.resize(control, coords.shape[2:])
+        inner = extent * torch.eye(3, 4, device=device).expand(len(control), 3, 4)
+        return coords + ops.affine_resample(control, inner, coords.shape[2:], padding="border")
 
 
 @dataclass(frozen=True)

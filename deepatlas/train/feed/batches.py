@@ -12,6 +12,7 @@ from torch import Tensor
 from deepatlas.config import DataConfig
 from deepatlas.losses import on_loss_grid
 from deepatlas.train.feed.augment import Augmentation
+from deepatlas.train.feed.labels import BatchMasks, LabelMaps
 from deepatlas.train.feed.resident import ExamArray
 
 
@@ -49,10 +50,19 @@ class Batches:
         ids: their exam ids, in the order of the array.
         data: ranges of the augmentation.
         loss_size: side of the loss grid in voxels.
+        labels: the labels of the exams, of which ``data.labelled_share`` of every batch then has some.
     """
 
-    def __init__(self, array: ExamArray, ids: list[str], data: DataConfig, loss_size: int):
+    def __init__(
+        self,
+        array: ExamArray,
+        ids: list[str],
+        data: DataConfig,
+        loss_size: int,
+        labels: LabelMaps | None = None,
+    ):
         self.array, self.ids, self.data, self.loss_size = array, ids, data, loss_size
+        self.labels = labels
         self._next: deque[_Foreseen] = deque()
         # The parts in which this process took the last batch of each size.
         self._parts: dict[int, list[list[int]]] = {}
@@ -93,6 +103,16 @@ class Batches:
         x, mask = self.array.take([drawn.indices[r] for r in rows], drawn.augmentation.rows(rows))
         return x, *on_loss_grid(x, mask, self.loss_size)
 
+    def masks(self, drawn: Drawn, rows: Sequence[int]) -> BatchMasks:
+        """The masks of the given rows of a batch, which move with its images.
+
+        Raises:
+            ValueError: the batches have no labels.
+        """
+        if self.labels is None:
+            raise ValueError("Batches.masks: made without labels")
+        return self.labels.take([drawn.indices[r] for r in rows], drawn.augmentation.rows(rows))
+
     def record(self, count: int, generator: torch.Generator) -> dict:
         """The batch that :meth:`draw` gives with this generator, as a dict of tensors for a file, with exam ids."""
         drawn = self._draw(count, generator)
@@ -102,10 +122,20 @@ class Batches:
         return {"exams": exams, **maps, "input": x, "image": image, "mask": mask}
 
     def _indices(self, count: int, generator: torch.Generator) -> list[int]:
-        total = len(self.ids)
-        picked: list[int] = []
-        # A batch larger than the cohort repeats exams, each under an augmentation of its own.
-        while len(picked) < count:
-            order = torch.randperm(total, generator=generator, device=generator.device)
-            picked += order[: count - len(picked)].tolist()
-        return picked
+        everyone = list(range(len(self.ids)))
+        if self.labels is None or not self.data.labelled_share:
+            return _picked(everyone, count, generator)
+        # The labelled exams come first: neighbours are compared in the implicit task, which needs labels in both.
+        first = _picked(self.labels.labelled, round(self.data.labelled_share * count), generator)
+        others = [i for i in everyone if i not in set(first)]
+        return first + _picked(others or everyone, count - len(first), generator)
+
+
+def _picked(exams: list[int], count: int, generator: torch.Generator) -> list[int]:
+    """``count`` of the exams in random order; each once, unless there are fewer."""
+    picked: list[int] = []
+    # A batch larger than the cohort repeats exams, each under an augmentation of its own.
+    while len(picked) < count:
+        order = torch.randperm(len(exams), generator=generator, device=generator.device)
+        picked += order[: count - len(picked)].tolist()
+    return [exams[i] for i in picked]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from deepatlas.losses import RegistrationLoss
-from deepatlas.nn import Atlas, CoordinateNetwork
+from deepatlas.losses import LabelTask, RegistrationLoss
+from deepatlas.nn import Atlas, CoordinateNetwork, LabelAtlas
 from deepatlas.train.feed.batches import Batches
 from deepatlas.train.loop import Session
 from deepatlas.train.phase import Phase, Schedule
@@ -20,11 +20,12 @@ def level_phase(
 ) -> Phase:
     """Minimise the registration losses of one level; each finer level starts with a lower learning rate.
 
-    ``ended`` is called when the level has ended.
+    ``ended`` is called when the level has ended. Where ``batches`` have labels, the masks of the atlas are trained too.
     """
     config = session.config
     network: CoordinateNetwork = session.modules["network"]
     atlas: Atlas = session.modules["atlas"]
+    masks: LabelAtlas | None = session.modules["labels"] if batches.labels else None
     order, count = network.levels - 1 - level, config.train.batch
 
     def step(_: int):
@@ -32,10 +33,12 @@ def level_phase(
         for rows in session.parts(count):
             # A part of the batch also computes the exam that its last exam is paired with, the first of the next part.
             complete = len(rows) == count
-            x, image, mask = batches.take(drawn, rows if complete else [*rows, rows.stop % count])
+            taken = rows if complete else [*rows, rows.stop % count]
+            x, image, mask = batches.take(drawn, taken)
             with session.autocast():
                 coords = network(x, level)
-            terms = loss(coords, image, mask, atlas, None if complete else count)
+            labels = LabelTask(batches.masks(drawn, taken), masks) if masks else None
+            terms = loss(coords, image, mask, atlas, None if complete else count, labels)
             yield terms.total, terms.scalars
 
     return Phase(
@@ -43,7 +46,7 @@ def level_phase(
         steps=config.train.steps[order],
         parameters=[
             (list(network.parameters()), 1.0),
-            (list(atlas.parameters()), config.train.atlas_lr),
+            (list(atlas.parameters()) + (list(masks.parameters()) if masks else []), config.train.atlas_lr),
         ],
         schedule=Schedule(
             config.train.lr * config.train.level_decay**order,

@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deepatlas_ops as ops
+from deepatlas.losses import LabelTask
 from deepatlas.model.refine import register_to_atlas
 from deepatlas.nn import Atlas
 from deepatlas.space.affine import affine_coords
 from deepatlas.train.feed.device import upload
+from deepatlas.train.feed.labels import LabelMaps
 from deepatlas.train.feed.resident import ExamArray
 from deepatlas.train.loop import Session
 from deepatlas.train.phase import Sweep
@@ -61,8 +63,11 @@ def predict_sweep(session: Session, array: ExamArray, number: int) -> Sweep:
     return _sweep(session, array, f"predict-{number}", coordinates)
 
 
-def register_sweep(session: Session, array: ExamArray, number: int) -> Sweep:
-    """Register every exam to the atlas, starting from its coordinates, and make the atlas the mean of the exams."""
+def register_sweep(session: Session, array: ExamArray, number: int, labels: LabelMaps | None = None) -> Sweep:
+    """Register every exam to the atlas, starting from its coordinates, and make the atlas the mean of the exams.
+
+    Labels, where they are used, steer the registration of the exams that have them.
+    """
     config, cohort = session.config, session.modules["cohort"]
     weights = config.cohort.prewitt
     if weights:
@@ -71,7 +76,8 @@ def register_sweep(session: Session, array: ExamArray, number: int) -> Sweep:
     def coordinates(x: Tensor, mask: Tensor, rows: list[int]) -> Tensor:
         start = cohort.take(rows, x.device)
         atlas: Atlas = session.modules["atlas"]
-        return continued(register_to_atlas(start, x, mask, atlas, config, config.cohort.steps), mask)
+        known = LabelTask(labels.take(rows), session.modules["labels"]) if labels else None
+        return continued(register_to_atlas(start, x, mask, atlas, config, config.cohort.steps, known), mask)
 
     return _sweep(session, array, f"register-{number}", coordinates)
 
