@@ -12,14 +12,16 @@ from dataclasses import asdict, dataclass, fields
 class Row:
     """One structure in one exam. The fields are the columns of ``metrics.csv`` in their order.
 
-    ``dice`` is a number from 0 to 1. ``hd95_mm`` is infinite where the structure was missed. The volumes are in
-    millilitres.
+    ``dice`` and ``surface_dice`` are numbers from 0 to 1. ``hd95_mm`` and ``asd_mm`` are infinite where the structure
+    was missed. The volumes are in millilitres.
     """
 
     exam: str
     structure: str
     dice: float
     hd95_mm: float
+    surface_dice: float
+    asd_mm: float
     predicted_ml: float
     reference_ml: float
 
