@@ -27,6 +27,7 @@ setup(
             "pretrained/*/*",
             "intake/dataset/*.jinja",
             "evaluate/*.jinja",
+            "compare/*.jinja",
             "names/*.json",
             "py.typed",
         ],
