@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Experiments differ in colour and in shape, so that a print without colours can be read.
-_MARKERS = "osD^vP*XpH<>dh8"
+_MARKERS = "os^DvP*XpH<>dh8"
+# A diamond looks larger than a circle of its width, and a star smaller.
+_SIZES = {"D": 3.9, "*": 6.2, "o": 4.8}
+_NAME, _TICK = 8.5, 8.0  # points
 # Inches: between structures at least, for each experiment at a structure, and of what surrounds the panels.
 _STEP, _DODGE = 0.3, 0.055
 _LEFT, _RIGHT, _PANEL, _GAP = 0.75, 0.2, 2.9, 0.3
-_LETTER, _LEGEND_LINE = 0.078, 0.24
+_LEGEND_LINE = 0.24
 
 
 @dataclass(frozen=True)
@@ -57,16 +60,19 @@ def performance_figure(comparison: Comparison, measures: Sequence[Measure], look
     step = max(_STEP, _DODGE * (len(names) + 1.5))
     # Wide enough for the legend of a few structures.
     wide = max(step * len(structures), 4.5)
-    longest = max(len(structure) for _, structure in structures)
     width = _LEFT + wide + _RIGHT
     columns = _legend_columns(names, width)
     cohorts = [c for c in comparison.cohorts if c]
     top = 0.15 + _LEGEND_LINE * -(-len(names) // columns) + (0.25 if cohorts else 0.1)
-    bottom = 0.15 + min(longest, 40) * _LETTER
+    bottom = 0.2 + max(_inches(_short(structure), _TICK) for _, structure in structures)
     height = top + len(measures) * _PANEL + (len(measures) - 1) * _GAP + bottom
     figure = new_figure(width, height, background=look.background)
     styles = [
-        {"color": look.colours[i % len(look.colours)], "marker": _MARKERS[i % len(_MARKERS)]}
+        {
+            "color": look.colours[i % len(look.colours)],
+            "marker": (m := _MARKERS[i % len(_MARKERS)]),
+            "ms": _SIZES.get(m, 4.6),
+        }
         for i in range(len(names))
     ]
     for number, measure in enumerate(measures):
@@ -76,16 +82,15 @@ def performance_figure(comparison: Comparison, measures: Sequence[Measure], look
         last = number == len(measures) - 1
         labels = [_short(structure) for _, structure in structures] if last else []
         axes.set_xticks(
-            range(len(structures)) if last else [], labels, rotation=90, color=look.ink, fontsize=8
+            range(len(structures)) if last else [], labels, rotation=90, color=look.ink, fontsize=_TICK
         )
         if number == 0:
             _cohort_names(axes, comparison, look)
     handles = [
-        Line2D([], [], ls="", ms=6, label=_short(name), **style)
-        for name, style in zip(names, styles, strict=True)
+        Line2D([], [], ls="", label=_short(name), **style) for name, style in zip(names, styles, strict=True)
     ]
     figure.legend(
-        handles=handles, loc="upper center", ncols=columns, frameon=False, fontsize=8.5, labelcolor=look.ink,
+        handles=handles, loc="upper center", ncols=columns, frameon=False, fontsize=_NAME, labelcolor=look.ink,
         bbox_to_anchor=(0.5, 1 - 0.02 / height), handletextpad=0.2, columnspacing=1.4,
     )  # fmt: skip
     return figure
@@ -101,7 +106,7 @@ def _panel(axes: Axes, comparison: Comparison, measure: Measure, styles: Sequenc
     for s in range(0, structures, 2):
         axes.axvspan(s - 0.5, s + 0.5, color=look.band, lw=0, zorder=0)
     for row, offset, style in zip(means, offsets, styles, strict=True):
-        axes.plot(at + offset, row, ls="", ms=4.6, mec="none", zorder=3, **style)
+        axes.plot(at + offset, row, ls="", mec="none", zorder=3, **style)
         never = ~np.isfinite(row)
         axes.plot(
             (at + offset)[never], np.full(never.sum(), 0.025), ls="", marker="x", ms=4.5, color=style["color"],
@@ -133,10 +138,20 @@ def _cohort_names(axes: Axes, comparison: Comparison, look: Look) -> None:
 
 def _legend_columns(names: Sequence[str], width: float) -> int:
     """How many names stand side by side in a legend of ``width`` inches, each with its mark."""
-    longest = max(len(_short(name)) for name in names) * _LETTER + 0.45
+    longest = max(_inches(_short(name), _NAME) for name in names) + 0.45
     most = max(1, int((width - 0.3) / longest))
     # Lines of the same length look better than a full one and a rest.
     return -(-len(names) // -(-len(names) // most))
+
+
+def _inches(text: str, size: float) -> float:
+    """How long a text in a font of ``size`` points is."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    # Bytes of a name that are not UTF-8 are drawn by their numbers.
+    shown = text.encode(errors="backslashreplace").decode()
+    return text_to_path.get_text_width_height_descent(shown, FontProperties(size=size), False)[0] / 72
 
 
 def _short(name: str, most: int = 40) -> str:

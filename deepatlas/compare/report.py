@@ -12,6 +12,7 @@ from pathlib import Path
 from deepatlas.compare.align import pair_name
 from deepatlas.compare.comparison import Comparison, as_dict
 from deepatlas.compare.figure import PRINT, performance_figure
+from deepatlas.compare.measures import MEASURES
 from deepatlas.compare.render import latex, markdown
 from deepatlas.compare.tables import all_tables
 from deepatlas.files import atomic_path, write_text
@@ -78,9 +79,10 @@ def _warnings(comparison: Comparison) -> list[str]:
             lines.append(
                 f"{name}: {len(pairs)} pairs are left out, because another experiment does not have them"
             )
+    titles = {m.column: m.title for m in MEASURES}
     for column, names in aligned.not_measured.items():
         lines.append(
-            f"{column} is not compared: the evaluations of {', '.join(names)} lack it; evaluate again"
+            f"{titles[column]} is not compared: the evaluations of {', '.join(names)} lack it; evaluate again"
         )
     if len(set(aligned.exams.tolist())) == 1:
         lines.append("There is one exam alone, so that no test and no interval is possible")

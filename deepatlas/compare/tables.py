@@ -63,7 +63,7 @@ def all_tables(comparison: Comparison, show: Sequence[str] = ()) -> list[Table]:
 def experiments_table(comparison: Comparison) -> Table:
     """One line an experiment: what was evaluated, and the means with their intervals."""
     aligned, measures = comparison.aligned, comparison.aligned.measures
-    header = ["experiment", "missed", *(f"{m.heading}, mean of pairs (95 %)" for m in measures)]
+    header = ["experiment", "missed", *(m.heading for m in measures)]
     lines = []
     best = {m.column: _best(m, [x.mean for x in comparison.found[m.column].rows], m.digits) for m in measures}
     for i, name in enumerate(aligned.names):
@@ -78,7 +78,8 @@ def experiments_table(comparison: Comparison) -> Table:
     lines += [
         Line([Cell(name), Cell("failed"), *(Cell("n/a") for _ in measures)]) for name in comparison.failed
     ]
-    notes = [f"Failed: {name}: {why}" for name, why in comparison.failed.items()]
+    notes = ["Means over pairs, and their 95 % intervals."]
+    notes += [f"{name} failed: {why}" for name, why in comparison.failed.items()]
     return Table("experiments", "Experiments", header, lines, notes)
 
 
@@ -149,17 +150,19 @@ def pairwise_table(
         for i, row in enumerate(names):
             cells = [Cell(SAME) if i == j else Cell(_difference(found, j, i)) for j in range(len(names))]
             lines.append(Line([Cell(row), *cells]))
-        if gone := sum(p.left_out for p in found.differences.values()):
+        left_out = [p.left_out for p in found.differences.values()]
+        if any(left_out):
             notes.append(
-                f"{m.title}: pairs in which one of the two experiments has no value are left out, {gone} in all "
-                f"{len(found.differences)} comparisons together."
+                f"{m.title}: pairs in which one of the two experiments has no value are left out, "
+                f"{min(left_out)} to {max(left_out)} of {len(comparison.aligned.pairs)} in a comparison."
             )
     text = (
         "The mean difference of the experiment of the column minus that of the line, and the p value of the paired "
         f"t-test over exams and structures. An asterisk: p < {ALPHA} also after Holm's correction over all differences "
         "of the metric."
     )
-    return Table(name, "Pairwise differences", ["", *names], lines, [text, *notes], detail)
+    title = f"Pairwise differences in {' and '.join(m.title for m in measures)}"
+    return Table(name, title, ["", *names], lines, [text, *notes], detail)
 
 
 def structures_table(comparison: Comparison, measure: Measure) -> Table:

@@ -1,4 +1,4 @@
-"""Evaluations that a test makes up: folders with metrics.csv and summary.json, as ``deepatlas evaluate`` writes them."""
+"""Evaluations that a test makes up: folders as ``deepatlas evaluate`` writes them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,33 @@ import numpy as np
 from deepatlas.evaluate.rows import Row, metrics_csv
 from deepatlas.evaluate.statistics import summarise
 
-CONVENTIONS = {"hd95": "mean of the two directed 95th percentiles (eq. 16)", "hd95_name": "mean", "tolerance_mm": 3.0}
+CONVENTIONS = {
+    "hd95": "mean of the two directed 95th percentiles (eq. 16)",
+    "hd95_name": "mean",
+    "tolerance_mm": 3.0,
+}
 
 
 def row(exam: str, structure: str, dice: float, hd95: float, reference: float = 10.0) -> Row:
     """A row; an infinite ``hd95`` is a missed structure."""
     missed = np.isinf(hd95)
     return Row(
-        exam, structure, dice, hd95, 0.0 if missed else min(1.0, dice + 0.1), hd95 / 3, 0.0 if missed else reference, reference
+        exam,
+        structure,
+        dice,
+        hd95,
+        0.0 if missed else min(1.0, dice + 0.1),
+        hd95 / 3,
+        0.0 if missed else reference,
+        reference,
     )
 
 
 def write_evaluation(
-    folder: Path, rows: Sequence[Row], data: str = "/data/test", conventions: Mapping[str, object] = CONVENTIONS
+    folder: Path,
+    rows: Sequence[Row],
+    data: str = "/data/test",
+    conventions: Mapping[str, object] = CONVENTIONS,
 ) -> Path:
     """Write the folder of an evaluation."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,9 +51,14 @@ def write_evaluation(
 
 
 def many(
-    root: Path, experiments: Sequence[str], structures: Sequence[str], exams: int, seed: int = 0, data: str = "/data/test"
+    root: Path,
+    experiments: Sequence[str],
+    structures: Sequence[str],
+    exams: int,
+    seed: int = 0,
+    data: str = "/data/test",
 ) -> list[Path]:
-    """Made-up evaluations in which every next experiment is a little better, and small structures are missed at times."""
+    """Evaluations of which every next one is a little better, and in which small structures are missed at times."""
     rng = np.random.default_rng(seed)
     level = rng.uniform(0.3, 0.95, len(structures))
     hard = rng.normal(0, 0.04, (exams, len(structures)))
