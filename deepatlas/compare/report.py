@@ -15,8 +15,8 @@ from deepatlas.compare.figure import PRINT, performance_figure
 from deepatlas.compare.measures import MEASURES
 from deepatlas.compare.render import latex, markdown
 from deepatlas.compare.tables import all_tables
-from deepatlas.files import atomic_path, write_text
-from deepatlas.pictures.draw import data_uri, save_figure
+from deepatlas.files import write_text
+from deepatlas.pictures.draw import data_uri, save_figure, save_pdf
 from deepatlas.pictures.page import render
 from deepatlas.version import __version__
 
@@ -36,8 +36,7 @@ def write_report(comparison: Comparison, out: Path, show: Sequence[str] = ()) ->
     facts, tables = as_dict(comparison), all_tables(comparison, show)
     main = comparison.aligned.measures[:2]
     plot = save_figure(performance_figure(comparison, main), out / "performance.png", dpi=130)
-    with atomic_path(out / "performance.pdf") as temporary:
-        performance_figure(comparison, main, PRINT).savefig(temporary, format="pdf")
+    save_pdf(performance_figure(comparison, main, PRINT), out / "performance.pdf")
     methods = _methods(comparison)
     warnings = _warnings(comparison)
     write_text(out / "comparison.json", json.dumps(facts, indent=1, allow_nan=False) + "\n")

@@ -295,6 +295,14 @@ def test_an_experiment_may_be_evaluated_on_several_cohorts(tmp_path):
     refused([*given, f"A={again}"], tmp_path / "o", "A has two evaluations of OAR")
 
 
+@pytest.mark.parametrize("odd", ["$x_1$ \\frac", "<b>&_%#{", "\udcfc肝", "a" * 120])
+def test_names_may_hold_anything_that_names_of_files_hold(tmp_path, odd):
+    folders = [write_evaluation(tmp_path / n, [row(e, "liver", 0.5, 2) for e in ("a", "b")]) for n in "xy"]
+    compare_evaluations(folders, tmp_path / "out", names=[odd, "plain"], **FAST)
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert "<b>&_" not in page and "plain" in page
+
+
 def test_a_failed_experiment_is_in_the_tables(tmp_path):
     compare_evaluations(pair_of(tmp_path), tmp_path / "out", failed={"MSE": "the run ended"}, **FAST)
     for name in ("comparison.html", "comparison.md", "comparison.tex"):
