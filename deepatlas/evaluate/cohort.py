@@ -64,8 +64,8 @@ def evaluate_cohort(
     (:mod:`deepatlas.names.meet`). One that was not drawn in an exam gives no row; one that was drawn but not found
     counts as Dice 0.
 
-    Files written into ``out_dir``: ``metrics.csv`` (exam, structure, dice, hd95_mm, surface_dice, asd_mm,
-    predicted_ml, reference_ml),
+    Files written into ``out_dir``: ``metrics.csv`` (exam, structure, dice, hd95_mm, predicted_ml,
+    reference_ml, surface_dice, asd_mm),
     ``summary.json``, ``report.html`` (one self-contained file), and, with ``pictures``, ``figures/<exam>.png`` and
     ``figures/dice.png``.
 

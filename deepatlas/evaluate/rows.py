@@ -20,10 +20,10 @@ class Row:
     structure: str
     dice: float
     hd95_mm: float
-    surface_dice: float
-    asd_mm: float
     predicted_ml: float
     reference_ml: float
+    surface_dice: float
+    asd_mm: float
 
     @classmethod
     def columns(cls) -> list[str]:

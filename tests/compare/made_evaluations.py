@@ -21,15 +21,9 @@ CONVENTIONS = {
 def row(exam: str, structure: str, dice: float, hd95: float, reference: float = 10.0) -> Row:
     """A row; an infinite ``hd95`` is a missed structure."""
     missed = np.isinf(hd95)
+    found = 0.0 if missed else reference
     return Row(
-        exam,
-        structure,
-        dice,
-        hd95,
-        0.0 if missed else min(1.0, dice + 0.1),
-        hd95 / 3,
-        0.0 if missed else reference,
-        reference,
+        exam, structure, dice, hd95, found, reference, 0.0 if missed else min(1.0, dice + 0.1), hd95 / 3
     )
 
 

@@ -32,4 +32,4 @@ def test_a_structure_without_numbers_is_in_the_table():
 def test_metrics_csv_names_its_columns_and_writes_infinite_distances():
     assert Row.columns() == ["exam", "structure", *METRICS]
     lines = metrics_csv(ROWS).splitlines()
-    assert lines[0] == ",".join(Row.columns()) and lines[4] == "b,spleen|left,0,inf,0,inf,0,10"
+    assert lines[0] == ",".join(Row.columns()) and lines[4] == "b,spleen|left,0,inf,0,10,0,inf"

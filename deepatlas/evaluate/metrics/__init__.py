@@ -18,8 +18,8 @@ from deepatlas.evaluate.metrics.volume import predicted_volume_metric, reference
 METRICS: dict[str, Callable[[MaskPair, MetricSettings], float]] = {
     "dice": dice_metric,
     "hd95_mm": hd95_metric,
-    "surface_dice": surface_dice_metric,
-    "asd_mm": asd_metric,
     "predicted_ml": predicted_volume_metric,
     "reference_ml": reference_volume_metric,
+    "surface_dice": surface_dice_metric,
+    "asd_mm": asd_metric,
 }
