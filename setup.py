@@ -28,6 +28,7 @@ setup(
             "intake/dataset/*.jinja",
             "evaluate/*.jinja",
             "compare/*.jinja",
+            "experiments/plans/*.toml",
             "names/*.json",
             "py.typed",
         ],
