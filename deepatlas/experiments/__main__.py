@@ -12,7 +12,7 @@ from deepatlas.compare.evaluations import compare_evaluations
 from deepatlas.errors import PROGRAM, DataError, did_you_mean, guarded, lenient_output
 from deepatlas.exams.outputs import check_out_folder
 from deepatlas.experiments.parts import Parts, parts_of, write_splits
-from deepatlas.experiments.plan import Plan, read_plan, shipped
+from deepatlas.experiments.plan import Plan, check_settings, read_plan, shipped
 from deepatlas.experiments.runner import State, run_one, run_parts
 from deepatlas.files import write_error
 from deepatlas.locks import held
@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(f"--jobs must be 1 or more, got {args.jobs}")
     given = _pairs(args.data)
     plan = read_plan(args.plan, given)
+    check_settings(plan, args.plan)
     out = args.out or Path("runs") / Path(args.plan).stem
     check_out_folder(out)
     chosen = _chosen(plan, args.only)

@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepatlas.experiments.plan import Cohort, Evaluation, Experiment, Plan, Template, needs_template
+from deepatlas.experiments.plan import (
+    Cohort,
+    Evaluation,
+    Plan,
+    Template,
+    needs_template,
+    settings_of,
+)
 from deepatlas.files import write_text
 
 SPLIT_FILE = "splits.json"
@@ -117,7 +124,7 @@ class _Builder:
         arguments += ["--from-scratch"] if experiment.from_scratch else []
         if (preset := experiment.preset or self.plan.preset) and experiment.command == "train":
             arguments += ["--preset", preset]
-        arguments += [*experiment.options, "--quiet", *self._settings(experiment)]
+        arguments += [*experiment.options, "--quiet", *settings_of(self.plan, experiment)]
         return self._add(title, arguments, "runs", name, needs, resumable=True)
 
     def evaluation(self, name: str, evaluation: str) -> str:
@@ -167,11 +174,6 @@ class _Builder:
             return model, []
         run = self.run(model)
         return str(run.out), [run.name]
-
-    def _settings(self, experiment: Experiment) -> list[str]:
-        """The settings of the plan and of the experiment; a later one takes the place of an earlier one of its key."""
-        found = {text.partition("=")[0]: text for text in (*self.plan.settings, *experiment.settings)}
-        return list(found.values())
 
     def _add(
         self,

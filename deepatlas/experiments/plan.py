@@ -16,7 +16,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from deepatlas.errors import DataError, did_you_mean
+from deepatlas.config import Config
+from deepatlas.errors import DataError, DeepAtlasError, did_you_mean
+from deepatlas.presets import preset
+from deepatlas.settings import leaves
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,34 @@ def read_plan(name: str, data: Mapping[str, str] | None = None) -> Plan:
     plan = dataclasses.replace(plan, cohorts=cohorts)
     _check(plan, where)
     return plan
+
+
+def settings_of(plan: Plan, experiment: Experiment) -> list[str]:
+    """The settings of the plan and of the experiment; a later one takes the place of an earlier one of its key."""
+    found = {text.partition("=")[0]: text for text in (*plan.settings, *experiment.settings)}
+    return list(found.values())
+
+
+def check_settings(plan: Plan, where: str) -> None:
+    """Refuse settings that a run would refuse, before the first one runs. ``where`` is the file of the plan.
+
+    Raises :class:`~deepatlas.errors.DataError` with the experiment, the setting, and the nearest known one.
+    """
+    known = [key for key, *_ in leaves(Config())]
+    for name, experiment in plan.experiments.items():
+        if experiment.command != "train":
+            continue
+        settings, at = settings_of(plan, experiment), f"{where}: experiments.{name}"
+        for text in settings:
+            key = text.partition("=")[0]
+            if key not in known:
+                raise DataError(f"{at}: unknown setting {key}; {did_you_mean(key, known)}")
+        try:
+            chosen = preset(experiment.preset or plan.preset or "paper").override(settings)
+            if experiment.preset or plan.preset:
+                chosen.validate()
+        except DeepAtlasError as error:
+            raise DataError(f"{at}: {error}") from error
 
 
 def _check(plan: Plan, where: str) -> None:

@@ -10,8 +10,7 @@ import pytest
 from deepatlas.cli.main import build_parser
 from deepatlas.errors import DataError
 from deepatlas.experiments.parts import parts_of, write_splits
-from deepatlas.experiments.plan import read_plan, shipped
-from deepatlas.presets import PRESETS
+from deepatlas.experiments.plan import check_settings, read_plan, shipped
 from deepatlas.train.__main__ import add_arguments
 
 SMALL = """
@@ -158,16 +157,37 @@ def test_a_wrong_plan_is_refused_with_file_key_and_cure(tmp_path, old, new, word
     assert "plan.toml" in refused(tmp_path, SMALL.replace(old, new, 1), words)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("seed=0", "sed=0", "experiments.base: unknown setting sed; did you mean seed"),
+        (
+            "train.batch=4",
+            "trian.batch=4",
+            "experiments.joint loss: unknown setting trian.batch; did you mean train.batch",
+        ),
+        ("train.batch=4", "train.batch=0", "experiments.joint loss: setting train.batch must be at least 2"),
+        ('preset = "tiny"', 'preset = "tinny"', "experiments.base: .*tinny"),
+    ],
+)
+def test_a_wrong_setting_is_refused_before_anything_runs(tmp_path, old, new, words):
+    plan = plan_of(tmp_path, SMALL.replace("loss.labels=1", "loss.prewitt=1").replace(old, new))
+    with pytest.raises(DataError, match=f"plan.toml: {words}"):
+        check_settings(plan, "plan.toml")
+    check_settings(plan_of(tmp_path, SMALL.replace("loss.labels=1", "loss.prewitt=1")), "plan.toml")
+
+
 def test_a_plan_without_experiments_or_file_is_refused(tmp_path):
     refused(tmp_path, "[cohorts]\n[evaluations]\n[experiments]\n", "experiments has no entry")
     refused(tmp_path, "", "the plan has no experiments")
     with pytest.raises(
-        DataError, match="none.toml: cannot be read .* or one of hippocampus, openkbp, paper, phantom"
+        DataError,
+        match="none.toml: cannot be read .* or one of ablations, hippocampus, openkbp, paper, phantom",
     ):
         read_plan(str(tmp_path / "none.toml"))
 
 
-@pytest.mark.parametrize("name", ["paper", "phantom", "openkbp", "hippocampus"])
+@pytest.mark.parametrize("name", ["paper", "phantom", "openkbp", "hippocampus", "ablations"])
 def test_a_shipped_plan_is_whole(name, tmp_path):
     assert name in shipped()
     plan = read_plan(name)
@@ -177,16 +197,17 @@ def test_a_shipped_plan_is_whole(name, tmp_path):
         assert {"explicit only", "implicit only"} <= set(plan.experiments) and len(plan.experiments) >= 10
 
 
-@pytest.mark.parametrize("name", ["paper", "phantom", "openkbp", "hippocampus"])
+@pytest.mark.parametrize("name", ["paper", "phantom", "openkbp", "hippocampus", "ablations"])
 def test_the_commands_of_a_shipped_plan_are_those_of_the_command_line(name, tmp_path):
     parser, train = build_parser(), argparse.ArgumentParser()
     add_arguments(train)
     commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices
     if "finetune" not in commands or "--split" not in train.format_help():
         pytest.skip("deepatlas finetune and train --split are not there yet")
-    for part in parts_of(read_plan(name), tmp_path).all.values():
+    plan = read_plan(name)
+    check_settings(plan, name)
+    for part in parts_of(plan, tmp_path).all.values():
         if part.arguments[0] == "train":
-            given = train.parse_args(part.arguments[1:])
-            PRESETS[given.preset].override(given.settings).validate()
+            train.parse_args(part.arguments[1:])
         else:
             parser.parse_args(part.arguments)
