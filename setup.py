@@ -27,6 +27,8 @@ setup(
             "pretrained/*/*",
             "intake/dataset/*.jinja",
             "evaluate/*.jinja",
+            "compare/*.jinja",
+            "experiments/plans/*.toml",
             "names/*.json",
             "py.typed",
         ],

@@ -20,7 +20,7 @@ The public names, which are those in ``__all__``:
 Models                  :func:`load`, :class:`Model`
 Templates               :func:`build_template`, :class:`Template`
 Use                     :func:`segment` and :class:`Segmentation`, :func:`locate` and :class:`Located`,
-                        :func:`evaluate_cohort`
+                        :func:`evaluate_cohort`, :func:`compare_evaluations`
 Trust                   :class:`Fit`, :class:`UnknownExamWarning`
 Images                  :func:`read_volume`, :func:`write_volume`, :class:`Volume`, :class:`Labels`, :class:`Grid`
 Exams in folders        :func:`find_exams`, :class:`Cohort`, :class:`ExamFiles`
@@ -43,6 +43,7 @@ from deepatlas.version import __version__
 
 if TYPE_CHECKING:
     from deepatlas.api import Model, load
+    from deepatlas.compare.evaluations import compare_evaluations
     from deepatlas.evaluate.cohort import evaluate_cohort
     from deepatlas.exams.cohort import Cohort, ExamFiles, find_exams
     from deepatlas.exams.phantoms import write_phantoms
@@ -87,6 +88,7 @@ _PUBLIC = {
     "Volume": "deepatlas.io.codec",
     "build_template": "deepatlas.localize.template.build",
     "check_dataset": "deepatlas.intake.dataset.check",
+    "compare_evaluations": "deepatlas.compare.evaluations",
     "evaluate_cohort": "deepatlas.evaluate.cohort",
     "find_exams": "deepatlas.exams.cohort",
     "load": "deepatlas.api",
@@ -122,6 +124,7 @@ __all__ = [
     "__version__",
     "build_template",
     "check_dataset",
+    "compare_evaluations",
     "evaluate_cohort",
     "find_exams",
     "load",

@@ -61,5 +61,5 @@ def test_neither_the_import_nor_the_help_loads_anything_slow():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
-    commands = ("train", "prepare", "template", "segment", "locate", "evaluate", "phantom", "info")
+    commands = ("train", "prepare", "template", "segment", "locate", "evaluate", "compare", "phantom", "info")
     assert all(f"\n    {command} " in done.stdout for command in commands)

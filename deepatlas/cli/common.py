@@ -157,6 +157,8 @@ def number(kind: type, good: Callable[[Any], bool], expected: str) -> Callable[[
 POSITIVE = number(int, lambda v: v >= 1, "a whole number, 1 or more")
 STEPS = number(int, lambda v: v >= 0, "a whole number, 0 or more")
 FRACTION = number(float, lambda v: 0 < v <= 1, "in (0, 1]")
+SEED = number(int, lambda v: 0 <= v < 2**32, "a whole number from 0 to 2^32 - 1")
+DISTANCE = number(float, lambda v: 0 <= v < math.inf, "a number of mm, 0 or more")
 SIDE = number(int, lambda v: v >= 2, "a whole number of at least 2")
 
 

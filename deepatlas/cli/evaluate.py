@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from deepatlas.cli.common import (
+    DISTANCE,
     PARTS,
     Commands,
     add_command,
@@ -50,6 +51,13 @@ def add(commands: Commands) -> None:
         help="convention of HD95 (default: mean, which is eq. 16)",
     )
     c.add_argument(
+        "--tolerance",
+        default=3.0,
+        type=DISTANCE,
+        metavar="MM",
+        help="distance in mm up to which surface Dice counts a piece of a surface as met (default: 3)",
+    )
+    c.add_argument(
         "--convention",
         default="radiological",
         choices=("radiological", "neurological"),
@@ -72,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(args)
     summary = evaluate_cohort(
         model, load_template(args, model), args.data, args.out, args.exams, args.strict, hd95=args.hd95,
-        threshold=args.threshold, convention=args.convention, pictures=not args.no_pictures,
+        tolerance=args.tolerance, threshold=args.threshold, convention=args.convention, pictures=not args.no_pictures,
         split=args.split, part=args.part, progress=progress_lines(args),
     )  # fmt: skip
     list_skipped(summary["skipped"])

@@ -6,12 +6,24 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from deepatlas.cli import cache, evaluate, export, info, locate, phantom, prepare, segment, template, train
+from deepatlas.cli import (
+    cache,
+    compare,
+    evaluate,
+    export,
+    info,
+    locate,
+    phantom,
+    prepare,
+    segment,
+    template,
+    train,
+)
 from deepatlas.errors import PROGRAM, guarded, lenient_output
 
 # The commands in the order in which --help lists them. To add a command, write a file with ``add`` and ``run``, and
 # list it here.
-COMMANDS = (train, prepare, export, template, segment, locate, evaluate, phantom, info, cache)
+COMMANDS = (train, prepare, export, template, segment, locate, evaluate, compare, phantom, info, cache)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -23,6 +23,7 @@ from deepatlas.evaluate.evaluation import (
 from deepatlas.evaluate.exam_figure import exam_figure
 from deepatlas.evaluate.metrics.hd95 import HD95_CONVENTIONS
 from deepatlas.evaluate.metrics.masks import MetricSettings
+from deepatlas.evaluate.metrics.surface_dice import check_tolerance
 from deepatlas.evaluate.report import ExamSection, Report, write_report
 from deepatlas.evaluate.rows import metrics_csv
 from deepatlas.evaluate.score import LabelIds, score_exam
@@ -52,6 +53,7 @@ def evaluate_cohort(
     strict: bool = False,
     *,
     hd95: str = "mean",
+    tolerance: float = 3.0,
     threshold: float | None = None,
     convention: str = "radiological",
     pictures: bool = True,
@@ -66,7 +68,8 @@ def evaluate_cohort(
     (:mod:`deepatlas.names.meet`). One that was not drawn in an exam gives no row; one that was drawn but not found
     counts as Dice 0.
 
-    Files written into ``out_dir``: ``metrics.csv`` (exam, structure, dice, hd95_mm, predicted_ml, reference_ml),
+    Files written into ``out_dir``: ``metrics.csv`` (exam, structure, dice, hd95_mm, predicted_ml,
+    reference_ml, surface_dice, asd_mm),
     ``summary.json``, ``report.html`` (one self-contained file), and, with ``pictures``, ``figures/<exam>.png`` and
     ``figures/dice.png``.
 
@@ -80,6 +83,7 @@ def evaluate_cohort(
         strict: stop at the first exam that cannot be used, or that the model does not know. Otherwise the former is
             skipped and listed, and the latter is scored.
         hd95: the convention of HD95: ``"mean"`` (eq. 16), ``"max"`` or ``"pooled"``.
+        tolerance: the distance in mm up to which surface Dice counts a piece of a surface as met.
         threshold: the mask value that counts for all structures, in (0, 1]; None takes the template's own values.
         convention: how pictures are turned: ``"radiological"`` or ``"neurological"``.
         pictures: draw a picture of every exam and the plot of all exams.
@@ -92,12 +96,13 @@ def evaluate_cohort(
         ``"hd95_mm"``, the statistics of every structure, the conventions, the seconds per exam, and what was skipped.
 
     Raises:
-        DeepAtlasError: the template belongs to another model, or the threshold is out of range.
+        DeepAtlasError: the template belongs to another model, or the threshold or tolerance is out of range.
         DataError: no exam can be evaluated, an id or ``hd95`` is unknown, the template and the data share no
             structure, or a file cannot be written.
     """
     if hd95 not in HD95_CONVENTIONS:
         raise DataError(f"evaluate: hd95 must be one of {', '.join(HD95_CONVENTIONS)}, got {hd95!r}")
+    check_tolerance(tolerance)
     template.check_model(model.fingerprint)
     cohort = find_cohort(data_dir, split)
     among = _scored(cohort, part)
@@ -114,7 +119,7 @@ def evaluate_cohort(
             f"{selection.cohort.labels_path}: shares no structure with the template "
             f"({', '.join(template.names)}); it has {', '.join(labels)}"
         )
-    settings = EvaluationSettings(MetricSettings(hd95), threshold, convention, pictures)
+    settings = EvaluationSettings(MetricSettings(hd95, tolerance), threshold, convention, pictures)
     out_dir = Path(out_dir)
     results = _evaluate_exams(model, template, selection, structures, settings, out_dir, progress)
     if not results:

@@ -16,8 +16,15 @@ from deepatlas.evaluate.statistics import Statistics, Summary, statistics
 from deepatlas.version import __version__
 
 DICE = "2 |Y and P| / (|Y| + |P|) (eq. 15)"
+SURFACE_DICE = (
+    "fraction of the surface voxels of both masks within the tolerance of the other surface (as MONAI)"
+)
+ASD = "mean of the distances of both directions taken together"
 SURFACE = "mask voxels with a face neighbour outside; distances between voxel centres, exact Euclidean"
-ROWS = "structures not drawn in an exam give no row; a missed one counts as Dice 0 and not in the distances"
+ROWS = (
+    "structures not drawn in an exam give no row; a missed one counts as Dice 0 and surface Dice 0, and not in the "
+    "distances"
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,9 @@ class Conventions:
     dice: str
     hd95: str
     hd95_name: str
+    surface_dice: str
+    tolerance_mm: float
+    asd: str
     surface: str
     rows: str
     threshold: float | dict[str, float]  # one for all structures, or one for each
@@ -52,6 +62,9 @@ class Conventions:
             dice=DICE,
             hd95=HD95_CONVENTIONS[name],
             hd95_name=name,
+            surface_dice=SURFACE_DICE,
+            tolerance_mm=settings.metrics.tolerance_mm,
+            asd=ASD,
             surface=SURFACE,
             rows=ROWS,
             threshold=settings.threshold or dict(thresholds),

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, fields
 class Row:
     """One structure in one exam. The fields are the columns of ``metrics.csv`` in their order.
 
-    ``dice`` is a number from 0 to 1. ``hd95_mm`` is infinite where the structure was missed. The volumes are in
-    millilitres.
+    ``dice`` and ``surface_dice`` are numbers from 0 to 1. ``hd95_mm`` and ``asd_mm`` are infinite where the structure
+    was missed. The volumes are in millilitres.
     """
 
     exam: str
@@ -22,6 +22,8 @@ class Row:
     hd95_mm: float
     predicted_ml: float
     reference_ml: float
+    surface_dice: float
+    asd_mm: float
 
     @classmethod
     def columns(cls) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ class StructureSummary:
 
     dice: Statistics
     hd95_mm: Statistics
+    surface_dice: Statistics
+    asd_mm: Statistics
     missed: int
 
 
@@ -46,6 +48,10 @@ class Overall:
     dice_mean_of_rows: float | None
     hd95_mm_mean_of_structures: float | None
     hd95_mm_mean_of_rows: float | None
+    surface_dice_mean_of_structures: float | None
+    surface_dice_mean_of_rows: float | None
+    asd_mm_mean_of_structures: float | None
+    asd_mm_mean_of_rows: float | None
     structures: int
     rows: int
     exams: int
@@ -65,12 +71,20 @@ class Summary:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Summary:
-        """The summary whose :meth:`as_dict` is part of ``data``, for example of a ``summary.json``."""
+        """The summary whose :meth:`as_dict` is part of ``data``, for example of a ``summary.json``.
+
+        A metric that an older version did not measure has no numbers.
+        """
+        metrics = [f.name for f in fields(StructureSummary) if f.name != "missed"]
+        nothing = asdict(statistics([]))
         structures = {
-            name: StructureSummary(Statistics(**s["dice"]), Statistics(**s["hd95_mm"]), s["missed"])
+            name: StructureSummary(
+                **{m: Statistics(**s.get(m, nothing)) for m in metrics}, missed=s["missed"]
+            )
             for name, s in data["structures"].items()
         }
-        return cls(structures, Overall(**data["overall"]))
+        overall = dict.fromkeys(f.name for f in fields(Overall)) | data["overall"]
+        return cls(structures, Overall(**overall))
 
 
 def statistics(values: Iterable[float]) -> Statistics:
@@ -99,6 +113,8 @@ def summarise(rows: Sequence[Row], structures: Sequence[str] | None = None) -> S
         table[name] = StructureSummary(
             dice=statistics(r.dice for r in own),
             hd95_mm=statistics(r.hd95_mm for r in own),
+            surface_dice=statistics(r.surface_dice for r in own),
+            asd_mm=statistics(r.asd_mm for r in own),
             missed=sum(math.isinf(r.hd95_mm) for r in own),
         )
     overall = Overall(
@@ -106,6 +122,10 @@ def summarise(rows: Sequence[Row], structures: Sequence[str] | None = None) -> S
         dice_mean_of_rows=statistics(r.dice for r in rows).mean,
         hd95_mm_mean_of_structures=_mean(s.hd95_mm.mean for s in table.values()),
         hd95_mm_mean_of_rows=statistics(r.hd95_mm for r in rows).mean,
+        surface_dice_mean_of_structures=_mean(s.surface_dice.mean for s in table.values()),
+        surface_dice_mean_of_rows=statistics(r.surface_dice for r in rows).mean,
+        asd_mm_mean_of_structures=_mean(s.asd_mm.mean for s in table.values()),
+        asd_mm_mean_of_rows=statistics(r.asd_mm for r in rows).mean,
         structures=sum(s.dice.n > 0 for s in table.values()),
         rows=len(rows),
         exams=len({r.exam for r in rows}),

@@ -15,21 +15,43 @@ def number(value: float | None, digits: int) -> str:
 
 def summary_cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
     """The header and the cells of the table of structures; the two overall means are its last rows."""
-    header = ["structure", "n", "Dice mean", "median", "std", "HD95 mm mean", "median", "std", "missed"]
+    header = ["structure", "n", "Dice mean", "median", "std", "HD95 mm mean", "median", "std"]
+    header += ["surface Dice", "ASD mm", "missed"]
 
     def of(values: Statistics, digits: int) -> list[str]:
         return [number(v, digits) for v in (values.mean, values.median, values.std)]
 
     cells = [
-        [name, str(s.dice.n), *of(s.dice, 3), *of(s.hd95_mm, 2), str(s.missed)]
+        [
+            name,
+            str(s.dice.n),
+            *of(s.dice, 3),
+            *of(s.hd95_mm, 2),
+            number(s.surface_dice.mean, 3),
+            number(s.asd_mm.mean, 2),
+            str(s.missed),
+        ]  # fmt: skip
         for name, s in summary.structures.items()
     ]
     o = summary.overall
-    for label, n, dice, hd95 in (
-        ("mean over structures", o.structures, o.dice_mean_of_structures, o.hd95_mm_mean_of_structures),
-        ("mean over rows", o.rows, o.dice_mean_of_rows, o.hd95_mm_mean_of_rows),
+    of_structures = (o.dice_mean_of_structures, o.hd95_mm_mean_of_structures)
+    of_structures += (o.surface_dice_mean_of_structures, o.asd_mm_mean_of_structures)
+    of_rows = (
+        o.dice_mean_of_rows,
+        o.hd95_mm_mean_of_rows,
+        o.surface_dice_mean_of_rows,
+        o.asd_mm_mean_of_rows,
+    )
+    for label, n, (dice, hd95, surface, asd) in (
+        ("mean over structures", o.structures, of_structures),
+        ("mean over rows", o.rows, of_rows),
     ):
-        cells.append([label, str(n), number(dice, 3), "", "", number(hd95, 2), "", "", str(o.missed)])
+        cells.append(
+            [
+                label, str(n), number(dice, 3), "", "", number(hd95, 2), "", "", number(surface, 3),
+                number(asd, 2), str(o.missed),
+            ]
+        )  # fmt: skip
     return header, cells
 
 

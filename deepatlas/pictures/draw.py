@@ -175,6 +175,17 @@ def panel_grid(
 
 def png_bytes(figure: Figure, dpi: int = 100) -> bytes:
     """The figure as the bytes of a PNG file. Texts may hold anything that the name of a file can hold."""
+    return _saved(figure, "png", dpi)
+
+
+def save_pdf(figure: Figure, path: str | Path) -> None:
+    """Write the figure as a PDF file atomically. Texts may hold anything that the name of a file can hold."""
+    data = _saved(figure, "pdf")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def _saved(figure: Figure, kind: str, dpi: int = 100) -> bytes:
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
@@ -189,7 +200,7 @@ def png_bytes(figure: Figure, dpi: int = 100) -> bytes:
     with warnings.catch_warnings():
         # A letter that the font lacks appears as a box, and is no reason for a warning.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(out, format="png", dpi=dpi, facecolor=figure.get_facecolor())
+        figure.savefig(out, format=kind, dpi=dpi, facecolor=figure.get_facecolor())
     return out.getvalue()
 
 

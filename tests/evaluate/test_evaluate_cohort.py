@@ -16,6 +16,7 @@ from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.evaluate.cohort import evaluate_cohort
 from deepatlas.evaluate.exam_figure import atlas_slices
 from deepatlas.evaluate.metrics.dice import dice
+from deepatlas.evaluate.rows import Row
 from deepatlas.evaluate.tables import summary_table
 from deepatlas.io.codec import write_volume
 from deepatlas.localize.template.build import build_template
@@ -59,11 +60,12 @@ def test_template_meta_names_its_exams_and_model(template):
 def test_metrics_csv_has_a_row_for_every_drawn_structure(result):
     _, out, _ = result
     rows = list(csv.DictReader((out / "metrics.csv").open()))
-    assert list(rows[0]) == ["exam", "structure", "dice", "hd95_mm", "predicted_ml", "reference_ml"]
+    assert list(rows[0]) == Row.columns()
     found = {(r["exam"], r["structure"]) for r in rows}
     assert found == {(e, s) for e in ("e1", "e2", "e10") for s in LABELS} - {("e10", "spleen")}
     assert min(float(r["dice"]) for r in rows) > 0.9
     assert max(float(r["hd95_mm"]) for r in rows) < 3.5  # about a voxel
+    assert max(float(r["asd_mm"]) for r in rows) < 1.5 and min(float(r["surface_dice"]) for r in rows) > 0.9
     volumes = {r["structure"]: float(r["reference_ml"]) for r in rows if r["exam"] == "e2"}
     assert volumes["liver"] == pytest.approx(4 / 3 * np.pi * 22 * 17 * 19 / 1000, rel=0.02)
 
@@ -75,7 +77,7 @@ def test_summary_json_holds_what_is_returned(result):
     assert summary["structures"]["spleen"]["dice"]["n"] == 2
     assert summary["structures"]["liver"]["dice"]["n"] == summary["overall"]["exams"] == 3
     assert summary["unlabelled"] == ["e11"] and summary["skipped"] == {}
-    assert "eq. 16" in summary["conventions"]["hd95"]
+    assert "eq. 16" in summary["conventions"]["hd95"] and summary["conventions"]["tolerance_mm"] == 3.0
     assert set(summary["seconds"]["per_exam"]) == {"e1", "e2", "e10"}
     assert {"deepatlas", "torch", "python"} <= set(summary["versions"])
     assert len(lines) == 3 and "1/3 e1: mean Dice " in lines[0]
@@ -126,6 +128,7 @@ def test_requests_that_cannot_be_met_are_refused(cohort, template, tmp_path):
     refused("no exam 'e99'", exams=["e99"])
     refused("exam e11 has no seg file", exams=["e11"])
     refused("hd95 must be one of", hd95="p95")
+    refused("tolerance must be a finite number of mm", tolerance=-1.0)
     other = AffineModel()
     other.fingerprint = "other"
     refused("made for the model affine-model", model=other)
@@ -154,6 +157,18 @@ def test_structures_that_the_data_spell_otherwise_are_scored_and_the_names_are_s
             data,
             tmp_path / "o",
         )
+
+
+def test_the_tolerance_of_surface_dice_is_a_setting(cohort, template, tmp_path):
+    one = evaluate_cohort(
+        AffineModel(), template, cohort, tmp_path / "a", ["e2"], pictures=False, tolerance=0.0
+    )
+    two = evaluate_cohort(
+        AffineModel(), template, cohort, tmp_path / "b", ["e2"], pictures=False, tolerance=9.0
+    )
+    scores = [s["overall"]["surface_dice_mean_of_structures"] for s in (one, two)]
+    assert scores[0] < scores[1] == 1.0
+    assert "9.0 mm" in (tmp_path / "b" / "report.html").read_text()
 
 
 def test_a_full_disk_ends_the_run_instead_of_skipping_exams(cohort, template, tmp_path, monkeypatch):

@@ -36,3 +36,15 @@ def test_a_structure_that_was_never_drawn_has_no_numbers():
 def test_a_summary_survives_json():
     summary = summarise(ROWS)
     assert Summary.from_dict(json.loads(json.dumps(summary.as_dict()))) == summary
+
+
+def test_a_summary_of_a_version_without_surface_dice_is_read():
+    old = summarise(ROWS).as_dict()
+    for part in (*old["structures"].values(), old["overall"]):
+        for key in [k for k in part if k.startswith(("surface_dice", "asd"))]:
+            del part[key]
+    summary = Summary.from_dict(old)
+    assert summary.structures["liver"].asd_mm == statistics([])
+    assert summary.overall.asd_mm_mean_of_rows is None and summary.overall.dice_mean_of_rows == pytest.approx(
+        2.6 / 5
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from metric_rows import ROWS
 
+from deepatlas.evaluate.metrics import METRICS
 from deepatlas.evaluate.rows import Row, metrics_csv
 from deepatlas.evaluate.statistics import summarise
 from deepatlas.evaluate.tables import summary_table
@@ -21,7 +22,7 @@ def test_a_markdown_table_escapes_bars_in_names():
     table = summary_table(summarise(ROWS).as_dict(), markdown=True).splitlines()
     assert "spleen\\|left" in table[3]
     cells = [line.replace("\\|", "").count("|") for line in table]
-    assert len(set(cells)) == 1 and cells[0] == 10
+    assert len(set(cells)) == 1 and cells[0] == 12
 
 
 def test_a_structure_without_numbers_is_in_the_table():
@@ -29,6 +30,6 @@ def test_a_structure_without_numbers_is_in_the_table():
 
 
 def test_metrics_csv_names_its_columns_and_writes_infinite_distances():
-    assert Row.columns() == ["exam", "structure", "dice", "hd95_mm", "predicted_ml", "reference_ml"]
+    assert Row.columns() == ["exam", "structure", *METRICS]
     lines = metrics_csv(ROWS).splitlines()
-    assert lines[0] == ",".join(Row.columns()) and lines[4] == "b,spleen|left,0,inf,0,10"
+    assert lines[0] == ",".join(Row.columns()) and lines[4] == "b,spleen|left,0,inf,0,10,0,inf"

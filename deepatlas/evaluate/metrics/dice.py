@@ -7,7 +7,8 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from deepatlas.evaluate.metrics.masks import MaskPair, MetricSettings, as_masks
+from deepatlas.evaluate.metrics.arrays import as_masks
+from deepatlas.evaluate.metrics.masks import MaskPair, MetricSettings
 
 
 def dice(reference: ArrayLike, prediction: ArrayLike) -> float:

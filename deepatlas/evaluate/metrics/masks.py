@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from deepatlas.errors import DeepAtlasError
+from deepatlas.evaluate.metrics.surface import SurfaceDistances, surface_distances
 from deepatlas.space.grid import Grid
 
 
@@ -19,26 +20,19 @@ class MaskPair:
     prediction: NDArray[np.bool_]  # [D, H, W]
     grid: Grid  # of both masks
 
+    @cached_property
+    def distances(self) -> SurfaceDistances:
+        """The surface distances in mm, which several metrics share and which are computed once."""
+        return surface_distances(self.reference, self.prediction, self.grid.spacing)
+
 
 @dataclass(frozen=True)
 class MetricSettings:
-    """The settings of all metrics. ``hd95`` is a name in :data:`~deepatlas.evaluate.metrics.hd95.HD95_CONVENTIONS`."""
+    """The settings of all metrics.
+
+    ``hd95`` is a name in :data:`~deepatlas.evaluate.metrics.hd95.HD95_CONVENTIONS`, and ``tolerance_mm`` the distance
+    up to which surface Dice counts a piece of a surface as met.
+    """
 
     hd95: str = "mean"
-
-
-def as_masks(
-    reference: ArrayLike, prediction: ArrayLike, operation: str
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Both arrays as boolean masks: every value other than 0 belongs to the mask.
-
-    Raises:
-        DeepAtlasError: the arrays do not have one shape ``[D, H, W]``. The message begins with ``operation``.
-    """
-    first, second = np.asarray(reference) != 0, np.asarray(prediction) != 0
-    if first.ndim != 3 or first.shape != second.shape:
-        raise DeepAtlasError(
-            f"{operation}: reference and prediction must have one shape [D, H, W], "
-            f"got {first.shape} and {second.shape}"
-        )
-    return first, second
+    tolerance_mm: float = 3.0

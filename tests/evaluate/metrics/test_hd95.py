@@ -6,24 +6,12 @@ import math
 
 import numpy as np
 import pytest
+from ragged_masks import SPACING, blobs
 from scipy.spatial import cKDTree
 
 from deepatlas.errors import DeepAtlasError
-from deepatlas.evaluate.metrics.hd95 import hausdorff95, surface, surface_distances
-
-SPACING = (0.8, 1.5, 3.1)  # x, y, z mm
-
-
-def blobs(seed: int, shape=(14, 22, 26)) -> tuple[np.ndarray, np.ndarray]:
-    """Two overlapping, ragged ellipsoids."""
-    rng = np.random.default_rng(seed)
-    grid = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), axis=-1)
-    masks = []
-    for _ in range(2):
-        centre = np.array(shape) / 2 + rng.normal(size=3) * 1.5
-        radii = np.array(shape) * rng.uniform(0.2, 0.33, size=3)
-        masks.append((((grid - centre) / radii) ** 2).sum(-1) + 0.25 * rng.normal(size=shape) < 1)
-    return masks[0], masks[1]
+from deepatlas.evaluate.metrics.hd95 import hausdorff95
+from deepatlas.evaluate.metrics.surface import surface, surface_distances
 
 
 def brute_force(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,283 @@
+"""A plan: cohorts, experiments and evaluations in a TOML file, checked before anything runs.
+
+The tables of a plan are the dataclasses of this module, and their keys are the fields. Relative paths are relative to
+the folder in which the command is given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from deepatlas.config import Config
+from deepatlas.errors import DataError, DeepAtlasError, did_you_mean
+from deepatlas.presets import preset
+from deepatlas.settings import leaves
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Exams: a data directory or dataset (``path``, or ``--data NAME=DIR``), or ``phantoms``, so many of them.
+
+    ``first`` is the number of the first phantom, and ``seed`` that of their anatomy.
+    """
+
+    path: str | None = None
+    phantoms: int | None = None
+    first: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Split:
+    """The content of a split file (``splits.json``): exams by their ids."""
+
+    train: tuple[str, ...] | None = None
+    validation: tuple[str, ...] | None = None
+    test: tuple[str, ...] | None = None
+    labelled: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Template:
+    """The labelled exams of which masks in coordinate space are made; no ``exams`` means all labelled ones."""
+
+    cohort: str
+    exams: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What every experiment is scored on. ``options`` are further arguments of ``deepatlas evaluate``."""
+
+    cohort: str
+    exams: tuple[str, ...] = ()
+    template: Template | None = None
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run. ``settings`` come after those of the plan, and ``options`` are further arguments of the command.
+
+    ``model`` is another experiment of the plan, or a model: what ``finetune`` continues, and where ``train`` takes its
+    first weights. ``template = false`` evaluates without one, which is the default for ``finetune``. ``template_exams``
+    take the place of those of the evaluation; an empty list means all labelled ones, of the ``split`` if there is one.
+    """
+
+    cohorts: tuple[str, ...]
+    command: Literal["train", "finetune"] = "train"
+    preset: str | None = None
+    settings: tuple[str, ...] = ()
+    model: str | None = None
+    from_scratch: bool = False
+    split: str | None = None
+    template: bool | None = None
+    template_exams: tuple[str, ...] | None = None
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything. ``show`` are the structures of the summary table, ``baseline`` an experiment (the first)."""
+
+    experiments: dict[str, Experiment]
+    evaluations: dict[str, Evaluation]
+    cohorts: dict[str, Cohort]
+    splits: dict[str, Split] = field(default_factory=dict)
+    title: str = ""
+    baseline: str | None = None
+    show: tuple[str, ...] = ()
+    preset: str | None = None
+    settings: tuple[str, ...] = ()
+
+
+def shipped() -> list[str]:
+    """The names of the plans that come with the package."""
+    folder = resources.files("deepatlas.experiments").joinpath("plans")
+    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml"))
+
+
+def read_plan(name: str, data: Mapping[str, str] | None = None) -> Plan:
+    """Read a plan.
+
+    Args:
+        name: a TOML file, or the name of a shipped plan.
+        data: the paths of cohorts by their names, which take the place of those in the plan.
+
+    Raises:
+        DataError: the file cannot be read or is not TOML, a key is unknown, a value has another type, a name is that of
+            nothing in the plan, or a cohort has no exams.
+    """
+    if name in shipped():
+        where, text = (
+            name,
+            resources.files("deepatlas.experiments").joinpath("plans", f"{name}.toml").read_text("utf-8"),
+        )
+    else:
+        where = name
+        try:
+            text = Path(name).read_text(encoding="utf-8-sig")
+        except OSError as error:
+            raise DataError(
+                f"{name}: cannot be read ({error.strerror}); give a TOML file, or one of {', '.join(shipped())}"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"{name}: not UTF-8 text ({error.reason})") from error
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise DataError(f"{where}: not TOML: {error}") from error
+    plan = _table(Plan, content, where, "")
+    cohorts = dict(plan.cohorts)
+    for cohort, path in (data or {}).items():
+        _known(cohort, cohorts, f"--data {cohort}", "cohort")
+        cohorts[cohort] = Cohort(path=path)
+    plan = dataclasses.replace(plan, cohorts=cohorts)
+    _check(plan, where)
+    return plan
+
+
+def settings_of(plan: Plan, experiment: Experiment) -> list[str]:
+    """The settings of the plan and of the experiment; a later one takes the place of an earlier one of its key."""
+    found = {text.partition("=")[0]: text for text in (*plan.settings, *experiment.settings)}
+    return list(found.values())
+
+
+def check_settings(plan: Plan, where: str) -> None:
+    """Refuse settings that a run would refuse, before the first one runs. ``where`` is the file of the plan.
+
+    Raises :class:`~deepatlas.errors.DataError` with the experiment, the setting, and the nearest known one.
+    """
+    known = [key for key, *_ in leaves(Config())]
+    for name, experiment in plan.experiments.items():
+        if experiment.command != "train":
+            continue
+        settings, at = settings_of(plan, experiment), f"{where}: experiments.{name}"
+        for text in settings:
+            key = text.partition("=")[0]
+            if key not in known:
+                raise DataError(f"{at}: unknown setting {key}; {did_you_mean(key, known)}")
+        try:
+            chosen = preset(experiment.preset or plan.preset or "paper").override(settings)
+            if experiment.preset or plan.preset:
+                chosen.validate()
+        except DeepAtlasError as error:
+            raise DataError(f"{at}: {error}") from error
+
+
+def _check(plan: Plan, where: str) -> None:
+    """Refuse names of nothing, and parts that cannot be run."""
+    for key in ("experiments", "evaluations"):
+        if not getattr(plan, key):
+            raise DataError(f"{where}: {key} has no entry; add [{key}.NAME]")
+    for name, cohort in plan.cohorts.items():
+        if (cohort.path is None) == (cohort.phantoms is None):
+            raise DataError(
+                f"{where}: cohorts.{name} needs either path or phantoms; give the path here, or with --data {name}=DIR"
+            )
+        if cohort.phantoms is not None and (cohort.phantoms < 1 or cohort.first < 0):
+            raise DataError(f"{where}: cohorts.{name}: phantoms must be 1 or more, and first 0 or more")
+    if plan.baseline is not None:
+        _known(plan.baseline, plan.experiments, f"{where}: baseline", "experiment")
+    for name, evaluation in plan.evaluations.items():
+        at = f"{where}: evaluations.{name}"
+        _known(evaluation.cohort, plan.cohorts, f"{at}.cohort", "cohort")
+        if evaluation.template:
+            _known(evaluation.template.cohort, plan.cohorts, f"{at}.template.cohort", "cohort")
+    for name, experiment in plan.experiments.items():
+        at = f"{where}: experiments.{name}"
+        if not experiment.cohorts:
+            raise DataError(f"{at}.cohorts is empty; name the cohorts that it learns from")
+        for cohort in experiment.cohorts:
+            _known(cohort, plan.cohorts, f"{at}.cohorts", "cohort")
+        if experiment.split is not None:
+            _known(experiment.split, plan.splits, f"{at}.split", "split")
+        if experiment.command == "train" and experiment.from_scratch:
+            raise DataError(f"{at}.from_scratch is of finetune alone; every train starts from scratch")
+        if experiment.command == "finetune" and experiment.model is None:
+            raise DataError(f"{at} has no model; finetune continues an experiment of the plan, or a model")
+        for other, evaluation in plan.evaluations.items():
+            if needs_template(experiment) and evaluation.template is None:
+                raise DataError(
+                    f"{at} is scored with a template, and evaluations.{other} has none; add template"
+                )
+        _refuse_circle(plan, name, at)
+
+
+def needs_template(experiment: Experiment) -> bool:
+    """Whether an experiment is evaluated with masks in coordinate space."""
+    return experiment.command == "train" if experiment.template is None else experiment.template
+
+
+def _refuse_circle(plan: Plan, name: str, at: str) -> None:
+    seen: list[str] = []
+    while name in plan.experiments:
+        if name in seen:
+            raise DataError(f"{at}.model leads back to itself: {' from '.join([*seen, name])}")
+        seen.append(name)
+        name = plan.experiments[name].model or ""
+
+
+def _known(name: str, names: Iterable[str], at: str, what: str) -> None:
+    if name not in (found := list(names)):
+        raise DataError(f"{at}: no {what} {name!r}; {did_you_mean(name, found)}")
+
+
+def _table(kind: type, content: Any, where: str, path: str) -> Any:
+    """A dataclass from a table of a plan."""
+    if not isinstance(content, dict):
+        raise DataError(f"{where}: {path} must be a table, got {content!r}")
+    hints = typing.get_type_hints(kind)
+    for key in content:
+        if key not in hints:
+            raise DataError(f"{where}: unknown key {_join(path, key)}; {did_you_mean(key, list(hints))}")
+    required = [
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    for key in required:
+        if key not in content:
+            raise DataError(f"{where}: {path or 'the plan'} has no {key}, which it needs")
+    return kind(**{key: _value(hints[key], v, where, _join(path, key)) for key, v in content.items()})
+
+
+def _value(kind: Any, value: Any, where: str, path: str) -> Any:
+    """A value of the type that a field declares."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        (kind,) = (part for part in parts if part is not types.NoneType)
+        return _value(kind, value, where, path)
+    if dataclasses.is_dataclass(kind):
+        return _table(typing.cast(type, kind), value, where, path)
+    if origin is dict and isinstance(value, dict):
+        return {key: _value(parts[1], v, where, _join(path, key)) for key, v in value.items()}
+    if origin is tuple and isinstance(value, list) and all(isinstance(v, str) for v in value):
+        return tuple(value)
+    if origin is Literal:
+        if value in parts:
+            return value
+        raise DataError(f"{where}: {path} must be {' or '.join(parts)}, got {value!r}")
+    if isinstance(kind, type) and type(value) is kind:
+        return value
+    words = {
+        dict: "a table",
+        tuple: "a list of texts",
+        str: "a text",
+        int: "a whole number",
+        bool: "true or false",
+    }
+    raise DataError(f"{where}: {path} must be {words[origin or kind]}, got {value!r}")
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
