@@ -205,6 +205,7 @@ def test_a_template_of_another_model_needs_any_model(data, template, tmp_path, c
         (("prepare", "{data}"), "no destination; give DST"),
         (("prepare", "{data}", "{tmp}/x", "--shard", "0/2", "--merge"), "--merge comes after"),
         (("phantom", "{tmp}/p", "--exams", "0"), "--exams must be at least 1"),
+        (("phantom", "{tmp}/p", "--first", "-1"), "--first must be at least 0"),
         (("locate", *AFFINE, "--from", "{data}/e1", "--to", "{data}/e2", "--points", "{tmp}/no.csv",
           "--out", "{tmp}/o.csv"), "no.csv"),
     ],
@@ -231,8 +232,8 @@ def test_prepare_and_phantom_write_their_folders(data, tmp_path, capsys):
     result = json.loads(out)
     assert code == 0 and result["exams"] == 2 and "broken" in result["refused"]
     assert err.count("\n") == 1 and err.startswith("deepatlas: skipped broken: ")
-    code, out, _ = run(capsys, "phantom", tmp_path / "p", "--exams", 1, "--seed", 3, "--quiet")
-    assert code == 0 and len(list((tmp_path / "p").glob("*/ct.nii.gz"))) == 1
+    code, out, _ = run(capsys, "phantom", tmp_path / "p", "--exams", 1, "--first", 4, "--seed", 3, "--quiet")
+    assert code == 0 and [p.parent.name for p in (tmp_path / "p").glob("*/ct.nii.gz")] == ["phantom_0004"]
     assert (tmp_path / "p" / "labels.json").is_file()
 
 

@@ -100,7 +100,7 @@ def _of_measure(aligned: Aligned, measure: Measure, baseline: int, bootstrap: Bo
     structures = np.array(
         [[np.nan if (m := _mean(row[group])) is None else m for group in groups] for row in values]
     )
-    everywhere = np.isfinite(values).all(0)
+    everywhere = np.asarray(np.isfinite(values).all(0))
 
     def mean(row: NDArray[np.float64], chosen: NDArray[np.bool_]) -> Mean:
         low, high = interval(row[chosen], exams[chosen], bootstrap)

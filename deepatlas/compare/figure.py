@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -67,7 +67,7 @@ def performance_figure(comparison: Comparison, measures: Sequence[Measure], look
     bottom = 0.2 + max(_inches(_short(structure), _TICK) for _, structure in structures)
     height = top + len(measures) * _PANEL + (len(measures) - 1) * _GAP + bottom
     figure = new_figure(width, height, background=look.background)
-    styles = [
+    styles: list[dict[str, Any]] = [
         {
             "color": look.colours[i % len(look.colours)],
             "marker": (m := _MARKERS[i % len(_MARKERS)]),
@@ -96,7 +96,9 @@ def performance_figure(comparison: Comparison, measures: Sequence[Measure], look
     return figure
 
 
-def _panel(axes: Axes, comparison: Comparison, measure: Measure, styles: Sequence[dict], look: Look) -> None:
+def _panel(
+    axes: Axes, comparison: Comparison, measure: Measure, styles: Sequence[dict[str, Any]], look: Look
+) -> None:
     means = comparison.found[measure.column].structures
     count, structures = means.shape
     axes.set_facecolor(look.background)

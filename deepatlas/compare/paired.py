@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +66,7 @@ def paired(
     there = np.isfinite(values) & np.isfinite(others)
     difference, exams = values[there] - others[there], exams[there]
     count = len(np.unique(exams))
-    facts = {
+    facts: dict[str, Any] = {
         "pairs": len(difference),
         "exams": count,
         "left_out": int(np.count_nonzero(~there)),
@@ -78,8 +79,8 @@ def paired(
     low, high = interval(difference, exams, bootstrap) if bootstrap else (None, None)
     if not difference.any():
         return Paired(**facts, low=low, high=high, untested="equal values")
-    of_exams = np.bincount(np.unique(exams, return_inverse=True)[1], difference)
-    of_exams /= np.unique(exams, return_counts=True)[1]
+    _, numbers, sizes = np.unique(exams, return_inverse=True, return_counts=True)
+    of_exams = np.bincount(numbers, difference) / sizes
     with warnings.catch_warnings():
         # Differences that are all the same have no spread, and their p value is 0, which scipy warns of.
         warnings.simplefilter("ignore", RuntimeWarning)

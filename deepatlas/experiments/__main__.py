@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -168,10 +169,20 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
+def _stopped(*_: object) -> None:
+    raise KeyboardInterrupt("stopped; run the same command to continue")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; errors are one line on standard error."""
     lenient_output()
-    return guarded(run, build_parser().parse_args(argv))
+    # A job that is stopped ends its processes as Ctrl-C does.
+    args = build_parser().parse_args(argv)
+    before = signal.signal(signal.SIGTERM, _stopped)
+    try:
+        return guarded(run, args)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

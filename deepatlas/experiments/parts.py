@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from deepatlas.experiments.plan import (
     Template,
     needs_template,
     settings_of,
+    slug,
 )
 from deepatlas.files import write_text
 
@@ -93,11 +93,6 @@ def write_splits(plan: Plan, out: Path) -> None:
             write_text(path, content)
 
 
-def slug(name: str) -> str:
-    """A name as a name of files: what is not plain becomes a hyphen."""
-    return re.sub(r"[^A-Za-z0-9._=+]+", "-", name).strip("-.") or "part"
-
-
 class _Builder:
     def __init__(self, plan: Plan, out: Path):
         self.plan, self.out = plan, out
@@ -110,7 +105,8 @@ class _Builder:
         done = self.parts.get(title := f"{experiment.command} {name}")
         if done:
             return done
-        needs, arguments = [], [experiment.command]
+        needs: list[str] = []
+        arguments: list[str] = [experiment.command]
         for cohort in experiment.cohorts:
             path, part = self.cohort(cohort)
             arguments += ["--data", path]

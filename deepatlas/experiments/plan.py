@@ -7,6 +7,7 @@ the folder in which the command is given.
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 import types
 import typing
@@ -179,6 +180,15 @@ def _check(plan: Plan, where: str) -> None:
     for key in ("experiments", "evaluations"):
         if not getattr(plan, key):
             raise DataError(f"{where}: {key} has no entry; add [{key}.NAME]")
+    for key in ("cohorts", "experiments", "evaluations", "splits"):
+        folders: dict[str, str] = {}
+        for name in getattr(plan, key):
+            # A file system may not tell large letters from small ones.
+            other = folders.setdefault(slug(name).casefold(), name)
+            if other != name:
+                raise DataError(
+                    f"{where}: {key}.{name} and {key}.{other} would have one folder; give one of them another name"
+                )
     for name, cohort in plan.cohorts.items():
         if (cohort.path is None) == (cohort.phantoms is None):
             raise DataError(
@@ -197,8 +207,8 @@ def _check(plan: Plan, where: str) -> None:
         at = f"{where}: experiments.{name}"
         if not experiment.cohorts:
             raise DataError(f"{at}.cohorts is empty; name the cohorts that it learns from")
-        for cohort in experiment.cohorts:
-            _known(cohort, plan.cohorts, f"{at}.cohorts", "cohort")
+        for learnt in experiment.cohorts:
+            _known(learnt, plan.cohorts, f"{at}.cohorts", "cohort")
         if experiment.split is not None:
             _known(experiment.split, plan.splits, f"{at}.split", "split")
         if experiment.command == "train" and experiment.from_scratch:
@@ -211,6 +221,11 @@ def _check(plan: Plan, where: str) -> None:
                     f"{at} is scored with a template, and evaluations.{other} has none; add template"
                 )
         _refuse_circle(plan, name, at)
+
+
+def slug(name: str) -> str:
+    """A name as a name of files: what is not plain becomes a hyphen."""
+    return re.sub(r"[^A-Za-z0-9._=+]+", "-", name).strip("-.") or "part"
 
 
 def needs_template(experiment: Experiment) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -149,6 +151,7 @@ def test_paths_of_cohorts_are_given_on_the_command_line(tmp_path):
         ('cohort = "made"\nexams', 'cohort = "maid"\nexams', "evaluations.test.cohort: no cohort 'maid'"),
         ('preset = "tiny"', 'baseline = "bas"', "baseline: no experiment 'bas'; did you mean base"),
         ('preset = "tiny"', 'preset = "tiny', "not TOML"),
+        ("[experiments.tuned]", '[experiments."Joint-Loss"]', "Joint-Loss and experiments.joint loss would have one"),
         ("[cohorts]", "[cohorts]\nbad = 3", "cohorts.bad must be a table, got 3"),
     ],
 )  # fmt: skip
@@ -185,6 +188,14 @@ def test_a_plan_without_experiments_or_file_is_refused(tmp_path):
         match="none.toml: cannot be read .* or one of ablations, hippocampus, openkbp, paper, phantom",
     ):
         read_plan(str(tmp_path / "none.toml"))
+
+
+def test_the_plan_on_the_page_is_read(tmp_path):
+    page = Path(__file__).resolve().parents[2] / "docs" / "comparing.md"
+    (text,) = re.findall(r"```toml\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    plan = plan_of(tmp_path, text)
+    parts = parts_of(plan, tmp_path)
+    assert set(parts.evaluated) == {"all", "ten percent", "joint, 2 labels", "fine-tuned"}
 
 
 @pytest.mark.parametrize("name", ["paper", "phantom", "openkbp", "hippocampus", "ablations"])

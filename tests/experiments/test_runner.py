@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -176,6 +178,21 @@ def test_a_part_that_ends_well_and_writes_nothing_has_failed(study, capsys, monk
     script.write_text(script.read_text() + "\nif arguments[0] == 'template': out.rmdir()\n")
     assert study("--only", "a", "c")[0] == 1
     assert "a failed: template a for test" in capsys.readouterr().err
+
+
+def test_a_stopped_plan_ends_its_processes_and_continues_later(study, capsys):
+    script, whole = study.root / "stand_in.py", (study.root / "stand_in.py").read_text()
+    wait = (
+        "import os, signal, time\nif arguments[0] == 'finetune':\n    os.kill(os.getppid(), signal.SIGTERM)\n"
+    )
+    script.write_text(whole + wait + "    time.sleep(60)\n")
+    began, handler = time.monotonic(), signal.getsignal(signal.SIGTERM)
+    status, calls = study("--only", "b", "c")
+    assert status == 130 and "run the same command to continue" in capsys.readouterr().err
+    assert time.monotonic() - began < 30 and signal.getsignal(signal.SIGTERM) is handler
+    script.write_text(whole)
+    status, again = study("--only", "b", "c")
+    assert status == 0 and "finetune" in again and "train" not in again
 
 
 def test_logs_hold_the_command_and_its_output(study):

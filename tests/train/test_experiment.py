@@ -13,6 +13,7 @@ from small_exams import write_cohort
 
 import deepatlas
 from deepatlas import checkpoint
+from deepatlas.evaluate.rows import Row
 from deepatlas.nn import CoordinateNetwork
 from deepatlas.train.__main__ import main
 from deepatlas.train.experiment import Experiment
@@ -75,7 +76,7 @@ def test_the_result_holds_dice_and_true_error(run):
     assert refined["dice"] != result["dice"] and "affine_dice" not in refined
     with (run / "evaluation" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert set(rows[0]) == {"exam", "structure", "dice", "hd95_mm", "predicted_ml", "reference_ml"}
+    assert list(rows[0]) == Row.columns()
     assert {row["exam"] for row in rows} == {"phantom_0003"}
 
 
