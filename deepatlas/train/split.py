@@ -125,16 +125,21 @@ def _tests(
 
 
 def widest_exam(store: Store, ids: list[str]) -> str:
-    """The exam that shows most of the body axis; among those within 5 %, the one of the most typical volume."""
-    length, volume = {}, {}
+    """The exam that shows most of the body axis; among those within 5 %, the one of the most typical volume.
+
+    Where no exam shows anything but the patient, they are crops. The longest shows no more anatomy than others, so the
+    volume decides alone.
+    """
+    length, volume, crops = {}, {}, True
     for exam in ids:
         index = store.index(exam)
         mask = store.mask[index].astype(bool)
         spacing = store.grid(index).spacing
         length[exam] = mask.any((1, 2)).sum() * spacing[2]
         volume[exam] = mask.sum() * float(np.prod(spacing))
+        crops &= bool(mask.all())
     longest = max(length.values())
-    near = [exam for exam in ids if length[exam] >= 0.95 * longest]
+    near = [exam for exam in ids if crops or length[exam] >= 0.95 * longest]
     typical = np.median([volume[exam] for exam in near])
     return min(near, key=lambda exam: abs(volume[exam] - typical))
 

@@ -60,6 +60,9 @@ def start_from(session: Session, model: Engine, name: str, seed_exam: str) -> Fa
     what = (
         "atlas" if size == atlas.shape[-1] else f"atlas (resampled from {size} to {atlas.shape[-1]} voxels)"
     )
+    theirs, ours = model.intensity, session.config.data.intensity
+    if theirs != ours:
+        session.log.say(f"{name} was trained with data.intensity={theirs}, and this run has {ours}")
     left_out = ", no pretraining" if session.config.coarse.steps == 0 else ""
     session.log.say(f"starts from {name} ({model.fingerprint}): its network and {what}{left_out}")
     # The inverse of normalize(): the foreground is defined in Hounsfield units, or on the scale of their window.

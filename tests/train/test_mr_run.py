@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fast_settings import FAST
-from scipy import ndimage
+from small_crops import SETTINGS, write_crops
 
 import deepatlas
 from deepatlas.cli.main import main as command
@@ -16,34 +15,9 @@ from deepatlas.errors import DataError, DataWarning
 from deepatlas.exams.read import read_volume
 from deepatlas.io.codec import write_volume
 from deepatlas.localize.template.file import Template
-from deepatlas.space.grid import Grid
-from deepatlas.space.volume import Volume
 from deepatlas.store.store import Store
 from deepatlas.train.__main__ import main
 from deepatlas.train.cache import entries
-
-SETTINGS = [
-    *(s for s in FAST if "phantom" not in s and "refine" not in s),
-    "loss.similarity=intensity",
-    "train.head_steps=0",
-    "data.holdout=1",
-]
-
-
-def write_crops(root, names=("image.nii.gz", "mr.nrrd", "image.mha", "MR.nii")):
-    """Crops around one bright structure, whose values have a scale of their own in every exam."""
-    for number, name in enumerate(names, 1):
-        rng = np.random.default_rng(number)
-        z, y, x = np.meshgrid(*[np.linspace(-1, 1, n) for n in (24, 28, 26)], indexing="ij")
-        seg = ((x - rng.uniform(-0.1, 0.1)) / 0.5) ** 2 + (y / 0.3) ** 2 + (z / 0.4) ** 2 < 1
-        texture = ndimage.gaussian_filter(rng.normal(size=seg.shape), 2)
-        image = (60 + 30 * seg + 15 * texture / texture.std()) * 10.0**number
-        grid = Grid.from_spacing(seg.shape, (1.0, 1.1, 1.0))
-        write_volume(root / f"e{number}" / name, Volume(image.astype(np.float32), grid))
-        if number < len(names):
-            write_volume(root / f"e{number}" / "seg.nii.gz", Volume(seg.astype(np.uint8), grid))
-    (root / "labels.json").write_text('{"structure": 1}')
-    return root
 
 
 @pytest.fixture(scope="module")

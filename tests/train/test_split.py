@@ -30,6 +30,16 @@ def test_the_atlas_is_seeded_from_the_exam_with_the_widest_coverage():
     assert widest_exam(store, list("abcd")) in "bc" and widest_exam(store, list("acd")) == "c"
 
 
+def test_of_crops_without_air_the_most_typical_one_seeds_the_atlas():
+    spacing = [1.0, 1.1, 1.05, 2.0]
+    store = SimpleNamespace(
+        index="abcd".index,
+        mask=np.ones((4, 64, 64, 64), dtype=np.uint8),
+        grid=lambda i: Grid.from_spacing((64, 64, 64), (1.0, 1.0, spacing[i])),
+    )
+    assert widest_exam(store, list("abcd")) in "bc", "and not the longest"
+
+
 # -- what the user decides: a split file, a limit ---------------------------------------------------------------------
 
 
