@@ -1,11 +1,14 @@
 """Labels in the phases: the masks of the atlas by eq. 14, both tasks of a level in parts, and registration."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
 from drawn_masks import Drawn
 from small_exams import LABELS, write_cohort
 from small_recipe import process
+from waits import Waits
 
 import deepatlas_ops as ops
 from deepatlas.exams.build_store import prepare_cohort
@@ -14,12 +17,14 @@ from deepatlas.model.refine import register_to_atlas
 from deepatlas.nn import Atlas, LabelAtlas
 from deepatlas.presets import preset
 from deepatlas.space.affine import affine_coords
+from deepatlas.space.labels import BoxMask
 from deepatlas.train.feed.labels import LabelMaps
 from deepatlas.train.feed.resident import TrainingArray
 from deepatlas.train.log import NullLog
 from deepatlas.train.loop import Facts, Session
 from deepatlas.train.phases.labels import chosen_exams, label_sweep, learned_template
 from deepatlas.train.recipe import make_modules, recipe
+from deepatlas_ops.reference import invert
 
 CONFIG = preset("tiny").override(
     [
@@ -142,6 +147,47 @@ def test_processes_and_parts_add_up_to_one_batch(array, labels, processes, accum
         expected, wanted = whole[name]
         assert (grad - expected).norm() < 1e-3 * expected.norm(), name
         assert scalars == pytest.approx(wanted, rel=1e-3, abs=1e-6), name
+
+
+def test_a_step_with_labels_never_waits_for_the_device(store, monkeypatch):
+    """On the meta device, which has no values to wait for, as test_no_waiting.py."""
+    array = TrainingArray(store, 16)
+    array.device, array.volumes, array.masks = (
+        torch.device("meta"),
+        array.volumes.to("meta"),
+        array.masks.to("meta"),
+    )
+    there = LabelMaps(store, range(len(store)), 16, 16, "meta")
+    read = there._read
+
+    def overlapping(position):
+        exam = read(position)
+        if exam.slots is not None:
+            exam.overlaps.append(
+                (0, BoxMask.of(np.ones((2, 2, 2), bool)), torch.ones(2, 2, 2, device="meta"))
+            )
+        return exam
+
+    monkeypatch.setattr(there, "_read", overlapping)
+    monkeypatch.setattr(invert, "_may_look", lambda: False)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    world = process(0, 1)
+    world.device = torch.device("meta")
+    of = session(TrainingArray(store, 16), there, world)
+    for module in of.modules.values():
+        module.to("meta")
+    # What is read from the store is read before, as a run does it in its first steps.
+    there.take(range(len(store)))
+    steps = 0
+    for phase in recipe(of, array, labels=there):
+        if phase.name.startswith("level"):
+            with Waits(monkeypatch) as waits:
+                for loss, _scalars in phase.step(0):
+                    loss.backward()
+            assert waits.found == [], phase.name
+            assert of.modules["labels"].values.grad is not None
+            steps += 1
+    assert steps == 2
 
 
 def test_labels_steer_the_registration_of_the_exams_that_have_them():
