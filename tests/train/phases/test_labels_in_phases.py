@@ -23,6 +23,7 @@ from deepatlas.train.feed.resident import TrainingArray
 from deepatlas.train.log import NullLog
 from deepatlas.train.loop import Facts, Session
 from deepatlas.train.phases.labels import chosen_exams, label_sweep, learned_template
+from deepatlas.train.pictures import save_panel
 from deepatlas.train.recipe import make_modules, recipe
 from deepatlas_ops.reference import invert
 
@@ -221,3 +222,23 @@ def test_labels_steer_the_registration_of_the_exams_that_have_them():
     # Without the weight nothing changes.
     off = CONFIG.override(["loss.labels=0", "data.labelled_share=0"])
     assert torch.equal(register_to_atlas(start, image, body, atlas, off, 30, task), plain_result)
+
+
+def test_the_picture_of_a_level_outlines_the_learned_masks(array, labels, store, tmp_path):
+    of = session(array, labels)
+    grids = [store.grid(0), store.grid(1)]
+    masks = of.modules["labels"]
+    for name in ("without", "with"):
+        if name == "with":
+            with torch.no_grad():
+                masks.values[0, :, 4:12, 4:12, 4:12] = 1
+        save_panel(
+            tmp_path / f"{name}.png", of.modules["network"], of.modules["atlas"], array, grids, 0, masks
+        )
+    without, drawn = (
+        np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB"), int) for name in ("without", "with")
+    )
+    changed = np.argwhere((without != drawn).any(axis=2))
+    # The atlas is in the upper left of the picture.
+    height, width = without.shape[:2]
+    assert len(changed) > 50 and ((changed[:, 1] < width / 3) & (changed[:, 0] < height / 2)).sum() > 50
