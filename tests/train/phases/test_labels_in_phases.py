@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from drawn_masks import Drawn
+from matplotlib.image import imread
 from small_exams import LABELS, write_cohort
 from small_recipe import process
 from waits import Waits
@@ -235,9 +236,7 @@ def test_the_picture_of_a_level_outlines_the_learned_masks(array, labels, store,
         save_panel(
             tmp_path / f"{name}.png", of.modules["network"], of.modules["atlas"], array, grids, 0, masks
         )
-    without, drawn = (
-        np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB"), int) for name in ("without", "with")
-    )
+    without, drawn = (imread(tmp_path / f"{name}.png") for name in ("without", "with"))
     changed = np.argwhere((without != drawn).any(axis=2))
     # The atlas is in the upper left of the picture.
     height, width = without.shape[:2]
