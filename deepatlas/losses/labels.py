@@ -46,6 +46,8 @@ class LabelTask:
 
     exams: ExamMasks
     atlas: LabelAtlas
+    # Whether the masks of the atlas learn; where exams are registered to them they stay as they are.
+    learns: bool = True
 
     def explicit(self, coords: Tensor, mask: Tensor, count: int) -> Tensor:
         """The error of the atlas' masks pulled to the exams (eq. 13), as a share of the mean over ``count`` exams.
@@ -61,7 +63,8 @@ class LabelTask:
             assert values is not None
             return sample_shared(values, part), self.exams.masks(group.exams, group.structures)
 
-        return self._error(coords, self.atlas.values, mask, drawn, count, pulled)
+        values = self.atlas.values if self.learns else self.atlas.values.detach()
+        return self._error(coords, values, mask, drawn, count, pulled)
 
     def implicit(self, displacement: Tensor, shared: Tensor, count: int) -> Tensor:
         """The error of each exam's masks moved onto the next exam (eq. 12), as a share of the mean over ``count``.
@@ -133,9 +136,9 @@ class _Summed(torch.autograd.Function):
 
     ``field [n, 3, ...]`` is cut into the exams of a group, and ``values [1, K, ...]``, which may be None, into its
     structures. ``compare`` makes the two masks ``[exams, structures, ...]`` of these, and ``factor`` gives the weight
-    of each, by which the sum of its squares within ``mask [n, 1, ...]`` counts. All of ``field`` and ``values`` has a
-    gradient, which is exactly 0 where no group reaches; it exists also without any group, because the processes of a
-    run must sum the same tensors.
+    of each, by which the sum of its squares within ``mask [n, 1, ...]`` counts. All of ``field``, and of ``values`` if
+    they learn, has a gradient, which is exactly 0 where no group reaches; it exists also without any group, because the
+    processes of a run must sum the same tensors.
     """
 
     @staticmethod
@@ -151,21 +154,21 @@ class _Summed(torch.autograd.Function):
     ) -> Tensor:
         total = field.new_zeros(())
         ctx.field = torch.zeros_like(field)
-        ctx.values = None if values is None else torch.zeros_like(values)
+        learns = values is not None and ctx.needs_input_grad[1]
+        ctx.values = torch.zeros_like(values) if learns else None
         for group in groups:
             rows, columns = (put(torch.as_tensor(numbers)) for numbers in (group.exams, group.structures))
-            leaves = [field.detach().index_select(0, rows).requires_grad_()]
-            if values is not None:
-                leaves.append(values.detach().index_select(1, columns).requires_grad_())
+            part = field.detach().index_select(0, rows).requires_grad_()
+            own = None if values is None else values.detach().index_select(1, columns).requires_grad_(learns)
             with torch.enable_grad():
-                moving, fixed = compare(group, leaves[0], leaves[1] if values is not None else None)
+                moving, fixed = compare(group, part, own)
             weight = factor(group, rows, columns)
             # The gradient of a square is known, so that autograd needs to keep none of its parts.
             difference = moving.detach() - fixed.to(moving)
             inside = difference * mask.index_select(0, rows).to(moving)
             total += (torch.linalg.vecdot(difference.flatten(2), inside.flatten(2)) * weight).sum()
             inside.mul_(2 * weight[..., None, None, None])
-            found = torch.autograd.grad(moving, leaves, inside)
+            found = torch.autograd.grad(moving, [part, own] if learns else [part], inside)
             ctx.field.index_add_(0, rows, found[0])
             if ctx.values is not None:
                 ctx.values.index_add_(1, columns, found[1])

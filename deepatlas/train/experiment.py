@@ -287,7 +287,8 @@ class Experiment:
 
         def picture(level: int) -> None:
             path = self.folder / "figures" / f"level-{level}.png"
-            save_panel(path, session.modules["network"], session.modules["atlas"], array, grids, level)
+            modules = session.modules
+            save_panel(path, modules["network"], modules["atlas"], array, grids, level, modules.get("labels"))
 
         return picture
 

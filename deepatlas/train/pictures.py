@@ -18,8 +18,8 @@ from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import Engine
 from deepatlas.model.native import native_coordinates, warped_atlas
 from deepatlas.names.meet import meeting
-from deepatlas.nn import Atlas, CoordinateNetwork
-from deepatlas.pictures.draw import coordinate_colours, new_figure, save_figure, show
+from deepatlas.nn import Atlas, CoordinateNetwork, LabelAtlas
+from deepatlas.pictures.draw import coordinate_colours, draw_contours, new_figure, save_figure, show
 from deepatlas.pictures.figures import progress_figure
 from deepatlas.pictures.view import View
 from deepatlas.space.affine import affine_coords
@@ -42,12 +42,14 @@ def save_panel(
     array: ExamArray,
     grids: Sequence[Grid],
     level: int,
+    labels: LabelAtlas | None = None,
 ) -> None:
     """Write a PNG of the middle coronal slices of the first exams of ``array``, without augmentation.
 
     Each exam is a column: from top to bottom the exam, its coordinates of ``level`` (red x, green y, blue z) and the
     atlas seen through them. The first column is the atlas itself. ``grids`` are the exams' grids, one for each exam to
-    show; they give the proportions of the voxels.
+    show; they give the proportions of the voxels. The masks of ``labels``, if there are any, are outlined on the atlas
+    and on what is seen of it.
     """
     x, mask = array.take(range(len(grids)))
     coords = ops.resize(network(x, level), x.shape[2:])
@@ -69,12 +71,17 @@ def save_panel(
     title = f"level {level}: exams, their coordinates (red x, green y, blue z), the atlas seen through them"
     figure.suptitle(title, color="0.9", fontsize=9)
     for column, (title, image, field, seen, spacing) in enumerate(columns):
+        outlined = rows[0 if seen is None else 2, column]
         for axes, values, name in zip(rows[:, column], (image, field, seen), (title, "", ""), strict=True):
             if values is None:
                 continue
             plane = view.slice(values.float().cpu().numpy(), middle)
             plane = coordinate_colours(plane) if plane.ndim == 3 else np.clip(plane, 0, 1)
             show(axes, plane, view, spacing, title=name)
+        if labels is not None:
+            place = identity if seen is None else coords[column - 1 : column]
+            masks = view.slice(labels(place)[0].float().cpu().numpy() > 0.5, middle)
+            draw_contours(outlined, masks, range(1, len(masks) + 1), width=0.8)
     save_figure(figure, path)
 
 

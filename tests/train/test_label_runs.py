@@ -25,7 +25,6 @@ SETTINGS = [
     "data.labelled_share=0.5",
     "data.elastic=0.05",
     "data.holdout=0",
-    "loss.min_overlap=0",
     "coarse.lr=0.0005",
     "train.lr=0.0005",
     "distil.steps=[2]",
@@ -91,7 +90,12 @@ class _Killed(BaseException):
 
 
 @pytest.mark.parametrize(
-    ("at", "resident"), [("labels-1", "auto"), ("level-0", "false"), ("register-0", "auto")]
+    ("at", "resident"),
+    [
+        ("level-0", "false"),
+        pytest.param("labels-1", "auto", marks=pytest.mark.slow),
+        pytest.param("register-0", "auto", marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_run_resumes_bit_for_bit(data, whole, tmp_path, monkeypatch, at, resident):
     out = tmp_path / "run"
@@ -117,7 +121,6 @@ def test_a_killed_run_resumes_bit_for_bit(data, whole, tmp_path, monkeypatch, at
 @pytest.mark.slow
 def test_two_processes_compute_the_run_of_one(data, whole, environment, tmp_path):
     out = tmp_path / "run"
-    # As a second process cannot be told to skip it, the score is made of nothing: there is no held-out exam.
     ranks("deepatlas.train.__main__", start(data, out), environment, 2, tmp_path)
     ours, theirs = records(out), records(whole)
     assert [(r["phase"], r["step"]) for r in ours] == [(r["phase"], r["step"]) for r in theirs]

@@ -50,7 +50,7 @@ class Batches:
         ids: their exam ids, in the order of the array.
         data: ranges of the augmentation.
         loss_size: side of the loss grid in voxels.
-        labels: the labels of the exams, of which ``data.labelled_share`` of every batch then has some.
+        labels: the labels of the exams; at least ``data.labelled_share`` of every batch is then labelled.
     """
 
     def __init__(
@@ -127,7 +127,8 @@ class Batches:
             return _picked(everyone, count, generator)
         # The labelled exams come first: neighbours are compared in the implicit task, which needs labels in both.
         first = _picked(self.labels.labelled, round(self.data.labelled_share * count), generator)
-        others = [i for i in everyone if i not in set(first)]
+        taken = set(first)
+        others = [i for i in everyone if i not in taken]
         return first + _picked(others or everyone, count - len(first), generator)
 
 

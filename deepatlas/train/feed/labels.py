@@ -199,11 +199,11 @@ class BatchMasks:
             values.scatter_add_(0, labels.take(flat).long()[None], weight[None])
         values = values[1:].view(len(of.structures), *(fine,) * 3)
         if of.overlaps:
-            slots = [slot for slot, *_ in of.overlaps]
-            hidden = place.new_zeros(1, len(slots), *(MODEL_SIZE,) * 3)
+            hidden = place.new_zeros(1, len(of.overlaps), *(MODEL_SIZE,) * 3)
             for row, (_, mask, voxels) in enumerate(of.overlaps):
                 hidden[(0, row, *mask.box)] = voxels.to(hidden)
-            values[slots] += ops.resample(hidden, place[None], padding="zeros")[0]
+            slots = self.put(torch.tensor([slot for slot, *_ in of.overlaps]))
+            values.index_add_(0, slots, ops.resample(hidden, place[None], padding="zeros")[0])
         return values if fine == loss else F.avg_pool3d(values[None], fine // loss)[0]
 
     @cached_property

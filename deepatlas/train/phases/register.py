@@ -76,7 +76,7 @@ def register_sweep(session: Session, array: ExamArray, number: int, labels: Labe
     def coordinates(x: Tensor, mask: Tensor, rows: list[int]) -> Tensor:
         start = cohort.take(rows, x.device)
         atlas: Atlas = session.modules["atlas"]
-        known = LabelTask(labels.take(rows), session.modules["labels"]) if labels else None
+        known = LabelTask(labels.take(rows), session.modules["labels"], learns=False) if labels else None
         return continued(register_to_atlas(start, x, mask, atlas, config, config.cohort.steps, known), mask)
 
     return _sweep(session, array, f"register-{number}", coordinates)

@@ -1,11 +1,15 @@
 """Labels in the phases: the masks of the atlas by eq. 14, both tasks of a level in parts, and registration."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
 from drawn_masks import Drawn
+from matplotlib.image import imread
 from small_exams import LABELS, write_cohort
 from small_recipe import process
+from waits import Waits
 
 import deepatlas_ops as ops
 from deepatlas.exams.build_store import prepare_cohort
@@ -14,12 +18,15 @@ from deepatlas.model.refine import register_to_atlas
 from deepatlas.nn import Atlas, LabelAtlas
 from deepatlas.presets import preset
 from deepatlas.space.affine import affine_coords
+from deepatlas.space.labels import BoxMask
 from deepatlas.train.feed.labels import LabelMaps
 from deepatlas.train.feed.resident import TrainingArray
 from deepatlas.train.log import NullLog
 from deepatlas.train.loop import Facts, Session
 from deepatlas.train.phases.labels import chosen_exams, label_sweep, learned_template
+from deepatlas.train.pictures import save_panel
 from deepatlas.train.recipe import make_modules, recipe
+from deepatlas_ops.reference import invert
 
 CONFIG = preset("tiny").override(
     [
@@ -144,6 +151,47 @@ def test_processes_and_parts_add_up_to_one_batch(array, labels, processes, accum
         assert scalars == pytest.approx(wanted, rel=1e-3, abs=1e-6), name
 
 
+def test_a_step_with_labels_never_waits_for_the_device(store, monkeypatch):
+    """On the meta device, which has no values to wait for, as test_no_waiting.py."""
+    array = TrainingArray(store, 16)
+    array.device, array.volumes, array.masks = (
+        torch.device("meta"),
+        array.volumes.to("meta"),
+        array.masks.to("meta"),
+    )
+    there = LabelMaps(store, range(len(store)), 16, 16, "meta")
+    read = there._read
+
+    def overlapping(position):
+        exam = read(position)
+        if exam.slots is not None:
+            exam.overlaps.append(
+                (0, BoxMask.of(np.ones((2, 2, 2), bool)), torch.ones(2, 2, 2, device="meta"))
+            )
+        return exam
+
+    monkeypatch.setattr(there, "_read", overlapping)
+    monkeypatch.setattr(invert, "_may_look", lambda: False)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    world = process(0, 1)
+    world.device = torch.device("meta")
+    of = session(TrainingArray(store, 16), there, world)
+    for module in of.modules.values():
+        module.to("meta")
+    # What is read from the store is read before, as a run does it in its first steps.
+    there.take(range(len(store)))
+    steps = 0
+    for phase in recipe(of, array, labels=there):
+        if phase.name.startswith("level"):
+            with Waits(monkeypatch) as waits:
+                for loss, _scalars in phase.step(0):
+                    loss.backward()
+            assert waits.found == [], phase.name
+            assert of.modules["labels"].values.grad is not None
+            steps += 1
+    assert steps == 2
+
+
 def test_labels_steer_the_registration_of_the_exams_that_have_them():
     """In images that show nothing; the exam beside them, without labels, is registered as ever."""
     size = 16
@@ -162,15 +210,34 @@ def test_labels_steer_the_registration_of_the_exams_that_have_them():
         torch.ones(2, 1, *(size,) * 3),
     )
     drawn = np.array([[True], [False]])
-    task = LabelTask(Drawn(values[:, :, None].flatten(1, 2), drawn), masks)
+    task = LabelTask(Drawn(values[:, :, None].flatten(1, 2), drawn), masks, learns=False)
     plain_result = register_to_atlas(start, image, body, atlas, CONFIG, 30)
     steered = register_to_atlas(start, image, body, atlas, CONFIG, 30, task)
 
     def error(coords):
         return (masks(ops.resize(coords, (size,) * 3))[0] - values[0]).square().mean().item()
 
+    assert masks.values.grad is None
     assert error(steered) < 0.5 * error(plain_result)
     assert torch.equal(steered[1], plain_result[1])
     # Without the weight nothing changes.
     off = CONFIG.override(["loss.labels=0", "data.labelled_share=0"])
     assert torch.equal(register_to_atlas(start, image, body, atlas, off, 30, task), plain_result)
+
+
+def test_the_picture_of_a_level_outlines_the_learned_masks(array, labels, store, tmp_path):
+    of = session(array, labels)
+    grids = [store.grid(0), store.grid(1)]
+    masks = of.modules["labels"]
+    for name in ("without", "with"):
+        if name == "with":
+            with torch.no_grad():
+                masks.values[0, :, 4:12, 4:12, 4:12] = 1
+        save_panel(
+            tmp_path / f"{name}.png", of.modules["network"], of.modules["atlas"], array, grids, 0, masks
+        )
+    without, drawn = (imread(tmp_path / f"{name}.png") for name in ("without", "with"))
+    changed = np.argwhere((without != drawn).any(axis=2))
+    # The atlas is in the upper left of the picture.
+    height, width = without.shape[:2]
+    assert len(changed) > 50 and ((changed[:, 1] < width / 3) & (changed[:, 0] < height / 2)).sum() > 50
