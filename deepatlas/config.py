@@ -270,6 +270,8 @@ class DistilConfig:
     contrast: float = setting(0.3, _FRACTION)
     # Weight of the background, whose coordinates continue those of the foreground.
     background: float = setting(0.1, _NOT_NEGATIVE)
+    # Weight of the masks of labelled exams (eq. 13) beside the coordinates, as with ``loss.labels``, which it needs.
+    labels: float = setting(0.0, _NOT_NEGATIVE)
     # Where the Huber loss turns from quadratic to linear, normalised.
     delta: float = setting(0.02, above(0))
     # Decay of the running mean of the weights.
@@ -311,6 +313,9 @@ class Config:
             "data.labelled_share",
             not self.data.labelled_share or self.loss.labels > 0,
             "0 where loss.labels is 0",
+        )
+        yield Relation(
+            "distil.labels", not self.distil.labels or self.loss.labels > 0, "0 where loss.labels is 0"
         )
         yield Relation("loss.size", self.loss.size <= self.network.size, "at most network.size")
         yield Relation(

@@ -63,7 +63,10 @@ def recipe(
         if labels:
             yield round_labels(session, array, labels, number)
         yield register_sweep(session, array, number, labels)
-        yield distil_phase(session, array, number)
+        taught = labels if config.distil.labels else None
+        if taught:
+            yield round_labels(session, array, taught, number, "taught")
+        yield distil_phase(session, array, number, taught)
 
 
 def make_modules(config: Config, exams: int, structures: int = 0) -> dict[str, Any]:

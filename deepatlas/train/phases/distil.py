@@ -1,7 +1,8 @@
 """Phases ``distil-N``: the network learns the registered coordinates of augmented training exams (not in the paper).
 
 An augmented exam is a known map of an exam with known coordinates, so its coordinates are known too. The network
-learns them directly, which costs a fraction of the registration losses.
+learns them directly, which costs a fraction of the registration losses. Where labels are used (``distil.labels``), the
+masks of the atlas pulled to the exam are compared with the drawn ones besides (eq. 13).
 """
 
 from __future__ import annotations
@@ -14,50 +15,60 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deepatlas_ops as ops
+from deepatlas.losses import LabelTask, on_loss_grid
 from deepatlas.losses.similarity import masked_mean
 from deepatlas.train.feed.augment import Contrast
 from deepatlas.train.feed.batches import Batches, Drawn
+from deepatlas.train.feed.labels import LabelMaps
 from deepatlas.train.feed.resident import ExamArray
 from deepatlas.train.loop import Session
 from deepatlas.train.phase import Phase, Schedule
 
 
-def distil_phase(session: Session, array: ExamArray, number: int) -> Phase:
+def distil_phase(session: Session, array: ExamArray, number: int, labels: LabelMaps | None = None) -> Phase:
     """Minimise a Huber loss between the network's coordinates and the registered ones of the cohort.
 
-    The foreground has weight 1, the background ``distil.background``.
+    The foreground has weight 1, the background ``distil.background``. The masks of the atlas stay as they are.
     """
     config = session.config
     settings = config.distil
     network, cohort = session.modules["network"], session.modules["cohort"]
     level, count = config.network.finest_level, settings.batch
-    batches = Batches(array, array.ids, replace(config.data, elastic=settings.elastic), config.network.size)
+    data = replace(config.data, elastic=settings.elastic)
+    batches = Batches(array, array.ids, data, config.network.size, labels)
 
     def draw(generator: torch.Generator) -> tuple[Drawn, Contrast]:
         drawn = batches.draw(count, generator)
         return drawn, Contrast.draw(count, config.network.size, generator)
 
-    def take(drawn: Drawn, contrast: Contrast, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    def take(drawn: Drawn, contrast: Contrast, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x, _, mask = batches.take(drawn, rows)
         x = contrast.rows(rows).apply(x, mask, settings.contrast)
-        goal, weight = coordinate_goal(cohort, drawn, rows, mask, settings.background)
-        return x, goal, weight
+        return x, mask, *coordinate_goal(cohort, drawn, rows, mask, settings.background)
 
     def step(_: int):
         drawn, contrast = draw(session.generator)
         for rows in session.parts(count):
-            x, goal, weight = take(drawn, contrast, rows)
+            x, mask, goal, weight = take(drawn, contrast, rows)
             with session.autocast():
                 predicted = network(x, level)
             predicted = ops.resize(predicted, goal.shape[2:])
             difference = F.huber_loss(predicted, goal, reduction="none", delta=settings.delta)
-            loss = masked_mean(difference, weight).sum() / count
-            error = masked_mean((predicted.detach() - goal).abs(), weight).sum() / count
-            yield 100 * loss, lambda error=error: {"coordinate_error": error.item()}
+            total = 100 * masked_mean(difference, weight).sum() / count
+            scalars = {
+                "coordinate_error": masked_mean((predicted.detach() - goal).abs(), weight).sum() / count
+            }
+            if labels:
+                task = LabelTask(batches.masks(drawn, rows), session.modules["labels"], learns=False)
+                coords = ops.resize(predicted, (config.loss.size,) * 3)
+                wrong = task.explicit(coords, on_loss_grid(x, mask, config.loss.size)[1], count)
+                total = total + settings.labels * wrong
+                scalars["explicit_labels"] = wrong.detach()
+            yield total, lambda scalars=scalars: {name: value.item() for name, value in scalars.items()}
 
     def record(generator: torch.Generator) -> dict:
         drawn, contrast = draw(generator)
-        x, goal, weight = take(drawn, contrast, range(count))
+        x, _, goal, weight = take(drawn, contrast, range(count))
         return {
             "exams": [array.ids[i] for i in drawn.indices],
             "input": x,

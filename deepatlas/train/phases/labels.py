@@ -1,7 +1,7 @@
-"""Sweeps ``labels-L`` and ``labels-round-N``: the masks of the atlas, X', become those of eq. 14 (section 5.1.5).
+"""Sweeps ``labels-L``, ``labels-round-N`` and ``labels-taught-N``: the masks of the atlas, X', become those of eq. 14.
 
-Each level, and each round of registration, starts from the masks that explain the labelled exams best by the
-coordinates that there are. From there the registration losses of a level train them together with the atlas.
+Each level, and each round of registration (section 5.1.5), starts from the masks that explain the labelled exams best
+by the coordinates that there are. From there the registration losses of a level train them together with the atlas.
 """
 
 from __future__ import annotations
@@ -78,14 +78,20 @@ def level_labels(session: Session, array: ExamArray, labels: LabelMaps, level: i
     return label_sweep(session, array, labels, f"labels-{level}", coordinates)
 
 
-def round_labels(session: Session, array: ExamArray, labels: LabelMaps, number: int) -> Sweep:
-    """The masks of the atlas by the coordinates that a round has predicted, before it registers the exams."""
+def round_labels(
+    session: Session, array: ExamArray, labels: LabelMaps, number: int, name: str = "round"
+) -> Sweep:
+    """The masks of the atlas by the coordinates of a round: ``name`` tells whether predicted or registered ones.
+
+    Sweep ``labels-round-N`` comes before the exams are registered to these masks, and ``labels-taught-N`` before the
+    network learns from them.
+    """
     cohort = session.modules["cohort"]
 
     def coordinates(x: Tensor, positions: list[int]) -> Tensor:
         return cohort.take(positions, x.device)
 
-    return label_sweep(session, array, labels, f"labels-round-{number}", coordinates)
+    return label_sweep(session, array, labels, f"labels-{name}-{number}", coordinates)
 
 
 def chosen_exams(labels: LabelMaps) -> list[int]:

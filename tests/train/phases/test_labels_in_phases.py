@@ -33,7 +33,7 @@ CONFIG = preset("tiny").override(
         "network.size=16", "network.fold=1", "network.finest_level=0", "network.channels=[8,16]", "network.features=8",
         "network.atlas_size=24", "loss.size=16", "loss.window=5", "loss.min_overlap=0", "coarse.steps=0",
         "train.batch=5", "train.steps=[1,1]", "loss.labels=0.5", "data.labelled_share=0.6", "distil.steps=[1]",
-        "cohort.steps=2",
+        "distil.labels=0.5", "distil.batch=5", "cohort.steps=2",
     ]
 )  # fmt: skip
 
@@ -108,7 +108,7 @@ def test_enough_exams_of_each_structure_are_chosen():
 
 
 def gradients(array, labels, processes, accumulate):
-    """The gradients and scalars of the first step of each level, summed over the processes."""
+    """The gradients and scalars of the first step of each phase with labels, summed over the processes."""
     found = {}
     for rank in range(processes):
         world = process(rank, processes)
@@ -116,7 +116,7 @@ def gradients(array, labels, processes, accumulate):
         world.sum_tensors = lambda *_: None
         of = session(array, labels, world, CONFIG.override([f"train.accumulate={accumulate}"]))
         for phase in recipe(of, array, labels=labels):
-            if not phase.name.startswith("level"):
+            if not phase.name.startswith(("level", "distil")):
                 continue
             with torch.no_grad():
                 of.modules["labels"].values.copy_(
@@ -124,14 +124,16 @@ def gradients(array, labels, processes, accumulate):
                 )
                 of.modules["labels"].fraction.fill_(0.02)
             parameters = [p for group, _factor in phase.parameters for p in group]
-            for p in parameters:
+            for p in [*parameters, of.modules["labels"].values]:
                 p.grad = None
             scalars = {}
             for loss, values in phase.step(0):
                 loss.backward()
                 for key, value in values().items():
                     scalars[key] = scalars.get(key, 0) + value
-            assert of.modules["labels"].values.grad is not None
+            # While registered coordinates are taught, the masks of the atlas stay as they are.
+            learns = phase.name.startswith("level")
+            assert (of.modules["labels"].values.grad is not None) == learns
             flat = torch.cat(
                 [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters]
             )
@@ -144,7 +146,8 @@ def gradients(array, labels, processes, accumulate):
 def test_processes_and_parts_add_up_to_one_batch(array, labels, processes, accumulate):
     """Also where a process has only exams without labels."""
     whole = gradients(array, labels, 1, 1)
-    assert list(whole) == ["level-1", "level-0"] and whole["level-0"][1]["explicit_labels"] > 0
+    assert list(whole) == ["level-1", "level-0", "distil-0"]
+    assert all(scalars["explicit_labels"] > 0 for _, scalars in whole.values())
     for name, (grad, scalars) in gradients(array, labels, processes, accumulate).items():
         expected, wanted = whole[name]
         assert (grad - expected).norm() < 1e-3 * expected.norm(), name
@@ -187,7 +190,9 @@ def test_a_step_with_labels_never_waits_for_the_device(store, monkeypatch):
                 for loss, _scalars in phase.step(0):
                     loss.backward()
             assert waits.found == [], phase.name
-            assert of.modules["labels"].values.grad is not None
+            # While registered coordinates are taught, the masks of the atlas stay as they are.
+            learns = phase.name.startswith("level")
+            assert (of.modules["labels"].values.grad is not None) == learns
             steps += 1
     assert steps == 2
 
