@@ -1,6 +1,7 @@
 // Vectors of float64 in the width of the processor, for loops over a row that the compiler does not
-// vectorise by itself: with running sums along the row, or with a fast reciprocal root. They use the
-// vector extensions of g++ and clang; intrinsics only where these have no words for an instruction.
+// vectorise by itself: with running sums along the row, or with a fast reciprocal root. They use
+// the vector extensions of g++ and clang, and intrinsics where these have no words for an
+// instruction.
 #pragma once
 
 #include <cstring>
