@@ -254,8 +254,8 @@ void forward(const NccArgs& args, const Parallel& parallel) {
   }
 }
 
-// The gradients of a slab: the first one by a, and with Both the second one by b. With Swapped, a
-// and b are exchanged.
+// The gradients of a slab: by a, and with Both also by b. Where only that by b is needed, a and b
+// are exchanged.
 template <bool Masked, bool Both, class S>
 class Backward {
  public:
