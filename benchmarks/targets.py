@@ -17,7 +17,9 @@ SPEED = (
     ("resample 64^3 x 1 smooth + backward", "grid_sample", 3),
     ("resample 64^3 x 8 smooth + backward", "grid_sample", 3),
     ("smoothness_loss 64^3 + backward", "torch body", 10),
-    ("ncc window 7 64^3 x 8 + backward", "monai", 10),
+    ("ncc window 7 64^3 x 8 + backward", "monai", 14),
+    ("ncc global 64^3 x 8 + backward", "torch body", 4),
+    ("ncc global 64^3 x 1 + backward", "torch body", 4),
 )
 # Of a training step: everything but the networks, against the PyTorch bodies; on any number of threads.
 LOSSES = ("losses of tiny", "losses of headneck", "losses of small", "losses of paper")

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "doubles.h"
 #include "ncc_window.h"
 
 namespace deepatlas {
@@ -40,6 +41,41 @@ struct Lanes {
       ab[i] = t.ab;
     }
   }
+  // Adds voxels without a mask, as many as fill all lanes, to lanes that are empty. The first ones
+  // are the pivots, so that there is nothing to decide. Returns how many were added.
+  template <class S>
+  int64_t add_whole(const S* __restrict x, const S* __restrict y, int64_t count) {
+    const int64_t whole = count / kLanes * kLanes;
+    constexpr int vectors = kLanes / kDoubles;
+    Doubles from_x[vectors], from_y[vectors], sums[vectors][5] = {};
+    for (int k = 0; k < vectors; ++k) {
+      from_x[k] = widen(x + k * kDoubles);
+      from_y[k] = widen(y + k * kDoubles);
+    }
+    for (int64_t i = 0; i < whole; i += kLanes) {
+      for (int k = 0; k < vectors; ++k) {
+        const Doubles dx = widen(x + i + k * kDoubles) - from_x[k];
+        const Doubles dy = widen(y + i + k * kDoubles) - from_y[k];
+        sums[k][0] += dx;
+        sums[k][1] += dy;
+        sums[k][2] += dx * dx;
+        sums[k][3] += dy * dy;
+        sums[k][4] += dx * dy;
+      }
+    }
+    for (int k = 0; k < vectors; ++k) {
+      const int lane = k * kDoubles;
+      put(n + lane, every(double(whole / kLanes)));
+      put(pivot_a + lane, from_x[k]);
+      put(pivot_b + lane, from_y[k]);
+      put(a + lane, sums[k][0]);
+      put(b + lane, sums[k][1]);
+      put(aa + lane, sums[k][2]);
+      put(bb + lane, sums[k][3]);
+      put(ab + lane, sums[k][4]);
+    }
+    return whole;
+  }
   Moments moments() const {
     Moments all{};
     for (int i = 0; i < kLanes; ++i) {
@@ -54,6 +90,7 @@ template <bool Masked, class S>
 Moments moments_of(const S* a, const S* b, const S* mask, int64_t count) {
   Lanes<Masked> lanes;
   int64_t i = 0;
+  if (!Masked && count >= kLanes) i = lanes.add_whole(a, b, count);
   for (; i + kLanes <= count; i += kLanes) {
     lanes.add(a + i, b + i, Masked ? mask + i : nullptr, kLanes);
   }
@@ -104,14 +141,37 @@ void channel_moments(const NccArgs& args, const Parallel& parallel) {
   }
 }
 
+// The gradients of a piece, by a and by b; those that are not needed are null.
+template <bool Masked, bool ByA, bool ByB, class S>
+void gradients(const SlopePair& slopes, const S* a, const S* b, const S* mask, int32_t count,
+               S* grad_a, S* grad_b) {
+  const Slopes by_a = slopes.by_a, by_b = slopes.by_b;
+  for_each_vector(count, [&](int32_t i, auto part) DA_INLINE_LAMBDA {
+    Doubles x = widen(a + i, part), y = widen(b + i, part);
+    const Doubles weight = Masked ? widen(mask + i, part) : every(1), zero = {};
+    if (Masked) {
+      x = choose(weight > 0, x, zero);
+      y = choose(weight > 0, y, zero);
+    }
+    x -= by_a.mean_a;
+    y -= by_a.mean_b;
+    const auto write = [&](S* target, Doubles sum) DA_INLINE_LAMBDA {
+      narrow(target + i, Masked ? weight * sum : sum, part);
+    };
+    if (ByA) write(grad_a, by_a.cross * y + by_a.own * x);
+    if (ByB) write(grad_b, by_b.cross * x + by_b.own * y);
+  });
+}
+
 template <bool Masked, class S>
-void gradient(const Slopes slopes, const S* __restrict a, const S* __restrict b,
-              const S* __restrict mask, int64_t count, S* __restrict target) {
-  for (int64_t i = 0; i < count; ++i) {
-    const double weight = Masked ? double(load(mask[i])) : 1;
-    const double x = Masked ? held(a[i], weight) : double(load(a[i]));
-    const double y = Masked ? held(b[i], weight) : double(load(b[i]));
-    store(target + i, Accumulate<S>(slopes(x, y, weight)));
+void gradients(const SlopePair& slopes, const S* a, const S* b, const S* mask, int32_t count,
+               S* grad_a, S* grad_b) {
+  if (grad_a != nullptr && grad_b != nullptr) {
+    gradients<Masked, true, true>(slopes, a, b, mask, count, grad_a, grad_b);
+  } else if (grad_a != nullptr) {
+    gradients<Masked, true, false>(slopes, a, b, mask, count, grad_a, grad_b);
+  } else {
+    gradients<Masked, false, true>(slopes, a, b, mask, count, grad_a, grad_b);
   }
 }
 
@@ -134,17 +194,15 @@ void global_backward(const NccArgs& args, const Parallel& parallel) {
     const S* a = of_item<S>(args.a, item, voxels) + first;
     const S* b = of_item<S>(args.b, item, voxels) + first;
     const S* mask = mask_of<S>(args, item);
-    const auto by = [&](const Slopes& s, const S* own, const S* other, void* result) {
-      if (result == nullptr) return;
-      S* target = static_cast<S*>(result) + item * voxels + first;
-      if (mask != nullptr) {
-        gradient<true>(s, own, other, mask + first, count, target);
-      } else {
-        gradient<false, S>(s, own, other, nullptr, count, target);
-      }
+    const auto to = [&](void* result) {
+      return result ? static_cast<S*>(result) + item * voxels + first : nullptr;
     };
-    by(slopes.by_a, a, b, args.grad_a);
-    by(slopes.by_b, b, a, args.grad_b);
+    if (mask != nullptr) {
+      gradients<true>(slopes, a, b, mask + first, int32_t(count), to(args.grad_a), to(args.grad_b));
+    } else {
+      gradients<false, S>(slopes, a, b, nullptr, int32_t(count), to(args.grad_a),
+                          to(args.grad_b));
+    }
   });
 }
 

@@ -1,7 +1,7 @@
 // The arithmetic of correlation, for the CPU kernels (ncc.cpp, ncc_window.cpp) and the CUDA kernels
 // (ncc_functors.h, ncc_window_functors.h). All of it is in float64, whatever the data: where a map
-// is nearly flat, its variance is a small difference of large numbers. The kernels are limited by
-// memory, so float64 costs little.
+// is nearly flat, its variance is a small difference of large numbers. ncc_window.cpp repeats
+// window_terms() in vectors.
 #pragma once
 
 #include "kernels.h"

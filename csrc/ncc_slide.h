@@ -1,111 +1,31 @@
-// The box sums of ncc_window.cpp: of a whole row along x, sliding from row to row along y, and
-// sliding from plane to plane along z.
+// The box sums of ncc_window.cpp. Along z and y they slide from plane to plane and from row to row;
+// along x they are differences of running sums. All rows are filled up to whole vectors with zeros.
 #pragma once
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
+#include "doubles.h"
 #include "ncc.h"
 
 namespace deepatlas {
 namespace ncc {
 
-// The sums of a, b, aa, bb, ab and, with a mask, of the weights.
-constexpr int kMaps = 6;
-
-// The sums over windows of 2 * reach + 1 values along a row that is padded with `reach` zeros at
-// either end. It computes the sums over 1, 2, 4, ... values by doubling, and adds those that the
-// binary digits of the window select. Unlike a running sum this vectorises; its time grows with the
-// logarithm of the window.
-class RowBox {
+// Rows of float64 that begin at the boundary of a cache line if their sizes are whole lines.
+class Scratch {
  public:
-  RowBox(int32_t width, int32_t reach)
-      : width_(width), reach_(reach), scratch_(2 * size_t(width + 2 * reach)) {}
-
-  void operator()(const double* padded, double* __restrict out) {
-    const int32_t window = 2 * reach_ + 1;
-    const double* level = padded;
-    std::copy(padded, padded + width_, out);
-    int32_t span = width_ + 2 * reach_, from = 1;
-    double* spare[2] = {scratch_.data(), scratch_.data() + span};
-    for (int32_t step = 1; 2 * step <= window; step *= 2) {
-      span -= step;
-      double_up(level, step, span, spare[0]);
-      level = spare[0];
-      std::swap(spare[0], spare[1]);
-      if (window & (2 * step)) {
-        add(level + from, out);
-        from += 2 * step;
-      }
-    }
-  }
+  explicit Scratch(size_t count) : lines_((count + kPerLine - 1) / kPerLine) {}
+  double* data() { return lines_.front().values; }
+  const double* data() const { return lines_.front().values; }
+  void zero() { std::fill(lines_.begin(), lines_.end(), Line{}); }
 
  private:
-  static void double_up(const double* __restrict x, int32_t step, int32_t n, double* __restrict y) {
-    for (int32_t i = 0; i < n; ++i) y[i] = x[i] + x[i + step];
-  }
-  void add(const double* __restrict x, double* __restrict out) const {
-    for (int32_t i = 0; i < width_; ++i) out[i] += x[i];
-  }
-
-  int32_t width_, reach_;
-  std::vector<double> scratch_;
-};
-
-// Running sums along y of the rows of some planes, `maps` of them, each in a padded row.
-class SlidingRows {
- public:
-  SlidingRows(int maps, const Shape3& shape, const Reach3& reach)
-      : maps_(maps),
-        shape_(shape),
-        reach_(reach),
-        box_(shape.w, reach.x),
-        stride_(size_t(shape.w) + 2 * reach.x),
-        rows_(maps * stride_) {}
-
-  // Goes on to row y of the planes [h, w], of which those that are not needed are null. Must be
-  // called for the rows in order, from 0.
-  void advance(int32_t y, const double* const* planes) {
-    for (int m = 0; m < maps_; ++m) {
-      if (planes[m] == nullptr) continue;
-      double* row = &rows_[m * stride_ + reach_.x];
-      if (y == 0) {
-        std::fill(row, row + shape_.w, 0.0);
-        for (int32_t i = 0; i < std::min(reach_.y + 1, shape_.h); ++i) add(at(planes[m], i), row);
-        continue;
-      }
-      const int32_t in = y + reach_.y, out = y - reach_.y - 1;
-      if (in < shape_.h && out >= 0) {
-        slide(at(planes[m], in), at(planes[m], out), row);
-      } else if (in < shape_.h) {
-        add(at(planes[m], in), row);
-      } else if (out >= 0) {
-        drop(at(planes[m], out), row);
-      }
-    }
-  }
-  // The sums along x of the current row of a map.
-  void sum(int map, double* out) { box_(&rows_[map * stride_], out); }
-
- private:
-  const double* at(const double* plane, int32_t y) const { return plane + int64_t(y) * shape_.w; }
-  void add(const double* __restrict in, double* __restrict row) const {
-    for (int32_t i = 0; i < shape_.w; ++i) row[i] += in[i];
-  }
-  void drop(const double* __restrict out, double* __restrict row) const {
-    for (int32_t i = 0; i < shape_.w; ++i) row[i] -= out[i];
-  }
-  void slide(const double* __restrict in, const double* __restrict out,
-             double* __restrict row) const {
-    for (int32_t i = 0; i < shape_.w; ++i) row[i] = (row[i] - out[i]) + in[i];
-  }
-
-  int maps_;
-  Shape3 shape_;
-  Reach3 reach_;
-  RowBox box_;
-  size_t stride_;
-  std::vector<double> rows_;
+  static constexpr size_t kPerLine = 8;
+  struct alignas(64) Line {
+    double values[kPerLine];
+  };
+  std::vector<Line> lines_;
 };
 
 // One channel, its mask, its moments, whose means are subtracted from the maps, and its floors.
@@ -115,107 +35,104 @@ struct Channel {
   Moments moments;
   Floors floors;
 
-  Channel(const NccArgs& args, int64_t item)
+  // `swapped` exchanges a and b.
+  Channel(const NccArgs& args, int64_t item, bool swapped = false)
       : a(static_cast<const S*>(args.a) + item * args.shape.voxels()),
         b(static_cast<const S*>(args.b) + item * args.shape.voxels()),
         mask(args.mask
                  ? static_cast<const S*>(args.mask) + item / args.channels * args.shape.voxels()
                  : nullptr),
         moments(reinterpret_cast<const Moments*>(args.moments)[item]),
-        floors(window_floors(moments, args.eps)) {}
+        floors(window_floors(moments, args.eps)) {
+    if (!swapped) return;
+    std::swap(a, b);
+    std::swap(moments.a, moments.b);
+    std::swap(floors.a, floors.b);
+  }
 };
 
-// Running sums along z of the maps and their products, plane by plane.
-template <bool Masked, class S>
-class SlidingPlanes {
+// A vector of voxels: the deviations from the means, 0 where the weight is 0, and the weights.
+struct Voxels {
+  Doubles a, b, weight;
+};
+
+template <bool Masked, class S, class Part>
+DA_HD Voxels voxels_of(const Channel<S>& c, int64_t offset, Part part) {
+  const Doubles a = widen(c.a + offset, part) - c.moments.a;
+  const Doubles b = widen(c.b + offset, part) - c.moments.b;
+  if (!Masked) return {part.keep(a), part.keep(b), every(1)};
+  const Doubles weight = widen(c.mask + offset, part), zero = {};
+  const Integers counts = weight > 0;
+  return {choose(counts, a, zero), choose(counts, b, zero), choose(counts, weight, zero)};
+}
+
+// The last rows of a sequence, as many as a box is wide. Running sums are stored in them, so that
+// the sum of a box is the difference of two rows.
+class Ring {
  public:
-  static constexpr int kUsed = Masked ? kMaps : kMaps - 1;
-  const double* planes[kMaps] = {};
+  Ring(int32_t reach, int32_t count, size_t size)
+      : wide_(2 * reach + 1), slots_(std::min(wide_, count)), size_(size), rows_(slots_ * size),
+        zeros_(size) {}
+  // Row i, counted from the first one; before that all sums are 0. The row that leaves the box when
+  // row i enters is in the place of row i.
+  double* row(int32_t i) { return rows_.data() + i % slots_ * size_; }
+  const double* before(int32_t i) { return i > 0 ? row(i - 1) : zeros_.data(); }
+  const double* leaving(int32_t i) { return i >= wide_ ? row(i - wide_) : zeros_.data(); }
 
-  SlidingPlanes(const Shape3& shape, const Reach3& reach)
-      : shape_(shape), reach_(reach), size_(int64_t(shape.h) * shape.w), sums_(kUsed * size_) {
-    for (int m = 0; m < kUsed; ++m) planes[m] = &sums_[m * size_];
-  }
+ private:
+  int32_t wide_, slots_;
+  size_t size_;
+  Scratch rows_, zeros_;
+};
 
-  // Computes the sums around plane z.
-  void start(const Channel<S>& channel, int32_t z) {
-    std::fill(sums_.begin(), sums_.end(), 0.0);
-    const int32_t last = std::min(z + reach_.z, shape_.d - 1);
-    for (int32_t i = std::max(z - reach_.z, 0); i <= last; ++i) pass<true, false>(channel, i, 0);
-  }
-  // Goes on from plane z - 1 to plane z.
-  void advance(const Channel<S>& channel, int32_t z) {
-    const int32_t in = z + reach_.z, out = z - reach_.z - 1;
-    if (in < shape_.d && out >= 0) {
-      pass<true, true>(channel, in, out);
-    } else if (in < shape_.d) {
-      pass<true, false>(channel, in, 0);
-    } else if (out >= 0) {
-      pass<false, true>(channel, 0, out);
+// The sums of kMaps maps over the boxes of the rows of a plane. The rows enter and leave in order.
+template <int kMaps>
+class RowBoxes {
+ public:
+  RowBoxes(int32_t width, int32_t reach)
+      : width_(width),
+        whole_(whole_vectors(width)),
+        reach_(reach),
+        left_(whole_vectors(reach + 1)),
+        stride_(left_ + whole_ + whole_vectors(reach)),
+        sums_(size_t(kMaps) * stride_) {}
+
+  // Begins with no rows.
+  void clear() { sums_.zero(); }
+  // Goes on by a row: change(x, Whole or Rest, values) sets the values that each map gains at x,
+  // x + 1, ...: those of the row that enters less those of the row that leaves.
+  template <class Change>
+  DA_HD void move(const Change& change) {
+    Doubles carry[kMaps] = {};
+    for_each_vector(width_, [&](int32_t x, auto part) DA_INLINE_LAMBDA {
+      Doubles values[kMaps];
+      change(x, part, values);
+      for (int m = 0; m < kMaps; ++m) {
+        const Doubles gained = running_sums(values[m]) + carry[m];
+        add(m, x, gained);
+        carry[m] = last_of(gained);
+      }
+    });
+    // Behind the row, the sums stay what they are.
+    for (int m = 0; m < kMaps; ++m) {
+      for (int32_t x = 0; x < reach_; x += kDoubles) add(m, whole_ + x, carry[m]);
     }
+  }
+  // The sums of a map over the boxes around x, x + 1, ...
+  DA_HD Doubles at(int map, int32_t x) const {
+    const double* sums = sums_.data() + map * stride_ + left_ + x;
+    return get(sums + reach_) - get(sums - reach_ - 1);
   }
 
  private:
-  // What a voxel contributes to the sums.
-  struct Part {
-    double a, b, weight;
-  };
-  static Part part(const S* a, const S* b, const S* mask, int64_t i, double mean_a, double mean_b) {
-    const double x = double(load(a[i])) - mean_a, y = double(load(b[i])) - mean_b;
-    if (!Masked) return {x, y, 1};
-    const double weight = load(mask[i]);
-    const bool counts = weight > 0;
-    return {counts ? x : 0, counts ? y : 0, counts ? weight : 0};
+  DA_HD void add(int map, int32_t x, Doubles values) {
+    double* sums = sums_.data() + map * stride_ + left_ + x;
+    put(sums, get(sums) + values);
   }
 
-  // Adds plane `in` to the sums and subtracts plane `out` from them.
-  template <bool Add, bool Drop>
-  void pass(const Channel<S>& c, int32_t in, int32_t out) {
-    const S* __restrict a = c.a + in * size_, * __restrict b = c.b + in * size_;
-    const S* __restrict mask = Masked ? c.mask + in * size_ : nullptr;
-    const S* __restrict old_a = c.a + out * size_, * __restrict old_b = c.b + out * size_;
-    const S* __restrict old_mask = Masked ? c.mask + out * size_ : nullptr;
-    double* __restrict sum_a = &sums_[0], * __restrict sum_b = sum_a + size_;
-    double* __restrict sum_aa = sum_b + size_, * __restrict sum_bb = sum_aa + size_;
-    double* __restrict sum_ab = sum_bb + size_;
-    double* __restrict sum_n = Masked ? sum_ab + size_ : nullptr;
-    const double mean_a = c.moments.a, mean_b = c.moments.b;
-    for (int64_t i = 0; i < size_; ++i) {
-      double sa = sum_a[i], sb = sum_b[i], saa = sum_aa[i], sbb = sum_bb[i], sab = sum_ab[i];
-      double n = Masked ? sum_n[i] : 0;
-      if (Drop) {
-        const Part p = part(old_a, old_b, old_mask, i, mean_a, mean_b);
-        const double wa = p.weight * p.a, wb = p.weight * p.b;
-        sa -= wa;
-        sb -= wb;
-        saa -= wa * p.a;
-        sbb -= wb * p.b;
-        sab -= wa * p.b;
-        n -= p.weight;
-      }
-      if (Add) {
-        const Part p = part(a, b, mask, i, mean_a, mean_b);
-        const double wa = p.weight * p.a, wb = p.weight * p.b;
-        sa += wa;
-        sb += wb;
-        saa += wa * p.a;
-        sbb += wb * p.b;
-        sab += wa * p.b;
-        n += p.weight;
-      }
-      sum_a[i] = sa;
-      sum_b[i] = sb;
-      sum_aa[i] = saa;
-      sum_bb[i] = sbb;
-      sum_ab[i] = sab;
-      if (Masked) sum_n[i] = n;
-    }
-  }
-
-  Shape3 shape_;
-  Reach3 reach_;
-  int64_t size_;
-  std::vector<double> sums_;
+  int32_t width_, whole_, reach_, left_, stride_;
+  // Of each map, running sums along x of the sums along y.
+  Scratch sums_;
 };
 
 }  // namespace ncc

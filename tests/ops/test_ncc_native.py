@@ -72,6 +72,20 @@ def test_a_nearly_flat_region_far_from_the_mean_keeps_its_digits(window):
         assert (f.double() - e).abs().max() <= 2e-7 * e.abs().max()
 
 
+@pytest.mark.parametrize("window", [None, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_terms_of_the_gradient_cancel_where_a_map_is_a_multiple_of_the_other(window, dtype):
+    # The correlation is 1, its maximum, so that the gradient is 0: the difference of terms that are not. It is exact up
+    # to the digits of float64 whatever the data, though the root of the kernel begins with an estimate.
+    a = maps(1, 2, (15, 9, 13), dtype)[0]
+    with ops.use_backend("native"):
+        value, *gradients = value_and_gradients(a, 4 * a, None, window, torch.ones(1, 2, dtype=dtype))
+    torch.testing.assert_close(value, torch.ones_like(value))
+    terms = 1 / (a.std() * a[0, 0].numel())
+    for gradient in gradients:
+        assert gradient.abs().max() < 1e-12 * terms
+
+
 @pytest.mark.parametrize("window", [None, 3, 9])
 def test_moments_and_results_are_those_of_the_bodies(window):
     # Without kernels, the bodies run under the same schemas.
