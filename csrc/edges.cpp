@@ -37,15 +37,14 @@ class Rows {
 // the differences along x, y and z. The first and the last voxel are repeated beyond the ends.
 template <class T>
 struct EdgeSums {
-  const T *x, *y, *z;
-};
+  const T *__restrict x, *__restrict y, *__restrict z;
 
-// The differences of voxel i, not divided by 18.
-template <class T>
-DA_HD Vec3<T> differences(const T* __restrict x, const T* __restrict y, const T* __restrict z,
-                          int32_t i) {
-  return {x[i + 1] - x[i - 1], y[i - 1] + y[i] + y[i + 1], z[i - 1] + z[i] + z[i + 1]};
-}
+  // The differences of voxel i, not divided by 18.
+  DA_HD Vec3<T> operator()(int32_t i) const {
+    return {x[i + 1] - x[i - 1], y[i - 1] + y[i] + y[i + 1], z[i - 1] + z[i] + z[i + 1]};
+  }
+  EdgeSums from(int32_t first) const { return {x + first, y + first, z + first}; }
+};
 
 // Reads a plane of an image row by row.
 template <class S>
@@ -71,17 +70,6 @@ class EdgeReader {
   EdgeSums<T> sums(int32_t y) {
     const int at = y % 2 * 3;
     return {sums_[at], sums_[at + 1], sums_[at + 2]};
-  }
-  // The roots of row y.
-  void roots(int32_t y, T* __restrict root) {
-    const EdgeSums<T> sums = this->sums(y);
-    const T* __restrict px = sums.x;
-    const T* __restrict py = sums.y;
-    const T* __restrict pz = sums.z;
-    for (int32_t i = 0; i < s_.w; ++i) {
-      const Vec3<T> d = differences(px, py, pz, i);
-      root[i] = edge_root(d.x, d.y, d.z);
-    }
   }
 
  private:
@@ -138,7 +126,6 @@ void forward(const EdgesArgs& a, const Parallel& parallel) {
   const int64_t grain = planes_per_task(s, kVoxelsPerTask);
   parallel(a.items() * s.d, grain, [&](int64_t begin, int64_t end) {
     EdgeReader<S> moving(s), fixed(s);
-    Rows<T> roots(2, s.w);
     alignas(64) T weight[kRowVoxels];
     PlaneSums<T> sums(s.w);
     for (int64_t plane = begin; plane < end; ++plane) {
@@ -150,15 +137,13 @@ void forward(const EdgesArgs& a, const Parallel& parallel) {
         if (next <= s.h) moving.read(next), fixed.read(next);
         if (next < 2) continue;
         const int32_t y = next - 2;
-        moving.roots(y, roots[0]);
-        fixed.roots(y, roots[1]);
         const int64_t row = item / a.channels * s.voxels() + (int64_t(z) * s.h + y) * s.w;
         in_blocks(s.w, [&](int32_t x, int n) {
           read_weights<S>(a.mask, row + x, n, weight);
-          const T* __restrict m = roots[0] + x;
-          const T* __restrict f = roots[1] + x;
-          sums.add(n, [&](int i, T& by_difference, T& by_power, T& by_weight) {
-            const T w = weight[i], change = m[i] - f[i], edge = edge_of(f[i]);
+          const EdgeSums<T> m = moving.sums(y).from(x), f = fixed.sums(y).from(x);
+          sums.add(n, [=, &weight](int i, T& by_difference, T& by_power, T& by_weight) {
+            const T w = weight[i], root = edge_root(f(i));
+            const T change = edge_root(m(i)) - root, edge = edge_of(root);
             by_difference += w > T(0) ? w * change * change : T(0);
             by_power += w > T(0) ? w * edge * edge : T(0);
             by_weight += w;
@@ -188,7 +173,7 @@ class EdgePlanes {
         plane_(int64_t(a.shape.h) * a.shape.w),
         own_(a.shape),
         other_(a.shape),
-        rows_(2, a.shape.w),
+        weights_(1, a.shape.w),
         slopes_(6, a.shape.w),
         kept_(9, a.shape.w),
         planes_(size_t(6) * plane_) {}
@@ -224,21 +209,16 @@ class EdgePlanes {
  private:
   // The slopes of row y, whose weights begin at `voxel`, with the values that count beyond its ends.
   void slopes(int32_t row, int64_t voxel, const EdgeSlope<T>& slope) {
-    other_.roots(row, rows_[0]);
-    read_weights<S>(a_.mask, voxel, s_.w, rows_[1]);
-    const EdgeSums<T> sums = own_.sums(row);
-    const T* __restrict px = sums.x;
-    const T* __restrict py = sums.y;
-    const T* __restrict pz = sums.z;
-    const T* __restrict other = rows_[0];
-    const T* __restrict weight = rows_[1];
+    T* __restrict weight = weights_[0];
+    read_weights<S>(a_.mask, voxel, s_.w, weight);
+    const EdgeSums<T> own = own_.sums(row), other = other_.sums(row);
     T* __restrict x = padded(0, row);
     T* __restrict y = padded(1, row);
     T* __restrict z = padded(2, row);
     const EdgeSlope<T> by = slope;
     for (int32_t i = 0; i < s_.w; ++i) {
-      const Vec3<T> d = differences(px, py, pz, i);
-      const T k = by(edge_root(d.x, d.y, d.z), other[i], weight[i]);
+      const Vec3<T> d = own(i);
+      const T k = by(edge_root(d), edge_root(other(i)), weight[i]);
       x[i] = product(k, d.x);
       y[i] = product(k, d.y);
       z[i] = product(k, d.z);
@@ -294,7 +274,7 @@ class EdgePlanes {
   const Shape3 s_;
   int64_t plane_;
   EdgeReader<S> own_, other_;
-  Rows<T> rows_, slopes_, kept_;
+  Rows<T> weights_, slopes_, kept_;
   std::vector<T> planes_;
 };
 
