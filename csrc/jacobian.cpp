@@ -77,6 +77,7 @@ void smoothness(const JacobianArgs& a, const Parallel& parallel) {
   auto* statistics = reinterpret_cast<Statistics*>(a.statistics);
   std::vector<double> second(a.batch);
   const SmoothnessPoint<T, Log> point(a);
+  const SmoothnessPoint<T, Log, PlainLogarithm<T>> plain(a);
 
   // The first pass keeps D of every voxel, so that the second pass does not read the field.
   const int64_t grain = planes_per_task(a.shape, kVoxelsPerTask);
@@ -93,13 +94,15 @@ void smoothness(const JacobianArgs& a, const Parallel& parallel) {
         read_weights<S>(a.weight, offset, n, weight);
         if (a.weight != nullptr) block.hold(weight, n);
         T* __restrict kept = static_cast<T*>(a.change) + offset;
-        const auto p = point;
-        frames.compute(block, n, p.log.eps);
-        for (int i = 0; i < n; ++i) {
-          T orthonormality;
-          p.terms(frames.det[i], frames.unit_det[i], kept[i], orthonormality);
-          frame[i] = huber(orthonormality, p.delta);
-        }
+        frames.compute(block, n, point.log.eps);
+        const auto terms = [&](const auto p) {
+          for (int i = 0; i < n; ++i) {
+            T orthonormality;
+            p.terms(frames.det[i], frames.unit_det[i], kept[i], orthonormality);
+            frame[i] = huber(orthonormality, p.delta);
+          }
+        };
+        frames.plain(n, point.log.eps) ? terms(plain) : terms(point);
         sums.add(n, [&](int i, T& by_weight, T& by_change, T& by_frame) {
           const T w = weight[i];
           by_weight += w;

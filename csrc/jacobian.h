@@ -85,13 +85,18 @@ DA_HD T log_positive(T x) {
   const T value = split.logarithm(split.f / split.denominator());
   return x < kInfinity<T> ? value : x;
 }
-// The logarithms of two such numbers with a single division. The errors are at most 1.3 units.
+// Two logarithms with a single division.
+template <class T>
+DA_HD void split_logarithms(const Split<T>& p, const Split<T>& q, T& log_p, T& log_q) {
+  const T inverse = T(1) / (p.denominator() * q.denominator());
+  log_p = p.logarithm(p.f * (q.denominator() * inverse));
+  log_q = q.logarithm(q.f * (p.denominator() * inverse));
+}
+// The logarithms of two such numbers. The errors are at most 1.3 units.
 template <class T>
 DA_HD void log_positive(T x, T y, T& log_x, T& log_y) {
-  const Split<T> p(x), q(y);
-  const T inverse = T(1) / (p.denominator() * q.denominator());
-  const T u = p.logarithm(p.f * (q.denominator() * inverse));
-  const T v = q.logarithm(q.f * (p.denominator() * inverse));
+  T u, v;
+  split_logarithms(Split<T>(x), Split<T>(y), u, v);
   log_x = x < kInfinity<T> ? u : x;
   log_y = y < kInfinity<T> ? v : y;
 }
@@ -128,6 +133,21 @@ struct Logarithm {
   DA_HD T continued(T det, T logarithm) const {
     const T tangent = det < eps ? (det - eps) * inverse : T(0);
     return det >= T(0) ? logarithm + tangent : floor - T(1) - logarithm;
+  }
+};
+
+// The same for determinants that are known to lie between eps and infinity.
+template <class T>
+struct PlainLogarithm {
+  T eps;
+  explicit PlainLogarithm(double bound) : eps(Logarithm<T>(bound).eps) {}
+  DA_HD T held(T det) const { return det; }
+  DA_HD T operator()(T det) const {
+    const Split<T> split(det);
+    return split.logarithm(split.f / split.denominator());
+  }
+  DA_HD void operator()(T first, T second, T& log_first, T& log_second) const {
+    split_logarithms(Split<T>(first), Split<T>(second), log_first, log_second);
   }
 };
 
@@ -295,9 +315,9 @@ struct Statistics {
 
 // smoothness_loss, eq. 11. The first pass computes D and the second Huber loss. The first Huber
 // loss needs the mean of D.
-template <class T, bool Log>
+template <class T, bool Log, class Logarithm = deepatlas::Logarithm<T>>
 struct SmoothnessPoint {
-  Logarithm<T> log;
+  Logarithm log;
   T delta;
   explicit SmoothnessPoint(const JacobianArgs& a) : log(kSmoothnessEps), delta(T(a.delta)) {}
 

@@ -193,10 +193,11 @@ struct SmoothnessItem {
   using T = Accumulate<S>;
   const JacobianArgs& a;
   SmoothnessPoint<T, Log> point;
+  SmoothnessPoint<T, Log, PlainLogarithm<T>> plain;
   T mean, mean_pull, factor;
   int64_t first;
   SmoothnessItem(const JacobianArgs& a, int64_t item)
-      : a(a), point(a), first(item * a.shape.voxels()) {
+      : a(a), point(a), plain(a), first(item * a.shape.voxels()) {
     const auto& s = reinterpret_cast<const Statistics*>(a.statistics)[item];
     mean = T(s.change);
     mean_pull = T(s.pull);
@@ -208,11 +209,24 @@ struct SmoothnessItem {
     alignas(64) T weight[kRowVoxels];
     read_weights<S>(a.weight, first + voxel, n, weight);
     if (a.weight != nullptr) block.hold(weight, n);
-    const auto p = point;
-    const T m = mean, pull = mean_pull, f = factor;
     Frames<T> frames;
+    frames.compute(block, n, point.log.eps);
+    frames.plain(n, point.log.eps) ? slopes(plain, n, weight, frames)
+                                   : slopes(point, n, weight, frames);
+    write([&](int i) {
+      FrameSlope<T> slope;
+      slope.q = frames.det[i];
+      slope.r = {frames.inverse_a[i], frames.inverse_b[i], frames.inverse_c[i]};
+      return slope(block.columns(i));
+    });
+  }
+
+  // Computes the slopes of n voxels: q takes the place of `det` and r that of `inverse`.
+  template <class Point>
+  void slopes(const Point& of, int n, const T* __restrict weight, Frames<T>& frames) const {
+    const auto p = of;
+    const T m = mean, pull = mean_pull, f = factor;
     alignas(64) T change[kRowVoxels], orthonormality[kRowVoxels];
-    frames.compute(block, n, p.log.eps);
     if (p.always_linear()) {
       for (int i = 0; i < n; ++i) {
         change[i] = p.log(frames.det[i]);
@@ -224,7 +238,6 @@ struct SmoothnessItem {
         p.terms(frames.det[i], frames.unit_det[i], change[i], orthonormality[i]);
       }
     }
-    // The factors of the slopes take the place of the frames.
     for (int i = 0; i < n; ++i) {
       const FrameSlope<T> slope =
           p.slope(frames[i], change[i], orthonormality[i], weight[i] * f, m, pull);
@@ -233,12 +246,6 @@ struct SmoothnessItem {
       frames.inverse_b[i] = slope.r.y;
       frames.inverse_c[i] = slope.r.z;
     }
-    write([&](int i) {
-      FrameSlope<T> slope;
-      slope.q = frames.det[i];
-      slope.r = {frames.inverse_a[i], frames.inverse_b[i], frames.inverse_c[i]};
-      return slope(block.columns(i));
-    });
   }
 };
 

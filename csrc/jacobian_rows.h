@@ -4,6 +4,10 @@
 // and divisions of a voxel before it begins the next ones.
 #pragma once
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #include "jacobian.h"
 #include "rows.h"
 
@@ -43,14 +47,18 @@ struct Frames {
       inverse_b[i] = squared.y;
       inverse_c[i] = squared.z;
     }
+    finish(n, eps);
+  }
+  // Whether PlainLogarithm can take all determinants. Nearly every block is of this kind.
+  bool plain(int n, T eps) const {
+    int32_t other = 0;
     for (int i = 0; i < n; ++i) {
-      const Frame<T> frame(det[i], {inverse_a[i], inverse_b[i], inverse_c[i]}, eps);
-      unit_det[i] = frame.unit_det;
-      volume[i] = frame.volume;
-      inverse_a[i] = frame.inverse.x;
-      inverse_b[i] = frame.inverse.y;
-      inverse_c[i] = frame.inverse.z;
+      const T least = det[i] < unit_det[i] ? det[i] : unit_det[i];
+      const T most = det[i] > unit_det[i] ? det[i] : unit_det[i];
+      // Also false for NaN, in which case both may be the other determinant.
+      other |= !(least >= eps) | !(most < kInfinity<T>) | !(det[i] == det[i]);
     }
+    return other == 0;
   }
   DA_HD Frame<T> operator[](int i) const {
     Frame<T> frame;
@@ -60,7 +68,54 @@ struct Frames {
     frame.inverse = {inverse_a[i], inverse_b[i], inverse_c[i]};
     return frame;
   }
+
+ private:
+  // Everything else from the determinants, and from the squared lengths in the place of `inverse`.
+  void finish(int n, T eps) {
+    for (int i = 0; i < n; ++i) {
+      const Frame<T> frame(det[i], {inverse_a[i], inverse_b[i], inverse_c[i]}, eps);
+      unit_det[i] = frame.unit_det;
+      volume[i] = frame.volume;
+      inverse_a[i] = frame.inverse.x;
+      inverse_b[i] = frame.inverse.y;
+      inverse_c[i] = frame.inverse.z;
+    }
+  }
 };
+
+#if defined(__AVX512F__)
+// Three roots and a division of 16 voxels take 36 cycles, during which the divider can do nothing
+// else. The estimate of an inverse root and a Newton step, after which its error is one unit in the
+// last place, take five.
+inline __m512 inverse_root(__m512 x) {
+  const __m512 y = _mm512_rsqrt14_ps(x), half = _mm512_set1_ps(0.5f);
+  const __m512 rest = _mm512_fnmadd_ps(_mm512_mul_ps(_mm512_mul_ps(x, half), y), y, half);
+  return _mm512_fmadd_ps(y, rest, y);
+}
+
+// 1 / the lengths of 16 columns, and in the place of their squares the inverse squares: see Frame.
+inline __m512 invert_lengths(float* squared, __m512 least) {
+  const __m512 x = _mm512_load_ps(squared), most = _mm512_set1_ps(std::numeric_limits<float>::max());
+  // Both keep NaN. An infinite square counts as the largest number.
+  const __m512 inverse = inverse_root(_mm512_min_ps(most, _mm512_max_ps(least, x)));
+  const __mmask16 full = _mm512_cmp_ps_mask(x, least, _CMP_NLT_UQ);
+  _mm512_store_ps(squared, _mm512_maskz_mul_ps(full, inverse, inverse));
+  return inverse;
+}
+
+template <>
+inline void Frames<float>::finish(int n, float eps) {
+  const __m512 least = _mm512_set1_ps(eps * eps);
+  // The arrays have complete vectors.
+  for (int i = 0; i < n; i += 16) {
+    const __m512 a = invert_lengths(inverse_a + i, least), b = invert_lengths(inverse_b + i, least),
+                 c = invert_lengths(inverse_c + i, least);
+    const __m512 product = _mm512_mul_ps(_mm512_mul_ps(a, b), c);
+    _mm512_store_ps(volume + i, product);
+    _mm512_store_ps(unit_det + i, _mm512_mul_ps(_mm512_load_ps(det + i), product));
+  }
+}
+#endif
 
 // Calls f(y, x, n) for the blocks of the rows [first, last) of a plane. A block is a part of one row
 // that begins at voxel x, or it is several rows away from the borders of the plane; then x is 0.
