@@ -9,14 +9,15 @@ LOOP = "20 grid_sample"  # the recursion as PyTorch states it
 # Row, peer, how many times faster at least.
 SPEED = (
     ("implicit_warp smooth, 20 steps", LOOP, 8),
-    ("implicit_warp smooth, 1e-3 voxel", LOOP, 25),
+    ("implicit_warp smooth, 1e-3 voxel", LOOP, 35),
     ("implicit_warp implicit + backward", LOOP, 25),
     ("implicit_warp unrolled + backward", LOOP, 6),
     ("resample 64^3 x 1 smooth", "grid_sample", 3),
     ("resample 64^3 x 8 smooth", "grid_sample", 3),
     ("resample 64^3 x 1 smooth + backward", "grid_sample", 3),
     ("resample 64^3 x 8 smooth + backward", "grid_sample", 3),
-    ("smoothness_loss 64^3 + backward", "torch body", 10),
+    ("smoothness_loss 64^3 + backward", "torch body", 15),
+    ("edge_difference 64^3 x 4 + backward", "torch body", 5),
     ("ncc window 7 64^3 x 8 + backward", "monai", 14),
     ("ncc global 64^3 x 8 + backward", "torch body", 4),
     ("ncc global 64^3 x 1 + backward", "torch body", 4),

@@ -1,6 +1,10 @@
-// edge_difference on the CPU, a row of voxels at a time: the sums over the nine rows around it
-// along z and y come first, then those along x. The backward pass sums the slopes of a plane along
-// x and y at once, and keeps three such planes for the sums along z.
+// edge_difference on the CPU, row by row. Along z and y, each sum of three rows is taken once for all
+// rows that share it; the sums along x come last. The backward pass sums the slopes of a plane along
+// x and y, and keeps three such planes for the sums along z.
+//
+// The sums along x read values beside those that were just written, and a processor can hand on what
+// still waits to be stored only to a load at the same address. So every stage along x runs one row
+// behind the stage that writes for it.
 #include "edges.h"
 
 #include <vector>
@@ -10,80 +14,102 @@
 namespace deepatlas {
 namespace {
 
-// The differences of the voxels of a row, not divided by 18, and their roots.
+// Rows of scratch. Each begins at a cache line, and has room for a value before the first voxel and
+// for one after the last.
 template <class T>
-class EdgeRow {
+class Rows {
  public:
-  explicit EdgeRow(int32_t width)
-      : width_(width), data_(3 * (size_t(width) + 2) + 4 * size_t(width)) {
-    T* next = data_.data();
-    for (T** padded : {&along_x_, &along_y_, &along_z_}) *padded = next, next += width + 2;
-    for (T** plain : {&x, &y, &z, &root}) *plain = next, next += width;
-  }
-  EdgeRow(const EdgeRow&) = delete;
-
-  template <class S>
-  void read(const S* image, const Shape3& s, int32_t at_z, int32_t at_y) {
-    const int64_t plane = int64_t(s.h) * s.w;
-    const int64_t below = (at_z > 0 ? at_z - 1 : 0) * plane, here = at_z * plane,
-                  above = (at_z + 1 < s.d ? at_z + 1 : at_z) * plane;
-    const int64_t before = int64_t(at_y > 0 ? at_y - 1 : 0) * s.w, row = int64_t(at_y) * s.w,
-                  after = int64_t(at_y + 1 < s.h ? at_y + 1 : at_y) * s.w;
-    sums(image + below + before, image + here + before, image + above + before, image + below + row,
-         image + here + row, image + above + row, image + below + after, image + here + after,
-         image + above + after);
-    differences();
-  }
-
-  // Each has `width` voxels.
-  T *x, *y, *z, *root;
+  Rows(int count, int32_t width)
+      : stride_(2 + int64_t(width) / kLine), data_(size_t(count * stride_) + 1) {}
+  Rows(const Rows&) = delete;
+  T* operator[](int row) { return data_[size_t(1 + row * stride_)].values; }
 
  private:
-  // The sums along z and y of the nine rows around the row, for each of the three differences.
-  template <class S>
-  void sums(const S* __restrict a0, const S* __restrict a1, const S* __restrict a2,
-            const S* __restrict b0, const S* __restrict b1, const S* __restrict b2,
-            const S* __restrict c0, const S* __restrict c1, const S* __restrict c2) {
-    T* __restrict px = along_x_ + 1;
-    T* __restrict py = along_y_ + 1;
-    T* __restrict pz = along_z_ + 1;
-    for (int32_t i = 0; i < width_; ++i) {
-      const T a = load(a0[i]) + load(a1[i]) + load(a2[i]);
-      const T b = load(b0[i]) + load(b1[i]) + load(b2[i]);
-      const T c = load(c0[i]) + load(c1[i]) + load(c2[i]);
-      px[i] = a + b + c;
-      py[i] = c - a;
-      pz[i] =
-          (load(a2[i]) - load(a0[i])) + (load(b2[i]) - load(b0[i])) + (load(c2[i]) - load(c0[i]));
-    }
-    for (T* padded : {along_x_, along_y_, along_z_}) {
-      padded[0] = padded[1];
-      padded[width_ + 1] = padded[width_];
-    }
+  static constexpr int kLine = 64 / sizeof(T);
+  struct alignas(64) Line {
+    T values[kLine];
+  };
+  int64_t stride_;
+  std::vector<Line> data_;
+};
+
+// What the differences of a row are made of: sums over the nine rows around it along z and y, for
+// the differences along x, y and z. The first and the last voxel are repeated beyond the ends.
+template <class T>
+struct EdgeSums {
+  const T *__restrict x, *__restrict y, *__restrict z;
+
+  // The differences of voxel i, not divided by 18.
+  DA_HD Vec3<T> operator()(int32_t i) const {
+    return {x[i + 1] - x[i - 1], y[i - 1] + y[i] + y[i + 1], z[i - 1] + z[i] + z[i + 1]};
   }
-  // The sums and the difference along x.
-  void differences() {
-    const T* __restrict px = along_x_;
-    const T* __restrict py = along_y_;
-    const T* __restrict pz = along_z_;
-    T* __restrict to_x = x;
-    T* __restrict to_y = y;
-    T* __restrict to_z = z;
-    T* __restrict to_root = root;
-    for (int32_t i = 0; i < width_; ++i) {
-      const T dx = px[i + 2] - px[i], dy = py[i] + py[i + 1] + py[i + 2],
-              dz = pz[i] + pz[i + 1] + pz[i + 2];
-      to_x[i] = dx;
-      to_y[i] = dy;
-      to_z[i] = dz;
-      to_root[i] = edge_root(dx, dy, dz);
-    }
+  EdgeSums from(int32_t first) const { return {x + first, y + first, z + first}; }
+};
+
+// Reads a plane of an image row by row.
+template <class S>
+class EdgeReader {
+  using T = Accumulate<S>;
+
+ public:
+  explicit EdgeReader(const Shape3& shape) : s_(shape), along_z_(6, shape.w), sums_(6, shape.w) {}
+
+  void begin(const S* image, int32_t z) {
+    const int64_t plane = int64_t(s_.h) * s_.w;
+    below_ = image + (z > 0 ? z - 1 : 0) * plane;
+    here_ = image + z * plane;
+    above_ = image + (z + 1 < s_.d ? z + 1 : z) * plane;
+  }
+  // Reads row y of the plane, and sums row y - 1. Called for the rows 0 to h in order, where row h
+  // does not exist.
+  void read(int32_t y) {
+    if (y < s_.h) sum_along_z(y);
+    if (y > 0) sum_along_y(y - 1);
+  }
+  // The sums of row y, which are kept until row y + 2 is summed.
+  EdgeSums<T> sums(int32_t y) {
+    const int at = y % 2 * 3;
+    return {sums_[at], sums_[at + 1], sums_[at + 2]};
   }
 
-  int32_t width_;
-  std::vector<T> data_;
-  // For the differences along x, y and z: rows with one more value at either end.
-  T *along_x_, *along_y_, *along_z_;
+ private:
+  // The sum and the difference of the three rows of an image.
+  void sum_along_z(int32_t y) {
+    const int64_t row = int64_t(y) * s_.w;
+    const S* __restrict below = below_ + row;
+    const S* __restrict here = here_ + row;
+    const S* __restrict above = above_ + row;
+    T* __restrict sum = along_z_[y % 3];
+    T* __restrict change = along_z_[3 + y % 3];
+    for (int32_t i = 0; i < s_.w; ++i) {
+      const T a = load(below[i]), b = load(above[i]);
+      sum[i] = a + load(here[i]) + b;
+      change[i] = b - a;
+    }
+  }
+  void sum_along_y(int32_t y) {
+    const int before = (y > 0 ? y - 1 : 0) % 3, here = y % 3, after = (y + 1 < s_.h ? y + 1 : y) % 3;
+    const T* __restrict a = along_z_[before];
+    const T* __restrict b = along_z_[here];
+    const T* __restrict c = along_z_[after];
+    const T* __restrict da = along_z_[3 + before];
+    const T* __restrict db = along_z_[3 + here];
+    const T* __restrict dc = along_z_[3 + after];
+    const int at = y % 2 * 3;
+    T* __restrict px = sums_[at];
+    T* __restrict py = sums_[at + 1];
+    T* __restrict pz = sums_[at + 2];
+    for (int32_t i = 0; i < s_.w; ++i) {
+      px[i] = a[i] + b[i] + c[i];
+      py[i] = c[i] - a[i];
+      pz[i] = da[i] + db[i] + dc[i];
+    }
+    for (T* row : {px, py, pz}) row[-1] = row[0], row[s_.w] = row[s_.w - 1];
+  }
+
+  const Shape3 s_;
+  const S *below_, *here_, *above_;
+  Rows<T> along_z_, sums_;
 };
 
 constexpr int64_t kVoxelsPerTask = 8192;
@@ -99,22 +125,25 @@ void forward(const EdgesArgs& a, const Parallel& parallel) {
   const Shape3& s = a.shape;
   const int64_t grain = planes_per_task(s, kVoxelsPerTask);
   parallel(a.items() * s.d, grain, [&](int64_t begin, int64_t end) {
-    EdgeRow<T> moving(s.w), fixed(s.w);
+    EdgeReader<S> moving(s), fixed(s);
     alignas(64) T weight[kRowVoxels];
     PlaneSums<T> sums(s.w);
     for (int64_t plane = begin; plane < end; ++plane) {
       const int64_t item = plane / s.d;
       const int32_t z = int32_t(plane - item * s.d);
-      for (int32_t y = 0; y < s.h; ++y) {
-        moving.read(item_of<S>(a.moving, item, a), s, z, y);
-        fixed.read(item_of<S>(a.fixed, item, a), s, z, y);
+      moving.begin(item_of<S>(a.moving, item, a), z);
+      fixed.begin(item_of<S>(a.fixed, item, a), z);
+      for (int32_t next = 0; next < s.h + 2; ++next) {
+        if (next <= s.h) moving.read(next), fixed.read(next);
+        if (next < 2) continue;
+        const int32_t y = next - 2;
         const int64_t row = item / a.channels * s.voxels() + (int64_t(z) * s.h + y) * s.w;
         in_blocks(s.w, [&](int32_t x, int n) {
           read_weights<S>(a.mask, row + x, n, weight);
-          const T* __restrict m = moving.root + x;
-          const T* __restrict f = fixed.root + x;
-          sums.add(n, [&](int i, T& by_difference, T& by_power, T& by_weight) {
-            const T w = weight[i], change = m[i] - f[i], edge = edge_of(f[i]);
+          const EdgeSums<T> m = moving.sums(y).from(x), f = fixed.sums(y).from(x);
+          sums.add(n, [=, &weight](int i, T& by_difference, T& by_power, T& by_weight) {
+            const T w = weight[i], root = edge_root(f(i));
+            const T change = edge_root(m(i)) - root, edge = edge_of(root);
             by_difference += w > T(0) ? w * change * change : T(0);
             by_power += w > T(0) ? w * edge * edge : T(0);
             by_weight += w;
@@ -142,18 +171,23 @@ class EdgePlanes {
       : a_(a),
         s_(a.shape),
         plane_(int64_t(a.shape.h) * a.shape.w),
-        own_(a.shape.w),
-        other_(a.shape.w),
-        data_(size_t(6) * plane_ + 9 * size_t(a.shape.w) + 3 * (size_t(a.shape.w) + 2)) {}
+        own_(a.shape),
+        other_(a.shape),
+        weights_(1, a.shape.w),
+        slopes_(6, a.shape.w),
+        kept_(9, a.shape.w),
+        planes_(size_t(6) * plane_) {}
 
   // Computes plane z of an item, which is kept until plane z + 3 is computed.
   void add(const void* own, const void* other, int64_t item, int32_t z, const EdgeSlope<T>& slope) {
-    for (int32_t y = 0; y < s_.h; ++y) {
-      own_.read(item_of<S>(own, item, a_), s_, z, y);
-      other_.read(item_of<S>(other, item, a_), s_, z, y);
-      slopes(item / a_.channels * s_.voxels() + (int64_t(z) * s_.h + y) * s_.w, slope);
-      sum_along_x(y);
-      if (y > 0) sum_along_y(z, y - 1);
+    own_.begin(item_of<S>(own, item, a_), z);
+    other_.begin(item_of<S>(other, item, a_), z);
+    const int64_t first = item / a_.channels * s_.voxels() + z * plane_;
+    for (int32_t next = 0; next < s_.h + 3; ++next) {
+      if (next <= s_.h) own_.read(next), other_.read(next);
+      if (next >= 2 && next < s_.h + 2) slopes(next - 2, first + int64_t(next - 2) * s_.w, slope);
+      if (next >= 3) sum_along_x(next - 3);
+      if (next >= 4) sum_along_y(z, next - 4);
     }
     sum_along_y(z, s_.h - 1);
   }
@@ -161,9 +195,11 @@ class EdgePlanes {
   // Stores the gradient of plane z. The planes beside it must have been computed.
   void store_plane(int32_t z, S* __restrict out) const {
     const bool first = z == 0, last = z == s_.d - 1;
-    const T *below = spread(first ? z : z - 1), *here = spread(z),
-            *above = spread(last ? z : z + 1);
-    const T *low = turned(first ? z : z - 1), *high = turned(last ? z : z + 1);
+    const T* __restrict below = spread(first ? z : z - 1);
+    const T* __restrict here = spread(z);
+    const T* __restrict above = spread(last ? z : z + 1);
+    const T* __restrict low = turned(first ? z : z - 1);
+    const T* __restrict high = turned(last ? z : z + 1);
     const T low_sign = first ? T(-1) : T(1), high_sign = last ? T(-1) : T(1);
     for (int64_t i = 0; i < plane_; ++i) {
       store(out + i, below[i] + here[i] + above[i] + (low_sign * low[i] - high_sign * high[i]));
@@ -171,39 +207,41 @@ class EdgePlanes {
   }
 
  private:
-  // The slopes of a row, with the values that count beyond its ends.
-  void slopes(int64_t row, const EdgeSlope<T>& slope) {
-    alignas(64) T weight[kRowVoxels];
-    T *x = padded(0), *y = padded(1), *z = padded(2);
-    in_blocks(s_.w, [&](int32_t first, int n) {
-      read_weights<S>(a_.mask, row + first, n, weight);
-      const T* __restrict own = own_.root + first;
-      const T* __restrict other = other_.root + first;
-      for (int i = 0; i < n; ++i) weight[i] = slope(own[i], other[i], weight[i]);
-      multiply(weight, own_.x + first, n, x + 1 + first);
-      multiply(weight, own_.y + first, n, y + 1 + first);
-      multiply(weight, own_.z + first, n, z + 1 + first);
-    });
-    x[0] = -x[1], x[s_.w + 1] = -x[s_.w];
-    y[0] = y[1], y[s_.w + 1] = y[s_.w];
-    z[0] = z[1], z[s_.w + 1] = z[s_.w];
+  // The slopes of row y, whose weights begin at `voxel`, with the values that count beyond its ends.
+  void slopes(int32_t row, int64_t voxel, const EdgeSlope<T>& slope) {
+    T* __restrict weight = weights_[0];
+    read_weights<S>(a_.mask, voxel, s_.w, weight);
+    const EdgeSums<T> own = own_.sums(row), other = other_.sums(row);
+    T* __restrict x = padded(0, row);
+    T* __restrict y = padded(1, row);
+    T* __restrict z = padded(2, row);
+    const EdgeSlope<T> by = slope;
+    for (int32_t i = 0; i < s_.w; ++i) {
+      const Vec3<T> d = own(i);
+      const T k = by(edge_root(d), edge_root(other(i)), weight[i]);
+      x[i] = product(k, d.x);
+      y[i] = product(k, d.y);
+      z[i] = product(k, d.z);
+    }
+    const int32_t w = s_.w;
+    x[-1] = -x[0], x[w] = -x[w - 1];
+    y[-1] = y[0], y[w] = y[w - 1];
+    z[-1] = z[0], z[w] = z[w - 1];
   }
   // Where k is 0 the product is 0, even if the other factor is NaN.
-  static void multiply(const T* __restrict k, const T* __restrict by, int n, T* __restrict out) {
-    for (int i = 0; i < n; ++i) out[i] = k[i] == T(0) ? T(0) : k[i] * by[i];
-  }
+  DA_HD static T product(T k, T by) { return k == T(0) ? T(0) : k * by; }
 
   void sum_along_x(int32_t row) {
-    const T* __restrict x = padded(0);
-    const T* __restrict y = padded(1);
-    const T* __restrict z = padded(2);
+    const T* __restrict x = padded(0, row);
+    const T* __restrict y = padded(1, row);
+    const T* __restrict z = padded(2, row);
     T* __restrict to_x = kept(0, row);
     T* __restrict to_y = kept(1, row);
     T* __restrict to_z = kept(2, row);
     for (int32_t i = 0; i < s_.w; ++i) {
-      to_x[i] = x[i] - x[i + 2];
-      to_y[i] = y[i] + y[i + 1] + y[i + 2];
-      to_z[i] = z[i] + z[i + 1] + z[i + 2];
+      to_x[i] = x[i - 1] - x[i + 1];
+      to_y[i] = y[i - 1] + y[i] + y[i + 1];
+      to_z[i] = z[i - 1] + z[i] + z[i + 1];
     }
   }
 
@@ -211,9 +249,14 @@ class EdgePlanes {
     const bool first = row == 0, last = row == s_.h - 1;
     const int32_t before = first ? row : row - 1, after = last ? row : row + 1;
     const T low_sign = first ? T(-1) : T(1), high_sign = last ? T(-1) : T(1);
-    const T *x0 = kept(0, before), *x1 = kept(0, row), *x2 = kept(0, after);
-    const T *y0 = kept(1, before), *y2 = kept(1, after);
-    const T *z0 = kept(2, before), *z1 = kept(2, row), *z2 = kept(2, after);
+    const T* __restrict x0 = kept(0, before);
+    const T* __restrict x1 = kept(0, row);
+    const T* __restrict x2 = kept(0, after);
+    const T* __restrict y0 = kept(1, before);
+    const T* __restrict y2 = kept(1, after);
+    const T* __restrict z0 = kept(2, before);
+    const T* __restrict z1 = kept(2, row);
+    const T* __restrict z2 = kept(2, after);
     T* __restrict to_spread = spread(z) + int64_t(row) * s_.w;
     T* __restrict to_turned = turned(z) + int64_t(row) * s_.w;
     for (int32_t i = 0; i < s_.w; ++i) {
@@ -222,18 +265,17 @@ class EdgePlanes {
     }
   }
 
-  // The parts of data_: six planes, nine rows, and three padded rows.
-  T* at(int64_t offset) const { return const_cast<T*>(data_.data()) + offset; }
-  T* spread(int32_t z) const { return at(z % 3 * plane_); }
-  T* turned(int32_t z) const { return at((3 + z % 3) * plane_); }
-  T* kept(int k, int32_t row) const { return at(6 * plane_ + (3 * k + row % 3) * int64_t(s_.w)); }
-  T* padded(int k) const { return at(6 * plane_ + 9 * int64_t(s_.w) + k * (int64_t(s_.w) + 2)); }
+  T* spread(int32_t z) const { return const_cast<T*>(planes_.data()) + z % 3 * plane_; }
+  T* turned(int32_t z) const { return spread(0) + (3 + z % 3) * plane_; }
+  T* padded(int k, int32_t row) { return slopes_[3 * (row % 2) + k]; }
+  T* kept(int k, int32_t row) { return kept_[3 * (row % 3) + k]; }
 
   const EdgesArgs& a_;
   const Shape3 s_;
   int64_t plane_;
-  EdgeRow<T> own_, other_;
-  std::vector<T> data_;
+  EdgeReader<S> own_, other_;
+  Rows<T> weights_, slopes_, kept_;
+  std::vector<T> planes_;
 };
 
 template <class S>

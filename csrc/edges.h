@@ -42,8 +42,8 @@ DA_HD EdgeStatistics edge_statistics(double difference, double power, double wei
 // The root that the edge of a voxel is computed from: the magnitude of the gradient with the
 // offset.
 template <class T>
-DA_HD T edge_root(T x, T y, T z) {
-  return std::sqrt((x * x + y * y + z * z) * T(kEdgeScale) + T(kEdgeOffset));
+DA_HD T edge_root(const Vec3<T>& d) {
+  return std::sqrt(dot(d, d) * T(kEdgeScale) + T(kEdgeOffset));
 }
 // The edge of a voxel: its root minus the root of the offset, so that a flat image gives 0.
 template <class T>

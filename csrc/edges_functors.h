@@ -57,11 +57,6 @@ DA_HD Vec3<Accumulate<S>> differences(const S* p, const Around<Index>& around) {
   return sum;
 }
 
-template <class T>
-DA_HD T edge_root(const Vec3<T>& d) {
-  return deepatlas::edge_root(d.x, d.y, d.z);
-}
-
 // The images of a batch as the functors read them.
 template <class S, class Index>
 struct Images {

@@ -213,19 +213,26 @@ void newton_steps(const MovingGrid<T>& grid, const Slopes<T>& __restrict slopes,
   }
 }
 
+// Computes the next place of the first `lanes` lanes.
+template <class T>
+void step(const MovingGrid<T>& grid, const PackedMap<T>& map, bool newton, const Lanes<T>& target,
+          int lanes, const Lanes<T>& u, Work<T>& work) {
+  locate(grid, u, lanes, work.cells);
+  if (newton) {
+    read(map, work.cells, lanes, work.value, work.slopes);
+  } else {
+    read(map, work.cells, lanes, work.value);
+  }
+  plain_steps(work.cells, work.value, target, lanes, work.next);
+  if (newton) newton_steps(grid, work.slopes, u, lanes, work.next);
+}
+
 // Takes one step of every lane in place. With `measure`, it also computes work.moved.
 template <class T>
 void advance(const MovingGrid<T>& grid, const PackedMap<T>& map, bool newton, bool measure,
              const Lanes<T>& target, int count, Lanes<T>& u, Work<T>& work) {
   const int lanes = padded_lanes(count);
-  locate(grid, u, lanes, work.cells);
-  if (newton) {
-    read(map, work.cells, count, work.value, work.slopes);
-  } else {
-    read(map, work.cells, count, work.value);
-  }
-  plain_steps(work.cells, work.value, target, lanes, work.next);
-  if (newton) newton_steps(grid, work.slopes, u, lanes, work.next);
+  step(grid, map, newton, target, lanes, u, work);
   if (measure) {
     for (int i = 0; i < lanes; ++i) {
       work.moved[i] = length(scaled(work.next[i] - u[i], grid.half));
@@ -234,8 +241,36 @@ void advance(const MovingGrid<T>& grid, const PackedMap<T>& map, bool newton, bo
   for (int i = 0; i < lanes; ++i) u.set(i, work.next[i]);
 }
 
-// Runs the recursion in place. When a lane stops early, the last lane takes its place, so that the
-// stages only run over lanes that still move.
+// Lanes stop one by one, but the stages drop them by groups: neighbours need about the same number of
+// steps, and moving single lanes together after every step costs as much as the step itself.
+constexpr int kGroup = 16;
+
+template <class T>
+void copy_group(const Lanes<T>& from, int at, Lanes<T>& to, int there) {
+  std::copy_n(from.x + at, kGroup, to.x + there);
+  std::copy_n(from.y + at, kGroup, to.y + there);
+  std::copy_n(from.z + at, kGroup, to.z + there);
+}
+
+// Takes a step of the lanes that still move: those with open[i] = 1. Closes those whose step was
+// shorter than the tolerance, or NaN.
+template <class T>
+void advance_open(const MovingGrid<T>& grid, const PackedMap<T>& map, bool newton, T tolerance,
+                  const Lanes<T>& target, int lanes, Lanes<T>& __restrict u, Work<T>& work,
+                  int32_t* __restrict open) {
+  step(grid, map, newton, target, lanes, u, work);
+  const T square = tolerance * tolerance;
+  for (int i = 0; i < lanes; ++i) {
+    const Vec3<T> now = u[i], next = work.next[i], moved = scaled(next - now, grid.half);
+    const bool moves = open[i] != 0;
+    u.x[i] = moves ? next.x : now.x;
+    u.y[i] = moves ? next.y : now.y;
+    u.z[i] = moves ? next.z : now.z;
+    open[i] = moves & (dot(moved, moved) >= square);
+  }
+}
+
+// Runs the recursion in place.
 template <class T>
 void solve(const MovingGrid<T>& grid, const PackedMap<T>& map, const InvertArgs& a, int count,
            const Lanes<T>& target, Lanes<T>& u, Work<T>& work) {
@@ -247,24 +282,28 @@ void solve(const MovingGrid<T>& grid, const PackedMap<T>& map, const InvertArgs&
     return;
   }
   Lanes<T> moving = u, aims = target;
-  int lane[kBlockVoxels];
-  for (int i = 0; i < count; ++i) lane[i] = i;
-  int left = count;
+  alignas(64) int32_t open[kBlockVoxels];
+  // The first lane of each group that is left.
+  int first[kBlockVoxels / kGroup];
+  int left = padded_lanes(count);
+  for (int i = 0; i < left; ++i) open[i] = i < count;
+  for (int i = 0; i < left; i += kGroup) first[i / kGroup] = i;
   for (int k = 0; k < a.iterations && left > 0; ++k) {
-    advance(grid, map, a.newton, true, aims, left, moving, work);
-    int stopped = 0;
-    for (int i = 0; i < left; ++i) stopped += !(work.moved[i] >= tolerance);
-    for (int i = left - 1; i >= 0 && stopped > 0; --i) {
-      if (work.moved[i] >= tolerance) continue;
-      --stopped;
-      u.set(lane[i], moving[i]);
-      --left;
-      moving.set(i, moving[left]);
-      aims.set(i, aims[left]);
-      lane[i] = lane[left];
+    advance_open(grid, map, a.newton, tolerance, aims, left, moving, work, open);
+    // The last group takes the place of one that is done.
+    for (int i = left - kGroup; i >= 0; i -= kGroup) {
+      int32_t any = 0;
+      for (int j = 0; j < kGroup; ++j) any |= open[i + j];
+      if (any) continue;
+      copy_group(moving, i, u, first[i / kGroup]);
+      left -= kGroup;
+      copy_group(moving, left, moving, i);
+      copy_group(aims, left, aims, i);
+      std::copy_n(open + left, kGroup, open + i);
+      first[i / kGroup] = first[left / kGroup];
     }
   }
-  for (int i = 0; i < left; ++i) u.set(lane[i], moving[i]);
+  for (int i = 0; i < left; i += kGroup) copy_group(moving, i, u, first[i / kGroup]);
 }
 
 // The level of a lane that does not scatter.

@@ -1,4 +1,4 @@
-// The Jacobian ops on the CPU, a row of voxels at a time. The nine differences go into small arrays
+// The Jacobian ops on the CPU, in blocks of a few rows. The nine differences go into small arrays
 // first. The arithmetic that follows has no branches, so that the compiler can vectorise it over
 // the voxels.
 #include <vector>
@@ -8,30 +8,32 @@
 namespace deepatlas {
 namespace {
 
-// Calls f(batch item, Row) for the rows of the planes [begin, end), counted over the batch.
-template <class S, class F>
-void over_rows(const JacobianArgs& a, int64_t begin, int64_t end, const F& f) {
+// Calls f(batch item, plane of the item) for the planes [begin, end), counted over the batch.
+template <class F>
+void over_planes(const JacobianArgs& a, int64_t begin, int64_t end, const F& f) {
   for (int64_t plane = begin; plane < end; ++plane) {
     const int64_t item = plane / a.shape.d;
-    Row<S> row{static_cast<const S*>(a.field) + item * 3 * a.shape.voxels(), a.shape,
-               int32_t(plane - item * a.shape.d), 0};
-    for (; row.y < a.shape.h; ++row.y) f(item, row);
+    f(item, int32_t(plane - item * a.shape.d));
   }
 }
 
 constexpr int64_t kVoxelsPerTask = 16384;
 
-// Calls f(row, x, n, block, other, out) for the blocks of all rows. f stores the results of n
-// voxels, and may use the two blocks as scratch.
+// Calls f(read, n, block, other, out) for the blocks of all rows. read(difference, block) computes
+// the columns of its n voxels; f stores their results.
 template <class S, class Out, class F>
 void map_voxels(const JacobianArgs& a, const Parallel& parallel, const F& f) {
   using T = Accumulate<S>;
   const int64_t grain = planes_per_task(a.shape, kVoxelsPerTask);
   parallel(a.batch * a.shape.d, grain, [&](int64_t begin, int64_t end) {
     Block<T> block, other;
-    over_rows<S>(a, begin, end, [&](int64_t item, const Row<S>& row) {
-      Out* out = static_cast<Out*>(a.output) + item * a.shape.voxels() + row.start();
-      in_blocks(a.shape.w, [&](int32_t x, int n) { f(row, x, n, block, other, out + x); });
+    over_planes(a, begin, end, [&](int64_t item, int32_t z) {
+      const FieldRows<S> rows(a, item);
+      Out* out = static_cast<Out*>(a.output) + item * a.shape.voxels();
+      in_row_blocks(a.shape, 0, a.shape.h, [&](int32_t y, int32_t x, int n) {
+        const auto read = [&](Difference d, Block<T>& to) { rows.read(d, z, y, x, n, to); };
+        f(read, n, block, other, out + rows.voxel(z, y, x));
+      });
     });
   });
 }
@@ -40,31 +42,30 @@ template <class S, bool Normalize>
 void log_jacobian(const JacobianArgs& a, const Parallel& parallel) {
   using T = Accumulate<S>;
   const LogJacobianPoint<T, Normalize> point(a);
-  map_voxels<S, S>(
-      a, parallel,
-      [&](const Row<S>& row, int32_t x, int n, Block<T>& block, Block<T>&, S* __restrict out) {
-        row.read(Difference::kCentral, x, n, block);
-        const auto p = point;
-        for (int i = 0; i < n; ++i) store(out + i, p.value(block.columns(i)));
-      });
+  map_voxels<S, S>(a, parallel,
+                   [&](const auto& read, int n, Block<T>& block, Block<T>&, S* __restrict out) {
+                     read(Difference::kCentral, block);
+                     const auto p = point;
+                     for (int i = 0; i < n; ++i) store(out + i, p.value(block.columns(i)));
+                   });
 }
 
 template <class S>
 void determinants(const JacobianArgs& a, const Parallel& parallel) {
   using T = Accumulate<S>;
-  map_voxels<S, T>(a, parallel,
-                   [&](const Row<S>& row, int32_t x, int n, Block<T>& block, Block<T>& other,
-                       T* __restrict out) {
-                     if (!a.digital) {
-                       row.read(Difference::kCentral, x, n, block);
-                       for (int i = 0; i < n; ++i) out[i] = determinant(block.columns(i));
-                       return;
-                     }
-                     row.read(Difference::kForward, x, n, block);
-                     row.read(Difference::kBackward, x, n, other);
-                     for (int i = 0; i < n; ++i)
-                       out[i] = least_determinant(block.columns(i), other.columns(i));
-                   });
+  map_voxels<S, T>(
+      a, parallel,
+      [&](const auto& read, int n, Block<T>& block, Block<T>& other, T* __restrict out) {
+        if (!a.digital) {
+          read(Difference::kCentral, block);
+          for (int i = 0; i < n; ++i) out[i] = determinant(block.columns(i));
+          return;
+        }
+        read(Difference::kForward, block);
+        read(Difference::kBackward, other);
+        for (int i = 0; i < n; ++i)
+          out[i] = least_determinant(block.columns(i), other.columns(i));
+      });
 }
 
 // ---- smoothness_loss ----------------------------------------------------------------------------
@@ -76,30 +77,40 @@ void smoothness(const JacobianArgs& a, const Parallel& parallel) {
   auto* statistics = reinterpret_cast<Statistics*>(a.statistics);
   std::vector<double> second(a.batch);
   const SmoothnessPoint<T, Log> point(a);
+  const SmoothnessPoint<T, Log, PlainLogarithm<T>> plain(a);
 
   // The first pass keeps D of every voxel, so that the second pass does not read the field.
   const int64_t grain = planes_per_task(a.shape, kVoxelsPerTask);
   parallel(planes, grain, [&](int64_t begin, int64_t end) {
     Block<T> block;
-    alignas(64) T weight[kRowVoxels];
-    PlaneSums<T> sums(a.shape.w);
-    over_rows<S>(a, begin, end, [&](int64_t item, const Row<S>& row) {
-      in_blocks(a.shape.w, [&](int32_t x, int n) {
-        const int64_t offset = item * voxels + row.start() + x;
-        row.read(Difference::kCentral, x, n, block);
+    Frames<T> frames;
+    alignas(64) T weight[kRowVoxels], frame[kRowVoxels];
+    PlaneSums<T> sums(kRowVoxels);
+    over_planes(a, begin, end, [&](int64_t item, int32_t z) {
+      const FieldRows<S> rows(a, item);
+      in_row_blocks(a.shape, 0, a.shape.h, [&](int32_t y, int32_t x, int n) {
+        const int64_t offset = item * voxels + rows.voxel(z, y, x);
+        rows.read(Difference::kCentral, z, y, x, n, block);
         read_weights<S>(a.weight, offset, n, weight);
+        if (a.weight != nullptr) block.hold(weight, n);
         T* __restrict kept = static_cast<T*>(a.change) + offset;
-        const auto p = point;
+        frames.compute(block, n, point.log.eps);
+        const auto terms = [&](const auto p) {
+          for (int i = 0; i < n; ++i) {
+            T orthonormality;
+            p.terms(frames.det[i], frames.unit_det[i], kept[i], orthonormality);
+            frame[i] = huber(orthonormality, p.delta);
+          }
+        };
+        frames.plain(n, point.log.eps) ? terms(plain) : terms(point);
         sums.add(n, [&](int i, T& by_weight, T& by_change, T& by_frame) {
-          T frame;
-          const T w = weight[i], change = p.change(hold(block.columns(i), w > T(0)), frame);
-          kept[i] = change;
+          const T w = weight[i];
           by_weight += w;
-          by_change += w * change;
-          by_frame += w * frame;
+          by_change += w * kept[i];
+          by_frame += w * frame[i];
         });
       });
-      if (row.y == a.shape.h - 1) sums.finish(a.sums + 3 * (item * a.shape.d + row.z));
+      sums.finish(a.sums + 3 * (item * a.shape.d + z));
     });
   });
   total_planes(a.sums, a.batch, a.shape.d, [&](int64_t item, const double* sums) {

@@ -53,23 +53,52 @@ DA_HD T log_series(T z) {
   }
 }
 
+// A normal number x > 0 as 2^k (1 + f), with 1 + f between sqrt(1/2) and sqrt(2). The logarithm is
+// computed from s = f / (2 + f), by log(1 + f) = 2 atanh(s).
+template <class T>
+struct Split {
+  T k, f;
+  DA_HD explicit Split(T x) {
+    using Parts = LogParts<T>;
+    using Bits = typename Parts::Bits;
+    const Bits bits = Parts::bits(x);
+    const Bits exponent = (bits - Parts::kRootHalf) >> Parts::kMantissa;
+    k = T(exponent);
+    f = Parts::value(bits - exponent * (Bits(1) << Parts::kMantissa)) - T(1);
+  }
+  DA_HD T denominator() const { return T(2) + f; }
+  DA_HD T logarithm(T s) const {
+    using Parts = LogParts<T>;
+    const T z = s * s;
+    // log(1 + f) = f - rest
+    const T rest = s * (f - z * log_series<T>(z));
+    return k * Parts::kHigh + (f - (rest - k * Parts::kLow));
+  }
+};
+
 // log(x) for a normal number x > 0, infinity or NaN, with an error of at most 1.2 units in the last
-// place. Unlike std::log it has no branch and no call, so that a compiler can vectorise it. It uses
-// x = 2^k (1 + f) with 1 + f between sqrt(1/2) and sqrt(2), and log(1 + f) = 2 atanh(s) with s = f
-// / (2 + f). The first term that is left out of the series is below 1/20 unit, in float64 below
-// 1/100 unit.
+// place. Unlike std::log it has no branch and no call, so that a compiler can vectorise it. The
+// first term that is left out of the series is below 1/20 unit, in float64 below 1/100 unit.
 template <class T>
 DA_HD T log_positive(T x) {
-  using Parts = LogParts<T>;
-  using Bits = typename Parts::Bits;
-  const Bits bits = Parts::bits(x);
-  const Bits k = (bits - Parts::kRootHalf) >> Parts::kMantissa;
-  const T f = Parts::value(bits - k * (Bits(1) << Parts::kMantissa)) - T(1);
-  const T s = f / (T(2) + f), z = s * s;
-  // log(1 + f) = f - rest
-  const T rest = s * (f - z * log_series<T>(z));
-  const T value = T(k) * Parts::kHigh + (f - (rest - T(k) * Parts::kLow));
+  const Split<T> split(x);
+  const T value = split.logarithm(split.f / split.denominator());
   return x < kInfinity<T> ? value : x;
+}
+// Two logarithms with a single division.
+template <class T>
+DA_HD void split_logarithms(const Split<T>& p, const Split<T>& q, T& log_p, T& log_q) {
+  const T inverse = T(1) / (p.denominator() * q.denominator());
+  log_p = p.logarithm(p.f * (q.denominator() * inverse));
+  log_q = q.logarithm(q.f * (p.denominator() * inverse));
+}
+// The logarithms of two such numbers. The errors are at most 1.3 units.
+template <class T>
+DA_HD void log_positive(T x, T y, T& log_x, T& log_y) {
+  T u, v;
+  split_logarithms(Split<T>(x), Split<T>(y), u, v);
+  log_x = x < kInfinity<T> ? u : x;
+  log_y = y < kInfinity<T> ? v : y;
 }
 
 // log(det), continued so that it is finite and increasing for every determinant: between 0 and eps
@@ -87,12 +116,38 @@ struct Logarithm {
   // 1 / slope at a determinant.
   DA_HD T held(T det) const { return det >= T(0) ? (det < eps ? eps : det) : eps - det; }
 
-  DA_HD T operator()(T det) const {
-    const bool open = det >= T(0);
+  DA_HD T operator()(T det) const { return continued(det, log_positive(argument(det))); }
+  // The logarithms of two determinants.
+  DA_HD void operator()(T first, T second, T& log_first, T& log_second) const {
+    log_positive(argument(first), argument(second), log_first, log_second);
+    log_first = continued(first, log_first);
+    log_second = continued(second, log_second);
+  }
+
+ private:
+  // The number whose logarithm the value of a determinant is made of, and that value.
+  DA_HD T argument(T det) const {
     const T h = held(det);
-    const T logarithm = log_positive(open ? h : h * inverse);
+    return det >= T(0) ? h : h * inverse;
+  }
+  DA_HD T continued(T det, T logarithm) const {
     const T tangent = det < eps ? (det - eps) * inverse : T(0);
-    return open ? logarithm + tangent : floor - T(1) - logarithm;
+    return det >= T(0) ? logarithm + tangent : floor - T(1) - logarithm;
+  }
+};
+
+// The same for determinants that are known to lie between eps and infinity.
+template <class T>
+struct PlainLogarithm {
+  T eps;
+  explicit PlainLogarithm(double bound) : eps(Logarithm<T>(bound).eps) {}
+  DA_HD T held(T det) const { return det; }
+  DA_HD T operator()(T det) const {
+    const Split<T> split(det);
+    return split.logarithm(split.f / split.denominator());
+  }
+  DA_HD void operator()(T first, T second, T& log_first, T& log_second) const {
+    split_logarithms(Split<T>(first), Split<T>(second), log_first, log_second);
   }
 };
 
@@ -169,37 +224,52 @@ DA_HD T least_determinant(const Columns<T>& p, const Columns<T>& q) {
   return lesser(least, q.a, qq);
 }
 
+// The squared lengths of the columns.
+template <class T>
+DA_HD Vec3<T> squared_lengths(const Columns<T>& m) {
+  return {dot(m.a, m.a), dot(m.b, m.b), dot(m.c, m.c)};
+}
+
 // The determinant of the columns, and that of the columns divided by their lengths (by eps if
 // shorter).
 template <class T>
 struct Frame {
-  Vec3<T> bc, ca, ab;
   T det, unit_det;
   // 1 / the product of the lengths.
   T volume;
   // 1 / the squared length of each column, or 0 for a column that is shorter than eps.
-  T inverse_a, inverse_b, inverse_c;
+  Vec3<T> inverse;
 
-  DA_HD Frame(const Columns<T>& m, T eps)
-      : bc(cross(m.b, m.c)), ca(cross(m.c, m.a)), ab(cross(m.a, m.b)), det(dot(m.a, bc)) {
-    const T a = invert_length(m.a, eps, inverse_a), b = invert_length(m.b, eps, inverse_b),
-            c = invert_length(m.c, eps, inverse_c);
-    volume = a * b * c;
+  Frame() = default;
+  DA_HD Frame(const Columns<T>& m, T eps) : Frame(determinant(m), squared_lengths(m), eps) {}
+  // The product of the lengths overflows for no shorter columns than the determinant itself, so one
+  // division suffices.
+  DA_HD Frame(T determinant, const Vec3<T>& squared, T eps) : det(determinant) {
+    const T a = std::sqrt(squared.x), b = std::sqrt(squared.y), c = std::sqrt(squared.z);
+    const T held_a = a < eps ? eps : a, held_b = b < eps ? eps : b, held_c = c < eps ? eps : c;
+    volume = T(1) / (held_a * held_b * held_c);
     unit_det = det * volume;
+    inverse = {a < eps ? T(0) : square(volume * (held_b * held_c)),
+               b < eps ? T(0) : square(volume * (held_c * held_a)),
+               c < eps ? T(0) : square(volume * (held_a * held_b))};
   }
-  DA_HD static T invert_length(const Vec3<T>& column, T eps, T& squared) {
-    const T length = std::sqrt(dot(column, column));
-    const T inverse = T(1) / (length < eps ? eps : length);
-    squared = length < eps ? T(0) : inverse * inverse;
-    return inverse;
-  }
-  // The gradient of the columns from the gradients of the two determinants.
-  DA_HD Columns<T> gradient(const Columns<T>& m, T by_det, T by_unit_det) const {
-    const T q = by_det + by_unit_det * volume, r = by_unit_det * unit_det;
-    const T ra = r * inverse_a, rb = r * inverse_b, rc = r * inverse_c;
-    return {{q * bc.x - ra * m.a.x, q * bc.y - ra * m.a.y, q * bc.z - ra * m.a.z},
-            {q * ca.x - rb * m.b.x, q * ca.y - rb * m.b.y, q * ca.z - rb * m.b.z},
-            {q * ab.x - rc * m.c.x, q * ab.y - rc * m.c.y, q * ab.z - rc * m.c.z}};
+  DA_HD static T square(T x) { return x * x; }
+};
+
+// The gradient of columns: q times that of their determinant, minus r times each column. It is split
+// off so that the CPU can compute the factors of many voxels first.
+template <class T>
+struct FrameSlope {
+  T q;
+  Vec3<T> r;
+
+  FrameSlope() = default;
+  // From the gradients of the two determinants.
+  DA_HD FrameSlope(const Frame<T>& frame, T by_det, T by_unit_det)
+      : q(by_det + by_unit_det * frame.volume), r(frame.inverse * (by_unit_det * frame.unit_det)) {}
+  DA_HD Columns<T> operator()(const Columns<T>& m) const {
+    return {cross(m.b, m.c) * q - m.a * r.x, cross(m.c, m.a) * q - m.b * r.y,
+            cross(m.a, m.b) * q - m.c * r.z};
   }
 };
 
@@ -215,12 +285,14 @@ struct LogJacobianPoint {
     return log(Normalize ? Frame<T>(m, log.eps).unit_det : determinant(m));
   }
   DA_HD Columns<T> gradient(const Columns<T>& m, T grad) const {
-    const Frame<T> frame(m, log.eps);
-    if (Normalize) return frame.gradient(m, T(0), grad / log.held(frame.unit_det));
-    const T q = grad / log.held(frame.det);
-    return {{q * frame.bc.x, q * frame.bc.y, q * frame.bc.z},
-            {q * frame.ca.x, q * frame.ca.y, q * frame.ca.z},
-            {q * frame.ab.x, q * frame.ab.y, q * frame.ab.z}};
+    if constexpr (Normalize) {
+      const Frame<T> frame(m, log.eps);
+      return FrameSlope<T>(frame, T(0), grad / log.held(frame.unit_det))(m);
+    } else {
+      const Vec3<T> bc = cross(m.b, m.c);
+      const T q = grad / log.held(dot(m.a, bc));
+      return {bc * q, cross(m.c, m.a) * q, cross(m.a, m.b) * q};
+    }
   }
 };
 
@@ -243,28 +315,50 @@ struct Statistics {
 
 // smoothness_loss, eq. 11. The first pass computes D and the second Huber loss. The first Huber
 // loss needs the mean of D.
-template <class T, bool Log>
+template <class T, bool Log, class Logarithm = deepatlas::Logarithm<T>>
 struct SmoothnessPoint {
-  Logarithm<T> log;
+  Logarithm log;
   T delta;
   explicit SmoothnessPoint(const JacobianArgs& a) : log(kSmoothnessEps), delta(T(a.delta)) {}
 
-  DA_HD T orthonormality(const Frame<T>& frame) const {
-    return (Log ? log(frame.unit_det) : frame.unit_det) - T(1);
+  // D and D^ - 1 from the determinants of the columns and of the unit columns.
+  DA_HD void terms(T det, T unit_det, T& change, T& orthonormality) const {
+    if constexpr (Log) {
+      log(det, unit_det, change, orthonormality);
+    } else {
+      change = log(det);
+      orthonormality = unit_det;
+    }
+    orthonormality -= T(1);
   }
+  // Whether the second Huber loss is linear everywhere: the determinant of unit columns is at most 1
+  // up to rounding, so D^ - 1 is at most -1.
+  DA_HD bool always_linear() const { return Log && delta < T(0.99); }
+  // From the columns: D, and the second Huber loss.
   DA_HD T change(const Columns<T>& m, T& second) const {
     const Frame<T> frame(m, log.eps);
-    second = huber(orthonormality(frame), delta);
-    return log(frame.det);
+    T change, orthonormality;
+    terms(frame.det, frame.unit_det, change, orthonormality);
+    second = huber(orthonormality, delta);
+    return change;
   }
   // `share` is the weight of the voxel divided by the sum of the weights, times the gradient of the
   // loss.
+  DA_HD FrameSlope<T> slope(const Frame<T>& frame, T change, T orthonormality, T share, T mean,
+                            T mean_pull) const {
+    const T pull = (clamp(change - mean, -delta, delta) - mean_pull) * share;
+    const T turn = clamp(orthonormality, -delta, delta) * share;
+    const T held = log.held(frame.det);
+    if constexpr (!Log) return {frame, pull / held, turn};
+    // Both slopes of the logarithm with one division. The determinant of unit columns is at most 1.
+    const T held_unit = log.held(frame.unit_det), inverse = T(1) / (held * held_unit);
+    return {frame, pull * (held_unit * inverse), turn * (held * inverse)};
+  }
   DA_HD Columns<T> gradient(const Columns<T>& m, T share, T mean, T mean_pull) const {
     const Frame<T> frame(m, log.eps);
-    const T pull = clamp(log(frame.det) - mean, -delta, delta) - mean_pull;
-    const T turn = clamp(orthonormality(frame), -delta, delta) * share;
-    return frame.gradient(m, pull * share / log.held(frame.det),
-                          Log ? turn / log.held(frame.unit_det) : turn);
+    T change, orthonormality;
+    terms(frame.det, frame.unit_det, change, orthonormality);
+    return slope(frame, change, orthonormality, share, mean, mean_pull)(m);
   }
 };
 

@@ -21,27 +21,32 @@ struct Ring {
   std::vector<T> values;
 
   Ring(int32_t width, int32_t most) : width(width), first(0), rows(most + 2) {
-    values.resize(size_t(3) * rows * 9 * width);
+    values.resize(size_t(3) * 9 * rows * width + 2);
   }
-  T* row(int32_t z, int32_t y) {
-    return values.data() + (int64_t(z % 3) * rows + (y - first)) * 9 * width;
+  // Component k of a row. The rows of a plane follow each other. There is a value before the first row
+  // and one after the last.
+  T* row(int k, int32_t z, int32_t y) {
+    return values.data() + 1 + (int64_t(z % 3 * 9 + k) * rows + (y - first)) * width;
   }
 };
 
-// Stores gradient(i) for n voxels, each component times the scale of its difference.
+// Stores the values of gradient(i) for n voxels, each component times the scale of its difference, in
+// nine rows that do not overlap with anything that `gradient` reads.
 template <class T, class Gradient>
-void fill_block(int n, T sx, T sy, T sz, const Gradient gradient, Block<T>& out) {
+void fill_rows(int n, T sx, T sy, T sz, const Gradient gradient, T* const* rows) {
+  T *ax = rows[0], *ay = rows[1], *az = rows[2], *bx = rows[3], *by = rows[4], *bz = rows[5],
+    *cx = rows[6], *cy = rows[7], *cz = rows[8];
+#pragma GCC ivdep
   for (int i = 0; i < n; ++i) {
     const Columns<T> g = gradient(i);
-    out.column[0][i] = scaled(g.a.x, sx);
-    out.column[1][i] = scaled(g.a.y, sx);
-    out.column[2][i] = scaled(g.a.z, sx);
-    out.column[3][i] = scaled(g.b.x, sy);
-    out.column[4][i] = scaled(g.b.y, sy);
-    out.column[5][i] = scaled(g.b.z, sy);
-    out.column[6][i] = scaled(g.c.x, sz);
-    out.column[7][i] = scaled(g.c.y, sz);
-    out.column[8][i] = scaled(g.c.z, sz);
+    ax[i] = g.a.x * sx, ay[i] = g.a.y * sx, az[i] = g.a.z * sx;
+    bx[i] = g.b.x * sy, by[i] = g.b.y * sy, bz[i] = g.b.z * sy;
+    cx[i] = g.c.x * sz, cy[i] = g.c.y * sz, cz[i] = g.c.z * sz;
+  }
+  // On an axis without differences the gradient is 0, even if it was NaN.
+  const T scale[3] = {sx, sy, sz};
+  for (int k = 0; k < 9; ++k) {
+    if (scale[k / 3] == T(0)) std::fill_n(rows[k], n, T(0));
   }
 }
 
@@ -65,8 +70,9 @@ void gather(const T* __restrict a, const Sides<T>& b, const Sides<T>& c, int32_t
   };
   const int32_t last = width - 1;
   if (last == 0) return store(out, rest(0));
+  // To have complete vectors, the ends are first computed as if the row went on.
+  for (int32_t i = 0; i < width; ++i) store(out + i, rest(i) + (a[i - 1] - a[i + 1]));
   store(out, rest(0) - a[0] - a[1]);
-  for (int32_t i = 1; i < last; ++i) store(out + i, rest(i) + (a[i - 1] - a[i + 1]));
   store(out + last, rest(last) + a[last - 1] + a[last]);
 }
 
@@ -109,32 +115,35 @@ class Backward {
     const int32_t last = std::min(first + tile_, s.h);
     ring.first = first - 1;
     for (int32_t z = std::max(0, from - 1); z < std::min(to + 1, s.d); ++z) {
-      for (int32_t y = std::max(0, first - 1); y < std::min(last + 1, s.h); ++y) {
-        fill({static_cast<const S*>(a_.field) + item * 3 * s.voxels(), s, z, y}, gradient, ring);
-      }
+      fill(item, gradient, z, std::max(0, first - 1), std::min(last + 1, s.h), ring);
       if (z > from) gather_plane(item, z - 1, first, last, ring);
     }
     if (to == s.d) gather_plane(item, to - 1, first, last, ring);
   }
 
-  // Computes the gradients of the columns of a row.
-  void fill(const Row<S>& row, const Item& gradient, Ring<T>& ring) const {
+  // Computes the gradients of the columns of the rows [first, last) of a plane.
+  void fill(int64_t item, const Item& gradient, int32_t z, int32_t first, int32_t last,
+            Ring<T>& ring) const {
     const Shape3& s = a_.shape;
+    const FieldRows<S> rows(a_, item);
     const T sx = T(s.w - 1) / 4;
-    const T sy = Step<T, int64_t>(Difference::kCentral, row.y, s.h, s.w).scale;
-    const T sz = Step<T, int64_t>(Difference::kCentral, row.z, s.d, s.w).scale;
-    T* to = ring.row(row.z, row.y);
-    Block<T> block, gradients;
-    in_blocks(s.w, [&](int32_t x, int n) {
-      row.read(Difference::kCentral, x, n, block);
-      gradient(row.start() + x, n, block,
-               [&](const auto& at) { fill_block(n, sx, sy, sz, at, gradients); });
-      for (int k = 0; k < 9; ++k) std::copy_n(gradients.column[k], n, to + k * s.w + x);
+    const T sz = Step<T, int64_t>(Difference::kCentral, z, s.d, s.w).scale;
+    Block<T> block;
+    in_row_blocks(s, first, last, [&](int32_t y, int32_t x, int n) {
+      const T sy = Step<T, int64_t>(Difference::kCentral, y, s.h, s.w).scale;
+      T* to[9];
+      for (int k = 0; k < 9; ++k) to[k] = ring.row(k, z, y) + x;
+      rows.read(Difference::kCentral, z, y, x, n, block);
+      gradient(rows.voxel(z, y, x), n, block,
+               [&](const auto& at) { fill_rows(n, sx, sy, sz, at, to); });
     });
     // One-sided differences have twice the scale.
-    for (int k = 0; k < 3; ++k) {
-      to[k * s.w] *= T(2);
-      if (s.w > 1) to[k * s.w + s.w - 1] *= T(2);
+    for (int32_t y = first; y < last; ++y) {
+      for (int k = 0; k < 3; ++k) {
+        T* row = ring.row(k, z, y);
+        row[0] *= T(2);
+        if (s.w > 1) row[s.w - 1] *= T(2);
+      }
     }
   }
 
@@ -144,11 +153,11 @@ class Backward {
     for (int32_t y = first; y < last; ++y) {
       const bool front = y == 0, back = y == s.h - 1;
       for (int k = 0; k < 3; ++k) {
-        const T* a = ring.row(z, y) + k * s.w;
-        const T* b_low = ring.row(z, front ? y : y - 1) + (3 + k) * s.w;
-        const T* b_high = ring.row(z, back ? y : y + 1) + (3 + k) * s.w;
-        const T* c_low = ring.row(bottom ? z : z - 1, y) + (6 + k) * s.w;
-        const T* c_high = ring.row(top ? z : z + 1, y) + (6 + k) * s.w;
+        const T* a = ring.row(k, z, y);
+        const T* b_low = ring.row(3 + k, z, front ? y : y - 1);
+        const T* b_high = ring.row(3 + k, z, back ? y : y + 1);
+        const T* c_low = ring.row(6 + k, bottom ? z : z - 1, y);
+        const T* c_high = ring.row(6 + k, top ? z : z + 1, y);
         const Sides<T> b{b_low, b_high, T(front ? -1 : 1), T(back ? -1 : 1)};
         const Sides<T> c{c_low, c_high, T(bottom ? -1 : 1), T(top ? -1 : 1)};
         S* out = static_cast<S*>(a_.grad_field) + (item * 3 + k) * s.voxels();
@@ -172,7 +181,7 @@ struct LogJacobianItem {
       : point(a), grad(static_cast<const S*>(a.grad) + item * a.shape.voxels()) {}
 
   template <class Write>
-  void operator()(int64_t voxel, int, const Block<T>& block, const Write& write) const {
+  void operator()(int64_t voxel, int, Block<T>& block, const Write& write) const {
     const auto p = point;
     const S* __restrict g = grad + voxel;
     write([=, &block](int i) { return p.gradient(block.columns(i), load(g[i])); });
@@ -184,10 +193,11 @@ struct SmoothnessItem {
   using T = Accumulate<S>;
   const JacobianArgs& a;
   SmoothnessPoint<T, Log> point;
+  SmoothnessPoint<T, Log, PlainLogarithm<T>> plain;
   T mean, mean_pull, factor;
   int64_t first;
   SmoothnessItem(const JacobianArgs& a, int64_t item)
-      : a(a), point(a), first(item * a.shape.voxels()) {
+      : a(a), point(a), plain(a), first(item * a.shape.voxels()) {
     const auto& s = reinterpret_cast<const Statistics*>(a.statistics)[item];
     mean = T(s.change);
     mean_pull = T(s.pull);
@@ -195,15 +205,47 @@ struct SmoothnessItem {
   }
 
   template <class Write>
-  void operator()(int64_t voxel, int n, const Block<T>& block, const Write& write) const {
+  void operator()(int64_t voxel, int n, Block<T>& block, const Write& write) const {
     alignas(64) T weight[kRowVoxels];
     read_weights<S>(a.weight, first + voxel, n, weight);
-    const auto p = point;
-    const T m = mean, pull = mean_pull, f = factor;
-    write([=, &block, &weight](int i) {
-      const T w = weight[i];
-      return p.gradient(hold(block.columns(i), w > T(0)), w * f, m, pull);
+    if (a.weight != nullptr) block.hold(weight, n);
+    Frames<T> frames;
+    frames.compute(block, n, point.log.eps);
+    frames.plain(n, point.log.eps) ? slopes(plain, n, weight, frames)
+                                   : slopes(point, n, weight, frames);
+    write([&](int i) {
+      FrameSlope<T> slope;
+      slope.q = frames.det[i];
+      slope.r = {frames.inverse_a[i], frames.inverse_b[i], frames.inverse_c[i]};
+      return slope(block.columns(i));
     });
+  }
+
+  // Computes the slopes of n voxels: q takes the place of `det` and r that of `inverse`.
+  template <class Point>
+  void slopes(const Point& of, int n, const T* __restrict weight, Frames<T>& frames) const {
+    const auto p = of;
+    const T m = mean, pull = mean_pull, f = factor;
+    alignas(64) T change[kRowVoxels], orthonormality[kRowVoxels];
+    if (p.always_linear()) {
+      for (int i = 0; i < n; ++i) {
+        change[i] = p.log(frames.det[i]);
+        // It is below -delta, unless it is NaN.
+        orthonormality[i] = frames.unit_det[i] < kInfinity<T> ? -p.delta : frames.unit_det[i];
+      }
+    } else {
+      for (int i = 0; i < n; ++i) {
+        p.terms(frames.det[i], frames.unit_det[i], change[i], orthonormality[i]);
+      }
+    }
+    for (int i = 0; i < n; ++i) {
+      const FrameSlope<T> slope =
+          p.slope(frames[i], change[i], orthonormality[i], weight[i] * f, m, pull);
+      frames.det[i] = slope.q;
+      frames.inverse_a[i] = slope.r.x;
+      frames.inverse_b[i] = slope.r.y;
+      frames.inverse_c[i] = slope.r.z;
+    }
   }
 };
 

@@ -56,8 +56,8 @@ class PlaneSums {
 
  private:
   void flush() {
-    for (int k = 0; k < 3; ++k) {
-      for (int i = 0; i < lanes_; ++i) total_[k] += double(lane_[k][i]), lane_[k][i] = T(0);
+    for (int i = 0; i < lanes_; ++i) {
+      for (int k = 0; k < 3; ++k) total_[k] += double(lane_[k][i]), lane_[k][i] = T(0);
     }
     blocks_ = 0;
   }
