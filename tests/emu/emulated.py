@@ -1,7 +1,9 @@
 """The native library with its CUDA launchers compiled for the CPU, to call them through the ops and without a GPU.
 
-The `.cu` files are compiled as they are, as C++, with the `cuda_runtime.h` of this folder. Two things are changed in
-copies of headers: `kernel<<<...>>>(...)` becomes a call that C++ has, and the limit of 32-bit indices can be set.
+The `.cu` files are compiled as they are, as C++, with the `cuda_runtime.h` of this folder. Three things are changed
+in copies of headers: `kernel<<<...>>>(...)` becomes a call that C++ has, the limit of 32-bit indices can be set, and
+nothing is inlined by force, since one large function with the checks of a sanitizer compiles five times as long as many
+small ones.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
 LARGEST = 2**63 - 1
 LAUNCH = re.compile(r"(\w+_kernel)(<[\w, ]+>)\s*<<<([^;]*?)>>>\(([^;]*?)\);")
+FORCED = re.compile(r"#define DA_HD inline __attribute__\(\(always_inline\)\)")
 
 
 def launchers() -> set[str]:
@@ -48,6 +51,7 @@ def write_sources(folder: Path) -> Path:
         lambda m: "int64_t emulated_index_limit();\n" + m[0] + "elements <= emulated_index_limit() && ",
         1,
     )
+    _replace(folder / "common.h", FORCED, lambda m: "#define DA_HD inline", 1)
     return folder
 
 

@@ -9,6 +9,13 @@
 
 namespace deepatlas::host {
 
+inline constexpr int kHostThreads = 16;
+
+inline HostBlock& host_block() {
+  static HostBlock block(kHostThreads);
+  return block;
+}
+
 struct HostLaunch {
   template <class Index, class Functor>
   const char* each(int64_t count, const Functor& functor) const {
@@ -17,10 +24,9 @@ struct HostLaunch {
   }
   template <class Reducer>
   const char* reduce(int64_t pieces, const Reducer& reducer) const {
-    constexpr int threads = 16;
     // With fewer blocks than pieces, a block reduces several of them.
     const unsigned blocks = unsigned(pieces < 2 ? pieces : 2);
-    launch_on_host(blocks, threads, [&] { reduce_kernel<threads>(pieces, reducer); });
+    host_block().run(blocks, [&] { reduce_kernel<kHostThreads>(pieces, reducer); });
     return nullptr;
   }
 };

@@ -21,14 +21,14 @@ PORTABLE = pytest.param(["-O0"], id="portable")
 RACES = pytest.param(["-O1", "-march=native", "-fsanitize=thread"], id="races", marks=pytest.mark.slow(20))
 
 
-def build(program: str, kernels: list[str], flags: list[str], standard: str) -> Path:
+def build(program: str, kernels: list[str], flags: list[str]) -> Path:
     """Compile ``tests/emu/<program>.cpp`` with some sources of csrc/, without a warning. Returns the executable."""
     compiler = shutil.which("c++") or shutil.which("g++")
     # Without a compiler there are no kernels to test either.
     if compiler is None:
         pytest.skip("no C++ compiler")
     sources = [HERE / f"{program}.cpp", *(CSRC / kernel for kernel in kernels)]
-    options = [f"-std={standard}", "-g1", "-Wall", "-Wextra", "-pthread", *flags]
+    options = ["-std=c++17", "-g1", "-Wall", "-Wextra", "-pthread", *flags]
 
     def compile_program(folder: Path) -> None:
         command = [compiler, *options, f"-I{CSRC}", *map(str, sources), "-o", str(folder / program)]
@@ -53,9 +53,9 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
 
 
-def build_and_run(program: str, kernels: list[str], flags: list[str], standard: str = "c++17") -> None:
+def build_and_run(program: str, kernels: list[str], flags: list[str]) -> None:
     """Run ``tests/emu/<program>.cpp``, which must report no failure."""
-    executable = build(program, kernels, flags, standard)
+    executable = build(program, kernels, flags)
     done = subprocess.run([str(executable)], capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout == "0 failures\n"

@@ -24,9 +24,9 @@ def test_jacobians(flags):
 # Each CUDA thread is a thread here, so a missing __syncthreads is a race.
 @pytest.mark.parametrize("flags", [RACES])
 def test_correlation_with_shared_memory(flags):
-    build_and_run("ncc_on_host", ["ncc.cpp", "ncc_window.cpp"], flags, "c++20")
+    build_and_run("ncc_on_host", ["ncc.cpp", "ncc_window.cpp"], flags)
 
 
 @pytest.mark.parametrize("flags", [PORTABLE, RACES])
 def test_edges_and_curves(flags):
-    build_and_run("edges_on_host", ["edges.cpp", "piecewise.cpp"], flags, "c++20")
+    build_and_run("edges_on_host", ["edges.cpp", "piecewise.cpp"], flags)
