@@ -120,6 +120,7 @@ def draws(count: int, batch: int) -> list[list[int]]:
     return [rng.permutation(count)[:batch].tolist() for _ in range(4)]
 
 
+@pytest.mark.slow(5)
 def test_sources(measuring):
     """Batches of Hounsfield units are read from the page cache into a buffer by 1, 2 and 4 threads."""
     cohort, batch = store(256 if measuring else 6), BATCH if measuring else 4

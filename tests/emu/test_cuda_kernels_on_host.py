@@ -27,6 +27,7 @@ def test_correlation_with_shared_memory(flags):
     build_and_run("ncc_on_host", ["ncc.cpp", "ncc_window.cpp"], flags)
 
 
+@pytest.mark.slow(5)
 @pytest.mark.parametrize("flags", [PORTABLE, RACES])
 def test_edges_and_curves(flags):
     build_and_run("edges_on_host", ["edges.cpp", "piecewise.cpp"], flags)

@@ -75,6 +75,7 @@ def test_what_is_written_about_a_fit():
     assert Fit(0.3, 0.5).warning("e7").startswith("e7: the model does not know such an exam (fit 0.30")
 
 
+@pytest.mark.slow(6)
 def test_headneck_knows_heads_and_necks_and_no_other_body():
     trunk, validation = real("trunk"), real("openkbp/validation")
     model = deepatlas.load("headneck", "cpu")

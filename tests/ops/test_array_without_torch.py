@@ -54,6 +54,7 @@ def test_every_function_runs_without_torch():
     assert float(second) == 0 and third == "there is no PyTorch here"
 
 
+@pytest.mark.slow(5)
 def test_the_ops_are_registered_as_soon_as_torch_is_imported():
     code = (
         "import sys, deepatlas_ops as ops, deepatlas_ops.array\n"
@@ -68,6 +69,7 @@ def test_the_ops_are_registered_as_soon_as_torch_is_imported():
     assert run(code) == "deepatlas_ops::resample"
 
 
+@pytest.mark.slow(5)
 @pytest.mark.parametrize("first", ["reference.invert", "correlation"])
 def test_a_module_of_the_ops_may_be_imported_first(first):
     code = (

@@ -68,6 +68,7 @@ def test_without_a_home_the_cache_is_private_below_the_temporary_folder(tmp_path
     assert other.parent != found.parent and stat.S_IMODE(other.parent.stat().st_mode) == 0o700
 
 
+@pytest.mark.slow(6)
 def test_commands_and_stores_work_for_a_user_id_without_a_name(tmp_path):
     script = NOBODY + (
         "import sys; sys.path.insert(0, sys.argv[1])\n"

@@ -47,6 +47,7 @@ def test_pictures_are_written_when_the_curves_are_drawn_and_not_twice(tmp_path):
     np.testing.assert_allclose(picture.reshape(6, 8, -1)[..., 0], ramp, atol=1 / 255)
 
 
+@pytest.mark.slow(5)
 def test_a_run_shows_the_atlas_the_exam_and_the_warped_atlas(cohort, tmp_path, monkeypatch):
     monkeypatch.setenv("DEEPATLAS_CACHE", str(tmp_path / "cache"))
     settings = [s for s in FAST if "phantom" not in s]
