@@ -79,6 +79,7 @@ setup(
             "SimpleITK>=2.3",
             "volresample>=0.6",
             "deformation-inversion-layer>=1.1",
+            "antspyx>=0.6",
         ],
     },
     entry_points={"console_scripts": ["deepatlas=deepatlas.cli.main:main"]},

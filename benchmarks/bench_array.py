@@ -1,6 +1,8 @@
-"""deepatlas_ops.array against SciPy, SimpleITK and the ops of PyTorch: what users of NumPy and SimpleITK call."""
+"""deepatlas_ops.array against SciPy, SimpleITK, ANTsPy and the ops of PyTorch: what users of NumPy and ITK call."""
 
 from __future__ import annotations
+
+import os
 
 import numpy as np
 import pytest
@@ -63,6 +65,24 @@ def field_of(size, phase=0.0):
     """A displacement field in mm, float64, as SimpleITK's filters take it."""
     half = (size - 1) / 2 * np.array(SPACING).reshape(3, 1, 1, 1)
     return image_of(np.ascontiguousarray(np.moveaxis(bend(size, phase)[0] * half, 0, -1), np.float64))
+
+
+def ants_field(field):
+    """The field as ANTsPy takes it, float32, and ANTsPy; None where it is not installed."""
+    # ANTsPy reads this when it is imported, and has no other way to set the number of threads.
+    os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", str(torch.get_num_threads()))
+    try:
+        import ants
+    except ImportError:
+        return None, None
+    vectors = np.moveaxis(sitk.GetArrayFromImage(field), (0, 1, 2), (2, 1, 0))
+    kind = {"spacing": SPACING, "origin": ORIGIN, "has_components": True}
+    return ants.from_numpy(np.ascontiguousarray(vectors, np.float32), **kind), ants
+
+
+def by_ants(function):
+    """A candidate of ANTsPy that returns a field."""
+    return tensor(lambda: np.moveaxis(function().numpy(), (0, 1, 2), (2, 1, 0)))
 
 
 def native(function, *arrays):
@@ -164,6 +184,14 @@ def test_invert_displacement(record, size):
         "array": tensor(lambda: sitk.GetArrayFromImage(array.invert_displacement(field).field)),
         "SimpleITK": tensor(lambda: sitk.GetArrayFromImage(by_sitk())),
     }
+    inverse, ants = ants_field(field)
+    if ants:
+        start = inverse * 0
+        runs["ANTsPy"] = by_ants(
+            lambda: ants.invert_displacement_field(
+                inverse, start, 20, 1e-4, 1e-3, enforce_boundary_condition=False
+            )
+        )
     record(f"array.invert_displacement {size}^3", runs, 2 * 24 * size**3, CPU, tolerance=5e-2)
 
 
@@ -180,4 +208,7 @@ def test_compose_displacements(record, size):
         "array": tensor(lambda: sitk.GetArrayFromImage(array.compose_displacements(first, second))),
         "SimpleITK": tensor(lambda: sitk.GetArrayFromImage(by_sitk())),
     }
+    (one, ants), (two, _) = ants_field(first), ants_field(second)
+    if ants:
+        runs["ANTsPy"] = by_ants(lambda: ants.compose_displacement_fields(two, one))
     record(f"array.compose_displacements {size}^3", runs, 3 * 24 * size**3, CPU)

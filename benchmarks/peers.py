@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 # Their memory is not PyTorch's, so the peak of a row says nothing about them.
-OUTSIDE_PYTORCH = ("volresample", "scipy", "SimpleITK", "numpy", "array")
+OUTSIDE_PYTORCH = ("volresample", "scipy", "SimpleITK", "numpy", "array", "ANTsPy")
 
 
 def _module(name: str):
