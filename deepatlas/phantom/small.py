@@ -54,7 +54,9 @@ class _Side:
 def _paint_eye(paint: _Side) -> None:
     """The orbital fat with the eyeball, the straight muscles, the lacrimal gland, and the optic nerve."""
     cone = tube([(29, 74, 180), (13, 28, 180)], [18.5, 3.5], steps=1)
-    # The roof of the orbit is the floor of the skull.
+    # The floor of the orbit, above the sinus of the maxilla.
+    paint(cone.grown(1.6), "cortical", over=("gas",))
+    # The roof is the floor of the skull.
     paint(cone - BRAIN_CAVITY.grown(2.6), "fat", over=("fat", "muscle", "soft", "eye", "lens", *BONE))
     apex, globe = (13.5, 31, 180), (28, 64, 180)
     for belly, end in (
@@ -105,7 +107,7 @@ def _erase(canvas: Canvas, tissue: str, by: str, label: str) -> None:
 def _paint_thyroid(canvas: Canvas) -> None:
     """Two lobes beside the trachea, and the isthmus in front of it."""
     _erase(canvas, "thyroid", "muscle", "thyroid")
-    lobe = ellipsoid((18, 18, 83), (8.5, 10, 17), roll=6)
+    lobe = ellipsoid((18, 18, 85), (8.5, 10, 15.5), roll=6)
     isthmus = tube([(-15, 22, 80), (-9, 28, 79), (0, 30.5, 78), (9, 28, 79), (15, 22, 80)], 3.4)
     shape = union(lobe, lobe.mirrored(), isthmus, blend=2) - airway().grown(2.4)
     over = (*FLESH, "visceral_fat")
@@ -135,7 +137,7 @@ def _paint_adrenals(canvas: Canvas) -> None:
     """Two limbs that meet in front, above each kidney: right behind the vena cava, left beside the aorta."""
     for name, (x, y, z), spread, turn in (
         ("adrenal_right", (33, -14, -96), 16, -8),
-        ("adrenal_left", (-36, -15, -87), 20, 12),
+        ("adrenal_left", (-33, -21.5, -93), 18, 8),
     ):
         limbs = [
             ellipsoid((x + 3.4 * sign, y - 6.5, z), (2.2, 9, 13), yaw=turn + sign * spread, pitch=-10)
