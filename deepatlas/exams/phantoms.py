@@ -49,8 +49,8 @@ def write_phantoms(
     The files are ``<root>/<id>/ct.nii.gz`` (int16 Hounsfield units), ``<root>/<id>/seg.nii.gz``,
     ``<root>/labels.json``, and ``<root>/phantom.json`` with the settings of the cohort. The folder of an exam appears
     when it is complete. An exam that is there already is kept, so that an interrupted call can be repeated. With all
-    structures, ``<root>/<id>/voxels.json`` holds the number of voxels of each structure, and the names of those that lie
-    in the field of view and have none (``unresolved``).
+    structures, ``<root>/<id>/voxels.json`` holds the number of voxels of each structure, and the names of those that
+    lie in the field of view and have none (``unresolved``).
 
     Args:
         cohort: the phantom patients.

@@ -12,8 +12,8 @@ from scipy import ndimage
 from deepatlas.phantom.head import paint_head
 from deepatlas.phantom.organs import paint_abdomen, paint_airway, paint_heart, paint_lungs, paint_neck
 from deepatlas.phantom.shapes import Canvas, Shape
-from deepatlas.phantom.small import paint_small
 from deepatlas.phantom.skeleton import body, cavity, paint_skeleton
+from deepatlas.phantom.small import paint_small
 from deepatlas.phantom.structures import ALL_STRUCTURES, STRUCTURES
 from deepatlas.phantom.tissue import TISSUE_NAMES
 from deepatlas.space.grid import Grid

@@ -240,8 +240,9 @@ def upsample(
 ) -> Array:
     """A uniform cubic B-spline ``[C, *shape]`` with a control value of ``values [C, ...]`` at every ``step`` voxels.
 
-    Only the slices ``rows`` (of z) are computed. The first control value is ``step`` voxels before voxel 0. The spline is twice differentiable. It is computed by
-    element-wise sums in a fixed order, so that the result does not depend on the number of threads.
+    Only the slices ``rows`` (of z) are computed. The first control value is ``step`` voxels before voxel 0. The spline
+    is twice differentiable. It is computed by element-wise sums in a fixed order, so that the result does not depend on
+    the number of threads.
     """
     for axis, (n, k) in enumerate(zip(shape, step, strict=True), start=1):
         at = np.arange(n)[rows if axis == 1 else slice(None)] / k

@@ -1,8 +1,9 @@
 """A cohort of procedural whole-body CTs for which the true template coordinate of every voxel is known.
 
 Exam i is the template body (:mod:`deepatlas.phantom.anatomy`), resampled by ``T = D o P``: a pose P with random
-proportions, followed by a smooth diffeomorphism D (and by that of its population, if it has one). Its HU, labels and foreground at x are those of the template at
-T(x). T(x) itself is :attr:`PhantomExam.coords`, the ground truth that no real exam has.
+proportions, followed by a smooth diffeomorphism D (and by that of its population, if it has one). Its HU, labels and
+foreground at x are those of the template at T(x). T(x) itself is :attr:`PhantomExam.coords`, the ground truth that no
+real exam has.
 """
 
 from __future__ import annotations
@@ -194,9 +195,12 @@ class PhantomCohort:
         Their voxels are too large for them; see ``spacing``.
         """
         missing = [name for name, count in exam.voxels().items() if not count]
-        middles = inner_points(self.body, self.names) if missing else {}
         reach = np.linalg.norm(exam.volume.grid.spacing)
-        return [name for name in missing if _nearest_distance(exam.coords, middles[name]) < reach]
+        return [name for name in missing if _nearest_distance(exam.coords, self._middles[name]) < reach]
+
+    @cached_property
+    def _middles(self) -> dict[str, NDArray[np.float64]]:
+        return inner_points(self.body, self.names)
 
     def _field_of_view(self, index: int, pose: Pose, generator: np.random.Generator) -> tuple[str, Grid]:
         """The visible part of the body, and its voxel grid: possibly tilted, in LPS order, or stored feet first."""
@@ -217,7 +221,9 @@ class PhantomCohort:
         bottom, top = pose.to_world(np.array([[0, 0, low], [0, 0, high]]))
         wide = pose.scale * (1 + 0.04 * slack[2])
         extent = np.array([FIELD_OF_VIEW[0] * wide, FIELD_OF_VIEW[1] * wide, top[2] - bottom[2]])
-        shape, spacing = self._voxels(extent, 1 if region == "whole" else (high - low) / (VERTEX + 20 - THIGH))
+        shape, spacing = self._voxels(
+            extent, 1 if region == "whole" else (high - low) / (VERTEX + 20 - THIGH)
+        )
         turn = rotation(*tilt) if tilted and index > 0 else np.eye(3)
         signs = np.array([-1, -1, 1]) if flip_xy and index > 0 else np.ones(3)
         signs = signs * (1, 1, -1 if flip_z and index > 0 else 1)

@@ -22,8 +22,6 @@ FLESH = ("muscle", "fat", "soft")
 ROOM = ("visceral_fat", "bowel_wall", "bowel_content", "gas", "stool", "muscle", "pancreas")
 
 
-
-
 def paint_small(canvas: Canvas) -> None:
     """Paint the small structures into a body that is otherwise complete."""
     for side in ("right", "left"):
@@ -89,9 +87,7 @@ def _paint_ear(paint: _Side) -> None:
 
 def _paint_glands(paint: _Side) -> None:
     """The submandibular gland below the mandible, and the parotid gland behind it, each in its fat."""
-    parotid = union(
-        ellipsoid((47, -12, 143), (9.5, 12, 19)), ellipsoid((54, 0, 146), (4, 13, 13)), blend=4
-    )
+    parotid = union(ellipsoid((47, -12, 143), (9.5, 12, 19)), ellipsoid((54, 0, 146), (4, 13, 13)), blend=4)
     submandibular = ellipsoid((28, 26, 112), (8.5, 13.5, 11.5), pitch=15)
     for name, shape in (("submandibular_gland", submandibular), ("parotid_gland", parotid)):
         paint(shape.grown(1.8), "fat", over=FLESH, free=True)
@@ -119,7 +115,14 @@ def _paint_pancreas(canvas: Canvas) -> None:
     """Head in the curve of the duodenum, body over the spine, and tail behind the stomach, towards the spleen."""
     _erase(canvas, "pancreas", "visceral_fat", "pancreas")
     head = ellipsoid((25, 24, -147), (12, 10.5, 17))
-    course = [(24, 24, -140), (6, 25, -130), (-14, 20, -121), (-34, 7, -115), (-50, -3, -110), (-63, -9, -104)]
+    course = [
+        (24, 24, -140),
+        (6, 25, -130),
+        (-14, 20, -121),
+        (-34, 7, -115),
+        (-50, -3, -110),
+        (-63, -9, -104),
+    ]
     body = tube(course, [10, 9, 9, 9, 7.5, 6])
     shape = union(head, body, blend=6)
     # The stomach lies on the tail and gives way.

@@ -22,6 +22,4 @@ SMALL_STRUCTURES = (
     "parotid_gland_left", "submandibular_gland_right", "submandibular_gland_left", "thyroid", "gallbladder",
     "pancreas", "adrenal_right", "adrenal_left", "psoas_right", "psoas_left",
 )  # fmt: skip
-ALL_STRUCTURES = STRUCTURES | {
-    name: i for i, name in enumerate(SMALL_STRUCTURES, start=len(STRUCTURES) + 1)
-}
+ALL_STRUCTURES = STRUCTURES | {name: i for i, name in enumerate(SMALL_STRUCTURES, start=len(STRUCTURES) + 1)}

@@ -65,8 +65,8 @@ TISSUES: dict[str, Tissue] = {
     "disc": Tissue(92, jitter=8, texture=6),
 }
 
-# Tissues of the small structures alone. They are apart because the random numbers of an exam are drawn tissue by tissue:
-# one more above would change every exam.
+# Tissues of the small structures alone. They are apart because the random numbers of an exam are drawn tissue by
+# tissue: one more above would change every exam.
 SMALL_TISSUES: dict[str, Tissue] = {
     "crystalline_lens": Tissue(98, jitter=6, texture=2),
     "optic_nerve": Tissue(36, 2, 4, jitter=2, texture=2),

@@ -25,6 +25,14 @@ VOLUMES = {
     "cochlea": (0.03, 0.3), "parotid_gland": (3, 30), "submandibular_gland": (2.5, 12), "thyroid": (5, 25),
     "gallbladder": (5, 50), "pancreas": (14, 100), "adrenal": (0.7, 6), "psoas": (30, 250),
 }  # fmt: skip
+# Exam 0 of the default cohort at the shape COARSE, as it was before there were small structures.
+DEFAULT_VOXELS = {
+    "brain": 702, "skull": 379, "mandible": 57, "airway": 36, "spine": 331, "spinal_canal": 72,
+    "humerus_right": 34, "humerus_left": 33, "lung_right": 369, "lung_left": 316, "heart": 184, "aorta": 99,
+    "liver": 413, "spleen": 36, "stomach": 170, "kidney_right": 58, "kidney_left": 57, "bladder": 91,
+    "pelvis": 357, "femur_right": 70, "femur_left": 72,
+}  # fmt: skip
+DEFAULT_MEAN = -722.34
 
 
 @pytest.fixture(scope="module")
@@ -125,17 +133,19 @@ def test_structures_have_their_neighbours(body, side):
     assert kidney[:, 2].mean() < adrenal[:, 2].min() and adrenal[:, 2].mean() > kidney[:, 2].max() - 12
     assert abs(adrenal[:, 0].mean()) < abs(kidney[:, 0].mean())
     psoas, spine = points(body, f"psoas_{side}"), points(body, "spine")
-    for z in (-160, -190):
+    for z in (-150, -170, -190):
         level, bone = psoas[psoas[:, 2] == z], spine[spine[:, 2] == z]
-        assert np.abs(level[:, 0]).min() < np.abs(bone[:, 0]).max() + 4 < np.abs(level[:, 0]).max() + 4
-        assert abs(level[:, 1].mean() - bone[:, 1].max()) < 45
+        assert 25 < np.abs(level[:, 0]).mean() < 60 and np.ptp(level[:, 0]) > 10
+        assert np.linalg.norm(level[:, None] - bone[None], axis=2).min() < 6
 
 
 def test_the_adrenals_are_shaped_like_a_lambda(body):
     for side in ("right", "left"):
         gland = points(body, f"adrenal_{side}")
         middle = gland[np.abs(gland[:, 2] - np.median(gland[:, 2])) < 1]
-        front, back = (middle[middle[:, 1] == y] for y in np.quantile(middle[:, 1], (1, 0.15), method="nearest"))
+        front, back = (
+            middle[middle[:, 1] == y] for y in np.quantile(middle[:, 1], (1, 0.15), method="nearest")
+        )
         gaps = [np.diff(np.sort(row[:, 0])).max(initial=0) for row in (front, back)]
         assert gaps[0] <= 2 < gaps[1], side
 
@@ -171,8 +181,9 @@ def test_structures_have_realistic_hounsfield_units(name, phase, low, high):
 
 
 def test_true_coordinates_of_a_structure_agree_between_patients(body, exams):
-    for name, number in ALL_STRUCTURES.items():
-        middle = points(body, name).mean(axis=0)
+    # The thighs and the spine are cut off at different heights.
+    for name in (*SMALL_STRUCTURES, "liver", "spleen", "bladder", "mandible"):
+        number, middle = ALL_STRUCTURES[name], points(body, name).mean(axis=0)
         for exam in exams:
             found = exam.coords[:, exam.labels.array == number].mean(axis=1)
             # The mean over voxels of a patient, in which parts of an organ may have grown more than others.
@@ -209,7 +220,9 @@ def test_the_large_structures_stay_what_they_are_beside_the_small_ones():
     assert np.array_equal(large.body, both.body)
     for name, number in STRUCTURES.items():
         a, b = large.label == number, both.label == number
-        assert 2 * (a & b).sum() / (a.sum() + b.sum()) > (0.97 if name in ("skull", "stomach") else 0.99), name
+        assert 2 * (a & b).sum() / (a.sum() + b.sum()) > (0.97 if name in ("skull", "stomach") else 0.99), (
+            name
+        )
 
 
 def test_the_default_cohort_is_the_one_that_it_was():
@@ -253,7 +266,9 @@ def test_structures_between_the_voxels_are_named(tmp_path, capsys):
         for name in content["unresolved"]:
             assert content["voxels"][name] == 0
     # The first exam shows the whole body, in voxels that are larger than a cochlea.
-    assert {"cochlea_right", "cochlea_left"} & set(json.loads((folders[0] / "voxels.json").read_text())["unresolved"])
+    assert {"cochlea_right", "cochlea_left"} & set(
+        json.loads((folders[0] / "voxels.json").read_text())["unresolved"]
+    )
     counts = unresolved(folders)
     assert "liver" not in counts and max(counts.values()) <= 3
     (line,) = unresolved_lines(counts, 3)
@@ -284,7 +299,9 @@ def test_folders_from_before_these_settings_are_continued(tmp_path):
     cohort = PhantomCohort(shape=COARSE)
     write_phantoms(cohort, tmp_path, 1, progress=False)
     path = tmp_path / "phantom.json"
-    old = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("structures", "spacing", "anatomy")}
+    old = {
+        k: v for k, v in json.loads(path.read_text()).items() if k not in ("structures", "spacing", "anatomy")
+    }
     path.write_text(json.dumps(old))
     assert len(write_phantoms(cohort, tmp_path, 2, progress=False)) == 2
     with pytest.raises(Exception, match=r"other settings \(anatomy\)"):
@@ -292,13 +309,24 @@ def test_folders_from_before_these_settings_are_continued(tmp_path):
 
 
 def test_the_command_takes_structures_spacing_and_anatomy(tmp_path, capsys):
-    arguments = ["--exams", "1", "--structures", "all", "--spacing", "6", "--anatomy", "2", "--json", "--quiet"]
+    arguments = [
+        "--exams",
+        "1",
+        "--structures",
+        "all",
+        "--spacing",
+        "6",
+        "--anatomy",
+        "2",
+        "--json",
+        "--quiet",
+    ]
     assert main(["phantom", str(tmp_path / "a"), *arguments]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["exams"] == 1 and set(result["unresolved"]) <= set(SMALL_STRUCTURES)
     settings = json.loads((tmp_path / "a" / "phantom.json").read_text())
     assert (settings["structures"], settings["spacing"], settings["anatomy"]) == ("all", 6.0, 2)
-    assert main(["phantom", str(tmp_path / "b"), "--spacing", "0.1"]) == 2
+    assert main(["phantom", str(tmp_path / "b"), "--spacing", "0.1"]) == 1
     assert "spacing must be 0.75 to 12.0 mm, got 0.1" in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
 
