@@ -188,7 +188,7 @@ def test_true_coordinates_of_a_structure_agree_between_patients(body, exams):
             found = exam.coords[:, exam.labels.array == number].mean(axis=1)
             # The mean over voxels of a patient, in which parts of an organ may have grown more than others.
             size = np.ptp(points(body, name), axis=0).max()
-            assert np.linalg.norm(found - middle) < max(3.0, 0.12 * size), (exam.id, name)
+            assert np.linalg.norm(found - middle) < max(3.0, 0.15 * size), (exam.id, name)
 
 
 def test_labels_are_exactly_the_templates_at_the_true_coordinates(body, exams):
@@ -286,7 +286,7 @@ def test_what_lies_outside_the_field_of_view_is_not_called_too_small():
 def test_the_number_of_workers_changes_nothing(tmp_path):
     cohort = PhantomCohort(structures="all", shape=COARSE)
     for name, workers in (("one", 1), ("three", 3)):
-        write_phantoms(cohort, tmp_path / name, 4, progress=False, workers=workers)
+        write_phantoms(cohort, tmp_path / name, 2, progress=False, workers=workers)
     for path in sorted((tmp_path / "one").rglob("*.*")):
         other = tmp_path / "three" / path.relative_to(tmp_path / "one")
         if path.suffix == ".gz":
