@@ -288,6 +288,12 @@ class PhantomConfig:
     seed: int = setting(0, SEED)
     # Strength of the anatomical variation; see PhantomCohort.
     deformation: float = setting(1.0, _NOT_NEGATIVE)
+    # The structures that are labelled: 21 large ones, or all 42, with lenses, cochleas, adrenals and other small ones.
+    structures: str = setting("large", one_of("large", "all"))
+    # Voxel size in mm; null is the coarse grid of the default cohort (6 x 4 x 4 mm). The finer, the slower.
+    spacing: float | None = setting(None, optional(between(0.75, 12)))
+    # Number of the population: 0 is the template body, others have another mean body.
+    anatomy: int = setting(0, SEED)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,12 @@ FIT_EXAMS = 8
 FIT_VOXELS = 5_000
 
 
+def cohort_of(config: PhantomConfig) -> PhantomCohort:
+    """The cohort that the settings of a run ask for."""
+    names = ("seed", "deformation", "structures", "spacing", "anatomy")
+    return PhantomCohort(**{name: getattr(config, name) for name in names})
+
+
 def phantom_truth(
     model: Engine,
     config: PhantomConfig,
@@ -45,7 +51,7 @@ def phantom_truth(
         at most 0; and ``affine_dice``, the mean Dice of the best affine alignment of ``template_exam`` to the same
         exams, computed from the true coordinates.
     """
-    cohort = cohort or PhantomCohort(seed=config.seed, deformation=config.deformation)
+    cohort = cohort or cohort_of(config)
     generator = np.random.default_rng(config.seed)
     learned, true = [], []
     for index in range(min(FIT_EXAMS, config.train)):

@@ -148,7 +148,14 @@ class _Builder:
 
     def _phantoms(self, title: str, name: str, cohort: Cohort) -> Part:
         arguments = ["phantom", "--exams", str(cohort.phantoms), "--seed", str(cohort.seed)]
-        arguments += ["--first", str(cohort.first), "--quiet"]
+        arguments += ["--first", str(cohort.first)]
+        if cohort.structures != "large":
+            arguments += ["--structures", cohort.structures]
+        if cohort.spacing is not None:
+            arguments += ["--spacing", f"{cohort.spacing:g}"]
+        if cohort.anatomy:
+            arguments += ["--anatomy", str(cohort.anatomy)]
+        arguments.append("--quiet")
         return self._add(title, arguments, "cohorts", name, [], positional=True)
 
     def _template(self, name: str, evaluation: str, template: Template, run: Part) -> Part:

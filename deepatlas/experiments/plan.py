@@ -20,20 +20,24 @@ from typing import Any, Literal
 from deepatlas.config import Config
 from deepatlas.errors import DataError, DeepAtlasError, did_you_mean
 from deepatlas.presets import preset
-from deepatlas.settings import leaves
+from deepatlas.settings import check, leaves
 
 
 @dataclass(frozen=True)
 class Cohort:
     """Exams: a data directory or dataset (``path``, or ``--data NAME=DIR``), or ``phantoms``, so many of them.
 
-    ``first`` is the number of the first phantom, and ``seed`` that of their anatomy.
+    ``first`` is the number of the first phantom, and ``seed`` that of the patients. ``structures`` ("large" or "all"),
+    ``spacing`` (mm) and ``anatomy`` (the number of a population) are those of ``deepatlas phantom``.
     """
 
     path: str | None = None
     phantoms: int | None = None
     first: int = 0
     seed: int = 0
+    structures: Literal["large", "all"] = "large"
+    spacing: float | None = None
+    anatomy: int = 0
 
 
 @dataclass(frozen=True)
@@ -196,6 +200,7 @@ def _check(plan: Plan, where: str) -> None:
             )
         if cohort.phantoms is not None and (cohort.phantoms < 1 or cohort.first < 0):
             raise DataError(f"{where}: cohorts.{name}: phantoms must be 1 or more, and first 0 or more")
+        _check_phantoms(cohort, f"{where}: cohorts.{name}")
     if plan.baseline is not None:
         _known(plan.baseline, plan.experiments, f"{where}: baseline", "experiment")
     for name, evaluation in plan.evaluations.items():
@@ -226,6 +231,18 @@ def _check(plan: Plan, where: str) -> None:
 def slug(name: str) -> str:
     """A name as a name of files: what is not plain becomes a hyphen."""
     return re.sub(r"[^A-Za-z0-9._=+]+", "-", name).strip("-.") or "part"
+
+
+def _check_phantoms(cohort: Cohort, at: str) -> None:
+    """Hold the settings of phantoms against the rules of those of a run."""
+    settings = dataclasses.replace(
+        Config().phantom,
+        **{key: getattr(cohort, key) for key in ("seed", "structures", "spacing", "anatomy")},
+    )
+    try:
+        check(settings)
+    except DeepAtlasError as error:
+        raise DataError(f"{at}: {error}") from error
 
 
 def needs_template(experiment: Experiment) -> bool:
@@ -272,6 +289,8 @@ def _value(kind: Any, value: Any, where: str, path: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         (kind,) = (part for part in parts if part is not types.NoneType)
         return _value(kind, value, where, path)
+    if kind is float and type(value) is int:
+        return float(value)
     if dataclasses.is_dataclass(kind):
         return _table(typing.cast(type, kind), value, where, path)
     if origin is dict and isinstance(value, dict):
@@ -289,6 +308,7 @@ def _value(kind: Any, value: Any, where: str, path: str) -> Any:
         tuple: "a list of texts",
         str: "a text",
         int: "a whole number",
+        float: "a number",
         bool: "true or false",
     }
     raise DataError(f"{where}: {path} must be {words[origin or kind]}, got {value!r}")

@@ -8,6 +8,9 @@ from scipy.spatial import cKDTree
 
 from deepatlas.phantom.patients import PhantomExam
 
+# So many voxels of the source are matched at most; of more, every second or third along each axis is taken.
+MOST_SOURCE = 2_000_000
+
 
 def best_affine(source: PhantomExam, target: PhantomExam, *, points: int = 20000) -> NDArray[np.float64]:
     """The affine map that fits best, a 4x4 matrix from target to source mm: least squares over the foreground.
@@ -18,10 +21,11 @@ def best_affine(source: PhantomExam, target: PhantomExam, *, points: int = 20000
     """
     index = np.argwhere(target.foreground)
     index = index[:: max(1, len(index) // points)]
-    where = np.argwhere(source.foreground)
-    tree = cKDTree(source.coords[:, source.foreground].T)
+    step = int(np.ceil(max(1, source.foreground.sum() / MOST_SOURCE) ** (1 / 3)))
+    where = np.argwhere(source.foreground[::step, ::step, ::step]) * step
+    tree = cKDTree(source.coords[:, *where.T].T)
     distance, match = tree.query(target.coords[:, *index.T].T)
-    close = distance < 2 * max(source.volume.grid.spacing)
+    close = distance < 2 * step * max(source.volume.grid.spacing)
     if close.sum() < 100:
         raise ValueError(f"affine_baseline: {source.id} and {target.id} show no common part of the body")
     x = target.volume.grid.voxel_to_world(index[close][:, ::-1])
@@ -38,11 +42,15 @@ def affine_baseline(source: PhantomExam, target: PhantomExam) -> dict[str, float
     Structures that are not visible in both exams are omitted.
     """
     m = np.linalg.inv(source.volume.grid.affine) @ best_affine(source, target) @ target.volume.grid.affine
-    k, j, i = np.ix_(*(np.arange(n) for n in target.volume.grid.shape))
-    at = [np.rint(m[r, 0] * i + m[r, 1] * j + m[r, 2] * k + m[r, 3]).astype(int) for r in (2, 1, 0)]
+    moved = np.empty(target.volume.grid.shape, source.labels.array.dtype)
+    j, i = np.ix_(*(np.arange(n) for n in moved.shape[1:]))
     shape = source.volume.grid.shape
-    inside = np.logical_and.reduce([(a >= 0) & (a < n) for a, n in zip(at, shape, strict=True)])
-    moved = source.labels.array[tuple(a.clip(0, n - 1) for a, n in zip(at, shape, strict=True))] * inside
+    # Slice by slice: the indices of a fine exam take a gigabyte.
+    for k in range(len(moved)):
+        at = [np.rint(m[r, 0] * i + m[r, 1] * j + m[r, 2] * k + m[r, 3]).astype(int) for r in (2, 1, 0)]
+        inside = np.logical_and.reduce([(a >= 0) & (a < n) for a, n in zip(at, shape, strict=True)])
+        index = tuple(a.clip(0, n - 1) for a, n in zip(at, shape, strict=True))
+        moved[k] = source.labels.array[index] * inside
     bins = max(target.names.values()) + 1
     sizes = [
         np.bincount(a.ravel(), minlength=bins) for a in (moved, target.labels.array, source.labels.array)

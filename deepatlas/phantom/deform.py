@@ -47,6 +47,25 @@ SHIFTS = (
     ("thigh_right", (98, 0, -330), 48.0, (9, 10, 0)),
     ("thigh_left", (-98, 0, -330), 48.0, (9, 10, 0)),
 )
+# The same for small structures, where all are asked for.
+SMALL_SWELLING = (
+    ("orbit_right", (28, 62, 180), 16.0, 0.08),
+    ("orbit_left", (-28, 62, 180), 16.0, 0.08),
+    ("thyroid", (0, 20, 83), 20.0, 0.2),
+    ("submandibular_gland_right", (28, 26, 112), 15.0, 0.16),
+    ("submandibular_gland_left", (-28, 26, 112), 15.0, 0.16),
+    ("gallbladder", (42, 44, -128), 20.0, 0.28),
+    ("pancreas", (0, 18, -124), 26.0, 0.16),
+)
+SMALL_SHIFTS = (
+    ("gallbladder", (42, 44, -128), 22.0, (4, 3, 5)),
+    ("pancreas_head", (25, 24, -147), 24.0, (3, 3, 5)),
+    ("pancreas_tail", (-50, -3, -108), 22.0, (3, 3, 5)),
+    ("adrenal_right", (33, -18, -96), 18.0, (2, 3, 4)),
+    ("adrenal_left", (-33, -26, -93), 18.0, (2, 3, 4)),
+    ("submandibular_gland_right", (28, 26, 112), 18.0, (1.5, 2.5, 3)),
+    ("submandibular_gland_left", (-28, 26, 112), 18.0, (1.5, 2.5, 3)),
+)
 # Sigma in mm of the motion of the diaphragm that both sides have in common.
 BREATH = 9.0
 # The centre of the head's rotation in mm, and sigma in degrees about x (nod), y (tilt) and z (turn).
@@ -71,11 +90,13 @@ def _noise(generator: np.random.Generator, shape: tuple[int, ...], sigma: float)
     return smooth * np.float32((2 * sigma * np.sqrt(np.pi)) ** (len(shape) / 2))
 
 
-def random_velocity(generator: np.random.Generator, strength: float = 1.0) -> Array:
+def random_velocity(
+    generator: np.random.Generator, strength: float = 1.0, *, small: np.random.Generator | None = None
+) -> Array:
     """A random stationary velocity field ``[3, D, H, W]`` (x, y, z in mm).
 
     It is the sum of smooth noise, growth and shift of organs, breathing, and rotation of the head; ``strength`` scales
-    all of them.
+    all of them. With the generator ``small``, small structures also vary on their own.
     """
     x, y, z = velocity_nodes()
     shape = (z.shape[0], y.shape[1], x.shape[2])
@@ -92,11 +113,13 @@ def random_velocity(generator: np.random.Generator, strength: float = 1.0) -> Ar
         gx, gy, gz = (np.exp(-0.5 * o * o) for o in offset)
         return (gz * gy * gx, *(o * np.float32(reach) for o in offset))
 
-    for _, centre, reach, sigma in SWELLING:
+    def swell(centre: tuple[float, float, float], reach: float, strain: float) -> None:
         weight, *offsets = bump(centre, reach)
-        strain = np.float32(sigma * generator.standard_normal())
         for axis in range(3):
-            field[axis] += strain * weight * offsets[axis]
+            field[axis] += np.float32(strain) * weight * offsets[axis]
+
+    for _, centre, reach, sigma in SWELLING:
+        swell(centre, reach, sigma * generator.standard_normal())
     breath = BREATH * generator.standard_normal()
     for name, centre, reach, sigmas in SHIFTS:
         weight = bump(centre, reach)[0]
@@ -104,6 +127,14 @@ def random_velocity(generator: np.random.Generator, strength: float = 1.0) -> Ar
         shift[2] += breath if name.startswith("diaphragm") else 0
         for axis in np.flatnonzero(sigmas).tolist():
             field[axis] += np.float32(shift[axis]) * weight
+    if small is not None:
+        for _, centre, reach, sigma in SMALL_SWELLING:
+            swell(centre, reach, sigma * small.standard_normal())
+        for _, centre, reach, sigmas in SMALL_SHIFTS:
+            weight = bump(centre, reach)[0]
+            shift = np.array(sigmas) * small.standard_normal(3)
+            for axis in range(3):
+                field[axis] += np.float32(shift[axis]) * weight
     turn = np.deg2rad(np.array(HEAD_TURN) * generator.standard_normal(3).clip(-2, 2)).astype(np.float32)
     px, py, pz = (p - np.float32(c) for p, c in zip((x, y, z), NECK, strict=True))
     field[0] += head * (turn[1] * pz - turn[2] * py)
@@ -146,9 +177,18 @@ class Deformation:
     displacement: Array  # [3, D, H, W], x, y, z at the nodes
 
     @classmethod
-    def random(cls, generator: np.random.Generator, strength: float = 1.0) -> Deformation:
-        """Draw a deformation. If its determinant is too close to zero, the velocity is reduced until it is not."""
-        velocity = random_velocity(generator, strength)
+    def random(
+        cls,
+        generator: np.random.Generator,
+        strength: float = 1.0,
+        *,
+        small: np.random.Generator | None = None,
+    ) -> Deformation:
+        """Draw a deformation. If its determinant is too close to zero, the velocity is reduced until it is not.
+
+        With the generator ``small``, small structures also vary on their own.
+        """
+        velocity = random_velocity(generator, strength, small=small)
         x, y, z = velocity_nodes()
         while True:
             displacement = exponential(velocity)
@@ -195,14 +235,17 @@ class Pose:
         return np.asarray(points, dtype=np.float64) @ self.matrix.T + self.offset
 
 
-def upsample(values: Array, shape: tuple[int, int, int], step: tuple[int, int, int]) -> Array:
+def upsample(
+    values: Array, shape: tuple[int, int, int], step: tuple[int, int, int], rows: slice = slice(None)
+) -> Array:
     """A uniform cubic B-spline ``[C, *shape]`` with a control value of ``values [C, ...]`` at every ``step`` voxels.
 
-    The first control value is ``step`` voxels before voxel 0. The spline is twice differentiable. It is computed by
-    element-wise sums in a fixed order, so that the result does not depend on the number of threads.
+    Only the slices ``rows`` (of z) are computed. The first control value is ``step`` voxels before voxel 0. The spline
+    is twice differentiable. It is computed by element-wise sums in a fixed order, so that the result does not depend on
+    the number of threads.
     """
     for axis, (n, k) in enumerate(zip(shape, step, strict=True), start=1):
-        at = np.arange(n) / k
+        at = np.arange(n)[rows if axis == 1 else slice(None)] / k
         first = at.astype(int)
         t = (at - first).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(4)])
         weights = (

@@ -39,20 +39,25 @@ def paint_neck(canvas: Canvas) -> None:
         canvas.paint(
             tube([(30 * side, 14, 58), (38 * side, 6, 100), (40 * side, -4, 156)], [8, 7, 5.5]), "vein"
         )
-        canvas.paint(ellipsoid((18 * side, 18, 88), (9, 10, 19)), "thyroid")
+        canvas.paint(ellipsoid((18 * side, 18, 88), (9, 10, 19)), "thyroid", label="thyroid")
         # The parotid and the submandibular gland.
         canvas.paint(ellipsoid((50 * side, 8, 142), (9, 14, 17)), "soft")
         canvas.paint(ellipsoid((30 * side, 36, 112), (10, 13, 8)), "soft")
-    canvas.paint(ellipsoid((0, 27, 86), (10, 4, 6)), "thyroid")
+    canvas.paint(ellipsoid((0, 27, 86), (10, 4, 6)), "thyroid", label="thyroid")
     canvas.paint(tube([(0, -4, 100), (-3, -10, 40), (-5, -12, -20), (-12, -4, -56)], 6), "muscle")
 
 
-def paint_airway(canvas: Canvas) -> None:
-    """Paint pharynx, larynx, trachea and main bronchi: a wall of cartilage, filled with air."""
+def airway() -> Shape:
+    """The lumen of pharynx, larynx, trachea and main bronchi."""
     course = [(0, 24, 158), (0, 15, 134), (0, 17, 112), (0, 20, 96), (0, 12, 70), (1, -2, 36)]
     shape = tube(course, [11, 11.5, 10.5, 9.5, 11, 11.5], steps=16)
     bronchi = [tube([(1, -2, 38), (18, -7, 24), (40, -10, 8)], [10, 9, 7], steps=4)]
-    shape = union(shape, bronchi[0], bronchi[0].mirrored(), blend=4)
+    return union(shape, bronchi[0], bronchi[0].mirrored(), blend=4)
+
+
+def paint_airway(canvas: Canvas) -> None:
+    """Paint the airway: a wall of cartilage, filled with air."""
+    shape = airway()
     canvas.paint(shape.grown(2.4), "cartilage")
     canvas.paint(shape, "airway", label="airway")
 
@@ -141,9 +146,12 @@ def paint_abdomen(canvas: Canvas, cavity: Shape) -> None:
     space = cavity.grown(-4) & _below_diaphragm(5)
     _paint_small_bowel(canvas, space)
     _paint_colon(canvas)
-    for side in (1, -1):
+    for side, name in ((1, "right"), (-1, "left")):
         psoas = [(29 * side, -30, -112), (41 * side, -20, -185), (62 * side, 12, -245), (84 * side, 2, -290)]
-        canvas.paint(tube(psoas, [8, 19, 18, 12]), "muscle")
+        muscle = tube(psoas, [8, 19, 18, 12])
+        canvas.paint(muscle, "muscle")
+        # Below the groin it is one with the other muscles of the hip.
+        canvas.paint(muscle & halfspace((0, 0, -1), 262), "muscle", label=f"psoas_{name}")
         rectus = stack([(-70, 26, 5, 68, 3), (-160, 26, 5, 72, 3), (-270, 14, 5, 52, 3)])
         canvas.paint(rectus, "muscle", over=("fat",))
     canvas.paint(
@@ -198,7 +206,8 @@ def _paint_liver(canvas: Canvas, space: Shape) -> None:
     ]
     for points, radii in hepatic:
         canvas.paint(tube(points, radii, steps=6), "hepatic_vein", keep_label=True, inside="liver")
-    canvas.paint(ellipsoid((42, 44, -128), (12, 14, 20), pitch=-30), "soft", (2, "gallbladder"))
+    gallbladder = ellipsoid((42, 44, -128), (12, 14, 20), pitch=-30)
+    canvas.paint(gallbladder, "soft", (2, "gallbladder"), label="gallbladder")
 
 
 def _paint_small_bowel(canvas: Canvas, space: Shape) -> None:

@@ -200,7 +200,10 @@ def halfspace(normal: ArrayLike, offset: float) -> Shape:
 
 
 class Canvas:
-    """Tissue and structure ids on a grid, painted shape by shape; later shapes cover earlier ones."""
+    """Tissue and structure ids on a grid, painted shape by shape; later shapes cover earlier ones.
+
+    A structure that ``structures`` does not name is painted as tissue without a label.
+    """
 
     def __init__(self, grid: Grid, tissues: Sequence[str], structures: dict[str, int]) -> None:
         self.grid = grid
@@ -242,6 +245,7 @@ class Canvas:
         keep_label: bool = False,
         over: Sequence[str] = (),
         inside: str | None = None,
+        free: bool = False,
     ) -> None:
         """Fill ``shape`` with tissue.
 
@@ -252,6 +256,7 @@ class Canvas:
             keep_label: leave the labels unchanged instead.
             over: paint only voxels of these tissues, if any are given.
             inside: paint only voxels of this structure, if one is given.
+            free: paint only voxels without a label.
         """
         box, distance = self.measure(shape)
         mask = distance < 0
@@ -260,8 +265,10 @@ class Canvas:
             mask &= np.isin(tissue, [self.tissue_ids[name] for name in over])
         if inside is not None:
             mask &= labels == self.structures[inside]
+        if free:
+            mask &= labels == 0
         for layer in layers:
             depth, name = (0.0, layer) if isinstance(layer, str) else layer
             tissue[mask if depth == 0 else mask & (distance < -depth)] = self.tissue_ids[name]
         if not keep_label:
-            labels[mask] = 0 if label is None else self.structures[label]
+            labels[mask] = 0 if label is None else self.structures.get(label, 0)

@@ -65,7 +65,17 @@ TISSUES: dict[str, Tissue] = {
     "disc": Tissue(92, jitter=8, texture=6),
 }
 
-TISSUE_NAMES = tuple(TISSUES)
+# Tissues of the small structures alone. They are apart because the random numbers of an exam are drawn tissue by
+# tissue: one more above would change every exam.
+SMALL_TISSUES: dict[str, Tissue] = {
+    "crystalline_lens": Tissue(98, jitter=6, texture=2),
+    "optic_nerve": Tissue(36, 2, 4, jitter=2, texture=2),
+    "labyrinth": Tissue(260, jitter=30, texture=10),
+    "gland": Tissue(34, 45, 58, jitter=6, texture=6),
+    "adrenal": Tissue(26, 42, 48, jitter=5, texture=4),
+}
+
+TISSUE_NAMES = (*TISSUES, *SMALL_TISSUES)
 
 
 def lookup(phase: str, generator: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -76,9 +86,12 @@ def lookup(phase: str, generator: np.random.Generator) -> tuple[NDArray[np.float
     """
     if phase not in PHASES:
         raise ValueError(f"phantom: phase must be one of {', '.join(PHASES)}, got {phase!r}")
-    table = np.array(list(TISSUES.values()), dtype=np.float32)
+    table = np.array([*TISSUES.values(), *SMALL_TISSUES.values()], dtype=np.float32)
+    # A generator that is spawned leaves the numbers of its parent as they are.
+    small = generator.spawn(1)[0].standard_normal(len(SMALL_TISSUES))
     strength = np.float32(generator.uniform(0.8, 1.1))
-    jitter = generator.standard_normal(len(table)).astype(np.float32).clip(-2, 2) * table[:, 3]
+    draws = np.concatenate([generator.standard_normal(len(TISSUES)), small])
+    jitter = draws.astype(np.float32).clip(-2, 2) * table[:, 3]
     rises = {"none": np.zeros_like(table[:, 0]), "arterial": table[:, 1], "portal": table[:, 2]}
     return table[:, 0] + strength * rises[phase] + jitter, table[:, 4] * np.float32(
         generator.uniform(0.7, 1.3)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from deepatlas.config import PhantomConfig
 from deepatlas.errors import DataError, did_you_mean
+from deepatlas.evaluate.truth import cohort_of
 from deepatlas.exams.cohort import Cohort, ExamFiles, find_exams
 from deepatlas.exams.joined import find_cohort, roots_of, with_split
 from deepatlas.exams.tree import refuse_trees
 from deepatlas.names.meet import chosen, meeting
-from deepatlas.phantom.patients import PhantomCohort
 from deepatlas.store.store import Store, is_dataset, is_store
 from deepatlas.train.request import Request
 
@@ -59,7 +59,7 @@ def _check_tests(tests: Cohort, exams: list[str] | None, wanted: list[str]) -> N
 
 
 def _check_phantoms(request: Request, phantoms: PhantomConfig) -> None:
-    cohort = PhantomCohort(seed=phantoms.seed, deformation=phantoms.deformation)
+    cohort = cohort_of(phantoms)
     ids = [cohort.exam_id(index) for index in range(phantoms.train)]
     for name in [*(request.template_exams or []), *([request.seed_exam] if request.seed_exam else [])]:
         if name not in ids:

@@ -8,22 +8,26 @@ from dataclasses import replace
 from pathlib import Path
 
 from deepatlas.config import Config, PhantomConfig
+from deepatlas.evaluate.truth import cohort_of
 from deepatlas.exams.build_store import prepare_cohort
 from deepatlas.exams.joined import Data, roots_of
-from deepatlas.exams.phantoms import write_phantoms
-from deepatlas.phantom.patients import PhantomCohort
+from deepatlas.exams.phantoms import unresolved, unresolved_lines, write_phantoms
 from deepatlas.store.store import Store, is_store
 from deepatlas.train.cache import store_path, used
 from deepatlas.train.log import NullLog, RunLog
 from deepatlas.train.request import Request
 
 
-def make_phantoms(root: Path, settings: PhantomConfig, request: Request, *, progress: bool) -> Request:
+def make_phantoms(
+    root: Path, settings: PhantomConfig, request: Request, log: RunLog | NullLog, *, progress: bool
+) -> Request:
     """Write ``root/train`` and ``root/test``; returns the request with the test exams and the exam for the atlas."""
-    cohort = PhantomCohort(seed=settings.seed, deformation=settings.deformation)
-    write_phantoms(cohort, root / "train", range(settings.train), progress=progress)
+    cohort = cohort_of(settings)
+    folders = write_phantoms(cohort, root / "train", range(settings.train), progress=progress)
     tests = range(settings.train, settings.train + settings.test)
-    write_phantoms(cohort, root / "test", tests, progress=progress)
+    folders += write_phantoms(cohort, root / "test", tests, progress=progress)
+    for line in unresolved_lines(unresolved(folders), len(folders)):
+        log.say(line)
     seed = request.seed_exam or cohort.exam_id(0)
     return replace(request, test=os.fspath(root / "test"), seed_exam=seed)
 

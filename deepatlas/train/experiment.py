@@ -209,7 +209,7 @@ class Experiment:
         if data is None:
             phantom, root = self.config.phantom, self.folder / "phantom"
             log.say(f"no --data given: making a cohort of {phantom.train + phantom.test} phantoms in {root}")
-            self.request = make_phantoms(root, phantom, self.request, progress=not self.quiet)
+            self.request = make_phantoms(root, phantom, self.request, log, progress=not self.quiet)
         roots = data or self.folder / "phantom" / "train"
         return open_store(roots, self.config, self.request, log, progress=not self.quiet, uses=self._lock)
 

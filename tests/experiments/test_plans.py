@@ -91,6 +91,17 @@ def test_a_plan_becomes_commands_that_need_each_other(tmp_path):
     assert parts.evaluated["tuned"] == ["evaluate tuned on test"]
 
 
+def test_a_plan_names_a_cohort_of_small_structures_and_its_voxel_size(tmp_path):
+    text = SMALL.replace("seed = 2 }", 'structures = "all", spacing = 2, anatomy = 1 }')
+    made = parts_of(plan_of(tmp_path, text), tmp_path / "out").all["phantom made"]
+    assert made.arguments == (
+        "phantom", str(made.out), "--exams", "3", "--seed", "0", "--first", "5", "--structures", "all",
+        "--spacing", "2", "--anatomy", "1", "--quiet",
+    )  # fmt: skip
+    args = build_parser().parse_args(made.arguments)
+    assert (args.structures, args.spacing, args.anatomy) == ("all", 2.0, 1)
+
+
 def test_stages_hold_what_may_run_at_once(tmp_path):
     stages = [[p.name for p in stage] for stage in parts_of(plan_of(tmp_path), tmp_path).stages()]
     assert stages[0] == ["phantom made", "train joint loss"] and stages[1][:1] == ["train base"]
@@ -137,6 +148,11 @@ def test_paths_of_cohorts_are_given_on_the_command_line(tmp_path):
         ("phantoms = 3", "phantoms = true", "must be a whole number, got True"),
         ("phantoms = 3", "phantoms = 0", "phantoms must be 1 or more"),
         ("phantoms = 3", 'path = "x", phantoms = 3', "needs either path or phantoms"),
+        ("seed = 2", "spacing = 0.1", r"cohorts.made: setting spacing must be null or in \[0.75, 12\], got 0.1"),
+        ("seed = 2", "spacing = true", "cohorts.made.spacing must be a number, got True"),
+        ("seed = 2", 'structures = "small"', "structures must be large or all, got 'small'"),
+        ("seed = 2", "anatomy = -1", "cohorts.made: setting anatomy must be an integer"),
+        ("seed = 2", "seed = -1", "cohorts.made: setting seed must be an integer"),
         ('exams = ["a"]', "exams = [1]", "template.exams must be a list of texts"),
         ("from_scratch = true", 'from_scratch = "yes"', "must be true or false"),
         ('command = "finetune"', 'command = "tune"', "command must be train or finetune, got 'tune'"),
