@@ -33,7 +33,7 @@ class LabelMaps:
     Attributes:
         names: the structures that were drawn in at least one of the exams; they are the channels of all masks.
         ids: their ids in the labels of the store.
-        missing: the other structures of the store.
+        missing: the other structures of the store that are to be used.
         labelled: positions of the exams in which any structure was drawn.
         device: the device of the masks.
         keep: number of exams whose labels are held; None holds all.
@@ -46,6 +46,7 @@ class LabelMaps:
         device: the device of the masks.
         exams: ids of the exams whose labels may be used; None allows all.
         keep: as the attribute.
+        structures: names of the structures to use; None takes all.
     """
 
     def __init__(
@@ -58,16 +59,20 @@ class LabelMaps:
         *,
         exams: Collection[str] | None = None,
         keep: int | None = None,
+        structures: Collection[str] | None = None,
     ) -> None:
         self.store, self.rows, self.size, self.loss_size = store, list(rows), size, loss_size
         self.device, self.keep = torch.device(device), keep
         allowed = [exams is None or store.ids[row] in exams for row in self.rows]
         drawn = store.has_label[self.rows] & np.array(allowed, dtype=bool)[:, None]
-        columns = np.flatnonzero(drawn.any(axis=0)).tolist()
         names = list(store.labels)
+        if structures is not None:
+            drawn &= np.isin(names, list(structures))
+        columns = np.flatnonzero(drawn.any(axis=0)).tolist()
         self.names = [names[column] for column in columns]
         self.ids = [store.labels[name] for name in self.names]
-        self.missing = [name for name in names if name not in self.names]
+        wanted = names if structures is None else [name for name in names if name in structures]
+        self.missing = [name for name in wanted if name not in self.names]
         self.labelled: list[int] = np.flatnonzero(drawn.any(axis=1)).tolist()
         self._drawn = drawn[:, columns]
         self._held: OrderedDict[int, _Exam] = OrderedDict()
@@ -172,6 +177,14 @@ class BatchMasks:
 
     def put(self, tensor: Tensor) -> Tensor:
         return upload(tensor, self.maps.device)
+
+    @torch.no_grad()
+    def seen(self) -> Tensor:
+        """The part of each voxel that lies in the field of view of its original exam, ``[n, 1, s, s, s]``."""
+        # The outer faces of the voxels of the store are its field of view.
+        inside = self._places.abs().amax(1, keepdim=True) <= MODEL_SIZE / (MODEL_SIZE - 1)
+        pooled = inside.shape[-1] // self.maps.loss_size
+        return F.avg_pool3d(inside.float(), pooled) if pooled > 1 else inside.float()
 
     def _interpolated(self, exam: int) -> Tensor:
         """The masks of an exam, ``[k, s, s, s]``, without a mask of each structure at full size.
