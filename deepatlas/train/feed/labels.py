@@ -181,8 +181,8 @@ class BatchMasks:
     @torch.no_grad()
     def seen(self) -> Tensor:
         """The part of each voxel that lies in the field of view of its original exam, ``[n, 1, s, s, s]``."""
-        # The outer faces of the voxels of the store are its field of view.
-        inside = self._places.abs().amax(1, keepdim=True) <= MODEL_SIZE / (MODEL_SIZE - 1)
+        # Beyond the outermost centres of the store's voxels, image and masks fade to 0. A little is for rounding.
+        inside = self._places.abs().amax(1, keepdim=True) <= 1.001
         pooled = inside.shape[-1] // self.maps.loss_size
         return F.avg_pool3d(inside.float(), pooled) if pooled > 1 else inside.float()
 
