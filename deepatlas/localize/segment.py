@@ -152,7 +152,9 @@ def segment_coordinates(
         ends = torch.stack([torch.stack([index[t].amin((1, 2, 3)), index[t].amax((1, 2, 3))]) for t in tiles])
         ends = torch.stack([ends[:, 0].floor(), ends[:, 1].ceil()], dim=1).long().cpu()
         labels = torch.zeros(index.shape[1:], dtype=torch.int32, device=coords.device)
-        slabs = {row: torch.zeros(index.shape[1:], dtype=torch.bool, device=coords.device) for row in canvas.shared}
+        slabs = {
+            row: torch.zeros(index.shape[1:], dtype=torch.bool, device=coords.device) for row in canvas.shared
+        }
         for tile, (low, high) in zip(tiles, ends, strict=True):
             near = ((supports[:, 0] <= high) & (supports[:, 1] >= low)).all(dim=1).nonzero()[:, 0]
             if len(near):

@@ -134,7 +134,9 @@ class Engine:
 
     def __repr__(self) -> str:
         has = (
-            f"{len(self.structures.names)} structures" if self.structures else f"atlas {self.atlas.shape[-1]}³"
+            f"{len(self.structures.names)} structures"
+            if self.structures
+            else f"atlas {self.atlas.shape[-1]}³"
         )
         parts = [
             self.fingerprint, f"preset {self.config.preset}", f"input {self.size}³", has,
@@ -303,8 +305,8 @@ class Engine:
 
     def _no_coordinates(self) -> DeepAtlasError:
         return DeepAtlasError(
-            f"{self.name}: was trained on labels (deepatlas finetune) and gives masks of its structures, not coordinates; "
-            "for templates, points and coordinates use a model of deepatlas train"
+            f"{self.name}: was trained on labels (deepatlas finetune) and gives masks of its structures, not "
+            "coordinates; for templates, points and coordinates use a model of deepatlas train"
         )
 
     # -- use -------------------------------------------------------------------------------------------------
