@@ -126,7 +126,7 @@ def space_to_channels(x: Tensor, fold: int) -> Tensor:
 
 
 def channels_to_space(x: Tensor, fold: int) -> Tensor:
-    """The inverse of :func:`space_to_channels`: ``[B, C * fold**3, n, n, n] -> [B, C, n * fold, n * fold, n * fold]``."""
+    """``[B, C * fold**3, n, n, n] -> [B, C, N, N, N]`` with N = n * fold: the inverse of :func:`space_to_channels`."""
     if fold == 1:
         return x
     batch, channels, n, _, _ = x.shape
