@@ -22,6 +22,7 @@ def smooth(seed=0, count=2, size=12):
 
 def by_itk(volume, grid, native):
     """Linear interpolation of a volume on the points of another grid, constant beyond the outermost centres."""
+
     def image(array, of):
         out = SimpleITK.GetImageFromArray(array)
         lps = np.diag([-1, -1, 1]) @ of.affine[:3]

@@ -26,9 +26,10 @@ def test_it_answers_on_the_grid_of_the_input_and_all_layers_learn(fold):
     network = SegmentationNetwork(settings(fold=fold), 3)
     logits = network(torch.rand(2, 1, 16, 16, 16))
     assert logits.shape == (2, 3, 16, 16, 16) and logits.dtype == torch.float32
-    assert CoordinateNetwork(settings(fold=fold)).forward(
-        torch.rand(1, 1, 16, 16, 16), level=1
-    ).shape[-1] == 8 // fold
+    assert (
+        CoordinateNetwork(settings(fold=fold)).forward(torch.rand(1, 1, 16, 16, 16), level=1).shape[-1]
+        == 8 // fold
+    )
     logits.square().sum().backward()
     assert all(p.grad is not None for p in network.parameters())
 

@@ -19,7 +19,6 @@ from deepatlas.io.codec import write_volume
 from deepatlas.model.engine import Engine
 from deepatlas.nn import Atlas, CoordinateNetwork
 from deepatlas.presets import preset
-from deepatlas.train.log import RunLog
 
 SETTINGS = [
     "finetune.head_steps=2",
@@ -59,7 +58,18 @@ def model(tmp_path_factory):
 
 
 def start(model, data, out, *more):
-    place = ["finetune", "--model", str(model), "--data", str(data), "--out", str(out), "--device", "cpu", "--json"]
+    place = [
+        "finetune",
+        "--model",
+        str(model),
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        "--json",
+    ]
     return [*place, *SETTINGS, *more, "--quiet"]
 
 
@@ -112,7 +122,9 @@ def test_the_head_learns_alone_first(model, data, tmp_path):
     assert {r["phase"] for r in records(tmp_path / "scratch")} == {"finetune"}
     assert len(records(tmp_path / "scratch")) == len(records(out)) == 2
     kernel = "encoder.0.first.conv.weight"
-    assert not torch.allclose(weights(tmp_path / "scratch")["network"][f"backbone.{kernel}"], trained[kernel], atol=0.1)
+    assert not torch.allclose(
+        weights(tmp_path / "scratch")["network"][f"backbone.{kernel}"], trained[kernel], atol=0.1
+    )
 
 
 class _Killed(BaseException):
@@ -175,7 +187,17 @@ def test_it_is_used_without_a_template(whole, model, data, tmp_path, capsys):
     for name, identity in LABELS.items():
         assert (deepatlas.read_volume(out / "e4" / f"{name}.nii.gz").array == labels.mask(identity)).all()
     # Fewer structures, another threshold, several views.
-    arguments = ["--out", tmp_path / "few", "--threshold", "0.1", "--average", "2", "--json", "--structures", "bone"]
+    arguments = [
+        "--out",
+        tmp_path / "few",
+        "--threshold",
+        "0.1",
+        "--average",
+        "2",
+        "--json",
+        "--structures",
+        "bone",
+    ]
     assert main([str(a) for a in ("segment", "--model", whole, exam, *arguments)]) == 0
     assert json.loads((tmp_path / "few" / "labels.json").read_text()) == {"bone": 1}
 
@@ -232,7 +254,9 @@ def test_score_and_what_the_grid_keeps(model, data, tmp_path, capsys):
     result = json.loads(capsys.readouterr().out)
     # Of the same directory, the exam is left out of training.
     assert result["labelled_exams"] == ["e2", "e3"] and result["test_exams"] == ["e1"]
-    assert set(result["dice_per_structure"]) == set(LABELS) and result["hd95_mm"] is None or result["dice"] >= 0
+    assert (
+        set(result["dice_per_structure"]) == set(LABELS) and result["hd95_mm"] is None or result["dice"] >= 0
+    )
     grid = result["grid"]
     assert grid["size"] == 16 and 0.5 < grid["dice"] < 1
     assert grid["dice"] == pytest.approx(np.mean(list(grid["dice_per_structure"].values())))
