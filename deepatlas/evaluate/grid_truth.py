@@ -19,9 +19,9 @@ from deepatlas.model.engine import Engine
 from deepatlas.model.structures import Structures
 from deepatlas.names.meet import meeting
 from deepatlas.space.check_input import check_input
-from deepatlas.space.constants import FINE_SIZE, MODEL_SIZE
+from deepatlas.space.constants import FINE_SIZE
 from deepatlas.space.labels import Labels
-from deepatlas.space.preprocess import labels_to_grid, pool_drawn, to_fine_grid
+from deepatlas.space.preprocess import labels_to_grid, to_fine_grid
 from deepatlas.space.volume import Volume
 
 
@@ -81,8 +81,6 @@ def _there_and_back(model: Engine, ct: Volume, reference: Labels, truth: Structu
     """The truth on the grid of the network's input, as training sees it, and back on the grid of the exam."""
     seen, _ = check_input(ct, model.intensity)
     fine = to_fine_grid(seen, model.crop, model.intensity)
-    small = pool_drawn(labels_to_grid(reference, fine.grid), FINE_SIZE // MODEL_SIZE)
-    masks = torch.stack([torch.from_numpy(small.mask(identity)).float() for identity in truth.ids])
-    block = MODEL_SIZE // model.size
-    masks = F.avg_pool3d(masks[None], block)[0] if block > 1 else masks
-    return label_probabilities(masks, fine.grid.pooled(FINE_SIZE // model.size), ct.grid, truth)
+    drawn, block = labels_to_grid(reference, fine.grid), FINE_SIZE // model.size
+    parts = [F.avg_pool3d(torch.from_numpy(drawn.mask(i)).float()[None], block)[0] for i in truth.ids]
+    return label_probabilities(torch.stack(parts), fine.grid.pooled(block), ct.grid, truth)

@@ -59,8 +59,8 @@ from deepatlas.train.world import World
 NETWORKS = ("network", "autoencoder")
 # Number of exams in the picture at the end of a level.
 PANEL_EXAMS = 4
-# Number of exams whose labels are held in memory where the exams themselves are not: 64 MB.
-LABELS_HELD = 256
+# Bytes of labels that are held in memory where the exams themselves are not.
+LABELS_HELD = 64 << 20
 
 
 class Experiment:
@@ -267,7 +267,7 @@ class Experiment:
             if isinstance(array, StreamingArray):
                 session.log.say(f"exams are read from {store.path} as they are needed")
                 if labels:
-                    labels.keep = LABELS_HELD
+                    labels.keep = LABELS_HELD // labels.source**3
             if not session.done and session.overall == 0:
                 facts = self._begin(session, store, split, labels)
                 structures = labels.names if labels else None

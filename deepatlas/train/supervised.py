@@ -16,6 +16,7 @@ from deepatlas.model.engine import Engine
 from deepatlas.model.structures import Structures
 from deepatlas.names.meet import chosen
 from deepatlas.nn import SegmentationNetwork, StructureFacts
+from deepatlas.space.constants import FINE_SIZE
 from deepatlas.space.stack import overlapping_pairs
 from deepatlas.store.store import Store
 from deepatlas.train.experiment import Experiment
@@ -72,7 +73,7 @@ class Supervised(Experiment):
             )
         rows = [store.index(exam) for exam in learned]
         size = config.network.size
-        labels = LabelMaps(store, rows, size, size, self.world.device, structures=wanted)
+        labels = LabelMaps(store, rows, size, size, self.world.device, structures=wanted, source=FINE_SIZE)
         if wanted and labels.missing:
             raise DataError(
                 f"{store.root}: {', '.join(labels.missing)} is drawn in none of the {len(learned)} labelled training "
