@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,6 @@ from deepatlas.cli.common import Commands
 from deepatlas.errors import PROGRAM, DeepAtlasError, guarded
 
 if TYPE_CHECKING:
-    from deepatlas.config import Config
     from deepatlas.train.request import Request
 
 _TEXT = "learn masks from labels: fine-tune a model, or train its network from scratch"
@@ -69,29 +67,16 @@ def run(rest: Sequence[str]) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from deepatlas.train.arguments import move_settings, run_experiment
-    from deepatlas.train.supervised import Supervised
+    from deepatlas.train.supervised import Supervised, settings_for
 
     move_settings(arguments, _LISTS)
-    return run_experiment(
-        arguments,
-        lambda: Supervised.create(
-            _settings(arguments), _request(arguments), device=arguments.device, quiet=arguments.quiet
-        ),
-        _FIXED,
-    )
 
+    def begin() -> Supervised:
+        _insist(arguments)
+        config = settings_for(arguments.model, arguments.settings)
+        return Supervised.create(config, _request(arguments), device=arguments.device, quiet=arguments.quiet)
 
-def _settings(arguments: argparse.Namespace) -> Config:
-    """The settings of the model; those of fine-tuning are the ones of its preset."""
-    from deepatlas.model.engine import Engine
-    from deepatlas.presets import PRESETS
-
-    _insist(arguments)
-    config = Engine.load(arguments.model, "cpu").config
-    if config.preset in PRESETS:
-        # Models of earlier versions do not have them.
-        config = replace(config, finetune=PRESETS[config.preset].finetune)
-    return config.override(arguments.settings).validate()
+    return run_experiment(arguments, begin, _FIXED)
 
 
 def _request(arguments: argparse.Namespace) -> Request:

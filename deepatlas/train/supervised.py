@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from deepatlas.model.engine import Engine
 from deepatlas.model.structures import Structures
 from deepatlas.names.meet import chosen
 from deepatlas.nn import SegmentationNetwork, StructureFacts
+from deepatlas.presets import PRESETS
 from deepatlas.space.constants import FINE_SIZE
 from deepatlas.space.stack import overlapping_pairs
 from deepatlas.store.store import Store
@@ -137,6 +138,20 @@ class Supervised(Experiment):
 
     def _score(self, model: Engine, split: Split, log: RunLog) -> dict[str, Any]:
         return score_supervised(self.folder, model, self.config, self.request, split, log)
+
+
+def settings_for(model: str, assignments: Sequence[str]) -> Config:
+    """The settings of a run that starts from a model, with changes ``section.key=value``.
+
+    They are those of the model. The section ``finetune``, which the model has not used, is that of its preset.
+
+    Raises:
+        DeepAtlasError: there is no such model, or a setting is not known or breaks its rule.
+    """
+    config = Engine.load(model, "cpu").config
+    if config.preset in PRESETS:
+        config = replace(config, finetune=PRESETS[config.preset].finetune)
+    return config.override(assignments).validate()
 
 
 def _measure(facts: StructureFacts, labels: LabelMaps) -> None:
