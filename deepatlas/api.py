@@ -7,12 +7,12 @@ import warnings
 
 from numpy.typing import ArrayLike
 
-from deepatlas.errors import DeepAtlasError
 from deepatlas.localize.points import Located, locate
-from deepatlas.localize.segment import Segmentation, segment
+from deepatlas.localize.segment import Segmentation, segment, what_to_find
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import Engine, Exam, read_exam
 from deepatlas.model.fit import Fit, UnknownExamWarning
+from deepatlas.model.structures import Structures
 
 
 class Model(Engine):
@@ -30,16 +30,23 @@ class Model(Engine):
         card: facts about the model, such as its data and the commit that trained it.
         refine: refinement steps for every exam.
         average: views of every exam whose coordinates are averaged.
+        structures: the structures of a model that was trained on labels; None for a model of coordinates.
     """
 
-    def segment(self, exam: Exam, template: Template, threshold: float | None = None) -> Segmentation:
+    def segment(
+        self, exam: Exam, template: Template | Structures | None = None, threshold: float | None = None
+    ) -> Segmentation:
         """Carry the masks of a template onto an exam (sections 3.2.1 and 5.2.7).
+
+        A model that was trained on labels (``deepatlas finetune``, sections 3.3.3 and 3.3.4) finds its structures
+        without a template.
 
         Args:
             exam: a CT in Hounsfield units: a path, a volume, or an image of another library.
-            template: a template made for this model.
+            template: a template made for this model. A model that was trained on labels takes none, but some of its
+                structures (``model.structures.select(["liver"])``); None takes all of them.
             threshold: the mask value that counts for all structures, in (0, 1]; None takes the template's own
-                values, which preserve volumes.
+                values, which preserve volumes, or a probability of 0.5.
 
         Returns:
             A label image on the exam's own grid: uint8, or uint16 for ids above 255. 0 is the background. Its ``fit``
@@ -49,15 +56,13 @@ class Model(Engine):
             UnknownExamWarning: the model does not know such an exam; its labels mean nothing.
 
         Raises:
-            DeepAtlasError: the template belongs to another model, or the threshold is out of range.
+            DeepAtlasError: the template belongs to another model, the model needs a template or takes none, or the
+                threshold is out of range.
             DataError: the exam cannot be read, or shows no patient.
         """
-        if not isinstance(template, Template):
-            raise DeepAtlasError(
-                f"template must be a Template, got {template!r}; load it with deepatlas.Template.load(…)"
-            )
+        what = what_to_find(self, template)
         volume = read_exam(exam)
-        labels = segment(self, volume, template, threshold=threshold)
+        labels = segment(self, volume, what, threshold=threshold)
         _warn(labels.fit, volume.name)
         return labels
 

@@ -279,6 +279,37 @@ class DistilConfig:
 
 
 @dataclass(frozen=True)
+class FinetuneConfig:
+    """Learning masks from labels (sections 3.3.3 and 3.3.4): ``deepatlas finetune``. The paper states none of these.
+
+    Averaging of weights, precision, accumulation, clipping and checkpoints are those of ``train``.
+    """
+
+    # Steps of the new head alone, and of all layers after it. From scratch, all layers learn for both.
+    head_steps: int = setting(200, _NOT_NEGATIVE, resume=True)
+    steps: int = setting(10_000, _NOT_NEGATIVE, resume=True)
+    batch: int = setting(16, _COUNT)
+    # Learning rates of the head alone and of all layers; either falls along a cosine to a fiftieth.
+    head_lr: float = setting(2e-3, above(0))
+    lr: float = setting(1e-3, above(0))
+    # Steps of the linear warm-up of all layers, and their decoupled weight decay.
+    warmup: int = setting(100, _NOT_NEGATIVE)
+    weight_decay: float = setting(0.01, _NOT_NEGATIVE)
+    # Weights of the two terms of the loss.
+    dice: float = setting(1.0, _NOT_NEGATIVE)
+    cross_entropy: float = setting(1.0, _NOT_NEGATIVE)
+    # Strength of smooth random displacements (normalised) and of random intensity changes; the other ranges of the
+    # augmentation are those of ``data``.
+    elastic: float = setting(0.05, _NOT_NEGATIVE)
+    contrast: float = setting(0.3, _FRACTION)
+
+    def relations(self) -> Iterator[Relation]:
+        yield Relation(
+            "dice", self.dice > 0 or self.cross_entropy > 0, "above 0 where finetune.cross_entropy is 0"
+        )
+
+
+@dataclass(frozen=True)
 class PhantomConfig:
     """The cohort that is made when no data are given."""
 
@@ -311,6 +342,7 @@ class Config:
     refine: RefineConfig = field(default_factory=RefineConfig)
     cohort: CohortConfig = field(default_factory=CohortConfig)
     distil: DistilConfig = field(default_factory=DistilConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
 
     def relations(self) -> Iterator[Relation]:

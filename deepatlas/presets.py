@@ -11,6 +11,7 @@ from deepatlas.config import (
     Config,
     DataConfig,
     DistilConfig,
+    FinetuneConfig,
     LossConfig,
     NetworkConfig,
     RefineConfig,
@@ -29,6 +30,9 @@ _MR_STEPS = TrainConfig(
     average=0.99,
     head_steps=0,
 )
+
+# On a CPU.
+_FINETUNE = FinetuneConfig(steps=2_000, head_steps=100, batch=4)
 
 PRESETS = {
     # For phantoms on a CPU, in minutes. That is too short for the paper's augmentation, and exams of one orientation
@@ -54,6 +58,7 @@ PRESETS = {
             average=0.98,
             head_steps=0,
         ),
+        finetune=_FINETUNE,
     ),
     # For real exams on a CPU. There is no refinement, because it lowered the Dice of head-and-neck CT from 0.620 to
     # 0.538.
@@ -78,6 +83,7 @@ PRESETS = {
             head_steps=0,
         ),
         refine=RefineConfig(steps=0),
+        finetune=_FINETUNE,
     ),
     # The recipe of the shipped head-and-neck model, for one CPU thread. Its model card,
     # deepatlas/pretrained/headneck/README.md, states the contribution of every part.
@@ -105,6 +111,7 @@ PRESETS = {
         ),
         cohort=CohortConfig(prewitt=(0.0, 0.0, 0.5)),
         distil=DistilConfig(steps=(2_500, 3_500, 11_000)),
+        finetune=_FINETUNE,
     ),
     # For MR of one body region on a CPU: the losses of ``headneck``, which compare images in small windows and bear the
     # differences between scanners, without its curve for the Hounsfield units of soft tissue.
@@ -124,6 +131,7 @@ PRESETS = {
         ),
         cohort=CohortConfig(steps=20),
         distil=DistilConfig(steps=(1_500, 3_000)),
+        finetune=_FINETUNE,
     ),
     # For crops around one hippocampus (MR, 35 x 50 x 36 voxels). There is no air to crop to, the crops are alike, and
     # what their sides cut off says nothing: no cropping in pretraining, and little augmentation. Registration to the
@@ -143,6 +151,7 @@ PRESETS = {
         ),
         cohort=CohortConfig(steps=40),
         distil=DistilConfig(steps=(500, 800, 2_600), elastic=0.06),
+        finetune=_FINETUNE,
     ),
     # The publication's recipe: the default of every setting, without refinement.
     "paper": Config(refine=RefineConfig(steps=0)),

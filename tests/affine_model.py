@@ -90,6 +90,7 @@ class AffineModel:
     refine, average = 0, 1
     device = torch.device("cpu")
     card: dict = {}
+    structures = None
 
     intensity = "hu"
 

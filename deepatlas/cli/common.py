@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from deepatlas.api import Model
     from deepatlas.localize.template.file import Template
     from deepatlas.model.fit import Fit
+    from deepatlas.model.structures import Structures
 
 # The object through which argparse adds commands. It has no public name.
 Commands = argparse._SubParsersAction
@@ -88,13 +89,14 @@ def add_template(command: argparse.ArgumentParser) -> None:
     """Add ``--template`` and the options that say how the template is used."""
     command.add_argument(
         "--template",
-        required=True,
         type=Path,
         metavar="T",
-        help="file that `deepatlas template` wrote, or name of a shipped model",
+        help="file that `deepatlas template` wrote, or name of a shipped model; a model of `deepatlas finetune` takes "
+        "none",
     )
     add_structures(
-        command, "use only these structures of the template; put other arguments before this option"
+        command,
+        "use only these structures of the template or the model; put other arguments before this option",
     )
     command.add_argument(
         "--any-model", action="store_true", help="accept a template that was made for another model"
@@ -104,7 +106,7 @@ def add_template(command: argparse.ArgumentParser) -> None:
         type=FRACTION,
         metavar="V",
         help="mask value in (0, 1] that counts for all structures (default: a value for every structure that "
-        "preserves its volume in the template)",
+        "preserves its volume in the template; for a model of `deepatlas finetune`, a probability of 0.5)",
     )
 
 
@@ -227,14 +229,27 @@ def model_files(args: argparse.Namespace) -> list[Path]:
     return [path / MODEL if path.is_dir() else path, *([resolve(template, TEMPLATE)] if template else [])]
 
 
-def load_template(args: argparse.Namespace, model: Model) -> Template:
-    """The template of ``--template``.
+def load_template(args: argparse.Namespace, model: Model) -> Template | Structures:
+    """The template of ``--template``, or the structures of a model that was trained on labels.
 
-    Raises :class:`~deepatlas.errors.DeepAtlasError` for a template of another model, unless ``--any-model`` is given.
+    Raises :class:`~deepatlas.errors.DeepAtlasError` for a template of another model, unless ``--any-model`` is given;
+    without a template, if the model needs one; and with one, if the model takes none.
     """
     from deepatlas.localize.template.file import Template
     from deepatlas.pretrained import shipped
 
+    if model.structures:
+        if args.template or args.any_model:
+            given = f"--template {args.template}" if args.template else "--any-model"
+            raise DeepAtlasError(
+                f"{args.model}: was trained on labels and has its structures by itself; leave out {given}"
+            )
+        return model.structures.select(args.structures) if args.structures else model.structures
+    if not args.template:
+        raise DeepAtlasError(
+            f"{args.model}: gives coordinates, so that it needs --template T; make one with `deepatlas template`"
+            + (f", or give --template {args.model}" if args.model in shipped() else "")
+        )
     template = Template.load(args.template)
     if args.structures:
         template = template.select(args.structures)

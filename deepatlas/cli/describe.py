@@ -32,7 +32,11 @@ def model_facts(model: Any, path: str) -> dict[str, Any]:
         "path": path,
         "fingerprint": model.fingerprint,
         "input_size": model.size,
-        "atlas_size": model.atlas.shape[-1],
+        **(
+            {"structures": model.structures.labels}
+            if model.structures
+            else {"atlas_size": model.atlas.shape[-1]}
+        ),
         "crop": model.crop,
         "intensity": model.intensity,
         "parameters": sum(p.numel() for p in model.network.parameters()),
@@ -53,6 +57,9 @@ def run_facts(path: Path) -> dict[str, Any]:
         config, request = saved.get("config", {}), saved.get("request", {})
         facts |= {"preset": config.get("preset"), "data": request.get("data") or "phantoms"}
         facts |= {"from": request["init"]} if request.get("init") else {}
+        if request.get("model"):
+            how = "from_scratch_like" if request.get("from_scratch") else "fine_tuned_from"
+            facts[how] = request["model"]
     state = checkpoint.load(path / checkpoint.NAME) if (path / checkpoint.NAME).is_file() else None
     if state:
         pending = (state.get("pending") or {}).get("phase")

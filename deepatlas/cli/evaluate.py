@@ -1,4 +1,4 @@
-"""``deepatlas evaluate``: score one-shot segmentation on labelled exams."""
+"""``deepatlas evaluate``: score segmentation on labelled exams."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from deepatlas.cli.common import (
 
 def add(commands: Commands) -> None:
     """Add the command and its arguments."""
-    c = add_command(commands, "evaluate", run, "score one-shot segmentation on labelled exams")
+    c = add_command(commands, "evaluate", run, "score segmentation on labelled exams")
     add_model(c)
     add_template(c)
     add_data(c)

@@ -11,6 +11,7 @@ from deepatlas.cli import (
     compare,
     evaluate,
     export,
+    finetune,
     info,
     locate,
     phantom,
@@ -23,11 +24,15 @@ from deepatlas.errors import PROGRAM, guarded, lenient_output
 
 # The commands in the order in which --help lists them. To add a command, write a file with ``add`` and ``run``, and
 # list it here.
-COMMANDS = (train, prepare, export, template, segment, locate, evaluate, compare, phantom, info, cache)
+COMMANDS = (
+    train, finetune, prepare, export, template, segment, locate, evaluate, compare, phantom, info, cache,
+)  # fmt: skip
+# Those whose arguments are parsed by a parser of their own, since settings may stand anywhere among the options.
+OWN = {"train": train, "finetune": finetune}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands. The arguments of ``train`` are defined in :mod:`deepatlas.train.__main__`."""
+    """The parser of all commands. Those in :data:`OWN` have their arguments elsewhere."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="One coordinate for every point of the body: find anatomy in CT from one example.",
@@ -50,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     lenient_output()
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == ["train"]:
-        return guarded(train.run, argv[1:])
+    if argv and (command := OWN.get(argv[0])):
+        return guarded(command.run, argv[1:])
     args = build_parser().parse_args(argv)
     return guarded(args.run, args, as_json=args.json)

@@ -1,4 +1,4 @@
-"""``deepatlas segment``: carry the masks of a template onto exams."""
+"""``deepatlas segment``: the masks of a template, or of a model that was trained on labels, on exams."""
 
 from __future__ import annotations
 
@@ -120,6 +120,6 @@ def _keep_names_of_masks(path: Path, names: str) -> None:
         # It is no file of this command, and must not be lost either.
         pass
     raise DataError(
-        f"{path}: names other structures than this template or --structures, and their masks may lie beside it; choose "
-        "another --out, or delete these first"
+        f"{path}: names other structures than this template, model or --structures, and their masks may lie beside it; "
+        "choose another --out, or delete these first"
     )

@@ -1,4 +1,4 @@
-"""Scores of one-shot segmentation: metrics, statistics, tables, pictures and a report.
+"""Scores of segmentation: metrics, statistics, tables, pictures and a report.
 
 This package imports nothing by itself, because the pictures need matplotlib and the metrics do not.
 """

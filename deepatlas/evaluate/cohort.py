@@ -1,4 +1,4 @@
-"""Score one-shot segmentation on a labelled cohort: metrics.csv, summary.json, report.html and pictures."""
+"""Score segmentation on a labelled cohort: metrics.csv, summary.json, report.html and pictures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from deepatlas.evaluate.evaluation import (
     TemplateUsed,
     Versions,
 )
-from deepatlas.evaluate.exam_figure import exam_figure
+from deepatlas.evaluate.exam_figure import WarpedAtlas, exam_figure
 from deepatlas.evaluate.metrics.hd95 import HD95_CONVENTIONS
 from deepatlas.evaluate.metrics.masks import MetricSettings
 from deepatlas.evaluate.metrics.surface_dice import check_tolerance
@@ -32,10 +32,11 @@ from deepatlas.exams.cohort import Cohort, ExamFiles
 from deepatlas.exams.joined import Data, find_cohort
 from deepatlas.exams.selection import Selection
 from deepatlas.files import write_text
-from deepatlas.localize.segment import segment_coordinates
+from deepatlas.localize.segment import find_structures, what_to_find
 from deepatlas.localize.template.file import Template
-from deepatlas.model.engine import Engine
+from deepatlas.model.engine import Engine, ExamMap
 from deepatlas.model.fit import Fit
+from deepatlas.model.structures import Structures
 from deepatlas.names.meet import meeting
 from deepatlas.pictures import figures
 from deepatlas.pictures.draw import png_bytes, save_figure, save_png
@@ -46,7 +47,7 @@ from deepatlas.space.volume import Volume
 
 def evaluate_cohort(
     model: Engine,
-    template: Template,
+    template: Template | Structures | None,
     data_dir: Data,
     out_dir: str | Path,
     exams: Sequence[str] | None = None,
@@ -75,7 +76,8 @@ def evaluate_cohort(
 
     Args:
         model: a trained model.
-        template: a template made for this model.
+        template: a template made for this model. A model that was trained on labels takes none, but some of its own
+            structures (``model.structures.select(…)``); None takes all of them.
         data_dir: a data directory or dataset with labelled exams (see :func:`deepatlas.find_exams`), or several.
         out_dir: the folder to write to; it is created.
         exams: the ids of the exams to evaluate; None takes every labelled exam of the test part, or else of the
@@ -96,14 +98,15 @@ def evaluate_cohort(
         ``"hd95_mm"``, the statistics of every structure, the conventions, the seconds per exam, and what was skipped.
 
     Raises:
-        DeepAtlasError: the template belongs to another model, or the threshold or tolerance is out of range.
+        DeepAtlasError: the template belongs to another model, the model needs a template or takes none, or the
+            threshold or tolerance is out of range.
         DataError: no exam can be evaluated, an id or ``hd95`` is unknown, the template and the data share no
             structure, or a file cannot be written.
     """
     if hd95 not in HD95_CONVENTIONS:
         raise DataError(f"evaluate: hd95 must be one of {', '.join(HD95_CONVENTIONS)}, got {hd95!r}")
     check_tolerance(tolerance)
-    template.check_model(model.fingerprint)
+    what = what_to_find(model, template)
     cohort = find_cohort(data_dir, split)
     among = _scored(cohort, part)
     selection = Selection(cohort, exams, strict, among=among)
@@ -112,16 +115,17 @@ def evaluate_cohort(
             f"{len(selection)} labelled exams of {part or 'the exams to score on'} in {cohort.parts.path}"
         )
     labels = selection.cohort.labels
-    met = meeting(template.names, labels, str(selection.cohort.labels_path))
-    structures = {n: LabelIds(labels[met[n]], i) for n, i in template.labels.items() if n in met}
+    met = meeting(what.names, labels, str(selection.cohort.labels_path))
+    structures = {n: LabelIds(labels[met[n]], i) for n, i in what.labels.items() if n in met}
     if not structures:
         raise DataError(
-            f"{selection.cohort.labels_path}: shares no structure with the template "
-            f"({', '.join(template.names)}); it has {', '.join(labels)}"
+            f"{selection.cohort.labels_path}: shares no structure with the "
+            f"{'template' if isinstance(what, Template) else 'model'} ({', '.join(what.names)}); "
+            f"it has {', '.join(labels)}"
         )
     settings = EvaluationSettings(MetricSettings(hd95, tolerance), threshold, convention, pictures)
     out_dir = Path(out_dir)
-    results = _evaluate_exams(model, template, selection, structures, settings, out_dir, progress)
+    results = _evaluate_exams(model, what, selection, structures, settings, out_dir, progress)
     if not results:
         raise DataError(
             f"{cohort.root}: no labelled exam could be read ({next(iter(selection.skipped.values()))})"
@@ -129,17 +133,19 @@ def evaluate_cohort(
     rows = [row for result in results for row in result.section.rows]
     evaluation = Evaluation(
         summary=summarise(rows, list(structures)),
-        conventions=Conventions.of(settings, dict(zip(template.names, template.thresholds, strict=True))),
+        conventions=Conventions.of(settings, dict(zip(what.names, what.thresholds, strict=True))),
         seconds=Seconds.of({result.section.exam: result.seconds for result in results}),
         fit={result.section.exam: result.fit.to_dict() for result in results},
         skipped=selection.skipped,
         unlabelled=selection.unlabelled,
-        not_in_labels=[n for n in template.names if n not in structures],
+        not_in_labels=[n for n in what.names if n not in structures],
         synonyms={n: other for n, other in met.items() if n != other},
         model=model.fingerprint,
         refine=model.refine,
         average=model.average,
-        template=TemplateUsed(template.meta.get("exams"), list(template.names)),
+        template=TemplateUsed(what.meta.get("exams"), list(what.names))
+        if isinstance(what, Template)
+        else None,
         data=", ".join(map(str, cohort.roots)),
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         versions=Versions(),
@@ -152,7 +158,8 @@ def evaluate_cohort(
         figure = figures.dice_figure(rows, list(structures))
         plot = save_figure(figure, out_dir / "figures" / "dice.png")
     sections = sorted((result.section for result in results), key=_mean_dice_or_last)
-    write_report(out_dir / "report.html", Report("One-shot segmentation", evaluation, sections, plot))
+    title = "One-shot segmentation" if isinstance(what, Template) else "Supervised segmentation"
+    write_report(out_dir / "report.html", Report(title, evaluation, sections, plot))
     return summary
 
 
@@ -176,7 +183,7 @@ class _ExamResult:
 
 def _evaluate_exams(
     model: Engine,
-    template: Template,
+    what: Template | Structures,
     selection: Selection,
     structures: dict[str, LabelIds],
     settings: EvaluationSettings,
@@ -187,25 +194,22 @@ def _evaluate_exams(
 
     def evaluate(files: ExamFiles, ct: Volume, reference: Labels) -> _ExamResult:
         start = time.perf_counter()
-        found = model.map_exam(ct)
+        found, predicted = find_structures(model, ct, what, settings.threshold)
         warning = found.fit.warning(files.id, selection.strict)
-        predicted = segment_coordinates(
-            found.coords, found.grid, ct.grid, template, settings.threshold, found.body
-        )
         seconds = time.perf_counter() - start
         section = ExamSection(
             files.id, score_exam(files.id, reference, predicted, structures, settings.metrics)
         )
         drawn = {row.structure for row in section.rows}
-        section.note = f"fit {found.fit.value:.2f}"
+        section.note = f"fit {found.fit.value:.2f}" if found.fit.reason is None else "no fit"
         section.warning = warning
         if absent := [name for name in structures if name not in drawn]:
             section.note += f" · not drawn: {', '.join(absent)}"
         if settings.pictures:
             seen, _ = check_input(ct, model.intensity)
             figure = exam_figure(
-                files.id, seen, reference, predicted, structures, model.atlas, found.coords, found.grid,
-                settings.convention, model.intensity,
+                files.id, seen, reference, predicted, structures, settings.convention, model.intensity,
+                WarpedAtlas(model.atlas, found.coords, found.grid) if isinstance(found, ExamMap) else None,
             )  # fmt: skip
             section.png = png_bytes(figure)
         return _ExamResult(section, seconds, found.fit)

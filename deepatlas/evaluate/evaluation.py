@@ -32,7 +32,7 @@ class EvaluationSettings:
     """How exams are segmented, scored and shown."""
 
     metrics: MetricSettings = MetricSettings()
-    # The mask value that counts, in (0, 1]; None takes the thresholds of the template.
+    # The mask value that counts, in (0, 1]; None takes those of the template, or a probability of 0.5.
     threshold: float | None = None
     # How pictures are turned: "radiological" or "neurological".
     convention: str = "radiological"
@@ -104,7 +104,7 @@ class Versions:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation of a model and a template on labelled exams."""
+    """An evaluation of a model, and of a template if the model needs one, on labelled exams."""
 
     summary: Summary
     conventions: Conventions
@@ -112,13 +112,16 @@ class Evaluation:
     fit: dict[str, dict[str, Any]]  # exam id -> how well the model knows the exam: "fit" and "known"
     skipped: dict[str, str]  # exam id -> why the exam could not be used
     unlabelled: list[str]  # ids of the exams without a reference
-    not_in_labels: list[str]  # structures of the template that labels.json of the data does not name
+    not_in_labels: list[
+        str
+    ]  # structures of the template or the model that labels.json of the data does not name
     # structure of the template -> what the data call it, where the two names differ
     synonyms: dict[str, str]
     model: str  # the fingerprint
     refine: int
     average: int
-    template: TemplateUsed
+    # None for a model that was trained on labels, which needs none.
+    template: TemplateUsed | None
     data: str
     created: str
     versions: Versions

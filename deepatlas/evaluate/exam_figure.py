@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,17 +25,30 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@dataclass(frozen=True)
+class WarpedAtlas:
+    """The atlas and the coordinates that warp it onto an exam.
+
+    Attributes:
+        atlas: ``[1, 1, N, N, N]``, the learned atlas.
+        coords: ``[1, 3, S, S, S]``, the coordinates of the exam on ``grid``.
+        grid: the grid of ``coords``.
+    """
+
+    atlas: Tensor
+    coords: Tensor
+    grid: Grid
+
+
 def exam_figure(
     title: str,
     ct: Volume,
     reference: Labels,
     prediction: Labels,
     structures: Mapping[str, LabelIds],
-    atlas: Tensor,
-    coords: Tensor,
-    model_grid: Grid,
     convention: str,
     intensity: str = "hu",
+    warped: WarpedAtlas | None = None,
 ) -> Figure:
     """The three planes of one exam side by side (see :func:`~deepatlas.pictures.figures.overlay_figure`).
 
@@ -44,11 +58,9 @@ def exam_figure(
         reference: what was drawn, on the grid of ``ct``.
         prediction: what was found, on the same grid.
         structures: the ids of every structure in ``reference`` and in ``prediction``.
-        atlas: ``[1, 1, N, N, N]``, the learned atlas.
-        coords: ``[1, 3, S, S, S]``, the coordinates of the exam on ``model_grid``.
-        model_grid: the grid of ``coords``.
         convention: ``"radiological"`` or ``"neurological"``, the way the pictures are turned.
         intensity: what the values of ``ct`` are (``data.intensity``).
+        warped: the atlas on the exam; None for a model that has none.
     """
     image, truth, found = ct.canonical(), reference.canonical(), prediction.canonical()
     drawn = [ids.reference for ids in structures.values()]
@@ -70,9 +82,11 @@ def exam_figure(
         normalize(torch.from_numpy(image.cropped(*plane).array.squeeze(axis)).float()).numpy()
         for axis, plane in enumerate(planes)
     ]
-    warped = atlas_slices(atlas, coords, model_grid, image.grid, index)
+    atlas = None
+    if warped:
+        atlas = atlas_slices(warped.atlas, warped.coords, warped.grid, image.grid, index)
     return figures.overlay_figure(
-        slices, warped, cut(found, names.values()), cut(truth, drawn), names, image.grid.shape, image.grid.spacing,
+        slices, atlas, cut(found, names.values()), cut(truth, drawn), names, image.grid.shape, image.grid.spacing,
         title=title, convention=convention,
     )  # fmt: skip
 

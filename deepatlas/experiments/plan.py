@@ -164,19 +164,28 @@ def check_settings(plan: Plan, where: str) -> None:
     """
     known = [key for key, *_ in leaves(Config())]
     for name, experiment in plan.experiments.items():
-        if experiment.command != "train":
-            continue
         settings, at = settings_of(plan, experiment), f"{where}: experiments.{name}"
         for text in settings:
             key = text.partition("=")[0]
             if key not in known:
                 raise DataError(f"{at}: unknown setting {key}; {did_you_mean(key, known)}")
+        base = _base(plan, experiment)
+        if base is None:
+            continue
         try:
-            chosen = preset(experiment.preset or plan.preset or "paper").override(settings)
-            if experiment.preset or plan.preset:
+            chosen = preset(base.preset or plan.preset or "paper").override(settings_of(plan, base))
+            chosen = chosen.override(settings)
+            if base.preset or plan.preset:
                 chosen.validate()
         except DeepAtlasError as error:
             raise DataError(f"{at}: {error}") from error
+
+
+def _base(plan: Plan, experiment: Experiment) -> Experiment | None:
+    """The experiment of the plan whose preset and settings another one starts from; None where it is none of it."""
+    if experiment.command == "train":
+        return experiment
+    return plan.experiments.get(experiment.model or "")
 
 
 def _check(plan: Plan, where: str) -> None:

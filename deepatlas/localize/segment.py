@@ -1,4 +1,4 @@
-"""One-shot segmentation: the masks of a template, carried onto an exam by its coordinates (section 5.2.7)."""
+"""Segmentation: the masks of a template, carried onto an exam by its coordinates (section 5.2.7), or of a network."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from torch import Tensor
 
 import deepatlas_ops as ops
 from deepatlas.errors import DeepAtlasError
+from deepatlas.localize.paint import Canvas, Rivals
+from deepatlas.localize.probabilities import label_probabilities
 from deepatlas.localize.template.file import Template
-from deepatlas.model.engine import Engine
+from deepatlas.model.engine import Engine, ExamMap
 from deepatlas.model.fit import Fit
-from deepatlas.model.native import coordinate_slabs, inside, sampled_slabs
+from deepatlas.model.native import coordinate_slabs
+from deepatlas.model.structures import ExamProbabilities, Structures
 from deepatlas.space.grid import Grid
-from deepatlas.space.labels import BoxMask, Labels
+from deepatlas.space.labels import Labels
 from deepatlas.space.volume import Volume
 
 # Exams are processed in tiles of this shape (z, y, x). A tile maps to a small box of the template, and only the
@@ -41,28 +44,65 @@ class Segmentation(Labels):
 
 
 def segment(
-    model: Engine, volume: Volume, template: Template, threshold: float | None = None
+    model: Engine,
+    volume: Volume,
+    template: Template | Structures | None = None,
+    threshold: float | None = None,
 ) -> Segmentation:
-    """Carry a template's masks onto an exam (section 5.2.7).
+    """Carry a template's masks onto an exam (section 5.2.7), or take those of a model that was trained on labels.
 
     Args:
         model: a trained model.
         volume: the exam in Hounsfield units, in any orientation.
-        template: a template made for this model.
+        template: a template made for a model of coordinates. A model that was trained on labels takes none, but some of
+            its own structures (``model.structures.select(…)``); None takes all of them.
         threshold: the mask value that counts for all structures, in (0, 1]; None takes the template's own
-            ``thresholds``, which preserve volumes.
+            ``thresholds``, which preserve volumes, or a probability of 0.5.
 
     Returns:
         A label image on the exam's own grid: uint8, or uint16 for ids above 255. 0 is the background. Its ``mask(id)``
         is the whole mask of a structure, and its ``fit`` says how well the model knows the exam.
 
     Raises:
-        DeepAtlasError: the template belongs to another model, or the threshold is out of range.
+        DeepAtlasError: the template belongs to another model, the model needs a template or takes none, or the
+            threshold is out of range.
     """
-    template.check_model(model.fingerprint)
-    found = model.map_exam(volume)
-    labels = segment_coordinates(found.coords, found.grid, volume.grid, template, threshold, found.body)
+    found, labels = find_structures(model, volume, what_to_find(model, template), threshold)
     return Segmentation(labels.array, volume.grid, volume.name, labels.hidden, found.fit)
+
+
+def what_to_find(model: Engine, template: Template | Structures | None) -> Template | Structures:
+    """The template, or the structures of a model that was trained on labels.
+
+    Raises:
+        DeepAtlasError: the template belongs to another model, or the model needs a template or takes none.
+    """
+    if model.structures is None:
+        if not isinstance(template, Template):
+            raise DeepAtlasError(
+                f"{model.name}: gives coordinates, so it needs a template, got {template!r}; make one with `deepatlas "
+                "template`, load it with deepatlas.Template.load(…)"
+            )
+        template.check_model(model.fingerprint)
+        return template
+    if isinstance(template, Template):
+        raise DeepAtlasError(
+            f"{model.name}: was trained on labels and has its structures by itself; leave out the template"
+        )
+    return template or model.structures
+
+
+def find_structures(
+    model: Engine, volume: Volume, what: Template | Structures, threshold: float | None = None
+) -> tuple[ExamMap | ExamProbabilities, Labels]:
+    """What the model says about an exam, and the labels that follow; ``what`` is from :func:`what_to_find`."""
+    if isinstance(what, Structures):
+        said = model.probabilities(volume)
+        return said, label_probabilities(
+            said.probabilities, said.grid, volume.grid, what, threshold, said.body
+        )
+    found = model.map_exam(volume)
+    return found, segment_coordinates(found.coords, found.grid, volume.grid, what, threshold, found.body)
 
 
 def segment_coordinates(
@@ -103,12 +143,7 @@ def segment_coordinates(
     masks = _Masks.of(template, thresholds, coords)
     supports = torch.tensor(template.supports)
     last = torch.tensor(template.masks.shape[:0:-1], dtype=coords.dtype, device=coords.device) - 1
-    out = np.zeros(native_grid.shape, dtype=np.uint8 if max(template.ids) < 256 else np.uint16)
-    # The whole masks of the structures that overlap others, one bit a voxel along x.
-    whole = {
-        row: np.zeros((*native_grid.shape[:2], -(-native_grid.shape[2] // 8)), dtype=np.uint8)
-        for row in np.flatnonzero(template.overlapping.any(axis=1)).tolist()
-    }
+    canvas = Canvas(native_grid, template.ids, template.overlapping)
     chunk = TILE[0] * native_grid.shape[1] * native_grid.shape[2]
     for z, fine in coordinate_slabs(coords, model_grid, native_grid, chunk):
         # Coordinates are clamped, which is border padding, and turned into template voxels: [3, d, H, W].
@@ -117,50 +152,37 @@ def segment_coordinates(
         ends = torch.stack([torch.stack([index[t].amin((1, 2, 3)), index[t].amax((1, 2, 3))]) for t in tiles])
         ends = torch.stack([ends[:, 0].floor(), ends[:, 1].ceil()], dim=1).long().cpu()
         labels = torch.zeros(index.shape[1:], dtype=torch.int32, device=coords.device)
-        slabs = {row: torch.zeros(index.shape[1:], dtype=torch.bool, device=coords.device) for row in whole}
+        slabs = {
+            row: torch.zeros(index.shape[1:], dtype=torch.bool, device=coords.device) for row in canvas.shared
+        }
         for tile, (low, high) in zip(tiles, ends, strict=True):
             near = ((supports[:, 0] <= high) & (supports[:, 1] >= low)).all(dim=1).nonzero()[:, 0]
             if len(near):
                 labels[tile[1:]], held = masks.tile(near, index[tile], low, high)
                 for row, own in held.items():
                     slabs[row][tile[1:]] = own
-        out[z] = labels.cpu().numpy()
-        for row, slab in slabs.items():
-            whole[row][z] = np.packbits(slab.cpu().numpy(), axis=2)
-    kept = inside(model_grid, native_grid)
-    if body is not None:
-        near_body = torch.from_numpy(body).to(coords)[None, None]
-        for z, fine in sampled_slabs(near_body, model_grid, native_grid, chunk):
-            # Linear interpolation is 0 only where all eight neighbours are outside.
-            kept[z] &= (fine[0, 0] > 0).cpu().numpy()
-    out[~kept] = 0
-    hidden = {}
-    for row, bits in whole.items():
-        mask = np.unpackbits(bits, axis=2, count=native_grid.shape[2]).view(bool)
-        lost = mask & kept & (out != template.ids[row])
-        if lost.any():
-            hidden[template.ids[row]] = BoxMask.of(lost)
-    return Labels(out, native_grid, hidden=hidden)
+        canvas.put(z, labels, slabs)
+    return canvas.finish(model_grid, body, coords, chunk)
 
 
 @dataclass(frozen=True)
 class _Masks:
-    """The masks of a template as tensors, and which of its structures compete for a voxel."""
+    """The masks of a template as tensors, and how its structures compete for a voxel."""
 
     masks: Tensor  # [K, D, H, W]
     levels: Tensor  # [K], the thresholds
-    ids: Tensor  # [K]
-    overlapping: NDArray[np.bool_]  # [K, K]
-    stack: tuple[int, ...]  # rows, the lowest first
+    rivals: Rivals
 
     @classmethod
     def of(cls, template: Template, thresholds: Sequence[float], like: Tensor) -> _Masks:
         return cls(
             torch.from_numpy(template.masks).to(like.device, like.dtype),
             torch.tensor(thresholds, dtype=like.dtype, device=like.device),
-            torch.tensor(template.ids, dtype=torch.int32, device=like.device),
-            template.overlapping,
-            template.stack,
+            Rivals(
+                torch.tensor(template.ids, dtype=torch.int32, device=like.device),
+                template.overlapping,
+                template.stack,
+            ),
         )
 
     def tile(
@@ -181,19 +203,7 @@ class _Masks:
         span = (high - low).clamp_min(1).to(index)[:, None, None, None]
         local = (index - low.to(index)[:, None, None, None]) * (2 / span) - 1
         above = ops.resample(part[None], local[None])[0] - self.levels[near, None, None, None]
-        best, first = above.max(dim=0)
-        labels = torch.where(best >= 0, self.ids[near][first], 0)
-        shared = self.overlapping[np.ix_(rows, rows)]
-        if not shared.any():
-            return labels, {row: labels == self.ids[row] for row in rows if self.overlapping[row].any()}
-        held = {}
-        for place, row in enumerate(rows):
-            rivals = np.flatnonzero(~shared[place]).tolist()
-            held[row] = (above[place] >= 0) & (above[place] >= above[rivals].amax(dim=0))
-        labels = torch.zeros_like(labels)
-        for row in (row for row in self.stack if row in held):
-            labels[held[row]] = self.ids[row]
-        return labels, {row: own for row, own in held.items() if self.overlapping[row].any()}
+        return self.rivals.decide(rows, above)
 
 
 def _tiles(shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:

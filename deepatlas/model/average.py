@@ -33,7 +33,8 @@ def averaged_coordinates(predict: Callable[[Tensor], Tensor], image: Tensor, vie
     """The mean of the coordinates that the network predicts for several views of an exam.
 
     Args:
-        predict: the network, ``[B, 1, S, S, S] -> [B, 3, s, s, s]``.
+        predict: the network, ``[B, 1, S, S, S] -> [B, 3, s, s, s]``, or one with another number of channels, such as
+            the probabilities of structures.
         image: ``[1, 1, S, S, S]``, the input of the network.
         views: the number of views, 1 or more. The exam itself is the first of them.
 

@@ -1,8 +1,9 @@
-"""A trained network with its atlas, which gives the anatomical coordinate of every voxel of an exam."""
+"""A trained network: with its atlas, the coordinates of every voxel of an exam; after fine-tuning, masks instead."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 import deepatlas_ops as ops
 from deepatlas import checkpoint
@@ -25,7 +26,8 @@ from deepatlas.model.average import averaged_coordinates
 from deepatlas.model.fit import Fit, fit
 from deepatlas.model.native import native_coordinates
 from deepatlas.model.refine import refine_coordinates
-from deepatlas.nn import Atlas, CoordinateNetwork
+from deepatlas.model.structures import ExamProbabilities, Structures
+from deepatlas.nn import Atlas, CoordinateNetwork, SegmentationNetwork
 from deepatlas.pretrained import MODEL as FILE
 from deepatlas.pretrained import resolve, shipped
 from deepatlas.space.check_input import check_input
@@ -35,6 +37,10 @@ from deepatlas.space.volume import Volume
 
 # A path, a volume, or an image of another library (see deepatlas.exams.in_memory), which cannot be named here.
 Exam = str | os.PathLike[str] | Volume | Any
+# The kinds of model files, as their entry "kind" tells them.
+COORDINATES, MASKS = "model", "segmentation model"
+# Why a model of masks has no fit.
+NO_FIT = "a model that was trained on labels has no atlas to compare an exam with"
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,10 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
 
 
 class Engine:
-    """The network and the atlas of one run.
+    """The network and the atlas of one run, or a network that was trained on labels (``deepatlas finetune``).
+
+    The latter has :attr:`structures` and gives :meth:`probabilities`. It has no atlas and no coordinates, and whatever
+    needs them raises an error that says so.
 
     An exam is a path (see :func:`deepatlas.read_volume`), a :class:`~deepatlas.space.volume.Volume`, an image of
     nibabel, SimpleITK or MONAI, or a pair of an array ``[X, Y, Z]`` and its affine to RAS+ millimetres (see
@@ -86,19 +95,31 @@ class Engine:
         refine: refinement steps for every exam.
         average: views of every exam whose coordinates are averaged.
         network: the network, a frozen ``torch.nn.Module``.
-        atlas_module: the atlas, a frozen ``torch.nn.Module``.
+        structures: the structures of a model that was trained on labels; None for a model of coordinates.
+        name: what error messages call the model.
     """
+
+    # Classes that stand in for this one in tests or elsewhere, and models of coordinates, have none.
+    structures: Structures | None = None
+    name: str = "this model"
 
     def __init__(
         self,
         config: Config,
-        network: CoordinateNetwork,
-        atlas: Atlas,
+        network: nn.Module,
+        atlas: Atlas | None,
         card: Mapping[str, Any] | None = None,
         *,
         refine: int | None = 0,
         average: int = 1,
+        structures: Structures | None = None,
     ) -> None:
+        if (atlas is None) != (structures is not None):
+            raise DeepAtlasError("a model has either an atlas or structures")
+        if structures and refine:
+            raise DeepAtlasError(
+                f"refine={refine}: a model that was trained on labels has no atlas to register an exam to; leave it out"
+            )
         if refine is None:
             refine = (card or {}).get("best", {}).get("refine", 0)
         if not isinstance(refine, int) or refine < 0:
@@ -108,11 +129,17 @@ class Engine:
         self.config, self.card = config, dict(card or {})
         self.refine, self.average = refine, average
         self.network = network.eval().requires_grad_(False)
-        self.atlas_module = atlas.requires_grad_(False)
+        self._atlas = None if atlas is None else atlas.requires_grad_(False)
+        self.structures = structures
 
     def __repr__(self) -> str:
+        has = (
+            f"{len(self.structures.names)} structures"
+            if self.structures
+            else f"atlas {self.atlas.shape[-1]}³"
+        )
         parts = [
-            self.fingerprint, f"preset {self.config.preset}", f"input {self.size}³", f"atlas {self.atlas.shape[-1]}³",
+            self.fingerprint, f"preset {self.config.preset}", f"input {self.size}³", has,
             f"{sum(p.numel() for p in self.network.parameters()):,} parameters", str(self.device),
         ]  # fmt: skip
         parts += [f"refine={self.refine}"] if self.refine else []
@@ -159,19 +186,34 @@ class Engine:
                 f"{name}: no run folder or model file there, and no shipped model; shipped are: {', '.join(shipped())}"
             )
         state = checkpoint.load(path, "model")
-        if state.get("kind") != "model":
+        if state.get("kind") not in (COORDINATES, MASKS):
             raise DeepAtlasError(f"{path}: a checkpoint of a run, not a model; load the run's {FILE}")
         config = Config.from_dict(state["config"])
         # Parameters that are made in inference mode could not be used for refinement, neither there nor outside of it;
         # and they are float32 whatever the default of PyTorch is.
         with torch.inference_mode(False):
-            network, atlas = (
-                CoordinateNetwork(config.network).float(),
-                Atlas(config.network.atlas_size).float(),
+            network: nn.Module
+            if state["kind"] == MASKS:
+                structures = Structures.from_dict(state["structures"])
+                network, atlas = SegmentationNetwork(config.network, len(structures.names)), None
+            else:
+                structures = None
+                network, atlas = CoordinateNetwork(config.network), Atlas(config.network.atlas_size).float()
+            try:
+                network.float().load_state_dict(state["network"])
+                if atlas is not None:
+                    atlas.load_state_dict(state["atlas"])
+            except RuntimeError as error:
+                # The message of PyTorch lists every tensor.
+                what = str(error).splitlines()[-1].strip()[:120]
+                raise DeepAtlasError(
+                    f"{path}: its weights are not those of this version's network ({what}); use the version of "
+                    "deepatlas that wrote it, or train again"
+                ) from None
+            model = cls(
+                config, network, atlas, state["card"], refine=refine, average=average, structures=structures
             )
-            network.load_state_dict(state["network"])
-            atlas.load_state_dict(state["atlas"])
-            model = cls(config, network, atlas, state["card"], refine=refine, average=average)
+            model.name = str(name)
             return model.to(pick_device(device))
 
     def save(self, path: str | os.PathLike[str], *, half: bool = False) -> None:
@@ -185,20 +227,23 @@ class Engine:
             DataError: the file cannot be written.
         """
         number = torch.float16 if half else torch.float32
-        state = {
-            "kind": "model",
+        state: dict[str, Any] = {
+            "kind": MASKS if self.structures else COORDINATES,
             "config": self.config.to_dict(),
             "network": {k: v.to(number) for k, v in self.network.state_dict().items()},
-            "atlas": {k: v.to(number) for k, v in self.atlas_module.state_dict().items()},
-            "card": self.card,
         }
+        if self.structures:
+            state["structures"] = self.structures.to_dict()
+        else:
+            state["atlas"] = {k: v.to(number) for k, v in self.atlas_module.state_dict().items()}
+        state["card"] = self.card
         checkpoint.save(Path(path), state)
 
     def to(self, device: str | torch.device) -> Self:
         """Move the network and the atlas to a device, in place. Returns the model itself."""
         with torch.inference_mode(False):
-            self.network.to(device)
-            self.atlas_module.to(device)
+            for module in self._modules():
+                module.to(device)
         return self
 
     # -- properties ------------------------------------------------------------------------------------------
@@ -206,7 +251,18 @@ class Engine:
     @property
     def device(self) -> torch.device:
         """The device of the network and the atlas."""
-        return self.atlas_module.values.device
+        return next(self.network.parameters()).device
+
+    @property
+    def atlas_module(self) -> Atlas:
+        """The atlas, a frozen ``torch.nn.Module``.
+
+        Raises:
+            DeepAtlasError: the model was trained on labels and has none.
+        """
+        if self._atlas is None:
+            raise self._no_coordinates()
+        return self._atlas
 
     @property
     def atlas(self) -> Tensor:
@@ -238,11 +294,20 @@ class Engine:
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that identify the weights and the atlas. A template names those of its model."""
         digest = hashlib.sha256()
-        for module in (self.network, self.atlas_module):
+        for module in self._modules():
             for name, value in module.state_dict().items():
                 digest.update(name.encode())
                 digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:12]
+
+    def _modules(self) -> list[nn.Module]:
+        return [self.network] if self._atlas is None else [self.network, self._atlas]
+
+    def _no_coordinates(self) -> DeepAtlasError:
+        return DeepAtlasError(
+            f"{self.name}: was trained on labels (deepatlas finetune) and gives masks of its structures, not "
+            "coordinates; for templates, points and coordinates use a model of deepatlas train"
+        )
 
     # -- use -------------------------------------------------------------------------------------------------
 
@@ -259,29 +324,57 @@ class Engine:
         Raises:
             DataError: the exam cannot be read, is not of the kind that the model takes, or holds no patient.
         """
-        volume, notes = check_input(read_exam(exam), self.intensity)
-        for note in notes:
-            warnings.warn(f"{volume.name or 'exam'}: {note}", DataWarning, stacklevel=2)
-        hu = to_model_grid(volume, self.size, self.crop, self.intensity)
-        x = normalize(torch.as_tensor(np.ascontiguousarray(hu.array), dtype=torch.float32))
-        x = x[None, None].to(self.device)
-        body = foreground_mask(hu.array, self.intensity)
+        if self.structures:
+            raise self._no_coordinates()
+        hu, x, body, notes = self._input(exam)
         mask = torch.as_tensor(body, dtype=x.dtype, device=x.device)[None, None]
         level = self.config.network.finest_level
         coords = averaged_coordinates(lambda view: self.network(view, level), x, self.average)
         value = float(fit(coords, x, mask, self.atlas_module))
         if self.refine:
             coords = refine_coordinates(coords, x, mask, self.atlas_module, self.config, self.refine)
-        known = Fit(value, self.fit_threshold, tuple(notes))
+        known = Fit(value, self.fit_threshold, notes)
         return ExamMap(ops.resize(coords, x.shape[2:]), hu.grid, hu, body, known)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def probabilities(self, exam: Exam) -> ExamProbabilities:
+        """For every structure of a model that was trained on labels, the probability that a voxel belongs to it.
+
+        The probabilities are on the grid of the network's input, averaged over views as the model is set to.
+
+        Warns:
+            DataWarning: as :meth:`map_exam`.
+
+        Raises:
+            DeepAtlasError: the model gives coordinates.
+            DataError: as :meth:`map_exam`.
+        """
+        if not self.structures:
+            raise DeepAtlasError(
+                f"{self.name}: gives coordinates, and structures only with a template; make one with "
+                "`deepatlas template`"
+            )
+        hu, x, body, notes = self._input(exam)
+        found = averaged_coordinates(lambda view: torch.sigmoid(self.network(view)), x, self.average)[0]
+        return ExamProbabilities(found, hu.grid, hu, body, Fit(math.nan, None, notes, NO_FIT))
+
+    def _input(self, exam: Exam) -> tuple[Volume, Tensor, NDArray[np.bool_], tuple[str, ...]]:
+        """The exam on the grid of the network, the network's input, the foreground, and what is unusual."""
+        volume, notes = check_input(read_exam(exam), self.intensity)
+        for note in notes:
+            warnings.warn(f"{volume.name or 'exam'}: {note}", DataWarning, stacklevel=3)
+        hu = to_model_grid(volume, self.size, self.crop, self.intensity)
+        x = normalize(torch.as_tensor(np.ascontiguousarray(hu.array), dtype=torch.float32))
+        return hu, x[None, None].to(self.device), foreground_mask(hu.array, self.intensity), tuple(notes)
+
     def fit(self, exam: Exam) -> Fit:
-        """How well the model knows an exam (see :func:`deepatlas.model.fit.fit`).
+        """How well the model knows an exam (see :func:`deepatlas.model.fit.fit`); without a value after fine-tuning.
 
         Raises:
             DataError: the exam cannot be read, or holds no patient.
         """
-        return self.map_exam(exam).fit
+        return (self.probabilities(exam) if self.structures else self.map_exam(exam)).fit
 
     def coordinates(self, exam: Exam) -> Tensor:
         """The anatomical coordinate of every voxel of an exam, on the exam's own grid (section 2.1).

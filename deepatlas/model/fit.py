@@ -73,11 +73,13 @@ class Fit:
             earlier version or trained on fewer than four exams.
         threshold: that threshold.
         notes: what is unusual about the exam's voxels (see :func:`~deepatlas.space.check_input.check_input`).
+        reason: why there is no fit, where the model cannot have one; then ``value`` is not a number.
     """
 
     value: float
     threshold: float | None = None
     notes: tuple[str, ...] = ()
+    reason: str | None = None
 
     @property
     def known(self) -> bool | None:
@@ -85,13 +87,19 @@ class Fit:
         return None if self.threshold is None else self.value >= self.threshold
 
     def __repr__(self) -> str:
+        if self.reason:
+            return f"Fit(none: {self.reason})"
         known = {True: "known", False: "not known", None: "no threshold"}[self.known]
         return f"Fit({self.value:.2f}, {known})"
 
     def to_dict(self) -> dict[str, Any]:
-        """The entries ``"fit"``, ``"known"`` and ``"notes"`` of results; a fit that is no finite number is null."""
+        """The entries ``"fit"``, ``"known"`` and ``"notes"`` of results; a fit that is no finite number is null.
+
+        ``"reason"`` says why, where the model cannot have a fit.
+        """
         value = self.value if math.isfinite(self.value) else None
-        return {"fit": value, "known": self.known, "notes": list(self.notes)}
+        why = {"reason": self.reason} if self.reason else {}
+        return {"fit": value, "known": self.known, **why, "notes": list(self.notes)}
 
     def warning(self, exam: str, strict: bool = False) -> str:
         """One line about an exam that the model does not know; the empty string about any other.

@@ -125,6 +125,15 @@ def space_to_channels(x: Tensor, fold: int) -> Tensor:
     return blocks.reshape(batch, fold**3, n, n, n)
 
 
+def channels_to_space(x: Tensor, fold: int) -> Tensor:
+    """``[B, C * fold**3, n, n, n] -> [B, C, N, N, N]`` with N = n * fold: the inverse of :func:`space_to_channels`."""
+    if fold == 1:
+        return x
+    batch, channels, n, _, _ = x.shape
+    blocks = x.reshape(batch, channels // fold**3, fold, fold, fold, n, n, n)
+    return blocks.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(batch, channels // fold**3, *(n * fold,) * 3)
+
+
 def parameter_count(module: nn.Module) -> int:
     """Number of trainable scalars. The full network of the paper has 4,277,617."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)

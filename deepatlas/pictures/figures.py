@@ -31,7 +31,7 @@ _NO_ATLAS = "blue-grey: beyond the model's field of view or the atlas"
 
 def overlay_figure(
     exam: Sequence[np.ndarray],
-    atlas: Sequence[np.ndarray],
+    atlas: Sequence[np.ndarray] | None,
     prediction: Sequence[np.ndarray],
     reference: Sequence[np.ndarray] | None,
     names: Mapping[str, int],
@@ -47,7 +47,7 @@ def overlay_figure(
 
     Args:
         exam: one slice for each plane (axial, coronal, sagittal) in array order, with values in [0, 1].
-        atlas: the same slices of the warped atlas; NaN where it has no value.
+        atlas: the same slices of the warped atlas, NaN where it has no value; or None to omit that column.
         prediction: the label ids on these slices, numbered as in ``names``; or, as structures may overlap, their masks
             ``[K, rows, columns]`` in the order of ``names``.
         reference: the same for the reference, or None to omit that column.
@@ -57,11 +57,10 @@ def overlay_figure(
         title: a line at the top.
         convention: one of :data:`~deepatlas.pictures.view.CONVENTIONS`.
     """
-    panels = [
-        ("exam", exam, None),
-        ("atlas warped onto the exam", atlas, prediction),
-        ("prediction", exam, prediction),
-    ]
+    panels: list[tuple[str, Sequence[np.ndarray], Sequence[np.ndarray] | None]] = [("exam", exam, None)]
+    if atlas is not None:
+        panels.append(("atlas warped onto the exam", atlas, prediction))
+    panels.append(("prediction", exam, prediction))
     if reference is not None:
         panels.append(("reference", exam, reference))
     figure, axes = panel_grid(shape, spacing, len(panels), len(names), title)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,26 +10,23 @@ from pathlib import Path
 from deepatlas.config import Config
 from deepatlas.errors import DeepAtlasError, guarded, lenient_output
 from deepatlas.presets import PRESETS, preset
-from deepatlas.settings import leaves
+from deepatlas.train.arguments import (
+    add_data,
+    add_run,
+    data_arguments,
+    model_name,
+    move_settings,
+    run_experiment,
+)
 from deepatlas.train.request import Request
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``deepatlas train``."""
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        action="append",
-        help="exams to train on: what `deepatlas prepare` wrote, or DIR/<exam>/ct.nii.gz (or mr, image), labels "
+    add_data(
+        parser,
+        "exams to train on: what `deepatlas prepare` wrote, or DIR/<exam>/ct.nii.gz (or mr, image), labels "
         "optional; may be given several times; without it a phantom cohort is made",
-    )
-    parser.add_argument(
-        "--split",
-        type=Path,
-        metavar="FILE",
-        help="which exams are for training, validation and test, and whose labels may be used (default: splits.json in "
-        "DIR)",
     )
     parser.add_argument(
         "--preset",
@@ -72,94 +67,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ID",
         help="exam that the atlas starts from; default the one with the widest coverage",
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; default a GPU if there is one")
-    parser.add_argument(
-        "--strict", action="store_true", help="stop at the first bad exam instead of skipping it"
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument(
-        "settings", nargs="*", metavar="key=value", help="settings, for example train.batch=4 seed=1"
-    )
+    add_run(parser)
+
+
+# The options that take everything up to the next option, and those that a run keeps.
+_LISTS = ("test_exams", "template_exams", "structures")
+_FIXED = ("data", "split", "preset", "out", "test", *_LISTS, "seed_exam", "init")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run with parsed arguments; returns the exit status."""
-    from deepatlas.exams.outputs import check_name
-    from deepatlas.train.allocator import keep_freed_memory
     from deepatlas.train.experiment import Experiment
-    from deepatlas.train.score import result_text
 
-    keep_freed_memory()
-    _move_settings(arguments)
-    if arguments.resume:
-        given = [
-            n
-            for n in (
-                "data",
-                "split",
-                "preset",
-                "out",
-                "test",
-                "test_exams",
-                "template_exams",
-                "structures",
-                "seed_exam",
-                "init",
-            )
-            if getattr(arguments, n)
-        ]
-        if given:
-            what = f"--{given[0].replace('_', '-')}"
-            raise DeepAtlasError(
-                f"--resume continues a run as it was set up: leave out {what}, or start a new --out"
-            )
-        check_name(arguments.resume, "a run")
-        experiment = Experiment.resume(
-            arguments.resume, arguments.settings, device=arguments.device, quiet=arguments.quiet
-        )
-    else:
-        experiment = Experiment.create(
+    move_settings(arguments, _LISTS)
+    return run_experiment(
+        arguments,
+        lambda: Experiment.create(
             _settings(arguments), _request(arguments), device=arguments.device, quiet=arguments.quiet
-        )
-    result = experiment.run()
-    if not experiment.world.main:
-        return 0
-    if arguments.json:
-        print(json.dumps(result, indent=2))
-    else:
-        print(result_text(experiment.folder, result))
-    return 0
-
-
-# The options that take everything up to the next option.
-_LISTS = ("test_exams", "template_exams", "structures")
-
-
-def _move_settings(arguments: argparse.Namespace) -> None:
-    """Settings behind an option that takes several names are settings: ``--structures brain coarse.steps=20``.
-
-    What counts is the part before the equals sign: a setting, or anything within a section of the settings, so that a
-    misspelt one is refused as such. Any other name with an equals sign remains a name, and must be one of the data.
-    """
-    known = {key for key, *_ in leaves(Config())}
-    sections = {key.partition(".")[0] for key in known if "." in key}
-
-    def is_setting(text: str) -> bool:
-        key, equals, _ = text.partition("=")
-        return bool(equals) and (key in known or key.partition(".")[0] in sections)
-
-    for option in _LISTS:
-        given = getattr(arguments, option)
-        if not given:
-            continue
-        arguments.settings += [text for text in given if is_setting(text)]
-        names = [text for text in given if not is_setting(text)]
-        if not names:
-            raise DeepAtlasError(
-                f"--{option.replace('_', '-')} names nothing but settings; name at least one"
-            )
-        setattr(arguments, option, names)
+        ),
+        _FIXED,
+    )
 
 
 def _settings(arguments: argparse.Namespace) -> Config:
@@ -189,41 +116,17 @@ def _settings(arguments: argparse.Namespace) -> Config:
 
 
 def _request(arguments: argparse.Namespace) -> Request:
-    from deepatlas.exams.outputs import check_name, check_out_folder
-    from deepatlas.train.request import refuse_writing_to_data
-
     if arguments.test and not arguments.data:
         raise DeepAtlasError(
             "--test needs --data: without data, a run makes phantoms to train and to test on"
         )
-    if arguments.test_exams and not arguments.test:
-        raise DeepAtlasError("--test-exams chooses among the exams of --test: give --test DIR too")
-    data = [os.fspath(root.resolve()) for root in arguments.data or ()]
-    out = arguments.out or Path("runs") / ("+".join(Path(root).name for root in data) or "phantom")
-    if arguments.out:
-        check_out_folder(out)
-    check_name(out, "a run")
-    refuse_writing_to_data(out, [*(arguments.data or ()), *([arguments.test] if arguments.test else ())])
+    names = "+".join(root.resolve().name for root in arguments.data or ())
     return Request(
-        out=os.fspath(out),
-        data=(data if len(data) > 1 else data[0]) if data else None,
-        split=os.fspath(arguments.split.resolve()) if arguments.split else None,
-        test=os.fspath(arguments.test.resolve()) if arguments.test else None,
-        test_exams=arguments.test_exams,
+        **data_arguments(arguments, arguments.out or Path("runs") / (names or "phantom")),
         template_exams=arguments.template_exams,
-        structures=arguments.structures,
         seed_exam=arguments.seed_exam,
-        init=_init(arguments.init) if arguments.init else None,
-        strict=arguments.strict,
+        init=model_name(arguments.init) if arguments.init else None,
     )
-
-
-def _init(name: str) -> str:
-    """How a run records the model that it starts from: by the name of a shipped one, or by an absolute path."""
-    from deepatlas.pretrained import FOLDER, MODEL, resolve
-
-    path = resolve(name, MODEL)
-    return name if path.is_relative_to(FOLDER) else os.fspath(path.absolute())
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,10 +16,9 @@ import torch
 import deepatlas_ops as ops
 from deepatlas import checkpoint
 from deepatlas.config import Config
-from deepatlas.errors import DataWarning, DeepAtlasError
-from deepatlas.files import write_error, write_text
+from deepatlas.errors import DeepAtlasError
+from deepatlas.files import write_text
 from deepatlas.io.codec import write_volume
-from deepatlas.locks import held
 from deepatlas.model.engine import FILE as MODEL_FILE
 from deepatlas.model.engine import Engine, pick_device
 from deepatlas.nn import parameter_count
@@ -28,15 +26,25 @@ from deepatlas.settings import changed, resumable
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
 from deepatlas.store.store import Store
-from deepatlas.train.check import check_request, with_parts
+from deepatlas.train.check import with_parts
 from deepatlas.train.data import make_phantoms, open_store
 from deepatlas.train.feed.labels import LabelMaps
 from deepatlas.train.feed.resident import ExamArray
 from deepatlas.train.feed.streaming import StreamingArray, training_array
+from deepatlas.train.folder import (
+    CONFIG,
+    RESULT,
+    alone,
+    insist_on_resumable,
+    read_run,
+    start_folder,
+    write_config,
+)
 from deepatlas.train.known import training_fit
 from deepatlas.train.labels import insist_on_same_structures, open_labels
 from deepatlas.train.log import NullLog, RunLog
 from deepatlas.train.loop import Facts, Session, deferred_signals
+from deepatlas.train.phase import Phase, Sweep
 from deepatlas.train.phases.labels import learned_template
 from deepatlas.train.pictures import save_panel, slices
 from deepatlas.train.recipe import make_modules, recipe
@@ -47,15 +55,23 @@ from deepatlas.train.split import Split, choose_split, insist_on_same_exams
 from deepatlas.train.start import load_start, start_from
 from deepatlas.train.world import World
 
-CONFIG, RESULT, LOCK = "config.json", "result.json", "lock"
+# The modules of a run that are networks of convolutions.
+NETWORKS = ("network", "autoencoder")
 # Number of exams in the picture at the end of a level.
 PANEL_EXAMS = 4
-# Number of exams whose labels are held in memory where the exams themselves are not: 64 MB.
-LABELS_HELD = 256
+# Bytes of labels that are held in memory where the exams themselves are not.
+LABELS_HELD = 64 << 20
 
 
 class Experiment:
-    """A run folder and the run in it. Use :meth:`create` or :meth:`resume` to make one."""
+    """A run folder and the run in it. Use :meth:`create` or :meth:`resume` to make one.
+
+    This one learns coordinates; :class:`~deepatlas.train.supervised.Supervised` learns masks, and replaces what
+    differs.
+    """
+
+    # The command of such runs.
+    command = "train"
 
     def __init__(
         self,
@@ -75,17 +91,28 @@ class Experiment:
         self.state = state
         # Held until the run has ended.
         self._lock = lock or contextlib.ExitStack()
-        if world.size > min(config.train.batch, config.coarse.batch, config.autoencoder.batch):
+        batches = self._batches()
+        if world.size > min(batches.values()):
+            *others, last = batches
+            names = f"{', '.join(others)} and {last}" if others else last
             raise DeepAtlasError(
-                f"{world.size} processes cannot share a batch smaller than that: start fewer, or raise train.batch, "
-                f"coarse.batch and autoencoder.batch ({config.train.batch}, {config.coarse.batch}, "
-                f"{config.autoencoder.batch})"
+                f"{world.size} processes cannot share a batch smaller than that: start fewer, or raise {names} "
+                f"({', '.join(map(str, batches.values()))})"
             )
+
+    def _batches(self) -> dict[str, int]:
+        """The sizes of the batches that the processes share, by their settings."""
+        config = self.config
+        return {
+            "train.batch": config.train.batch,
+            "coarse.batch": config.coarse.batch,
+            "autoencoder.batch": config.autoencoder.batch,
+        }
 
     @classmethod
     def create(
         cls, config: Config, request: Request, *, device: str | None = None, quiet: bool = False
-    ) -> Experiment:
+    ) -> Self:
         """Start a run in the folder ``request.out``.
 
         Raises:
@@ -97,7 +124,7 @@ class Experiment:
         with contextlib.ExitStack() as stack:
             with world.main_first():
                 if world.main:
-                    _start_folder(folder, config, request, stack)
+                    start_folder(folder, config, request, cls._check_start, stack)
             return cls(folder, config, request, world, quiet=quiet, lock=stack.pop_all())
 
     @classmethod
@@ -108,7 +135,7 @@ class Experiment:
         *,
         device: str | None = None,
         quiet: bool = False,
-    ) -> Experiment:
+    ) -> Self:
         """Continue the run in ``folder``, from its beginning if it stopped before the first checkpoint.
 
         Args:
@@ -121,24 +148,15 @@ class Experiment:
             DeepAtlasError: the folder holds no run, its ``config.json`` or checkpoint is damaged or changed, or another
                 setting is to change.
         """
-        path = Path(folder) / CONFIG
-        try:
-            saved = json.loads(path.read_text(encoding="utf-8-sig"))
-            config, request = Config.from_dict(saved["config"]), Request(**saved["request"])
-        except FileNotFoundError:
-            raise DeepAtlasError(
-                f"{path}: no such file, so {folder} is no run folder; start one with --out"
-            ) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise DeepAtlasError(f"{path}: damaged ({error}); start a new run with --out") from None
+        config, request = read_run(Path(folder))
         world = World(pick_device(device))
         with contextlib.ExitStack() as stack:
             if world.main:
-                stack.enter_context(_alone(Path(folder)))
+                stack.enter_context(alone(Path(folder)))
             # After the lock, because another process may be writing the checkpoint.
             state = cls._saved_state(Path(folder), config)
             given = config.override(assignments).validate()
-            _insist_on_resumable(config, given, folder)
+            insist_on_resumable(config, given, folder)
             if state and "lengths" not in state and changed(Config.from_dict(state["config"]), given):
                 raise DeepAtlasError(
                     f"{folder}: saved by an earlier version, whose runs cannot become longer; start a new run from its "
@@ -169,8 +187,7 @@ class Experiment:
         try:
             with self.world.main_first():
                 store = self._prepare(log)
-            split = choose_split(store, self.request, self.config.data, self.config.seed)
-            labels = open_labels(store, split.train, self.config, self.world.device, log, split.drawn)
+            split, labels = self._exams(store, log)
             session = self._session(log, len(split.train), len(labels) if labels else 0)
             if self.state:
                 session.restore(self.state)
@@ -188,7 +205,7 @@ class Experiment:
             if not self.world.main:
                 return {}
             model = self._finish(session, split, fits, labels)
-            result = score(self.folder, model, self.config, self.request, split, log)
+            result = self._score(model, split, log)
             if "refined" in result:
                 better = result["refined"]["dice"] > result["dice"]
                 model.card["best"] = {"refine": result["refined"]["steps"] if better else 0}
@@ -203,6 +220,17 @@ class Experiment:
             log.close()
             self._lock.close()
 
+    @staticmethod
+    def _check_start(config: Config, request: Request) -> None:
+        """Raise DeepAtlasError if a run cannot begin with the model that it is to start from."""
+        if request.init:
+            load_start(request.init, config)
+
+    def _exams(self, store: Store, log: RunLog | NullLog) -> tuple[Split, LabelMaps | None]:
+        """The exams to learn from and to test on, and the labels of those to learn from where labels are used."""
+        split = choose_split(store, self.request, self.config.data, self.config.seed)
+        return split, open_labels(store, split.train, self.config, self.world.device, log, split.drawn)
+
     def _prepare(self, log: RunLog | NullLog) -> Store:
         """The store of the training exams; without data, of phantoms that are made first."""
         data = self.request.data
@@ -215,15 +243,18 @@ class Experiment:
 
     def _session(self, log: RunLog | NullLog, exams: int, structures: int) -> Session:
         config, device = self.config, self.world.device
-        modules = make_modules(config, exams, structures)
-        if device.type == "cpu" or config.train.precision == "bfloat16":
-            # Convolutions with few channels are twice as fast in this layout on a CPU, and tensor cores require it.
-            modules["network"].to(memory_format=torch.channels_last_3d)
-            modules["autoencoder"].to(memory_format=torch.channels_last_3d)
-        for module in modules.values():
+        modules = self._modules(exams, structures)
+        for name, module in modules.items():
+            if name in NETWORKS and (device.type == "cpu" or config.train.precision == "bfloat16"):
+                # Convolutions with few channels are twice as fast in this layout on a CPU, and tensor cores require it.
+                module.to(memory_format=torch.channels_last_3d)
             module.to(device)
         generator = torch.Generator().manual_seed(config.seed)
-        return Session(config, self.folder, self.world, log, modules, generator)
+        return Session(config, self.folder, self.world, log, modules, generator, command=self.command)
+
+    def _modules(self, exams: int, structures: int) -> dict[str, Any]:
+        """The modules of the run, newly initialised, on the CPU."""
+        return make_modules(self.config, exams, structures)
 
     def _train(
         self, session: Session, store: Store, split: Split, labels: LabelMaps | None
@@ -236,9 +267,9 @@ class Experiment:
             if isinstance(array, StreamingArray):
                 session.log.say(f"exams are read from {store.path} as they are needed")
                 if labels:
-                    labels.keep = LABELS_HELD
+                    labels.keep = LABELS_HELD // labels.source**3
             if not session.done and session.overall == 0:
-                facts = self._begin(session, store, split)
+                facts = self._begin(session, store, split, labels)
                 structures = labels.names if labels else None
                 session.facts = replace(facts, exams=list(split.train), structures=structures)
             if session.facts and session.facts.exams is not None:
@@ -246,17 +277,24 @@ class Experiment:
                 insist_on_same_structures(store, session.facts.structures, labels)
             session.log.pictures = self._slices(session, store, array)
             with self._compiled(session):
-                phases = recipe(session, array, self._picture(session, store, array), labels)
-                session.run(phases, self._write_config)
+                session.run(self._phases(session, store, array, labels), self._write_config)
             # Afterwards there is no exam to draw any more.
             session.log.draw(last=True)
             session.log.pictures = None
-            if not self.world.main:
-                return {}
-            network, level = session.modules["network"].eval(), self.config.network.finest_level
-            return training_fit(network, session.modules["atlas"], array, level)
+            return self._fits(session, array) if self.world.main else {}
 
-    def _begin(self, session: Session, store: Store, split: Split) -> Facts:
+    def _phases(
+        self, session: Session, store: Store, array: ExamArray, labels: LabelMaps | None
+    ) -> Iterator[Phase | Sweep]:
+        """The phases of the run."""
+        return recipe(session, array, self._picture(session, store, array), labels)
+
+    def _fits(self, session: Session, array: ExamArray) -> dict[str, Any]:
+        """How well the finished model knows its exams."""
+        network, level = session.modules["network"].eval(), self.config.network.finest_level
+        return training_fit(network, session.modules["atlas"], array, level)
+
+    def _begin(self, session: Session, store: Store, split: Split, labels: LabelMaps | None) -> Facts:
         """The facts of a new run: it starts from one exam, or from the weights of a model."""
         if name := self.request.init:
             return start_from(session, load_start(name, self.config), name, split.seed)
@@ -265,7 +303,7 @@ class Experiment:
     def _write_config(self) -> None:
         """Write ``config.json``, in which settings may have changed since an earlier part of the run."""
         if self.world.main:
-            _write_config(self.folder, self.config, self._asked)
+            write_config(self.folder, self.config, self._asked)
 
     @contextlib.contextmanager
     def _compiled(self, session: Session) -> Iterator[None]:
@@ -273,7 +311,7 @@ class Experiment:
 
         What follows works on single exams, for which compiling would take longer than it saves.
         """
-        compiled = ["network", "autoencoder"] if self.config.train.compile else []
+        compiled = [n for n in NETWORKS if n in session.modules] if self.config.train.compile else []
         for name in compiled:
             session.modules[name].features = torch.compile(session.modules[name].features)
         yield
@@ -292,7 +330,9 @@ class Experiment:
 
         return picture
 
-    def _slices(self, session: Session, store: Store, array: ExamArray):
+    def _slices(
+        self, session: Session, store: Store, array: ExamArray
+    ) -> Callable[[], dict[str, np.ndarray]] | None:
         """A function that draws slices for TensorBoard, at the finest level that has been trained."""
         grid, network, atlas = store.grid(array.rows[0]), session.modules["network"], session.modules["atlas"]
         finest, coarsest = self.config.network.finest_level, network.levels - 1
@@ -307,20 +347,7 @@ class Experiment:
         self, session: Session, split: Split, fits: dict[str, Any], labels: LabelMaps | None
     ) -> Engine:
         """Write ``model.pt`` and ``atlas.nii.gz`` and, where labels were learned, ``template-learned.h5``."""
-        card = {
-            "preset": self.config.preset,
-            "seed_exam": split.seed,
-            "exams": len(split.train),
-            "steps": session.overall,
-            "training_seconds": round(session.seconds, 1),
-            "torch": str(torch.__version__),
-            "backend": ops.build_info()["backend"],
-            "fit": fits,
-        }
-        if labels:
-            card["labels"] = {"exams": len(labels.labelled), "structures": labels.names}
-        if session.facts and session.facts.init:
-            card["init"] = session.facts.init
+        card = self._card(session, split, labels) | {"seed_exam": split.seed, "fit": fits}
         model = Engine(self.config, session.modules["network"], session.modules["atlas"], card)
         model.save(self.folder / MODEL_FILE)
         _save_atlas(model, self.folder / "atlas.nii.gz")
@@ -329,57 +356,25 @@ class Experiment:
             learned.save(self.folder / "template-learned.h5")
         return model
 
+    def _card(self, session: Session, split: Split, labels: LabelMaps | None) -> dict[str, Any]:
+        """Facts about the model for its file."""
+        card: dict[str, Any] = {
+            "preset": self.config.preset,
+            "exams": len(split.train),
+            "steps": session.overall,
+            "training_seconds": round(session.seconds, 1),
+            "torch": str(torch.__version__),
+            "backend": ops.build_info()["backend"],
+        }
+        if labels:
+            card["labels"] = {"exams": len(labels.labelled), "structures": labels.names}
+        if session.facts and session.facts.init:
+            card["init"] = session.facts.init
+        return card
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing this run."""
-    busy = "another process trains this run; wait until it has ended, or choose another --out"
-    with held(folder / LOCK, busy) as there:
-        if not there:
-            warnings.warn(
-                f"{folder}: its disk has no file locks; see that no other process trains this run",
-                DataWarning,
-                stacklevel=2,
-            )
-        yield
-
-
-def _start_folder(folder: Path, config: Config, request: Request, lock: contextlib.ExitStack) -> None:
-    """Begin a run; ``lock`` keeps other processes from its folder."""
-    # Check everything first, so that a wrong path or name leaves no run folder behind.
-    _refuse_run(folder)
-    check_request(request, config.phantom)
-    if request.init:
-        load_start(request.init, config)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(folder, error) from error
-    lock.enter_context(_alone(folder))
-    # Another process may have trained it meanwhile.
-    _refuse_run(folder)
-    _write_config(folder, config, request)
-
-
-def _write_config(folder: Path, config: Config, request: Request) -> None:
-    saved = {"config": config.to_dict(), "request": request.to_dict()}
-    write_text(folder / CONFIG, json.dumps(saved, indent=2) + "\n")
-
-
-def _insist_on_resumable(before: Config, after: Config, folder: Path) -> None:
-    allowed = resumable(before)
-    if fixed := [key for key in changed(before, after) if key not in allowed]:
-        raise DeepAtlasError(
-            f"setting {fixed[0]} cannot change when a run is resumed ({', '.join(allowed)} can); start a new run with "
-            f"it, from these weights with --init {folder}"
-        )
-
-
-def _refuse_run(folder: Path) -> None:
-    if (folder / checkpoint.NAME).exists() or (folder / MODEL_FILE).exists():
-        raise DeepAtlasError(
-            f"{folder}: holds a run already; continue it with --resume {folder}, or choose --out"
-        )
+    def _score(self, model: Engine, split: Split, log: RunLog) -> dict[str, Any]:
+        """Score the model on the test exams; returns what ``result.json`` begins with."""
+        return score(self.folder, model, self.config, self.request, split, log)
 
 
 def _save_atlas(model: Engine, path: Path) -> None:

@@ -43,6 +43,12 @@ def open_labels(
             f"{store.root}: loss.labels={config.loss.labels:g} learns from labels, and none of the {len(train)} "
             "training exams has any; add seg files, or leave out loss.labels"
         )
+    tell_labels(store, train, labels, log)
+    return labels
+
+
+def tell_labels(store: Store, train: Sequence[str], labels: LabelMaps, log: RunLog | NullLog) -> None:
+    """Log which labels of the training exams are learned, and which are not."""
     log.say(
         f"labels of {len(labels.names)} structures in {len(labels.labelled)} of {len(train)} training exams are learned"
     )
@@ -51,13 +57,12 @@ def open_labels(
         log.say(f"not learned, because no training exam has a label of it: {some}")
     empty = [
         e
-        for e, row in zip(train, rows, strict=True)
+        for e, row in zip(train, labels.rows, strict=True)
         if store.sources[e]["seg"] and not store.has_label[row].any()
     ]
     if empty:
         some = ", ".join(empty[:5]) + (" …" if len(empty) > 5 else "")
         log.say(f"segmentations without a voxel count as not drawn: {some}")
-    return labels
 
 
 def insist_on_same_structures(store: Store, before: Sequence[str] | None, labels: LabelMaps | None) -> None:

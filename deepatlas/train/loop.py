@@ -33,11 +33,12 @@ class Facts:
     """What the start of a run decides for all of its phases; part of the checkpoint."""
 
     # The exam that the atlas starts from, and its foreground in coordinate space, [1, 1, n, n, n] on the host.
-    seed_exam: str
-    seed_mask: Tensor
+    # None in a supervised run, which has no atlas.
+    seed_exam: str | None = None
+    seed_mask: Tensor | None = None
     # Ids of the training exams. None in checkpoints of early versions, which did not record them.
     exams: list[str] | None = None
-    # The model whose weights the run started from, if any: see train.start.
+    # The model whose weights (or, from scratch, whose network) the run started from, if any: see train.start.
     init: dict[str, Any] | None = None
     # The structures whose labels are used, in the order of their masks; None where labels are not used.
     structures: list[str] | None = None
@@ -56,7 +57,7 @@ class Session:
     world: World
     log: RunLog | NullLog
     # network, atlas, autoencoder and, with distillation, cohort, and labels where they are used: see
-    # train.recipe.make_modules.
+    # train.recipe.make_modules. In a supervised run, network and structures.
     modules: dict[str, Any]
     generator: torch.Generator
     # None until the atlas has been seeded.
@@ -67,6 +68,8 @@ class Session:
     lengths: dict[str, int] = field(default_factory=dict)
     overall: int = 0
     seconds: float = 0.0
+    # The command that continues the run.
+    command: str = "train"
     # Signals that asked the run to stop: see deferred_signals.
     stop: list[int] = field(default_factory=list)
     _pending: dict | None = None
@@ -157,7 +160,13 @@ class Session:
 
     def _optimise(self, phase: Phase) -> None:
         groups = [{"params": list(p), "factor": factor} for p, factor in phase.parameters]
-        optimiser = torch.optim.Adam(groups, lr=phase.schedule.lr, foreach=True)
+        optimiser = torch.optim.Adam(
+            groups,
+            lr=phase.schedule.lr,
+            foreach=True,
+            weight_decay=phase.weight_decay,
+            decoupled_weight_decay=True,
+        )
         mean = [p.detach().clone() for p in phase.averaged] if phase.average else []
         start = 0
         if self._pending and self._pending["phase"] == phase.name:
@@ -279,7 +288,7 @@ class Session:
     def _leave(self) -> None:
         # torchrun ends all processes as soon as one has left, so wait until the checkpoint is written.
         self.world.barrier()
-        self.log.say(f"stopped and saved; continue with: deepatlas train --resume {self.folder}")
+        self.log.say(f"stopped and saved; continue with: deepatlas {self.command} --resume {self.folder}")
         raise KeyboardInterrupt
 
     def _insist_on_finite(self, phase: Phase, unread: list[tuple[int, Tensor, Tensor]]) -> None:

@@ -50,6 +50,8 @@ class Phase:
     batch: Callable[[torch.Generator], dict]
     # Largest norm of the gradient; 0 does not limit it.
     clip: float = 0.0
+    # Decoupled decay of the weights (AdamW), as a factor of the learning rate.
+    weight_decay: float = 0.0
     # Tensors that are replaced by their running mean when the phase ends, and the decay of that mean (0: none).
     averaged: tuple[Tensor, ...] = ()
     average: float = 0.0

@@ -92,7 +92,7 @@ def make_modules(config: Config, exams: int, structures: int = 0) -> dict[str, A
 
 def _crops(session: Session) -> TemplateCrops:
     config, facts = session.config, session.facts
-    assert facts is not None
+    assert facts is not None and facts.seed_mask is not None
     return TemplateCrops(
         session.modules["atlas"],
         facts.seed_mask,

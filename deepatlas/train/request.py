@@ -31,12 +31,16 @@ class Request:
     test_exams: list[str] | None = None
     # Ids of the labelled training exams that the template is made from.
     template_exams: list[str] | None = None
-    # Names of the structures to score.
+    # Names of the structures to score; in a supervised run, to learn.
     structures: list[str] | None = None
     # Id of the exam that the atlas starts from.
     seed_exam: str | None = None
     # The model whose weights the run starts from: a run folder, a model file, or the name of a shipped model.
     init: str | None = None
+    # The model that a supervised run fine-tunes, or whose network it trains from scratch, named as for ``init``. None
+    # in a run that learns coordinates.
+    model: str | None = None
+    from_scratch: bool = False
     # Whether a bad exam stops the run instead of being skipped.
     strict: bool = False
 

@@ -1,4 +1,4 @@
-"""The score of a finished run: one-shot segmentation of unseen exams and, for phantoms, the true coordinate error."""
+"""The score of a finished run: segmentation of unseen exams and, for phantoms, the true coordinate error."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from deepatlas.config import Config
 from deepatlas.evaluate.cohort import evaluate_cohort
+from deepatlas.evaluate.grid_truth import grid_truth
 from deepatlas.evaluate.tables import number, summary_table
 from deepatlas.evaluate.truth import phantom_truth
 from deepatlas.exams.joined import find_cohort
@@ -53,6 +54,38 @@ def score(folder: Path, model: Engine, config: Config, request: Request, split: 
     return result
 
 
+def score_supervised(
+    folder: Path, model: Engine, config: Config, request: Request, split: Split, log: RunLog
+) -> dict:
+    """Write the evaluation of a model that was trained on labels; returns the content of ``result.json``.
+
+    Its entry ``"grid"`` holds the Dice that the truth itself keeps on the grid of the network's input: see
+    :func:`~deepatlas.evaluate.grid_truth.grid_truth`.
+    """
+    assert model.structures is not None
+    result: dict = {
+        "preset": config.preset,
+        "model": request.model,
+        "from_scratch": request.from_scratch,
+        "labelled_exams": split.train,
+        "learned_structures": list(model.structures.names),
+        "test_exams": split.test,
+    }
+    if held_out := split.held_out(config.data.holdout):
+        result["held_out"] = held_out
+    if not split.test:
+        log.say("no score: there are no labelled exams to test on")
+        return result
+    summary = evaluate_cohort(
+        model, None, split.test_data, folder / "evaluation", split.test, request.strict, progress=log.say
+    )
+    used = list(summary["seconds"]["per_exam"])
+    for exam, reason in summary["skipped"].items():
+        log.skip(exam, reason, ", ".join(Path(root).name for root in split.test_data))
+    log.say(summary_table(summary))
+    return result | _figures(summary) | {"test_exams": used, "grid": grid_truth(model, split.test_data, used)}
+
+
 def _one_shot(
     folder: Path,
     suffix: str,
@@ -91,9 +124,15 @@ def result_text(folder: Path, result: dict) -> str:
     """The lines about a result for the screen."""
     lines = []
     if "dice" in result:
+        kind = "one-shot" if "grid" not in result else "supervised"
         lines.append(
-            f"one-shot Dice {number(result['dice'], 3)} over {result['structures']} structures of "
+            f"{kind} Dice {number(result['dice'], 3)} over {result['structures']} structures of "
             f"{result['exams']} unseen exams, HD95 {number(result['hd95_mm'], 1)} mm"
+        )
+    if "grid" in result:
+        grid = result["grid"]
+        lines.append(
+            f"the truth itself keeps a Dice of {number(grid['dice'], 3)} on the grid of {grid['size']}³ voxels and back"
         )
     if "held_out" in result:
         lines.append(result["held_out"])
@@ -112,9 +151,7 @@ def result_text(folder: Path, result: dict) -> str:
         if "coordinate_error_mm" in refined:
             line += f", coordinate error {refined['coordinate_error_mm']:.1f} mm"
         lines.append(line)
-    lines.append(
-        f"{result['training_seconds']:.0f} s of training; model, atlas, figures and report: {folder}"
-    )
+    lines.append(f"{result['training_seconds']:.0f} s of training; model, figures and report: {folder}")
     return "\n".join(lines)
 
 

@@ -46,7 +46,7 @@ class Split:
         )
 
 
-def choose_split(store: Store, request: Request, data: DataConfig, seed: int) -> Split:
+def choose_split(store: Store, request: Request, data: DataConfig, seed: int, *, least: int = 2) -> Split:
     """Choose what the request leaves open.
 
     A split file decides which exams are trained on, whose labels may be used, and which are scored on: its validation,
@@ -56,8 +56,8 @@ def choose_split(store: Store, request: Request, data: DataConfig, seed: int) ->
 
     Raises:
         DataError: an exam that the request names does not exist, has no labels or none that may be used, a structure is
-            labelled in no exam of the template, an exam would be both trained and tested on, or fewer than two exams
-            are left to train on.
+            labelled in no exam of the template, an exam would be both trained and tested on, or fewer than ``least``
+            exams are left to train on.
     """
     named = set(request.template_exams or []) | ({request.seed_exam} if request.seed_exam else set())
     for exam in named:
@@ -80,9 +80,9 @@ def choose_split(store: Store, request: Request, data: DataConfig, seed: int) ->
         )
     ids = [i for i in ids if not (same and i in test)]
     train = ids if data.limit is None else subset(ids, data.limit, seed, named)
-    if len(train) < 2:
+    if len(train) < least:
         why = "" if data.limit is None else f" with data.limit={data.limit}"
-        raise DataError(f"{store.root}: {len(train)} exam left to train on{why}; at least 2 are needed")
+        raise DataError(f"{store.root}: {len(train)} exam left to train on{why}; at least {least} are needed")
     first = request.seed_exam or widest_exam(store, train)
     drawn = [i for i in train if i in labelled]
     # The exam of the template need not be one that is trained on.

@@ -19,13 +19,18 @@ from deepatlas.train.loop import Facts, Session
 _FREE = ("finest_level", "atlas_size")
 
 
-def load_start(name: str, config: Config) -> Engine:
-    """The model ``--init`` names, on the CPU.
+def load_start(name: str, config: Config, option: str = "--init") -> Engine:
+    """The model of coordinates that ``option`` names, on the CPU.
 
     Raises:
-        DeepAtlasError: there is no such model, or its network is another one than that of the settings.
+        DeepAtlasError: there is no such model, it was trained on labels, or its network is another one than that of the
+            settings.
     """
     model = Engine.load(name, "cpu")
+    if model.structures:
+        raise DeepAtlasError(
+            f"{option} {name}: was trained on labels and has no coordinates any more; give the model that it came from"
+        )
     theirs, ours = asdict(model.config.network), asdict(config.network)
     differing = [key for key in theirs if key not in _FREE and theirs[key] != ours[key]]
     if differing:
@@ -35,8 +40,8 @@ def load_start(name: str, config: Config) -> Engine:
             return " ".join(f"network.{k}={str(v).replace(' ', '')}" for k, v in values.items())
 
         raise DeepAtlasError(
-            f"--init {name}: its network has {given(theirs)}, and this run {given(ours)}; give the same, or leave out "
-            "--preset to have the settings of the model"
+            f"{option} {name}: its network has {given(theirs)}, and this run {given(ours)}; give the same, or leave it "
+            "(and --preset) out to have the settings of the model"
         )
     return model
 

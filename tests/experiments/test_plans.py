@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from deepatlas.cli import finetune
 from deepatlas.cli.main import build_parser
 from deepatlas.errors import DataError
 from deepatlas.experiments.parts import parts_of, write_splits
@@ -228,13 +229,11 @@ def test_a_shipped_plan_is_whole(name, tmp_path):
 def test_the_commands_of_a_shipped_plan_are_those_of_the_command_line(name, tmp_path):
     parser, train = build_parser(), argparse.ArgumentParser()
     add_arguments(train)
-    commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices
-    if "finetune" not in commands or "--split" not in train.format_help():
-        pytest.skip("deepatlas finetune and train --split are not there yet")
+    own = {"train": train, "finetune": finetune.build_parser()}
     plan = read_plan(name)
     check_settings(plan, name)
     for part in parts_of(plan, tmp_path).all.values():
-        if part.arguments[0] == "train":
-            train.parse_args(part.arguments[1:])
+        if part.arguments[0] in own:
+            own[part.arguments[0]].parse_intermixed_args(part.arguments[1:])
         else:
             parser.parse_args(part.arguments)

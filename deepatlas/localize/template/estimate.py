@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +18,7 @@ from deepatlas.localize.template.leastsquares import LAPLACIAN, TIKHONOV, Proble
 from deepatlas.model.native import inside, native_coordinates
 from deepatlas.space.grid import Grid
 from deepatlas.space.labels import Labels
+from deepatlas.space.stack import overlapping_pairs
 from deepatlas.space.volume import Volume
 
 # A label image with more voxels than this along an axis is subsampled, because the template resolves no more.
@@ -26,8 +26,6 @@ MAX_LABEL_SIZE = 192
 # The template voxels that are solved for around the outermost labelled samples of a structure. Beyond them the mask is
 # exactly 0.
 MARGIN = 4
-# Structures that share this part of the smaller one, or more, overlap. Less is the carelessness of drawing.
-OVERLAP = 0.01
 # The misfit of a structure is the objective of eq. 14 as a share of that of an empty mask. Above BAD_MISFIT a mask does
 # not explain the labels of the one exam that it was made from. With the shipped model of head and neck the misfit is
 # .02 to .07 for each structure of 19 exams, and .14 to .78 for 20 of 22 structures of a thorax (.04 and .07 for humerus
@@ -181,27 +179,10 @@ def estimate_template(
     settings = {"size": size, "iterations": iterations, "tolerance": tolerance}
     solver = settings | {"tikhonov": tikhonov, "laplacian": laplacian}
     all_meta = {**(meta or {}), "solver": solver, "structures": outcome}
-    if overlaps := _overlaps(exams, {name: labels[name] for name in names}):
+    drawn = (Labels.of(exam.labels) for exam in exams)
+    if overlaps := overlapping_pairs(drawn, {name: labels[name] for name in names}):
         all_meta["overlaps"] = overlaps
     return Template(masks, tuple(names), tuple(labels[n] for n in names), all_meta)
-
-
-def _overlaps(exams: Iterable[LabelledExam], labels: Mapping[str, int]) -> list[list[str]]:
-    """The pairs of structures that were drawn over each other, ``[lower, upper]`` as the label images show them."""
-    named = {identity: name for name, identity in labels.items()}
-    shared: Counter[tuple[int, int]] = Counter()
-    smaller: Counter[tuple[int, int]] = Counter()
-    for exam in exams:
-        for (lower, upper), count in Labels.of(exam.labels).shared().items():
-            if lower in named and upper in named:
-                shared[lower, upper] += count
-                smaller[lower, upper] += min(int(exam.mask(i).sum()) for i in (lower, upper))
-    pairs = []
-    for first, second in sorted({(min(pair), max(pair)) for pair in shared}):
-        ways = (first, second), (second, first)
-        if sum(shared[way] for way in ways) >= OVERLAP * sum(smaller[way] for way in ways):
-            pairs.append([named[identity] for identity in max(ways, key=lambda way: shared[way])])
-    return pairs
 
 
 def _warn_of_misfit(name: str, exams: int, misfit: float) -> None:

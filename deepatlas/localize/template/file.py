@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from deepatlas.files import atomic_h5, refuse_pointer
 from deepatlas.names.meet import chosen
 from deepatlas.pretrained import TEMPLATE, resolve
 from deepatlas.space.constants import MAX_LABEL
+from deepatlas.space.stack import overlap_matrix, rows_of, stack_order
 
 FORMAT = "deepatlas-template"
 VERSION = 1
@@ -110,10 +110,7 @@ class Template:
     @cached_property
     def overlapping(self) -> NDArray[np.bool_]:
         """Bool ``[K, K]``: which structures may have a voxel in common, by ``meta["overlaps"]``."""
-        matrix = np.zeros((len(self.names),) * 2, dtype=bool)
-        for pair in self._pairs():
-            matrix[pair] = matrix[pair[::-1]] = True
-        return matrix
+        return overlap_matrix(len(self.names), self._pairs())
 
     @cached_property
     def stack(self) -> tuple[int, ...]:
@@ -122,26 +119,11 @@ class Template:
         Of two that overlap, the upper one of ``meta["overlaps"]`` is the later; otherwise the smaller one.
         """
         sizes = np.clip(self.masks, 0, 1).sum(axis=(1, 2, 3), dtype=np.float64)
-        by_size = sorted(range(len(self.names)), key=lambda row: -sizes[row])
-        sorter = TopologicalSorter({row: [] for row in by_size})
-        for lower, upper in self._pairs():
-            sorter.add(upper, lower)
-        try:
-            sorter.prepare()
-        except CycleError:
-            # The pairs come from several exams, which may contradict each other.
-            return tuple(by_size)
-        rows: list[int] = []
-        while sorter.is_active():
-            ready = sorter.get_ready()
-            rows += sorted(ready, key=by_size.index)
-            sorter.done(*ready)
-        return tuple(rows)
+        return stack_order(sizes.tolist(), self._pairs())
 
     def _pairs(self) -> list[tuple[int, int]]:
         """``meta["overlaps"]`` as rows."""
-        row = {name: index for index, name in enumerate(self.names)}
-        return [(row[a], row[b]) for a, b in self.meta.get("overlaps", []) if a in row and b in row]
+        return rows_of(self.meta.get("overlaps", []), self.names)
 
     def select(self, names: Sequence[str]) -> Template:
         """The template of some of the structures, in the order of ``names``.

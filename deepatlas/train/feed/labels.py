@@ -1,8 +1,8 @@
 """The drawn structures of the training exams, read from the store when they are first needed.
 
-An exam's labels are held as the store has them, one number a voxel of the 64^3 grid (0.25 MiB), and what they hide
-where structures overlap. They become masks only on the loss grid, for the structures that were drawn in the exam, under
-the map by which the exam was augmented.
+An exam's labels are held as the store has them, one number a voxel of the 64^3 grid (0.25 MiB) or of the 128^3 grid
+(2 MiB), and what they hide where structures overlap. They become masks only on the loss grid, for the structures that
+were drawn in the exam, under the map by which the exam was augmented.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import deepatlas_ops as ops
-from deepatlas.space.constants import MODEL_SIZE
+from deepatlas.space.constants import FINE_SIZE, MODEL_SIZE
 from deepatlas.space.labels import BoxMask, Labels
 from deepatlas.store.store import Store
 from deepatlas.train.feed.augment import Augmentation
@@ -33,7 +33,7 @@ class LabelMaps:
     Attributes:
         names: the structures that were drawn in at least one of the exams; they are the channels of all masks.
         ids: their ids in the labels of the store.
-        missing: the other structures of the store.
+        missing: the other structures of the store that are to be used.
         labelled: positions of the exams in which any structure was drawn.
         device: the device of the masks.
         keep: number of exams whose labels are held; None holds all.
@@ -46,6 +46,9 @@ class LabelMaps:
         device: the device of the masks.
         exams: ids of the exams whose labels may be used; None allows all.
         keep: as the attribute.
+        structures: names of the structures to use; None takes all.
+        source: side of the grid of the store from which masks are made: 64, or 128, by which a mask on a grid of 64^3
+            is the part of each voxel that the structure fills, and not all or nothing.
     """
 
     def __init__(
@@ -58,16 +61,22 @@ class LabelMaps:
         *,
         exams: Collection[str] | None = None,
         keep: int | None = None,
+        structures: Collection[str] | None = None,
+        source: int = MODEL_SIZE,
     ) -> None:
+        self.source = source
         self.store, self.rows, self.size, self.loss_size = store, list(rows), size, loss_size
         self.device, self.keep = torch.device(device), keep
         allowed = [exams is None or store.ids[row] in exams for row in self.rows]
         drawn = store.has_label[self.rows] & np.array(allowed, dtype=bool)[:, None]
-        columns = np.flatnonzero(drawn.any(axis=0)).tolist()
         names = list(store.labels)
+        if structures is not None:
+            drawn &= np.isin(names, list(structures))
+        columns = np.flatnonzero(drawn.any(axis=0)).tolist()
         self.names = [names[column] for column in columns]
         self.ids = [store.labels[name] for name in self.names]
-        self.missing = [name for name in names if name not in self.names]
+        wanted = names if structures is None else [name for name in names if name in structures]
+        self.missing = [name for name in wanted if name not in self.names]
         self.labelled: list[int] = np.flatnonzero(drawn.any(axis=1)).tolist()
         self._drawn = drawn[:, columns]
         self._held: OrderedDict[int, _Exam] = OrderedDict()
@@ -76,13 +85,15 @@ class LabelMaps:
         return len(self.names)
 
     def labels(self, position: int) -> Labels:
-        """The structures of an exam on the 64^3 grid of the store, with their overlaps."""
+        """The structures of an exam on the grid of the store that masks are made from, with their overlaps."""
         row = self.rows[position]
         store = self.store
+        if self.source == FINE_SIZE:
+            return store.drawn(row)
         return Labels(store.labels_64[row], store.grid(row), store.ids[row], store.hidden_64(row))
 
     def drawn(self, position: int) -> NDArray[np.bool_]:
-        """Bool ``[K]``: which structures were drawn in an exam and have a voxel on the 64^3 grid.
+        """Bool ``[K]``: which structures were drawn in an exam and have a voxel on the grid of the store.
 
         One that was cropped away, or is smaller than a voxel, is not absent, so it counts as not drawn.
         """
@@ -173,17 +184,25 @@ class BatchMasks:
     def put(self, tensor: Tensor) -> Tensor:
         return upload(tensor, self.maps.device)
 
+    @torch.no_grad()
+    def seen(self) -> Tensor:
+        """The part of each voxel that lies in the field of view of its original exam, ``[n, 1, s, s, s]``."""
+        # Beyond the outermost centres of the store's voxels, image and masks fade to 0. A little is for rounding.
+        inside = self._places.abs().amax(1, keepdim=True) <= 1.001
+        pooled = inside.shape[-1] // self.maps.loss_size
+        return F.avg_pool3d(inside.float(), pooled) if pooled > 1 else inside.float()
+
     def _interpolated(self, exam: int) -> Tensor:
         """The masks of an exam, ``[k, s, s, s]``, without a mask of each structure at full size.
 
         The weight of each of the eight neighbours goes to the structure that the neighbour belongs to.
         """
-        of, loss = self.exams[exam], self.maps.loss_size
+        of, loss, source = self.exams[exam], self.maps.loss_size, self.maps.source
         assert of.slots is not None
-        # A sample in the middle of eight voxels is their mean, so that 32 samples are enough for 64 voxels.
+        # A sample in the middle of eight voxels is their mean, so that half as many samples as voxels are enough.
         place = self._places[exam]
         fine = place.shape[-1]
-        index = (place.flatten(1) + 1) * ((MODEL_SIZE - 1) / 2)
+        index = (place.flatten(1) + 1) * ((source - 1) / 2)
         low = index.floor()
         upper = index - low
         labels, low = of.slots.flatten(), low.long()
@@ -193,13 +212,13 @@ class BatchMasks:
             flat = torch.zeros_like(low[0])
             for axis, step in enumerate(corner):
                 at = low[axis] + step
-                weight = weight * (upper[axis] if step else 1 - upper[axis]) * ((at >= 0) & (at < MODEL_SIZE))
-                flat = flat + at.clamp(0, MODEL_SIZE - 1) * MODEL_SIZE**axis
+                weight = weight * (upper[axis] if step else 1 - upper[axis]) * ((at >= 0) & (at < source))
+                flat = flat + at.clamp(0, source - 1) * source**axis
             # Within one corner no two voxels of the result meet, so that the sum has one order.
             values.scatter_add_(0, labels.take(flat).long()[None], weight[None])
         values = values[1:].view(len(of.structures), *(fine,) * 3)
         if of.overlaps:
-            hidden = place.new_zeros(1, len(of.overlaps), *(MODEL_SIZE,) * 3)
+            hidden = place.new_zeros(1, len(of.overlaps), *(source,) * 3)
             for row, (_, mask, voxels) in enumerate(of.overlaps):
                 hidden[(0, row, *mask.box)] = voxels.to(hidden)
             slots = self.put(torch.tensor([slot for slot, *_ in of.overlaps]))
@@ -212,13 +231,16 @@ class BatchMasks:
 
         They are the voxels of the loss grid, or of a finer grid from whose means the loss grid is made.
         """
-        size = self.maps.size
-        fine = max(self.maps.loss_size, MODEL_SIZE // 2)
-        extent = _extent(MODEL_SIZE // size)
-        place = self.augmentation.coords(fine, self.maps.device, extent=_extent(MODEL_SIZE // fine) / extent)
+        size, source = self.maps.size, self.maps.source
+        fine = max(self.maps.loss_size, source // 2)
+        extent = _extent(size, source)
+        place = self.augmentation.coords(fine, self.maps.device, extent=_extent(fine, source) / extent)
         return place * extent
 
 
-def _extent(block: int) -> float:
-    """How far out the outermost means over blocks of voxels lie, as a fraction of where the outermost voxels lie."""
-    return 1 - (block - 1) / (MODEL_SIZE - 1)
+def _extent(size: int, source: int) -> float:
+    """How far out the outermost means over blocks of voxels lie, as a fraction of where the outermost voxels lie.
+
+    ``size`` blocks lie along each axis of ``source`` voxels.
+    """
+    return 1 - (source // size - 1) / (source - 1)

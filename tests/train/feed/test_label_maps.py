@@ -171,3 +171,27 @@ def test_more_structures_than_a_byte_counts(tmp_path):
             torch.testing.assert_close(
                 found[0, 0], F.avg_pool3d(mask[None, None], 4)[0, 0], atol=1e-5, rtol=0
             )
+
+
+def test_masks_of_the_fine_grid_are_the_filled_part_of_each_voxel(store):
+    """Means over blocks of 2^3 voxels of the 128^3 grid, and the same augmented masks as of 64^3 but for borders."""
+    whole = range(len(store))
+    fine, coarse = (LabelMaps(store, whole, 64, 64, source=s) for s in (128, 64))
+    position = fine.labelled[0]
+    rows = np.flatnonzero(fine.drawn(position)).tolist()
+    batch = fine.take([position])
+    found = batch.masks([0], rows)[0]
+    drawn = store.drawn(position)
+    for row, mask in zip(rows, found, strict=True):
+        own = torch.from_numpy(drawn.mask(fine.ids[row])).float()[None]
+        torch.testing.assert_close(mask, torch.nn.functional.avg_pool3d(own, 2)[0], rtol=0, atol=1e-4)
+    assert batch.seen().min() == 1
+    moved = Augmentation.draw(
+        1, torch.Generator().manual_seed(0), scale=(0.9, 1.1), rotation=0.2, translation=0.2
+    )
+    a, b = (maps.take([position], moved).masks([0], rows) for maps in (fine, coarse))
+    assert (a - b).abs().mean() < 0.02 * a.mean().clamp_min(0.1)
+    # What the map takes from beyond the exam is not seen, and the rest is.
+    seen, place = fine.take([position], moved).seen()[0, 0], moved.coords(64, "cpu")[0]
+    assert (seen[(place.abs() < 0.98).all(0)] == 1).all() and (seen[(place.abs() > 1.03).any(0)] == 0).all()
+    assert 0.2 < seen.mean() < 1
