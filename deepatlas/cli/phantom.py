@@ -37,7 +37,7 @@ def add(commands: Commands) -> None:
         "--workers",
         type=POSITIVE,
         metavar="N",
-        help="number of exams drawn at once, 1 GB of memory each at 1.5 mm (default: one per core, at most 2)",
+        help="number of exams drawn at once, half a GB of memory each at 1.5 mm (default: one per core, at most 2)",
     )
 
 

@@ -27,7 +27,7 @@ VOXELS = "voxels.json"
 ANATOMY_VERSION = 2
 # Settings that came later, with the value that all folders before them have.
 ADDED = {"structures": "large", "spacing": None, "anatomy": 0}
-# An exam at 1.5 mm takes a gigabyte while it is drawn.
+# An exam at 1.5 mm takes half a gigabyte while it is drawn.
 MOST_WORKERS = 2
 
 
