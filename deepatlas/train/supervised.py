@@ -17,7 +17,7 @@ from deepatlas.model.structures import Structures
 from deepatlas.names.meet import chosen
 from deepatlas.nn import SegmentationNetwork, StructureFacts
 from deepatlas.presets import PRESETS
-from deepatlas.space.constants import FINE_SIZE
+from deepatlas.space.constants import FINE_SIZE, MODEL_SIZE
 from deepatlas.space.stack import overlapping_pairs
 from deepatlas.store.store import Store
 from deepatlas.train.experiment import Experiment
@@ -74,7 +74,9 @@ class Supervised(Experiment):
             )
         rows = [store.index(exam) for exam in learned]
         size = config.network.size
-        labels = LabelMaps(store, rows, size, size, self.world.device, structures=wanted, source=FINE_SIZE)
+        # Masks are means of blocks of voxels; a grid coarser than 64^3 has such blocks of the labels at 64^3 already.
+        source = FINE_SIZE if size == MODEL_SIZE else MODEL_SIZE
+        labels = LabelMaps(store, rows, size, size, self.world.device, structures=wanted, source=source)
         if wanted and labels.missing:
             raise DataError(
                 f"{store.root}: {', '.join(labels.missing)} is drawn in none of the {len(learned)} labelled training "

@@ -320,7 +320,13 @@ def test_exams_of_another_kind(model, data, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_short_training_finds_structures_in_exams_that_it_has_not_seen(model, tmp_path):
     root = write_cohort(tmp_path / "data", 7)
-    steps = ["finetune.head_steps=10", "finetune.steps=150", "finetune.batch=4", "finetune.lr=0.003"]
+    steps = [
+        "finetune.head_steps=10",
+        "finetune.steps=80",
+        "finetune.batch=4",
+        "finetune.lr=0.01",
+        "finetune.warmup=5",
+    ]
     more = [*steps, "train.average=0.9", "--test", str(root), "--test-exams", "e5", "e6"]
     assert main(start(model, root, tmp_path / "run", *more, "--from-scratch")) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
