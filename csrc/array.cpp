@@ -217,7 +217,6 @@ py::tuple implicit_warp(const py::array& moving, const py::array& fixed, const p
   if (iterations < 1 || iterations > INT32_MAX) refuse("iterations", "1 to 2^31 - 1");
   a.iterations = int(iterations);
   a.tolerance = tolerance;
-  a.nearby = true;
   a.newton = newton;
   py::array displacement = empty(a.scalar, sizes_of(fixed, 3, a.out));
   py::array residual = empty(a.scalar, sizes_of(fixed, 1, a.out));

@@ -39,104 +39,40 @@ void store_lanes(const Lanes<T>& lanes, int64_t voxels, int count, T* to) {
   std::copy_n(lanes.z, count, to + 2 * voxels);
 }
 
-// ---- the solution -------------------------------------------------------------------------------
-
-// A chain of planes, each of which starts from the planes before it, has kChain planes of a tile of
-// rows. No chain depends on another one, and where they begin does not depend on the number of
-// threads.
-constexpr int32_t kChain = 8;
-constexpr int64_t kTileVoxels = 1024;
-
-// Calls body(b, first voxel, count, planes before it in its chain) for the blocks of all chains.
-template <class F>
-void for_each_chain(const Parallel& parallel, int64_t batch, const Shape3& s, const F& body) {
-  const int32_t rows = int32_t(std::clamp<int64_t>(kTileVoxels / s.w, 1, s.h));
-  const int64_t tiles = pieces_of(s.h, rows), chains = pieces_of(s.d, kChain);
-  parallel(batch * chains * tiles, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t chain = task / tiles, b = chain / chains;
-      const int32_t y = int32_t(task - chain * tiles) * rows, to_y = std::min(y + rows, s.h);
-      const int32_t z = int32_t(chain - b * chains) * kChain, to_z = std::min(z + kChain, s.d);
-      for (int32_t plane = z; plane < to_z; ++plane) {
-        const int64_t last = offset_of<int64_t>(s, plane, to_y, 0);
-        for (int64_t n = offset_of<int64_t>(s, plane, y, 0); n < last; n += kBlockVoxels) {
-          body(b, n, int(std::min<int64_t>(kBlockVoxels, last - n)), plane - z);
-        }
-      }
-    }
-  });
-}
-
-// Continues the displacement of the last two planes linearly, or that of the last plane, where they
-// were solved. The matter of the start is speed: neighbours differ by a fraction of a voxel.
-template <class T>
-void continue_planes(const InvertArgs& a, int64_t b, int64_t n, int count, int planes, Lanes<T>& u) {
-  const int64_t voxels = a.out.voxels(), plane = int64_t(a.out.h) * a.out.w;
-  const int64_t near = n - plane, far = planes > 1 ? near - plane : near;
-  const T* rest = static_cast<const T*>(a.residual) + b * voxels;
-  const T* from = static_cast<const T*>(a.displacement) + b * 3 * voxels;
-  const auto add = [&](const T* __restrict at, T* __restrict to) {
-    const T* __restrict near_rest = rest + near;
-    const T* __restrict far_rest = rest + far;
-    for (int i = 0; i < count; ++i) {
-      const T last = at[near + i], before = far_rest[i] < T(0.1) ? at[far + i] : last;
-      to[i] += near_rest[i] < T(0.1) ? last + (last - before) : T(0);
-    }
-  };
-  add(from, u.x);
-  add(from + voxels, u.y);
-  add(from + 2 * voxels, u.z);
-}
-
-// Solves the voxels [n, n + count), in whose chain `planes` planes are solved already.
-template <class S>
-void solve_block(const InvertArgs& a, const MovingGrid<Accumulate<S>>& grid, int64_t b, int64_t n,
-                 int count, int planes) {
-  using T = Accumulate<S>;
-  const int64_t voxels = a.out.voxels();
-  const PackedMap<T> map(a.packed, grid, b);
-  const auto matrix = Matrix3<T>::read(static_cast<const T*>(a.matrix) + 9 * b);
-  Lanes<T> identity, target;
-  Work<T> work;
-  place(a.out, n, count, identity);
-  aim(static_cast<const S*>(a.fixed) + b * 3 * voxels + n, voxels, matrix, count, target);
-  Lanes<T> u = identity;
-  if (planes > 0) continue_planes(a, b, n, count, planes, u);
-  solve(grid, map, a, count, target, u, work);
-
-  locate(grid, u, padded_lanes(count), work.cells);
-  read(map, work.cells, count, work.value);
-  plain_steps(work.cells, work.value, target, count, work.next);
-  T* residual = static_cast<T*>(a.residual) + b * voxels + n;
-  bool* valid = a.valid + b * voxels + n;
-  const bool ruled = a.ruler != nullptr;
-  const auto ruler = Matrix3<T>::read(ruled ? static_cast<const T*>(a.ruler) + 9 * b
-                                            : static_cast<const T*>(a.matrix) + 9 * b);
-  for (int i = 0; i < count; ++i) {
-    const Vec3<T> rest = work.next[i] - u[i];
-    const Vec3<T> left = ruled ? ruler(rest) : rest;
-    residual[i] = length(scaled(left, grid.half));
-    valid[i] = inside(u[i]) & (residual[i] < T(1));
-    identity.set(i, u[i] - identity[i]);
-  }
-  store_lanes(identity, voxels, count, static_cast<T*>(a.displacement) + b * 3 * voxels + n);
-}
-
 template <class S>
 void forward(const InvertArgs& a, const Parallel& parallel) {
-  const MovingGrid<Accumulate<S>> grid(a.in);
+  using T = Accumulate<S>;
+  const MovingGrid<T> grid(a.in);
+  const int64_t voxels = a.out.voxels();
   pack<S>(a, parallel);
-  // Blocks of a small plane would be mostly empty.
-  if (a.nearby && a.tolerance > 0 && int64_t(a.out.h) * a.out.w >= kBlockVoxels) {
-    for_each_chain(parallel, a.batch, a.out, [&](int64_t b, int64_t n, int count, int planes) {
-      solve_block<S>(a, grid, b, n, count, planes);
-    });
-  } else {
-    for_each_block(parallel, a.batch, a.out, kBlocksPerTask,
-                   [&](int64_t b, int64_t, int64_t n, int count) {
-                     solve_block<S>(a, grid, b, n, count, 0);
-                   });
-  }
+  for_each_block(
+      parallel, a.batch, a.out, kBlocksPerTask, [&](int64_t b, int64_t, int64_t n, int count) {
+        const PackedMap<T> map(a.packed, grid, b);
+        const auto matrix = Matrix3<T>::read(static_cast<const T*>(a.matrix) + 9 * b);
+        Lanes<T> identity, target;
+        Work<T> work;
+        place(a.out, n, count, identity);
+        aim(static_cast<const S*>(a.fixed) + b * 3 * voxels + n, voxels, matrix, count, target);
+        Lanes<T> u = identity;
+        solve(grid, map, a, count, target, u, work);
+
+        locate(grid, u, padded_lanes(count), work.cells);
+        read(map, work.cells, count, work.value);
+        plain_steps(work.cells, work.value, target, count, work.next);
+        T* residual = static_cast<T*>(a.residual) + b * voxels + n;
+        bool* valid = a.valid + b * voxels + n;
+        const bool ruled = a.ruler != nullptr;
+        const auto ruler = Matrix3<T>::read(ruled ? static_cast<const T*>(a.ruler) + 9 * b
+                                                  : static_cast<const T*>(a.matrix) + 9 * b);
+        for (int i = 0; i < count; ++i) {
+          const Vec3<T> rest = work.next[i] - u[i];
+          const Vec3<T> left = ruled ? ruler(rest) : rest;
+          residual[i] = length(scaled(left, grid.half));
+          valid[i] = inside(u[i]) & (residual[i] < T(1));
+          identity.set(i, u[i] - identity[i]);
+        }
+        store_lanes(identity, voxels, count, static_cast<T*>(a.displacement) + b * 3 * voxels + n);
+      });
 }
 
 // ---- the implicit gradient ----------------------------------------------------------------------

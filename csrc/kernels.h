@@ -264,9 +264,6 @@ struct InvertArgs {
   bool newton;
   // In voxels of the moving grid; 0 runs all iterations.
   double tolerance;
-  // With a tolerance, and on the CPU: start from the solutions of the planes before, where there are
-  // any, and not from the identity. The unrolled gradient needs the path from the identity.
-  bool nearby = false;
   const void* moving;  // [batch, 3, in]
   // The implicit gradient does not need it.
   const void* fixed;  // [batch, 3, out]

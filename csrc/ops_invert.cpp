@@ -92,14 +92,12 @@ void in_turns(InvertArgs a, const Batch& t, int64_t items, const Launch& launch)
 
 std::tuple<Tensor, Tensor, Tensor> solve(const char* op, const Tensor& moving, const Tensor& fixed,
                                          const Tensor& matrix, const std::optional<Tensor>& ruler,
-                                         int64_t iterations, double tolerance, bool newton,
-                                         bool nearby) {
+                                         int64_t iterations, double tolerance, bool newton) {
   const c10::OptionalDeviceGuard guard(moving.device());
   InvertArgs a = invert_args(op, moving, "c_fixed", fixed, matrix);
   check_like(op, "c_fixed", fixed, kMoving, moving);
   set_iterations(op, a, iterations, tolerance);
   a.newton = newton;
-  a.nearby = nearby;
   if (ruler) check_matrix(op, "ruler", *ruler, moving);
   const int64_t batch = moving.size(0);
   const auto options = accumulating(moving);
@@ -128,14 +126,14 @@ std::tuple<Tensor, Tensor, Tensor> implicit_warp(const Tensor& moving, const Ten
                                                  const std::optional<Tensor>& ruler,
                                                  int64_t iterations, double tolerance,
                                                  bool newton) {
-  return solve("implicit_warp", moving, fixed, matrix, ruler, iterations, tolerance, newton, true);
+  return solve("implicit_warp", moving, fixed, matrix, ruler, iterations, tolerance, newton);
 }
 
 std::tuple<Tensor, Tensor, Tensor> implicit_warp_unrolled(const Tensor& moving, const Tensor& fixed,
                                                           const Tensor& matrix,
                                                           const std::optional<Tensor>& ruler,
                                                           int64_t iterations, double tolerance) {
-  return solve("implicit_warp_unrolled", moving, fixed, matrix, ruler, iterations, tolerance, false,
+  return solve("implicit_warp_unrolled", moving, fixed, matrix, ruler, iterations, tolerance,
                false);
 }
 

@@ -55,8 +55,7 @@ def implicit_warp(
         iterations: the number of updates (eqs 6 and 7), which start from the identity. The paper takes 20.
         tolerance: in voxels of the moving map. If it is above 0, a voxel stops when its update is shorter, and the
             recursion ends when all voxels have stopped. (The PyTorch body then waits for the device in every
-            iteration.) The kernels of the CPU then start most voxels from the displacements of the two planes before,
-            but for ``gradient="unrolled"``. With 0 all iterations run, from the identity.
+            iteration.) With 0 all iterations run.
         step: the matrix S that eqs 5 and 7 multiply the difference of the coordinates by.
 
             - ``"moving"``: the inverse of the mean Jacobian of ``c_moving``. The recursion then converges for any two

@@ -60,7 +60,7 @@ void compare_with(const std::string& what, const std::vector<U>& found,
   for (size_t i = 0; i < found.size(); ++i) {
     const double f = load(found[i]), e = load(expected[i]);
     if ((std::isnan(f) && std::isnan(e)) || f == e || std::abs(f - e) <= allowed(e)) continue;
-    std::printf("%s: element %zu is %g, expected %g\n", what.c_str(), i, f, e);
+    std::printf("%s: element %zu is %.17g, expected %.17g\n", what.c_str(), i, f, e);
     ++failures;
     return;
   }

@@ -14,7 +14,7 @@ namespace {
 
 template <class S>
 void compare(const std::string& what, const std::vector<S>& found, const std::vector<S>& expected) {
-  const double tolerance = sizeof(S) == 8 ? 1e-11 : sizeof(S) == 4 ? 1e-6 : 1e-2;
+  const double tolerance = sizeof(S) == 8 ? 5e-11 : sizeof(S) == 4 ? 1e-6 : 1e-2;
   // Below 1e-3 there are only rounding errors.
   compare_scaled(what, found, expected, tolerance, 1e-3);
   for (const S& value : expected) {

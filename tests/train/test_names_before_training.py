@@ -17,6 +17,7 @@ from deepatlas.exams.tree import refuse_trees
 from deepatlas.io.codec import write_volume
 from deepatlas.settings import leaves
 from deepatlas.train import __main__ as command
+from deepatlas.train.arguments import move_settings
 from deepatlas.train.request import Request
 from deepatlas.train.split import choose_split
 
@@ -77,7 +78,7 @@ def test_settings_behind_a_list_of_names_are_settings():
         structures=["brain", "coarse.steps=20", "PTV=60", "seed=3"], template_exams=None,
         test_exams=["a", "train.lr=1"], settings=["data.holdout=1"],
     )  # fmt: skip
-    command._move_settings(arguments)
+    move_settings(arguments, ("test_exams", "template_exams", "structures"))
     assert (arguments.structures, arguments.test_exams) == (["brain", "PTV=60"], ["a"])
     assert set(arguments.settings) == {"data.holdout=1", "coarse.steps=20", "seed=3", "train.lr=1"}
 
