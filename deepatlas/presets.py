@@ -19,6 +19,10 @@ from deepatlas.config import (
 )
 from deepatlas.errors import DeepAtlasError
 
+# For real exams on a CPU: input folded to 32^3, and coordinates on a grid of 16^3.
+_CPU_NETWORK = NetworkConfig(
+    size=64, fold=2, channels=(16, 32, 64, 96), features=32, head_kernel=1, finest_level=1
+)
 _MR_STEPS = TrainConfig(
     steps=(20, 60, 300),
     batch=4,
@@ -90,9 +94,7 @@ PRESETS = {
     "headneck": Config(
         preset="headneck",
         data=DataConfig(crop="midline", scale=(0.85, 1.15), rotation=0.2, translation=0.1),
-        network=NetworkConfig(
-            size=64, fold=2, channels=(16, 32, 64, 96), features=32, head_kernel=1, finest_level=1
-        ),
+        network=_CPU_NETWORK,
         coarse=CoarseConfig(steps=400, batch=4, lr=2e-3, levels=None, elastic=0.08, contrast=0.3),
         loss=LossConfig(smoothness=1.5, similarity="histogram", window=9, tolerance=0.05),
         train=TrainConfig(
@@ -120,9 +122,7 @@ PRESETS = {
         data=DataConfig(
             crop="foreground", intensity="percentile", scale=(0.85, 1.15), rotation=0.2, translation=0.1
         ),
-        network=NetworkConfig(
-            size=64, fold=2, channels=(16, 32, 64, 96), features=32, head_kernel=1, finest_level=1
-        ),
+        network=_CPU_NETWORK,
         coarse=CoarseConfig(steps=400, batch=4, lr=2e-3, levels=None, elastic=0.08, contrast=0.3),
         loss=LossConfig(smoothness=1.0, similarity="intensity", window=9, tolerance=0.05),
         train=_MR_STEPS,
@@ -140,9 +140,7 @@ PRESETS = {
     "hippocampus": Config(
         preset="hippocampus",
         data=DataConfig(intensity="percentile", scale=(0.9, 1.1), rotation=0.15, translation=0.08),
-        network=NetworkConfig(
-            size=64, fold=2, channels=(16, 32, 64, 96), features=32, head_kernel=1, finest_level=1
-        ),
+        network=_CPU_NETWORK,
         coarse=CoarseConfig(steps=200, batch=4, lr=2e-3, levels=None, crop=1.0, elastic=0.08, contrast=0.3),
         loss=LossConfig(smoothness=0.5, similarity="intensity", window=9, tolerance=0.05),
         train=replace(_MR_STEPS, steps=(20, 40, 100)),

@@ -26,7 +26,7 @@ def add(commands: Commands) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command, whose settings may stand anywhere among the options."""
-    from deepatlas.train.arguments import add_data, add_run
+    from deepatlas.train.arguments import add_data, add_run, add_test
 
     parser = argparse.ArgumentParser(
         prog=f"{PROGRAM} finetune",
@@ -42,13 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="the supervised baseline: the network of the model with random weights",
     )
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue an interrupted run")
-    parser.add_argument(
-        "--test",
-        type=Path,
-        metavar="DIR",
-        help="labelled exams for the score; without it some labelled exams are kept out of training",
-    )
-    parser.add_argument("--test-exams", nargs="+", metavar="ID", help="score only these exams of --test")
+    add_test(parser)
     parser.add_argument(
         "--structures",
         nargs="+",

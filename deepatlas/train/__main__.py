@@ -13,6 +13,7 @@ from deepatlas.presets import PRESETS, preset
 from deepatlas.train.arguments import (
     add_data,
     add_run,
+    add_test,
     data_arguments,
     model_name,
     move_settings,
@@ -46,13 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="M",
         help="start a new run from the weights of a run folder, a model file, or a shipped model",
     )
-    parser.add_argument(
-        "--test",
-        type=Path,
-        metavar="DIR",
-        help="labelled exams for the one-shot score; without it some labelled exams are kept out of training",
-    )
-    parser.add_argument("--test-exams", nargs="+", metavar="ID", help="score only these exams of --test")
+    add_test(parser)
     parser.add_argument(
         "--template-exams",
         nargs="+",

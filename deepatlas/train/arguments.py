@@ -29,6 +29,17 @@ def add_data(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
+def add_test(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments about the exams that a run is scored on."""
+    parser.add_argument(
+        "--test",
+        type=Path,
+        metavar="DIR",
+        help="labelled exams for the score; without it some labelled exams are kept out of training",
+    )
+    parser.add_argument("--test-exams", nargs="+", metavar="ID", help="score only these exams of --test")
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Add the arguments about how a run is computed, and the settings."""
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; default a GPU if there is one")
