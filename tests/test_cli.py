@@ -24,7 +24,7 @@ from deepatlas.exams.build_store import prepare_cohort
 from deepatlas.exams.kind import exam_name
 from deepatlas.exams.read import read_volume
 from deepatlas.intake.dataset.folder import exam_path
-from deepatlas.intake.run.engines import ENGINES
+from deepatlas.engines import ENGINES
 from deepatlas.io.codec import write_volume
 from deepatlas.localize.template.build import build_template
 from deepatlas.localize.template.file import Template

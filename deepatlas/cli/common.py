@@ -164,6 +164,14 @@ DISTANCE = number(float, lambda v: 0 <= v < math.inf, "a number of mm, 0 or more
 SIDE = number(int, lambda v: v >= 2, "a whole number of at least 2")
 
 
+def shard(text: str) -> tuple[int, int]:
+    """The type of I/N."""
+    index, mark, count = text.partition("/")
+    if not (mark and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"must be I/N with I from 0 to N-1, got {text}")
+    return int(index), int(count)
+
+
 # -- running a command -------------------------------------------------------------------------------------------
 
 

@@ -12,10 +12,12 @@ from deepatlas.cli import (
     evaluate,
     export,
     finetune,
+    index,
     info,
     locate,
     phantom,
     prepare,
+    query,
     segment,
     template,
     train,
@@ -25,7 +27,7 @@ from deepatlas.errors import PROGRAM, guarded, lenient_output
 # The commands in the order in which --help lists them. To add a command, write a file with ``add`` and ``run``, and
 # list it here.
 COMMANDS = (
-    train, finetune, prepare, export, template, segment, locate, evaluate, compare, phantom, info, cache,
+    train, finetune, prepare, export, template, segment, locate, evaluate, compare, index, query, phantom, info, cache,
 )  # fmt: skip
 # Those whose arguments are parsed by a parser of their own, since settings may stand anywhere among the options.
 OWN = {"train": train, "finetune": finetune}

@@ -22,7 +22,7 @@ from deepatlas.config import Config
 from deepatlas.errors import DataWarning, DeepAtlasError
 from deepatlas.exams.in_memory import as_volume
 from deepatlas.exams.read import read_volume
-from deepatlas.model.average import averaged_coordinates
+from deepatlas.model.average import averaged_coordinates, views_of
 from deepatlas.model.field import CoordinateField, Piece
 from deepatlas.model.fit import Fit, fit
 from deepatlas.model.refine import refine_coordinates
@@ -343,6 +343,26 @@ class Engine:
         known = Fit(value, self.fit_threshold, notes)
         return ExamMap(ops.resize(coords, x.shape[2:]), hu.grid, hu, body, known)
 
+    @torch.no_grad()
+    def views(self, found: ExamMap, count: int, size: int) -> Tensor:
+        """The coordinates that one pass of the network gives for each of several slightly moved views of an exam.
+
+        Args:
+            found: what :meth:`map_exam` said about the exam.
+            count: the number of views, 1 or more; the exam itself is the first of them.
+            size: voxels of the result along each axis of ``found.grid``.
+
+        Returns:
+            float32 ``[count, 3, size, size, size]``. Where a view does not show a place of the exam, the exam's own
+            coordinates stand in for those of the view.
+        """
+        x, level = self._normalized(found.hu), self.config.network.finest_level
+        own, out = None, []
+        for coords, seen in views_of(lambda view: self.network(view, level), x, count, (size,) * 3):
+            own = coords if own is None else own
+            out.append(torch.where(seen > 0, coords, own))
+        return torch.cat(out)
+
     @torch.inference_mode(False)
     @torch.no_grad()
     def probabilities(self, exam: Exam) -> ExamProbabilities:
@@ -372,8 +392,25 @@ class Engine:
         for note in notes:
             warnings.warn(f"{volume.name or 'exam'}: {note}", DataWarning, stacklevel=3)
         hu = to_model_grid(volume, self.size, self.crop, self.intensity)
+        return hu, self._normalized(hu), foreground_mask(hu.array, self.intensity), tuple(notes)
+
+    @torch.no_grad()
+    def fit_on_grid(self, hu: Volume, body: NDArray[np.bool_]) -> float:
+        """The fit of an image that is on the grid of the network already, after one pass.
+
+        Args:
+            hu: ``[S, S, S]``, as :attr:`ExamMap.hu`.
+            body: ``[S, S, S]``, its foreground.
+        """
+        x = self._normalized(hu)
+        coords = self.network(x, self.config.network.finest_level)
+        mask = torch.as_tensor(body, dtype=x.dtype, device=x.device)[None, None]
+        return float(fit(coords, x, mask, self.atlas_module))
+
+    def _normalized(self, hu: Volume) -> Tensor:
+        """The network's input ``[1, 1, S, S, S]`` from values on its grid."""
         x = normalize(torch.as_tensor(np.ascontiguousarray(hu.array), dtype=torch.float32))
-        return hu, x[None, None].to(self.device), foreground_mask(hu.array, self.intensity), tuple(notes)
+        return x[None, None].to(self.device)
 
     def fit(self, exam: Exam) -> Fit:
         """How well the model knows an exam (see :func:`deepatlas.model.fit.fit`); without a value after fine-tuning.

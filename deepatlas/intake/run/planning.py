@@ -21,7 +21,7 @@ from deepatlas.intake.privacy.identity import Identity, readable_id
 from deepatlas.intake.privacy.names import identifier_tokens, why_private
 from deepatlas.intake.privacy.redact import redacted
 from deepatlas.intake.run import work
-from deepatlas.intake.run.engines import Died
+from deepatlas.engines import Died
 from deepatlas.intake.run.finish import Entry
 from deepatlas.intake.run.options import Options
 from deepatlas.intake.structures.anatomy import is_anatomical
