@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deepatlas.errors import DataError
 from deepatlas.evaluate.score import LabelIds
-from deepatlas.model.native import warped_atlas
+from deepatlas.model.field import CoordinateField, warped_atlas
 from deepatlas.pictures import figures
 from deepatlas.pictures.view import choose_slices
 from deepatlas.space.grid import Grid, Shape
@@ -31,13 +31,11 @@ class WarpedAtlas:
 
     Attributes:
         atlas: ``[1, 1, N, N, N]``, the learned atlas.
-        coords: ``[1, 3, S, S, S]``, the coordinates of the exam on ``grid``.
-        grid: the grid of ``coords``.
+        field: the coordinates of the exam.
     """
 
     atlas: Tensor
-    coords: Tensor
-    grid: Grid
+    field: CoordinateField
 
 
 def exam_figure(
@@ -84,7 +82,7 @@ def exam_figure(
     ]
     atlas = None
     if warped:
-        atlas = atlas_slices(warped.atlas, warped.coords, warped.grid, image.grid, index)
+        atlas = atlas_slices(warped.atlas, warped.field, image.grid, index)
     return figures.overlay_figure(
         slices, atlas, cut(found, names.values()), cut(truth, drawn), names, image.grid.shape, image.grid.spacing,
         title=title, convention=convention,
@@ -92,25 +90,24 @@ def exam_figure(
 
 
 def atlas_slices(
-    atlas: Tensor, coords: Tensor, model_grid: Grid, grid: Grid, index: tuple[int, int, int]
+    atlas: Tensor, field: CoordinateField, grid: Grid, index: tuple[int, int, int]
 ) -> list[NDArray[np.float32]]:
     """The atlas warped onto one slice of each plane of ``grid``. The whole volume is never made.
 
     Args:
         atlas: ``[1, 1, N, N, N]``.
-        coords: ``[1, 3, S, S, S]`` on ``model_grid``.
-        model_grid: the grid of ``coords``.
+        field: the coordinates of the exam.
         grid: the grid that is cut.
         index: the voxel (z, y, x) that the three slices pass through.
 
     Returns:
         The slices ``[H, W]``, ``[D, W]`` and ``[D, H]``; NaN where there is no atlas (see
-        :func:`~deepatlas.model.native.warped_atlas`).
+        :func:`~deepatlas.model.field.warped_atlas`).
     """
     out = []
     for axis, at in enumerate(index):
         plane = grid.cropped(*_plane(grid.shape, axis, at))
-        out.append(warped_atlas(atlas, coords, model_grid, plane).squeeze(axis))
+        out.append(warped_atlas(atlas, field, plane).squeeze(axis))
     return out
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import deepatlas_ops as ops
 from deepatlas.config import PhantomConfig
 from deepatlas.model.engine import Engine
-from deepatlas.model.native import native_coordinates
+from deepatlas.model.field import CoordinateField
 from deepatlas.phantom.baseline import affine_baseline
 from deepatlas.phantom.patients import PhantomCohort, PhantomExam
-from deepatlas.space.grid import Grid
 
 # Training phantoms from which the affine map between learned and true coordinates is fitted, and voxels of each.
 FIT_EXAMS = 8
@@ -57,7 +55,7 @@ def phantom_truth(
     for index in range(min(FIT_EXAMS, config.train)):
         exam = cohort.exam(index)
         found = model.map_exam(exam.volume)
-        a, b = _pairs(exam, found.coords, found.grid)
+        a, b = _pairs(exam, found.field)
         pick = generator.choice(len(a), min(FIT_VOXELS, len(a)), replace=False)
         learned.append(a[pick])
         true.append(b[pick])
@@ -69,7 +67,7 @@ def phantom_truth(
     for index in range(config.train, config.train + config.test):
         exam = cohort.exam(index)
         found = model.map_exam(exam.volume)
-        a, b = _pairs(exam, found.coords, found.grid)
+        a, b = _pairs(exam, found.field)
         errors.append(np.linalg.norm(_homogeneous(a) @ affine - b, axis=1))
         mask = torch.from_numpy(found.body)[None, None].to(found.coords.device)
         folds.append(float(ops.folds(found.coords, mask)))
@@ -87,9 +85,9 @@ def phantom_truth(
     return result
 
 
-def _pairs(exam: PhantomExam, coords: Tensor, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+def _pairs(exam: PhantomExam, field: CoordinateField) -> tuple[np.ndarray, np.ndarray]:
     """Learned coordinates (normalised) and true ones (mm) of the N foreground voxels, ``[N, 3]`` each."""
-    coords = native_coordinates(coords, grid, exam.volume.grid).cpu().numpy()
+    coords = field.on(exam.volume.grid).cpu().numpy()
     return coords[:, exam.foreground].T, exam.coords[:, exam.foreground].T.astype(np.float64)
 
 

@@ -17,8 +17,8 @@ from deepatlas.localize.paint import Canvas, Rivals
 from deepatlas.localize.probabilities import label_probabilities
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import Engine, ExamMap
+from deepatlas.model.field import CoordinateField
 from deepatlas.model.fit import Fit
-from deepatlas.model.native import coordinate_slabs
 from deepatlas.model.structures import ExamProbabilities, Structures
 from deepatlas.space.grid import Grid
 from deepatlas.space.labels import Labels
@@ -102,12 +102,11 @@ def find_structures(
             said.probabilities, said.grid, volume.grid, what, threshold, said.body
         )
     found = model.map_exam(volume)
-    return found, segment_coordinates(found.coords, found.grid, volume.grid, what, threshold, found.body)
+    return found, segment_coordinates(found.field, volume.grid, what, threshold, found.body)
 
 
 def segment_coordinates(
-    coords: Tensor,
-    model_grid: Grid,
+    field: CoordinateField,
     native_grid: Grid,
     template: Template,
     threshold: float | None = None,
@@ -122,12 +121,11 @@ def segment_coordinates(
     does not grow with the number of slices.
 
     Args:
-        coords: ``[1, 3, S, S, S]``, normalised coordinates on ``model_grid``.
-        model_grid: the grid of ``coords``.
+        field: the coordinates of the exam.
         native_grid: the grid of the result, in any orientation.
         template: the masks to carry over.
         threshold: as in :func:`segment`.
-        body: ``[S, S, S]``, the foreground of the exam on ``model_grid``; None clips nothing. A voxel counts as outside
+        body: ``[S, S, S]``, the foreground of the exam on ``field.grid``; None clips nothing. A voxel counts as outside
             where no voxel of the body is within a voxel of the model grid.
 
     Returns:
@@ -135,17 +133,18 @@ def segment_coordinates(
         that overlap. 0 is the background.
 
     Raises:
-        DeepAtlasError: the threshold is out of range, or ``coords`` do not have the shape of ``model_grid``.
+        DeepAtlasError: the threshold is out of range.
     """
     if threshold is not None and not 0 < threshold <= 1:
         raise DeepAtlasError(f"segment: threshold must be in (0, 1], got {threshold}")
     thresholds = template.thresholds if threshold is None else (threshold,) * len(template.ids)
+    coords = field.coords
     masks = _Masks.of(template, thresholds, coords)
     supports = torch.tensor(template.supports)
     last = torch.tensor(template.masks.shape[:0:-1], dtype=coords.dtype, device=coords.device) - 1
     canvas = Canvas(native_grid, template.ids, template.overlapping)
     chunk = TILE[0] * native_grid.shape[1] * native_grid.shape[2]
-    for z, fine in coordinate_slabs(coords, model_grid, native_grid, chunk):
+    for z, fine in field.slabs(native_grid, chunk):
         # Coordinates are clamped, which is border padding, and turned into template voxels: [3, d, H, W].
         index = fine[0].clamp_(-1, 1).add_(1).mul_((last / 2)[:, None, None, None])
         tiles = list(_tiles(index.shape[2:]))
@@ -162,7 +161,7 @@ def segment_coordinates(
                 for row, own in held.items():
                     slabs[row][tile[1:]] = own
         canvas.put(z, labels, slabs)
-    return canvas.finish(model_grid, body, coords, chunk)
+    return canvas.finish(field.grid, body, coords, chunk)
 
 
 @dataclass(frozen=True)

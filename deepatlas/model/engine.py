@@ -23,8 +23,8 @@ from deepatlas.errors import DataWarning, DeepAtlasError
 from deepatlas.exams.in_memory import as_volume
 from deepatlas.exams.read import read_volume
 from deepatlas.model.average import averaged_coordinates
+from deepatlas.model.field import CoordinateField, Piece
 from deepatlas.model.fit import Fit, fit
-from deepatlas.model.native import native_coordinates
 from deepatlas.model.refine import refine_coordinates
 from deepatlas.model.structures import ExamProbabilities, Structures
 from deepatlas.nn import Atlas, CoordinateNetwork, SegmentationNetwork
@@ -45,7 +45,7 @@ NO_FIT = "a model that was trained on labels has no atlas to compare an exam wit
 
 @dataclass(frozen=True)
 class ExamMap:
-    """The coordinates of one exam on the grid of the network's input.
+    """The coordinates of one exam, and what they were made from.
 
     Attributes:
         coords: ``[1, 3, S, S, S]``, float32 on the model's device, in [-1, 1].
@@ -53,6 +53,7 @@ class ExamMap:
         hu: the exam in Hounsfield units on that grid, or on the scale of :mod:`deepatlas.space.intensity`.
         body: ``[S, S, S]``, the foreground of the exam (paper 5.5.3).
         fit: how well the model knows the exam.
+        pieces: what the networks of regions say (section 5.2.4); empty where there are none.
     """
 
     coords: Tensor
@@ -60,6 +61,12 @@ class ExamMap:
     hu: Volume
     body: NDArray[np.bool_]
     fit: Fit
+    pieces: tuple[Piece, ...] = ()
+
+    @property
+    def field(self) -> CoordinateField:
+        """The coordinates as one map, which can be sampled on any grid and at any place."""
+        return CoordinateField(self.coords, self.grid, self.pieces)
 
 
 def pick_device(name: str | torch.device | None = None) -> torch.device:
@@ -391,8 +398,7 @@ class Engine:
             DataError: the exam cannot be read, or holds no patient.
         """
         volume = read_exam(exam)
-        found = self.map_exam(volume)
-        return native_coordinates(found.coords, found.grid, volume.grid)
+        return self.map_exam(volume).field.on(volume.grid)
 
 
 def read_exam(exam: Exam) -> Volume:

@@ -79,7 +79,7 @@ def build_template(
         # A structure without a voxel counts as not drawn, and not as absent.
         present = seg.ids()
         drawn = frozenset(n for n, i in labels.items() if i in present)
-        return LabelledExam(found.coords.cpu(), found.grid, replace(seg, name=files.id), drawn)
+        return LabelledExam(found.field.cpu(), replace(seg, name=files.id), drawn)
 
     items = []
     for count, (files, item) in enumerate(selection.use(labelled), 1):
