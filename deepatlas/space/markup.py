@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +62,7 @@ class Markups:
 
     points: tuple[Point, ...] = ()
     lines: tuple[Polyline, ...] = ()
-    boxes: tuple[Box, ...] = field(default=())
+    boxes: tuple[Box, ...] = ()
 
     def __len__(self) -> int:
         return len(self.points) + len(self.lines) + len(self.boxes)

@@ -50,7 +50,9 @@ def parse(path: Path, text: str) -> tuple[Markups, list[str]]:
             position = np.full(3, np.nan)
         if not np.isfinite(position).all():
             raise DataError(f"{path}: point {number}: x, y, z must be numbers; {_AGAIN}")
-        points.append(Point((row["label"] or "").strip() or f"point-{number}", position, row.get("desc") or ""))
+        points.append(
+            Point((row["label"] or "").strip() or f"point-{number}", position, row.get("desc") or "")
+        )
     return Markups(tuple(points)), []
 
 

@@ -57,7 +57,10 @@ def parse_csv(path: Path, text: str) -> tuple[Markups, list[str]]:
         if columns is POINT_COLUMNS:
             points.append(Point(name, numbers))
         else:
-            boxes.append(_box(name, numbers[:3], numbers[3:].reshape(3, 3).T, where))
+            try:
+                boxes.append(Box(name, numbers[:3], numbers[3:].reshape(3, 3).T))
+            except DataError as error:
+                raise DataError(f"{where}: {error}") from error
     return Markups(tuple(points), (), tuple(boxes)), []
 
 
@@ -74,7 +77,7 @@ def write_csv(path: Path, markups: Markups) -> list[str]:
         writer.writerow([point.name, *("" for _ in "xyz")] if point.position is None else
                         [point.name, *_texts(point.position)])  # fmt: skip
     for box in markups.boxes:
-        writer.writerow([box.name, *_texts(np.array(box.centre)), *_texts(np.array(box.axes).T.ravel())])
+        writer.writerow([box.name, *_texts(box.centre), *_texts(box.axes.T.ravel())])
     write_text(path, out.getvalue())
     return []
 
@@ -101,13 +104,11 @@ def parse_json(path: Path, text: str) -> tuple[Markups, list[str]]:
             for line in whole.get("lines", [])
         ]
         boxes = [
-            _box(str(b["name"]), _array(b["centre"]), _array(b["half_axes"]).T, str(path))
-            for b in whole.get("boxes", [])
+            Box(str(b["name"]), _array(b["centre"]), _array(b["half_axes"]).T) for b in whole.get("boxes", [])
         ]
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, DataError):
-            text = str(error)
-            raise (error if text.startswith(str(path)) else DataError(f"{path}: {text}")) from error
         raise DataError(f"{path}: an entry is incomplete or no number ({error}); {_JSON_CURE}") from error
     return Markups(tuple(points), tuple(lines), tuple(boxes)), []
 
@@ -130,13 +131,14 @@ def to_dict(markups: Markups) -> dict[str, Any]:
             for p in markups.points
         ],
         "lines": [
-            {"name": line.name, "closed": line.closed, "points": line.points.tolist()} for line in markups.lines
+            {"name": line.name, "closed": line.closed, "points": line.points.tolist()}
+            for line in markups.lines
         ],
         "boxes": [
             {
                 "name": box.name,
-                "centre": np.array(box.centre).tolist(),
-                "half_axes": np.array(box.axes).T.tolist(),
+                "centre": box.centre.tolist(),
+                "half_axes": box.axes.T.tolist(),
             }
             for box in markups.boxes
         ],
@@ -145,13 +147,6 @@ def to_dict(markups: Markups) -> dict[str, Any]:
 
 def _array(values: object) -> Any:
     return None if values is None else np.array(values, dtype=np.float64)
-
-
-def _box(name: str, centre: NDArray[np.float64], axes: NDArray[np.float64], where: str) -> Box:
-    try:
-        return Box(name, centre, axes)
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from error
 
 
 def _texts(numbers: NDArray[np.float64]) -> list[str]:

@@ -92,5 +92,7 @@ def write_markups(path: str | os.PathLike[str], markups: Markups) -> list[str]:
     path = Path(path)
     suffix = markup_suffix(path)
     if not suffix:
-        raise WriteError(f"{path}: cannot write markups as this kind of file; use one of {', '.join(SUFFIXES)}")
+        raise WriteError(
+            f"{path}: cannot write markups as this kind of file; use one of {', '.join(SUFFIXES)}"
+        )
     return _WRITERS[suffix](path, markups)

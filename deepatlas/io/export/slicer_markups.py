@@ -35,6 +35,8 @@ _LINES = {"Line": False, "Angle": False, "Curve": False, "ClosedCurve": True}
 _STATUSES = ("undefined", "preview", "defined")
 # The largest difference of a rotation times its transpose from the identity; files have six digits or more.
 _ROTATION = 1e-3
+# Degrees of shear that are no more than the rounding of numbers.
+_SHEAR = 1e-3
 _AGAIN = "save it again with 3D Slicer"
 
 
@@ -72,7 +74,9 @@ def parse(path: Path, text: str) -> tuple[Markups, list[str]]:
         kind, name = node.get("type"), str(node.get("name") or "")
         what = f"{path}: markup {number}{f' {name!r}' if name else ''}"
         if kind != "Fiducial" and kind != "ROI" and kind not in _LINES:
-            notes.append(f"markup {number} is of type {str(kind)[:40]!r}, which is no point, line or box; left out")
+            notes.append(
+                f"markup {number} is of type {str(kind)[:40]!r}, which is no point, line or box; left out"
+            )
             continue
         to_ras = _to_ras(node, what)
         if kind == "ROI":
@@ -133,7 +137,11 @@ def _box(node: dict[str, Any], name: str, to_ras: NDArray[np.float64], what: str
         raise DataError(f"{what}: its orientation is no rotation; {_AGAIN}")
     if edges.min() <= 0:
         raise DataError(f"{what}: a box without volume, of {edges.tolist()} mm; draw it again")
-    return Box(name, centre, signs[:, None] * turn * (edges / 2))
+    axes = signs[:, None] * turn * (edges / 2)
+    if np.linalg.det(axes) < 0:
+        # A box stays the same with an axis turned round, and the frame becomes right-handed.
+        axes[:, 0] *= -1
+    return Box(name, centre, axes)
 
 
 def _numbers(values: object, count: int, what: str) -> NDArray[np.float64]:
@@ -159,44 +167,26 @@ def write(path: Path, markups: Markups) -> list[str]:
         controls = [_control(i, f"{line.name}-{i}", at) for i, at in enumerate(line.points, 1)]
         nodes.append(_node("ClosedCurve" if line.closed else "Curve", line.name, controls))
     for box in markups.boxes:
-        turn, edges, lost = right_angled(box)
-        if lost > 0:
+        upright, shear = box.upright()
+        if shear > _SHEAR:
+            moved = float(np.linalg.norm(upright.corners() - box.corners(), axis=1).max())
             notes.append(
-                f"box {box.name!r}: its axes are not at right angles, which an ROI of 3D Slicer cannot say; turned as "
-                f"nearly as possible, its corners move by up to {lost:.2f} mm"
+                f"box {box.name!r}: its edges are {shear:.2g} degrees off right angles, which an ROI of 3D Slicer "
+                f"cannot say; written with right angles, which moves its corners by up to {moved:.2f} mm"
             )
+        turn = upright.axes / np.linalg.norm(upright.axes, axis=0)
         nodes.append(
             _node("ROI", box.name, [_control(1, box.name, box.centre)])
             | {
                 "roiType": "Box",
                 "center": (box.centre * LPS_SIGNS).tolist(),
                 "orientation": (LPS_SIGNS[:, None] * turn).ravel().tolist(),
-                "size": edges.tolist(),
+                "size": upright.edges.tolist(),
                 "insideOut": False,
             }
         )
     write_text(path, json.dumps({"@schema": SCHEMA, "markups": nodes}, indent=1, allow_nan=False) + "\n")
     return notes
-
-
-def right_angled(box: Box) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """The box with right angles that is nearest to one that may be sheared.
-
-    Returns:
-        The proper rotation ``[3, 3]``, whose columns are the directions of the edges in RAS; the full lengths ``[3]``
-        of the edges in mm; and the largest distance in mm by which a corner moves, 0 for a box with right angles.
-    """
-    axes = np.array(box.axes)
-    lengths = np.linalg.norm(axes, axis=0)
-    # The polar factor of the directions, not of the edges, so that a long edge does not decide alone.
-    left, _, right = np.linalg.svd(axes / lengths)
-    turn = left @ right
-    corners = np.array(list(np.ndindex(2, 2, 2))) * 2.0 - 1
-    moved = float(np.linalg.norm(corners @ (turn * lengths - axes).T, axis=1).max())
-    if np.linalg.det(turn) < 0:
-        # A box is the same with an axis turned round, and a rotation is what the format asks for.
-        turn[:, 2] *= -1
-    return turn, 2 * lengths, moved if moved > 1e-6 * float(lengths.max()) else 0.0
 
 
 def _node(kind: str, name: str, controls: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -214,9 +204,7 @@ def _node(kind: str, name: str, controls: Sequence[dict[str, Any]]) -> dict[str,
     }
 
 
-def _control(
-    number: int, label: str, position: NDArray[np.float64] | None, note: str = ""
-) -> dict[str, Any]:
+def _control(number: int, label: str, position: NDArray[np.float64] | None, note: str = "") -> dict[str, Any]:
     where = {} if position is None else {"position": (position * LPS_SIGNS).tolist()}
     return {
         "id": str(number),
