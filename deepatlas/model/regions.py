@@ -12,6 +12,7 @@
     within = "head"               # a region of the level above; left out where that is the whole exam
     structures = ["orbit_left", "orbit_right"]
     margin = 0.15                 # on every side, as a share of the box; 0.1 where left out
+    part = [0.0, 0.5]             # the part of the structures' height, from the feet up; all of it where left out
     coverage = 0.8                # the least share of the box that an exam must show; 0.6 where left out
 """
 
@@ -31,7 +32,7 @@ from deepatlas.space.box import Box
 
 FOLDER = Path(__file__).parent / "trees"
 MARGIN, COVERAGE = 0.1, 0.6
-_KEYS = {"name", "within", "low", "high", "structures", "margin", "coverage"}
+_KEYS = {"name", "within", "low", "high", "structures", "part", "margin", "coverage"}
 # The value of a mask from which a voxel of a template counts for the box of its structure.
 _INSIDE = 0.5
 
@@ -136,7 +137,13 @@ def shipped_trees() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
-def box_of_structures(name: str, structures: Sequence[str], template: Masks, margin: float) -> Box:
+def box_of_structures(
+    name: str,
+    structures: Sequence[str],
+    template: Masks,
+    margin: float = MARGIN,
+    part: tuple[float, float] = (0.0, 1.0),
+) -> Box:
     """The box along the axes of the atlas around structures of a template, clipped to the atlas.
 
     Args:
@@ -144,6 +151,7 @@ def box_of_structures(name: str, structures: Sequence[str], template: Masks, mar
         structures: their names.
         template: the masks.
         margin: what is added on every side, as a share of the box's edge.
+        part: the part of the structures' height that is kept, from 0 at the feet to 1 at the head.
 
     Raises:
         DataError: the template does not hold a structure, or its mask is empty.
@@ -164,6 +172,7 @@ def box_of_structures(name: str, structures: Sequence[str], template: Masks, mar
         used = np.flatnonzero(np.logical_or.reduce(held, axis=tuple(a for a in range(3) if a != axis)))
         # To the outer faces of the voxels.
         low[2 - axis], high[2 - axis] = np.array([used[0] - 0.5, used[-1] + 0.5]) * 2 / (n - 1) - 1
+    low[2], high[2] = low[2] + np.array(part) * (high[2] - low[2])
     edge = high - low
     return Box.between(
         name, np.maximum(low - margin * edge, -1).tolist(), np.minimum(high + margin * edge, 1).tolist()
@@ -182,6 +191,12 @@ def _region(entry: Any, file: Path, template: Masks | None) -> Region:
         raise DataError(f"{where}: coverage must be in (0, 1], got {coverage!r}")
     if not isinstance(margin, int | float) or not 0 <= margin <= 2:
         raise DataError(f"{where}: margin must be from 0 to 2, got {margin!r}")
+    part = entry.get("part", [0, 1])
+    numbers = isinstance(part, list) and len(part) == 2 and all(isinstance(p, int | float) for p in part)
+    if not numbers or not 0 <= part[0] < part[1] <= 1 or ("part" in entry and "structures" not in entry):
+        raise DataError(
+            f"{where}: part must be two growing numbers from 0 to 1, of the height of structures, got {part!r}"
+        )
     within = entry.get("within")
     if within is not None and not isinstance(within, str):
         raise DataError(f"{where}: within must be the name of a region, got {within!r}")
@@ -194,7 +209,7 @@ def _region(entry: Any, file: Path, template: Masks | None) -> Region:
                 raise DataError(
                     f"region {name}: is given by structures, which needs a template of the same atlas"
                 )
-            box = box_of_structures(name, entry["structures"], template, float(margin))
+            box = box_of_structures(name, entry["structures"], template, float(margin), (part[0], part[1]))
         else:
             box = Box.between(name, entry.get("low", ()), entry.get("high", ()))
     except (TypeError, ValueError) as error:
