@@ -9,7 +9,7 @@ import torch
 
 import deepatlas_ops as ops
 from deepatlas.localize.template.file import Template
-from deepatlas.model.engine import ExamMap
+from deepatlas.model.exam_map import ExamMap
 from deepatlas.model.fit import Fit
 from deepatlas.phantom.patients import PhantomCohort, PhantomExam
 from deepatlas.space.preprocess import foreground_mask, to_model_grid
@@ -65,7 +65,7 @@ class TruthModel:
         noise = torch.randn((count, 3, 1, 1, 1), generator=generator) * (0.5 + 0.5 * wrong) / SCALE
         return ops.resize(found.coords, (size,) * 3) + noise
 
-    def fit_on_grid(self, hu: Volume, body: np.ndarray) -> float:
+    def fit_of(self, hu: Volume) -> float:
         return 0.99 if hu.name in self.flipped else 0.3
 
     def template(self, names: list[str] | None = None, size: int = 96) -> Template:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from deepatlas.errors import DataError
-from deepatlas.model.engine import ExamMap
+from deepatlas.model.exam_map import ExamMap
 from deepatlas.space.constants import HU_RANGE
 
 # Cells along each axis of the atlas.

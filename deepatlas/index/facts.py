@@ -17,7 +17,8 @@ from deepatlas.index.phase import contrast_phase
 from deepatlas.localize.coverage import coverage
 from deepatlas.localize.template.file import Template
 from deepatlas.localize.trust.estimate import exam_trust
-from deepatlas.model.engine import Engine, ExamMap
+from deepatlas.model.engine import Engine
+from deepatlas.model.exam_map import ExamMap
 from deepatlas.space.volume import Volume
 
 # A structure of which less is in view has no meaningful mean.
@@ -48,7 +49,7 @@ def facts(
     values["quality"] = rounded_down(values["fit"])
     if fit.known is False:
         return values
-    shares = coverage(found, template)
+    shares = coverage(found, template, volume.grid)
     hu, volumes = tissue(found, template)
     seen: dict[str, float] = {}
     densities: dict[str, float | None] = {}

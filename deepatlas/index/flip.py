@@ -12,7 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from deepatlas.model.engine import Engine, ExamMap
+from deepatlas.model.engine import Engine
+from deepatlas.model.exam_map import ExamMap
 
 # Names of the alarms, with the axes (z, y, x) along which the exam would have to be flipped.
 MIRRORED = ("left-right", (2,))
@@ -47,5 +48,4 @@ def flip_alarm(model: Engine, found: ExamMap) -> str | None:
 
 def _fit_of_flipped(model: Engine, found: ExamMap, axes: tuple[int, ...]) -> float:
     array = np.ascontiguousarray(np.flip(np.asarray(found.hu.array), axes))
-    body = np.ascontiguousarray(np.flip(found.body, axes))
-    return model.fit_on_grid(replace(found.hu, array=array), body)
+    return model.fit_of(replace(found.hu, array=array))

@@ -21,7 +21,8 @@ from deepatlas.localize.template.estimate import LabelledExam, estimate_template
 from deepatlas.localize.template.file import Template
 from deepatlas.localize.trust.evidence import VIEW_SIZE, weigh
 from deepatlas.localize.trust.signs import signs
-from deepatlas.model.engine import Engine, ExamMap
+from deepatlas.model.engine import Engine
+from deepatlas.model.exam_map import ExamMap
 from deepatlas.space.labels import Labels
 from deepatlas.space.volume import Volume
 

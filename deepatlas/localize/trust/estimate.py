@@ -16,7 +16,8 @@ from deepatlas.localize.template.file import Template
 from deepatlas.localize.trust.calibration import POINT_SIGNS, Calibration
 from deepatlas.localize.trust.evidence import LEAST_MM, Evidence, gather
 from deepatlas.localize.trust.signs import signs
-from deepatlas.model.engine import Engine, ExamMap
+from deepatlas.model.engine import Engine
+from deepatlas.model.exam_map import ExamMap
 from deepatlas.model.field import sample_at
 
 NOT_CALIBRATED = "the template has no calibration; make one with `deepatlas calibrate` from labelled exams"

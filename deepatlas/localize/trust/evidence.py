@@ -15,7 +15,8 @@ from torch import Tensor
 
 import deepatlas_ops as ops
 from deepatlas.errors import DataError
-from deepatlas.model.engine import Engine, ExamMap
+from deepatlas.model.engine import Engine
+from deepatlas.model.exam_map import ExamMap
 from deepatlas.space.fit_affine import fit_affine
 from deepatlas.space.preprocess import normalize
 

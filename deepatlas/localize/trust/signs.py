@@ -66,7 +66,7 @@ def signs(evidence: Evidence, template: Template) -> NDArray[np.float64]:
         np.log(voxels["spread"][body].mean() + LEAST_MM),
         np.log(voxels["shift"][body].mean() + LEAST_MM),
     ]
-    seen = coverage(found, template)
+    seen = coverage(found, template, found.grid)
     rows = [
         [*_of_structure(template, row, maps, voxels, hu, found.grid.voxel_volume, seen[row]), *whole]
         for row in range(len(template.names))
