@@ -11,9 +11,9 @@ import time
 
 import pytest
 
-from deepatlas.errors import DataError
 from deepatlas import engines
 from deepatlas.engines import Died, default_workers, open_engine
+from deepatlas.errors import DataError
 
 
 def work(job: str) -> str:

@@ -28,15 +28,23 @@ if TYPE_CHECKING:
 def add(commands: Commands) -> None:
     """Add the command and its arguments."""
     c = add_command(
-        commands, "calibrate", run, "learn from labelled exams how far the masks of a template can be believed"
+        commands,
+        "calibrate",
+        run,
+        "learn from labelled exams how far the masks of a template can be believed",
     )
     add_model(c)
     c.add_argument("--template", required=True, type=Path, metavar="T", help="the template to calibrate")
     add_data(c)
-    c.add_argument("--exams", nargs="+", metavar="ID", help="use only these exams (default: all labelled exams)")
+    c.add_argument(
+        "--exams", nargs="+", metavar="ID", help="use only these exams (default: all labelled exams)"
+    )
     c.add_argument("--out", required=True, type=Path, metavar="T2", help="template file to write (.h5)")
     c.add_argument(
-        "--report", type=Path, metavar="DIR", help="folder for calibration.html, .png and .json, which say how well it holds"
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="folder for calibration.html, .png and .json, which say how well it holds",
     )
     add_strict(c)
 
@@ -58,9 +66,17 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(args)
     template = load_template(args, model)
     if not isinstance(template, Template):
-        raise DataError(f"{args.model}: was trained on labels; trust needs a model of coordinates and its template")
+        raise DataError(
+            f"{args.model}: was trained on labels; trust needs a model of coordinates and its template"
+        )
     found = calibrate(
-        model, template, args.data, args.exams, split=args.split, strict=args.strict, progress=progress_lines(args)
+        model,
+        template,
+        args.data,
+        args.exams,
+        split=args.split,
+        strict=args.strict,
+        progress=progress_lines(args),
     )
     found.template.save(args.out)
     list_skipped(found.skipped)

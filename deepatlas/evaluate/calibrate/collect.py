@@ -58,7 +58,9 @@ def collect(
     def read(files: ExamFiles, ct: Volume, seg: Labels) -> Collected:
         found = model.map_exam(ct)
         if found.fit.known is False:
-            raise DataError(f"{files.id}: the model does not know such an exam; it cannot tell how good masks are")
+            raise DataError(
+                f"{files.id}: the model does not know such an exam; it cannot tell how good masks are"
+            )
         # What is kept of many exams must be small.
         kept = replace(found, coords=found.coords.half().cpu())
         moved = model.views(found, views, VIEW_SIZE).half().cpu()

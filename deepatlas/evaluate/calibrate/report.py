@@ -52,10 +52,14 @@ def _figure(found: Calibrated):  # type: ignore[no-untyped-def]
     left.plot([0, 1], [0, 1], color="#888", linewidth=1)
     left.plot(cross.value[order], cross.bound[order], ",", color="#c2410c")
     left.plot([], [], color="#c2410c", label="90 % bound")
-    left.set(xlabel="predicted Dice (trust)", ylabel="Dice within the slices in common", xlim=(0, 1), ylim=(0, 1))
+    left.set(
+        xlabel="predicted Dice (trust)", ylabel="Dice within the slices in common", xlim=(0, 1), ylim=(0, 1)
+    )
     left.legend(fontsize=8, loc="upper left")
     shares = np.linspace(0, 0.6, 31)
-    poor = [(table.dice[order[int(s * len(order)):]] < 0.5).mean() for s in shares]
+    poor = [(table.dice[order[int(s * len(order)) :]] < 0.5).mean() for s in shares]
     right.plot(100 * shares, 100 * np.array(poor), color="#2563eb")
-    right.set(xlabel="rejected, least trust first (%)", ylabel="masks left with a Dice under .5 (%)", ylim=(0, None))
+    right.set(
+        xlabel="rejected, least trust first (%)", ylabel="masks left with a Dice under .5 (%)", ylim=(0, None)
+    )
     return figure

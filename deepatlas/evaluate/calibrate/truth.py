@@ -12,9 +12,7 @@ from deepatlas.evaluate.metrics.surface import surface_distances
 from deepatlas.space.grid import Grid
 
 
-def in_common_slices(
-    drawn: NDArray[np.bool_], found: NDArray[np.bool_], grid: Grid
-) -> tuple[float, float]:
+def in_common_slices(drawn: NDArray[np.bool_], found: NDArray[np.bool_], grid: Grid) -> tuple[float, float]:
     """The Dice of two masks ``[D, H, W]``, and the mean distance in mm from the drawn surface to the other.
 
     How far along the body a cord or an oesophagus is drawn is a choice of whoever drew it, and nothing that an image

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deepatlas.errors import DataError
 from deepatlas.engines import ENGINES
+from deepatlas.errors import DataError
 from deepatlas.space.preprocess import CROPS
 
 

@@ -15,6 +15,7 @@ from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 
+from deepatlas.engines import Died, default_workers, open_engine
 from deepatlas.errors import DataError
 from deepatlas.intake.dataset.folder import exam_path, read_dataset_json
 from deepatlas.intake.digest import digest
@@ -23,7 +24,6 @@ from deepatlas.intake.find.studies import other_series
 from deepatlas.intake.find.walk import scratch_folder
 from deepatlas.intake.privacy.identity import Identity
 from deepatlas.intake.run import work
-from deepatlas.engines import Died, default_workers, open_engine
 from deepatlas.intake.run.finish import Entry, Kept, as_record, finish, read_state, write_keys
 from deepatlas.intake.run.journal import Journals
 from deepatlas.intake.run.options import Options, Summary
