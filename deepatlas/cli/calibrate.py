@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from deepatlas.cli.common import (
     Commands,
@@ -20,9 +19,6 @@ from deepatlas.cli.common import (
     progress_lines,
 )
 from deepatlas.errors import DataError
-
-if TYPE_CHECKING:
-    from deepatlas.evaluate.calibrate.run import Calibrated
 
 
 def add(commands: Commands) -> None:
@@ -52,7 +48,7 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from deepatlas.evaluate.calibrate.report import FILES, write_calibration
-    from deepatlas.evaluate.calibrate.run import calibrate
+    from deepatlas.evaluate.calibrate.run import calibrate, summary_lines
     from deepatlas.exams.outputs import check_out_file, check_out_folder, files_of_data, refuse_overwriting
     from deepatlas.localize.template.file import Template
 
@@ -82,16 +78,5 @@ def run(args: argparse.Namespace) -> int:
     list_skipped(found.skipped)
     page = write_calibration(args.report, found) if args.report else None
     data = {"template": str(args.out), "report": None if page is None else str(page), **found.figures}
-    print_result(args, data | {"skipped": found.skipped}, summary_lines(str(args.out), found))
+    print_result(args, data | {"skipped": found.skipped}, "\n".join([str(args.out), *summary_lines(found)]))
     return 0
-
-
-def summary_lines(template: str, found: Calibrated) -> str:
-    """What a person needs to know of a calibration, in two lines."""
-    f = found.figures
-    rank = "-" if f["spearman_pooled"] is None else f"{f['spearman_pooled']:.2f}"
-    return (
-        f"{template}: trust calibrated on {f['rows']} structures\n"
-        f"in cross-validation: error {f['error']:.3f} ({f['error_of_constant']:.3f} with a constant per structure), "
-        f"Spearman {rank}, {100 * f['coverage']:.0f} % reach the 90 % bound"
-    )

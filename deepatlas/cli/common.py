@@ -148,6 +148,16 @@ def add_strict(command: argparse.ArgumentParser, model: bool = True) -> None:
     command.add_argument("--strict", action="store_true", help=text)
 
 
+def add_trust(command: argparse.ArgumentParser) -> None:
+    """Add ``--trust``."""
+    command.add_argument(
+        "--trust",
+        action="store_true",
+        help="also say how good each result probably is, with a 90 %% bound, by a few more passes of the network; it "
+        "needs a template with a calibration (`deepatlas calibrate`)",
+    )
+
+
 def number(kind: type, good: Callable[[Any], bool], expected: str) -> Callable[[str], Any]:
     """A type for argparse that accepts the numbers that are ``good``, and says what it ``expected`` of others."""
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from deepatlas.cli import (
     cache,
+    calibrate,
     compare,
     evaluate,
     export,
@@ -27,7 +28,8 @@ from deepatlas.errors import PROGRAM, guarded, lenient_output
 # The commands in the order in which --help lists them. To add a command, write a file with ``add`` and ``run``, and
 # list it here.
 COMMANDS = (
-    train, finetune, prepare, export, template, segment, locate, evaluate, compare, index, query, phantom, info, cache,
+    train, finetune, prepare, export, template, calibrate, segment, locate, evaluate, compare, index, query, phantom,
+    info, cache,
 )  # fmt: skip
 # Those whose arguments are parsed by a parser of their own, since settings may stand anywhere among the options.
 OWN = {"train": train, "finetune": finetune}

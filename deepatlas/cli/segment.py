@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from deepatlas.cli.common import (
+    FRACTION,
     Commands,
     add_command,
     add_model,
     add_strict,
     add_template,
+    add_trust,
     list_skipped,
     load_model,
     load_template,
@@ -21,7 +26,10 @@ from deepatlas.cli.common import (
     progress_lines,
     refuse_skipped,
 )
-from deepatlas.errors import DataError
+from deepatlas.errors import PROGRAM, DataError
+
+if TYPE_CHECKING:
+    from deepatlas.localize.trust.estimate import Trust
 
 
 def add(commands: Commands) -> None:
@@ -51,6 +59,13 @@ def add(commands: Commands) -> None:
         action="store_true",
         help="also write <exam>/<structure>.nii.gz, the whole mask of every structure, whatever overlaps it",
     )
+    add_trust(c)
+    c.add_argument(
+        "--min-trust",
+        type=FRACTION,
+        metavar="V",
+        help="leave out masks whose predicted Dice is below V, and say so; implies --trust",
+    )
     add_strict(c)
 
 
@@ -77,11 +92,16 @@ def run(args: argparse.Namespace) -> int:
         masks = [mask_paths(args.out / name, template.names, args.suffix).values() for name in exams]
         refuse_overwriting([path for paths in masks for path in paths], inputs)
     say, done, fits, failed = progress_lines(args), {}, {}, {}
+    trust: dict[str, dict[str, Any]] = {}
+    reasons: set[str] = set()
     names = json.dumps(template.labels, indent=1) + "\n"
     _keep_names_of_masks(args.out / "labels.json", names)
     for count, (name, exam) in enumerate(exams.items(), 1):
         try:
-            labels = segment(model, read_volume(exam.ct, kind=exam.kind), template, args.threshold)
+            volume = read_volume(exam.ct, kind=exam.kind)
+            labels = segment(
+                model, volume, template, args.threshold, trust=args.trust, least_trust=args.min_trust
+            )
             note_unknown(args, name, labels.fit)
         except DataError as error:
             if args.strict:
@@ -96,12 +116,15 @@ def run(args: argparse.Namespace) -> int:
         if args.masks:
             write_masks(args.out / name, labels, template.labels, args.suffix)
         fits[name] = labels.fit
+        if labels.trust is not None:
+            trust[name] = {s: t.to_dict() for s, t in labels.trust.items()}
+            _note_trust(name, labels.trust, args.min_trust, reasons)
         if say:
             say(f"segment {count}/{len(exams)} {name}")
     list_skipped(skipped | failed)
     data = {
         "segmented": done,
-        "exams": {n: f.to_dict() for n, f in fits.items()},
+        "exams": {n: f.to_dict() | _structures(trust.get(n)) for n, f in fits.items()},
         "failed": failed,
         "skipped": skipped,
     }
@@ -109,6 +132,22 @@ def run(args: argparse.Namespace) -> int:
     text = f"{args.out}: {len(done)} of {len(exams)} exams segmented"
     print_result(args, data, f"{text}, {unknown} of them not known to the model" if unknown else text)
     return 1 if failed else 0
+
+
+def _structures(trust: dict[str, Any] | None) -> dict[str, Any]:
+    return {} if trust is None else {"structures": trust}
+
+
+def _note_trust(exam: str, trust: Mapping[str, Trust], least: float | None, reasons: set[str]) -> None:
+    """Say which masks were left out, and once why masks have no trust."""
+    if least is not None:
+        low = [f"{s} ({t.value:.2f})" for s, t in trust.items() if t.value is not None and t.value < least]
+        if low:
+            print(f"{PROGRAM}: {exam}: left out for trust below {least:g}: {', '.join(low)}", file=sys.stderr)
+    for structure, one in trust.items():
+        if one.value is None and one.reason not in reasons:
+            reasons.add(one.reason)
+            print(f"{PROGRAM}: warning: {exam}: no trust of {structure}: {one.reason}", file=sys.stderr)
 
 
 def _keep_names_of_masks(path: Path, names: str) -> None:

@@ -39,6 +39,12 @@ def add(commands: Commands) -> None:
         help="voxels along each axis (default: 128, or the size of the atlas if larger)",
     )
     c.add_argument("--out", required=True, type=Path, metavar="T", help="template file to write (.h5)")
+    c.add_argument(
+        "--trust",
+        action="store_true",
+        help="also calibrate, on the labelled exams of --data, how far its masks can be believed; the same as "
+        "`deepatlas calibrate` afterwards",
+    )
     add_strict(c)
 
 
@@ -54,10 +60,19 @@ def run(args: argparse.Namespace) -> int:
         model, args.data, args.exams, args.structures, size=args.size, strict=args.strict,
         split=args.split, progress=progress_lines(args),
     )  # fmt: skip
+    lines = []
+    if args.trust:
+        from deepatlas.evaluate.calibrate.run import calibrate, summary_lines
+
+        # All labelled exams tell how good masks are, also those that the template was not made from.
+        found = calibrate(
+            model, template, args.data, split=args.split, strict=args.strict, progress=progress_lines(args)
+        )
+        template, lines = found.template, summary_lines(found)
     template.save(args.out)
     list_skipped(template.meta["skipped"])
     list_unknown(model, template.meta["fit"])
     data = {"template": str(args.out), "labels": template.labels} | template.meta
     names, exams = len(template.names), len(template.meta["exams"])
-    print_result(args, data, f"{args.out}: {names} structures from {exams} exam(s)")
+    print_result(args, data, "\n".join([f"{args.out}: {names} structures from {exams} exam(s)", *lines]))
     return 0

@@ -8,6 +8,7 @@ from scipy.spatial import cKDTree
 
 from deepatlas.localize.template.file import Template
 from deepatlas.model.exam_map import ExamMap
+from deepatlas.model.project_box import within
 from deepatlas.space.grid import Grid
 
 # Points that stand for a structure.
@@ -38,8 +39,7 @@ def coverage(found: ExamMap, template: Template, grid: Grid) -> NDArray[np.float
     matrix = np.stack([step[:, z, y, x] for step in steps], axis=-1).transpose(1, 0, 2)
     away = (np.linalg.pinv(matrix, rcond=1e-3) @ (points - coords[:, z, y, x].T)[..., None])[..., 0]
     index = np.stack([x, y, z], axis=1) + away
-    own = grid.world_to_voxel(found.grid.voxel_to_world(index))
-    seen = ((own >= -0.5) & (own <= np.array(grid.shape[::-1]) - 0.5)).all(axis=1)
+    seen = within(grid, found.grid.voxel_to_world(index))
     shares = np.full(len(template.names), np.nan)
     for row in range(len(template.names)):
         if (mine := owner == row).any():

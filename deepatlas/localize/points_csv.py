@@ -18,6 +18,7 @@ from deepatlas.localize.points import Located
 COLUMNS = ("name", "x", "y", "z")
 # What is known about a point that was looked for.
 RESULTS = ("inversion_mm", "found", "reason", "fit", "known")
+TRUST = ("error_mm", "bound_mm")
 
 
 def read_points(path: str | Path) -> tuple[list[str], NDArray[np.float64]]:
@@ -65,7 +66,8 @@ def write_located(path: str | Path, names: Sequence[str], located: Mapping[str, 
     """Write the points found in every target as a CSV file. Numbers that are nan are left empty.
 
     The columns are target, name, x, y, z (RAS millimetres in the target), inversion_mm, found, reason (why a point was
-    not found), fit and known (of the target; empty where the model has no threshold).
+    not found), fit and known (of the target; empty where the model has no threshold), and where they were asked for
+    error_mm and bound_mm, the expected error of the coordinates and the one that nine of ten points stay below.
 
     Args:
         path: the file to write.
@@ -77,15 +79,23 @@ def write_located(path: str | Path, names: Sequence[str], located: Mapping[str, 
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["target", *COLUMNS, *RESULTS])
+    trusted = any(result.error_mm is not None for result in located.values())
+    writer.writerow(["target", *COLUMNS, *RESULTS, *(TRUST if trusted else ())])
     for target, result in located.items():
         rows = zip(names, result.points, result.inversion_mm, result.found, result.reason, strict=True)
         fit = result.fit
         about = [f"{fit.value:.3f}" if math.isfinite(fit.value) else "", _truth(fit.known)]
-        for name, point, inversion, found, reason in rows:
-            numbers = [f"{v:.3f}" if math.isfinite(v) else "" for v in (*point, inversion)]
-            writer.writerow([target, name, *numbers, _truth(bool(found)), reason, *about])
+        for i, (name, point, inversion, found, reason) in enumerate(rows):
+            numbers = [_number(v) for v in (*point, inversion)]
+            errors = []
+            if result.error_mm is not None and result.bound_mm is not None:
+                errors = [_number(result.error_mm[i]), _number(result.bound_mm[i])]
+            writer.writerow([target, name, *numbers, _truth(bool(found)), reason, *about, *errors])
     write_text(path, out.getvalue())
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else ""
 
 
 def _truth(value: bool | None) -> str:

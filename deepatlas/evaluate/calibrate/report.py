@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from deepatlas.evaluate.calibrate.run import Calibrated
 from deepatlas.files import write_text
 from deepatlas.pictures.draw import colour, data_uri, new_figure, save_figure
 from deepatlas.pictures.page import render
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FILES = ("calibration.json", "calibration.png", "calibration.html")
 
@@ -40,8 +44,8 @@ def write_calibration(out: Path, found: Calibrated) -> Path:
     return page
 
 
-def _figure(found: Calibrated):  # type: ignore[no-untyped-def]
-    """Predicted against true Dice with the bound, and the share of poor masks that is left as the worst are rejected."""
+def _figure(found: Calibrated) -> Figure:
+    """Predicted against true Dice with the bound, and the poor masks that are left as the worst are rejected."""
     table, cross = found.table, found.cross
     figure = new_figure(11, 5.2)
     left, right = figure.subplots(1, 2)

@@ -142,6 +142,17 @@ def figures(table: Table, cross: CrossFit) -> dict[str, Any]:
     }
 
 
+def summary_lines(found: Calibrated) -> list[str]:
+    """What a person needs to know of a calibration."""
+    f = found.figures
+    rank = "-" if f["spearman_pooled"] is None else f"{f['spearman_pooled']:.2f}"
+    return [
+        f"trust calibrated on {f['rows']} structures; in cross-validation: error {f['error']:.3f} "
+        f"({f['error_of_constant']:.3f} with a constant per structure), Spearman {rank}, "
+        f"{100 * f['coverage']:.0f} % reach the 90 % bound"
+    ]
+
+
 def spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
     """The rank correlation of two arrays; None where one of them is constant."""
     x, y = rankdata(a), rankdata(b)

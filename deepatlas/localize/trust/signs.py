@@ -32,8 +32,8 @@ SIGNS = (
     # The logarithm of the volume in ml, and the share of the template's mask that the field of view shows.
     "volume",
     "in_view",
-    # Hounsfield units over 100, clipped to ±1000: the mean and the standard deviation in the mask, and how much the mean
-    # exceeds that of the rim.
+    # Hounsfield units over 100, clipped to ±1000: the mean and the standard deviation in the mask, and by how much the
+    # mean exceeds that of the rim.
     "hu",
     "hu_sd",
     "contrast",
