@@ -58,9 +58,8 @@ def test_questions_to_a_large_index(request, tmp_path):
     with made_up(tmp_path / "index.sqlite", exams, structures) as index:
         size = index.path.stat().st_size / 1e6
         if measuring:
-            print(
-                f"\n{exams} exams, {structures} structures: {size:.0f} MB, made in {time.process_time() - began:.0f} s"
-            )
+            seconds = time.process_time() - began
+            print(f"\n{exams} exams, {structures} structures: {size:.0f} MB, made in {seconds:.0f} s")
         for question in (*QUESTIONS, None):
             times = []
             for _ in range(9 if measuring else 1):
