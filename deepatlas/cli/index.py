@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     from deepatlas.index.file import INDEX
     from deepatlas.index.work import Tools, template_digest
     from deepatlas.localize.template.file import Template
+    from deepatlas.localize.trust.estimate import NOT_CALIBRATED
 
     if args.out is None and (args.shard or args.merge or len(args.data) > 1):
         raise DataError("index: give --out FILE, since several folders or shards have no index of their own")
@@ -89,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.average != 1 or args.threshold is not None:
         raise DataError("index: --average and --threshold are not used; leave them out")
+    if args.trust and not template.meta.get("trust"):
+        raise DataError(f"{args.template}: {NOT_CALIBRATED}, or leave --trust out")
     tools = Tools(
         _place(args.model), _place(args.template), template.names, template_digest(template), args.device, model.refine,
         args.trust,

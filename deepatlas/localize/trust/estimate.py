@@ -107,7 +107,7 @@ def place_signs(evidence: Evidence, points_mm: NDArray[np.float64]) -> NDArray[n
     found = evidence.found
     columns = []
     for name in POINT_SIGNS[:-1]:
-        values = ndimage.gaussian_filter(getattr(evidence, name).double().cpu().numpy(), _AROUND)
+        values = ndimage.gaussian_filter(getattr(evidence, name), _AROUND)
         at = sample_at(torch.from_numpy(values)[None, None], found.grid, points_mm)[:, 0]
         columns.append(np.log(at + LEAST_MM) if name in ("spread", "shift") else at)
     return np.stack([*columns, np.full(len(points_mm), found.fit.value)], axis=1)

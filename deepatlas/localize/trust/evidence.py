@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 
 import deepatlas_ops as ops
@@ -18,6 +19,7 @@ from deepatlas.errors import DataError
 from deepatlas.model.engine import Engine
 from deepatlas.model.exam_map import ExamMap
 from deepatlas.space.fit_affine import fit_affine
+from deepatlas.space.grid import Grid
 from deepatlas.space.preprocess import normalize
 
 # The views of an exam, the exam itself among them; each takes one pass of the network.
@@ -28,6 +30,10 @@ VIEW_SIZE = 32
 WINDOW = 7
 # Millimetres below which a deviation means nothing; added before a logarithm is taken.
 LEAST_MM = 0.05
+# The variance, on the scale of the network, up to which a region counts as even: noise of a few HU is no disagreement.
+NOISE = 1e-4
+# The least ratio of volumes; the map folds where it is not reached.
+FOLDED = 1e-3
 # Voxels of the body from which the scale between coordinates and millimetres is fitted.
 _FITTED = 20_000
 
@@ -50,10 +56,10 @@ class Evidence:
     found: ExamMap
     views: Tensor
     scale: NDArray[np.float64]
-    spread: Tensor
-    shift: Tensor
-    match: Tensor
-    stretch: Tensor
+    spread: NDArray[np.float64]
+    shift: NDArray[np.float64]
+    match: NDArray[np.float64]
+    stretch: NDArray[np.float64]
 
 
 @torch.inference_mode(False)
@@ -73,17 +79,16 @@ def weigh(found: ExamMap, views: Tensor, atlas: Tensor) -> Evidence:
     mean = views.mean(0, keepdim=True)
     spread = _length(to_mm, views - mean).square().mean(0, keepdim=True).sqrt()
     shift = _length(to_mm, coords - ops.resize(mean, size))
-    image = normalize(torch.from_numpy(np.ascontiguousarray(found.hu.array))).to(coords)[None, None]
-    body = torch.from_numpy(found.body).to(coords)[None, None]
-    warped = ops.resample(atlas.to(coords), coords.clamp(-1, 1))
+    image = normalize(torch.from_numpy(np.ascontiguousarray(found.hu.array))).double().numpy()
+    warped = ops.resample(atlas.to(coords), coords.clamp(-1, 1))[0, 0].double().cpu().numpy()
     return Evidence(
         found,
         views,
         scale,
-        ops.resize(spread, size)[0, 0],
-        shift[0, 0],
-        _local_correlation(warped, image, body)[0, 0],
-        _stretch(coords, found, to_mm)[0, 0],
+        ops.resize(spread, size)[0, 0].double().cpu().numpy(),
+        shift[0, 0].double().cpu().numpy(),
+        _local_correlation(warped, image, found.body),
+        _stretch(coords[0].double().cpu().numpy(), found.grid, scale),
     )
 
 
@@ -108,25 +113,30 @@ def _length(to_mm: Tensor, difference: Tensor) -> Tensor:
     return torch.einsum("ab,nb...->na...", to_mm, difference).norm(dim=1, keepdim=True)
 
 
-def _local_correlation(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+def _local_correlation(
+    a: NDArray[np.float64], b: NDArray[np.float64], body: NDArray[np.bool_]
+) -> NDArray[np.float64]:
     """The correlation of two images in the window around each voxel, of which only the voxels of the body count."""
 
-    def mean(x: Tensor) -> Tensor:
-        return torch.nn.functional.avg_pool3d(x * weight, WINDOW, 1, WINDOW // 2)
+    def mean(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        result: NDArray[np.float64] = ndimage.uniform_filter(x * body, WINDOW, mode="constant")
+        return result
 
-    share = mean(torch.ones_like(a)).clamp_min(1e-6)
+    share = np.maximum(mean(np.ones_like(a)), 1e-6)
     mean_a, mean_b = mean(a) / share, mean(b) / share
-    var_a = (mean(a * a) / share - mean_a**2).clamp_min(0)
-    var_b = (mean(b * b) / share - mean_b**2).clamp_min(0)
+    var_a = np.maximum(mean(a * a) / share - mean_a**2, 0)
+    var_b = np.maximum(mean(b * b) / share - mean_b**2, 0)
     covariance = mean(a * b) / share - mean_a * mean_b
-    # Noise of a few Hounsfield units in an even region is no disagreement.
-    return covariance / ((var_a + 1e-4) * (var_b + 1e-4)).sqrt() * weight
+    result: NDArray[np.float64] = covariance / np.sqrt((var_a + NOISE) * (var_b + NOISE)) * body
+    return result
 
 
-def _stretch(coords: Tensor, found: ExamMap, to_mm: Tensor) -> Tensor:
-    steps = torch.gradient(coords[0], dim=(3, 2, 1))
-    # [D, H, W, 3, 3]: d coords / d voxel (x, y, z).
-    matrix = torch.stack(steps, dim=-1).movedim(0, -2)
-    det = torch.linalg.det(matrix)[None, None]
-    usual = found.grid.voxel_volume / torch.linalg.det(to_mm).abs().clamp_min(1e-12)
-    return (det * torch.sign(torch.linalg.det(to_mm)) / usual).clamp_min(1e-3).log()
+def _stretch(coords: NDArray[np.float64], grid: Grid, scale: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The logarithm of the determinant of the map at each voxel, relative to that of its best affine map."""
+    # d coords / d voxel along x, y and z, [3, D, H, W] each.
+    x, y, z = np.gradient(coords, axis=(3, 2, 1))
+    det = (x * np.cross(y, z, axis=0)).sum(axis=0)
+    affine = np.linalg.det(scale)
+    ratio = det * affine / grid.voxel_volume
+    result: NDArray[np.float64] = np.log(np.maximum(ratio, FOLDED))
+    return result

@@ -56,10 +56,7 @@ def signs(evidence: Evidence, template: Template) -> NDArray[np.float64]:
     mean = views.mean(0)
     maps = torch.stack([*views, mean, final]).clamp(-1, 1)
     hu = np.clip(np.asarray(found.hu.array, dtype=np.float64), -_HU_RANGE, _HU_RANGE) / 100
-    voxels = {
-        name: getattr(evidence, name).double().cpu().numpy()
-        for name in ("spread", "shift", "match", "stretch")
-    }
+    voxels = {name: getattr(evidence, name) for name in ("spread", "shift", "match", "stretch")}
     body = found.body if found.body.any() else np.ones_like(found.body)
     whole = [
         found.fit.value,
