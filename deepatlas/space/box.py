@@ -99,7 +99,8 @@ class Box:
 
     def contains(self, places: ArrayLike) -> NDArray[np.bool_]:
         """Bool ``[...]``: which places ``[..., 3]`` lie in the box."""
-        return (np.abs(self.own(places)) <= 1).all(axis=-1)
+        held: NDArray[np.bool_] = np.logical_and.reduce(np.abs(self.own(places)) <= 1, axis=-1)
+        return held
 
     def moved(self, matrix: ArrayLike) -> Box:
         """The box under an affine map ``[4, 4]``, shear included. A mirroring map turns the first axis round."""
