@@ -117,11 +117,11 @@ def add_template(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_data(command: argparse.ArgumentParser) -> None:
+def add_data(command: argparse.ArgumentParser, required: bool = True) -> None:
     """Add ``--data``, which may be given several times, and ``--split``."""
     command.add_argument(
         "--data",
-        required=True,
+        required=required,
         type=Path,
         action="append",
         metavar="DIR",

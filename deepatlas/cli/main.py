@@ -16,8 +16,10 @@ from deepatlas.cli import (
     locate,
     phantom,
     prepare,
+    propagate,
     segment,
     template,
+    template_edit,
     train,
 )
 from deepatlas.errors import PROGRAM, guarded, lenient_output
@@ -25,7 +27,8 @@ from deepatlas.errors import PROGRAM, guarded, lenient_output
 # The commands in the order in which --help lists them. To add a command, write a file with ``add`` and ``run``, and
 # list it here.
 COMMANDS = (
-    train, finetune, prepare, export, template, segment, locate, evaluate, compare, phantom, info, cache,
+    train, finetune, prepare, export, template, template_edit, segment, propagate, locate, evaluate, compare, phantom,
+    info, cache,
 )  # fmt: skip
 # Those whose arguments are parsed by a parser of their own, since settings may stand anywhere among the options.
 OWN = {"train": train, "finetune": finetune}

@@ -437,6 +437,14 @@ class Engine:
             warnings.warn(f"{volume.name or 'exam'}: {note}", DataWarning, stacklevel=3)
         return volume, tuple(notes)
 
+    def input(self, exam: Exam) -> tuple[Tensor, Grid]:
+        """The input of the network for an exam, ``[1, 1, S, S, S]`` in [0, 1] on the model's device, and its grid.
+
+        Raises :class:`~deepatlas.errors.DataError` as :meth:`map_exam`.
+        """
+        hu, x, _, _ = self._input(exam)
+        return x, hu.grid
+
     def fit(self, exam: Exam) -> Fit:
         """How well the model knows an exam (see :func:`deepatlas.model.fit.fit`); without a value after fine-tuning.
 
