@@ -120,7 +120,10 @@ def look_for(target: KnownExam, wanted: Wanted) -> Located:
         (np.full(count, target.fit.known is False), "the model does not know the target exam"),
         (~within(target.field.grid, places), "outside the field of view of the target exam"),
         (~within(target.grid, places), "outside the target exam"),
-        (np.logical_not(residual < max(target.field.grid.spacing)), "no place of the target exam has these coordinates"),
+        (
+            np.logical_not(residual < max(target.field.grid.spacing)),
+            "no place of the target exam has these coordinates",
+        ),
         (~near(target.body, target.field.grid, places), "outside the body in the target exam"),
     ]
     reason = [w or r for w, r in zip(wanted.missing, _first(obstacles, count), strict=True)]

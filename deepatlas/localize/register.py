@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 import deepatlas_ops as ops
 from deepatlas.errors import DataError, DeepAtlasError
-from deepatlas.localize.correspond import Matches, control_grid, correspond
-from deepatlas.model.engine import Engine, ExamMap
+from deepatlas.localize.correspond import Matches, correspond
+from deepatlas.model.engine import Engine
 from deepatlas.model.fit import Fit
+from deepatlas.model.known import KnownExam, known_exam
 from deepatlas.space.constants import AIR
 from deepatlas.space.fill_in import fill_in
 from deepatlas.space.fit_affine import fit_affine, fit_rigid
@@ -134,9 +135,8 @@ def register(model: Engine, fixed: Volume, moving: Volume, kind: str = "deformab
         DataError: an exam shows no patient, or the exams have no foreground in common.
     """
     check_kind(kind)
-    return register_mapped(
-        fixed, moving, model.map_exam(fixed), model.map_exam(moving), kind, model.intensity
-    )
+    exams = known_exam(model, fixed), known_exam(model, moving)
+    return register_known(fixed, moving, *exams, kind, model.intensity)
 
 
 def check_kind(kind: str) -> None:
@@ -145,13 +145,12 @@ def check_kind(kind: str) -> None:
         raise DeepAtlasError(f"register: kind must be one of {', '.join(KINDS)}, got {kind!r}")
 
 
-def register_mapped(
-    fixed: Volume, moving: Volume, origin: ExamMap, goal: ExamMap, kind: str, intensity: str = "hu"
+def register_known(
+    fixed: Volume, moving: Volume, origin: KnownExam, goal: KnownExam, kind: str, intensity: str = "hu"
 ) -> Registration:
-    """:func:`register` for exams whose coordinates ``origin`` and ``goal`` are known."""
-    names = fixed.name or "the fixed exam", moving.name or "the moving exam"
-    there = correspond(origin, goal, control_grid(origin, CONTROL))
-    back = correspond(goal, origin, control_grid(goal, CONTROL))
+    """:func:`register` for exams whose coordinates are known: ``origin`` of the fixed one, ``goal`` of the moving."""
+    names = origin.name or "the fixed exam", goal.name or "the moving exam"
+    there, back = correspond(origin, goal, CONTROL), correspond(goal, origin, CONTROL)
     for matches in (there, back):
         if np.count_nonzero(matches.shared) < _FEWEST:
             raise DataError(
