@@ -94,6 +94,8 @@ class Registration:
         fixed_fit: how well the model knows the fixed exam.
         moving_fit: how well it knows the moving one.
         cycle_mm: the median distance, over the shared body, of a place from where both transforms take it.
+        matches: the places of the fixed exam and where the coordinates find them in the moving one.
+        intensity: what the values of the exams are (``data.intensity``).
     """
 
     kind: str
@@ -102,6 +104,8 @@ class Registration:
     fixed_fit: Fit
     moving_fit: Fit
     cycle_mm: float
+    matches: Matches
+    intensity: str = "hu"
 
     def __repr__(self) -> str:
         fits = f"fixed {self.fixed_fit!r}, moving {self.moving_fit!r}"
@@ -159,7 +163,7 @@ def register_known(
             )
     forward = _transform(there, kind)
     # The inverse of an affine map is exact; that of a deformation is solved for as the deformation itself.
-    backward = _transform(back, kind) if kind == "deformable" else Transform(np.linalg.inv(forward.matrix))
+    backward = _transform(back, kind) if kind == "deformable" else forward.inverse_of_affine()
     places = there.pairs(_PAIRS)[0]
     cycle = np.linalg.norm(backward.apply(forward.apply(places)) - places, axis=1)
     return Registration(
@@ -169,6 +173,8 @@ def register_known(
         origin.fit,
         goal.fit,
         float(np.median(cycle)),
+        there,
+        intensity,
     )
 
 
@@ -187,7 +193,7 @@ def _transform(matches: Matches, kind: str) -> Transform:
     # What comes before the matrix, where it is known.
     inverse = np.linalg.inv(matrix)
     places = np.moveaxis(matches.places, 0, -1) @ inverse[:3, :3].T + inverse[:3, 3]
-    residual = np.moveaxis(places - _world(matches.grid), -1, 0)
+    residual = np.moveaxis(places - matches.grid.places(), -1, 0)
     known = matches.body & matches.solved
     residual[:, ~known] = 0
     length = np.linalg.norm(residual, axis=0).max() / min(matches.grid.spacing)
@@ -247,9 +253,3 @@ def _pull(
         array[z] = torch.where(both, ops.resample(values, place)[0, 0], fill).numpy()
         overlap[z] = both.numpy()
     return array, overlap
-
-
-def _world(grid: Grid) -> NDArray[np.float64]:
-    """``[D, H, W, 3]``: the RAS millimetres of every voxel."""
-    z, y, x = np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij")
-    return grid.voxel_to_world(np.stack([x, y, z], axis=-1))

@@ -62,6 +62,12 @@ class Transform:
         kind = "affine" if self.residual is None else f"affine and a residual on {self.grid!r}"
         return f"{type(self).__name__}({kind})"
 
+    def inverse_of_affine(self) -> Transform:
+        """The inverse of an affine map; DataError for one with a residual, whose inverse must be solved for."""
+        if self.residual is not None:
+            raise DataError("transform: a deformation has no inverse that could be written down")
+        return Transform(np.asarray(np.linalg.inv(self.matrix), dtype=np.float64))
+
     def apply(self, points_mm: ArrayLike) -> NDArray[np.float64]:
         """The places ``[N, 3]`` in the moving exam of places ``[N, 3]`` of the fixed one, in RAS millimetres."""
         points = np.asarray(points_mm, dtype=np.float64)
