@@ -12,6 +12,7 @@ from deepatlas.cli.common import (
     add_command,
     add_model,
     add_strict,
+    keep_names_of_masks,
     list_skipped,
     list_unknown,
     load_model,
@@ -143,6 +144,9 @@ def run(args: argparse.Namespace) -> int:
     if args.each and template.names:
         each = [mask_paths(args.out / name, template.names, args.suffix).values() for name in targets]
         refuse_overwriting([path for paths in each for path in paths], inputs)
+    table = json.dumps(template.labels, indent=1) + "\n"
+    if template.names:
+        keep_names_of_masks(args.out / "labels.json", table)
     done, failed, fits, counts = {}, {}, {}, {}
     for count, (name, exam) in enumerate(targets.items(), 1):
         try:
@@ -157,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
         if found.labels is not None:
             if not done:
                 # Before the first mask, so that none is there without the names of its structures.
-                write_text(args.out / "labels.json", json.dumps(template.labels, indent=1) + "\n")
+                write_text(args.out / "labels.json", table)
             written.append(write_volume(args.out / f"{name}{args.suffix}", found.labels))
             if args.each:
                 write_masks(args.out / name, found.labels, template.labels, args.suffix)

@@ -15,12 +15,16 @@ from scipy import ndimage
 
 from deepatlas.errors import DeepAtlasError
 from deepatlas.localize.invert import invert
-from deepatlas.model.engine import Engine, ExamMap
+from deepatlas.model.engine import Engine
+from deepatlas.model.exam_map import ExamMap
 from deepatlas.model.fit import Fit
 from deepatlas.model.known import KnownExam, known_exam
 from deepatlas.model.project_box import within
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
+
+# For every point whether something keeps it from being found, and what.
+_Obstacles = list[tuple[NDArray[np.bool_], str]]
 
 
 @dataclass(frozen=True, repr=False)
@@ -98,7 +102,7 @@ def checked_points(points_mm: ArrayLike) -> NDArray[np.float64]:
 
 def coordinates_of(source: KnownExam, points: NDArray[np.float64]) -> Wanted:
     """The coordinates of points ``[N, 3]`` of an exam in RAS millimetres, and why some of them have none."""
-    obstacles = [
+    obstacles: _Obstacles = [
         (~source.shows(points), "outside the source exam"),
         (np.full(len(points), source.fit.known is False), "the model does not know the source exam"),
         (~near(source.body, source.field.grid, points), "outside the body in the source exam"),
@@ -110,18 +114,18 @@ def coordinates_of(source: KnownExam, points: NDArray[np.float64]) -> Wanted:
 
 def look_for(target: KnownExam, wanted: Wanted) -> Located:
     """Find the places of an exam that have the coordinates that are looked for."""
-    given = np.isfinite(wanted.coords).all(axis=1)
+    given: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(wanted.coords), axis=1)
     count = len(given)
     located, residual = np.full((count, 3), math.nan), np.full(count, math.nan)
     located[given], residual[given] = invert(target.field, target.body, wanted.coords[given])
     places = np.where(given[:, None], located, 0)
-    obstacles = [
+    obstacles: _Obstacles = [
         (np.array([bool(why) for why in wanted.missing], dtype=bool), ""),
         (np.full(count, target.fit.known is False), "the model does not know the target exam"),
         (~within(target.field.grid, places), "outside the field of view of the target exam"),
         (~within(target.grid, places), "outside the target exam"),
         (
-            np.logical_not(residual < max(target.field.grid.spacing)),
+            np.logical_not(np.less(residual, max(target.field.grid.spacing))),
             "no place of the target exam has these coordinates",
         ),
         (~near(target.body, target.field.grid, places), "outside the body in the target exam"),
@@ -139,6 +143,6 @@ def near(body: NDArray[np.bool_], grid: Grid, places: NDArray[np.float64]) -> ND
     return result
 
 
-def _first(obstacles: list[tuple[NDArray[np.bool_], str]], count: int) -> list[str]:
+def _first(obstacles: _Obstacles, count: int) -> list[str]:
     """The first reason that holds for each point."""
     return [next((why for bad, why in obstacles if bad[i]), "") for i in range(count)]

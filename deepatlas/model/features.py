@@ -38,12 +38,12 @@ def features(model: Engine, exam: Exam, grid: Grid | None = None) -> Tensor:
             f"{model.name}: features are those of a model of coordinates; use one of `deepatlas train`"
         )
     volume = read_exam(exam)
-    x, model_grid = model.input(volume)
-    found = model.network.features(x, model.config.network.finest_level)[-1].float()
+    look = model.look(volume)
+    found = model.network.features(look.x, model.config.network.finest_level)[-1].float()
     # Every map of the network has its corners at the corners of the input.
-    found = ops.resize(found, x.shape[2:])
+    found = ops.resize(found, look.x.shape[2:])
     grid = grid or volume.grid
     out = found.new_empty((found.shape[1], *grid.shape))
-    for z, part in sampled_slabs(found, model_grid, grid):
+    for z, part in sampled_slabs(found, look.hu.grid, grid):
         out[:, z] = part[0]
     return out

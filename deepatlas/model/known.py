@@ -8,7 +8,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from deepatlas.model.engine import Engine, Exam, ExamMap, read_exam
+from deepatlas.model.engine import Engine, Exam, read_exam
+from deepatlas.model.exam_map import ExamMap
 from deepatlas.model.field import CoordinateField
 from deepatlas.model.fit import Fit
 from deepatlas.model.project_box import within

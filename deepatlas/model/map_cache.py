@@ -113,6 +113,9 @@ class MapCache:
             "crop": model.crop,
             "intensity": model.intensity,
             "threshold": model.fit_threshold,
+            "view": model.card.get("view"),
+            "regions": [[region.region.name, region.fingerprint] for region in model.regions],
+            "depth": model.depth,
             "exam": content,
         }
         key = hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()

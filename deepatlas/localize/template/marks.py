@@ -34,7 +34,10 @@ def check_marks(marks: Markups, what: str = "Template") -> None:
 
 def names_of_marks(marks: Markups) -> list[str]:
     """All names, each once."""
-    return list(dict.fromkeys(item.name for item in chain(marks.points, marks.lines, marks.boxes)))
+    names = chain(
+        (p.name for p in marks.points), (x.name for x in marks.lines), (b.name for b in marks.boxes)
+    )
+    return list(dict.fromkeys(names))
 
 
 def some_marks(marks: Markups, names: Iterable[str]) -> Markups:
