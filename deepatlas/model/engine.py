@@ -329,7 +329,7 @@ class Engine:
     def _looked(self, volume: Volume) -> Seen:
         return best_look(
             volume, self._see, size=self.size, crop=self.crop, intensity=self.intensity, device=self.device,
-            longest_mm=self.card.get("view", {}).get("longest_mm"),
+            longest_mm=self.card.get("view", {}).get("longest_mm"), known=self.fit_threshold,
         )  # fmt: skip
 
     def _see(self, look: Look) -> Seen:
