@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from deepatlas.exams.cohort import ExamFiles
     from deepatlas.localize.measure import StructureStatistics
     from deepatlas.localize.segment import Segmentation
-    from deepatlas.space.volume import Volume
 
 # The folder of soft masks, in that of an exam.
 PROBABILITIES = "probabilities"
@@ -100,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
     from deepatlas.exams.read import read_with_series
     from deepatlas.io.export.labels import DICOM, FORMATS, write_labels
     from deepatlas.localize.measure import write_statistics
+    from deepatlas.localize.preview import write_preview
     from deepatlas.localize.segment import segment
 
     if args.labelmap and args.format != "dicom-seg":
@@ -167,7 +167,16 @@ def run(args: argparse.Namespace) -> int:
         done[name], fits[name] = str(path), labels.fit
         if lost:
             notes[name] = lost
-        _write_more(args, name, volume, labels, image, model.intensity)
+        _write_masks(args, name, labels, image)
+        if args.preview:
+            write_preview(
+                args.out / f"{name}.png",
+                volume,
+                labels,
+                labels.names,
+                hounsfield=model.intensity == "hu",
+                title=f"{name}, {labels.fit!r}",
+            )
         if args.statistics:
             measured[name] = labels.statistics(volume)
         if say:
@@ -191,26 +200,17 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _write_more(
-    args: argparse.Namespace, name: str, volume: Volume, labels: Segmentation, suffix: str, intensity: str
-) -> None:
-    """Write what ``--masks``, ``--probabilities`` and ``--preview`` ask for of one exam."""
-    from deepatlas.exams.mask_files import mask_paths, write_masks
-    from deepatlas.io.codec import write_volume
-    from deepatlas.localize.preview import write_preview
-    from deepatlas.space.constants import HU_RANGE
-    from deepatlas.space.volume import Volume
+def _write_masks(args: argparse.Namespace, name: str, labels: Segmentation, suffix: str) -> None:
+    """Write what ``--masks`` and ``--probabilities`` ask for of one exam."""
+    from deepatlas.exams.mask_files import write_masks
+    from deepatlas.localize.soft_masks import write_soft_masks
 
     if args.masks:
         write_masks(args.out / name, labels, labels.names, suffix)
     if args.probabilities:
-        files = mask_paths(args.out / name / PROBABILITIES, labels.names, suffix)
-        for structure, soft in labels.soft_masks():
-            write_volume(files[structure], Volume(soft, labels.grid, structure))
-    if args.preview:
-        window = HU_RANGE if intensity == "hu" else None
-        title = f"{name}, {labels.fit!r}"
-        write_preview(args.out / f"{name}.png", volume, labels, labels.names, window=window, title=title)
+        write_soft_masks(
+            args.out / name / PROBABILITIES, labels.soft_masks(), labels.names, labels.grid, suffix
+        )
 
 
 def _check_dicom(exam: ExamFiles, format: str) -> None:

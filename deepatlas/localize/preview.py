@@ -28,7 +28,7 @@ def write_preview(
     labels: Labels,
     names: Mapping[str, int],
     *,
-    window: tuple[float, float] | None = HU_RANGE,
+    hounsfield: bool = True,
     title: str = "",
     convention: str = "radiological",
 ) -> Path:
@@ -39,8 +39,8 @@ def write_preview(
         volume: the exam, on the grid of ``labels``.
         labels: the structures; outlines are of whole masks, whatever overlaps them.
         names: ``{name: id}`` of the structures to outline.
-        window: the values that are black and white; None takes the 1st and 99th percentile of the planes, for images
-            without a unit.
+        hounsfield: whether the values are Hounsfield units, which are shown from -256 to 256; other images are shown
+            from the 1st to the 99th percentile of the planes.
         title: a line at the top.
         convention: ``"radiological"``, the patient's right on the left, or ``"neurological"``.
 
@@ -69,10 +69,11 @@ def write_preview(
         part = labels.cropped(*plane).canonical()
         masks = [part.mask(identity).squeeze(axis) for identity in drawn.values()]
         outlines.append(np.stack(masks) if masks else np.zeros((0, *slices[axis].shape), dtype=bool))
-    scale = "" if window is None else f"window {window[0]:g} to {window[1]:g} HU"
-    if window is None:
-        window = tuple(np.percentile(np.concatenate([s.ravel() for s in slices]), (1, 99)))
-    low, high = window
+    low, high = HU_RANGE
+    scale = f"window {low:g} to {high:g} HU"
+    if not hounsfield:
+        low, high = np.percentile(np.concatenate([s.ravel() for s in slices]), (1, 99))
+        scale = ""
     grey = [np.clip((s.astype(np.float32) - low) / max(high - low, 1e-6), 0, 1) for s in slices]
     figure = overlay_figure(
         grey,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,12 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import deepatlas_ops as ops
+from deepatlas.exams.mask_files import mask_paths
+from deepatlas.io.codec import write_volume
 from deepatlas.localize.paint import kept_voxels
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import ExamMap
 from deepatlas.model.native import CHUNK_VOXELS, sampled_slabs
 from deepatlas.model.structures import ExamProbabilities, Structures
 from deepatlas.space.grid import Grid
+from deepatlas.space.volume import Volume
 
 # The value of a probability of 1.
 FULL = 255
@@ -52,6 +56,28 @@ def soft_masks(
         for row, mask in zip(rows, out, strict=True):
             mask[~kept] = 0
             yield what.names[row], mask
+
+
+def write_soft_masks(
+    folder: Path,
+    masks: Iterable[tuple[str, NDArray[np.uint8]]],
+    names: Iterable[str],
+    grid: Grid,
+    suffix: str = ".nii.gz",
+) -> list[Path]:
+    """Write ``masks``, as :func:`soft_masks` yields them, each as a file of its own: uint8, 255 for 1.
+
+    Args:
+        folder: where to write.
+        masks: the masks, made one after another.
+        names: the names of all of them, which must not lead to one file.
+        grid: their grid.
+        suffix: the format.
+
+    Returns the paths. Raises as :func:`~deepatlas.io.codec.write_volume` does.
+    """
+    files = mask_paths(folder, names, suffix)
+    return [write_volume(files[name], Volume(mask, grid, name)) for name, mask in masks]
 
 
 def _slabs(

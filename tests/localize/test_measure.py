@@ -78,7 +78,7 @@ def test_the_tables_hold_the_same(measured, tmp_path):
     assert whole["structures"]["liver"]["ml"] == found["liver"].ml
     with open(tmp_path / "statistics.csv", newline="") as handle:
         rows = list(csv.DictReader(handle))
-    assert tuple(rows[0]) == COLUMNS and [r["structure"] for r in rows] == list(NAMES)
+    assert list(rows[0]) == COLUMNS and [r["structure"] for r in rows] == list(NAMES)
     first = rows[0]
     assert (first["exam"], first["fit"], first["known"], first["coverage"]) == (
         "e1",
