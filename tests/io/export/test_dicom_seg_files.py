@@ -80,8 +80,9 @@ def test_highdicom_reads_every_mask_at_its_place(tmp_path):
         order, other = (np.lexsort(np.round(p, 2).T) for p in (want, there))
         np.testing.assert_allclose(there[other], want[order], atol=1e-2)
         description = seg.get_segment_description(number)
-        assert description.algorithm_identification[0].parameters == {"model": "abc"}
-        assert description.algorithm_identification[0].version == "1.2"
+        made_by = description.algorithm_identification[0]
+        assert (made_by.AlgorithmName, made_by.AlgorithmVersion) == ("DeepATLAS", "1.2")
+        assert made_by.AlgorithmParameters == "model=abc"
 
 
 def test_codes_and_sides_are_in_the_file(tmp_path):
