@@ -25,6 +25,7 @@ from deepatlas.localize.segment import segment
 from deepatlas.localize.template.file import Template
 from deepatlas.localize.trust.calibration import Calibration
 from deepatlas.localize.trust.estimate import exam_trust
+from deepatlas.localize.trust.points import with_errors
 from deepatlas.localize.trust.signs import SIGNS
 from deepatlas.phantom.patients import PhantomCohort
 from deepatlas.space.grid import Grid
@@ -100,12 +101,17 @@ def test_points_carry_their_error_and_its_bound(made, found):
     points = source.volume.grid.voxel_to_world(inside[rng.choice(len(inside), 20)][:, ::-1])
     medians = []
     whole = [e for e in model.exams.values() if not e.partial]
+    origin = exam_trust(model, model.map_exam(source.volume), found.template)
     for target in (whole[1], whole[-1]):
-        got = locate(model, points, source.volume, target.volume, trusted=found.template)
+        plain = locate(model, points, source.volume, target.volume)
+        there = exam_trust(model, model.map_exam(target.volume), found.template)
+        got = with_errors(plain, there, origin, points)
+        assert plain.error_mm is None
+        alone = with_errors(plain, there)
+        assert (alone.error_mm < got.error_mm).all()
         assert (got.bound_mm > got.error_mm).all() and (got.error_mm > 0).all()
         medians.append(np.median(got.error_mm))
     assert medians[1] > 1.3 * medians[0]
-    assert locate(model, points, source.volume, whole[1].volume).error_mm is None
 
 
 def test_where_nobody_can_tell_the_reason_is_given(made, found):

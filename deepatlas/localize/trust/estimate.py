@@ -59,9 +59,12 @@ class ExamTrust:
         Both are nan where nobody can tell.
         """
         points = np.asarray(points_mm, dtype=np.float64)
-        if self.evidence is None or self.calibration is None:
-            return np.full(len(points), math.nan), np.full(len(points), math.nan)
-        return self.calibration.millimetres(place_signs(self.evidence, points))
+        error, bound = np.full(len(points), math.nan), np.full(len(points), math.nan)
+        given = np.isfinite(points).all(axis=1)
+        if self.evidence is not None and self.calibration is not None and given.any():
+            told = self.calibration.millimetres(place_signs(self.evidence, points[given]))
+            error[given], bound[given] = told
+        return error, bound
 
 
 def exam_trust(
