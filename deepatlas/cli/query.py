@@ -128,7 +128,7 @@ def _template_of(index: IndexFile) -> Any:
     from deepatlas.localize.template.file import Template
 
     try:
-        return Template.load(index.about.template_name).select(index.about.structures)
+        return Template.load(index.about.template_name)
     except DataError:
         return None
 

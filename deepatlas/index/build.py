@@ -13,6 +13,7 @@ from deepatlas.exams.cohort import ExamFiles
 from deepatlas.exams.joined import find_cohort
 from deepatlas.index import work
 from deepatlas.index.columns import check_structures
+from deepatlas.index.facts import described
 from deepatlas.index.file import BATCH, About, Entry, IndexFile
 from deepatlas.index.work import IndexJob, Tools, content_key, describe
 from deepatlas.localize.template.file import Template
@@ -80,12 +81,12 @@ def build_index(
         DataError: the index is of another model or template, cannot be written, or another program writes to it; the
             data cannot be used; or with ``strict`` an exam cannot be used.
     """
-    check_structures(template.names)
+    check_structures(described(template))
     cohort = find_cohort(data)
     if options.strict and cohort.skipped:
         raise DataError(next(iter(cohort.skipped.values())))
     about = About(
-        model.fingerprint, tools.digest, tuple(template.names), tools.refine, options.trust,
+        model.fingerprint, tools.digest, described(template), tools.refine, options.trust,
         tools.model, tools.template, tuple(str(root.absolute()) for root in data),
     )  # fmt: skip
     result = Pass(skipped=dict(cohort.skipped))

@@ -19,6 +19,7 @@ from deepatlas.localize.template.file import Template
 from deepatlas.localize.trust.estimate import exam_trust
 from deepatlas.model.engine import Engine
 from deepatlas.model.exam_map import ExamMap
+from deepatlas.model.project_box import carry_box
 from deepatlas.space.volume import Volume
 
 # A structure of which less is in view has no meaningful mean.
@@ -61,6 +62,9 @@ def facts(
         densities[name] = float(hu[row]) if shown else None
         values[column(row, "hu")] = round(float(hu[row])) if shown else None
         values[column(row, "ml")] = round(float(volumes[row]), 1) if shown else None
+    for row, box in enumerate(template.marks.boxes, len(template.names)):
+        carried = carry_box(found.field, box, volume.grid, found.body)
+        values[column(row, "coverage")] = 0 if carried is None else rounded_down(carried.coverage)
     values["body_part"] = body_part(seen, extent)
     values["phase"] = contrast_phase(densities) if model.intensity == "hu" else None
     if trust:
@@ -75,6 +79,15 @@ def facts(
         if believed:
             values["quality"] = rounded_down(float(np.mean(believed)))
     return values
+
+
+def described(template: Template) -> tuple[str, ...]:
+    """The names in the index of what a template holds: its structures, and then its boxes.
+
+    A box that is called as a structure is ``"box NAME"``.
+    """
+    boxes = (f"box {b.name}" if b.name in template.names else b.name for b in template.marks.boxes)
+    return (*template.names, *boxes)
 
 
 @torch.no_grad()

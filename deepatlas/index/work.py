@@ -24,12 +24,12 @@ from deepatlas.model.engine import Engine
 class Tools:
     """The model and the template that every process loads once.
 
-    ``digest`` is that of the template, so that a process does not keep one that was replaced under the same name.
+    ``names`` are those of its structures and boxes. ``digest`` is that of the template, so that a process does not keep one that was replaced under the same name.
     """
 
     model: str
     template: str
-    structures: tuple[str, ...]
+    names: tuple[str, ...]
     digest: str
     device: str | None = None
     refine: int = 0
@@ -60,7 +60,7 @@ class Refused:
 def loaded(tools: Tools) -> tuple[Engine, Template]:
     """The model and the template, once a process."""
     model = Engine.load(tools.model, tools.device, refine=tools.refine)
-    return model, Template.load(tools.template).select(tools.structures)
+    return model, Template.load(tools.template).select(tools.names)
 
 
 def describe(job: IndexJob) -> Entry | Refused:
@@ -83,7 +83,8 @@ def describe(job: IndexJob) -> Entry | Refused:
 def template_digest(template: Template) -> str:
     """Twelve hexadecimal digits that identify the masks of a template, and what its trust was calibrated with."""
     digest = hashlib.sha256(template.masks.tobytes())
-    digest.update(json.dumps([template.names, template.meta.get("trust")]).encode())
+    boxes = [(box.name, box.centre.tolist(), box.axes.tolist()) for box in template.marks.boxes]
+    digest.update(json.dumps([template.names, template.meta.get("trust"), boxes]).encode())
     return digest.hexdigest()[:12]
 
 

@@ -27,6 +27,8 @@ def coverage(found: ExamMap, template: Template, grid: Grid) -> NDArray[np.float
         template: the masks.
         grid: the exam's own grid, whose field of view counts; a network may see less of the exam.
     """
+    if not template.names:
+        return np.zeros(0)
     points, owner = _points(template)
     coords = found.field.on(found.grid).double().cpu().numpy()
     body = found.body if found.body.any() else np.ones_like(found.body)

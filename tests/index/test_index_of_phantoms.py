@@ -10,7 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 from small_exams import one_line
-from truth_model import TruthModel
+from truth_model import CENTRE, SCALE, TruthModel
 
 from deepatlas.cli.main import main
 from deepatlas.errors import DataError
@@ -22,6 +22,8 @@ from deepatlas.index.departures import departure_map
 from deepatlas.index.file import IndexFile
 from deepatlas.io.codec import write_volume
 from deepatlas.phantom.patients import PhantomCohort
+from deepatlas.space.box import Box
+from deepatlas.space.markup import Markups
 from deepatlas.space.volume import Volume
 
 COUNT = 12
@@ -134,6 +136,24 @@ def test_body_parts_and_table_2(made, index):
     counts = {row[0]: row[1] for row in answer.rows}
     assert counts["total"] == COUNT == sum(counts.values()) - COUNT
     assert counts["whole body"] == sum(not e.partial for e in model.exams.values())
+
+
+def test_boxes_are_covered_as_far_as_the_exam_shows_them(here, tmp_path, monkeypatch):
+    root, model, template = here
+    centre = (np.array([0.0, 0.0, 60.0]) - CENTRE) / SCALE
+    box = Box("heart", centre, np.diag([40.0, 40.0, 30.0]) / SCALE)
+    boxed = replace(template, marks=Markups(boxes=(box,)))
+    pick = [next(e.id for e in model.exams.values() if e.region == r) for r in ("whole", "abdomen-pelvis")]
+    data = tmp_path / "data"
+    for exam in pick:
+        shutil.copytree(root / exam, data / exam)
+    shutil.copy(root / "labels.json", data)
+    monkeypatch.setattr(work, "loaded", lambda tools: (model, boxed))
+    build_here(data, model, boxed, tmp_path / "i.sqlite")
+    with IndexFile(tmp_path / "i.sqlite") as found:
+        shares = [about_exam(found, exam)["structures"]["box heart"]["coverage"] for exam in pick]
+        assert shares[0] >= 97 and shares[1] <= 10
+        assert {r[0] for r in ask(found, '"box heart" >= 90').rows} == {pick[0]}
 
 
 def test_answers_are_sorted_by_quality_and_limited(index):
