@@ -92,8 +92,9 @@ def run(args: argparse.Namespace) -> int:
         raise DataError("index: --average and --threshold are not used; leave them out")
     if args.trust and not template.meta.get("trust"):
         raise DataError(f"{args.template}: {NOT_CALIBRATED}, or leave --trust out")
+    names = (*template.names, *(box.name for box in template.marks.boxes))
     tools = Tools(
-        _place(args.model), _place(args.template), (*template.names, *(box.name for box in template.marks.boxes)), template_digest(template), args.device, model.refine,
+        _place(args.model), _place(args.template), names, template_digest(template), args.device, model.refine,
         args.trust,
     )  # fmt: skip
     options = IndexOptions(args.trust, args.strict, args.jobs, args.shard, args.engine, args.address)

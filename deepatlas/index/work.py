@@ -24,7 +24,8 @@ from deepatlas.model.engine import Engine
 class Tools:
     """The model and the template that every process loads once.
 
-    ``names`` are those of its structures and boxes. ``digest`` is that of the template, so that a process does not keep one that was replaced under the same name.
+    ``names`` are those of its structures and boxes, and ``digest`` is that of the template, so that a process does not
+    keep one that was replaced under the same name.
     """
 
     model: str
