@@ -36,7 +36,7 @@ def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("cohort")
     model = TruthModel(COHORT, COUNT)
     write_phantoms(COHORT, root, COUNT)
-    template = model.template()
+    template = model.template(size=80)
     for folder in sorted(root.glob("phantom_*"))[6:]:
         (folder / "seg.nii.gz").unlink()
     odd = model.exams["phantom_0003"]
@@ -50,8 +50,9 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def here(made, monkeypatch):
-    """The worker's model and template are those of the test."""
+    """The worker's model and template are those of the test, at a resolution that is enough where no value counts."""
     root, model, template, _ = made
+    monkeypatch.setattr(model, "size", 32)
     monkeypatch.setattr(work, "loaded", lambda tools: (model, template))
     return root, model, template
 
@@ -270,13 +271,14 @@ def test_a_pass_that_is_stopped_goes_on_where_it_was(here, tmp_path, monkeypatch
     assert build_here(root, model, template, out).added == COUNT - 5
 
 
-def test_shards_join_to_the_whole(here, index, tmp_path):
+def test_shards_join_to_the_whole(here, tmp_path):
     root, model, template = here
+    build_here(root, model, template, tmp_path / "whole.sqlite")
     parts = [tmp_path / f"{i}.sqlite" for i in range(2)]
     counts = [build_here(root, model, template, p, shard=(i, 2)).exams for i, p in enumerate(parts)]
     assert sum(counts) == COUNT and min(counts) > 0
     assert build.merge_indexes(tmp_path / "all.sqlite", parts) == COUNT
-    with IndexFile(tmp_path / "all.sqlite") as joined:
+    with IndexFile(tmp_path / "all.sqlite") as joined, IndexFile(tmp_path / "whole.sqlite") as index:
         assert ask(joined, "", None).rows == ask(index, "", None).rows
         assert dict(joined.appearances()) == dict(index.appearances())
 
