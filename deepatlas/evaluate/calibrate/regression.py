@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import lsq_linear
 
 from deepatlas.localize.trust.calibration import POINT_SIGNS, TWO_SIDED, Calibration, OfStructure, design
 from deepatlas.localize.trust.signs import SIGNS
@@ -146,16 +147,14 @@ def _ridge(
     base: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
     """The weights of a ridge regression within bounds; ``base`` are weights to which they are added."""
-    from scipy.optimize import lsq_linear
-
     n = x.shape[1]
     low, high = allowed
     if base is not None:
         low, high = low - base, high - base
-    a = np.concatenate([x, np.sqrt(ridge) * np.eye(n)])
-    found: NDArray[np.float64] = lsq_linear(
-        a, np.concatenate([y, np.zeros(n)]), (low - 1e-12, high + 1e-12), method="bvls"
-    ).x
+    # The normal equations by their Cholesky factor, which is as small as the number of weights.
+    factor = np.linalg.cholesky(x.T @ x + ridge * np.eye(n))
+    right = np.linalg.solve(factor, x.T @ y)
+    found: NDArray[np.float64] = lsq_linear(factor.T, right, (low - 1e-12, high + 1e-12), method="bvls").x
     return found
 
 
