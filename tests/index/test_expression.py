@@ -76,7 +76,7 @@ def test_questions_mean_what_they_say(table, text, want):
         ("heart >= ", 9, "got the end"),
         ("heart >= 90 liver > 3", 12, "expected and, or, or the end"),
         ("(heart >= 90", 12, "expected )"),
-        ("haert >= 90", 0, "did you mean heart?"),
+        ("haert >= 90", 0, "did you mean heart"),
         ("heart >= 90 and lung > 3", 16, "the index has no 'lung'"),
         ("heart = venous", 8, "is a number, not a word"),
         ("phase = venus", 8, "did you mean venous?"),

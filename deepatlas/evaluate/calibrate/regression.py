@@ -13,7 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
-from deepatlas.localize.trust.calibration import POINT_SIGNS, TWO_SIDED, Calibration, OfStructure, design
+from deepatlas.localize.trust.calibration import (
+    POINT_SIGNS,
+    TWO_SIDED,
+    Calibration,
+    OfStructure,
+    design,
+    from_odds,
+    log_odds,
+)
 from deepatlas.localize.trust.signs import SIGNS
 
 # The share of exams in which the Dice is to reach its bound.
@@ -21,7 +29,7 @@ LEVEL = 0.9
 # Exams by which what is said of one structure is drawn towards all: offsets and centres, and margins.
 _DRAWN, _DRAWN_MARGIN = 3.0, 25.0
 # Ridge parameters that are tried, relative to the number of rows: of the common weights, and of what departs from them.
-RIDGES = tuple((a, b) for a in (0.03, 0.1, 0.3, 1.0) for b in (1.0, 10.0))
+RIDGES = tuple((a, b) for a in (0.1, 0.3, 1.0, 3.0) for b in (1.0, 10.0, 100.0))
 # Signs that can only speak for a mask (1) or against it (-1): a weight of the other sign is chance, and is 0.
 _MONOTONE = {
     "agreement": 1, "refined": 1, "spread": -1, "shift": -1, "match": 1, "match_rim": 1, "folds": -1, "stretch_sd": -1,
@@ -107,7 +115,7 @@ class _Fitted:
     def predict(self, table: Table) -> NDArray[np.float64]:
         x = design(table.signs, self.centre[table.structure], self.scale)
         said = self.offset[table.structure] + (x * self.weights[table.structure]).sum(axis=1)
-        return np.clip(said, 0, 1)
+        return from_odds(said)
 
 
 def _fit(table: Table, ridge: tuple[float, float]) -> _Fitted:
@@ -119,11 +127,12 @@ def _fit(table: Table, ridge: tuple[float, float]) -> _Fitted:
     centre = np.stack([_drawn_mean(table.signs[g], everywhere) for g in groups])
     within = np.nan_to_num(table.signs - centre[rows])
     scale = np.maximum(within.std(axis=0), 1e-6)
-    overall = float(table.dice.mean())
-    offset = np.array([_drawn_mean(table.dice[g][:, None], np.array([overall]))[0] for g in groups])
+    goal = log_odds(table.dice)
+    overall = goal.mean(keepdims=True)
+    offset = np.array([_drawn_mean(goal[g][:, None], overall)[0] for g in groups])
     x = design(table.signs, centre[rows], scale)
     # Two-sided columns have a mean of their own, which belongs to the offset.
-    rest = table.dice - offset[rows]
+    rest = goal - offset[rows]
     allowed = _allowed()
     middle = x.mean(axis=0)
     common = _ridge(x - middle, rest - rest.mean(), ridge[0] * len(x), allowed)

@@ -22,6 +22,8 @@ TWO_SIDED = ("stretch", "volume", "hu", "hu_sd", "contrast")
 _FAR = 4.0
 # The signs of a place, from which its error in mm is predicted.
 POINT_SIGNS = ("spread", "shift", "match", "fit")
+# The regression is linear in the log odds of the Dice, within these bounds: near 0 and 1 the same evidence changes less.
+_ODDS = 0.05, 0.97
 _VERSION = 1
 
 
@@ -31,7 +33,7 @@ class OfStructure:
 
     Attributes:
         exams: how many exams it is from.
-        offset: the usual Dice.
+        offset: the log odds of the usual Dice.
         centre: the usual value of each sign, ``[F]``.
         weights: ``[F + T]``, of the standardised signs and of the distances of the two-sided ones.
         margin: how many predicted deviations the Dice lies below its prediction at most, in nine of ten exams.
@@ -103,7 +105,7 @@ class Calibration:
         """The predicted Dice of a structure, and its lower bound, from its signs ``[F]``."""
         own = self.structures[name]
         row = design(signs[None], np.array(own.centre), np.array(self.scale))[0]
-        value = float(np.clip(own.offset + row @ np.array(own.weights), 0, 1))
+        value = float(from_odds(own.offset + row @ np.array(own.weights)))
         constant, slope = self.deviation
         deviation = np.exp(constant + slope * value)
         return value, float(np.clip(value - own.margin * deviation, 0, 1))
@@ -112,6 +114,19 @@ class Calibration:
         """The expected error in mm of places with these signs ``[N, 4]``, and its upper bound: ``[N]`` each."""
         log = self.point_weights[0] + signs @ np.array(self.point_weights[1:])
         return np.exp(log), np.exp(log + self.point_margin)
+
+
+def log_odds(dice: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The scale on which the regression is linear."""
+    bounded = np.clip(dice, *_ODDS)
+    result: NDArray[np.float64] = np.log(bounded / (1 - bounded))
+    return result
+
+
+def from_odds(value: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Inverse of :func:`log_odds`."""
+    result: NDArray[np.float64] = 1 / (1 + np.exp(-value))
+    return result
 
 
 def design(
