@@ -22,7 +22,7 @@ TWO_SIDED = ("stretch", "volume", "hu", "hu_sd", "contrast")
 _FAR = 4.0
 # The signs of a place, from which its error in mm is predicted.
 POINT_SIGNS = ("spread", "shift", "match", "fit")
-# The regression is linear in the log odds of the Dice, within these bounds: near 0 and 1 the same evidence changes less.
+# The regression is linear in the log odds of the Dice between these bounds: near 0 and 1 the same evidence means less.
 _ODDS = 0.05, 0.97
 _VERSION = 1
 
