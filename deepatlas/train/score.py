@@ -103,7 +103,7 @@ def _evaluate(
     log: RunLog,
     pictures: bool = True,
 ) -> dict:
-    """Write ``evaluation<suffix>/``; returns its summary. A bad exam is skipped and listed, unless the run is strict."""
+    """Write ``evaluation<suffix>/``; returns its summary. A bad exam is skipped, unless the run is strict."""
     summary = evaluate_cohort(
         model,
         template,
