@@ -37,7 +37,7 @@ def score(folder: Path, model: Engine, config: Config, request: Request, split: 
     if not split.template or not split.test or not all(map(os.path.isdir, split.data)):
         log.say("no one-shot score: there are no labelled exams to make a template from and to test on")
         return result
-    template, summary = _one_shot(folder, "", model, request, split, log)
+    template, summary = one_shot(folder, "", model, request, split, log)
     used = list(summary["seconds"]["per_exam"])
     save_overview(folder / "figures" / "overview.png", model, template, find_cohort(split.test_data), used[0])
     log.say(summary_table(summary))
@@ -47,7 +47,7 @@ def score(folder: Path, model: Engine, config: Config, request: Request, split: 
     if steps := config.refine.steps:
         log.say(f"the same with {steps} steps of refinement per exam")
         refining = Engine(config, model.network, model.atlas_module, model.card, refine=steps)
-        _, summary = _one_shot(folder, "-refined", refining, request, split, log, pictures=False)
+        _, summary = one_shot(folder, "-refined", refining, request, split, log, pictures=False)
         result["refined"] = {"steps": steps} | _figures(summary)
         if request.data is None:
             result["refined"] |= phantom_truth(refining, config.phantom, split.template[0], baseline=False)
@@ -86,7 +86,7 @@ def score_supervised(
     return result | _figures(summary) | {"test_exams": used, "grid": grid_truth(model, split.test_data, used)}
 
 
-def _one_shot(
+def one_shot(
     folder: Path,
     suffix: str,
     model: Engine,
@@ -136,7 +136,15 @@ def result_text(folder: Path, result: dict) -> str:
         )
     if "held_out" in result:
         lines.append(result["held_out"])
-    if "coordinate_error_mm" in result:
+    if "without" in result:
+        line = f"that is in region {result['region']}; without it Dice {number(result['without']['dice'], 3)}"
+        if "coordinate_error_mm" in result:
+            line += (
+                f"; coordinate error {result['coordinate_error_mm']:.1f} mm, without it "
+                f"{result['without']['coordinate_error_mm']:.1f} mm"
+            )
+        lines.append(line)
+    elif "coordinate_error_mm" in result:
         lines.append(
             f"true coordinate error {result['coordinate_error_mm']:.1f} mm (median), "
             f"folds {100 * result['folds']:.2f} %; "
