@@ -242,8 +242,8 @@ def _build(
                 continue
             except BrokenExecutor as error:
                 raise PassingError(
-                    f"{exam.ct}: a process that prepared exams was ended, perhaps for lack of memory; start again, which "
-                    "goes on from the exams that are done"
+                    f"{exam.ct}: a process that prepared exams was ended, perhaps for lack of memory; start again, "
+                    "which goes on from the exams that are done"
                 ) from error
             with atomic_h5(part_of(exam), private=True) as file:
                 write_part(file, prepared, cohort.labels)

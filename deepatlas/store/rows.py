@@ -2,8 +2,8 @@
 
 A part is an HDF5 file, or a group in one. It holds ``hu`` and ``mask`` of one exam and, where structures were drawn,
 ``labels`` and ``labels_fine``, as :mod:`deepatlas.store.store` describes them, each as one compressed chunk with a
-checksum; where structures overlap, ``hidden`` and ``hidden_fine`` (:mod:`deepatlas.store.overlaps`); in the crop of a region
-``coords``; ``has_label``; the affines and shapes of its grids; and in ``meta`` its label table and notes.
+checksum; where structures overlap, ``hidden`` and ``hidden_fine`` (:mod:`deepatlas.store.overlaps`); in the crop of a
+region ``coords``; ``has_label``; the affines and shapes of its grids; and in ``meta`` its label table and notes.
 """
 
 from __future__ import annotations

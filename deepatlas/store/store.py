@@ -110,8 +110,9 @@ class Store(Hdf5Reader):
 
     Attributes: ``path``; ``ids`` (exam ids); ``labels`` (``{name: id}``); ``has_label`` bool [N, K],
     columns in the order of ``labels``; ``crop``; ``intensity``; ``fingerprint``; ``skipped`` (``{exam: reason}``);
-    ``notes`` (``{exam: [note]}``); ``region`` (what a store of crops was cut from, else None); arrays ``hu``, ``mask``, ``labels_64``, ``labels_128``, indexed by exam
-    like numpy arrays. :meth:`drawn` gives the structures of an exam with their overlaps.
+    ``notes`` (``{exam: [note]}``); ``region`` (what a store of crops was cut by, otherwise None); arrays ``hu``,
+    ``mask``, ``labels_64``, ``labels_128``, indexed by exam like numpy arrays. :meth:`drawn` gives the
+    structures of an exam with their overlaps.
 
     Raises :class:`~deepatlas.errors.DataError` if the file is missing, damaged, truncated, not a store, or
     of another format version.

@@ -163,7 +163,7 @@ def _target(arguments: argparse.Namespace) -> Target:
 
 
 def _tree(arguments: argparse.Namespace, own: Path | None) -> Regions:
-    """The tree of ``--regions``; or the one in the folder of the model; or the one that is called as it, or its preset."""
+    """The tree of ``--regions``, or that in the folder of the model, or the one that is called as it or its preset."""
     template = None if own is None else own / TEMPLATE
     masks = Template.load(template) if template and template.is_file() else None
     if arguments.regions:

@@ -1,8 +1,8 @@
 """The store of a region's crops: every exam that shows enough of it, cut at full resolution (section 5.2.4).
 
-The model of the levels above maps an exam. The least-squares affine map of its coordinates carries the region's box onto
-the exam, and what lies there is resampled from the exam's own voxels, labels included. Where that model puts the voxels
-of the crop is kept beside it, as the start of the region's own coordinates.
+The model of the levels above maps an exam. The least-squares affine map of its coordinates carries the region's box
+onto the exam, and what lies there is resampled from the exam's own voxels, labels included. Where that model puts the
+voxels of the crop is kept beside it, as the start of the region's own coordinates.
 """
 
 from __future__ import annotations

@@ -85,9 +85,7 @@ def recipe(
         yield distil_phase(session, array, number, taught)
 
 
-def make_modules(
-    config: Config, exams: int, structures: int = 0, *, region: bool = False
-) -> dict[str, Any]:
+def make_modules(config: Config, exams: int, structures: int = 0, *, region: bool = False) -> dict[str, Any]:
     """The modules that the recipe trains on a number of exams, newly initialised, on the CPU.
 
     ``structures`` is the number of those that were drawn in the exams; 0 where labels are not used. ``region`` as in

@@ -1,4 +1,4 @@
-"""The score of a region's run: what the model of whole exams finds there with and without the region (section 5.2.4)."""
+"""The score of a region's run: what the model of whole exams finds there with and without the region."""
 
 from __future__ import annotations
 
