@@ -348,7 +348,7 @@ class Engine:
         volume, notes = self._checked(exam)
         seen = best_look(
             volume, self._see, size=self.size, crop=self.crop, intensity=self.intensity, device=self.device,
-            longest_mm=self.card.get("view", {}).get("longest_mm"),
+            longest_mm=self.card.get("view", {}).get("longest_mm"), known=self.fit_threshold,
         )  # fmt: skip
         look = seen.look
         coords = ops.resize(self._settled(look, seen.coords), look.x.shape[2:])
