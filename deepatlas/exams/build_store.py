@@ -221,7 +221,7 @@ def _build(
 
     # Only the calling thread uses HDF5.
     jobs = _in_order(
-        partial(preparation.prepare, labels=cohort.labels),
+        partial(_row, preparation.prepare, cohort.labels),
         [exam for exam in cohort.exams if not part_of(exam).is_file()],
         workers,
         preparation.open,
@@ -361,6 +361,13 @@ def building(store_path: Path, busy: str | None = None) -> Iterator[bool]:
         yield alone
     finally:
         os.close(folder)
+
+
+def _row(
+    prepare: Callable[[ExamFiles, dict[str, int]], PreparedExam], labels: dict[str, int], exam: ExamFiles
+) -> PreparedExam:
+    # A function that other processes can be sent.
+    return prepare(exam, labels)
 
 
 # -- work -------------------------------------------------------------------------------------------
