@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 
 import deepatlas_ops as ops
+from deepatlas.io.codec import write_volume
 from deepatlas.localize.template.file import Template
 from deepatlas.model.exam_map import ExamMap
 from deepatlas.model.fit import Fit
@@ -35,6 +39,15 @@ class TruthModel:
             self.exams[exam.id] = exam
         self.card = {"fit": {"threshold": 0.5, "quartiles": [0.5, 0.7, 0.8, 0.85, 0.95]}}
         self.unknown: set[str] = set()
+
+    def write(self, root: Path) -> None:
+        """The exams as a data directory, without drawing them again."""
+        for name, exam in self.exams.items():
+            write_volume(
+                root / name / "ct.nii.gz", replace(exam.volume, array=exam.volume.array.astype(np.int16))
+            )
+            write_volume(root / name / "seg.nii.gz", exam.labels)
+        (root / "labels.json").write_text(json.dumps(self.cohort.names))
 
     @cached_property
     def atlas(self) -> torch.Tensor:

@@ -14,7 +14,6 @@ from truth_model import CENTRE, SCALE, TruthModel
 
 from deepatlas.cli.main import main
 from deepatlas.errors import DataError
-from deepatlas.exams.phantoms import write_phantoms
 from deepatlas.index import build, work
 from deepatlas.index.ask import about_exam, ask, table2
 from deepatlas.index.compare import departure_of, outliers, similar
@@ -35,7 +34,7 @@ def made(tmp_path_factory):
     """Phantoms on disk, one of them spoilt by a large metal block, the model that knows them, and their template."""
     root = tmp_path_factory.mktemp("cohort")
     model = TruthModel(COHORT, COUNT)
-    write_phantoms(COHORT, root, COUNT)
+    model.write(root)
     template = model.template(size=80)
     for folder in sorted(root.glob("phantom_*"))[6:]:
         (folder / "seg.nii.gz").unlink()
