@@ -23,6 +23,12 @@ from deepatlas.space.volume import Volume
 SCALE, CENTRE = 460.0, np.array([0.0, 0.0, -120.0])
 
 
+def exam_of(name: str) -> str:
+    """The id of an exam, from the name of its volume: the id itself, or the path of its image."""
+    path = Path(name)
+    return path.parent.name if path.name.startswith("ct.") else path.name
+
+
 class TruthModel:
     """Stands in for the engine. ``errors`` maps names of exams to wrong displacements in mm, ``[3]`` or a function."""
 
@@ -57,7 +63,7 @@ class TruthModel:
         ]
 
     def map_exam(self, volume: Volume) -> ExamMap:
-        name = volume.name if volume.name in self.exams else volume.name.split("/")[-1]
+        name = exam_of(volume.name)
         exam = self.exams[name]
         hu = to_model_grid(volume, self.size)
         true = torch.from_numpy((exam.coords - CENTRE[:, None, None, None]) / SCALE).float()[None]
@@ -72,13 +78,13 @@ class TruthModel:
 
     def views(self, found: ExamMap, count: int, size: int) -> torch.Tensor:
         """Views that differ by about as much as the coordinates are wrong."""
-        wrong = float(np.linalg.norm(self.errors.get(found.hu.name, (0.0, 0.0, 0.0))))
+        wrong = float(np.linalg.norm(self.errors.get(exam_of(found.hu.name), (0.0, 0.0, 0.0))))
         generator = torch.Generator().manual_seed(1)
         noise = torch.randn((count, 3, 1, 1, 1), generator=generator) * (0.5 + 0.5 * wrong) / SCALE
         return ops.resize(found.coords, (size,) * 3) + noise
 
     def fit_of(self, hu: Volume) -> float:
-        return 0.99 if hu.name in self.flipped else 0.3
+        return 0.99 if exam_of(hu.name) in self.flipped else 0.3
 
     def template(self, names: list[str] | None = None, size: int = 96) -> Template:
         _, labels = self.cohort.template("none")
