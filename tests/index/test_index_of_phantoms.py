@@ -84,14 +84,10 @@ def test_coverage_is_that_of_the_true_anatomy(made, index):
         grid = exam.volume.grid
         for name, identity in template.labels.items():
             z, y, x = np.nonzero(labels.array == identity)
-            # The true share: voxels of the template that have a voxel of the exam within reach in true coordinates.
             places = labels.grid.voxel_to_world(np.stack([x, y, z], axis=1))
             low, high = exam.coords.reshape(3, -1).min(1)[2], exam.coords.reshape(3, -1).max(1)[2]
-            if not exam.partial:
-                want = 100.0
-            else:
-                # Partial exams are cut along the body alone, up to the tilt of the cut.
-                want = 100 * ((places[:, 2] >= low) & (places[:, 2] <= high)).mean()
+            # Exams are cut along the body alone, up to the tilt of the cut.
+            want = 100 * ((places[:, 2] >= low) & (places[:, 2] <= high)).mean()
             differences.append(held[name]["coverage"] - want)
         assert grid.shape[0] == about_exam(index, exam.id)["slices"]
     differences = np.array(differences)
