@@ -32,7 +32,7 @@ def add(commands: Commands) -> None:
         help="write the atlas of the model there, and those of its regions, as images of one space",
     )
     # The options of add_model, which have no meaning here.
-    c.set_defaults(device=None, refine=None, average=1)
+    c.set_defaults(device=None, refine=None, average=1, depth=None)
 
 
 def run(args: argparse.Namespace) -> int:

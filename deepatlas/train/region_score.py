@@ -21,7 +21,7 @@ from deepatlas.space.box import Box
 from deepatlas.train.log import RunLog
 from deepatlas.train.pictures import save_overview
 from deepatlas.train.request import Request
-from deepatlas.train.score import one_shot
+from deepatlas.train.score import evaluate, make_template
 from deepatlas.train.split import Split
 
 # A structure is scored in a region if at least this share of its mask lies there.
@@ -59,6 +59,11 @@ def score_region(
         log.say("no one-shot score: there are no labelled exams to make a template from and to test on")
         return result
     above = list(root.regions)
+    templates = {}
+    for there in (True, False):
+        # As in the score of a whole run, the template's exams are refined whatever the test exams get.
+        root.regions, root.refine = [*above, *([model] if there else [])], config.refine.steps
+        templates[there] = make_template(folder, "" if there else "-without", root, request, split, log)
 
     def figures(steps: int, suffix: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -67,9 +72,8 @@ def score_region(
             name = suffix if there else f"{suffix}-without"
             if steps or not there:
                 log.say(f"the same {'with' if there else 'without'} region {region.name}, refine={steps}")
-            template, summary = one_shot(
-                folder, name, root, request, split, log, pictures=there and not steps
-            )
+            template, pictures = templates[there], there and not steps
+            summary = evaluate(folder, name, root, template, request, split, log, pictures=pictures)
             kept = structures_in(template, region.box)
             own = {n: s for n, s in summary["structures"].items() if n in kept}
             figure: dict[str, Any] = {
