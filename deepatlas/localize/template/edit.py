@@ -29,7 +29,7 @@ from deepatlas.space.volume import Volume
 _SPACE = ("model", "intensity")
 # A unit of the coordinates in files for other programs, which expect something like millimetres; as atlas.nii.gz has.
 UNIT = 100.0
-_AROUND = re.compile(r"(?P<name>[^=]+)=(?P<of>.+?)(?:\+(?P<margin>[0-9]+(?:\.[0-9]+)?)(?P<percent>%)?)?$")
+_AROUND = re.compile(r"(?P<name>[^=]+)=(?P<of>.+?)(?:\+ *(?P<margin>[0-9]+(?:\.[0-9]+)?) *(?P<percent>%)?)?")
 
 
 @dataclass(frozen=True)
