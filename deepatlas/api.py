@@ -18,6 +18,7 @@ from deepatlas.exams.kind import exam_name, kind_of
 from deepatlas.io.export.markups import read_markups
 from deepatlas.localize.found import Found, carry_template, find, from_exam, from_template
 from deepatlas.localize.points import Located, checked_points, coordinates_of, look_for
+from deepatlas.localize.register import Registration, register
 from deepatlas.localize.segment import Segmentation, segment, what_to_find
 from deepatlas.localize.template.edit import Around
 from deepatlas.localize.template.examples import Example, template_of
@@ -217,6 +218,31 @@ class Model(Engine):
         for target in targets:
             found.append(carry_template(self._known(target), template, threshold))
             _warn(found[-1].fit, found[-1].exam)
+        return found
+
+    def register(self, fixed: Exam, moving: Exam, kind: str = "deformable") -> Registration:
+        """Align two exams through their coordinates, in both directions (section 4).
+
+        Args:
+            fixed: an exam.
+            moving: the exam that is moved onto the grid of ``fixed``, and ``fixed`` onto its grid.
+            kind: ``"deformable"``, ``"linear"`` (an affine map) or ``"rigid"``; see
+                :func:`deepatlas.localize.register.register`.
+
+        Returns:
+            Both moved exams, with their transforms, the overlap, and how well the model knows the exams.
+
+        Warns:
+            UnknownExamWarning: the model does not know an exam; then the alignment means nothing.
+
+        Raises:
+            DeepAtlasError: ``kind`` is another word, or the model was trained on labels.
+            DataError: an exam cannot be read, shows no patient, or the exams have no anatomy in common.
+        """
+        volumes = read_exam(fixed), read_exam(moving)
+        found = register(self, *volumes, kind=kind)
+        for fit, volume in zip((found.fixed_fit, found.moving_fit), volumes, strict=True):
+            _warn(fit, volume.name)
         return found
 
     def features(self, exam: Exam, grid: Grid | None = None) -> Tensor:

@@ -42,7 +42,7 @@ def test_the_examples_of_templates_and_of_the_loop_run(folder, monkeypatch, caps
     assert [box.name for box in found.boxes] == ["roi", "organs"] and found.found == 3
     truth = exam(GRIDS["anisotropic"], "b")[1]
     assert min(dice(names["labels"].mask(i), truth.array == i) for i in LABELS.values()) > 0.9
-    assert {p.name for p in folder.glob("b*")} == {"b.nii.gz", "b-seg.nii.gz", "b.mrk.json"}
+    assert {p.name for p in folder.glob("b*")} == {"b.nii.gz", "b-seg.nii.gz", "b.mrk.json", "better.h5"}
     assert deepatlas.Template.load("better.h5").meta["exams"] == ["a", "b"]
     assert len(list((folder / "coordinates").iterdir())) == 2
 

@@ -269,16 +269,8 @@ def load_template(args: argparse.Namespace, model: Model) -> Template | Structur
             raise DeepAtlasError(f"{error}, or use it nevertheless with --any-model") from None
         print(f"{PROGRAM}: warning: {error}", file=sys.stderr)
         template = replace(template, meta={**template.meta, "model": None})
-    steps = template.meta.get("refine", 0)
     if args.refine is None:
-        model.refine = steps
-    # A shipped template may be used with and without refinement; the card of its model gives figures for both.
-    if bool(steps) != bool(model.refine) and str(args.template) not in shipped():
-        print(
-            f"{PROGRAM}: warning: {args.template}: made with --refine {steps}, now it is {model.refine}; "
-            "masks fit best when both are refined or neither is",
-            file=sys.stderr,
-        )
+        model.refine = template.meta.get("refine", 0)
     return template
 
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 import deepatlas_ops as ops
-from deepatlas import checkpoint
 from deepatlas.config import Config
 from deepatlas.errors import DataWarning, DeepAtlasError
 from deepatlas.exams.in_memory import as_volume
@@ -28,7 +27,8 @@ from deepatlas.model.look import Look, Seen, best_look
 from deepatlas.model.refine import refine_coordinates
 from deepatlas.model.regions import Region
 from deepatlas.model.structures import ExamProbabilities, Structures
-from deepatlas.nn import Atlas, CoordinateNetwork, SegmentationNetwork
+from deepatlas.model.weights import ModelParts, read_model, write_model
+from deepatlas.nn import Atlas
 from deepatlas.pretrained import MODEL as FILE
 from deepatlas.pretrained import resolve, shipped
 from deepatlas.space.check_input import check_input
@@ -37,8 +37,6 @@ from deepatlas.space.volume import Volume
 
 # A path, a volume, or an image of another library (see deepatlas.exams.in_memory), which cannot be named here.
 Exam = str | os.PathLike[str] | Volume | Any
-# The kinds of model files, as their entry "kind" tells them.
-COORDINATES, MASKS = "model", "segmentation model"
 # Beside the file of a model: a folder with one run for every region.
 REGIONS = "regions"
 # Why a model of masks has no fit.
@@ -181,34 +179,14 @@ class Engine:
             raise DeepAtlasError(
                 f"{name}: no run folder or model file there, and no shipped model; shipped are: {', '.join(shipped())}"
             )
-        state = checkpoint.load(path, "model")
-        if state.get("kind") not in (COORDINATES, MASKS):
-            raise DeepAtlasError(f"{path}: a checkpoint of a run, not a model; load the run's {FILE}")
-        config = Config.from_dict(state["config"])
         # Parameters that are made in inference mode could not be used for refinement, neither there nor outside of it;
         # and they are float32 whatever the default of PyTorch is.
         with torch.inference_mode(False):
-            network: nn.Module
-            if state["kind"] == MASKS:
-                structures = Structures.from_dict(state["structures"])
-                network, atlas = SegmentationNetwork(config.network, len(structures.names)), None
-            else:
-                structures = None
-                network, atlas = CoordinateNetwork(config.network), Atlas(config.network.atlas_size).float()
-            try:
-                network.float().load_state_dict(state["network"])
-                if atlas is not None:
-                    atlas.load_state_dict(state["atlas"])
-            except RuntimeError as error:
-                # The message of PyTorch lists every tensor.
-                what = str(error).splitlines()[-1].strip()[:120]
-                raise DeepAtlasError(
-                    f"{path}: its weights are not those of this version's network ({what}); use the version of "
-                    "deepatlas that wrote it, or train again"
-                ) from None
+            parts = read_model(path)
             model = cls(
-                config, network, atlas, state["card"], refine=refine, average=average, structures=structures
-            )
+                parts.config, parts.network, parts.atlas, parts.card, refine=refine, average=average,
+                structures=parts.structures,
+            )  # fmt: skip
             model.name, model.depth = str(name), depth
             if model._atlas is not None and "region" not in model.card:
                 model.regions = cls._load_regions(path.parent / REGIONS, model.fingerprint)
@@ -243,18 +221,9 @@ class Engine:
         Raises:
             DataError: the file cannot be written.
         """
-        number = torch.float16 if half else torch.float32
-        state: dict[str, Any] = {
-            "kind": MASKS if self.structures else COORDINATES,
-            "config": self.config.to_dict(),
-            "network": {k: v.to(number) for k, v in self.network.state_dict().items()},
-        }
-        if self.structures:
-            state["structures"] = self.structures.to_dict()
-        else:
-            state["atlas"] = {k: v.to(number) for k, v in self.atlas_module.state_dict().items()}
-        state["card"] = self.card
-        checkpoint.save(Path(path), state)
+        write_model(
+            Path(path), ModelParts(self.config, self.network, self._atlas, self.structures, self.card), half
+        )
 
     def to(self, device: str | torch.device) -> Self:
         """Move the network and the atlas to a device, in place. Returns the model itself."""
@@ -360,7 +329,7 @@ class Engine:
     def _looked(self, volume: Volume) -> Seen:
         return best_look(
             volume, self._see, size=self.size, crop=self.crop, intensity=self.intensity, device=self.device,
-            longest_mm=self.card.get("view", {}).get("longest_mm"),
+            longest_mm=self.card.get("view", {}).get("longest_mm"), known=self.fit_threshold,
         )  # fmt: skip
 
     def _see(self, look: Look) -> Seen:

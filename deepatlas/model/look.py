@@ -19,7 +19,7 @@ from torch import Tensor
 from deepatlas.errors import DataError
 from deepatlas.space.fit_affine import fit_affine
 from deepatlas.space.grid import Grid
-from deepatlas.space.preprocess import foreground_box, foreground_mask, normalize, to_model_grid
+from deepatlas.space.preprocess import foreground_mask, normalize, to_model_grid
 from deepatlas.space.turned import turned_to_model_grid
 from deepatlas.space.upright import upright
 from deepatlas.space.volume import Volume
@@ -86,6 +86,7 @@ def best_look(
     intensity: str,
     device: torch.device,
     longest_mm: float | None = None,
+    known: float | None = None,
 ) -> Seen:
     """Look at an exam, and again where it is turned or far longer than those that the network knows.
 
@@ -98,6 +99,8 @@ def best_look(
         intensity: what the values are (``data.intensity``).
         device: the device of the network.
         longest_mm: the height of the longest exam of the training cohort after cropping; None looks at no windows.
+        known: the fit from which the network knows an exam. An exam below it is looked at in windows even if the part
+            that was taken for the patient is no longer than ``longest_mm``, since it may be the wrong part.
 
     Returns:
         The look whose fit is best, with what the network says there.
@@ -112,7 +115,8 @@ def best_look(
     best, part = seen(to_model_grid(volume, size, crop, intensity)), volume
     if crop is None:
         return best
-    for window in _windows(volume, best.look.hu.grid, longest_mm, intensity):
+    doubtful = known is not None and not best.fit >= known
+    for window in _windows(volume, best.look.hu.grid, longest_mm, doubtful):
         try:
             found = seen(to_model_grid(window, size, crop, intensity))
         except DataError:
@@ -152,15 +156,17 @@ def tilt(seen: Seen) -> NDArray[np.float64] | None:
     return rotation
 
 
-def _windows(volume: Volume, seen: Grid, longest_mm: float | None, intensity: str) -> Iterator[Volume]:
+def _windows(volume: Volume, seen: Grid, longest_mm: float | None, doubtful: bool) -> Iterator[Volume]:
     """The parts of an exam along the body that are as long as the longest of the training cohort, from the head down.
 
-    None where the exam is not longer than that.
+    None where what was ``seen`` is not longer than that, unless it is ``doubtful`` and the exam is longer.
     """
-    if longest_mm is None or seen.extent[2] <= LONGER * longest_mm:
+    if longest_mm is None:
+        return
+    limit = LONGER * longest_mm
+    if seen.extent[2] <= limit and not (doubtful and max(volume.grid.extent) > limit):
         return
     body = upright(volume)
-    body = body.cropped(*foreground_box(body, intensity))
     depth, height, width = body.grid.shape
     keep = min(depth, round(longest_mm / body.grid.spacing[2]))
     count = 1 + math.ceil((depth - keep) / max(1, round(keep * (1 - OVERLAP))))

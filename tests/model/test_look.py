@@ -117,8 +117,14 @@ def test_a_long_exam_is_looked_at_in_windows_from_the_head_down():
     seen = look_at(long, see, longest_mm=130.0)
     assert seen.look.hu.grid.extent[2] < 140
     assert abs(seen.look.hu.grid.voxel_to_world(np.array([15.5] * 3))[2]) < 40
-    # One that is no longer than the network knows is not cut.
+    # One that is no longer than the network knows is not cut, unless the network does not know what it saw.
     assert look_at(long, see, longest_mm=270.0).look.hu.grid.extent[2] > 240
+    # Of the lower one only a narrow part is left, so that the other one is taken for the patient.
+    place = world(long.grid)
+    narrow = (np.abs(place[..., :2]).max(axis=-1) < 15) | (place[..., 2] > 72)
+    part = Volume(np.where(narrow, stacked, -1000).astype(np.float32), long.grid, "part")
+    assert look_at(part, see, longest_mm=145.0).fit < 0
+    assert look_at(part, see, longest_mm=145.0, known=0.5).fit > 0.5
 
 
 def test_the_turned_grid_is_exact_and_what_lies_beside_the_patient_is_left_out():
