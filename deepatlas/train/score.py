@@ -39,13 +39,8 @@ def score(folder: Path, model: Engine, config: Config, request: Request, split: 
         return result
     steps = config.refine.steps
     refining = Engine(config, model.network, model.atlas_module, model.card, refine=steps) if steps else model
-    template = build_template(
-        refining, split.data, split.template, request.structures, strict=request.strict, progress=log.say
-    )
-    template.save(folder / "template.h5")
-    for exam, reason in template.meta["skipped"].items():
-        log.skip(exam, reason, ", ".join(Path(root).name for root in split.data))
-    summary = _evaluate(folder, "", model, template, request, split, log)
+    template = make_template(folder, "", refining, request, split, log)
+    summary = evaluate(folder, "", model, template, request, split, log)
     used = list(summary["seconds"]["per_exam"])
     save_overview(folder / "figures" / "overview.png", model, template, find_cohort(split.test_data), used[0])
     log.say(summary_table(summary))
@@ -54,7 +49,7 @@ def score(folder: Path, model: Engine, config: Config, request: Request, split: 
         result |= phantom_truth(model, config.phantom, split.template[0])
     if steps:
         log.say(f"the same with {steps} steps of refinement per exam")
-        summary = _evaluate(folder, "-refined", refining, template, request, split, log, pictures=False)
+        summary = evaluate(folder, "-refined", refining, template, request, split, log, pictures=False)
         result["refined"] = {"steps": steps} | _figures(summary)
         if request.data is None:
             result["refined"] |= phantom_truth(refining, config.phantom, split.template[0], baseline=False)
@@ -93,7 +88,20 @@ def score_supervised(
     return result | _figures(summary) | {"test_exams": used, "grid": grid_truth(model, split.test_data, used)}
 
 
-def _evaluate(
+def make_template(
+    folder: Path, suffix: str, model: Engine, request: Request, split: Split, log: RunLog
+) -> Template:
+    """Write ``template<suffix>.h5`` from the exams for it. A bad one is skipped, unless the run is strict."""
+    template = build_template(
+        model, split.data, split.template, request.structures, strict=request.strict, progress=log.say
+    )
+    template.save(folder / f"template{suffix}.h5")
+    for exam, reason in template.meta["skipped"].items():
+        log.skip(exam, reason, ", ".join(Path(root).name for root in split.data))
+    return template
+
+
+def evaluate(
     folder: Path,
     suffix: str,
     model: Engine,
