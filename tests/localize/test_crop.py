@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from affine_model import ANATOMY, GRIDS, LABELS, SCALE, AffineModel, exam
+from affine_model import ANATOMY, GRIDS, LABELS, SCALE, AffineModel, anatomy_template, exam
 from scipy.spatial.transform import Rotation
 
 import deepatlas
@@ -18,8 +18,6 @@ from deepatlas.cli import main as cli
 from deepatlas.errors import DataError
 from deepatlas.evaluate.metrics.dice import dice
 from deepatlas.localize.crop import CropView, box_of, crop
-from deepatlas.localize.template.build import build_template
-from deepatlas.localize.template.file import Template
 from deepatlas.model.known import known_exam
 from deepatlas.space.box import Box
 from deepatlas.space.constants import AIR
@@ -71,9 +69,8 @@ def model(data):
 
 
 @pytest.fixture(scope="module")
-def template(data, model):
-    made = build_template(model, data, ["e1"], size=64)
-    return Template(made.masks, made.names, made.ids, made.meta, Markups(boxes=(BOX,)))
+def template():
+    return anatomy_template(marks=Markups(boxes=(BOX,)))
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -88,7 +85,9 @@ def test_a_view_shows_the_box_of_the_atlas_whatever_the_grid_of_the_exam(name):
     assert found.volume.grid.shape == (30, 36, 40)
     np.testing.assert_allclose(found.volume.grid.corners(), found.box.grid((30, 36, 40)).corners())
     want = expected(found.volume.grid, turned)
-    assert dice(want == 9, found.labels.array == 9) > 0.93
+    # The nearest voxels of the exam have up to 4 mm, and the heart a radius of 11 mm.
+    least = 0.93 if max(ct.grid.spacing) < 3 else 0.9
+    assert dice(want == 9, found.labels.array == 9) > least
     # In the frame of the view the heart lies where the box puts it, whatever the exam is like.
     centre = np.array(np.nonzero(found.labels.array == 9)).mean(axis=1)
     np.testing.assert_allclose(centre, (np.array([30, 36, 40]) - 1) / 2, atol=0.6)

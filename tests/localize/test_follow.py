@@ -8,13 +8,12 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
-from affine_model import ANATOMY, BODY, GRIDS, LABELS, AffineModel, exam, grid_of
+from affine_model import ANATOMY, BODY, GRIDS, AffineModel, anatomy_template, exam, grid_of
 from scipy.spatial.transform import Rotation
 
 from deepatlas.cli import main as cli
 from deepatlas.errors import DataError
 from deepatlas.localize.follow import follow
-from deepatlas.localize.template.estimate import LabelledExam, estimate_template
 from deepatlas.localize.template.file import Template
 
 # B lies otherwise on the couch, the spleen has moved by 9 mm, and the heart is a quarter larger.
@@ -41,10 +40,9 @@ def to_anatomy(place):
 @pytest.fixture(scope="module")
 def made():
     grid = grid_of(half_mm=(76.0, 64.0, 80.0))
-    (a, seg), (b, _) = exam(GRIDS["plain"], "a"), exam(grid, "b", to_anatomy)
+    a, b = exam(GRIDS["plain"], "a")[0], exam(grid, "b", to_anatomy)[0]
     model = AffineModel(64, maps={"b": to_anatomy})
-    template = estimate_template([LabelledExam(model.map_exam(a).field, seg)], LABELS, 64)
-    return model, template, a, b
+    return model, anatomy_template(), a, b
 
 
 @pytest.fixture(scope="module")
