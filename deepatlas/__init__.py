@@ -22,10 +22,11 @@ The public names, which are those in ``__all__``:
 ======================  ==============================================================================================
 Models                  :func:`load`, :class:`Model`
 Templates               :func:`build_template`, :class:`Template`, :class:`Example`, :func:`merge_templates`
-Use                     :func:`segment` and :class:`Segmentation`, :func:`locate` and :class:`Located`,
-                        :class:`Found`, :class:`MapCache`, :class:`Registration` and :class:`Transform`,
-                        :class:`FollowUp`, :class:`Crop`,
+Use                     :func:`segment` and :class:`Segmentation`, :func:`statistics`, :func:`write_preview`,
+                        :func:`locate` and :class:`Located`, :class:`Found`, :class:`MapCache`,
+                        :class:`Registration` and :class:`Transform`, :class:`FollowUp`, :class:`Crop`,
                         :func:`evaluate_cohort`, :func:`compare_evaluations`
+Other programs          :func:`write_labels`, :func:`write_transform`, :func:`write_displacements`
 Trust                   :class:`Fit`, :class:`UnknownExamWarning`
 Images                  :func:`read_volume`, :func:`write_volume`, :class:`Volume`, :class:`Labels`, :class:`Grid`
 Points, lines, boxes    :func:`read_markups`, :func:`write_markups`, :class:`Markups`, :class:`Point`,
@@ -62,11 +63,15 @@ if TYPE_CHECKING:
     from deepatlas.intake.structures.name_map import NameMap
     from deepatlas.intake.structures.read import read_structures
     from deepatlas.io.codec import write_volume
+    from deepatlas.io.export.labels import write_labels
     from deepatlas.io.export.markups import read_markups, write_markups
+    from deepatlas.io.export.transform import write_displacements, write_transform
     from deepatlas.localize.crop import Crop
     from deepatlas.localize.follow import FollowUp
     from deepatlas.localize.found import Found
+    from deepatlas.localize.measure import statistics
     from deepatlas.localize.points import Located, locate
+    from deepatlas.localize.preview import write_preview
     from deepatlas.localize.register import Registration
     from deepatlas.localize.segment import Segmentation, segment
     from deepatlas.localize.template.build import build_template
@@ -128,8 +133,13 @@ _PUBLIC = {
     "read_structures": "deepatlas.intake.structures.read",
     "read_volume": "deepatlas.exams.read",
     "segment": "deepatlas.localize.segment",
+    "statistics": "deepatlas.localize.measure",
+    "write_displacements": "deepatlas.io.export.transform",
+    "write_labels": "deepatlas.io.export.labels",
     "write_markups": "deepatlas.io.export.markups",
     "write_phantoms": "deepatlas.exams.phantoms",
+    "write_preview": "deepatlas.localize.preview",
+    "write_transform": "deepatlas.io.export.transform",
     "write_volume": "deepatlas.io.codec",
 }
 
@@ -178,8 +188,13 @@ __all__ = [
     "read_structures",
     "read_volume",
     "segment",
+    "statistics",
+    "write_displacements",
+    "write_labels",
     "write_markups",
     "write_phantoms",
+    "write_preview",
+    "write_transform",
     "write_volume",
 ]
 

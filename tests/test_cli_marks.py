@@ -116,7 +116,8 @@ def test_a_template_holds_everything_and_is_described_and_used(data, tmp_path, c
     e1 = data / "e1"
     code, text, _ = run(capsys, "template", *AFFINE, "--image", e1 / "ct.nii.gz", "--masks", e1 / "seg.nii.gz",
                         "--labels", data / "labels.json", "--points", data / "lines.mrk.json",
-                        "--boxes", data / "boxes.mrk.json", "--box", "organs=liver,heart+10", "--size", 48, "--out", t, "--json")  # fmt: skip
+                        "--boxes", data / "boxes.mrk.json", "--box", "organs=liver,heart+10",
+                        "--size", 48, "--out", t, "--json")  # fmt: skip
     result = json.loads(text)
     assert code == 0 and result["labels"] == LABELS and result["exams"] == ["e1"]
     assert (result["points"], result["lines"], result["boxes"]) == (
@@ -294,6 +295,10 @@ def test_templates_are_edited(data, tmp_path, capsys):
          "give it as --points"),
         (("locate", "--from", "{d}/e1", "--points", "{d}/points.csv", "--to", "{d}/e1", "{d}/e2", "--out",
           "{t}/o.fcsv"), "holds one exam, and there are 2 targets"),
+        (("locate", "--from", "{d}/e1", "--points", "{d}/lines.mrk.json", "--to", "{d}/e2", "--out", "{t}/o.fcsv"),
+         "fcsv: holds points alone"),
+        (("propagate", "--from", "{d}/e1", "--points", "{d}/points.csv", "--boxes", "{d}/boxes.csv", "--to", "{d}/e2",
+          "--out", "{t}/o", "--format", "csv"), "csv: a file holds either points or boxes"),
         (("locate", "--from", "{d}/e1", "--points", "{d}/points.csv", "--to", "{d}/e2", "--out", "{t}/o.csv",
           "--cache", "{d}/points.csv"), "the cache of coordinates is a folder"),
         (("template", "--out", "{t}/t.h5"), "give either --data DIR, or --image"),

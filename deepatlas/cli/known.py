@@ -95,6 +95,15 @@ def read_marks(points: Sequence[Path], boxes: Sequence[Path]) -> Markups:
     return joined_marks(read.values())
 
 
+def check_format(suffix: str, points: int, lines: int, boxes: int) -> None:
+    """Raise :class:`~deepatlas.errors.DataError` if files with this suffix have no place for what is to be written."""
+    alone = suffix.lstrip(".")
+    if alone == "fcsv" and (lines or boxes):
+        raise DataError("fcsv: holds points alone, and there are lines or boxes; choose mrk.json or json")
+    if alone == "csv" and (lines or (points and boxes)):
+        raise DataError("csv: a file holds either points or boxes, and no lines; choose mrk.json or json")
+
+
 def say_notes(notes: Sequence[str]) -> None:
     """Print a line on stderr for everything that a format cannot say."""
     for note in notes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from deepatlas.cli.common import (
@@ -20,7 +21,7 @@ from deepatlas.cli.common import (
     progress_lines,
     refuse_skipped,
 )
-from deepatlas.cli.known import FORMATS, add_cache, add_marks, knower, read_marks, say_notes
+from deepatlas.cli.known import FORMATS, add_cache, add_marks, check_format, knower, read_marks, say_notes
 from deepatlas.errors import DataError
 
 # The files that hold one exam alone.
@@ -55,18 +56,12 @@ def add(commands: Commands) -> None:
     c.add_argument(
         "--out",
         required=True,
-        type=Path,
         metavar="OUT",
         help="file to write: .csv (target,name,x,y,z,inversion_mm,found,reason,fit,known; more columns for lines and "
-        "boxes) or .json for all targets, .mrk.json or .fcsv for one; or a folder, which gets <target>.<format> for "
-        "each",
+        "boxes) or .json for all targets, .mrk.json or .fcsv for one; or a folder (one that is there, a name that "
+        "ends with /, or any with --format), which gets <target>.<format> for each",
     )
-    c.add_argument(
-        "--format",
-        choices=FORMATS,
-        default="mrk.json",
-        help="of the files in a folder --out (default: mrk.json)",
-    )
+    c.add_argument("--format", choices=FORMATS, help="of the files in a folder --out (default: mrk.json)")
     add_cache(c)
     add_strict(c)
 
@@ -88,19 +83,21 @@ def run(args: argparse.Namespace) -> int:
     skipped: dict[str, str] = {}
     targets = named_exams(args.to, skipped)
     refuse_skipped(args, skipped)
-    single = markup_suffix(args.out) in _SINGLE
-    folder = args.out.is_dir() or not args.out.suffix
+    out, form = Path(args.out), args.format or "mrk.json"
+    single = markup_suffix(out) in _SINGLE
+    folder = out.is_dir() or args.out.endswith(("/", os.sep)) or args.format is not None
     if folder:
-        check_out_folder(args.out)
-        outputs = [args.out / f"{name}.{args.format}" for name in targets]
+        check_out_folder(out)
+        outputs = [out / f"{name}.{form}" for name in targets]
     else:
         if not single:
-            check_out_file(args.out, (".csv", ".txt", ".json"))
+            check_out_file(out, (".csv", ".txt", ".json"))
         elif len(targets) > 1:
             raise DataError(
-                f"{args.out}: holds one exam, and there are {len(targets)} targets; give a folder, or .csv or .json"
+                f"{out}: holds one exam, and there are {len(targets)} targets; give a folder with --format, or .csv or "
+                ".json"
             )
-        outputs = [args.out]
+        outputs = [out]
     sources = list(named_exams([args.source]).values()) if args.source else []
     if args.source and len(sources) != 1:
         raise DataError(
@@ -119,6 +116,9 @@ def run(args: argparse.Namespace) -> int:
             raise DataError(
                 f"{args.template}: holds no point, line or box, but masks; find those with `deepatlas segment`"
             )
+    if folder or single:
+        suffix = form if folder else markup_suffix(out)
+        check_format(suffix, len(sought.names), len(sought.lines), len(sought.boxes))
     say, found, failed = progress_lines(args), {}, {}
     for count, (name, exam) in enumerate(targets.items(), 1):
         try:
@@ -133,18 +133,18 @@ def run(args: argparse.Namespace) -> int:
         if say:
             say(f"locate {count}/{len(targets)} {name}: {result.found} of {result.count} found")
     if found and folder:
-        say_notes(write_each(args.out, found, f".{args.format}")[1])
+        say_notes(write_each(out, found, f".{form}")[1])
     elif found and single:
         from deepatlas.io.export.markups import write_markups
 
-        say_notes(write_markups(args.out, next(iter(found.values())).markups()))
+        say_notes(write_markups(out, next(iter(found.values())).markups()))
     elif found:
-        write_found(args.out, found)
+        write_found(out, found)
     list_skipped(skipped | failed)
     asked = len(sought.names) + len(sought.lines) + len(sought.boxes)
     counts = {name: result.found for name, result in found.items()}
     data = {
-        "out": str(args.out) if found else None,
+        "out": str(out) if found else None,
         "points": len(sought.names),
         "lines": len(sought.lines),
         "boxes": len(sought.boxes),
@@ -154,5 +154,5 @@ def run(args: argparse.Namespace) -> int:
         "skipped": skipped,
     }
     what = "points" if asked == len(sought.names) else "points, lines and boxes"
-    print_result(args, data, f"{args.out}: {sum(counts.values())} of {asked * len(counts)} {what} found")
+    print_result(args, data, f"{out}: {sum(counts.values())} of {asked * len(counts)} {what} found")
     return 1 if failed else 0

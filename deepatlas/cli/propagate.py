@@ -22,7 +22,7 @@ from deepatlas.cli.common import (
     progress_lines,
     refuse_skipped,
 )
-from deepatlas.cli.known import FORMATS, add_cache, add_marks, knower, one_each, say_notes
+from deepatlas.cli.known import FORMATS, add_cache, add_marks, check_format, knower, one_each, say_notes
 from deepatlas.errors import DataError
 
 
@@ -144,6 +144,8 @@ def run(args: argparse.Namespace) -> int:
     if args.each and template.names:
         each = [mask_paths(args.out / name, template.names, args.suffix).values() for name in targets]
         refuse_overwriting([path for paths in each for path in paths], inputs)
+    held = template.marks
+    check_format(args.format, len(held.points), len(held.lines), len(held.boxes))
     table = json.dumps(template.labels, indent=1) + "\n"
     if template.names:
         keep_names_of_masks(args.out / "labels.json", table)

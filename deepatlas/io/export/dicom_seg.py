@@ -60,7 +60,7 @@ def write_dicom_seg(
             are the same in the first 64 letters; or structures overlap and ``labelmap`` is set.
         WriteError: the file cannot be written.
     """
-    hd = _highdicom()
+    hd = highdicom()
     path = Path(path)
     segments, notes = segments_of(labels, names, path)
     if labelmap and any(identity in labels.hidden for identity in segments.values()):
@@ -250,14 +250,15 @@ def _add_sides(dataset: Any, segments: Mapping[str, int]) -> None:
             kind.SegmentedPropertyTypeModifierCodeSequence = [sequence_item(meaning.side)]
 
 
-def _highdicom() -> Any:
+def highdicom() -> Any:
+    """The module highdicom; raises :class:`~deepatlas.errors.DeepAtlasError` where it is not installed."""
     try:
-        import highdicom
+        import highdicom as module
     except ImportError as error:
         raise DeepAtlasError(
             "writing DICOM-SEG needs highdicom, which is not installed; pip install 'deepatlas[dicom]'"
         ) from error
-    return highdicom
+    return module
 
 
 def _line(error: Exception) -> str:

@@ -120,10 +120,10 @@ def write_displacements(path: str | os.PathLike[str], displacement: NDArray[np.f
         try:
             with itk_writes(temporary) as name:
                 sitk.WriteImage(image, name, useCompression=True)
-            written = sitk.GetArrayViewFromImage(sitk.ReadImage(os.fspath(temporary)))
+            read = sitk.ReadImage(os.fspath(temporary))
         except RuntimeError as error:
             raise WriteError(f"{path}: cannot write: ITK failed; {FREE_SPACE}") from error
-        if not np.array_equal(written, sitk.GetArrayViewFromImage(image)):
+        if not np.array_equal(sitk.GetArrayViewFromImage(read), sitk.GetArrayViewFromImage(image)):
             raise WriteError(f"{path}: cannot write: the file came back different; {FREE_SPACE}")
     return path
 

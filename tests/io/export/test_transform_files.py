@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from drawn_objects import random_grid
+from itk_images import as_image, everywhere
 
 from deepatlas.errors import DataError, WriteError
 from deepatlas.io.export.transform import residual_of, write_displacements, write_transform
@@ -30,12 +31,6 @@ def bent(places: np.ndarray, map_: np.ndarray) -> np.ndarray:
     """A smooth map of RAS places ``[..., 3]``: affine and a wave."""
     wave = 3 * np.sin(places[..., [1, 2, 0]] / 40)
     return (places + wave) @ map_[:3, :3].T + map_[:3, 3]
-
-
-def everywhere(grid: Grid) -> np.ndarray:
-    """RAS mm ``[D, H, W, 3]`` of the voxels, by NumPy alone."""
-    index = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij")[::-1], axis=-1)
-    return index @ grid.affine[:3, :3].T + grid.affine[:3, 3]
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".tfm"])
@@ -78,15 +73,6 @@ def test_the_same_volume_comes_out(tmp_path):
         seen = got < 1e8
         assert seen.mean() > 0.5
         assert np.abs(got - goal[..., axis])[seen].max() < 0.01 * min(moving.spacing)
-
-
-def as_image(array: np.ndarray, grid: Grid) -> sitk.Image:
-    image = sitk.GetImageFromArray(array)
-    spacing = np.linalg.norm(grid.affine[:3, :3], axis=0)
-    image.SetSpacing(spacing.tolist())
-    image.SetOrigin((LPS * grid.affine[:3, 3]).tolist())
-    image.SetDirection((LPS[:, None] * (grid.affine[:3, :3] / spacing)).ravel().tolist())
-    return image
 
 
 def test_a_linear_map_is_one_affine_transform(tmp_path):
