@@ -18,14 +18,15 @@ The public names, which are those in ``__all__``:
 
 ======================  ==============================================================================================
 Models                  :func:`load`, :class:`Model`
-Templates               :func:`build_template`, :class:`Template`
+Templates               :func:`build_template`, :class:`Template`, :class:`Example`, :func:`merge_templates`
 Use                     :func:`segment` and :class:`Segmentation`, :func:`statistics`, :func:`write_preview`,
-                        :func:`locate` and :class:`Located`, :func:`evaluate_cohort`, :func:`compare_evaluations`
-Other programs          :func:`read_markups`, :func:`write_markups`, :class:`Markups`, :class:`Point`,
-                        :class:`Polyline`, :class:`Box`, :func:`write_labels`, :func:`write_transform`,
-                        :func:`write_displacements`
+                        :func:`locate` and :class:`Located`, :class:`Found`, :class:`MapCache`,
+                        :func:`evaluate_cohort`, :func:`compare_evaluations`
+Other programs          :func:`write_labels`, :func:`write_transform`, :func:`write_displacements`
 Trust                   :class:`Fit`, :class:`UnknownExamWarning`
 Images                  :func:`read_volume`, :func:`write_volume`, :class:`Volume`, :class:`Labels`, :class:`Grid`
+Points, lines, boxes    :func:`read_markups`, :func:`write_markups`, :class:`Markups`, :class:`Point`,
+                        :class:`Polyline`, :class:`Box`
 Exams in folders        :func:`find_exams`, :class:`Cohort`, :class:`ExamFiles`
 Datasets                :func:`prepare` with :class:`Options`, :class:`Dataset`, :func:`check_dataset`, :class:`Store`
 Structures              :func:`read_structures`, :class:`NameMap`
@@ -61,13 +62,17 @@ if TYPE_CHECKING:
     from deepatlas.io.export.labels import write_labels
     from deepatlas.io.export.markups import read_markups, write_markups
     from deepatlas.io.export.transform import write_displacements, write_transform
+    from deepatlas.localize.found import Found
     from deepatlas.localize.measure import statistics
     from deepatlas.localize.points import Located, locate
     from deepatlas.localize.preview import write_preview
     from deepatlas.localize.segment import Segmentation, segment
     from deepatlas.localize.template.build import build_template
+    from deepatlas.localize.template.edit import merge_templates
+    from deepatlas.localize.template.examples import Example
     from deepatlas.localize.template.file import Template
     from deepatlas.model.fit import Fit, UnknownExamWarning
+    from deepatlas.model.map_cache import MapCache
     from deepatlas.phantom.patients import PhantomCohort
     from deepatlas.space.box import Box
     from deepatlas.space.grid import Grid
@@ -83,10 +88,13 @@ _PUBLIC = {
     "Cohort": "deepatlas.exams.cohort",
     "Dataset": "deepatlas.intake.dataset.folder",
     "ExamFiles": "deepatlas.exams.cohort",
+    "Example": "deepatlas.localize.template.examples",
     "Fit": "deepatlas.model.fit",
+    "Found": "deepatlas.localize.found",
     "Grid": "deepatlas.space.grid",
     "Labels": "deepatlas.space.labels",
     "Located": "deepatlas.localize.points",
+    "MapCache": "deepatlas.model.map_cache",
     "Markups": "deepatlas.space.markup",
     "Model": "deepatlas.api",
     "NameMap": "deepatlas.intake.structures.name_map",
@@ -107,6 +115,7 @@ _PUBLIC = {
     "find_exams": "deepatlas.exams.cohort",
     "load": "deepatlas.api",
     "locate": "deepatlas.localize.points",
+    "merge_templates": "deepatlas.localize.template.edit",
     "prepare": "deepatlas.intake.run.pipeline",
     "read_markups": "deepatlas.io.export.markups",
     "read_structures": "deepatlas.intake.structures.read",
@@ -130,10 +139,13 @@ __all__ = [
     "Dataset",
     "DeepAtlasError",
     "ExamFiles",
+    "Example",
     "Fit",
+    "Found",
     "Grid",
     "Labels",
     "Located",
+    "MapCache",
     "Markups",
     "Model",
     "NameMap",
@@ -154,6 +166,7 @@ __all__ = [
     "find_exams",
     "load",
     "locate",
+    "merge_templates",
     "prepare",
     "read_markups",
     "read_structures",

@@ -184,6 +184,10 @@ def what_to_find(model: Engine, template: Template | Structures | None) -> Templ
                 "template`, load it with deepatlas.Template.load(…)"
             )
         template.check_model(model.fingerprint)
+        if not template.names:
+            raise DeepAtlasError(
+                f"{template!r}: holds no mask to segment; its points, lines and boxes are found by `deepatlas locate`"
+            )
         return template
     if isinstance(template, Template):
         raise DeepAtlasError(
