@@ -116,7 +116,7 @@ class Segmentation(Labels):
         """
         shares = None
         if isinstance(self.found, ExamMap) and isinstance(self.what, Template):
-            shares = dict(zip(self.what.names, coverage(self.found, self.what), strict=True))
+            shares = dict(zip(self.what.names, coverage(self.found, self.what, self.grid), strict=True))
         return statistics(self, volume, self.names, shares)
 
     def soft_masks(self) -> Iterator[tuple[str, NDArray[np.uint8]]]:
