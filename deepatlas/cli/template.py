@@ -75,6 +75,12 @@ def add(commands: Commands) -> None:
         help="voxels along each axis (default: 128, or the size of the atlas if larger)",
     )
     c.add_argument("--out", required=True, type=Path, metavar="T", help="template file to write (.h5)")
+    c.add_argument(
+        "--trust",
+        action="store_true",
+        help="also calibrate, on the labelled exams of --data, how far its masks can be believed; the same as "
+        "`deepatlas calibrate` afterwards",
+    )
     add_strict(c)
 
 
@@ -123,6 +129,13 @@ def run(args: argparse.Namespace) -> int:
         )
         if args.structures:
             template = template.select(args.structures)
+    if args.trust:
+        from deepatlas.evaluate.calibrate.run import calibrate
+
+        # All labelled exams tell how good masks are, also those that the template was not made from.
+        template = calibrate(
+            model, template, args.data, split=args.split, strict=args.strict, progress=progress_lines(args)
+        ).template
     template.save(args.out)
     list_skipped(template.meta["skipped"])
     list_unknown(model, template.meta["fit"])
@@ -144,6 +157,10 @@ def _check_sources(args: argparse.Namespace) -> None:
     """Raise :class:`~deepatlas.errors.DataError` unless the exams come from one place, and something was drawn."""
     if bool(args.data) == bool(args.image):
         raise DataError("template: give either --data DIR, or --image CT with --masks, --points or --boxes")
+    if args.trust and not args.data:
+        raise DataError(
+            "template: --trust needs labelled exams; give --data DIR, or use `deepatlas calibrate`"
+        )
     own = {"--masks": args.masks, "--points": args.points, "--boxes": args.boxes, "--labels": args.labels}
     if args.data:
         if given := [option for option, value in own.items() if value]:

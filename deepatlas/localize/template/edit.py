@@ -167,6 +167,9 @@ def renamed(template: Template, names: Mapping[str, str]) -> Template:
     meta = dict(template.meta)
     if "structures" in meta:
         meta["structures"] = {exact.get(n, n): about for n, about in meta["structures"].items()}
+    if "trust" in meta:
+        own = {exact.get(n, n): about for n, about in meta["trust"]["structures"].items()}
+        meta["trust"] = {**meta["trust"], "structures": own}
     if "overlaps" in meta:
         meta["overlaps"] = [[exact.get(n, n) for n in pair] for pair in meta["overlaps"]]
     try:
