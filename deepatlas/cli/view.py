@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import secrets
 import sys
+import tempfile
 import threading
 import webbrowser
 from pathlib import Path
@@ -72,9 +74,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         failure = serve(server)
     except KeyboardInterrupt:
-        left = 0 if args.marks else len(server.session.marks.all())
-        if left:
-            print(f"\n{PROGRAM}: {left} marks of the page are gone; --marks FILE keeps them", file=sys.stderr)
+        if not args.marks and (count := len(server.session.marks.all())):
+            path = Path(tempfile.gettempdir(), f"deepatlas-marks-{secrets.token_hex(4)}.json")
+            server.session.marks.save(path)
+            print(f"\n{PROGRAM}: {count} marks of the page are in {path}; --marks {path} opens them", file=sys.stderr)
         return 0
     if failure is not None:
         raise failure

@@ -23,7 +23,7 @@ from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.files import write_text
 from deepatlas.space.box import Box
 from deepatlas.space.labels import BoxMask
-from deepatlas.view.picture import MOST
+from deepatlas.view.pack import MOST
 
 KINDS = ("point", "box", "mask")
 FORMAT = "deepatlas-marks"
@@ -155,10 +155,15 @@ class Marks:
             self.revision += 1
             return self.revision
 
+    def save(self, path: Path) -> None:
+        """Write all marks to a file that only its owner may read, from which a page can begin."""
+        with self._lock:
+            self._write(path, self._marks)
+
     def _write(self, path: Path, marks: dict[str, Mark]) -> None:
         saved = [{**mark.to_dict(), "exam": self._names[mark.exam]} for mark in marks.values()]
         data = {"format": FORMAT, "version": VERSION, "marks": saved + self._elsewhere}
-        write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+        write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n", private=True)
 
     def _read(self, path: Path) -> None:
         cure = "give another file, or move this one away"

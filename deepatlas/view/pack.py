@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+# The most voxels along an axis of what is sent.
+MOST = 256
 # Where an array begins, in bytes, so that the page can look at it as numbers of any size without a copy.
 _ALIGNED = 8
 

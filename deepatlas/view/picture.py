@@ -8,9 +8,7 @@ import torch
 from deepatlas.space.grid import Grid
 from deepatlas.space.upright import TOLERANCE_DEGREES, obliqueness, upright
 from deepatlas.space.volume import Volume
-
-# The most voxels along an axis.
-MOST = 256
+from deepatlas.view.pack import MOST
 
 
 def page_grid(grid: Grid) -> tuple[Grid, tuple[int, int, int]]:

@@ -24,8 +24,8 @@ from deepatlas.view.session import Session, to_json
 # The files of the page and their types. No other file can be asked for, and no request holds a path.
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 STATIC = (
-    "index.html", "style.css", "icon.svg", "app.js", "atlas.js", "controls.js", "draw.js", "geometry.js", "marks.js",
-    "net.js", "panel.js", "state.js",
+    "index.html", "style.css", "icon.svg", "app.js", "controls.js", "draw.js", "geometry.js", "marks.js", "net.js",
+    "panel.js", "state.js", "tools.js",
 )  # fmt: skip
 # A connection that sends nothing for so long is closed.
 _IDLE_SECONDS = 60
@@ -78,6 +78,7 @@ class Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: Server
+    command: str | None = None
     protocol_version = "HTTP/1.1"
     timeout = _IDLE_SECONDS
     # What is running here is nobody's business.
@@ -176,7 +177,8 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._body_read:
             # What is left of the request would be taken for the next one.
             self.close_connection = True
-        page = self.command == "GET" and not self.path.startswith("/api/")
+        # A request that cannot be parsed has neither.
+        page = self.command == "GET" and not getattr(self, "path", "").startswith("/api/")
         if page:
             self._send(f"deepatlas view: {refusal.line}\n".encode(), "text/plain; charset=utf-8", refusal.status)
         else:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from deepatlas.errors import DataError
 from deepatlas.version import __version__
 from deepatlas.view.gallery import Gallery
+from deepatlas.view.marks import Mark, Marks
 
 if TYPE_CHECKING:
     from deepatlas.api import Model
     from deepatlas.localize.template.file import Template
-    from deepatlas.view.marks import Mark, Marks
     from deepatlas.view.shown import Mapped, ShownAtlas, ShownExam
 
 # The exams whose parts are kept; each takes some tens of megabytes.
@@ -57,7 +57,7 @@ class Session:
         self.gallery, self.title = gallery, title
         self.opened = list(opened) or [exam.id for exam in gallery][:OPEN_AT_FIRST]
         self._names = {ATLAS: ATLAS} | {exam.id: exam.name for exam in gallery}
-        self._marks_path, self._marks = marks, None
+        self.marks = Marks(marks, self._names)
         self._exams: OrderedDict[str, ShownExam] = OrderedDict()
         self._lock = threading.RLock()
         # Held while the network or the solver of templates works, both of which use all cores.
@@ -85,15 +85,6 @@ class Session:
     @property
     def template(self) -> Template | None:
         return self._loaded.result()[1]
-
-    @property
-    def marks(self) -> Marks:
-        from deepatlas.view.marks import Marks
-
-        with self._lock:
-            if self._marks is None:
-                self._marks = Marks(self._marks_path, self._names)
-            return self._marks
 
     # -- what the page reads -------------------------------------------------------------------------------------
 
@@ -168,8 +159,6 @@ class Session:
 
     def change_marks(self, data: dict[str, Any]) -> dict[str, Any]:
         """Add, replace and delete marks: ``{"put": [mark …], "delete": [id …]}``."""
-        from deepatlas.view.marks import Mark
-
         put, delete = data.get("put", []), data.get("delete", [])
         if not isinstance(put, list) or not isinstance(delete, list):
             raise DataError("put and delete must be lists")
