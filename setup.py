@@ -25,6 +25,8 @@ setup(
         "deepatlas_ops": ["py.typed"],
         "deepatlas": [
             "pretrained/*/*",
+            "pretrained/*/regions/*/*",
+            "model/trees/*.toml",
             "intake/dataset/*.jinja",
             "evaluate/*.jinja",
             "compare/*.jinja",

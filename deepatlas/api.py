@@ -30,6 +30,7 @@ class Model(Engine):
         card: facts about the model, such as its data and the commit that trained it.
         refine: refinement steps for every exam.
         average: views of every exam whose coordinates are averaged.
+        depth: how many levels of the cascade are used; None uses all of them.
         structures: the structures of a model that was trained on labels; None for a model of coordinates.
     """
 
@@ -97,7 +98,12 @@ def _warn(fit: Fit, exam: str) -> None:
 
 
 def load(
-    name: str | os.PathLike[str], device: str | None = None, *, refine: int | None = None, average: int = 1
+    name: str | os.PathLike[str],
+    device: str | None = None,
+    *,
+    refine: int | None = None,
+    average: int = 1,
+    depth: int | None = None,
 ) -> Model:
     """Load a trained model.
 
@@ -109,9 +115,11 @@ def load(
             for ``"headneck"`` (half a second an exam); 0 leaves it at one pass.
         average: the number of slightly moved views of every exam whose coordinates are averaged. Each view takes one
             pass of the network.
+        depth: how many levels of the cascade are used (section 5.2.4): 0 for the network of the whole exam alone, 1
+            with its regions, 2 with the regions within them; None uses all that the model has.
 
     Raises:
         DeepAtlasError: there is no such model, the file is damaged or of another format version, the device cannot be
-            used, or ``refine`` or ``average`` is out of range.
+            used, or ``refine``, ``average`` or ``depth`` is out of range.
     """
-    return Model.load(name, device=device, refine=refine, average=average)
+    return Model.load(name, device=device, refine=refine, average=average, depth=depth)

@@ -88,6 +88,13 @@ def add_use_of_model(command: argparse.ArgumentParser) -> None:
         help="average the coordinates of N slightly moved views of every exam; each view takes one pass of the "
         "network (default: 1)",
     )
+    command.add_argument(
+        "--depth",
+        type=STEPS,
+        metavar="N",
+        help="levels of the cascade: 0 for the network of the whole exam alone, 1 with its regions, 2 with the regions "
+        "within them (default: all that the model has)",
+    )
 
 
 def add_template(command: argparse.ArgumentParser) -> None:
@@ -219,10 +226,12 @@ def list_unknown(model: Model, fits: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def load_model(args: argparse.Namespace) -> Model:
-    """The model that ``--model``, ``--device``, ``--refine`` and ``--average`` describe."""
+    """The model that ``--model``, ``--device``, ``--refine``, ``--average`` and ``--depth`` describe."""
     from deepatlas.api import Model
 
-    return Model.load(args.model, device=args.device, refine=args.refine, average=args.average)
+    return Model.load(
+        args.model, device=args.device, refine=args.refine, average=args.average, depth=args.depth
+    )
 
 
 def model_files(args: argparse.Namespace) -> list[Path]:

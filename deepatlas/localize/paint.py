@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepatlas.model.native import CHUNK_VOXELS, inside, sampled_slabs
+from deepatlas.model.native import CHUNK_VOXELS, sampled_slabs
 from deepatlas.space.grid import Grid
+from deepatlas.space.inside import inside
 from deepatlas.space.labels import BoxMask, Labels
 
 

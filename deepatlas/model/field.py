@@ -22,10 +22,10 @@ from deepatlas.model.native import (
     coordinate_slabs,
     extrapolate,
     extrapolated_grid,
-    inside,
     sampled_slabs,
 )
 from deepatlas.space.grid import Grid
+from deepatlas.space.inside import inside
 
 
 @dataclass(frozen=True)

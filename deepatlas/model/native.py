@@ -11,7 +11,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 import deepatlas_ops as ops
@@ -50,7 +49,8 @@ def coordinate_slabs(
     """Yield ``(z slice, coords [1, 3, d, H, W])`` of the native grid.
 
     The map is interpolated linearly inside the model grid, continued linearly for one model voxel beyond it, and
-    constant further out. Only a cropped model grid leaves voxels that far out, and :func:`inside` tells which.
+    constant further out. Only a cropped model grid leaves voxels that far out, and
+    :func:`~deepatlas.space.inside.inside` tells which.
     """
     yield from sampled_slabs(extrapolate(coords), extrapolated_grid(model_grid), native_grid, chunk)
 
@@ -67,19 +67,3 @@ def sampled_slabs(
         part = native_grid.cropped((z.start, 0, 0), (z.stop - z.start, height, width))
         theta = torch.as_tensor(np.asarray(grid.theta_from(part)), dtype=volume.dtype, device=volume.device)
         yield z, ops.affine_resample(volume, theta[None], part.shape, padding="border")
-
-
-def inside(model_grid: Grid, native_grid: Grid, margin: float = 0.5) -> NDArray[np.bool_]:
-    """Bool ``[D, H, W]``: which voxels of ``native_grid`` lie in the field of view of ``model_grid``.
-
-    The field of view ends ``margin`` model voxels beyond the outermost centres; 0.5 is the outer face of the voxels.
-    """
-    to_model = np.linalg.inv(np.asarray(model_grid.affine)) @ np.asarray(native_grid.affine)
-    depth, height, width = native_grid.shape
-    x, y, z = np.arange(width), np.arange(height)[:, None], np.arange(depth)[:, None, None]
-    result = np.ones(native_grid.shape, dtype=bool)
-    for row, n in zip(to_model[:3], model_grid.shape[::-1], strict=True):
-        # The map is affine in each index, so that broadcasting replaces a mesh of all voxels.
-        index = row[0] * x + row[1] * y + row[2] * z + row[3]
-        result &= (index >= -margin) & (index <= n - 1 + margin)
-    return result

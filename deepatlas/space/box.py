@@ -99,7 +99,7 @@ class Box:
 
     def contains(self, places: ArrayLike) -> NDArray[np.bool_]:
         """Bool ``[...]``: which places ``[..., 3]`` lie in the box."""
-        held: NDArray[np.bool_] = (np.abs(self.own(places)) <= 1).all(axis=-1)
+        held: NDArray[np.bool_] = np.logical_and.reduce(np.abs(self.own(places)) <= 1, axis=-1)
         return held
 
     def moved(self, matrix: ArrayLike) -> Box:

@@ -221,6 +221,27 @@ class Grid:
         d, h, w = (n // s for n, s in zip(self.shape, kernel, strict=True))
         return Grid((d, h, w), self.affine @ from_new)
 
+    def divided(self, kernel: int | Sequence[int]) -> Grid:
+        """The finer grid that :meth:`pooled` by ``kernel`` (an integer or (z, y, x)) makes into this one."""
+        kernel = _triple(kernel, "kernel")
+        if min(kernel) < 1:
+            raise DataError(f"cannot divide the voxels of a grid by {kernel} (z, y, x)")
+        k = np.array(kernel[::-1], dtype=np.float64)
+        from_new = np.diag([*1 / k, 1.0])
+        from_new[:3, 3] = -(k - 1) / 2 / k
+        d, h, w = (n * s for n, s in zip(self.shape, kernel, strict=True))
+        return Grid((d, h, w), self.affine @ from_new)
+
+    def covers(self, points: ArrayLike, margin: float = 0.5) -> NDArray[np.bool_]:
+        """Bool ``[...]``: which places ``[..., 3]`` in mm lie between the outer faces of the voxels.
+
+        ``margin`` is how far beyond the outermost centres the grid reaches, in voxels.
+        """
+        index = self.world_to_voxel(points)
+        last = np.array(self.shape[::-1]) - 1
+        held: NDArray[np.bool_] = (index >= -margin) & (index <= last + margin)
+        return np.logical_and.reduce(held, axis=-1)
+
     def cropped(self, start: Sequence[int], shape: Sequence[int]) -> Grid:
         """The grid of ``array[z0:z0+d, y0:y0+h, x0:x0+w]``; ``start`` may be negative (padding)."""
         from_new = np.eye(4)

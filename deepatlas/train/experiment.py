@@ -200,11 +200,11 @@ class Experiment:
             )
             if held_out := split.held_out(self.config.data.holdout):
                 log.say(held_out)
-            fits = self._train(session, store, split, labels)
+            known = self._train(session, store, split, labels)
             self.world.close()
             if not self.world.main:
                 return {}
-            model = self._finish(session, split, fits, labels)
+            model = self._finish(session, split, known, labels)
             result = self._score(model, split, log)
             if "refined" in result:
                 better = result["refined"]["dice"] > result["dice"]
@@ -259,7 +259,7 @@ class Experiment:
     def _train(
         self, session: Session, store: Store, split: Split, labels: LabelMaps | None
     ) -> dict[str, Any]:
-        """Run the phases; returns how well the model knows its exams, in the first process (others: {})."""
+        """Run the phases; returns what exams the model knows, in the first process (others: {})."""
         rows, data = [store.index(i) for i in split.train], self.config.data
         size, device = self.config.network.size, self.world.device
         exams = training_array(store, size, device, exams=rows, resident=data.resident)
@@ -281,7 +281,7 @@ class Experiment:
             # Afterwards there is no exam to draw any more.
             session.log.draw(last=True)
             session.log.pictures = None
-            return self._fits(session, array) if self.world.main else {}
+            return self._known(session, store, array) if self.world.main else {}
 
     def _phases(
         self, session: Session, store: Store, array: ExamArray, labels: LabelMaps | None
@@ -289,10 +289,14 @@ class Experiment:
         """The phases of the run."""
         return recipe(session, array, self._picture(session, store, array), labels)
 
-    def _fits(self, session: Session, array: ExamArray) -> dict[str, Any]:
-        """How well the finished model knows its exams."""
+    def _known(self, session: Session, store: Store, array: ExamArray) -> dict[str, Any]:
+        """What exams the finished model knows: how well it fits its own, and how tall they are."""
         network, level = session.modules["network"].eval(), self.config.network.finest_level
-        return training_fit(network, session.modules["atlas"], array, level)
+        heights = [store.grid(row).extent[2] for row in array.rows]
+        return {
+            "fit": training_fit(network, session.modules["atlas"], array, level),
+            "view": {"longest_mm": round(max(heights), 1)},
+        }
 
     def _begin(self, session: Session, store: Store, split: Split, labels: LabelMaps | None) -> Facts:
         """The facts of a new run: it starts from one exam, or from the weights of a model."""
@@ -344,10 +348,10 @@ class Experiment:
         return pictures
 
     def _finish(
-        self, session: Session, split: Split, fits: dict[str, Any], labels: LabelMaps | None
+        self, session: Session, split: Split, known: dict[str, Any], labels: LabelMaps | None
     ) -> Engine:
         """Write ``model.pt`` and ``atlas.nii.gz`` and, where labels were learned, ``template-learned.h5``."""
-        card = self._card(session, split, labels) | {"seed_exam": split.seed, "fit": fits}
+        card = self._card(session, split, labels) | {"seed_exam": split.seed, **known}
         model = Engine(self.config, session.modules["network"], session.modules["atlas"], card)
         model.save(self.folder / MODEL_FILE)
         _save_atlas(model, self.folder / "atlas.nii.gz")

@@ -9,8 +9,8 @@ from affine_model import GRIDS, SCALE, AffineModel, exam, grid_of, world
 
 from deepatlas.errors import DeepAtlasError
 from deepatlas.model.field import CoordinateField
-from deepatlas.model.native import inside
 from deepatlas.space.grid import Grid
+from deepatlas.space.inside import inside
 
 
 @pytest.mark.parametrize("name", GRIDS)
