@@ -16,6 +16,7 @@ from deepatlas.cli import (
     locate,
     phantom,
     prepare,
+    report,
     segment,
     template,
     train,
@@ -26,7 +27,7 @@ from deepatlas.errors import PROGRAM, guarded, lenient_output
 # The commands in the order in which --help lists them. To add a command, write a file with ``add`` and ``run``, and
 # list it here.
 COMMANDS = (
-    train, finetune, prepare, export, template, segment, locate, evaluate, compare, view, phantom, info, cache,
+    train, finetune, prepare, export, template, segment, locate, evaluate, compare, report, view, phantom, info, cache,
 )  # fmt: skip
 # Those whose arguments are parsed by a parser of their own, since settings may stand anywhere among the options.
 OWN = {"train": train, "finetune": finetune}

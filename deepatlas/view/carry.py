@@ -13,7 +13,8 @@ from deepatlas.localize.points import Located, locate
 from deepatlas.localize.segment import segment_coordinates
 from deepatlas.localize.template.estimate import LabelledExam, estimate_template
 from deepatlas.localize.template.file import Template
-from deepatlas.model.engine import Engine, ExamMap
+from deepatlas.model.engine import Engine
+from deepatlas.model.exam_map import ExamMap
 from deepatlas.space.box import Box
 from deepatlas.space.fit_affine import fit_affine
 from deepatlas.space.grid import Grid

@@ -15,7 +15,8 @@ from deepatlas.errors import DataError
 from deepatlas.exams.read import read_volume
 from deepatlas.localize.segment import segment_coordinates
 from deepatlas.localize.template.file import Template
-from deepatlas.model.engine import Engine, ExamMap
+from deepatlas.model.engine import Engine
+from deepatlas.model.exam_map import ExamMap
 from deepatlas.model.fit import Fit
 from deepatlas.space.check_input import check_input
 from deepatlas.space.constants import HU_RANGE
