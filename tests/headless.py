@@ -38,7 +38,7 @@ class Browser:
         from_us, self._to = os.pipe()
         self._from, from_it = os.pipe()
         # Chromium reads commands from descriptor 3 and writes answers to 4.
-        line = 'exec "$0" "$@" 3<&%d 4>&%d' % (from_us, from_it)
+        line = f'exec "$0" "$@" 3<&{from_us} 4>&{from_it}'
         arguments = [
             "--headless=new", "--remote-debugging-pipe", f"--user-data-dir={self._profile.name}", "--no-first-run",
             "--disable-gpu", "--mute-audio", "--disable-extensions", "--disable-background-networking",
@@ -107,7 +107,9 @@ class Browser:
 class Page:
     """One page of a browser."""
 
-    def __init__(self, browser: Browser, target: str, session: str, width: int, height: int, touch: bool) -> None:
+    def __init__(
+        self, browser: Browser, target: str, session: str, width: int, height: int, touch: bool
+    ) -> None:
         self.browser, self.target, self.session = browser, target, session
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.send(f"{domain}.enable")
@@ -121,7 +123,9 @@ class Page:
         """Change the size of the page in pixels, and whether it has a touch screen."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.send("Emulation.setDeviceMetricsOverride", metrics)
-        self.send("Emulation.setTouchEmulationEnabled", {"enabled": touch, "maxTouchPoints": 5 if touch else 1})
+        self.send(
+            "Emulation.setTouchEmulationEnabled", {"enabled": touch, "maxTouchPoints": 5 if touch else 1}
+        )
 
     def go(self, address: str) -> None:
         """Go to an address."""
@@ -130,7 +134,8 @@ class Page:
     def run(self, code: str) -> Any:
         """The value of an expression of JavaScript, or of the promise that it is."""
         found = self.send(
-            "Runtime.evaluate", {"expression": code, "awaitPromise": True, "returnByValue": True, "userGesture": True}
+            "Runtime.evaluate",
+            {"expression": code, "awaitPromise": True, "returnByValue": True, "userGesture": True},
         )
         if "exceptionDetails" in found:
             details = found["exceptionDetails"]
@@ -144,12 +149,22 @@ class Page:
             with contextlib.suppress(AssertionError, RuntimeError):
                 if value := self.run(code):
                     return value
-            assert time.monotonic() < end, f"the page did not come to: {code}\n{self.run('document.body.innerText')}"
+            assert time.monotonic() < end, (
+                f"the page did not come to: {code}\n{self.run('document.body.innerText')}"
+            )
             time.sleep(0.03)
 
     def mouse(self, kind: str, x: float, y: float, **more: Any) -> None:
         """A mouse event: Pressed, Moved, Released or Wheel."""
-        details = {"type": f"mouse{kind}", "x": x, "y": y, "button": "left", "clickCount": 1, "buttons": 1, **more}
+        details = {
+            "type": f"mouse{kind}",
+            "x": x,
+            "y": y,
+            "button": "left",
+            "clickCount": 1,
+            "buttons": 1,
+            **more,
+        }
         self.send("Input.dispatchMouseEvent", details)
 
     def click(self, x: float, y: float, **more: Any) -> None:

@@ -35,7 +35,9 @@ def add(commands: Commands) -> None:
         "evaluations, [NAME=]PATH, which are compared",
     )
     c.add_argument("--out", required=True, type=Path, metavar="FILE", help="HTML file to write")
-    c.add_argument("--model", metavar="M", help="run folder, model file, or name of a shipped model, for exams")
+    c.add_argument(
+        "--model", metavar="M", help="run folder, model file, or name of a shipped model, for exams"
+    )
     add_template(c)
     add_use_of_model(c)
     c.add_argument(

@@ -37,7 +37,9 @@ def add(commands: Commands) -> None:
         commands, "view", run, "show the atlas and exams side by side in the browser, linked by anatomy"
     )
     c.add_argument("model", metavar="RUN_OR_MODEL", help="run folder, model file, or name of a shipped model")
-    c.add_argument("exams", nargs="*", metavar="EXAM", help="exams to show; each as the EXAM of `deepatlas segment`")
+    c.add_argument(
+        "exams", nargs="*", metavar="EXAM", help="exams to show; each as the EXAM of `deepatlas segment`"
+    )
     c.add_argument(
         "--data",
         type=Path,
@@ -54,7 +56,9 @@ def add(commands: Commands) -> None:
         metavar="FILE",
         help="JSON file that keeps the points, boxes and masks of the page, also after the server has ended",
     )
-    c.add_argument("--port", type=_PORT, default=0, metavar="N", help="port of 127.0.0.1 (default: a free one)")
+    c.add_argument(
+        "--port", type=_PORT, default=0, metavar="N", help="port of 127.0.0.1 (default: a free one)"
+    )
     c.add_argument("--no-browser", action="store_true", help="only print the address of the page")
 
 
@@ -77,7 +81,10 @@ def run(args: argparse.Namespace) -> int:
         if not args.marks and (count := len(server.session.marks.all())):
             path = Path(tempfile.gettempdir(), f"deepatlas-marks-{secrets.token_hex(4)}.json")
             server.session.marks.save(path)
-            print(f"\n{PROGRAM}: {count} marks of the page are in {path}; --marks {path} opens them", file=sys.stderr)
+            print(
+                f"\n{PROGRAM}: {count} marks of the page are in {path}; --marks {path} opens them",
+                file=sys.stderr,
+            )
         return 0
     if failure is not None:
         raise failure

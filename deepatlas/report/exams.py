@@ -102,9 +102,13 @@ def _section(
     known = {True: "known", False: "not known", None: "the model has no threshold"}[fit.known]
     notes = [f"Fit {value}, {fit.reason or known}", *fit.notes]
     spacing = " × ".join(f"{s:.3g}" for s in volume.grid.spacing)
-    notes.append(f"{' × '.join(map(str, volume.grid.shape[::-1]))} voxels of {spacing} mm, axes {volume.grid.axes}")
+    notes.append(
+        f"{' × '.join(map(str, volume.grid.shape[::-1]))} voxels of {spacing} mm, axes {volume.grid.axes}"
+    )
     header, rows = structure_table(labels, what.labels, volume if model.intensity == "hu" else None)
-    pictures = {f"{name}: the exam, the warped atlas and the structures in three planes": png_bytes(figure, dpi=110)}
+    pictures = {
+        f"{name}: the exam, the warped atlas and the structures in three planes": png_bytes(figure, dpi=110)
+    }
     return fit, Section(name, warning, notes, pictures, header, rows)
 
 

@@ -34,7 +34,9 @@ def report_run(folder: Path, path: Path) -> dict[str, Any]:
     """
     saved = _json(folder / "config.json")
     if not isinstance(saved.get("config"), dict):
-        raise DataError(f"{folder}: no run (it has no config.json with settings); give a run folder of deepatlas train")
+        raise DataError(
+            f"{folder}: no run (it has no config.json with settings); give a run folder of deepatlas train"
+        )
     records = _records(folder / "log.jsonl")
     result = _json(folder / "result.json", missing_ok=True)
     finished = (folder / "model.pt").is_file()
@@ -63,11 +65,12 @@ def report_run(folder: Path, path: Path) -> dict[str, Any]:
 
 def _pictures(folder: Path, records: list[dict[str, Any]]) -> Section:
     pictures = {}
-    for name, text in (("overview", "An unseen exam, its coordinates, the atlas warped onto it, and the structures"),):
-        if (png := folder / "figures" / f"{name}.png").is_file():
-            pictures[text] = png.read_bytes()
+    if (overview := folder / "figures" / "overview.png").is_file():
+        text = "An unseen exam, its coordinates, the atlas warped onto it, and the structures"
+        pictures[text] = overview.read_bytes()
     for png in sorted(folder.glob("figures/level-*.png")):
-        pictures[f"Exams, their coordinates and the atlas seen through them, {png.stem.replace('-', ' ')}"] = png.read_bytes()
+        level = png.stem.replace("-", " ")
+        pictures[f"Exams, their coordinates and the atlas seen through them, {level}"] = png.read_bytes()
     figure = progress_curves(records) if records else None
     if figure is not None:
         pictures["Every logged number over the steps of the run"] = png_bytes(figure)

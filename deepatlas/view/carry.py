@@ -15,7 +15,6 @@ from deepatlas.localize.template.estimate import LabelledExam, estimate_template
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import Engine
 from deepatlas.model.exam_map import ExamMap
-from deepatlas.space.box import Box
 from deepatlas.space.fit_affine import fit_affine
 from deepatlas.space.grid import Grid
 from deepatlas.space.labels import BoxMask, Labels
@@ -96,7 +95,9 @@ def labels_of(marks: list[Mark], ids: dict[str, int], grid: Grid, name: str) -> 
     return Labels.painted(masks, grid, np.uint16, name)
 
 
-def template_of(marks: list[Mark], exams: dict[str, Mapped], model: Engine, names: dict[str, str]) -> Template:
+def template_of(
+    marks: list[Mark], exams: dict[str, Mapped], model: Engine, names: dict[str, str]
+) -> Template:
     """The template of painted masks (eq. 14); masks of one name in several exams are examples of one structure.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +23,10 @@ from deepatlas.space.markup import Markups, Point
 from deepatlas.space.preprocess import labels_to_grid
 from deepatlas.view.carry import carry_box, carry_points, labels_of, template_of
 from deepatlas.view.marks import Mark
-from deepatlas.view.session import ATLAS
+from deepatlas.view.session import ATLAS, Session
 
 if TYPE_CHECKING:
     from deepatlas.localize.template.file import Template
-    from deepatlas.view.session import Session
 
 
 def points_csv(session: Session, data: dict[str, Any], folder: Path) -> Path:
@@ -142,6 +142,19 @@ WRITERS: dict[str, Callable[[Session, dict[str, Any], Path], Path]] = {
 }
 
 
+def download(session: Session, data: dict[str, Any]) -> tuple[str, bytes]:
+    """A file with results, its name and its bytes: ``{"what": …, "exam": id, "to": [id …]}``.
+
+    Raises :class:`~deepatlas.errors.DataError` where there is nothing to be written, or an exam is not known.
+    """
+    what = data.get("what")
+    if what not in WRITERS:
+        raise DataError(f"there is no such download; there are {', '.join(WRITERS)}")
+    with tempfile.TemporaryDirectory(prefix="deepatlas-view-") as folder:
+        path = WRITERS[what](session, data, Path(folder))
+        return path.name, path.read_bytes()
+
+
 def _template(session: Session, marks: list[Mark]) -> Template:
     exams = {mark.exam: session.mapped(mark.exam) for mark in marks}
     for identity, it in exams.items():
@@ -175,7 +188,10 @@ def _both_known(session: Session, *identities: str) -> bool:
 def _of_kind(session: Session, kind: str) -> list[Mark]:
     found = [mark for mark in session.marks.all() if mark.kind == kind]
     if not found:
-        what = {"point": "no point is marked; click one first", "mask": "nothing is painted; paint a mask first"}
+        what = {
+            "point": "no point is marked; click one first",
+            "mask": "nothing is painted; paint a mask first",
+        }
         raise DataError(what[kind])
     return found
 

@@ -76,7 +76,9 @@ class Mark:
             return cls(identity, kind, name, exam, at=(x, y, z))
         if kind == "box":
             axes = np.array(_numbers(_flat(data.get("axes")), 9)).reshape(3, 3)
-            return cls(identity, kind, name, exam, box=Box(name, np.array(_numbers(data.get("centre"), 3)), axes))
+            return cls(
+                identity, kind, name, exam, box=Box(name, np.array(_numbers(data.get("centre"), 3)), axes)
+            )
         return cls(identity, kind, name, exam, mask=_mask(data.get("mask")))
 
     def to_dict(self) -> dict[str, Any]:
@@ -206,7 +208,9 @@ def _whole(value: Any, least: int) -> tuple[int, int, int]:
         or len(value) != 3
         or not all(isinstance(v, int) and not isinstance(v, bool) and least <= v <= MOST for v in value)
     ):
-        raise DataError(f"a mask needs three whole numbers from {least} to {MOST} for its start and its shape")
+        raise DataError(
+            f"a mask needs three whole numbers from {least} to {MOST} for its start and its shape"
+        )
     return value[0], value[1], value[2]
 
 

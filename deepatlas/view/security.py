@@ -129,7 +129,8 @@ def body_refused(headers: Headers) -> Refusal | None:
         return Refusal(HTTPStatus.LENGTH_REQUIRED, "the body must have one Content-Length")
     if len(lengths[0]) > 12 or int(lengths[0]) > MAX_BODY:
         return Refusal(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body may have {MAX_BODY >> 20} MiB, and this one is larger"
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            f"a body may have {MAX_BODY >> 20} MiB, and this one is larger",
         )
     return None
 

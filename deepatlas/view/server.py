@@ -117,7 +117,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         except Exception as error:
             traceback.print_exc(file=sys.stderr)
-            self._refuse(Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, f"an error of the program: {error!r}"[:300]))
+            self._refuse(
+                Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, f"an error of the program: {error!r}"[:300])
+            )
 
     def _get(self) -> None:
         url = urlsplit(self.path)
@@ -126,7 +128,9 @@ class _Handler(BaseHTTPRequestHandler):
             if gate.right_token(given[0]):
                 self._send(b"", "text/plain", HTTPStatus.SEE_OTHER, Location="/", Set_Cookie=gate.set_cookie)
             else:
-                self._refuse(Refusal(HTTPStatus.FORBIDDEN, "this is not the address that deepatlas view printed"))
+                self._refuse(
+                    Refusal(HTTPStatus.FORBIDDEN, "this is not the address that deepatlas view printed")
+                )
             return
         if refusal := gate.cookie_refused(self.headers):
             self._refuse(refusal)
@@ -164,7 +168,10 @@ class _Handler(BaseHTTPRequestHandler):
         if not isinstance(data, dict):
             raise DataError("the body must be a JSON object")
         if path == "/api/download":
-            name, body = self.server.session.download(data)
+            # Imports all of the package, which the first look at the page does not need.
+            from deepatlas.view.download import download
+
+            name, body = download(self.server.session, data)
             disposition = f'attachment; filename="{name}"'
             self._send(body, "application/octet-stream", Content_Disposition=disposition)
         else:
@@ -180,14 +187,21 @@ class _Handler(BaseHTTPRequestHandler):
         # A request that cannot be parsed has neither.
         page = self.command == "GET" and not getattr(self, "path", "").startswith("/api/")
         if page:
-            self._send(f"deepatlas view: {refusal.line}\n".encode(), "text/plain; charset=utf-8", refusal.status)
+            self._send(
+                f"deepatlas view: {refusal.line}\n".encode(), "text/plain; charset=utf-8", refusal.status
+            )
         else:
             self._send(to_json({"error": refusal.line}), "application/json", refusal.status)
 
     def _send(self, body: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK, **headers: str) -> None:
         self.send_response(status)
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        for name, value in {**HEADERS, "Content-Type": kind, "Content-Length": str(len(body)), **named}.items():
+        for name, value in {
+            **HEADERS,
+            "Content-Type": kind,
+            "Content-Length": str(len(body)),
+            **named,
+        }.items():
             self.send_header(name, value)
         if self.close_connection:
             self.send_header("Connection", "close")

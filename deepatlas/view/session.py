@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -212,20 +211,6 @@ class Session:
                 self._templates = {k: v for k, v in self._templates.items() if k[0] != mark.id}
                 self._templates[key] = template_of([mark], exams, self.model, self._names)
         return self._templates[key]
-
-    def download(self, data: dict[str, Any]) -> tuple[str, bytes]:
-        """A file with results, its name and its bytes: ``{"what": …, "exam": id, "to": [id …]}``.
-
-        Raises :class:`~deepatlas.errors.DataError` where there is nothing to be written, or an exam is not known.
-        """
-        from deepatlas.view import download
-
-        what = data.get("what")
-        if what not in download.WRITERS:
-            raise DataError(f"there is no such download; there are {', '.join(download.WRITERS)}")
-        with tempfile.TemporaryDirectory(prefix="deepatlas-view-") as folder:
-            path = download.WRITERS[what](self, data, Path(folder))
-            return path.name, path.read_bytes()
 
     def name_of(self, identity: str) -> str:
         """The name of an exam, or ``"atlas"``."""

@@ -182,8 +182,9 @@ def coordinates_body(it: Mapped) -> bytes:
     millimetres of a unit of the atlas in this exam along x, y and z.
     """
     field = it.map.field
-    wanted = np.array(it.shown.extent[::-1]) / field.spacing
-    z, y, x = (int(min(n, max(2, min(np.ceil(w) + 1, MAP_POINTS)))) for n, w in zip(it.shown.shape, wanted, strict=True))
+    # As fine as the finest network, within limits.
+    wanted = (np.ceil(np.array(it.shown.extent[::-1]) / field.spacing) + 1).clip(2, MAP_POINTS)
+    z, y, x = (min(n, int(w)) for n, w in zip(it.shown.shape, wanted, strict=True))
     grid = it.shown.resized((z, y, x))
     coords = field.on(grid).float().cpu().numpy()
     body = labels_to_grid(Volume(it.map.body.astype(np.uint8), it.map.grid), grid).array
@@ -224,9 +225,7 @@ def labels_body(labels: Labels) -> bytes:
     volumes = dict(zip(ids.tolist(), counts.tolist(), strict=True))
     for identity, mask in labels.hidden.items():
         volumes[identity] = volumes.get(identity, 0) + mask.count()
-    millilitres = {
-        str(i): n * labels.grid.voxel_volume / 1000 for i, n in volumes.items() if i
-    }
+    millilitres = {str(i): n * labels.grid.voxel_volume / 1000 for i, n in volumes.items() if i}
     return pack({"hidden": hidden, "millilitres": millilitres}, arrays)
 
 

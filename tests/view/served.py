@@ -87,7 +87,9 @@ def serving(session: Session, port: int = 0) -> Iterator[Server]:
         thread.join()
 
 
-def session_of(folder: Path, opened: tuple[str, ...] = (), with_template: bool = True, **more: Any) -> Session:
+def session_of(
+    folder: Path, opened: tuple[str, ...] = (), with_template: bool = True, **more: Any
+) -> Session:
     """A session over the exams of a folder, with the affine model."""
     model = KnowingModel()
     gallery = Gallery([folder])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,51 +17,7 @@ from served import EXAMS, STRANGER, Client, serving, session_of, shifted, write_
 pytestmark = pytest.mark.slow(12)
 
 # What the tests ask the page; they look at its state and its pixels, and change nothing by it.
-HELP = """
-globalThis.T = {
-  async state() { return (await import('/state.js')).state },
-  async panel(name) { return (await T.state()).panels.find(p => p.name === name) },
-  async ready() {
-    const s = await T.state();
-    return s.panels.length > 0 && s.panels.every(p => p.failed || (p.known === false && !p.shownAnyway) || p.labels ||
-      (p.map && s.model && !s.model.structures.length)) && s.panels.every(p => p.views[Object.keys(p.views)[0]].toScreen || p.failed);
-  },
-  async drawn() { for (let n = 0; n < 3; n++) await new Promise(r => requestAnimationFrame(r)); return true },
-  async screen(name, plane, place) {
-    const p = await T.panel(name), g = await import('/geometry.js'), view = p.views[plane];
-    const [x, y] = view.toScreen(g.apply(p.inverse, place)), box = view.canvas.getBoundingClientRect();
-    return [box.x + x, box.y + y];
-  },
-  async place(name) { const p = await T.panel(name); return {place: p.place, found: p.found, reason: p.reason} },
-  async pixels(name, plane) {
-    const { canvas } = (await T.panel(name)).views[plane];
-    const { data, width, height } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
-    return { data, width, height };
-  },
-  async grey(name, plane) {
-    const { data, width, height } = await T.pixels(name, plane);
-    let sum = 0;
-    for (let n = 0; n < data.length; n += 4) sum += data[n] + data[n + 1] + data[n + 2];
-    return sum / (3 * width * height);
-  },
-  // The middle of the pixels of one colour, in millimetres of the panel.
-  async middle(name, plane, [r, g, b]) {
-    const { data, width, height } = await T.pixels(name, plane);
-    let x = 0, y = 0, n = 0;
-    for (let k = 0, i = 0; k < width * height; k++, i += 4)
-      if (Math.abs(data[i] - r) + Math.abs(data[i + 1] - g) + Math.abs(data[i + 2] - b) < 24) { x += k % width; y += Math.floor(k / width); n++ }
-    const p = await T.panel(name), ratio = width / p.views[plane].width;
-    const place = n ? (await import('/geometry.js')).apply(p.affine, p.views[plane].toIndex(x / n / ratio, y / n / ratio)) : null;
-    return { count: n, place, x: x / n / width, y: y / n / height };
-  },
-  async marks() { return (await T.state()).marks.map(m => ({...m, text: ''})) },
-  async carried() {
-    const s = await T.state();
-    return s.marks.length > 0 && s.marks.every(m => s.panels.every(p => p.id === m.exam || !p.map || p.failed || (m.places[p.id] && !m.places[p.id].preview)));
-  },
-};
-true
-"""
+HELP = Path(__file__).with_name("page_help.js").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +148,7 @@ def test_structures_lie_where_they_are_and_the_right_of_the_patient_is_on_the_le
         if name == "atlas":
             there = np.array(page.run(f"T.panel('atlas').then(p => p.fromServer({(at / SCALE).tolist()}))"))
         # Let the slices pass through it.
-        page.run(f"Promise.all([import('/tools.js'), T.panel({name!r})]).then(([t, p]) => {{ t.moveTo(p, {there.tolist()}) }})")
+        page.run(f"T.moveTo({name!r}, {there.tolist()})")
         drawn(page)
         rgb = [int(colours[structure][k : k + 2], 16) for k in (1, 3, 5)]
         for plane in ("axial", "coronal", "sagittal"):
@@ -255,7 +212,12 @@ def test_wheel_keys_and_scroll_tool_go_through_the_slices(page):
     drawn(page)
     assert up[2] - place(page, "plain")["place"][2] == pytest.approx(4, abs=1.1)
     before = place(page, "plain")["place"]
-    for key, axis, way in (("ArrowLeft", 0, 1), ("ArrowUp", 1, 1), ("ArrowRight", 0, -1), ("ArrowDown", 1, -1)):
+    for key, axis, way in (
+        ("ArrowLeft", 0, 1),
+        ("ArrowUp", 1, 1),
+        ("ArrowRight", 0, -1),
+        ("ArrowDown", 1, -1),
+    ):
         page.press(key)
         drawn(page)
         after = place(page, "plain")["place"]
@@ -315,11 +277,13 @@ def test_an_enlarged_picture_follows_the_place_and_stays_under_the_pointer(page)
     for _ in range(7):
         page.press("+")
     drawn(page)
-    at = np.array([*(np.array(place(page, "plain")["place"])[:2] + [12, -8]), place(page, "plain")["place"][2]])
+    at = np.array(
+        [*(np.array(place(page, "plain")["place"])[:2] + [12, -8]), place(page, "plain")["place"][2]]
+    )
     x, y = screen(page, "plain", "axial", at)
     click_at(page, "plain", "axial", at)
     np.testing.assert_allclose(screen(page, "plain", "axial", at), [x, y], atol=0.6)
-    box = page.run("T.panel('moved').then(p => { const r = p.views.axial.canvas.getBoundingClientRect(); return [r.x, r.y, r.right, r.bottom] })")
+    box = page.run("T.frame('moved', 'axial')")
     x, y = screen(page, "moved", "axial", place(page, "moved")["place"])
     assert box[0] < x < box[2] and box[1] < y < box[3]
 
@@ -327,7 +291,9 @@ def test_an_enlarged_picture_follows_the_place_and_stays_under_the_pointer(page)
 def test_planes_can_be_chosen(page):
     assert page.run("document.querySelectorAll('canvas').length") == 12
     choose(page, "planes", "coronal")
-    assert page.run("Array.from(document.querySelectorAll('canvas'), c => c.dataset.plane)") == ["coronal"] * 4
+    assert (
+        page.run("Array.from(document.querySelectorAll('canvas'), c => c.dataset.plane)") == ["coronal"] * 4
+    )
     page.press("v")
     drawn(page)
     assert page.run("document.querySelector('#planes').value") == "sagittal"
@@ -365,10 +331,7 @@ def test_coordinates_as_colours_and_the_atlas_on_the_exam(page):
 def test_structures_can_be_hidden_outlined_and_made_transparent(page):
     def ink():
         drawn(page)
-        return page.run(
-            "T.pixels('plain', 'axial').then(({data}) => { let n = 0; for (let i = 0; i < data.length; i += 4) "
-            "if (Math.max(data[i], data[i+1], data[i+2]) - Math.min(data[i], data[i+1], data[i+2]) > 25) n++; return n })"
-        )
+        return page.run("T.ink('plain', 'axial')")
 
     click_at(page, "plain", "coronal", [LIVER[0], place(page, "plain")["place"][1], LIVER[2]])
     both = ink()
@@ -403,7 +366,9 @@ def test_a_point_is_found_in_every_exam_and_can_be_named_shown_and_deleted(page,
     (kept,) = client.post("/api/marks", {})["marks"]
     assert kept["kind"] == "point" and kept["name"] == "Point 1"
     assert "found in 3 of 3" in page.run("document.querySelector('#marks').innerText")
-    page.run("document.querySelector('#marks input').focus(); document.querySelector('#marks input').select()")
+    page.run(
+        "document.querySelector('#marks input').focus(); document.querySelector('#marks input').select()"
+    )
     page.type("<img src=x onerror=alert(1)>")
     page.run("document.querySelector('#marks input').dispatchEvent(new Event('change'))")
     page.wait("T.marks().then(m => m[0].name.startsWith('<img'))")
@@ -451,7 +416,9 @@ def test_a_box_is_drawn_changed_and_found_in_every_exam(page, client):
     page.drag(screen(page, "plain", "axial", edge), screen(page, "plain", "axial", [edge[0], edge[1] - 4, z]),
               screen(page, "plain", "axial", [edge[0], edge[1] - 8, z]))  # fmt: skip
     page.wait("T.carried()")
-    page.wait(f"T.marks().then(m => m.length === 1 && Math.abs(m[0].centre[1] - {mark['centre'][1] - 4}) < 1)")
+    page.wait(
+        f"T.marks().then(m => m.length === 1 && Math.abs(m[0].centre[1] - {mark['centre'][1] - 4}) < 1)"
+    )
     page.press("Delete")
     page.wait("T.marks().then(m => !m.length)")
 
@@ -499,8 +466,7 @@ def test_results_are_downloaded(page, client, chromium, tmp_path):
     press_button(page, "#ball")
     page.click(*screen(page, "plain", "axial", [*SPLEEN[:2], place(page, "plain")["place"][2]]))
     page.wait("T.carried()")
-    choose(page, "active", client.get("/api/session")["exams"][[*EXAMS].index("moved") - 1]["id"])
-    page.run("(() => { const s = document.querySelector('#active'); s.value = Array.from(s.options).find(o => o.text === 'moved').value })()")
+    choose(page, "active", {e["name"]: e["id"] for e in client.get("/api/session")["exams"]}["moved"])
     expected = {
         "masks": "moved.nii.gz", "names": "labels.json", "points": "points.csv", "markups": "moved.mrk.json",
         "painted": "moved_painted.nii.gz", "template": "template.h5",
@@ -540,10 +506,7 @@ def test_keys_are_told(page):
 
 def test_a_tablet_has_everything_within_reach_and_two_fingers_zoom(chromium, server, client):
     page = opened(chromium, server, 820, 1180, touch=True)
-    out = page.run(
-        "Array.from(document.querySelectorAll('button, select, canvas, input')).filter(e => { const r = e.getBoundingClientRect(); "
-        "return r.width && (r.right > innerWidth + 1 || r.left < -1) }).map(e => e.outerHTML)"
-    )
+    out = page.run("T.beyond()")
     assert out == []
     assert page.run("document.documentElement.scrollWidth") <= 820
     x, y = screen(page, "plain", "axial", [*LIVER[:2], place(page, "plain")["place"][2]])

@@ -77,7 +77,9 @@ def test_tokens_are_long_and_random():
 
 
 @pytest.mark.parametrize("path", ROUTES)
-@pytest.mark.parametrize("cookie", [None, "deepatlas-view-{port}=wrong", "deepatlas-view-1={cookie}", "{cookie}"])
+@pytest.mark.parametrize(
+    "cookie", [None, "deepatlas-view-{port}=wrong", "deepatlas-view-1={cookie}", "{cookie}"]
+)
 def test_every_route_asks_for_the_cookie(client, path, cookie):
     given = cookie and cookie.format(port=client.port, cookie=client.gate.cookie)
     answer = client.ask(path, headers={"Cookie": given}, cookie=False)
@@ -164,7 +166,9 @@ def test_other_methods_are_refused(client, method):
     assert client.ask("/api/session", method).status in (400, 405, 501)
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", None])
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", None]
+)
 def test_a_body_that_a_form_could_send_is_refused(client, kind):
     answer = client.ask("/api/marks/change", "POST", {"Content-Type": kind}, b'{"put": [], "delete": []}')
     assert answer.status == 415
@@ -212,7 +216,9 @@ def test_a_body_that_is_no_object_gives_one_line(client, body):
 def test_no_path_leads_to_a_file(client, path):
     answer = client.ask(path)
     assert answer.status == 404
-    assert json.loads(answer.data)["error"] if path.startswith("/api/") else answer.data.startswith(b"deepatlas")
+    assert (
+        json.loads(answer.data)["error"] if path.startswith("/api/") else answer.data.startswith(b"deepatlas")
+    )
 
 
 def test_the_files_of_the_page_are_a_fixed_list_and_all_there():
@@ -332,7 +338,9 @@ def test_the_page_holds_no_script_or_style_of_its_own_and_names_no_other_site():
         outside = re.findall(r"(?:https?:)?//[\w.-]+\.\w+", re.sub(r"http://www\.w3\.org/2000/svg", "", text))
         assert not outside, (name, outside)
         # Names of files and structures are text, and never parts of a page.
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text)
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text
+        )
 
 
 def test_a_port_in_use_gives_one_line(served, tmp_path):

@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 from affine_model import GRIDS, LABELS, SCALE
 from served import (
-    EXAMS, STRANGER, Client, KnowingModel, grid_in, serving, session_of, shifted, template, unpack, write_exams,
+    EXAMS,
+    STRANGER,
+    Client,
+    KnowingModel,
+    grid_in,
+    serving,
+    session_of,
+    shifted,
+    template,
+    unpack,
+    write_exams,
 )  # fmt: skip
 from small_exams import one_line
 
@@ -89,7 +99,11 @@ def test_a_large_exam_is_averaged_to_256_voxels_and_says_so(client, ids):
     assert "large (281 × 59 × 37 voxels), shown with 140 × 59 × 37" in header["lines"][0]
     grid = EXAMS["large"][0]
     np.testing.assert_allclose(grid_in(header).spacing, np.array(grid.spacing) * [2, 1, 1])
-    shown, lines = picture(Volume(np.arange(600.0).reshape(1, 1, 600).repeat(4, 0).repeat(4, 1), type(grid)((4, 4, 600), np.eye(4))))
+    shown, lines = picture(
+        Volume(
+            np.arange(600.0).reshape(1, 1, 600).repeat(4, 0).repeat(4, 1), type(grid)((4, 4, 600), np.eye(4))
+        )
+    )
     np.testing.assert_array_equal(shown.array[0, 0, :3], [1, 4, 7])
     assert shown.grid.shape == (4, 4, 200) and len(lines) == 1
 
@@ -172,7 +186,9 @@ def put(client, *marks):
 
 def test_a_point_is_carried_as_locate_finds_it(client, ids, folder):
     put(client, point(ids["plain"]))
-    places = client.post("/api/carry", {"mark": "p1", "to": [ids["moved"], ids[STRANGER], "atlas", ids["plain"]]})["places"]
+    places = client.post(
+        "/api/carry", {"mark": "p1", "to": [ids["moved"], ids[STRANGER], "atlas", ids["plain"]]}
+    )["places"]
     model = KnowingModel()
     volumes = [read_volume(folder / name / "ct.nii.gz") for name in ("plain", "moved")]
     for volume, name in zip(volumes, ("plain", "moved"), strict=True):
@@ -211,7 +227,9 @@ def test_a_painted_mask_is_carried_and_saved_as_a_template_that_segment_uses(cli
     name, data = client.download({"what": "template"})
     (tmp_path / name).write_bytes(data)
     made = Template.load(tmp_path / name)
-    assert made.names == ("lump",) and made.meta["model"] == "affine-model" and made.meta["exams"] == ["plain"]
+    assert (
+        made.names == ("lump",) and made.meta["model"] == "affine-model" and made.meta["exams"] == ["plain"]
+    )
     model = KnowingModel()
     volume = read_volume(folder / "moved" / "ct.nii.gz")
     volume.name = "moved"
@@ -244,7 +262,11 @@ def _mask_of(client):
 def test_masks_of_one_name_in_two_exams_are_two_examples_of_one_structure(client, ids, tmp_path):
     grid = GRIDS["anisotropic"]
     there = np.array([10, 5, 0]) - shifted(np.zeros(3))
-    put(client, painted(ids["plain"], GRIDS["plain"], (10, 5, 0), 14), painted(ids["moved"], grid, there, 14, identity="m2"))
+    put(
+        client,
+        painted(ids["plain"], GRIDS["plain"], (10, 5, 0), 14),
+        painted(ids["moved"], grid, there, 14, identity="m2"),
+    )
     (tmp_path / "t.h5").write_bytes(client.download({"what": "template"})[1])
     made = Template.load(tmp_path / "t.h5")
     assert made.names == ("lump",) and made.meta["structures"]["lump"]["exams"] == ["plain", "moved"]
@@ -285,7 +307,9 @@ def test_points_and_boxes_are_downloaded_for_slicer(client, ids, tmp_path):
     tip, air = read.points
     np.testing.assert_allclose(tip.position, np.array([22.0, 4.0, -8.0]) - shifted(np.zeros(3)), atol=0.1)
     assert air.position is None
-    np.testing.assert_allclose(read.boxes[0].centre, np.array([10.0, 0.0, 5.0]) - shifted(np.zeros(3)), atol=0.2)
+    np.testing.assert_allclose(
+        read.boxes[0].centre, np.array([10.0, 0.0, 5.0]) - shifted(np.zeros(3)), atol=0.2
+    )
     np.testing.assert_allclose(read.boxes[0].edges, [40, 30, 20], atol=0.4)
 
 
@@ -307,7 +331,9 @@ def test_what_cannot_be_downloaded_gives_one_line(client, data, line):
 
 def test_a_mask_of_an_unknown_exam_makes_no_template(client, ids):
     put(client, painted(ids[STRANGER], GRIDS["coarse"], (10, 5, 0), 14))
-    assert "does not know the exam stranger" in client.post("/api/download", {"what": "template"}, 422)["error"]
+    assert (
+        "does not know the exam stranger" in client.post("/api/download", {"what": "template"}, 422)["error"]
+    )
     error = client.post("/api/download", {"what": "painted", "exam": ids["plain"]}, 422)["error"]
     assert "does not know" in error
 
@@ -315,7 +341,8 @@ def test_a_mask_of_an_unknown_exam_makes_no_template(client, ids):
 @pytest.mark.parametrize(
     "change",
     [
-        {"kind": "line"}, {"id": "../x"}, {"id": 5}, {"name": "  "}, {"name": "x" * 81}, {"exam": "nowhere"}, {"exam": None},
+        {"kind": "line"}, {"id": "../x"}, {"id": 5}, {"name": "  "}, {"name": "x" * 81},
+        {"exam": "nowhere"}, {"exam": None},
         {"at": [1, 2]}, {"at": [1, 2, float("1e400")]}, {"at": [1, 2, None]}, {"at": [True, 1, 2]}, {"at": [1e9, 0, 0]},
         {"kind": "box"}, {"kind": "box", "centre": [0, 0, 0], "axes": [[1, 0, 0], [0, 1, 0], [0, 0, 0]]},
         {"kind": "box", "centre": [0, 0, 0], "axes": [[1, 0], [0, 1], [0, 0]]},
@@ -358,10 +385,14 @@ def test_marks_are_kept_in_a_file_under_the_names_of_their_exams(tmp_path):
     assert [(mark.exam, mark.name) for mark in third.all()] == [("z2", "other")]
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"format": "deepatlas-marks", "version": 1}', '{"format": "other"}', "\udc00"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"format": "deepatlas-marks", "version": 1}', '{"format": "other"}', "\udc00"]
+)
 def test_a_damaged_file_of_marks_is_one_line_and_is_left_alone(tmp_path, text):
     path = tmp_path / "marks.json"
-    path.write_text(text, encoding="utf-8", errors="surrogateescape") if text != "\udc00" else path.write_bytes(b"\xff")
+    path.write_text(
+        text, encoding="utf-8", errors="surrogateescape"
+    ) if text != "\udc00" else path.write_bytes(b"\xff")
     before = path.read_bytes()
     with pytest.raises(DataError) as caught:
         Marks(path, {"x": "one"})
@@ -389,7 +420,11 @@ def test_many_requests_at_once_pass_each_exam_through_the_network_once(folder):
     names = ("plain", "moved", "oblique")
     with serving(session) as server:
         client = Client(server)
-        wanted = [f"/api/exam/{gallery.named(n).id}/{part}" for n in names for part in ("masks", "coordinates", "picture")]
+        wanted = [
+            f"/api/exam/{gallery.named(n).id}/{part}"
+            for n in names
+            for part in ("masks", "coordinates", "picture")
+        ]
         threads = [threading.Thread(target=client.ask, args=(path,)) for path in wanted * 2]
         for thread in threads:
             thread.start()
@@ -453,7 +488,9 @@ def test_what_cannot_be_shown_ends_the_command_with_one_line(arguments, line, se
 def test_the_shipped_model_comes_with_its_template(folder):
     from deepatlas.cli.view import open_server
 
-    args = build_parser().parse_args(["view", "headneck", str(folder / "plain"), "--data", str(folder), "--no-browser"])
+    args = build_parser().parse_args(
+        ["view", "headneck", str(folder / "plain"), "--data", str(folder), "--no-browser"]
+    )
     server = open_server(args)
     try:
         assert isinstance(server.session.model, Model)
