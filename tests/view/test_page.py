@@ -12,7 +12,7 @@ import pytest
 from affine_model import ANATOMY, LABELS, SCALE
 from headless import browser
 from PIL import Image
-from served import EXAMS, STRANGER, Client, serving, session_of, shifted, write_exams
+from served import STRANGER, Client, serving, session_of, shifted, write_exams
 
 pytestmark = pytest.mark.slow(12)
 
