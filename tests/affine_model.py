@@ -91,6 +91,8 @@ class AffineModel:
     device = torch.device("cpu")
     card: dict = {}
     structures = None
+    regions: tuple = ()
+    depth: int | None = None
 
     intensity = "hu"
 

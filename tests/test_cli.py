@@ -145,7 +145,8 @@ def test_segment_continues_after_a_bad_exam_and_fails_in_the_end(data, template,
     result = json.loads(out)
     assert set(result["segmented"]) == {"e1", "e2"} and set(result["failed"]) == {"broken"}
     assert "deepatlas: skipped broken:" in err and "broken/ct.nii.gz" in err
-    assert {p.name for p in (tmp_path / "o").iterdir()} == {"labels.json", "e1.nii.gz", "e2.nii.gz"}
+    tables = {"labels.json", "labels.label", "labels.ctbl"}
+    assert {p.name for p in (tmp_path / "o").iterdir()} == {*tables, "e1.nii.gz", "e2.nii.gz"}
     code, out, err = run(capsys, *argv, "--strict", "--quiet")
     assert code == 1 and out == "" and err.count("\n") == 1 and err.startswith("deepatlas: error: ")
 

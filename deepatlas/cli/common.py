@@ -122,11 +122,11 @@ def add_template(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_data(command: argparse.ArgumentParser) -> None:
+def add_data(command: argparse.ArgumentParser, required: bool = True) -> None:
     """Add ``--data``, which may be given several times, and ``--split``."""
     command.add_argument(
         "--data",
-        required=True,
+        required=required,
         type=Path,
         action="append",
         metavar="DIR",
@@ -285,3 +285,17 @@ def load_template(args: argparse.Namespace, model: Model) -> Template | Structur
             file=sys.stderr,
         )
     return template
+
+
+def keep_names_of_masks(path: Path, names: str) -> None:
+    """Refuse to give masks that are there already the names of other structures."""
+    try:
+        if not path.exists() or path.read_text(encoding="utf-8-sig") == names:
+            return
+    except (OSError, UnicodeDecodeError):
+        # It is no file of this command, and must not be lost either.
+        pass
+    raise DataError(
+        f"{path}: names other structures than this template, model or --structures, and their masks may lie beside it; "
+        "choose another --out, or delete these first"
+    )

@@ -26,7 +26,7 @@ def add(commands: Commands) -> None:
     )
     c.add_argument("--model", metavar="M", help="the same for a model")
     # The options of add_model, which have no meaning here.
-    c.set_defaults(device=None, refine=None, average=1)
+    c.set_defaults(device=None, refine=None, average=1, depth=None)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,9 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import deepatlas_ops as ops
-from deepatlas.errors import DeepAtlasError
+from deepatlas.errors import DataWarning, DeepAtlasError
+from deepatlas.io.dicom.series import DicomSeries
+from deepatlas.io.export.dicom_source import Algorithm
+from deepatlas.io.export.labels import write_labels
+from deepatlas.localize.coverage import coverage
+from deepatlas.localize.measure import StructureStatistics, statistics
 from deepatlas.localize.paint import Canvas, Rivals
 from deepatlas.localize.probabilities import label_probabilities
+from deepatlas.localize.soft_masks import soft_masks
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import Engine, ExamMap
 from deepatlas.model.field import CoordinateField
@@ -23,6 +32,7 @@ from deepatlas.model.structures import ExamProbabilities, Structures
 from deepatlas.space.grid import Grid
 from deepatlas.space.labels import Labels
 from deepatlas.space.volume import Volume
+from deepatlas.version import __version__
 
 # Exams are processed in tiles of this shape (z, y, x). A tile maps to a small box of the template, and only the
 # structures that reach into that box are sampled. The cost follows the anatomy, and not the number of structures times
@@ -35,12 +45,91 @@ class Segmentation(Labels):
     """The structures of an exam on its own grid, and how well the model knows the exam.
 
     ``array`` is a label image. ``mask(id)`` gives the whole mask of a structure, also where others lie on it.
+
+    Attributes:
+        fit: how well the model knows the exam.
+        names: ``{name: id}`` of the structures that were looked for.
+        model: the fingerprint of the model.
+        found: what the model says about the exam, and ``what`` the structures that were looked for; both None where
+            the labels did not come from a model.
     """
 
     fit: Fit = Fit(math.nan)
+    names: dict[str, int] = field(default_factory=dict)
+    model: str = ""
+    found: ExamMap | ExamProbabilities | None = None
+    what: Template | Structures | None = None
 
     def _facts(self) -> str:
         return f"{super()._facts()}, {self.fit!r}"
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """What made the structures, as DICOM objects state it."""
+        return Algorithm("DeepATLAS", __version__, self.model)
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        format: str | None = None,
+        *,
+        source: DicomSeries | str | os.PathLike[str] | None = None,
+        labelmap: bool = False,
+    ) -> Path:
+        """Write the structures as a label image, a DICOM-SEG or an RTSTRUCT.
+
+        Args:
+            path: the file: ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha`` for a label image, ``.dcm`` for DICOM.
+            format: ``"nifti"``, ``"nrrd"``, ``"dicom-seg"`` or ``"rtstruct"``; None takes that of the suffix, which
+                for ``.dcm`` is a DICOM-SEG. Label images show one structure a voxel, the others hold whole masks.
+            source: for DICOM, the series that the exam was read from, or its path; None takes the path from which the
+                exam was read.
+            labelmap: for a DICOM-SEG, write the newer form, one value a voxel.
+
+        Returns the path.
+
+        Warns:
+            DataWarning: a structure has no voxel, so that a DICOM object has no entry for it.
+
+        Raises:
+            DataError: the exam is no DICOM series, or one that cannot be referred to, or no structure has a voxel.
+            DeepAtlasError: highdicom is not installed, which a DICOM-SEG needs.
+            WriteError: the file cannot be written, or has the suffix of another format.
+        """
+        notes = write_labels(
+            path,
+            self,
+            self.names,
+            format,
+            source=self.name if source is None else source,
+            labelmap=labelmap,
+            algorithm=self.algorithm,
+        )
+        for note in notes:
+            warnings.warn(f"{path}: {note}", DataWarning, stacklevel=2)
+        return Path(path)
+
+    def statistics(self, volume: Volume) -> list[StructureStatistics]:
+        """Measure every structure on ``volume``, the exam: see :func:`deepatlas.statistics`.
+
+        With a template, each has the share of it that lies in the field of view of the exam.
+        """
+        shares = None
+        if isinstance(self.found, ExamMap) and isinstance(self.what, Template):
+            shares = dict(zip(self.what.names, coverage(self.found, self.what), strict=True))
+        return statistics(self, volume, self.names, shares)
+
+    def soft_masks(self) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        """The soft mask of every structure: its name, and uint8 ``[D, H, W]`` with 255 for 1.
+
+        See :func:`~deepatlas.localize.soft_masks.soft_masks`. Raises :class:`~deepatlas.errors.DeepAtlasError` for
+        labels that did not come from a model.
+        """
+        if self.found is None or self.what is None:
+            raise DeepAtlasError(
+                f"{self.name or 'labels'}: have no soft masks, since no model made them; segment the exam"
+            )
+        return soft_masks(self.found, self.what, self.grid)
 
 
 def segment(
@@ -67,8 +156,19 @@ def segment(
         DeepAtlasError: the template belongs to another model, the model needs a template or takes none, or the
             threshold is out of range.
     """
-    found, labels = find_structures(model, volume, what_to_find(model, template), threshold)
-    return Segmentation(labels.array, volume.grid, volume.name, labels.hidden, found.fit)
+    what = what_to_find(model, template)
+    found, labels = find_structures(model, volume, what, threshold)
+    return Segmentation(
+        labels.array,
+        volume.grid,
+        volume.name,
+        labels.hidden,
+        found.fit,
+        names=what.labels,
+        model=model.fingerprint,
+        found=found,
+        what=what,
+    )
 
 
 def what_to_find(model: Engine, template: Template | Structures | None) -> Template | Structures:
@@ -84,6 +184,10 @@ def what_to_find(model: Engine, template: Template | Structures | None) -> Templ
                 "template`, load it with deepatlas.Template.load(…)"
             )
         template.check_model(model.fingerprint)
+        if not template.names:
+            raise DeepAtlasError(
+                f"{template!r}: holds no mask to segment; its points, lines and boxes are found by `deepatlas locate`"
+            )
         return template
     if isinstance(template, Template):
         raise DeepAtlasError(

@@ -315,10 +315,7 @@ class Engine:
         if self.structures:
             raise self._no_coordinates()
         volume, notes = self._checked(exam)
-        seen = best_look(
-            volume, self._see, size=self.size, crop=self.crop, intensity=self.intensity, device=self.device,
-            longest_mm=self.card.get("view", {}).get("longest_mm"), known=self.fit_threshold,
-        )  # fmt: skip
+        seen = self._looked(volume)
         look = seen.look
         coords = ops.resize(self._settled(look, seen.coords), look.x.shape[2:])
         field, odd = add_regions(
@@ -328,6 +325,12 @@ class Engine:
             warnings.warn(f"{volume.name or 'exam'}: {note}", DataWarning, stacklevel=2)
         known = Fit(seen.fit, self.fit_threshold, (*notes, *odd))
         return ExamMap(coords, look.hu.grid, look.hu, look.body, known, field.pieces)
+
+    def _looked(self, volume: Volume) -> Seen:
+        return best_look(
+            volume, self._see, size=self.size, crop=self.crop, intensity=self.intensity, device=self.device,
+            longest_mm=self.card.get("view", {}).get("longest_mm"), known=self.fit_threshold,
+        )  # fmt: skip
 
     def _see(self, look: Look) -> Seen:
         """One pass of the network, with its fit."""
@@ -405,6 +408,15 @@ class Engine:
         for note in notes:
             warnings.warn(f"{volume.name or 'exam'}: {note}", DataWarning, stacklevel=3)
         return volume, tuple(notes)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def look(self, exam: Exam) -> Look:
+        """How the network of the whole exam looks at an exam: its input, and the grid of this.
+
+        Raises :class:`~deepatlas.errors.DataError` as :meth:`map_exam`.
+        """
+        return self._looked(self._checked(exam)[0]).look
 
     def fit(self, exam: Exam) -> Fit:
         """How well the model knows an exam (see :func:`deepatlas.model.fit.fit`); without a value after fine-tuning.

@@ -141,6 +141,18 @@ def coverage(box_mm: Box, scan: Grid) -> float:
     return float(within(scan, box_mm.place(_lattice(_LATTICE))).mean())
 
 
+def mm_per_unit(field: CoordinateField, body: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The millimetres that a unit of the coordinates has in an exam, on the average over its body: ``[3]`` (x, y, z).
+
+    Raises :class:`~deepatlas.errors.DataError` if its coordinates give no affine map.
+    """
+    grid = field.grid
+    index = np.argwhere(body if body.any() else np.ones_like(body))[:: max(1, int(body.sum()) // 4096), ::-1]
+    places = grid.voxel_to_world(index)
+    scale: NDArray[np.float64] = np.linalg.norm(fit_affine(field.at(places), places)[:3, :3], axis=0)
+    return scale
+
+
 def within(grid: Grid, places: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Bool ``[N]``: which places ``[N, 3]`` in RAS+ millimetres lie between the outer faces of a grid."""
     index = grid.world_to_voxel(places)

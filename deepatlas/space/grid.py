@@ -147,6 +147,11 @@ class Grid:
         last = np.array([n - 1 for n in reversed(self.shape)])
         return self.voxel_to_world(np.array(list(np.ndindex(2, 2, 2))) * last)
 
+    def places(self) -> NDArray[np.float64]:
+        """World positions ``[D, H, W, 3]`` (x, y, z) in mm of the centres of all voxels."""
+        z, y, x = np.meshgrid(*(np.arange(n) for n in self.shape), indexing="ij")
+        return self.voxel_to_world(np.stack([x, y, z], axis=-1))
+
     def matches(self, other: Grid, tolerance: float = 0.1) -> bool:
         """Whether the shapes are equal and every voxel is within ``tolerance`` voxels of its counterpart."""
         if self.shape != other.shape:

@@ -2,85 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from deepatlas.errors import DataError
-from deepatlas.localize.points import Located, locate
+from deepatlas.localize.found import Found, find, from_exam
 from deepatlas.localize.segment import segment_coordinates
-from deepatlas.localize.template.estimate import LabelledExam, estimate_template
+from deepatlas.localize.template.examples import Example, template_of
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import Engine
-from deepatlas.model.exam_map import ExamMap
-from deepatlas.space.fit_affine import fit_affine
+from deepatlas.model.known import KnownExam
 from deepatlas.space.grid import Grid
 from deepatlas.space.labels import BoxMask, Labels
-from deepatlas.space.volume import Volume
+from deepatlas.space.markup import Markups, Point
 from deepatlas.view.marks import Mark, box_to_dict, mask_to_dict
 from deepatlas.view.shown import Mapped
 
-# A box is carried by the places of this many points along each of its edges.
-BOX_POINTS = 6
-# The least share of them that must be found.
-LEAST_FOUND = 0.2
-# The voxels along each axis of the template that carries a painted mask.
-TEMPLATE_SIZE = 128
+
+def markups_of(marks: Sequence[Mark]) -> Markups:
+    """The points and boxes among the marks of one exam."""
+    points = [Point(mark.name, np.array(mark.at)) for mark in marks if mark.at is not None]
+    return Markups(tuple(points), (), tuple(mark.box for mark in marks if mark.box is not None))
 
 
-@dataclass(frozen=True)
-class _Known:
-    """The model of the page for functions that pass an exam through a network: here that has been done."""
-
-    maps: dict[str, ExamMap]
-
-    def map_exam(self, volume: Volume) -> ExamMap:
-        return self.maps[volume.name]
+def carry_marks(marks: Sequence[Mark], source: KnownExam, target: KnownExam) -> Found:
+    """Points and boxes of one exam in another, as ``deepatlas propagate`` finds them."""
+    return find(target, from_exam(source, markups_of(marks)))
 
 
-def carry_points(points: ArrayLike, source: Mapped, target: Mapped) -> Located:
-    """Points ``[N, 3]`` of one exam in another (see :func:`~deepatlas.localize.points.locate`)."""
-    known: Any = _Known({target.stub.name: target.map})
-    return locate(known, points, source.stub, target.stub, origin=source.map)
+def place_of(mark: Mark, source: KnownExam, target: KnownExam) -> dict[str, Any]:
+    """Where a point or a box is, as JSON values, or why it was not found."""
+    found = carry_marks([mark], source, target)
+    if mark.box is None:
+        place = found.points.points[0]
+        at = place.tolist() if np.isfinite(place).all() else None
+        return {"found": bool(found.points.found[0]), "reason": found.points.reason[0], "at": at}
+    box = found.boxes[0]
+    about = {"found": box.found, "reason": box.reason, "share": box.coverage}
+    return about if box.box_mm is None else {**about, **box_to_dict(box.box_mm)}
 
 
-def carry_point(mark: Mark, source: Mapped, target: Mapped) -> dict[str, Any]:
-    """A point as JSON values: where it is, or why it was not found."""
-    found = carry_points([mark.at], source, target)
-    place = found.points[0]
-    return {
-        "found": bool(found.found[0]),
-        "reason": found.reason[0],
-        "at": place.tolist() if np.isfinite(place).all() else None,
-    }
-
-
-def carry_box(mark: Mark, source: Mapped, target: Mapped) -> dict[str, Any]:
-    """A box as JSON values: where it is, the share of it that was found, and the shear that was taken away.
-
-    The box is moved by the affine map that fits the places of a lattice of its points best, and made right-angled.
-    """
-    assert mark.box is not None
-    steps = np.linspace(-1, 1, BOX_POINTS)
-    lattice = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
-    places = mark.box.place(lattice)
-    found = carry_points(places, source, target)
-    share = float(found.found.mean())
-    about: dict[str, Any] = {"found": False, "share": share}
-    if share < LEAST_FOUND:
-        reasons = [reason for reason in found.reason if reason]
-        return about | {"reason": max(set(reasons), key=reasons.count)}
-    try:
-        matrix = fit_affine(places[found.found], found.points[found.found])
-        box, shear = mark.box.moved(matrix).upright()
-    except DataError as error:
-        return about | {"reason": str(error)}
-    return {"found": True, "reason": "", "share": share, "shear": shear, **box_to_dict(box)}
-
-
-def labels_of(marks: list[Mark], ids: dict[str, int], grid: Grid, name: str) -> Labels:
+def labels_of(marks: Sequence[Mark], ids: Mapping[str, int], grid: Grid, exam: str) -> Labels:
     """The painted masks of one exam on the grid of its picture; of several with one name, their union.
 
     Raises :class:`~deepatlas.errors.DataError` if a mask does not fit into the picture.
@@ -92,43 +56,46 @@ def labels_of(marks: list[Mark], ids: dict[str, int], grid: Grid, name: str) -> 
             raise DataError(f"mask {mark.name}: does not fit into the picture of its exam; paint it again")
         drawn.setdefault(mark.name, []).append(mark.mask)
     masks = [(ids[name], BoxMask.union(parts)) for name, parts in drawn.items()]
-    return Labels.painted(masks, grid, np.uint16, name)
+    return Labels.painted(masks, grid, np.uint16, exam)
 
 
-def template_of(
-    marks: list[Mark], exams: dict[str, Mapped], model: Engine, names: dict[str, str]
+def painted_ids(marks: Sequence[Mark]) -> dict[str, int]:
+    """The ids of the painted masks in label images: ``{name: id}``."""
+    return {name: i for i, name in enumerate(dict.fromkeys(m.name for m in marks if m.mask), 1)}
+
+
+def template_from(
+    marks: Sequence[Mark], exams: Mapping[str, Mapped], model: Engine, names: Mapping[str, str]
 ) -> Template:
-    """The template of painted masks (eq. 14); masks of one name in several exams are examples of one structure.
+    """The template of what was marked; marks of one name in several exams are examples of one structure.
 
     Args:
-        marks: painted masks, at least one.
+        marks: at least one mark.
         exams: the exams that they are in, by their ids.
         model: the model of the page.
         names: ``{id: name}`` of the exams.
 
     Raises:
-        DataError: a mask does not fit into its picture, or no voxel of it has a coordinate.
+        DataError: a mask does not fit into its picture, a point lies outside its exam, or two marks of one exam have
+            one name and are of different kinds.
     """
-    ids = {name: i for i, name in enumerate(dict.fromkeys(mark.name for mark in marks), 1)}
-    items = []
+    ids = painted_ids(marks)
+    known: dict[str, KnownExam] = {}
+    examples = []
     for identity in dict.fromkeys(mark.exam for mark in marks):
         own = [mark for mark in marks if mark.exam == identity]
-        it = exams[identity]
-        labels = labels_of(own, ids, it.shown, names[identity])
-        items.append(LabelledExam(it.map.field.cpu(), labels, frozenset(mark.name for mark in own)))
-    meta = {
-        "model": model.fingerprint,
-        "intensity": model.intensity,
-        "refine": model.refine,
-        "average": model.average,
-        "exams": [item.labels.name for item in items],
-    }
-    return estimate_template(items, ids, TEMPLATE_SIZE, meta=meta)
+        painted = [mark for mark in own if mark.mask is not None]
+        it, name = exams[identity], names[identity]
+        known[name] = it.on_picture
+        masks = labels_of(painted, ids, it.shown, name) if painted else None
+        examples.append(Example(name, masks, markups_of(own), name))
+    return template_of(model, examples, ids, know=lambda example: known[example.name])
 
 
 def carry_mask(template: Template, target: Mapped) -> dict[str, Any]:
     """The one mask of a template on the picture of an exam, as JSON values."""
-    labels = segment_coordinates(target.map.field, target.shown, template, body=target.map.body)
+    known = target.known
+    labels = segment_coordinates(known.field, target.shown, template, body=known.body)
     mask = BoxMask.of(labels.array > 0)
     if not mask.packed.size:
         return {"found": False, "reason": "no voxel of this exam has its coordinates"}

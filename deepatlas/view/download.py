@@ -5,92 +5,70 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from deepatlas.errors import DataError
 from deepatlas.io.codec import write_volume
 from deepatlas.io.export.markups import write_markups
+from deepatlas.localize.found import Found
+from deepatlas.localize.found_files import write_found
 from deepatlas.localize.points import Located
-from deepatlas.localize.points_csv import write_located
 from deepatlas.localize.segment import segment_coordinates
-from deepatlas.space.box import Box
+from deepatlas.localize.template.file import Template
 from deepatlas.space.labels import Labels
-from deepatlas.space.markup import Markups, Point
+from deepatlas.space.markup import Markups
 from deepatlas.space.preprocess import labels_to_grid
-from deepatlas.view.carry import carry_box, carry_points, labels_of, template_of
+from deepatlas.view.carry import carry_marks, labels_of, markups_of, painted_ids, template_from
 from deepatlas.view.marks import Mark
 from deepatlas.view.session import ATLAS, Session
 
-if TYPE_CHECKING:
-    from deepatlas.localize.template.file import Template
+NO_TEMPLATE = "no template was given; start with --template T to see structures"
 
 
-def points_csv(session: Session, data: dict[str, Any], folder: Path) -> Path:
-    """All points in the exams that the request names, as ``deepatlas locate`` writes them."""
-    points = _of_kind(session, "point")
-    located = {}
-    for identity in session.exams_of(data):
-        if identity == ATLAS:
-            continue
-        parts = [_located(session, mark, identity) for mark in points]
-        located[session.name_of(identity)] = Located(
-            np.concatenate([part.points for part in parts]),
-            np.concatenate([part.inversion_mm for part in parts]),
-            np.concatenate([part.found for part in parts]),
-            [reason for part in parts for reason in part.reason],
-            parts[0].fit,
-        )
-    if not located:
+def points(session: Session, data: dict[str, Any], folder: Path) -> Path:
+    """All points and boxes in the exams that the request names, as ``deepatlas propagate`` writes them."""
+    marks = _of_kinds(session, "point", "box")
+    targets = [identity for identity in session.exams_of(data) if identity != ATLAS]
+    if not targets:
         raise DataError("open an exam first; points are written in the millimetres of exams")
     path = folder / "points.csv"
-    write_located(path, [mark.name for mark in points], located)
+    write_found(path, {session.name_of(i): _everything(session, marks, i) for i in targets})
     return path
 
 
 def markups(session: Session, data: dict[str, Any], folder: Path) -> Path:
     """The points and boxes in one exam for 3D Slicer."""
     identity = _an_exam(session, data)
-    marks = [mark for mark in session.marks.all() if mark.kind != "mask"]
-    if not marks:
-        raise DataError("nothing is marked; click a point or draw a box first")
-    target = session.mapped(identity)
-    points, boxes = [], []
-    for mark in marks:
-        if mark.kind == "point":
-            found = _located(session, mark, identity)
-            there = bool(found.found[0])
-            points.append(Point(mark.name, found.points[0] if there else None, found.reason[0]))
-        elif mark.exam == identity:
-            boxes.append(mark.box)
-        elif _both_known(session, mark.exam, identity):
-            place = carry_box(mark, session.mapped(mark.exam), target)
-            if place["found"]:
-                boxes.append(Box(mark.name, np.array(place["centre"]), np.array(place["axes"])))
+    marks = _of_kinds(session, "point", "box")
+    found = _everything(session, marks, identity).markups()
+    own = [mark for mark in marks if mark.exam == identity]
+    boxes = tuple(box.upright()[0] for box in found.boxes if box.name not in {m.name for m in own if m.box})
     path = folder / f"{_file_name(session.name_of(identity))}.mrk.json"
-    write_markups(path, Markups(tuple(points), (), tuple(box for box in boxes if box is not None)))
+    write_markups(path, Markups(found.points, (), boxes + markups_of(own).boxes))
     return path
 
 
 def masks(session: Session, data: dict[str, Any], folder: Path) -> Path:
     """The structures of the template in one exam on its own grid, as ``deepatlas segment`` writes them."""
     if session.template is None:
-        raise DataError("no template was given; start with --template T to see structures")
+        raise DataError(NO_TEMPLATE)
     identity = _an_exam(session, data)
-    it = session.mapped(identity)
-    labels = segment_coordinates(it.map.field, it.stub.grid, session.template, body=it.map.body)
+    known = session.mapped(identity).known
+    labels = segment_coordinates(known.field, known.grid, session.template, body=known.body)
     return _image(folder / f"{_file_name(session.name_of(identity))}.nii.gz", labels)
 
 
 def names(session: Session, data: dict[str, Any], folder: Path) -> Path:
     """``labels.json``: the ids of the structures of the template, or, with ``"painted": true``, of what was painted."""
     if data.get("painted"):
-        labels = _painted_ids(_of_kind(session, "mask"))
+        labels = painted_ids(_of_kinds(session, "mask"))
     elif session.template is None:
-        raise DataError("no template was given; start with --template T to see structures")
+        raise DataError(NO_TEMPLATE)
     else:
         labels = session.template.labels
     path = folder / "labels.json"
@@ -101,39 +79,37 @@ def names(session: Session, data: dict[str, Any], folder: Path) -> Path:
 def painted(session: Session, data: dict[str, Any], folder: Path) -> Path:
     """What was painted, in one exam on its own grid: as it was painted there, or as it is carried over."""
     identity = _an_exam(session, data)
-    marks = _of_kind(session, "mask")
-    ids = _painted_ids(marks)
+    marks = _of_kinds(session, "mask")
+    ids = painted_ids(marks)
     it = session.mapped(identity)
     own = [mark for mark in marks if mark.exam == identity]
     elsewhere = [mark for mark in marks if mark.name not in {m.name for m in own}]
-    array = np.zeros(it.stub.grid.shape, dtype=np.uint16)
+    array = np.zeros(it.known.grid.shape, dtype=np.uint16)
     if elsewhere:
-        unknown = [mark.exam for mark in elsewhere if not _both_known(session, mark.exam, identity)]
-        if unknown:
+        if it.known.fit.known is False:
             raise DataError(
-                f"the model does not know the exam {session.name_of(unknown[0])} or {session.name_of(identity)}, so "
-                "that nothing can be carried between them"
+                f"the model does not know the exam {session.name_of(identity)}, so that nothing can be carried to it"
             )
         template = _template(session, elsewhere)
-        found = segment_coordinates(it.map.field, it.stub.grid, template, body=it.map.body)
+        found = segment_coordinates(it.known.field, it.known.grid, template, body=it.known.body)
         for name, number in template.labels.items():
             array[found.mask(number)] = ids[name]
     if own:
-        drawn = labels_to_grid(labels_of(own, ids, it.shown, session.name_of(identity)), it.stub.grid)
+        drawn = labels_to_grid(labels_of(own, ids, it.shown, session.name_of(identity)), it.known.grid)
         array = np.where(drawn.array > 0, drawn.array, array)
     path = folder / f"{_file_name(session.name_of(identity))}_painted.nii.gz"
-    return _image(path, Labels(array, it.stub.grid))
+    return _image(path, Labels(array, it.known.grid))
 
 
 def template(session: Session, data: dict[str, Any], folder: Path) -> Path:
-    """A template of all painted masks, for ``deepatlas segment``."""
+    """A template of everything that was marked, for ``deepatlas segment`` and ``deepatlas locate``."""
     path = folder / "template.h5"
-    _template(session, _of_kind(session, "mask")).save(path)
+    _template(session, _of_kinds(session, "mask", "point", "box")).save(path)
     return path
 
 
 WRITERS: dict[str, Callable[[Session, dict[str, Any], Path], Path]] = {
-    "points": points_csv,
+    "points": points,
     "markups": markups,
     "masks": masks,
     "names": names,
@@ -155,15 +131,40 @@ def download(session: Session, data: dict[str, Any]) -> tuple[str, bytes]:
         return path.name, path.read_bytes()
 
 
-def _template(session: Session, marks: list[Mark]) -> Template:
+def _template(session: Session, marks: Sequence[Mark]) -> Template:
     exams = {mark.exam: session.mapped(mark.exam) for mark in marks}
     for identity, it in exams.items():
-        if it.map.fit.known is False:
+        if it.known.fit.known is False:
             raise DataError(
                 f"the model does not know the exam {session.name_of(identity)}, so that no template can be made of it"
             )
     names = {identity: session.name_of(identity) for identity in exams}
-    return template_of(marks, exams, session.model, names)
+    return template_from(marks, exams, session.model, names)
+
+
+def _everything(session: Session, marks: Sequence[Mark], identity: str) -> Found:
+    """All points and boxes in one exam, in the order of their exams; those of its own are where they were marked."""
+    target = session.mapped(identity).known
+    parts = []
+    for source in dict.fromkeys(mark.exam for mark in marks):
+        own = [mark for mark in marks if mark.exam == source]
+        found = carry_marks(own, session.mapped(source).known, target)
+        if source == identity:
+            count = len(found.names)
+            at = np.array([mark.at for mark in own if mark.at is not None]).reshape(count, 3)
+            there = Located(at, np.zeros(count), np.ones(count, dtype=bool), [""] * count, target.fit)
+            found = replace(found, points=there)
+        parts.append(found)
+    located = Located(
+        np.concatenate([part.points.points for part in parts]),
+        np.concatenate([part.points.inversion_mm for part in parts]),
+        np.concatenate([part.points.found for part in parts]),
+        [reason for part in parts for reason in part.points.reason],
+        target.fit,
+    )
+    names = tuple(name for part in parts for name in part.names)
+    boxes = tuple(box for part in parts for box in part.boxes)
+    return Found(session.name_of(identity), names, located, (), boxes, target.fit)
 
 
 def _image(path: Path, labels: Labels) -> Path:
@@ -173,31 +174,14 @@ def _image(path: Path, labels: Labels) -> Path:
     return write_volume(path, labels)
 
 
-def _located(session: Session, mark: Mark, identity: str) -> Located:
-    """A point in an exam; in its own exam it is where it was marked."""
-    target = session.mapped(identity)
-    if mark.exam == identity:
-        return Located(np.array([mark.at]), np.zeros(1), np.ones(1, dtype=bool), [""], target.map.fit)
-    return carry_points([mark.at], session.mapped(mark.exam), target)
-
-
-def _both_known(session: Session, *identities: str) -> bool:
-    return all(session.mapped(identity).map.fit.known is not False for identity in identities)
-
-
-def _of_kind(session: Session, kind: str) -> list[Mark]:
-    found = [mark for mark in session.marks.all() if mark.kind == kind]
+def _of_kinds(session: Session, *kinds: str) -> list[Mark]:
+    found = [mark for mark in session.marks.all() if mark.kind in kinds]
     if not found:
-        what = {
-            "point": "no point is marked; click one first",
-            "mask": "nothing is painted; paint a mask first",
-        }
-        raise DataError(what[kind])
+        what = {"point": "click a point", "box": "draw a box", "mask": "paint a mask"}
+        raise DataError(
+            f"there is nothing of that kind yet; {' or '.join(what[kind] for kind in kinds)} first"
+        )
     return found
-
-
-def _painted_ids(marks: list[Mark]) -> dict[str, int]:
-    return {name: i for i, name in enumerate(dict.fromkeys(mark.name for mark in marks), 1)}
 
 
 def _an_exam(session: Session, data: dict[str, Any]) -> str:

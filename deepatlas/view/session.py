@@ -173,7 +173,7 @@ class Session:
 
     def carry(self, data: dict[str, Any]) -> dict[str, Any]:
         """Where a mark is in exams: ``{"mark": id, "to": [exam …]}``."""
-        from deepatlas.view.carry import carry_box, carry_mask, carry_point
+        from deepatlas.view.carry import carry_mask, place_of
 
         mark, targets = self.marks.get(str(data.get("mark"))), self._ids(data.get("to"))
         source = self.mapped(mark.exam)
@@ -182,16 +182,16 @@ class Session:
             if identity == mark.exam:
                 continue
             target = self.mapped(identity)
-            unknown = [i for i, it in ((mark.exam, source), (identity, target)) if it.map.fit.known is False]
+            unknown = [
+                i for i, it in ((mark.exam, source), (identity, target)) if it.known.fit.known is False
+            ]
             if unknown:
                 places[identity] = {
                     "found": False,
                     "reason": f"the model does not know the exam {self._names[unknown[0]]}",
                 }
-            elif mark.kind == "point":
-                places[identity] = carry_point(mark, source, target)
-            elif mark.kind == "box":
-                places[identity] = carry_box(mark, source, target)
+            elif mark.mask is None:
+                places[identity] = place_of(mark, source.known, target.known)
             else:
                 try:
                     places[identity] = carry_mask(self._template_of(mark), target)
@@ -201,7 +201,7 @@ class Session:
 
     def _template_of(self, mark: Mark) -> Template:
         """The template of one painted mask, which is solved for once."""
-        from deepatlas.view.carry import template_of
+        from deepatlas.view.carry import template_from
 
         key = mark.id, hash(mark.mask.packed.tobytes() if mark.mask else b"")
         # Before the lock, as an exam that is passed through the network takes it as well.
@@ -209,7 +209,7 @@ class Session:
         with self._working:
             if key not in self._templates:
                 self._templates = {k: v for k, v in self._templates.items() if k[0] != mark.id}
-                self._templates[key] = template_of([mark], exams, self.model, self._names)
+                self._templates[key] = template_from([mark], exams, self.model, self._names)
         return self._templates[key]
 
     def name_of(self, identity: str) -> str:

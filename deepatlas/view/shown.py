@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,12 @@ from deepatlas.exams.read import read_volume
 from deepatlas.localize.segment import segment_coordinates
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import Engine
-from deepatlas.model.exam_map import ExamMap
+from deepatlas.model.field import CoordinateField
 from deepatlas.model.fit import Fit
+from deepatlas.model.known import KnownExam
+from deepatlas.model.project_box import mm_per_unit
 from deepatlas.space.check_input import check_input
 from deepatlas.space.constants import HU_RANGE
-from deepatlas.space.fit_affine import fit_affine
 from deepatlas.space.grid import Grid
 from deepatlas.space.labels import BoxMask, Labels
 from deepatlas.space.preprocess import labels_to_grid
@@ -33,8 +34,6 @@ ATLAS = "atlas"
 # The most points along an axis at which the page knows the coordinates of an exam.
 MAP_POINTS = 96
 _SEEN, _BODY = 1, 2
-# About so many voxels of the body say how many millimetres a unit of the atlas has.
-_SCALE_SAMPLES = 20_000
 
 
 @dataclass(frozen=True)
@@ -42,15 +41,17 @@ class Mapped:
     """An exam after its pass through the network.
 
     Attributes:
-        stub: the exam without its voxels: a volume of one repeated value on the exam's own grid, for functions that
-            need to know where the exam is.
+        known: its coordinates, on its own grid.
         shown: the grid of the picture.
-        map: what the network said.
     """
 
-    stub: Volume
+    known: KnownExam
     shown: Grid
-    map: ExamMap
+
+    @property
+    def on_picture(self) -> KnownExam:
+        """The exam as if the grid of the picture were its own."""
+        return replace(self.known, grid=self.shown)
 
 
 class ShownExam:
@@ -85,8 +86,7 @@ class ShownExam:
             grid = self._parts["grid"]
             # The voxels are not needed again, and may be a gigabyte.
             del self._parts["volume"]
-            stub = Volume(np.broadcast_to(np.int16(0), volume.grid.shape), volume.grid, self.id)
-            return Mapped(stub, grid, found)
+            return Mapped(KnownExam.of(found, volume.grid, self.given.name), grid)
 
         return self._once("mapped", make)
 
@@ -100,7 +100,7 @@ class ShownExam:
         def make() -> Labels:
             it = self.mapped(model)
             with self._working:
-                return segment_coordinates(it.map.field, it.shown, template, body=it.map.body)
+                return segment_coordinates(it.known.field, it.shown, template, body=it.known.body)
 
         return self._once("labels", make)
 
@@ -152,10 +152,9 @@ class ShownAtlas:
         low, high = HU_RANGE
         # The window of values that the network sees, in the unit of the exams.
         self._image = np.rint(values * (high - low) + low).astype(np.int16)
-        coords = torch.from_numpy(grid.identity())[None]
-        hu = Volume(self._image.astype(np.float32), grid, ATLAS)
-        found = ExamMap(coords, grid, hu, np.ones(grid.shape, dtype=bool), Fit(1.0))
-        self._mapped = Mapped(Volume(np.broadcast_to(np.int16(0), grid.shape), grid, ATLAS), grid, found)
+        field = CoordinateField(torch.from_numpy(grid.identity())[None], grid)
+        body = np.ones(grid.shape, dtype=bool)
+        self._mapped = Mapped(KnownExam(ATLAS, grid, field, body, Fit(1.0)), grid)
 
     def mapped(self, model: Engine | None = None) -> Mapped:
         """The atlas as if a network had found its own coordinates in it."""
@@ -168,7 +167,7 @@ class ShownAtlas:
 
     def labels(self, model: Engine, template: Template) -> Labels:
         """The masks of a template where it has them, without regard to a body."""
-        return segment_coordinates(self._mapped.map.field, self._mapped.shown, template)
+        return segment_coordinates(self._mapped.known.field, self._mapped.shown, template)
 
     def masks(self, model: Engine, template: Template) -> bytes:
         """The structures as :func:`labels_body` makes them."""
@@ -181,38 +180,31 @@ def coordinates_body(it: Mapped) -> bytes:
     ``flags`` are 1 where the network sees the exam, plus 2 in the body. The header holds the grid, the fit, and the
     millimetres of a unit of the atlas in this exam along x, y and z.
     """
-    field = it.map.field
+    field, body, fit = it.known.field, it.known.body, it.known.fit
     # As fine as the finest network, within limits.
     wanted = (np.ceil(np.array(it.shown.extent[::-1]) / field.spacing) + 1).clip(2, MAP_POINTS)
     z, y, x = (min(n, int(w)) for n, w in zip(it.shown.shape, wanted, strict=True))
     grid = it.shown.resized((z, y, x))
     coords = field.on(grid).float().cpu().numpy()
-    body = labels_to_grid(Volume(it.map.body.astype(np.uint8), it.map.grid), grid).array
-    flags = (_SEEN * field.inside(grid) + _BODY * (body > 0)).astype(np.uint8)
-    fit = it.map.fit
+    near = labels_to_grid(Volume(body.astype(np.uint8), field.grid), grid).array
+    flags = (_SEEN * field.inside(grid) + _BODY * (near > 0)).astype(np.uint8)
     header = {
         "shape": grid.shape,
         "affine": grid.affine.tolist(),
         **fit.to_dict(),
         "threshold": fit.threshold,
         "warning": fit.warning("this exam").removeprefix("this exam: "),
-        "unit_mm": _unit_mm(coords, flags, grid),
+        "unit_mm": _unit_mm(it.known),
     }
     return pack(header, {"coords": coords.astype(np.float16), "flags": flags})
 
 
-def _unit_mm(coords: NDArray[np.float32], flags: NDArray[np.uint8], grid: Grid) -> list[float] | None:
+def _unit_mm(known: KnownExam) -> list[float] | None:
     """How many millimetres of an exam a unit of the atlas is along x, y and z; None where nothing says it."""
-    inside = np.argwhere(flags == _SEEN + _BODY)
-    if len(inside) < 4:
-        return None
-    some = inside[:: max(1, len(inside) // _SCALE_SAMPLES)]
-    place = grid.voxel_to_world(some[:, ::-1])
     try:
-        matrix = fit_affine(coords[:, some[:, 0], some[:, 1], some[:, 2]].T, place)
+        return mm_per_unit(known.field, known.body).round(3).tolist()
     except DataError:
         return None
-    return np.linalg.norm(matrix[:3, :3], axis=0).round(3).tolist()
 
 
 def labels_body(labels: Labels) -> bytes:

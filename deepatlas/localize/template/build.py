@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from deepatlas.errors import DataError
@@ -14,15 +15,13 @@ from deepatlas.exams.cohort import ExamFiles
 from deepatlas.exams.joined import Data, find_cohort
 from deepatlas.exams.selection import Selection
 from deepatlas.localize.template.estimate import LabelledExam, estimate_template
-from deepatlas.localize.template.file import Template
+from deepatlas.localize.template.file import SIZE, Template
 from deepatlas.model.engine import Engine
 from deepatlas.model.fit import Fit
+from deepatlas.model.project_box import mm_per_unit
 from deepatlas.names.meet import chosen
 from deepatlas.space.labels import Labels
 from deepatlas.space.volume import Volume
-
-# The voxels of a template along each axis, unless the atlas of the model has more.
-SIZE = 128
 
 
 # The solver needs gradients, which inference mode does not allow.
@@ -71,11 +70,13 @@ def build_template(
         labels = {s: labels[s] for s in chosen(names, labels, str(selection.cohort.labels_path))}
 
     fits: dict[str, Fit] = {}
+    scales = []
 
     def labelled(files: ExamFiles, ct: Volume, seg: Labels) -> LabelledExam:
         found = model.map_exam(ct)
         found.fit.warning(files.id, strict)
         fits[files.id] = found.fit
+        scales.append(mm_per_unit(found.field, found.body))
         # A structure without a voxel counts as not drawn, and not as absent.
         present = seg.ids()
         drawn = frozenset(n for n, i in labels.items() if i in present)
@@ -99,6 +100,7 @@ def build_template(
         "skipped": selection.skipped,
         "unlabelled": selection.unlabelled,
         "fit": {name: fits[name].to_dict() for name in (i.labels.name for i in items)},
+        "mm_per_unit": [round(float(s), 3) for s in np.median(scales, axis=0)],
     }
     size = size or max(SIZE, model.atlas.shape[-1])
     return estimate_template(items, labels, size, meta=meta, progress=progress, **solver)
