@@ -210,8 +210,10 @@ class Page:
             if event.get("sessionId") != self.session:
                 continue
             params = event["params"]
-            if event["method"] == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
-                found.append(params["entry"]["text"])
+            if event["method"] == "Log.entryAdded":
+                # A refusal of the server is shown by the page itself.
+                if params["entry"]["level"] in ("error", "warning") and params["entry"]["source"] != "network":
+                    found.append(params["entry"]["text"])
             elif event["method"] == "Runtime.exceptionThrown":
                 details = params["exceptionDetails"]
                 found.append(details.get("exception", {}).get("description") or details["text"])

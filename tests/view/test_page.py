@@ -203,7 +203,7 @@ def test_wheel_keys_and_scroll_tool_go_through_the_slices(page):
     start = np.array(place(page, "plain")["place"])
     x, y = screen(page, "plain", "axial", start)
     page.mouse("Wheel", x, y, deltaX=0, deltaY=-120, button="none", buttons=0)
-    page.wait(f"T.place('plain').then(p => p.place[2] > {start[2] + 5})")
+    page.wait(f"T.place('plain').then(p => p.place[2] > {start[2] + 4.5})")
     up = place(page, "plain")["place"]
     assert up[2] - start[2] == pytest.approx(6, abs=1.1)
     np.testing.assert_allclose(place(page, "moved")["place"], moved_by("moved", np.array(up)), atol=1)

@@ -4,6 +4,7 @@ import { Panel } from "./panel.js";
 import { listExams, listStructures, startControls } from "./controls.js";
 import { carryAll, rescaleMarks, startMarks } from "./marks.js";
 import { element, emit, notify, on, redraw, state } from "./state.js";
+import { follow } from "./tools.js";
 
 // More are too small to be read, and take memory.
 const MOST = 6;
@@ -46,6 +47,8 @@ on("mapped", (panel) => {
   const exam = state.panels.find((p) => p.unitMm && p.known !== false);
   if (atlas && exam && (panel === exam || panel === atlas) && String(atlas.unit) !== String(exam.unitMm)) {
     atlas.setUnit(exam.unitMm);
+    if (state.cursor?.panel === "atlas") state.cursor.place = atlas.place;
+    follow(atlas);
     rescaleMarks();
     redraw(true);
   }

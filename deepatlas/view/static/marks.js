@@ -27,7 +27,8 @@ const panelOf = (id) => state.panels.find((panel) => panel.id === id);
 // A mark of the server in the millimetres of the page, keeping what is known of where it is.
 function fromServer(data, position) {
   const old = state.marks.find((m) => m.id === data.id);
-  const same = old && old.text === JSON.stringify(data);
+  // Until the server has answered, where the page itself finds a new mark is kept.
+  const same = old && (!old.text || old.text === JSON.stringify(data));
   const mark = { ...data, text: JSON.stringify(data), colour: old ? old.colour : colourOf(position), places: same ? old.places : {} };
   return scaled(mark);
 }

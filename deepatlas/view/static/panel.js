@@ -102,10 +102,10 @@ export class Panel {
 
   // The atlas has no millimetres of its own: it is shown in those of an exam.
   setUnit(unit) {
+    this.place = this.place.map((v, a) => (v / this.unit[a]) * unit[a]);
     this.unit = unit;
     this.map = new AtlasMap(unit);
     this.setAffine();
-    this.place = apply(this.affine, this.focus);
     this.slices = {};
     this.invalidate();
   }
@@ -211,15 +211,18 @@ export class Panel {
 
   draw() {
     if (!this.image || !this.parts.root.isConnected) return;
+    // All sizes first, as one scale serves all views.
+    for (const view of Object.values(this.views)) {
+      const { width, height } = view.canvas.parentElement.getBoundingClientRect();
+      Object.assign(view, { width, height });
+    }
     for (const plane of Object.keys(this.views)) this.drawView(plane);
   }
 
   drawView(plane) {
     const view = this.views[plane], { canvas } = view;
     const ratio = window.devicePixelRatio || 1;
-    const box = canvas.parentElement.getBoundingClientRect();
-    view.width = box.width;
-    view.height = box.height;
+    const box = { width: view.width, height: view.height };
     if (!box.width || !box.height) return;
     const [wide, high] = [Math.round(box.width * ratio), Math.round(box.height * ratio)];
     if (canvas.width !== wide) canvas.width = wide;
@@ -425,7 +428,6 @@ export class Panel {
       }),
     );
     emit("arranged", this);
-    // Twice: the first drawing learns how large the views are.
     this.invalidate();
   }
 

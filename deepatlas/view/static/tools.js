@@ -40,7 +40,7 @@ function linkOthers(panel) {
 on("mapped", (panel) => follow(panel));
 on("shown", (panel) => follow(panel));
 
-function follow(panel) {
+export function follow(panel) {
   const source = state.cursor && state.panels.find((p) => p.id === state.cursor.panel);
   if (source && source !== panel && source.map) linkOthers(source);
   else if (!state.cursor && panel.linked && !panel.isAtlas) moveTo(panel, panel.place);
