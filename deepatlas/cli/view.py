@@ -25,6 +25,7 @@ from deepatlas.cli.common import (
 from deepatlas.errors import PROGRAM, DeepAtlasError
 
 if TYPE_CHECKING:
+    from deepatlas.api import Model
     from deepatlas.view.server import Server
     from deepatlas.view.session import Loaded
 
@@ -93,13 +94,9 @@ def run(args: argparse.Namespace) -> int:
 
 def open_server(args: argparse.Namespace) -> Server:
     """The server of the page, bound but not yet answering; its model is being loaded."""
-    from deepatlas.pretrained import shipped
     from deepatlas.view.gallery import Gallery
     from deepatlas.view.server import Server
     from deepatlas.view.session import Session
-
-    if args.template is None and args.model in shipped():
-        args.template = Path(args.model)
 
     def load() -> Loaded:
         model = load_model(args)
@@ -108,9 +105,22 @@ def open_server(args: argparse.Namespace) -> Server:
                 f"{args.model}: was trained on labels (deepatlas finetune) and has no coordinates, by which the page "
                 "links exams; give a model of deepatlas train"
             )
+        args.template = args.template or _own_template(args.model, model)
         return model, load_template(args, model) if args.template else None  # type: ignore[return-value]
 
     gallery = Gallery([*args.exams, *args.data])
     opened = [exam.id for exam in gallery][: len(args.exams)] if args.exams else []
     session = Session(gallery, load, title=args.model, opened=opened, marks=args.marks)
     return Server(session, args.port)
+
+
+def _own_template(name: str, model: Model) -> Path | None:
+    """The template that comes with a model: that of a shipped one, or the one by which a run was scored."""
+    from deepatlas.pretrained import TEMPLATE, shipped
+
+    folder = Path(name)
+    made = ["template-refined.h5"] if model.refine else []
+    for file in (*made, TEMPLATE):
+        if (folder / file).is_file():
+            return folder / file
+    return folder if name in shipped() else None
