@@ -86,7 +86,7 @@ def run(capsys, files, exam, out, *more) -> tuple[int, dict, str]:
 def test_a_dicom_object_holds_what_was_found(format, name, files, truth, tmp_path, capsys):
     code, result, err = run(capsys, files, files / "scan", tmp_path, "--format", format)
     assert code == 0 and not err and result["segmented"] == {"scan": str(tmp_path / name)}
-    assert {p.name for p in tmp_path.iterdir()} == {name, "labels.json"}
+    assert {p.name for p in tmp_path.iterdir()} == {name}
     reading = read_folder(files / "scan")
     found = read_structures([Found(tmp_path / name, name)], reading.volume, LABELS, series=reading.series)
     assert not found.refused and sorted(found.present) == sorted(LABELS)

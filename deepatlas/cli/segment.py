@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 # The folder of soft masks, in that of an exam.
 PROBABILITIES = "probabilities"
+# The files that name the structures of label images: for everybody, for ITK-SNAP and for 3D Slicer.
+TABLES = ("labels.json", "labels.label", "labels.ctbl")
 
 
 def add(commands: Commands) -> None:
@@ -115,10 +117,13 @@ def run(args: argparse.Namespace) -> int:
     refuse_skipped(args, skipped)
     inputs = files_of_exams(exams.values()) + model_files(args)
     suffix = args.suffix or FORMATS[args.format or "nifti"]
+    dicom = args.format in DICOM
     # Masks beside a DICOM object are images, too.
-    image = ".nii.gz" if args.format in DICOM else suffix
-    tables = [args.out / name for name in _tables(args.format in DICOM)]
-    outputs = [args.out / f"{name}{suffix}" for name in exams] + tables
+    image = ".nii.gz" if dicom else suffix
+    # A DICOM object names its own structures.
+    named = not dicom or args.masks or args.probabilities
+    outputs = [args.out / f"{name}{suffix}" for name in exams]
+    outputs += [args.out / table for table in TABLES if named]
     if args.statistics:
         outputs += [args.out / "statistics.json", args.out / "statistics.csv"]
     if args.preview:
@@ -132,21 +137,22 @@ def run(args: argparse.Namespace) -> int:
     for folder in masks:
         refuse_overwriting(mask_paths(folder, template.names, image).values(), inputs)
     names = json.dumps(template.labels, indent=1) + "\n"
-    _keep_names_of_masks(args.out / "labels.json", names)
+    if named:
+        _keep_names_of_masks(args.out / "labels.json", names)
     say, done, fits, failed = progress_lines(args), {}, {}, {}
     notes: dict[str, list[str]] = {}
     measured: dict[str, list[StructureStatistics]] = {}
     for count, (name, exam) in enumerate(exams.items(), 1):
         path = args.out / f"{name}{suffix}"
         try:
-            if args.format in DICOM:
+            if dicom:
                 _check_dicom(exam, args.format)
             volume, series = read_with_series(exam.ct, kind=exam.kind)
             labels = segment(model, volume, template, args.threshold)
             note_unknown(args, name, labels.fit)
-            if not done:
+            if not done and not dicom:
                 # Before the first mask, so that none is there without the names of its structures.
-                _write_tables(args.out, template.labels, names, args.format in DICOM)
+                _write_tables(args.out, template.labels, names)
             lost = write_labels(
                 path,
                 labels,
@@ -164,6 +170,8 @@ def run(args: argparse.Namespace) -> int:
                 raise
             failed[name] = str(error)
             continue
+        if not done and dicom and named:
+            _write_tables(args.out, template.labels, names)
         done[name], fits[name] = str(path), labels.fit
         if lost:
             notes[name] = lost
@@ -224,19 +232,15 @@ def _check_dicom(exam: ExamFiles, format: str) -> None:
         )
 
 
-def _tables(dicom: bool) -> list[str]:
-    """The files that name the structures: for everybody, ITK-SNAP and 3D Slicer. A DICOM object names its own."""
-    return ["labels.json"] if dicom else ["labels.json", "labels.label", "labels.ctbl"]
-
-
-def _write_tables(out: Path, labels: Mapping[str, int], names: str, dicom: bool) -> None:
+def _write_tables(out: Path, labels: Mapping[str, int], names: str) -> None:
+    """Write :data:`TABLES`; ``names`` is the text of the first."""
     from deepatlas.files import write_text
     from deepatlas.io.export.label_tables import write_itk_snap, write_slicer
 
-    write_text(out / "labels.json", names)
-    if not dicom:
-        write_itk_snap(out / "labels.label", labels)
-        write_slicer(out / "labels.ctbl", labels)
+    table, snap, slicer = (out / name for name in TABLES)
+    write_text(table, names)
+    write_itk_snap(snap, labels)
+    write_slicer(slicer, labels)
 
 
 def _keep_names_of_masks(path: Path, names: str) -> None:

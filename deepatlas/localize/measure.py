@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from deepatlas.errors import DataError
 from deepatlas.files import write_text
@@ -89,10 +88,11 @@ def statistics(
         )
     if names is None:
         names = getattr(labels, "names", None) or {str(i): i for i in sorted(labels.ids())}
-    boxes = ndimage.find_objects(labels.array)
+    boxes = labels.boxes()
     shares = coverage or {}
     return [
-        _measured(name, identity, labels, volume, boxes, shares.get(name)) for name, identity in names.items()
+        _measured(name, identity, labels, volume, boxes.get(identity), shares.get(name))
+        for name, identity in names.items()
     ]
 
 
@@ -138,25 +138,18 @@ def _measured(
     identity: int,
     labels: Labels,
     volume: Volume,
-    boxes: Sequence[tuple[slice, ...] | None],
+    box: tuple[slice, slice, slice] | None,
     coverage: float | None,
 ) -> StructureStatistics:
-    box = boxes[identity - 1] if 0 < identity <= len(boxes) else None
-    hidden = labels.hidden.get(identity)
-    if hidden is not None:
-        box = hidden.box if box is None else tuple(map(_around, box, hidden.box))
     nothing = (math.nan,) * 3
     share = None if coverage is None or not math.isfinite(coverage) else float(coverage)
     if box is None:
         return StructureStatistics(name, identity, 0, 0.0, *(math.nan,) * 4, nothing, nothing, nothing, share)
     # The box alone is looked at, so that the memory does not grow with the number of structures.
-    start = [side.start for side in box]
-    mask = np.asarray(labels.array[box] == identity)
-    if hidden is not None:
-        mask[hidden.shifted(start).box] |= hidden.array()
+    mask = labels.mask_in(identity, box)
     values = volume.array[box][mask]
     low, middle, high = np.percentile(values, _PERCENTILES)
-    centroid, corners = _places(mask, start, labels.grid)
+    centroid, corners = _places(mask, [side.start for side in box], labels.grid)
     return StructureStatistics(
         name,
         identity,
@@ -189,10 +182,6 @@ def _places(
     half = np.abs(grid.affine[:3, :3]).sum(axis=1) / 2
     centroid = grid.voxel_to_world(centre)
     return _three(centroid), (_three(places.min(axis=0) - half), _three(places.max(axis=0) + half))
-
-
-def _around(a: slice, b: slice) -> slice:
-    return slice(min(a.start, b.start), max(a.stop, b.stop))
 
 
 def _three(values: NDArray[np.float64]) -> tuple[float, float, float]:

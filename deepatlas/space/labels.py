@@ -14,6 +14,7 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+from scipy import ndimage
 
 from deepatlas.space.grid import Grid, Shape
 from deepatlas.space.volume import Volume
@@ -119,6 +120,31 @@ class Labels(Volume):
         mask = np.asarray(self.array == identity)
         if (hidden := self.hidden.get(identity)) is not None:
             mask[hidden.box] |= hidden.array()
+        return mask
+
+    def boxes(self) -> dict[int, tuple[slice, slice, slice]]:
+        """The smallest box (z, y, x) around the label of each structure and its hidden part, by ascending id.
+
+        Structures without a voxel have none.
+        """
+        found = {
+            identity: box
+            for identity, box in enumerate(ndimage.find_objects(self.array), 1)
+            if box is not None
+        }
+        for identity, mask in self.hidden.items():
+            box = found.get(identity, mask.box)
+            z, y, x = (
+                slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(box, mask.box, strict=True)
+            )
+            found[identity] = (z, y, x)
+        return dict(sorted(found.items()))
+
+    def mask_in(self, identity: int, box: Sequence[slice]) -> NDArray[np.bool_]:
+        """The whole mask of a structure within its box, as :meth:`boxes` gives it."""
+        mask = np.asarray(self.array[tuple(box)] == identity)
+        if (hidden := self.hidden.get(identity)) is not None:
+            mask[hidden.shifted([side.start for side in box]).box] |= hidden.array()
         return mask
 
     def ids(self) -> set[int]:

@@ -86,7 +86,7 @@ def parse_json(path: Path, text: str) -> tuple[Markups, list[str]]:
     """What :func:`write_json` wrote."""
     try:
         whole = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: damaged, no JSON ({error}); {_JSON_CURE}") from error
     if not isinstance(whole, dict) or whole.get("format") != FORMAT:
         raise DataError(f"{path}: no markups of this package or of 3D Slicer; {_JSON_CURE}")
@@ -108,7 +108,7 @@ def parse_json(path: Path, text: str) -> tuple[Markups, list[str]]:
         ]
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(f"{path}: an entry is incomplete or no number ({error}); {_JSON_CURE}") from error
     return Markups(tuple(points), tuple(lines), tuple(boxes)), []
 

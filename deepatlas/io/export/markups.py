@@ -5,6 +5,7 @@ Positions are RAS+ millimetres in the package, and in the files what their forma
 
 from __future__ import annotations
 
+import csv
 import os
 import warnings
 from collections.abc import Callable
@@ -65,7 +66,10 @@ def read_markups(path: str | os.PathLike[str], notes: list[str] | None = None) -
         ) from error
     if suffix == ".json" and slicer_markups.is_slicer(text):
         suffix = ".mrk.json"
-    markups, found = _READERS[suffix](path, text)
+    try:
+        markups, found = _READERS[suffix](path, text)
+    except csv.Error as error:
+        raise DataError(f"{path}: damaged, no table ({error}); write it again") from error
     if not len(markups):
         left = f" ({'; '.join(found)})" if found else ""
         raise DataError(f"{path}: holds no point, line or box{left}; mark something and save it again")

@@ -31,7 +31,7 @@ from deepatlas.io.export.segments import LONGEST, dicom_name, segments_of
 from deepatlas.pictures.draw import colour
 from deepatlas.space.constants import LPS_SIGNS
 from deepatlas.space.grid import Grid
-from deepatlas.space.labels import BoxMask, Labels
+from deepatlas.space.labels import Labels
 
 SUFFIX = ".rtstruct.dcm"
 _WHAT = "an RTSTRUCT"
@@ -75,7 +75,9 @@ def write_rtstruct(
     slices = _Slices(labels.grid, origin)
     algorithm = algorithm or Algorithm("DeepATLAS", "unknown")
     ds = _structure_set(origin, algorithm)
+    boxes = labels.boxes()
     for number, (name, identity) in enumerate(found.items(), 1):
+        box = boxes[identity]
         roi, drawn, seen = Dataset(), Dataset(), Dataset()
         roi.ROINumber, roi.ROIName = number, dicom_name(name)
         roi.ReferencedFrameOfReferenceUID = origin.series.frame
@@ -87,7 +89,7 @@ def write_rtstruct(
         drawn.ROIDisplayColor = list(bytes.fromhex(colour(identity)[1:]))
         drawn.ContourSequence = [
             slices.item(index, contour, number)
-            for number, (index, contour) in enumerate(_contours(labels, identity, slices.axis), 1)
+            for number, (index, contour) in enumerate(_contours(labels, identity, box, slices.axis), 1)
         ]
         seen.ObservationNumber, seen.ROIInterpreter = number, ""
         seen.RTROIInterpretedType = _interpreted(name)
@@ -122,12 +124,13 @@ def outlines(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
     return found
 
 
-def _contours(labels: Labels, identity: int, axis: int) -> Iterator[tuple[int, NDArray[np.float64]]]:
+def _contours(
+    labels: Labels, identity: int, box: tuple[slice, slice, slice], axis: int
+) -> Iterator[tuple[int, NDArray[np.float64]]]:
     """Every contour of the whole mask of a structure: its slice along ``axis`` (x, y, z), and its voxels ``[N, 3]``."""
-    mask = BoxMask.of(labels.mask(identity))
-    part = np.moveaxis(mask.array(), 2 - axis, 0)
+    part = np.moveaxis(labels.mask_in(identity, box), 2 - axis, 0)
     u, v = [other for other in range(3) if other != axis]
-    first, (low_u, low_v) = mask.start[2 - axis], (mask.start[2 - u], mask.start[2 - v])
+    first, low_u, low_v = (box[2 - a].start for a in (axis, u, v))
     for offset, plane in enumerate(part):
         for line in outlines(plane):
             points = np.empty((len(line), 3))

@@ -44,7 +44,7 @@ def is_slicer(text: str) -> bool:
     """Whether a JSON text is a file of 3D Slicer rather than of this package."""
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(found, dict) and "@schema" in found
 
@@ -56,7 +56,7 @@ def parse(path: Path, text: str) -> tuple[Markups, list[str]]:
     """The markups of a file, and a line for everything that was left out."""
     try:
         whole = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: damaged, no JSON ({error}); {_AGAIN}") from error
     schema = whole.get("@schema") if isinstance(whole, dict) else None
     if not isinstance(schema, str) or not _SCHEMAS.fullmatch(schema.strip()):
@@ -71,11 +71,11 @@ def parse(path: Path, text: str) -> tuple[Markups, list[str]]:
     boxes: list[Box] = []
     notes: list[str] = []
     for number, node in enumerate(nodes, 1):
-        kind, name = node.get("type"), str(node.get("name") or "")
+        kind, name = str(node.get("type")), str(node.get("name") or "")
         what = f"{path}: markup {number}{f' {name!r}' if name else ''}"
         if kind != "Fiducial" and kind != "ROI" and kind not in _LINES:
             notes.append(
-                f"markup {number} is of type {str(kind)[:40]!r}, which is no point, line or box; left out"
+                f"markup {number} is of type {kind[:40]!r}, which is no point, line or box; left out"
             )
             continue
         to_ras = _to_ras(node, what)
@@ -99,7 +99,7 @@ def _to_ras(node: dict[str, Any], what: str) -> NDArray[np.float64]:
     """The factors (x, y, z) by which positions become RAS millimetres."""
     # The schema says what a missing entry means.
     system, unit = node.get("coordinateSystem", "LPS"), node.get("coordinateUnits", "mm")
-    if system not in _SIGNS:
+    if not isinstance(system, str) or system not in _SIGNS:
         raise DataError(
             f"{what}: its coordinate system is {str(system)[:40]!r}, and only LPS and RAS are known; {_AGAIN}"
         )
@@ -148,7 +148,11 @@ def _numbers(values: object, count: int, what: str) -> NDArray[np.float64]:
     numbers = isinstance(values, list) and all(
         isinstance(v, int | float) and not isinstance(v, bool) for v in values
     )
-    found = np.array(values, dtype=np.float64) if numbers else np.zeros(0)
+    try:
+        found = np.array(values, dtype=np.float64) if numbers else np.zeros(0)
+    except OverflowError:
+        # An integer of hundreds of digits.
+        found = np.full(count, np.inf)
     if len(found) != count or not np.isfinite(found).all():
         raise DataError(f"{what} must be {count} finite numbers; {_AGAIN}")
     return found

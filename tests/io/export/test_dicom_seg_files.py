@@ -22,7 +22,7 @@ from deepatlas.io.export.codes import coded
 from deepatlas.io.export.dicom_seg import write_dicom_seg
 from deepatlas.io.export.dicom_source import Algorithm
 from deepatlas.space.grid import Grid
-from deepatlas.space.labels import Labels
+from deepatlas.space.labels import BoxMask, Labels
 
 PRESENT = ["liver", "kidney_left", "tumour (odd)", "gtv"]
 GRIDS = {
@@ -158,6 +158,23 @@ def test_a_tilted_gantry_gives_the_masks_of_the_straightened_exam(tmp_path):
     assert reading.volume.grid.shape != (9, 30, 26)
     labels = structures(reading.volume.grid)
     write_dicom_seg(tmp_path / "a.seg.dcm", labels, NAMES, reading.series)
+    for name, mask in back(tmp_path / "a.seg.dcm", reading, labels).items():
+        np.testing.assert_array_equal(mask, labels.mask(NAMES[name]), err_msg=name)
+
+
+def test_labels_in_another_voxel_order_come_back_too(tmp_path):
+    """As those of a NIfTI that was made of the series: flipped, so that its axes are left-handed."""
+    reading = read_folder(series(tmp_path / "ct", GRIDS["oblique"]))
+    labels = structures(reading.volume.grid)
+    flipped = np.array(labels.grid.affine)
+    flipped[:3, 3] += flipped[:3, 2] * (labels.grid.shape[0] - 1)
+    flipped[:3, 2] *= -1
+    turned = Labels.painted(
+        [(i, BoxMask.of(labels.mask(i)[::-1])) for i in sorted(labels.ids())],
+        Grid(labels.grid.shape, flipped),
+        np.uint8,
+    )
+    write_dicom_seg(tmp_path / "a.seg.dcm", turned, NAMES, reading.series)
     for name, mask in back(tmp_path / "a.seg.dcm", reading, labels).items():
         np.testing.assert_array_equal(mask, labels.mask(NAMES[name]), err_msg=name)
 

@@ -8,6 +8,8 @@ import json
 import numpy as np
 import pytest
 from drawn_objects import rotation
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from deepatlas.errors import DataError, DataWarning, WriteError
 from deepatlas.io.export.markups import read_markups, write_markups
@@ -281,6 +283,60 @@ def test_fcsv_is_written_on_request(tmp_path):
     with pytest.raises(WriteError, match="use one of"):
         write_markups(tmp_path / "b.vtk", whole)
     assert [p.name for p in tmp_path.iterdir()] == ["a.fcsv"]
+
+
+ODD = (None, True, -1, 1e999, 10**400, "", "LPS", [], [1], {}, {"position": 3}, [[1, 2, 3]], "x" * 200_000)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), name=st.sampled_from(["a.mrk.json", "a.json"]))
+def test_whatever_an_entry_holds_there_is_one_line_or_a_result(data, name, tmp_path):
+    write_markups(tmp_path / name, markups())
+    whole = json.loads((tmp_path / name).read_text())
+    place, places = whole, []
+    while isinstance(place, dict | list) and place:
+        key = data.draw(
+            st.sampled_from(sorted(place)) if isinstance(place, dict) else st.integers(0, len(place) - 1)
+        )
+        places.append((place, key))
+        place = place[key]
+    inside, key = data.draw(st.sampled_from(places))
+    inside[key] = data.draw(st.sampled_from(ODD))
+    check_damaged(tmp_path / name, json.dumps(whole).encode())
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(["a.mrk.json", "a.json", "a.csv", "a.fcsv"]),
+    at=st.floats(0, 1),
+    with_=st.binary(max_size=9),
+)
+def test_damaged_bytes_give_one_line_or_a_result(name, at, with_, tmp_path):
+    write_markups(tmp_path / name, markups() if name.endswith("json") else Markups(points=markups().points))
+    raw = (tmp_path / name).read_bytes()
+    cut = int(at * len(raw))
+    check_damaged(tmp_path / name, raw[:cut] + with_ + raw[cut + len(with_) :])
+
+
+def test_a_table_or_tree_beyond_the_limits_of_the_parser_is_one_line(tmp_path):
+    for name, text in (
+        ("a.csv", 'name,x,y,z\n"' + "a" * 200_000 + '",1,2,3\n'),
+        ("a.fcsv", f'# CoordinateSystem = LPS\n{COLUMNS}"' + "a" * 200_000),
+        ("a.json", "[" * 100_000),
+        ("a.mrk.json", "[" * 100_000),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(DataError, match="damaged"):
+            read_markups(tmp_path / name)
+
+
+def check_damaged(path, raw: bytes) -> None:
+    """Read a damaged file: any other error than ours is a failure of the test."""
+    path.write_bytes(raw)
+    try:
+        read_markups(path, [])
+    except DataError as error:
+        assert str(error).startswith(str(path)) and len(str(error)) < 800
 
 
 @pytest.mark.parametrize("name", ["a.mrk.json", "a.json", "a.csv", "a.fcsv"])
