@@ -13,11 +13,11 @@ from pathlib import Path
 
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from headless import browser  # noqa: E402
 
+OUT = Path(__file__).with_name("tutorial-page.png")
 PANELS = "import('/state.js').then(({state}) => state.panels"
 CARRIED = (
     "import('/state.js').then(({state}) => state.marks.length === 2 && state.marks.every(m => state.panels.every("
@@ -58,7 +58,7 @@ def main(run: str) -> None:
             server.terminate()
             server.wait()
     # 128 colours are enough for a dark page, and a third of the size.
-    picture.quantize(128).save(ROOT / "docs" / "tutorial-page.png", optimize=True)
+    picture.quantize(128).save(OUT, optimize=True)
 
 
 if __name__ == "__main__":

@@ -63,11 +63,17 @@ class Server(ThreadingHTTPServer):
             reason = "is in use by another program" if taken else f"cannot be used ({error.strerror})"
             raise DataError(f"port {port}: {reason}; choose another --port, or leave it out") from error
         self.session, self.gate = session, Gate(self.server_address[1])
+        self.ended = False
 
     @property
     def address(self) -> str:
         """The address for the browser, with the token."""
         return self.gate.address
+
+    def server_close(self) -> None:
+        """End; connections that browsers keep open get no further answer."""
+        self.ended = True
+        super().server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that closes a connection is no error."""
@@ -104,6 +110,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, route: Callable[[], None]) -> None:
         self._body_read = self.command == "GET"
+        if self.server.ended:
+            self.close_connection = True
+            return
         try:
             if refusal := self.server.gate.origin_refused(self.headers):
                 self._refuse(refusal)

@@ -39,7 +39,12 @@ globalThis.T = {
   async place(name) { const p = await T.panel(name); return {place: p.place, found: p.found, reason: p.reason} },
   async pixels(name, plane) {
     const { canvas } = (await T.panel(name)).views[plane];
-    const { data, width, height } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+    // A copy, as reading the canvas itself often would make its drawing slow.
+    const copy = document.createElement('canvas');
+    Object.assign(copy, { width: canvas.width, height: canvas.height });
+    const context = copy.getContext('2d', { willReadFrequently: true });
+    context.drawImage(canvas, 0, 0);
+    const { data, width, height } = context.getImageData(0, 0, copy.width, copy.height);
     return { data, width, height };
   },
   async grey(name, plane) {

@@ -188,7 +188,7 @@ def test_an_exam_that_the_model_does_not_know_says_so_and_is_not_linked(page):
 def test_exams_say_when_they_are_oblique_or_large(page):
     press_button(page, "#exams label[title=large] input")
     page.wait("T.panel('large').then(p => p && p.labels)")
-    assert "oblique grid (26 degrees)" in page.run("document.querySelector('[aria-label=oblique]').innerText")
+    assert "oblique grid (22 degrees)" in page.run("document.querySelector('[aria-label=oblique]').innerText")
     assert "large (281" in page.run("document.querySelector('[aria-label=large]').innerText")
     assert page.run("T.panel('large').then(p => p.image.shape)") == [37, 59, 140]
     click_at(page, "plain", "axial", [*LIVER[:2], place(page, "plain")["place"][2]])
@@ -488,9 +488,11 @@ def test_what_is_marked_outlives_the_page_and_is_in_all_pages(page, chromium, se
     assert [m["name"] for m in other.run("T.marks()")] == ["Point 1"]
     other.press("p")
     click_at(other, "moved", "axial", [*SPLEEN[:2], place(other, "moved")["place"][2]])
-    # The first page learns of it, and its own point is still there.
-    page.wait("T.marks().then(m => m.length === 2)")
+    other.wait("T.marks().then(m => m.length === 2)")
     other.close()
+    # The first page learns of it when it is seen again, and its own point is still there.
+    page.send("Page.bringToFront")
+    page.wait("T.marks().then(m => m.length === 2)")
     assert len(client.post("/api/marks", {})["marks"]) == 2
 
 

@@ -85,7 +85,7 @@ def test_an_oblique_exam_is_turned_to_the_axes_of_the_patient(client, ids, folde
     header, arrays = body(client, f"/api/exam/{ids['oblique']}/picture")
     grid = grid_in(header)
     np.testing.assert_allclose(grid.affine[:3, :3], np.diag(np.diag(grid.affine[:3, :3])), atol=1e-9)
-    assert "oblique grid (26 degrees)" in header["lines"][0]
+    assert "oblique grid (22 degrees)" in header["lines"][0]
     # The body is where it is in the file, in millimetres.
     native = read_volume(folder / "oblique" / "ct.nii.gz")
     truth = native.grid.voxel_to_world(np.argwhere(native.array > -500)[:, ::-1]).mean(axis=0)
