@@ -17,6 +17,7 @@ from deepatlas.cli.common import (
     add_strict,
     add_template,
     add_trust,
+    keep_names_of_masks,
     list_skipped,
     load_model,
     load_template,
@@ -149,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
         refuse_overwriting(mask_paths(folder, template.names, image).values(), inputs)
     names = json.dumps(template.labels, indent=1) + "\n"
     if named:
-        _keep_names_of_masks(args.out / "labels.json", names)
+        keep_names_of_masks(args.out / "labels.json", names)
     say, done, fits, failed = progress_lines(args), {}, {}, {}
     notes: dict[str, list[str]] = {}
     trust: dict[str, dict[str, Any]] = {}
@@ -271,17 +272,3 @@ def _write_tables(out: Path, labels: Mapping[str, int], names: str) -> None:
     write_text(table, names)
     write_itk_snap(snap, labels)
     write_slicer(slicer, labels)
-
-
-def _keep_names_of_masks(path: Path, names: str) -> None:
-    """Refuse to give masks that are there already the names of other structures."""
-    try:
-        if not path.exists() or path.read_text(encoding="utf-8-sig") == names:
-            return
-    except (OSError, UnicodeDecodeError):
-        # It is no file of this command, and must not be lost either.
-        pass
-    raise DataError(
-        f"{path}: names other structures than this template, model or --structures, and their masks may lie beside it; "
-        "choose another --out, or delete these first"
-    )
