@@ -112,7 +112,8 @@ def main() -> None:
         for case, f in cases.items():
             print(
                 f"  {case:24} within {_text(f['spearman_within'])} pooled {_text(f['spearman_pooled'])} "
-                f"error {f['error']:.3f} coverage {f['coverage']:.2f} poor {f['poor']:.3f} -> {f['poor_without_worst_fifth']:.3f}"
+                f"error {f['error']:.3f} coverage {f['coverage']:.2f} "
+                f"poor {f['poor']:.3f} -> {f['poor_without_worst_fifth']:.3f}"
             )
     (args.out / "validation.json").write_text(json.dumps(result, indent=1) + "\n")
 
