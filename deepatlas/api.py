@@ -63,7 +63,13 @@ class Model(Engine):
     cache: MapCache | None = None
 
     def segment(
-        self, exam: Exam, template: Template | Structures | None = None, threshold: float | None = None
+        self,
+        exam: Exam,
+        template: Template | Structures | None = None,
+        threshold: float | None = None,
+        *,
+        trust: bool = False,
+        least_trust: float | None = None,
     ) -> Segmentation:
         """Carry the masks of a template onto an exam (sections 3.2.1 and 5.2.7).
 
@@ -76,6 +82,9 @@ class Model(Engine):
                 structures (``model.structures.select(["liver"])``); None takes all of them.
             threshold: the mask value that counts for all structures, in (0, 1]; None takes the template's own
                 values, which preserve volumes, or a probability of 0.5.
+            trust: also predict the Dice of every mask, from a few more passes of the network and the calibration of the
+                template (``deepatlas calibrate``); it is in the result's ``trust``, by structure.
+            least_trust: leave out masks whose predicted Dice is lower.
 
         Returns:
             A label image on the exam's own grid: uint8, or uint16 for ids above 255. 0 is the background. Its ``fit``
@@ -91,7 +100,7 @@ class Model(Engine):
         """
         what = what_to_find(self, template)
         volume = read_exam(exam)
-        labels = segment(self, volume, what, threshold=threshold)
+        labels = segment(self, volume, what, threshold=threshold, trust=trust, least_trust=least_trust)
         _warn(labels.fit, volume.name)
         return labels
 
