@@ -30,6 +30,8 @@ setup(
             "intake/dataset/*.jinja",
             "evaluate/*.jinja",
             "compare/*.jinja",
+            "report/*.jinja",
+            "view/static/*",
             "experiments/plans/*.toml",
             "names/*.json",
             "py.typed",

@@ -61,6 +61,11 @@ def add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model", required=True, metavar="M", help="run folder, model file, or name of a shipped model"
     )
+    add_use_of_model(command)
+
+
+def add_use_of_model(command: argparse.ArgumentParser) -> None:
+    """Add the options that say how a model is used."""
     command.add_argument(
         "--device", help="device of PyTorch, such as cpu or cuda (default: a GPU if there is one)"
     )

@@ -23,11 +23,13 @@ from deepatlas.cli import (
     propagate,
     query,
     register,
+    report,
     segment,
     template,
     template_edit,
     train,
     uncrop,
+    view,
 )
 from deepatlas.errors import PROGRAM, guarded, lenient_output
 
@@ -35,7 +37,7 @@ from deepatlas.errors import PROGRAM, guarded, lenient_output
 # list it here.
 COMMANDS = (
     train, finetune, prepare, export, template, template_edit, calibrate, segment, propagate, locate, register, follow,
-    crop, uncrop, evaluate, compare, index, query, phantom, info, cache,
+    crop, uncrop, evaluate, compare, report, view, index, query, phantom, info, cache,
 )  # fmt: skip
 # Those whose arguments are parsed by a parser of their own, since settings may stand anywhere among the options.
 OWN = {"train": train, "finetune": finetune}

@@ -41,7 +41,7 @@ class WarpedAtlas:
 def exam_figure(
     title: str,
     ct: Volume,
-    reference: Labels,
+    reference: Labels | None,
     prediction: Labels,
     structures: Mapping[str, LabelIds],
     convention: str,
@@ -53,21 +53,25 @@ def exam_figure(
     Args:
         title: the title of the figure.
         ct: the exam as :func:`~deepatlas.space.check_input.check_input` returns it.
-        reference: what was drawn, on the grid of ``ct``.
+        reference: what was drawn, on the grid of ``ct``; None where nothing was, and its column is left out.
         prediction: what was found, on the same grid.
         structures: the ids of every structure in ``reference`` and in ``prediction``.
         convention: ``"radiological"`` or ``"neurological"``, the way the pictures are turned.
         intensity: what the values of ``ct`` are (``data.intensity``).
         warped: the atlas on the exam; None for a model that has none.
     """
-    image, truth, found = ct.canonical(), reference.canonical(), prediction.canonical()
+    image, found = ct.canonical(), prediction.canonical()
+    truth = None if reference is None else reference.canonical()
     drawn = [ids.reference for ids in structures.values()]
     names = {name: ids.prediction for name, ids in structures.items()}
-    start, size = _visible_box(
-        image, intensity, np.where(np.isin(truth.array, drawn), truth.array, 0), found.array
-    )
-    image, truth, found = (volume.cropped(start, size) for volume in (image, truth, found))
-    index = choose_slices(truth.array, drawn)
+    kept = [] if truth is None else [np.where(np.isin(truth.array, drawn), truth.array, 0)]
+    start, size = _visible_box(image, intensity, *kept, found.array)
+    image, found = image.cropped(start, size), found.cropped(start, size)
+    if truth is None:
+        index = choose_slices(found.array, list(names.values()))
+    else:
+        truth = truth.cropped(start, size)
+        index = choose_slices(truth.array, drawn)
     planes = [_plane(image.grid.shape, axis, at) for axis, at in enumerate(index)]
 
     def cut(labels: Labels, ids: Iterable[int]) -> list[NDArray[np.bool_]]:
@@ -84,8 +88,8 @@ def exam_figure(
     if warped:
         atlas = atlas_slices(warped.atlas, warped.field, image.grid, index)
     return figures.overlay_figure(
-        slices, atlas, cut(found, names.values()), cut(truth, drawn), names, image.grid.shape, image.grid.spacing,
-        title=title, convention=convention,
+        slices, atlas, cut(found, names.values()), None if truth is None else cut(truth, drawn), names,
+        image.grid.shape, image.grid.spacing, title=title, convention=convention,
     )  # fmt: skip
 
 

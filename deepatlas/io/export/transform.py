@@ -101,7 +101,7 @@ def _write_h5(
 ) -> None:
     """Write the HDF5 file that ITK reads. That of ITK itself ends the process where the disk is full."""
     affine = np.concatenate([lps[:3, :3].ravel(), lps[:3, 3]])
-    parts = [("AffineTransform", np.zeros(3), affine)]
+    parts: list[tuple[str, Any, Any]] = [("AffineTransform", np.zeros(3), affine)]
     if residual is not None and grid is not None:
         _check_field(residual, grid)
         spacing = np.array(grid.spacing)
