@@ -153,6 +153,8 @@ def sample_at(volume: Tensor, grid: Grid, points_mm: NDArray[np.float64]) -> NDA
 
     Beyond its outermost centres the volume is constant.
     """
+    if len(points_mm) == 0:
+        return np.zeros((0, volume.shape[1]))
     place = torch.from_numpy(np.ascontiguousarray(grid.world_to_normalized(points_mm).T))
     coords = place.to(volume).reshape(1, 3, -1, 1, 1)
     return ops.resample(volume, coords)[0, :, :, 0, 0].T.double().cpu().numpy()
