@@ -13,6 +13,9 @@ A trained model gives the coordinates of any exam, and with one labelled example
     labels = model.segment("b.nii.gz", template)
     # Points in RAS millimetres.
     found = model.locate([[12.0, -30.5, 88.0]], source="a.nii.gz", target="b.nii.gz")
+    # Each exam on the grid of the other, and a standard view of a structure.
+    aligned = model.register("a.nii.gz", "b.nii.gz")
+    view = model.crop_exam("b.nii.gz", template, "mandible", shape=64, margin=10)
 
 The public names, which are those in ``__all__``:
 
@@ -21,6 +24,7 @@ Models                  :func:`load`, :class:`Model`
 Templates               :func:`build_template`, :class:`Template`, :class:`Example`, :func:`merge_templates`
 Use                     :func:`segment` and :class:`Segmentation`, :func:`statistics`, :func:`write_preview`,
                         :func:`locate` and :class:`Located`, :class:`Found`, :class:`MapCache`,
+                        :class:`Registration` and :class:`Transform`, :class:`FollowUp`, :class:`Crop`,
                         :func:`evaluate_cohort`, :func:`compare_evaluations`
 Other programs          :func:`write_labels`, :func:`write_transform`, :func:`write_displacements`
 Trust                   :class:`Fit`, :class:`UnknownExamWarning`
@@ -62,10 +66,13 @@ if TYPE_CHECKING:
     from deepatlas.io.export.labels import write_labels
     from deepatlas.io.export.markups import read_markups, write_markups
     from deepatlas.io.export.transform import write_displacements, write_transform
+    from deepatlas.localize.crop import Crop
+    from deepatlas.localize.follow import FollowUp
     from deepatlas.localize.found import Found
     from deepatlas.localize.measure import statistics
     from deepatlas.localize.points import Located, locate
     from deepatlas.localize.preview import write_preview
+    from deepatlas.localize.register import Registration
     from deepatlas.localize.segment import Segmentation, segment
     from deepatlas.localize.template.build import build_template
     from deepatlas.localize.template.edit import merge_templates
@@ -78,6 +85,7 @@ if TYPE_CHECKING:
     from deepatlas.space.grid import Grid
     from deepatlas.space.labels import Labels
     from deepatlas.space.markup import Markups, Point, Polyline
+    from deepatlas.space.transform import Transform
     from deepatlas.space.volume import Volume
     from deepatlas.store.store import Store
 
@@ -86,10 +94,12 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "Box": "deepatlas.space.box",
     "Cohort": "deepatlas.exams.cohort",
+    "Crop": "deepatlas.localize.crop",
     "Dataset": "deepatlas.intake.dataset.folder",
     "ExamFiles": "deepatlas.exams.cohort",
     "Example": "deepatlas.localize.template.examples",
     "Fit": "deepatlas.model.fit",
+    "FollowUp": "deepatlas.localize.follow",
     "Found": "deepatlas.localize.found",
     "Grid": "deepatlas.space.grid",
     "Labels": "deepatlas.space.labels",
@@ -102,9 +112,11 @@ _PUBLIC = {
     "PhantomCohort": "deepatlas.phantom.patients",
     "Point": "deepatlas.space.markup",
     "Polyline": "deepatlas.space.markup",
+    "Registration": "deepatlas.localize.register",
     "Segmentation": "deepatlas.localize.segment",
     "Store": "deepatlas.store.store",
     "Template": "deepatlas.localize.template.file",
+    "Transform": "deepatlas.space.transform",
     "UnknownExamWarning": "deepatlas.model.fit",
     # Its method ``save`` needs the module that writes images.
     "Volume": "deepatlas.io.codec",
@@ -134,6 +146,7 @@ _PUBLIC = {
 __all__ = [
     "Box",
     "Cohort",
+    "Crop",
     "DataError",
     "DataWarning",
     "Dataset",
@@ -141,6 +154,7 @@ __all__ = [
     "ExamFiles",
     "Example",
     "Fit",
+    "FollowUp",
     "Found",
     "Grid",
     "Labels",
@@ -153,9 +167,11 @@ __all__ = [
     "PhantomCohort",
     "Point",
     "Polyline",
+    "Registration",
     "Segmentation",
     "Store",
     "Template",
+    "Transform",
     "UnknownExamWarning",
     "Volume",
     "__version__",

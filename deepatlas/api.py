@@ -16,10 +16,13 @@ from deepatlas.errors import DeepAtlasError
 from deepatlas.exams.cohort import ExamFiles
 from deepatlas.exams.kind import exam_name, kind_of
 from deepatlas.io.export.markups import read_markups
+from deepatlas.localize.crop import Crop, CropView, box_of, crop
+from deepatlas.localize.follow import FollowUp, follow
 from deepatlas.localize.found import Found, carry_template, find, from_exam, from_template
 from deepatlas.localize.points import Located, checked_points, coordinates_of, look_for
 from deepatlas.localize.register import Registration, register
 from deepatlas.localize.segment import Segmentation, segment, what_to_find
+from deepatlas.localize.template.drawn import read_drawn
 from deepatlas.localize.template.edit import Around
 from deepatlas.localize.template.examples import Example, template_of
 from deepatlas.localize.template.file import Template
@@ -29,6 +32,7 @@ from deepatlas.model.fit import Fit, UnknownExamWarning
 from deepatlas.model.known import KnownExam, known_exam
 from deepatlas.model.map_cache import MapCache
 from deepatlas.model.structures import Structures
+from deepatlas.space.box import Box
 from deepatlas.space.grid import Grid
 from deepatlas.space.markup import Markups
 
@@ -38,7 +42,8 @@ class Model(Engine):
 
     It gives the :meth:`coordinates` and the :meth:`features` of exams. :meth:`template` defines masks, points, lines
     and boxes from examples; :meth:`segment` carries masks onto an exam, :meth:`locate` finds points, lines and boxes,
-    and :meth:`propagate` does both straight from one exam to others.
+    and :meth:`propagate` does both straight from one exam to others. :meth:`register` aligns two exams, :meth:`follow`
+    tells what changed between two of one patient, and :meth:`crop_exam` cuts a standard view out of any exam.
 
     An exam is a path (see :func:`deepatlas.read_volume`), a :class:`~deepatlas.space.volume.Volume`, an image of
     nibabel, SimpleITK or MONAI, or a pair of an array ``[X, Y, Z]`` and its affine to RAS+ millimetres (see
@@ -58,7 +63,13 @@ class Model(Engine):
     cache: MapCache | None = None
 
     def segment(
-        self, exam: Exam, template: Template | Structures | None = None, threshold: float | None = None
+        self,
+        exam: Exam,
+        template: Template | Structures | None = None,
+        threshold: float | None = None,
+        *,
+        trust: bool = False,
+        least_trust: float | None = None,
     ) -> Segmentation:
         """Carry the masks of a template onto an exam (sections 3.2.1 and 5.2.7).
 
@@ -71,6 +82,9 @@ class Model(Engine):
                 structures (``model.structures.select(["liver"])``); None takes all of them.
             threshold: the mask value that counts for all structures, in (0, 1]; None takes the template's own
                 values, which preserve volumes, or a probability of 0.5.
+            trust: also predict the Dice of every mask, from a few more passes of the network and the calibration of the
+                template (``deepatlas calibrate``); it is in the result's ``trust``, by structure.
+            least_trust: leave out masks whose predicted Dice is lower.
 
         Returns:
             A label image on the exam's own grid: uint8, or uint16 for ids above 255. 0 is the background. Its ``fit``
@@ -86,7 +100,7 @@ class Model(Engine):
         """
         what = what_to_find(self, template)
         volume = read_exam(exam)
-        labels = segment(self, volume, what, threshold=threshold)
+        labels = segment(self, volume, what, threshold=threshold, trust=trust, least_trust=least_trust)
         _warn(labels.fit, volume.name)
         return labels
 
@@ -243,6 +257,87 @@ class Model(Engine):
         found = register(self, *volumes, kind=kind)
         for fit, volume in zip((found.fixed_fit, found.moving_fit), volumes, strict=True):
             _warn(fit, volume.name)
+        return found
+
+    def follow(
+        self,
+        before: Exam,
+        after: Exam,
+        template: Template,
+        kind: str = "rigid",
+        *,
+        threshold: float | None = None,
+        expected_mm: Mapping[str, float] | None = None,
+    ) -> FollowUp:
+        """What changed from one exam of a patient to a later one (section 4).
+
+        Args:
+            before: the exam A.
+            after: the exam B.
+            template: the structures.
+            kind: how B is aligned for the difference image, as in :meth:`register`.
+            threshold: as in :meth:`segment`.
+            expected_mm: the error of a structure's shift, by its name, where it is better known than by the alignment.
+
+        Returns:
+            The volume and the shift of every structure, and the difference image on the grid of A.
+
+        Warns:
+            UnknownExamWarning: the model does not know an exam.
+
+        Raises:
+            DeepAtlasError: the template belongs to another model, or the model was trained on labels.
+            DataError: an exam cannot be read, shows no patient, or the exams have no anatomy in common.
+        """
+        volumes = read_exam(before), read_exam(after)
+        found = follow(self, template, *volumes, kind, threshold=threshold, expected_mm=expected_mm)
+        fits = found.registration.fixed_fit, found.registration.moving_fit
+        for fit, volume in zip(fits, volumes, strict=True):
+            _warn(fit, volume.name)
+        return found
+
+    def crop_exam(
+        self,
+        exam: Exam,
+        box: Box | Template,
+        name: str | Sequence[str] | None = None,
+        *,
+        shape: int | Sequence[int] | None = 64,
+        spacing: float | Sequence[float] | None = None,
+        margin: float = 0.0,
+        labels: Exam | None = None,
+    ) -> Crop:
+        """Cut a box of the atlas out of an exam, turned to a standard view (sections 4 and 5.2.4, Fig. 8).
+
+        Args:
+            exam: an exam; its full resolution is resampled.
+            box: a box in coordinates of the atlas, or a template.
+            name: with a template, the name of one of its boxes, or of one or several structures to put a box around.
+            shape: the voxels of the view, one number or (z, y, x); None takes as many as ``spacing`` needs.
+            spacing: the size of a voxel in mm, one number or (x, y, z); None fits ``shape`` into the box.
+            margin: added to the box on every side, in mm.
+            labels: a label image on the grid of the exam, of which the view is cut as well.
+
+        Returns:
+            The view with its place in the exam, and the share of it that lies inside the scan.
+
+        Warns:
+            UnknownExamWarning: the model does not know the exam.
+
+        Raises:
+            DeepAtlasError: the template belongs to another model, or the model was trained on labels.
+            DataError: the exam cannot be read or shows nothing of the box, or a number is out of range.
+        """
+        view = CropView(shape, spacing, margin)
+        if isinstance(box, Template):
+            if name is None:
+                raise DeepAtlasError("crop: a template needs the name of a box or of structures")
+            box.check_model(self.fingerprint)
+            box = box_of(box, name)
+        volume = read_exam(exam)
+        drawn = None if labels is None else read_drawn(labels, volume.grid, volume.name or "exam")[0]
+        found = crop(known_exam(self, volume), volume, box, view, drawn, self.intensity)
+        _warn(found.fit, volume.name)
         return found
 
     def features(self, exam: Exam, grid: Grid | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from headless import browser
+from headless import browser  # noqa: E402
 
 OUT = Path(__file__).with_name("tutorial-page.png")
 PANELS = "import('/state.js').then(({state}) => state.panels"

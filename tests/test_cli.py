@@ -18,13 +18,13 @@ from small_dataset import write_dataset
 from deepatlas import checkpoint
 from deepatlas.api import Model
 from deepatlas.cli import main as cli
+from deepatlas.engines import ENGINES
 from deepatlas.errors import DataWarning, DeepAtlasError, guarded
 from deepatlas.evaluate.metrics.dice import dice
 from deepatlas.exams.build_store import prepare_cohort
 from deepatlas.exams.kind import exam_name
 from deepatlas.exams.read import read_volume
 from deepatlas.intake.dataset.folder import exam_path
-from deepatlas.intake.run.engines import ENGINES
 from deepatlas.io.codec import write_volume
 from deepatlas.localize.template.build import build_template
 from deepatlas.localize.template.file import Template

@@ -257,18 +257,19 @@ def test_templates_are_edited(data, tmp_path, capsys):
                    "--out", tmp_path / f"{name}.h5", "--quiet")[0] == 0  # fmt: skip
     a, b, out = tmp_path / "a.h5", tmp_path / "b.h5", tmp_path / "ab.h5"
     code, text, err = run(capsys, "template-edit", a, b, "--out", out, "--box", "l=liver+5", "--export", tmp_path / "x",
-                          "--rename", "liver=hepar", f"{b}:carina=bifurcation", "--json")  # fmt: skip
+                          "--rename", "liver=big one", f"{b}:carina=bifurcation", "--json")  # fmt: skip
     # The box is put around names as they are after renaming.
     assert code == 1 and "no structure 'liver'" in err and not out.exists()
-    code, text, err = run(capsys, "template-edit", a, b, "--out", out, "--box", "l=hepar+5", "--export", tmp_path / "x",
-                          "--rename", "liver=hepar", f"{b}:carina=bifurcation", "--json")  # fmt: skip
+    code, text, err = run(capsys, "template-edit", a, b, "--out", out, "--box", "l=big one+5",
+                          "--export", tmp_path / "x",
+                          "--rename", "liver=big one", f"{b}:carina=bifurcation", "--json")  # fmt: skip
     result = json.loads(text)
-    assert code == 0 and set(result["labels"]) == {"hepar", "spleen", "heart"}
+    assert code == 0 and set(result["labels"]) == {"big one", "spleen", "heart"}
     assert result["points"] == ["bifurcation", "far"] and result["boxes"] == ["l"]
     made = Template.load(out)
-    assert made.labels["hepar"] == LABELS["liver"]
+    assert made.labels["big one"] == LABELS["liver"]
     np.testing.assert_allclose(made.marks.points[0].position * SCALE, POINTS.points[0].position, atol=0.01)
-    assert (tmp_path / "x" / "masks" / "hepar.nii.gz").is_file() and (
+    assert (tmp_path / "x" / "masks" / "big one.nii.gz").is_file() and (
         tmp_path / "x" / "boxes" / "l.nii.gz"
     ).is_file()
     code, _, err = run(capsys, "template-edit", a, out, "--out", tmp_path / "n.h5")
@@ -286,7 +287,7 @@ def test_templates_are_edited(data, tmp_path, capsys):
         (("propagate", "--from", "{d}/e1", "--masks", "{d}/e1/seg.nii.gz", "--to", "{d}/e2", "--out", "{d}/e1"),
          None),
         (("propagate", "--from", "{d}/e1", "--points", "{d}/boxes.csv", "--to", "{d}/e2", "--out", "{t}/o"),
-         "holds no point, line or box|--boxes"),
+         "give it as --boxes"),
         (("locate", "--to", "{d}/e2", "--out", "{t}/o.csv"), "give either --from A"),
         (("locate", "--from", "{d}/e1", "--to", "{d}/e2", "--out", "{t}/o.csv"), "give either --from A"),
         (("locate", "--from", "{d}/e1", "--points", "{d}/boxes.csv", "--to", "{d}/e2", "--out", "{t}/o.csv"),
@@ -319,7 +320,7 @@ def test_bad_input_is_one_line(data, tmp_path, capsys, argv, words):
             (data / "e1" / name).unlink()
         return
     assert code == 1 and out == "" and err.startswith("deepatlas: error: ") and err.count("\n") == 1
-    assert any(word in err for word in words.split("|"))
+    assert words in err
     assert not list(tmp_path.iterdir())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,14 @@ from affine_model import GRIDS, LABELS, exam
 from affine_user import AffineUser
 
 import deepatlas
+from deepatlas import Box, Example, Markups, Point, Template, write_markups
+from deepatlas.api import Model
+from deepatlas.cli.main import main
 from deepatlas.evaluate.metrics.dice import dice
 from deepatlas.io.codec import write_volume
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "templates.md"
+SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S))
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
 
 
@@ -42,9 +47,44 @@ def test_the_examples_of_templates_and_of_the_loop_run(folder, monkeypatch, caps
     assert [box.name for box in found.boxes] == ["roi", "organs"] and found.found == 3
     truth = exam(GRIDS["anisotropic"], "b")[1]
     assert min(dice(names["labels"].mask(i), truth.array == i) for i in LABELS.values()) > 0.9
-    assert {p.name for p in folder.glob("b*")} == {"b.nii.gz", "b-seg.nii.gz", "b.mrk.json"}
+    assert {p.name for p in folder.glob("b*")} == {"b.nii.gz", "b-seg.nii.gz", "b.mrk.json", "better.h5"}
     assert deepatlas.Template.load("better.h5").meta["exams"] == ["a", "b"]
     assert len(list((folder / "coordinates").iterdir())) == 2
+
+
+def test_the_commands_run_one_after_the_other(folder, monkeypatch, capsys):
+    def load(name, **settings):
+        model = AffineUser()
+        model.refine, model.average = settings["refine"] or 0, settings["average"]
+        return model
+
+    monkeypatch.setattr(Model, "load", load)
+    (folder / "a-seg.nii.gz").rename(folder / "seg.nii.gz")
+    write_volume(folder / "c" / "ct.nii.gz", exam(GRIDS["flipped"], "c")[0])
+    marks = Markups((Point("carina", (5.0, -4.0, 12.0)), Point("apex", (0.0, 10.0, 30.0))))
+    for name in ("landmarks.mrk.json", "landmarks.fcsv", "landmarks.csv"):
+        write_markups(name, marks)
+    write_markups("rois.mrk.json", Markups(boxes=(Box.between("roi", (-30, -20, -25), (20, 25, 30)),)))
+    AffineUser().template(Example("b.nii.gz", marks=Markups((Point("other", (1.0, 2.0, 3.0)),)))).save(
+        "other.h5"
+    )
+    commands = [
+        shlex.split(line, comments=True) for line in SHELL.splitlines() if line.startswith("deepatlas ")
+    ]
+    assert [c[1] for c in commands] == [
+        "propagate", "propagate", "locate", "template", "locate", "template-edit", "template-edit", "info",
+    ]  # fmt: skip
+    for command in commands:
+        code, err = main(command[1:]), capsys.readouterr().err
+        assert code == 0 and "error" not in err, (command, err)
+    assert {p.name for p in (folder / "carried").iterdir()} == {
+        "labels.json",
+        "b.nii.gz",
+        "c.nii.gz",
+        "b.mrk.json",
+    }
+    assert [p.name for p in Template.load("both.h5").marks.points] == ["bifurcation", "apex", "other"]
+    assert {p.name for p in (folder / "atlas" / "masks").iterdir()} == {f"{n}.nii.gz" for n in LABELS}
 
 
 def test_the_example_with_monai_runs(folder, monkeypatch, capsys):

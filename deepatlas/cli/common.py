@@ -156,6 +156,16 @@ def add_strict(command: argparse.ArgumentParser, model: bool = True) -> None:
     command.add_argument("--strict", action="store_true", help=text)
 
 
+def add_trust(command: argparse.ArgumentParser) -> None:
+    """Add ``--trust``."""
+    command.add_argument(
+        "--trust",
+        action="store_true",
+        help="also say how good each result probably is, with a 90 %% bound, by a few more passes of the network; it "
+        "needs a template with a calibration (`deepatlas calibrate`)",
+    )
+
+
 def number(kind: type, good: Callable[[Any], bool], expected: str) -> Callable[[str], Any]:
     """A type for argparse that accepts the numbers that are ``good``, and says what it ``expected`` of others."""
 
@@ -177,6 +187,14 @@ FRACTION = number(float, lambda v: 0 < v <= 1, "in (0, 1]")
 SEED = number(int, lambda v: 0 <= v < 2**32, "a whole number from 0 to 2^32 - 1")
 DISTANCE = number(float, lambda v: 0 <= v < math.inf, "a number of mm, 0 or more")
 SIDE = number(int, lambda v: v >= 2, "a whole number of at least 2")
+
+
+def shard(text: str) -> tuple[int, int]:
+    """The type of I/N."""
+    index, mark, count = text.partition("/")
+    if not (mark and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"must be I/N with I from 0 to N-1, got {text}")
+    return int(index), int(count)
 
 
 # -- running a command -------------------------------------------------------------------------------------------

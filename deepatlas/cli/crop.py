@@ -28,7 +28,7 @@ from deepatlas.errors import DataError
 if TYPE_CHECKING:
     from deepatlas.api import Model
     from deepatlas.exams.cohort import ExamFiles
-    from deepatlas.localize.crop import Crop, View
+    from deepatlas.localize.crop import Crop, CropView
     from deepatlas.space.box import Box
 
 _SHARE = number(float, lambda v: 0 <= v <= 1, "in [0, 1]")
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     from deepatlas.cli.register import one_exam
     from deepatlas.exams.mask_files import mask_stems
     from deepatlas.exams.outputs import check_out_folder, files_of_exams, refuse_overwriting
-    from deepatlas.localize.crop import View
+    from deepatlas.localize.crop import CropView
     from deepatlas.localize.crop_files import SUFFIXES, image_paths
 
     given = [bool(args.box), bool(args.structures), bool(args.boxes)]
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(
             "crop: give one of --box, --structures (both with --template), or --boxes with --from"
         )
-    view = View(args.shape or (None if args.spacing else 64), args.spacing, args.margin)
+    view = CropView(args.shape or (None if args.spacing else 64), args.spacing, args.margin)
     if args.format == "hdf5" and args.shape is None and args.spacing is not None:
         raise DataError("crop: the rows of an HDF5 have one shape; give --shape beside --spacing")
     check_out_folder(args.out)
@@ -157,7 +157,7 @@ def _cut(
     labels: dict[str, int] | None,
     boxes: dict[str, Box],
     stems: dict[str, str],
-    view: View,
+    view: CropView,
     image: str,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Cut the boxes out of every exam and write them; returns a row for each view, and the exams that failed."""

@@ -95,6 +95,20 @@ def read_marks(points: Sequence[Path], boxes: Sequence[Path]) -> Markups:
     return joined_marks(read.values())
 
 
+def marks_of_each(args: argparse.Namespace, exams: Sequence[str], per: str) -> list[Markups | None]:
+    """What ``--points`` and ``--boxes`` hold of each exam, of which ``per`` names the option; None where neither does.
+
+    Raises:
+        DataError: there are not as many files as exams, or one cannot be read or holds none of what it is given for.
+    """
+    points = one_each(args.points, exams, "--points", per)
+    boxes = one_each(args.boxes, exams, "--boxes", per)
+    if not (args.points or args.boxes):
+        return [None] * len(exams)
+    pairs = zip(points, boxes, strict=True)
+    return [read_marks([p] if p else [], [b] if b else []) for p, b in pairs]
+
+
 def check_format(suffix: str, points: int, lines: int, boxes: int) -> None:
     """Raise :class:`~deepatlas.errors.DataError` if files with this suffix have no place for what is to be written."""
     alone = suffix.lstrip(".")

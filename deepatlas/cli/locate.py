@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from deepatlas.cli.common import (
     Commands,
@@ -22,7 +26,17 @@ from deepatlas.cli.common import (
     refuse_skipped,
 )
 from deepatlas.cli.known import FORMATS, add_cache, add_marks, check_format, knower, read_marks, say_notes
-from deepatlas.errors import DataError
+from deepatlas.errors import PROGRAM, DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from deepatlas.api import Model
+    from deepatlas.exams.cohort import ExamFiles
+    from deepatlas.localize.found import Found
+    from deepatlas.localize.trust.estimate import ExamTrust
+    from deepatlas.space.markup import Markups
 
 # The files that hold one exam alone.
 _SINGLE = (".mrk.json", ".fcsv")
@@ -63,6 +77,13 @@ def add(commands: Commands) -> None:
     )
     c.add_argument("--format", choices=FORMATS, help="of the files in a folder --out (default: mrk.json)")
     add_cache(c)
+    c.add_argument(
+        "--trust",
+        type=Path,
+        metavar="T",
+        help="also say which error of each point is to be expected, with a 90 %% bound, from the calibration of this "
+        "template (`deepatlas calibrate`) and a few more passes of the network",
+    )
     add_strict(c)
 
 
@@ -73,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
     from deepatlas.io.export.markups import markup_suffix
     from deepatlas.localize.found import find, from_exam, from_template
     from deepatlas.localize.found_files import write_each, write_found
+    from deepatlas.localize.trust.points import with_errors
 
     marked = bool(args.points or args.boxes)
     if bool(args.template) == bool(args.source or marked) or (args.source is not None) != marked:
@@ -106,6 +128,7 @@ def run(args: argparse.Namespace) -> int:
     read = files_of_exams([*sources, *targets.values()]) + [*args.points, *args.boxes, *model_files(args)]
     refuse_overwriting(outputs, read)
     model = load_model(args)
+    believe = _believer(args, model) if args.trust else None
     know = knower(args, model)
     # Outside the loop, since a fault of the source is not one of the targets.
     if marks is not None:
@@ -119,10 +142,15 @@ def run(args: argparse.Namespace) -> int:
     if folder or single:
         suffix = form if folder else markup_suffix(out)
         check_format(suffix, len(sought.names), len(sought.lines), len(sought.boxes))
+    origin = believe(sources[0]) if believe and sources else None
+    given = None if marks is None else _positions(marks)
     say, found, failed = progress_lines(args), {}, {}
     for count, (name, exam) in enumerate(targets.items(), 1):
         try:
             result = find(know(exam), sought)
+            if believe is not None:
+                points = with_errors(result.points, believe(exam), origin, given)
+                result = replace(result, points=points)
             note_unknown(args, name, result.fit)
         except DataError as error:
             if args.strict:
@@ -149,10 +177,42 @@ def run(args: argparse.Namespace) -> int:
         "lines": len(sought.lines),
         "boxes": len(sought.boxes),
         "found": counts,
-        "exams": {name: result.fit.to_dict() for name, result in found.items()},
+        "exams": {name: result.fit.to_dict() | _trust(result) for name, result in found.items()},
         "failed": failed,
         "skipped": skipped,
     }
     what = "points" if asked == len(sought.names) else "points, lines and boxes"
     print_result(args, data, f"{out}: {sum(counts.values())} of {asked * len(counts)} {what} found")
     return 1 if failed else 0
+
+
+def _believer(args: argparse.Namespace, model: Model) -> Callable[[ExamFiles], ExamTrust]:
+    """A function that tells the trust of an exam, from the calibration of ``--trust``."""
+    from deepatlas.exams.read import read_volume
+    from deepatlas.localize.template.file import Template
+    from deepatlas.localize.trust.estimate import NOT_CALIBRATED, exam_trust
+
+    template = Template.load(args.trust)
+    template.check_model(model.fingerprint, str(args.trust))
+    if not template.meta.get("trust"):
+        print(f"{PROGRAM}: warning: {args.trust}: no errors in mm: {NOT_CALIBRATED}", file=sys.stderr)
+
+    def believe(exam: ExamFiles) -> ExamTrust:
+        return exam_trust(model, model.map_exam(read_volume(exam.ct, kind=exam.kind)), template)
+
+    return believe
+
+
+def _positions(marks: Markups) -> NDArray[np.float64]:
+    """The points of an exam ``[N, 3]``; nan where one has no position."""
+    import numpy as np
+
+    absent = np.full(3, np.nan)
+    rows = [absent if p.position is None else p.position for p in marks.points]
+    return np.array(rows, dtype=np.float64).reshape(-1, 3)
+
+
+def _trust(result: Found) -> dict[str, Any]:
+    """The entry ``"points"`` of an exam: the expected error in mm of each point, and its bound."""
+    pairs = zip(result.names, result.trust(), strict=False)
+    return {"points": [{"name": name, **told} for name, told in pairs]} if result.trust() else {}

@@ -22,7 +22,16 @@ from deepatlas.cli.common import (
     progress_lines,
     refuse_skipped,
 )
-from deepatlas.cli.known import FORMATS, add_cache, add_marks, check_format, knower, one_each, say_notes
+from deepatlas.cli.known import (
+    FORMATS,
+    add_cache,
+    add_marks,
+    check_format,
+    knower,
+    marks_of_each,
+    one_each,
+    say_notes,
+)
 from deepatlas.errors import DataError
 
 
@@ -112,11 +121,8 @@ def run(args: argparse.Namespace) -> int:
     if len(sources) != len(args.sources):
         raise DataError(f"propagate: --from names {len(sources)} exams; give the folders of single exams")
     names = [exam.id for exam in sources]
-    given = {
-        "--masks": one_each(args.masks, names, "--masks", "--from"),
-        "--points": one_each(args.points, names, "--points", "--from"),
-        "--boxes": one_each(args.boxes, names, "--boxes", "--from"),
-    }
+    masks_of = one_each(args.masks, names, "--masks", "--from")
+    marks_of = marks_of_each(args, names, "--from")
     skipped: dict[str, str] = {}
     targets = named_exams(args.to, skipped)
     refuse_skipped(args, skipped)
@@ -132,11 +138,7 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(args)
     know, say = knower(args, model), progress_lines(args)
     by_id = dict(zip(names, sources, strict=True))
-    examples = []
-    for row, exam in enumerate(sources):
-        drawn = [given[option][row] for option in ("--points", "--boxes")]
-        files = [path for path in dict.fromkeys(drawn) if path is not None]
-        examples.append(Example(exam.ct, given["--masks"][row], files or None, exam.id))
+    examples = [Example(exam.ct, masks_of[row], marks_of[row], exam.id) for row, exam in enumerate(sources)]
     template = template_of(
         model, examples, labels, know=lambda e: know(by_id[e.name]), strict=args.strict, progress=say
     )

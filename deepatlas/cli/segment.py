@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deepatlas.cli.common import (
+    FRACTION,
     Commands,
     add_command,
     add_model,
     add_strict,
     add_template,
+    add_trust,
+    keep_names_of_masks,
     list_skipped,
     load_model,
     load_template,
@@ -23,12 +27,13 @@ from deepatlas.cli.common import (
     progress_lines,
     refuse_skipped,
 )
-from deepatlas.errors import DataError, WriteError
+from deepatlas.errors import PROGRAM, DataError, WriteError
 
 if TYPE_CHECKING:
     from deepatlas.exams.cohort import ExamFiles
     from deepatlas.localize.measure import StructureStatistics
     from deepatlas.localize.segment import Segmentation
+    from deepatlas.localize.trust.estimate import Trust
 
 # The folder of soft masks, in that of an exam.
 PROBABILITIES = "probabilities"
@@ -90,6 +95,13 @@ def add(commands: Commands) -> None:
         action="store_true",
         help="also write <exam>.png, three planes of the exam with the outlines of the structures",
     )
+    add_trust(c)
+    c.add_argument(
+        "--min-trust",
+        type=FRACTION,
+        metavar="V",
+        help="leave out masks whose predicted Dice is below V, and say so; implies --trust",
+    )
     add_strict(c)
 
 
@@ -138,9 +150,11 @@ def run(args: argparse.Namespace) -> int:
         refuse_overwriting(mask_paths(folder, template.names, image).values(), inputs)
     names = json.dumps(template.labels, indent=1) + "\n"
     if named:
-        _keep_names_of_masks(args.out / "labels.json", names)
+        keep_names_of_masks(args.out / "labels.json", names)
     say, done, fits, failed = progress_lines(args), {}, {}, {}
     notes: dict[str, list[str]] = {}
+    trust: dict[str, dict[str, Any]] = {}
+    untold: set[str] = set()
     measured: dict[str, list[StructureStatistics]] = {}
     for count, (name, exam) in enumerate(exams.items(), 1):
         path = args.out / f"{name}{suffix}"
@@ -148,7 +162,9 @@ def run(args: argparse.Namespace) -> int:
             if dicom:
                 _check_dicom(exam, args.format)
             volume, series = read_with_series(exam.ct, kind=exam.kind)
-            labels = segment(model, volume, template, args.threshold)
+            labels = segment(
+                model, volume, template, args.threshold, trust=args.trust, least_trust=args.min_trust
+            )
             note_unknown(args, name, labels.fit)
             if not done and not dicom:
                 # Before the first mask, so that none is there without the names of its structures.
@@ -173,6 +189,9 @@ def run(args: argparse.Namespace) -> int:
         if not done and dicom and named:
             _write_tables(args.out, template.labels, names)
         done[name], fits[name] = str(path), labels.fit
+        if labels.trust is not None:
+            trust[name] = {"structures": {s: t.to_dict() for s, t in labels.trust.items()}}
+            _note_trust(name, labels.trust, args.min_trust, untold)
         if lost:
             notes[name] = lost
         _write_masks(args, name, labels, image)
@@ -194,7 +213,7 @@ def run(args: argparse.Namespace) -> int:
     list_skipped(skipped | failed)
     data = {
         "segmented": done,
-        "exams": {n: f.to_dict() for n, f in fits.items()},
+        "exams": {n: f.to_dict() | trust.get(n, {}) for n, f in fits.items()},
         "failed": failed,
         "skipped": skipped,
     }
@@ -206,6 +225,18 @@ def run(args: argparse.Namespace) -> int:
     text = f"{args.out}: {len(done)} of {len(exams)} exams segmented"
     print_result(args, data, f"{text}, {unknown} of them not known to the model" if unknown else text)
     return 1 if failed else 0
+
+
+def _note_trust(exam: str, trust: Mapping[str, Trust], least: float | None, untold: set[str]) -> None:
+    """Say which masks were left out, and once for every reason why a mask has no trust."""
+    if least is not None:
+        low = [f"{s} ({t.value:.2f})" for s, t in trust.items() if t.value is not None and t.value < least]
+        if low:
+            print(f"{PROGRAM}: {exam}: left out for trust below {least:g}: {', '.join(low)}", file=sys.stderr)
+    for structure, one in trust.items():
+        if one.value is None and one.reason not in untold:
+            untold.add(one.reason)
+            print(f"{PROGRAM}: warning: {exam}: no trust of {structure}: {one.reason}", file=sys.stderr)
 
 
 def _write_masks(args: argparse.Namespace, name: str, labels: Segmentation, suffix: str) -> None:
@@ -241,17 +272,3 @@ def _write_tables(out: Path, labels: Mapping[str, int], names: str) -> None:
     write_text(table, names)
     write_itk_snap(snap, labels)
     write_slicer(slicer, labels)
-
-
-def _keep_names_of_masks(path: Path, names: str) -> None:
-    """Refuse to give masks that are there already the names of other structures."""
-    try:
-        if not path.exists() or path.read_text(encoding="utf-8-sig") == names:
-            return
-    except (OSError, UnicodeDecodeError):
-        # It is no file of this command, and must not be lost either.
-        pass
-    raise DataError(
-        f"{path}: names other structures than this template, model or --structures, and their masks may lie beside it; "
-        "choose another --out, or delete these first"
-    )

@@ -20,7 +20,7 @@ from deepatlas.cli.common import (
     print_result,
     progress_lines,
 )
-from deepatlas.cli.known import add_marks, one_each
+from deepatlas.cli.known import add_marks, marks_of_each, one_each
 from deepatlas.errors import DataError
 
 
@@ -75,6 +75,12 @@ def add(commands: Commands) -> None:
         help="voxels along each axis (default: 128, or the size of the atlas if larger)",
     )
     c.add_argument("--out", required=True, type=Path, metavar="T", help="template file to write (.h5)")
+    c.add_argument(
+        "--trust",
+        action="store_true",
+        help="also calibrate, on the labelled exams of --data, how far its masks can be believed; the same as "
+        "`deepatlas calibrate` afterwards",
+    )
     add_strict(c)
 
 
@@ -82,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from deepatlas.exams.outputs import check_out_file, files_of_data, files_of_exams, refuse_overwriting
     from deepatlas.localize.template.build import build_template
-    from deepatlas.localize.template.edit import Around, with_boxes
+    from deepatlas.localize.template.edit import Around
 
     check_out_file(args.out, (".h5", ".hdf5"))
     _check_sources(args)
@@ -92,9 +98,8 @@ def run(args: argparse.Namespace) -> int:
         model = load_model(args)
         template = build_template(
             model, args.data, args.exams, args.structures, size=args.size, strict=args.strict,
-            split=args.split, progress=progress_lines(args),
+            split=args.split, progress=progress_lines(args), boxes=boxes,
         )  # fmt: skip
-        template = with_boxes(template, boxes) if boxes else template
     else:
         from deepatlas.exams.cohort import named_exams, read_labels
         from deepatlas.localize.template.examples import Example, template_of
@@ -106,18 +111,13 @@ def run(args: argparse.Namespace) -> int:
             )
         names = [exam.id for exam in exams]
         masks = one_each(args.masks, names, "--masks", "--image")
-        drawn = zip(
-            one_each(args.points, names, "--points", "--image"),
-            one_each(args.boxes, names, "--boxes", "--image"),
-            strict=True,
-        )
-        marks = [[path for path in dict.fromkeys(paths) if path is not None] for paths in drawn]
+        marks = marks_of_each(args, names, "--image")
         files = [f for m in args.masks for f in (m.iterdir() if m.is_dir() else [m])]
         files += [*args.points, *args.boxes, *([args.labels] if args.labels else []), *model_files(args)]
         refuse_overwriting([args.out], files_of_exams(exams) + files)
         labels = read_labels(args.labels) if args.labels else None
         model = load_model(args)
-        examples = [Example(exam.ct, masks[i], marks[i] or None, exam.id) for i, exam in enumerate(exams)]
+        examples = [Example(exam.ct, masks[i], marks[i], exam.id) for i, exam in enumerate(exams)]
         template = template_of(
             model,
             examples,
@@ -129,6 +129,13 @@ def run(args: argparse.Namespace) -> int:
         )
         if args.structures:
             template = template.select(args.structures)
+    if args.trust:
+        from deepatlas.evaluate.calibrate.run import calibrate
+
+        # All labelled exams tell how good masks are, also those that the template was not made from.
+        template = calibrate(
+            model, template, args.data, split=args.split, strict=args.strict, progress=progress_lines(args)
+        ).template
     template.save(args.out)
     list_skipped(template.meta["skipped"])
     list_unknown(model, template.meta["fit"])
@@ -150,6 +157,10 @@ def _check_sources(args: argparse.Namespace) -> None:
     """Raise :class:`~deepatlas.errors.DataError` unless the exams come from one place, and something was drawn."""
     if bool(args.data) == bool(args.image):
         raise DataError("template: give either --data DIR, or --image CT with --masks, --points or --boxes")
+    if args.trust and not args.data:
+        raise DataError(
+            "template: --trust needs labelled exams; give --data DIR, or use `deepatlas calibrate`"
+        )
     own = {"--masks": args.masks, "--points": args.points, "--boxes": args.boxes, "--labels": args.labels}
     if args.data:
         if given := [option for option, value in own.items() if value]:

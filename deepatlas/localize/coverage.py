@@ -7,19 +7,28 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from deepatlas.localize.template.file import Template
-from deepatlas.model.engine import ExamMap
+from deepatlas.model.exam_map import ExamMap
+from deepatlas.model.project_box import within
+from deepatlas.space.grid import Grid
 
 # Points that stand for a structure.
 _POINTS = 400
 _SEED = 0
 
 
-def coverage(found: ExamMap, template: Template) -> NDArray[np.float64]:
+def coverage(found: ExamMap, template: Template, grid: Grid) -> NDArray[np.float64]:
     """The share of the volume of each mask of a template that lies in the field of view of an exam: ``[K]`` in [0, 1].
 
     Points of the mask are looked up in the exam: each belongs to the voxel of the body with the nearest coordinate, and
     the map around that voxel tells where it lies from there. A mask that holds nothing has nan.
+
+    Args:
+        found: the coordinates of the exam.
+        template: the masks.
+        grid: the exam's own grid, whose field of view counts; a network may see less of the exam.
     """
+    if not template.names:
+        return np.zeros(0)
     points, owner = _points(template)
     coords = found.field.on(found.grid).double().cpu().numpy()
     body = found.body if found.body.any() else np.ones_like(found.body)
@@ -32,12 +41,11 @@ def coverage(found: ExamMap, template: Template) -> NDArray[np.float64]:
     matrix = np.stack([step[:, z, y, x] for step in steps], axis=-1).transpose(1, 0, 2)
     away = (np.linalg.pinv(matrix, rcond=1e-3) @ (points - coords[:, z, y, x].T)[..., None])[..., 0]
     index = np.stack([x, y, z], axis=1) + away
-    last = np.array(found.grid.shape[::-1])
-    seen = ((index >= -0.5) & (index <= last - 0.5)).all(axis=1)
+    seen = within(grid, found.grid.voxel_to_world(index))
     shares = np.full(len(template.names), np.nan)
     for row in range(len(template.names)):
-        if (own := owner == row).any():
-            shares[row] = seen[own].mean()
+        if (mine := owner == row).any():
+            shares[row] = seen[mine].mean()
     return shares
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deepatlas.errors import DataError
+from deepatlas.io.values import as_labels
 from deepatlas.localize.template.edit import Around, box_around
 from deepatlas.localize.template.file import Template
 from deepatlas.model.fit import Fit
@@ -20,6 +23,7 @@ from deepatlas.space.box import Box
 from deepatlas.space.constants import AIR
 from deepatlas.space.grid import Grid
 from deepatlas.space.labels import Labels
+from deepatlas.space.labels_back import labels_back
 from deepatlas.space.resample_to import labels_resampled_to, resample_to
 from deepatlas.space.volume import Volume
 
@@ -30,7 +34,7 @@ _MOST = 1024
 
 
 @dataclass(frozen=True)
-class View:
+class CropView:
     """How a box becomes a grid of voxels.
 
     Attributes:
@@ -98,6 +102,7 @@ class Crop:
         residual_mm: the median distance between where the affine map and where the coordinates put a place of the box.
         shear_degrees: the shear of the affine map that the view leaves out.
         fit: how well the model knows the exam.
+        exam_grid: the exam's own grid.
         labels: the labels of the exam on the same grid, where they were given.
     """
 
@@ -107,10 +112,24 @@ class Crop:
     residual_mm: float
     shear_degrees: float
     fit: Fit
+    exam_grid: Grid
     labels: Labels | None = None
 
     def __repr__(self) -> str:
         return f"Crop({self.box.name}, {self.volume.grid!r}, {self.coverage:.0%} in the scan, {self.fit!r})"
+
+    def back(self, labels: Volume | NDArray) -> Labels:
+        """Labels that were drawn or found on the view, on the exam's own grid (see
+        :func:`~deepatlas.space.labels_back.labels_back`).
+
+        Args:
+            labels: a label image, or an array ``[D, H, W]`` of ids on the grid of the view.
+        """
+        if not isinstance(labels, Volume):
+            labels = Volume(
+                as_labels(np.asarray(labels), Path(f"labels of {self.box.name}")), self.volume.grid
+            )
+        return labels_back(labels, self.exam_grid)
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers of results."""
@@ -127,7 +146,12 @@ class Crop:
 
 
 def crop(
-    exam: KnownExam, volume: Volume, box: Box, view: View, labels: Volume | None = None, intensity: str = "hu"
+    exam: KnownExam,
+    volume: Volume,
+    box: Box,
+    view: CropView,
+    labels: Volume | None = None,
+    intensity: str = "hu",
 ) -> Crop:
     """The view of a box of the atlas in an exam.
 
@@ -157,6 +181,7 @@ def crop(
         carried.residual_mm,
         carried.shear_degrees,
         exam.fit,
+        volume.grid,
         None if labels is None else labels_resampled_to(labels, grid),
     )
 

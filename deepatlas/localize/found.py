@@ -126,12 +126,20 @@ class Found:
             tuple(b.box_mm for b in self.boxes if b.found and b.box_mm is not None),
         )
 
+    def trust(self) -> list[dict[str, Any]]:
+        """The entries ``"trust"`` and ``"bound"`` in mm of every point; empty where they were not asked for."""
+        error, bound = self.points.error_mm, self.points.bound_mm
+        if error is None or bound is None:
+            return []
+        return [{"trust": _number(e), "bound": _number(b)} for e, b in zip(error, bound, strict=True)]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; a number that is not finite is null."""
         located = self.points
         rows = zip(
             self.names, located.points, located.inversion_mm, located.found, located.reason, strict=True
         )
+        trust = self.trust()
         return {
             "points": [
                 {
@@ -140,8 +148,9 @@ class Found:
                     "inversion_mm": _number(rest),
                     "found": bool(found),
                     "reason": reason,
+                    **(trust[i] if trust else {}),
                 }
-                for name, place, rest, found, reason in rows
+                for i, (name, place, rest, found, reason) in enumerate(rows)
             ],
             "lines": [
                 {

@@ -21,6 +21,8 @@ COLUMNS = ("name", "x", "y", "z")
 RESULTS = ("inversion_mm", "found", "reason", "fit", "known")
 # The columns behind these where lines or boxes were looked for. The three half-axes lead from the centre to faces.
 MORE = ("kind", "vertex", *"ax ay az bx by bz cx cy cz".split(), "coverage", "shear_degrees", "residual_mm")
+# The columns at the end where errors were asked for.
+TRUST = ("error_mm", "bound_mm")
 FORMAT = "deepatlas-found"
 
 
@@ -30,7 +32,8 @@ def write_found(path: Path, found: Mapping[str, Found]) -> None:
     The columns of a table are target, name, x, y, z (RAS millimetres in the target), inversion_mm, found, reason (why a
     point was not found), fit and known (of the target; empty where the model has no threshold). Where lines or boxes
     were looked for, there follow the kind, the number of the point in its line, the half-axes of a box, its coverage,
-    the shear that it has, and the residual of its affine map. Numbers that are nan are left empty.
+    the shear that it has, and the residual of its affine map; where trust was asked for, the expected error of each
+    point and its bound. Numbers that are nan are left empty.
 
     Args:
         path: the file to write.
@@ -51,12 +54,16 @@ def write_found(path: Path, found: Mapping[str, Found]) -> None:
     wide = any(result.lines or result.boxes for result in found.values())
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["target", *COLUMNS, *RESULTS, *(MORE if wide else ())])
+    trusted = any(result.points.error_mm is not None for result in found.values())
+    writer.writerow(["target", *COLUMNS, *RESULTS, *(MORE if wide else ()), *(TRUST if trusted else ())])
     for target, result in found.items():
         fit = result.fit
         about = [_text(fit.value), _truth(fit.known)]
-        for row, more in _rows(result):
-            writer.writerow([target, *row, *about, *(more if wide else ())])
+        errors = [list(map(_text, pair)) for pair in _errors(result)]
+        for i, (row, more) in enumerate(_rows(result)):
+            # Points come first; lines and boxes have no error of their own.
+            own = (errors[i] if i < len(errors) else ["", ""]) if trusted else []
+            writer.writerow([target, *row, *about, *(more if wide else ()), *own])
     write_text(path, out.getvalue())
 
 
@@ -101,6 +108,13 @@ def _points(names: Sequence[str], result: Located) -> Iterator[list[str]]:
     rows = zip(names, result.points, result.inversion_mm, result.found, result.reason, strict=True)
     for name, point, inversion, found, reason in rows:
         yield [name, *(_text(v) for v in (*point, inversion)), _truth(bool(found)), reason]
+
+
+def _errors(result: Found) -> list[tuple[float, float]]:
+    error, bound = result.points.error_mm, result.points.bound_mm
+    if error is None or bound is None:
+        return []
+    return [(float(e), float(b)) for e, b in zip(error, bound, strict=True)]
 
 
 def _text(value: float) -> str:

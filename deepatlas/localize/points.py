@@ -41,6 +41,8 @@ class Located:
             point lies in the body and the field of view of the target, at the coordinates asked for.
         reason: ``[N]``, why a point was not found; empty where it was.
         fit: how well the model knows the target.
+        error_mm: ``[N]``, the expected error of the point in mm, where that was asked for; nan where nobody can tell.
+        bound_mm: ``[N]``, the error that nine of ten such points stay below.
     """
 
     points: NDArray[np.float64]
@@ -48,6 +50,8 @@ class Located:
     found: NDArray[np.bool_]
     reason: list[str]
     fit: Fit
+    error_mm: NDArray[np.float64] | None = None
+    bound_mm: NDArray[np.float64] | None = None
 
     def __repr__(self) -> str:
         return f"Located({int(self.found.sum())} of {len(self.found)} points found, {self.fit!r})"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -44,6 +43,8 @@ class Moved:
         transform: from places of the exam that gave the grid to those of the moved one.
         share: the share of the body of the exam that gave the grid which lies in the overlap.
         residual_mm: the median distance of the transform from the place that the coordinates say, over the shared body.
+        jacobian: the determinant of the transform, float32: on its grid, or one value on a grid of 2 voxels along each
+            axis over the exam if it is affine.
         folds: the share of the overlap within the body in which the transform folds; 0 for an affine map.
         folded: the number of voxels of the grid of the transform that this is.
     """
@@ -54,20 +55,12 @@ class Moved:
     transform: Transform
     share: float
     residual_mm: float
+    jacobian: Volume
     folds: float
     folded: int
 
     def __repr__(self) -> str:
         return f"Moved({self.volume!r}, {self.share:.0%} of the body in the overlap, {self.transform!r})"
-
-    @cached_property
-    def jacobian(self) -> Volume:
-        """The determinant of the transform: on its grid, or one value on the grid of the volume if it is affine."""
-        if self.transform.grid is not None:
-            values = self.transform.jacobian().astype(np.float32)
-            return Volume(values, self.transform.grid, self.volume.name)
-        value = np.float32(np.linalg.det(self.transform.matrix[:3, :3]))
-        return Volume(np.full(self.volume.grid.shape, value), self.volume.grid, self.volume.name)
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers of results."""
@@ -204,7 +197,8 @@ def _transform(matches: Matches, kind: str) -> Transform:
     # On the sides nothing remains, and between them and the body the deformation fades.
     sides = np.ones(known.shape, dtype=bool)
     sides[1:-1, 1:-1, 1:-1] = False
-    filled = fill_in(torch.from_numpy(residual)[None], torch.from_numpy(known | sides)[None, None])[0].numpy()
+    values, given = torch.from_numpy(residual).float()[None], torch.from_numpy(known | sides)[None, None]
+    filled = fill_in(values, given)[0].double().numpy()
     grid = matches.grid.cropped((-width,) * 3, known.shape)
     return Transform(matrix, filled, grid)
 
@@ -217,16 +211,16 @@ def _moved(volume: Volume, grid: Grid, transform: Transform, matches: Matches, i
     body = matches.body & matches.seen
     held = int(np.count_nonzero(body & usable))
     share = held / max(1, int(np.count_nonzero(body)))
-    folded = 0
+    values, folded = np.linalg.det(transform.matrix[:3, :3]), 0
+    place = grid.resized([min(n, 2) for n in grid.shape])
     if transform.grid is not None:
-        width = (transform.grid.shape[0] - matches.grid.shape[0]) // 2
-        folded = int(
-            np.count_nonzero((transform.jacobian()[(slice(width, -width),) * 3] <= 0) & body & usable)
-        )
-    folds = folded / max(1, held)
+        values, place = transform.jacobian(), transform.grid
+        width = (place.shape[0] - matches.grid.shape[0]) // 2
+        folded = int(np.count_nonzero((values[(slice(width, -width),) * 3] <= 0) & body & usable))
+    jacobian = Volume(np.broadcast_to(values, place.shape).astype(np.float32), place, volume.name)
     array, overlap = _pull(volume, grid, transform, usable, matches.grid, fill)
     moved = replace(volume, array=array, grid=grid)
-    return Moved(moved, overlap, fill, transform, share, residual, folds, folded)
+    return Moved(moved, overlap, fill, transform, share, residual, jacobian, folded / max(1, held), folded)
 
 
 def _usable(matches: Matches, transform: Transform) -> NDArray[np.bool_]:

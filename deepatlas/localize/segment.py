@@ -25,12 +25,13 @@ from deepatlas.localize.paint import Canvas, Rivals
 from deepatlas.localize.probabilities import label_probabilities
 from deepatlas.localize.soft_masks import soft_masks
 from deepatlas.localize.template.file import Template
+from deepatlas.localize.trust.estimate import Trust, exam_trust
 from deepatlas.model.engine import Engine, ExamMap
 from deepatlas.model.field import CoordinateField
 from deepatlas.model.fit import Fit
 from deepatlas.model.structures import ExamProbabilities, Structures
 from deepatlas.space.grid import Grid
-from deepatlas.space.labels import Labels
+from deepatlas.space.labels import BoxMask, Labels
 from deepatlas.space.volume import Volume
 from deepatlas.version import __version__
 
@@ -38,6 +39,10 @@ from deepatlas.version import __version__
 # structures that reach into that box are sampled. The cost follows the anatomy, and not the number of structures times
 # the number of voxels.
 TILE = (16, 32, 32)
+# Why masks of a model that was trained on labels have no trust.
+NO_TRUST = (
+    "a model that was trained on labels has no trust; use one of `deepatlas train` with a calibrated template"
+)
 
 
 @dataclass(repr=False)
@@ -52,6 +57,7 @@ class Segmentation(Labels):
         model: the fingerprint of the model.
         found: what the model says about the exam, and ``what`` the structures that were looked for; both None where
             the labels did not come from a model.
+        trust: for every structure how good its mask probably is, where that was asked for.
     """
 
     fit: Fit = Fit(math.nan)
@@ -59,6 +65,7 @@ class Segmentation(Labels):
     model: str = ""
     found: ExamMap | ExamProbabilities | None = None
     what: Template | Structures | None = None
+    trust: dict[str, Trust] | None = None
 
     def _facts(self) -> str:
         return f"{super()._facts()}, {self.fit!r}"
@@ -116,7 +123,7 @@ class Segmentation(Labels):
         """
         shares = None
         if isinstance(self.found, ExamMap) and isinstance(self.what, Template):
-            shares = dict(zip(self.what.names, coverage(self.found, self.what), strict=True))
+            shares = dict(zip(self.what.names, coverage(self.found, self.what, self.grid), strict=True))
         return statistics(self, volume, self.names, shares)
 
     def soft_masks(self) -> Iterator[tuple[str, NDArray[np.uint8]]]:
@@ -137,6 +144,9 @@ def segment(
     volume: Volume,
     template: Template | Structures | None = None,
     threshold: float | None = None,
+    *,
+    trust: bool = False,
+    least_trust: float | None = None,
 ) -> Segmentation:
     """Carry a template's masks onto an exam (section 5.2.7), or take those of a model that was trained on labels.
 
@@ -147,6 +157,8 @@ def segment(
             its own structures (``model.structures.select(…)``); None takes all of them.
         threshold: the mask value that counts for all structures, in (0, 1]; None takes the template's own
             ``thresholds``, which preserve volumes, or a probability of 0.5.
+        trust: also predict the Dice of every mask (:mod:`deepatlas.localize.trust`), by a few more passes.
+        least_trust: leave out the masks whose predicted Dice is lower; those without a prediction stay.
 
     Returns:
         A label image on the exam's own grid: uint8, or uint16 for ids above 255. 0 is the background. Its ``mask(id)``
@@ -158,6 +170,9 @@ def segment(
     """
     what = what_to_find(model, template)
     found, labels = find_structures(model, volume, what, threshold)
+    believed = _trust(model, found, what) if trust or least_trust is not None else None
+    if believed is not None and least_trust is not None:
+        labels = _trusted(labels, what, believed, least_trust)
     return Segmentation(
         labels.array,
         volume.grid,
@@ -168,7 +183,26 @@ def segment(
         model=model.fingerprint,
         found=found,
         what=what,
+        trust=believed,
     )
+
+
+def _trust(
+    model: Engine, found: ExamMap | ExamProbabilities, what: Template | Structures
+) -> dict[str, Trust]:
+    if isinstance(found, ExamMap) and isinstance(what, Template):
+        return dict(exam_trust(model, found, what).structures)
+    return {name: Trust(None, None, NO_TRUST) for name in what.names}
+
+
+def _trusted(labels: Labels, what: Template | Structures, believed: dict[str, Trust], least: float) -> Labels:
+    """The labels without the masks whose trust is too low; what lies below them is seen again."""
+    too_low = {n for n, t in believed.items() if t.value is not None and t.value < least}
+    if not too_low:
+        return labels
+    kept = [row for row in what.stack if what.names[row] not in too_low]
+    masks = [(what.ids[row], BoxMask.of(labels.mask(what.ids[row]))) for row in kept]
+    return Labels.painted(masks, labels.grid, labels.array.dtype, labels.name)
 
 
 def what_to_find(model: Engine, template: Template | Structures | None) -> Template | Structures:

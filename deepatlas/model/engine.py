@@ -18,7 +18,7 @@ from deepatlas.config import Config
 from deepatlas.errors import DataWarning, DeepAtlasError
 from deepatlas.exams.in_memory import as_volume
 from deepatlas.exams.read import read_volume
-from deepatlas.model.average import averaged_coordinates
+from deepatlas.model.average import averaged_coordinates, views_of
 from deepatlas.model.cascade import add_regions
 from deepatlas.model.exam_map import ExamMap
 from deepatlas.model.field import CoordinateField
@@ -377,6 +377,27 @@ class Engine:
             network.refine, network.average = self.refine, self.average
         return chosen
 
+    @torch.no_grad()
+    def views(self, found: ExamMap, count: int, size: int) -> Tensor:
+        """The coordinates that one pass of the network gives for each of several slightly moved views of an exam.
+
+        Args:
+            found: what :meth:`map_exam` said about the exam.
+            count: the number of views, 1 or more; the exam itself is the first of them.
+            size: voxels of the result along each axis of ``found.grid``.
+
+        Returns:
+            float32 ``[count, 3, size, size, size]``. Where a view does not show a place of the exam, the exam's own
+            coordinates stand in for those of the view.
+        """
+        x = Look.of(found.hu, self.intensity, self.device).x
+        level = self.config.network.finest_level
+        own, out = None, []
+        for coords, seen in views_of(lambda view: self.network(view, level), x, count, (size,) * 3):
+            own = coords if own is None else own
+            out.append(torch.where(seen > 0, coords, own))
+        return torch.cat(out)
+
     @torch.inference_mode(False)
     @torch.no_grad()
     def probabilities(self, exam: Exam) -> ExamProbabilities:
@@ -408,6 +429,15 @@ class Engine:
         for note in notes:
             warnings.warn(f"{volume.name or 'exam'}: {note}", DataWarning, stacklevel=3)
         return volume, tuple(notes)
+
+    @torch.no_grad()
+    def fit_of(self, hu: Volume) -> float:
+        """The fit of an image that is on the grid of the network already, after one pass.
+
+        Args:
+            hu: ``[S, S, S]``, as :attr:`ExamMap.hu`.
+        """
+        return self._see(Look.of(hu, self.intensity, self.device)).fit
 
     @torch.inference_mode(False)
     @torch.no_grad()

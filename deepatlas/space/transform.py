@@ -142,13 +142,18 @@ class Transform:
         if self.residual is None or self.grid is None:
             raise DataError("transform: an affine map has no map of determinants; take that of its matrix")
         inverse = np.linalg.inv(self.grid.affine[:3, :3])
-        # d residual_a / d voxel_b, b in x, y, z.
-        slopes = np.stack([np.gradient(self.residual, axis=axis) for axis in (3, 2, 1)], axis=1)
-        matrix = np.moveaxis(np.einsum("abzyx,bc->aczyx", slopes, inverse), (0, 1), (-2, -1))
-        determinant: NDArray[np.float64] = np.linalg.det(matrix + np.eye(3)) * np.linalg.det(
-            self.matrix[:3, :3]
+        # d residual / d mm_b, b in x, y, z: for each a field of vectors.
+        per_voxel = [np.gradient(self.residual, axis=axis) for axis in (3, 2, 1)]
+        x, y, z = (sum(per_voxel[v] * inverse[v, b] for v in range(3)) for b in range(3))
+        x[0] += 1
+        y[1] += 1
+        z[2] += 1
+        determinant: NDArray[np.float64] = (
+            x[0] * (y[1] * z[2] - y[2] * z[1])
+            + x[1] * (y[2] * z[0] - y[0] * z[2])
+            + x[2] * (y[0] * z[1] - y[1] * z[0])
         )
-        return determinant
+        return determinant * np.linalg.det(self.matrix[:3, :3])
 
 
 def within_faces(place: Tensor, grid: Grid) -> Tensor:

@@ -133,6 +133,10 @@ def _settings(arguments: argparse.Namespace) -> Config:
         # A prepared dataset was cropped when it was made. A data.crop in the command is still applied afterwards, so
         # that another crop is refused.
         with Store(arguments.data[0]) as store:
+            if store.region:
+                raise DeepAtlasError(
+                    f"{arguments.data[0]}: holds the crops of a region, not whole exams; give the data directory"
+                )
             config = replace(config, data=replace(config.data, crop=store.crop, intensity=store.intensity))
     return config.override(arguments.settings).validate()
 

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def train_regions(arguments: argparse.Namespace) -> int:
     regions = list(target.tree.regions) if name == ALL else [target.tree[name]]
     results: dict[str, Any] = {}
     for region in regions:
-        if name == ALL and (target.run(region) / RESULT).is_file():
+        if name == ALL and _is_trained(target, region):
             continue
         try:
             run = _run(arguments, target, region, go_on=name == ALL)
@@ -89,17 +89,54 @@ def train_regions(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace, target: Target, region: Region, *, go_on: bool) -> RegionRun:
     """A new run of a region; with ``go_on`` the one that was begun, if there is one."""
     folder = target.run(region)
+    parent = Parent.of(target.folder, target.tree.path(region.name))
     if go_on and (folder / CONFIG).is_file():
+        _, request = read_run(folder)
+        _insist_on_same(folder, request.region, request.parent, region, parent)
         run = RegionRun.resume(folder, arguments.settings, device=arguments.device, quiet=arguments.quiet)
     else:
-        path = target.tree.path(region.name)
-        parent = Parent.of(target.folder, path)
-        model = Engine.load(target.folder, "cpu")
         request = _request(arguments, target, region, parent)
-        config = _settings(arguments, model)
+        config = _settings(arguments, Engine.load(target.folder, "cpu"))
         run = RegionRun.create(config, request, device=arguments.device, quiet=arguments.quiet)
     run.workers = arguments.workers
     return run
+
+
+def _is_trained(target: Target, region: Region) -> bool:
+    """Whether there is a finished run of a region, or a copy of its model. Another region of its name is an error."""
+    folder = target.run(region)
+    if not (folder / MODEL_FILE).is_file() or (
+        (folder / CONFIG).is_file() and not (folder / RESULT).is_file()
+    ):
+        return False
+    card = Engine.load(folder, "cpu").card.get("region", {})
+    own = {key: value for key, value in card.items() if key in region.to_dict()}
+    parent = Parent.of(target.folder, target.tree.path(region.name))
+    theirs = {key: value for key, value in card.items() if key in parent.to_dict()}
+    _insist_on_same(folder, own, theirs, region, parent)
+    return True
+
+
+def _insist_on_same(
+    folder: Path,
+    region: dict[str, Any] | None,
+    parent: dict[str, Any] | None,
+    now: Region,
+    above: Parent,
+) -> None:
+    """Refuse a run of another region, or of another model, that has the folder of this one."""
+    if region != now.to_dict():
+        what = "is a run of a region with another box, level or coverage"
+    elif parent is None or (parent["parent"], parent["above"]) != (
+        above.fingerprint,
+        above.to_dict()["above"],
+    ):
+        what = "is a run of a region of another model"
+    else:
+        return
+    raise DeepAtlasError(
+        f"{folder}: {what} than --parent and --regions say; remove it, or choose another --out"
+    )
 
 
 def _settings(arguments: argparse.Namespace, model: Engine) -> Config:
@@ -120,22 +157,39 @@ def _request(arguments: argparse.Namespace, target: Target, region: Region, pare
     """What the run is asked for; without ``--data``, the exams of the parent's run."""
     out = target.run(region)
     given = data_arguments(arguments, out)
+    run = Path(arguments.parent)
+    there = run.is_dir() and (run / CONFIG).is_file()
+    before = read_run(run)[1] if there else None
     if not arguments.data:
-        given |= _exams_of(Path(arguments.parent), given)
-    return Request(
+        if before is None:
+            raise DeepAtlasError(f"--parent {run}: is no run whose exams are known; give --data DIR too")
+        if arguments.test and before.data is None:
+            raise DeepAtlasError(
+                "--test needs --data: the parent was trained on phantoms, and is tested on others"
+            )
+        keys = ("data", "split", "test", "test_exams")
+        given |= {key: given[key] if given[key] is not None else getattr(before, key) for key in keys}
+    request = Request(
         **given,
         template_exams=arguments.template_exams,
         region=region.to_dict(),
         parent=parent.to_dict(),
     )
+    return _held_out_as(run, before, request) if before else request
 
 
-def _exams_of(parent: Path, given: dict[str, Any]) -> dict[str, Any]:
-    if not (parent / CONFIG).is_file():
-        raise DeepAtlasError(f"--parent {parent}: is no run whose exams are known; give --data DIR too")
-    _, request = read_run(parent)
-    keys = ("data", "split", "test", "test_exams")
-    return {key: given[key] if given[key] is not None else getattr(request, key) for key in keys}
+def _held_out_as(run: Path, before: Request, request: Request) -> Request:
+    """The request, scored on the exams that the parent's run has held out of its training, if it has.
+
+    Others would be known to the parent.
+    """
+    same = (before.data, before.split, before.test) == (request.data, request.split, request.test)
+    if not same or request.data is None or not (run / RESULT).is_file():
+        return request
+    result = json.loads((run / RESULT).read_text(encoding="utf-8"))
+    if "held_out" not in result:
+        return request
+    return replace(request, parts={"path": str(run / RESULT), "validation": result["test_exams"]})
 
 
 # -- the model and its tree -------------------------------------------------------------------------
@@ -156,9 +210,10 @@ def _target(arguments: argparse.Namespace) -> Target:
         assert own is not None
         return Target(own, tree)
     check_out_folder(arguments.out)
-    wanted = [tree[arguments.region]] if arguments.region not in (None, ALL) else list(tree.regions)
-    above = {region.within for region in wanted} - {None}
-    _copy(path, arguments.out, sorted(name for name in above if name))
+    taken = tree.names
+    if arguments.region not in (None, ALL):
+        taken = [region.name for region in tree.path(arguments.region)][:-1]
+    _copy(path, arguments.out, taken)
     return Target(arguments.out, tree)
 
 
@@ -178,10 +233,10 @@ def _tree(arguments: argparse.Namespace, own: Path | None) -> Regions:
     )
 
 
-def _copy(path: Path, out: Path, above: list[str]) -> None:
-    """Copy a model to a folder, with the regions ``above`` those to train, unless they are there."""
+def _copy(path: Path, out: Path, taken: list[str]) -> None:
+    """Copy a model to a folder, with those of its regions that are ``taken`` along, unless they are there."""
     source = path / MODEL_FILE if path.is_dir() else path
-    for model, copy in _files(source, out, above):
+    for model, copy in _files(source, out, taken):
         if copy.is_file():
             theirs, ours = (Engine.load(file, "cpu").fingerprint for file in (model, copy))
             if theirs != ours:
@@ -193,9 +248,9 @@ def _copy(path: Path, out: Path, above: list[str]) -> None:
             shutil.copyfile(model, temporary)
 
 
-def _files(source: Path, out: Path, above: list[str]) -> Iterator[tuple[Path, Path]]:
+def _files(source: Path, out: Path, taken: list[str]) -> Iterator[tuple[Path, Path]]:
     yield source, out / MODEL_FILE
-    for name in above:
+    for name in taken:
         model = source.parent / FOLDER / name / MODEL_FILE
         if model.is_file():
             yield model, out / FOLDER / name / MODEL_FILE

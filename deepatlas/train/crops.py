@@ -30,6 +30,7 @@ from deepatlas.exams.cohort import Cohort, ExamFiles
 from deepatlas.exams.joined import Data, find_cohort, roots_of
 from deepatlas.exams.kind import kind_of
 from deepatlas.exams.read import read_labels_for, read_volume
+from deepatlas.model.engine import Engine
 from deepatlas.model.region_view import view_of
 from deepatlas.model.regions import Region
 from deepatlas.space.check_input import check_input
@@ -44,6 +45,10 @@ _RECIPE = 1
 COORDS_SIZE = 32
 # Memory that a process needs for one exam at its full resolution, its coordinates and its labels.
 _BYTES_PER_WORKER = 3 << 30
+
+
+# Threads load the model once.
+_LOADING = threading.Lock()
 
 
 class NotCovered(ExamError):
@@ -75,7 +80,8 @@ class Cutter:
             NotCovered: it shows too little of the region.
             ExamError: it cannot be used, or the model does not know it.
         """
-        engine = _engine(self.parent, self.device)
+        with _LOADING:
+            engine = _engine(self.parent, self.device)
         region, notes = self.region, list[str]()
         try:
             ct = read_volume(exam.ct, notes=notes, kind=exam.kind)
@@ -118,7 +124,7 @@ def _own_coordinates(coords: torch.Tensor, region: Region) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _engine(parent: Parent, device: str):
+def _engine(parent: Parent, device: str) -> Engine:
     return parent.load(device)
 
 

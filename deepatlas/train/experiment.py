@@ -18,14 +18,12 @@ from deepatlas import checkpoint
 from deepatlas.config import Config
 from deepatlas.errors import DeepAtlasError
 from deepatlas.files import write_text
-from deepatlas.io.codec import write_volume
 from deepatlas.model.engine import FILE as MODEL_FILE
 from deepatlas.model.engine import Engine, pick_device
 from deepatlas.nn import parameter_count
 from deepatlas.settings import changed, resumable
-from deepatlas.space.grid import Grid
-from deepatlas.space.volume import Volume
 from deepatlas.store.store import Store
+from deepatlas.train.atlas_files import save_atlas
 from deepatlas.train.check import with_parts
 from deepatlas.train.data import make_phantoms, open_store
 from deepatlas.train.feed.labels import LabelMaps
@@ -354,7 +352,7 @@ class Experiment:
         card = self._card(session, split, labels) | {"seed_exam": split.seed, **known}
         model = Engine(self.config, session.modules["network"], session.modules["atlas"], card)
         model.save(self.folder / MODEL_FILE)
-        _save_atlas(model, self.folder / "atlas.nii.gz")
+        save_atlas(model, self.folder / "atlas.nii.gz")
         if labels:
             learned = learned_template(session.modules["labels"], labels, model.fingerprint)
             learned.save(self.folder / "template-learned.h5")
@@ -379,12 +377,3 @@ class Experiment:
     def _score(self, model: Engine, split: Split, log: RunLog) -> dict[str, Any]:
         """Score the model on the test exams; returns what ``result.json`` begins with."""
         return score(self.folder, model, self.config, self.request, split, log)
-
-
-def _save_atlas(model: Engine, path: Path) -> None:
-    """Write the atlas in Hounsfield units. It has no millimetres: its affine gives normalised coordinates times 100."""
-    values = model.atlas[0, 0].detach().cpu().numpy()
-    step = 200 / (values.shape[0] - 1)
-    affine = np.diag([step, step, step, 1.0])
-    affine[:3, 3] = -100
-    write_volume(path, Volume((values * 512 - 256).astype(np.float32), Grid(values.shape, affine), "atlas"))

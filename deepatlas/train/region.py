@@ -25,7 +25,7 @@ from deepatlas.space.affine import affine_coords
 from deepatlas.space.preprocess import foreground_mask
 from deepatlas.store.store import Store
 from deepatlas.train.cache import store_path, used
-from deepatlas.train.crops import Cutter, prepare_crops
+from deepatlas.train.crops import Cutter, RegionNotCovered, prepare_crops
 from deepatlas.train.data import make_phantoms
 from deepatlas.train.experiment import Experiment
 from deepatlas.train.feed.labels import LabelMaps
@@ -95,6 +95,13 @@ class RegionRun(Experiment):
         for exam, reason in store.skipped.items():
             log.skip(exam, reason, ", ".join(root.name for root in roots))
         return store
+
+    def _exams(self, store: Store, log: RunLog | NullLog) -> tuple[Split, LabelMaps | None]:
+        if len(store) < 2:
+            raise RegionNotCovered(
+                f"{store.root}: {len(store)} of its exams shows region {self.region.name}; at least 2 are needed"
+            )
+        return super()._exams(store, log)
 
     def _modules(self, exams: int, structures: int) -> dict[str, Any]:
         return make_modules(self.config, exams, structures, region=True)

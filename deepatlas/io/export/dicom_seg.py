@@ -7,7 +7,7 @@ slice where it has voxels, so that structures may overlap. A LABELMAP, the newer
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from deepatlas.space.constants import LPS_FROM_RAS
 from deepatlas.space.grid import Grid, axis_cosine
 from deepatlas.space.labels import Labels
 
-SUFFIX = ".seg.dcm"
 _WHAT = "a DICOM-SEG"
 # The largest cosine between two axes that still is rounding.
 _SHEAR = 2e-4
@@ -63,8 +62,8 @@ def write_dicom_seg(
     hd = highdicom()
     path = Path(path)
     segments, notes = segments_of(labels, names, path)
-    if labelmap and any(identity in labels.hidden for identity in segments.values()):
-        covered = [name for name, identity in segments.items() if identity in labels.hidden]
+    covered = [name for name, identity in segments.items() if identity in labels.hidden]
+    if labelmap and covered:
         raise DataError(
             f"{path}: structures overlap ({', '.join(covered[:4])}), and a label map holds one a voxel; write it as "
             "BINARY, without labelmap"
@@ -104,7 +103,7 @@ def write_dicom_seg(
             "or NRRD"
         ) from error
     _add_sides(dataset, segments)
-    if labels.hidden and not labelmap:
+    if covered:
         _draw_whole_masks(dataset, labels, list(segments.values()), frames)
     with atomic_path(path) as temporary:
         dataset.save_as(temporary, enforce_file_format=True)
@@ -178,35 +177,27 @@ def _draw_whole_masks(dataset: Any, labels: Labels, identities: list[int], frame
     """Replace the pixels of every frame by the whole mask of its structure, overlaps included."""
     from pydicom.pixels import pack_bits
 
-    def planes() -> Iterator[NDArray[np.bool_]]:
-        for item in dataset.PerFrameFunctionalGroupsSequence:
-            groups = (
-                item if "SegmentIdentificationSequence" in item else dataset.SharedFunctionalGroupsSequence[0]
-            )
-            number = int(groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
-            z = frames.slice_at(
-                np.array([float(v) for v in item.PlanePositionSequence[0].ImagePositionPatient])
-            )
-            identity = identities[number - 1]
-            plane = labels.array[z] == identity
-            if (mask := labels.hidden.get(identity)) is not None:
-                start, stop = mask.start[0], mask.start[0] + mask.shape[0]
-                if start <= z < stop:
-                    if z not in opened.get(identity, ()):
-                        opened[identity] = {start + i: part for i, part in enumerate(mask.array())}
-                    plane[mask.box[1:]] |= opened[identity][z]
-            yield plane
-
-    opened: dict[int, dict[int, NDArray[np.bool_]]] = {}
-    parts, held = [], []
-    for plane in planes():
+    hidden = {i: (labels.hidden[i], labels.hidden[i].array()) for i in identities if i in labels.hidden}
+    parts: list[bytes] = []
+    held: list[NDArray[np.bool_]] = []
+    items = dataset.PerFrameFunctionalGroupsSequence
+    for index, item in enumerate(items, 1):
+        groups = (
+            item if "SegmentIdentificationSequence" in item else dataset.SharedFunctionalGroupsSequence[0]
+        )
+        identity = identities[int(groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber) - 1]
+        position = item.PlanePositionSequence[0].ImagePositionPatient
+        z = frames.slice_at(np.array([float(v) for v in position]))
+        plane = np.asarray(labels.array[z] == identity)
+        if identity in hidden:
+            mask, below = hidden[identity]
+            if 0 <= z - mask.start[0] < len(below):
+                plane[mask.box[1:]] |= below[z - mask.start[0]]
         held.append(plane.ravel())
         # Eight frames end at a byte, whatever their size.
-        if len(held) == 8:
+        if len(held) == 8 or index == len(items):
             parts.append(pack_bits(np.concatenate(held).view(np.uint8), pad=False))
             held = []
-    if held:
-        parts.append(pack_bits(np.concatenate(held).view(np.uint8), pad=False))
     packed = b"".join(parts)
     dataset.PixelData = packed + b"\0" * (len(packed) % 2)
     dataset.SegmentsOverlap = "YES"

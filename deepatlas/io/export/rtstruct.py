@@ -33,7 +33,6 @@ from deepatlas.space.constants import LPS_SIGNS
 from deepatlas.space.grid import Grid
 from deepatlas.space.labels import Labels
 
-SUFFIX = ".rtstruct.dcm"
 _WHAT = "an RTSTRUCT"
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
 _SERIES_NUMBER = 901
@@ -74,6 +73,7 @@ def write_rtstruct(
     origin = source_of(source, _WHAT)
     slices = _Slices(labels.grid, origin)
     algorithm = algorithm or Algorithm("DeepATLAS", "unknown")
+    made_by = f"{algorithm.name} {algorithm.version} {algorithm.model}".strip()
     ds = _structure_set(origin, algorithm)
     boxes = labels.boxes()
     for number, (name, identity) in enumerate(found.items(), 1):
@@ -82,9 +82,7 @@ def write_rtstruct(
         roi.ROINumber, roi.ROIName = number, dicom_name(name)
         roi.ReferencedFrameOfReferenceUID = origin.series.frame
         roi.ROIGenerationAlgorithm = "AUTOMATIC"
-        roi.ROIGenerationDescription = f"{algorithm.name} {algorithm.version} {algorithm.model}".strip()[
-            :LONGEST
-        ]
+        roi.ROIGenerationDescription = made_by[:LONGEST]
         drawn.ReferencedROINumber = seen.ReferencedROINumber = number
         drawn.ROIDisplayColor = list(bytes.fromhex(colour(identity)[1:]))
         drawn.ContourSequence = [

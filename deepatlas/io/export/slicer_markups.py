@@ -72,7 +72,7 @@ def parse(path: Path, text: str) -> tuple[Markups, list[str]]:
     notes: list[str] = []
     for number, node in enumerate(nodes, 1):
         kind, name = str(node.get("type")), str(node.get("name") or "")
-        what = f"{path}: markup {number}{f' {name!r}' if name else ''}"
+        what = f"{path}: markup {number}{f' {name[:40]!r}' if name else ''}"
         if kind != "Fiducial" and kind != "ROI" and kind not in _LINES:
             notes.append(
                 f"markup {number} is of type {kind[:40]!r}, which is no point, line or box; left out"

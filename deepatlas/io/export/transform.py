@@ -11,11 +11,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from deepatlas.errors import DataError, WriteError
-from deepatlas.files import FREE_SPACE, atomic_path
+from deepatlas.files import FREE_SPACE, atomic_h5, atomic_path
 from deepatlas.io.itk import itk_writes, simpleitk
 from deepatlas.space.constants import LPS_FROM_RAS, LPS_SIGNS
 from deepatlas.space.grid import Grid
@@ -70,30 +71,55 @@ def write_transform(
         raise WriteError(
             f"{path}: cannot write a transform as this kind of file; use one of {', '.join(SUFFIXES)}"
         )
-    sitk = simpleitk()
     lps = LPS_FROM_RAS @ _matrix(matrix) @ LPS_FROM_RAS
-    affine = sitk.AffineTransform(3)
-    affine.SetMatrix(lps[:3, :3].ravel().tolist())
-    affine.SetTranslation(lps[:3, 3].tolist())
-    transform = affine
-    if residual is not None:
-        if grid is None:
-            raise DataError("write_transform: a residual needs the grid that it is on")
+    if residual is not None and grid is None:
+        raise DataError("write_transform: a residual needs the grid that it is on")
+    if path.suffix.lower() == ".h5":
+        _write_h5(path, lps, residual, grid)
+        return path
+    sitk = simpleitk()
+    transform = sitk.AffineTransform(lps[:3, :3].ravel().tolist(), lps[:3, 3].tolist())
+    if residual is not None and grid is not None:
         # Takes the voxels of the image over.
         field = sitk.DisplacementFieldTransform(_image(residual, grid))
-        transform = sitk.CompositeTransform([affine, field])
+        transform = sitk.CompositeTransform([transform, field])
     with atomic_path(path) as temporary:
         try:
             with itk_writes(temporary) as name:
                 sitk.WriteTransform(transform, name)
-            # A full disk is not always reported.
-            written = sitk.ReadTransform(os.fspath(temporary))
-            whole = _numbers(written) == _numbers(transform)
+            # ITK does not report a full disk.
+            whole = _size(sitk.ReadTransform(os.fspath(temporary))) == _size(transform)
         except RuntimeError as error:
             raise WriteError(f"{path}: cannot write: ITK failed; {FREE_SPACE}") from error
         if not whole:
             raise WriteError(f"{path}: cannot write: the file came back different; {FREE_SPACE}")
     return path
+
+
+def _write_h5(
+    path: Path, lps: NDArray[np.float64], residual: NDArray[np.floating] | None, grid: Grid | None
+) -> None:
+    """Write the HDF5 file that ITK reads. That of ITK itself ends the process where the disk is full."""
+    affine = np.concatenate([lps[:3, :3].ravel(), lps[:3, 3]])
+    parts: list[tuple[str, Any, Any]] = [("AffineTransform", np.zeros(3), affine)]
+    if residual is not None and grid is not None:
+        _check_field(residual, grid)
+        spacing = np.array(grid.spacing)
+        direction = LPS_FROM_RAS[:3, :3] @ grid.affine[:3, :3] / spacing
+        fixed = np.concatenate([grid.shape[::-1], LPS_SIGNS * grid.affine[:3, 3], spacing, direction.ravel()])
+        parts = [
+            ("CompositeTransform", None, None),
+            *parts,
+            ("DisplacementFieldTransform", fixed, _vectors(residual).ravel()),
+        ]
+    with atomic_h5(path) as file:
+        file["ITKVersion"] = np.array(["5.4"], dtype=h5py.string_dtype("ascii"))
+        for number, (kind, fixed_numbers, numbers) in enumerate(parts):
+            group = file.create_group(f"TransformGroup/{number}")
+            group["TransformType"] = np.array([f"{kind}_double_3_3"], dtype=h5py.string_dtype("ascii"))
+            if numbers is not None:
+                group["TransformFixedParameters"] = np.asarray(fixed_numbers, dtype=np.float64)
+                group["TransformParameters"] = numbers
 
 
 def write_displacements(path: str | os.PathLike[str], displacement: NDArray[np.floating], grid: Grid) -> Path:
@@ -153,15 +179,20 @@ def _check_field(field: NDArray[np.floating], grid: Grid) -> None:
 def _image(field: NDArray[np.floating], grid: Grid) -> Any:
     """A float64 vector image of ITK with LPS vectors; ``field`` is ``[3, D, H, W]`` in RAS."""
     _check_field(field, grid)
-    vectors = np.empty((*grid.shape, 3))
-    for axis, sign in enumerate(LPS_SIGNS):
-        np.multiply(field[axis], sign, out=vectors[..., axis])
-    image = simpleitk().GetImageFromArray(vectors, isVector=True)
+    image = simpleitk().GetImageFromArray(_vectors(field), isVector=True)
     spacing = np.array(grid.spacing)
     image.SetSpacing(spacing.tolist())
     image.SetOrigin((LPS_SIGNS * grid.affine[:3, 3]).tolist())
     image.SetDirection((LPS_FROM_RAS[:3, :3] @ grid.affine[:3, :3] / spacing).ravel().tolist())
     return image
+
+
+def _vectors(field: NDArray[np.floating]) -> NDArray[np.float64]:
+    """``[D, H, W, 3]`` in LPS, float64, of a field ``[3, D, H, W]`` in RAS."""
+    vectors = np.empty((*field.shape[1:], 3))
+    for axis, sign in enumerate(LPS_SIGNS):
+        np.multiply(field[axis], sign, out=vectors[..., axis])
+    return vectors
 
 
 def _world(grid: Grid) -> NDArray[np.float64]:
@@ -173,7 +204,7 @@ def _world(grid: Grid) -> NDArray[np.float64]:
     )
 
 
-def _numbers(transform: Any) -> tuple[int, int]:
+def _size(transform: Any) -> tuple[int, int]:
     """What tells a whole transform from a damaged one: how many numbers it has."""
     sitk = simpleitk()
     if transform.GetTransformEnum() == sitk.sitkComposite:

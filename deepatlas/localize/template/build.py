@@ -14,6 +14,7 @@ from deepatlas.errors import DataError
 from deepatlas.exams.cohort import ExamFiles
 from deepatlas.exams.joined import Data, find_cohort
 from deepatlas.exams.selection import Selection
+from deepatlas.localize.template.edit import Around, check_names, with_boxes
 from deepatlas.localize.template.estimate import LabelledExam, estimate_template
 from deepatlas.localize.template.file import SIZE, Template
 from deepatlas.model.engine import Engine
@@ -32,6 +33,7 @@ def build_template(
     exams: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
     *,
+    boxes: Sequence[Around] = (),
     size: int | None = None,
     strict: bool = False,
     split: str | Path | None = None,
@@ -47,6 +49,7 @@ def build_template(
             a split file says it.
         names: the structures to include; None takes all that ``labels.json`` names. They may be spelled otherwise than
             there, or be synonyms (:mod:`deepatlas.names.meet`).
+        boxes: boxes to be put around the structures, in the directions of the atlas.
         size: voxels of the template along each axis; None takes 128, or the size of the atlas if that is larger.
         strict: stop at the first exam that cannot be used, or that the model does not know. Otherwise the former is
             skipped and listed in ``meta["skipped"]``, and the latter is used.
@@ -69,6 +72,7 @@ def build_template(
     if names:
         labels = {s: labels[s] for s in chosen(names, labels, str(selection.cohort.labels_path))}
 
+    check_names(boxes, labels)
     fits: dict[str, Fit] = {}
     scales = []
 
@@ -103,4 +107,5 @@ def build_template(
         "mm_per_unit": [round(float(s), 3) for s in np.median(scales, axis=0)],
     }
     size = size or max(SIZE, model.atlas.shape[-1])
-    return estimate_template(items, labels, size, meta=meta, progress=progress, **solver)
+    made = estimate_template(items, labels, size, meta=meta, progress=progress, **solver)
+    return with_boxes(made, boxes) if boxes else made

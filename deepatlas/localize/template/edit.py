@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -29,7 +29,7 @@ from deepatlas.space.volume import Volume
 _SPACE = ("model", "intensity")
 # A unit of the coordinates in files for other programs, which expect something like millimetres; as atlas.nii.gz has.
 UNIT = 100.0
-_AROUND = re.compile(r"(?P<name>[^=]+)=(?P<of>.+?)(?:\+(?P<margin>[0-9]+(?:\.[0-9]+)?)(?P<percent>%)?)?$")
+_AROUND = re.compile(r"(?P<name>[^=]+)=(?P<of>.+?)(?:\+ *(?P<margin>[0-9]+(?:\.[0-9]+)?) *(?P<percent>%)?)?")
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,16 @@ def box_around(template: Template, around: Around) -> Box:
     else:
         margin = np.zeros(3)
     return Box.between(around.name, (low - margin).tolist(), (high + margin).tolist())
+
+
+def check_names(boxes: Iterable[Around], names: Iterable[str]) -> None:
+    """Raise :class:`~deepatlas.errors.DataError` unless boxes are to be put around structures that there are.
+
+    It saves the work of a template that would then have no such box.
+    """
+    known = list(names)
+    for around in boxes:
+        chosen(around.structures, known, f"box {around.name}")
 
 
 def with_boxes(template: Template, boxes: Sequence[Around]) -> Template:
@@ -157,6 +167,9 @@ def renamed(template: Template, names: Mapping[str, str]) -> Template:
     meta = dict(template.meta)
     if "structures" in meta:
         meta["structures"] = {exact.get(n, n): about for n, about in meta["structures"].items()}
+    if "trust" in meta:
+        own = {exact.get(n, n): about for n, about in meta["trust"]["structures"].items()}
+        meta["trust"] = {**meta["trust"], "structures": own}
     if "overlaps" in meta:
         meta["overlaps"] = [[exact.get(n, n) for n in pair] for pair in meta["overlaps"]]
     try:

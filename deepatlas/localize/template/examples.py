@@ -19,7 +19,7 @@ from deepatlas.io.export.markups import read_markups
 from deepatlas.localize.average import mean_box, mean_line, robust_mean
 from deepatlas.localize.points import near
 from deepatlas.localize.template.drawn import read_drawn, renumbered
-from deepatlas.localize.template.edit import Around, with_boxes
+from deepatlas.localize.template.edit import Around, check_names, with_boxes
 from deepatlas.localize.template.estimate import LabelledExam, estimate_template
 from deepatlas.localize.template.file import SIZE, Template
 from deepatlas.localize.template.marks import check_marks, joined_marks
@@ -112,6 +112,7 @@ def template_of(
             progress(f"coordinates {count}/{len(given)} {read[-1].known.name}")
     if not any(item.seg or len(item.marks) for item in read):
         raise DataError("template: nothing was drawn in these exams; give masks, points or boxes")
+    check_names(boxes, dict.fromkeys(name for item in read for name in item.labels))
     scale = np.median([mm_per_unit(item.known.field, item.known.body) for item in read], axis=0)
     marks, spread = _averaged(read, scale)
     meta: dict[str, Any] = {

@@ -8,8 +8,11 @@ import h5py
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK
+import torch
 from affine_model import ANATOMY, GRIDS, LABELS, SCALE, exam, grid_of, world
 from affine_user import AffineUser
+from monai.data import MetaTensor
 
 from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.io.codec import write_volume
@@ -276,6 +279,33 @@ def test_the_loop_of_annotation_improves_a_template(model, tmp_path):
         return 2 * (mask & true).sum() / (mask.sum() + true.sum())
 
     assert dice(again.mask(5)) > dice(first.labels.mask(5)) + 0.03
+
+
+def test_images_of_other_libraries_are_examples(model, a):
+    """The exam as nibabel, SimpleITK and MONAI have it, and the masks as another of them."""
+    (ct, seg), point = a, Markups((Point("carina", (5.0, -4.0, 12.0)),))
+    xyz = np.ascontiguousarray(ct.array.T), np.ascontiguousarray(seg.array.T)
+    nifti = [nibabel.Nifti1Image(array, ct.grid.affine) for array in xyz]
+    monai = [
+        MetaTensor(torch.from_numpy(array)[None], affine=torch.from_numpy(ct.grid.affine.copy()))
+        for array in xyz
+    ]
+    itk = []
+    flip = np.diag([-1.0, -1.0, 1.0])
+    for array in (ct.array, seg.array):
+        image = SimpleITK.GetImageFromArray(array)
+        image.SetSpacing(ct.grid.spacing)
+        image.SetDirection((flip @ ct.grid.affine[:3, :3] / np.array(ct.grid.spacing)).ravel().tolist())
+        image.SetOrigin((flip @ ct.grid.affine[:3, 3]).tolist())
+        itk.append(image)
+    want = model.template(Example(ct, seg, point), LABELS, size=16)
+    for image, masks in ((nifti[0], itk[1]), (itk[0], monai[1]), (monai[0], nifti[1])):
+        made = model.template(Example(image, masks, point, name="a"), LABELS, size=16)
+        np.testing.assert_allclose(made.masks, want.masks, atol=1e-4)
+        found = model.locate(made, target=image)
+        np.testing.assert_allclose(found.points.points, [(5.0, -4.0, 12.0)], atol=0.05)
+    with pytest.raises(DataError, match="not integers"):
+        model.template(Example(ct, Volume(seg.array + 0.5, seg.grid)))
 
 
 def test_marks_are_read_from_files_of_other_programs(model, a, tmp_path):
