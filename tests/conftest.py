@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 
-import pytest
-import torch
-from real_exams import real
-from small_exams import write_cohort
+# Many tests start processes. What Python compiles for this one is written down (PYTHONDONTWRITEBYTECODE forbids it), or
+# each of them would compile the package again.
+sys.dont_write_bytecode = False
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from real_exams import real  # noqa: E402
+from small_exams import write_cohort  # noqa: E402
 
 # The inputs are small: a second thread would only wait, and on a busy machine for a long time.
 torch.set_num_threads(1)

@@ -79,7 +79,6 @@ def _paint_outline(canvas: Canvas, step: int) -> NDArray[np.bool_]:
     return inside
 
 
-@lru_cache(maxsize=2)
 def build_template(small: bool = False, spacing: float = SPACING) -> Template:
     """Paint the template body, once per process; the arrays are read-only.
 
@@ -89,6 +88,12 @@ def build_template(small: bool = False, spacing: float = SPACING) -> Template:
         small: paint the small structures in their details, and label them.
         spacing: voxel spacing in mm.
     """
+    # The cache tells defaults that are given from defaults that are not.
+    return _painted(bool(small), float(spacing))
+
+
+@lru_cache(maxsize=2)
+def _painted(small: bool, spacing: float) -> Template:
     shape = tuple(int(n) for n in np.round((HIGH - LOW) / spacing).astype(int)[::-1] + 1)
     grid = Grid.from_spacing(shape, spacing, LOW)  # type: ignore[arg-type]
     canvas = Canvas(grid, TISSUE_NAMES, ALL_STRUCTURES if small else STRUCTURES)

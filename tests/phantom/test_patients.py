@@ -273,7 +273,7 @@ def test_finer_grids_show_the_same_body():
 
 
 def test_template_is_cached_and_read_only():
-    assert build_template() is build_template()
+    assert build_template() is build_template() is build_template(False, 2.0) is PhantomCohort().body
     with pytest.raises(ValueError):
         build_template().label[0, 0, 0] = 1
     hu, labels = PhantomCohort().template()
