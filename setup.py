@@ -25,9 +25,13 @@ setup(
         "deepatlas_ops": ["py.typed"],
         "deepatlas": [
             "pretrained/*/*",
+            "pretrained/*/regions/*/*",
+            "model/trees/*.toml",
             "intake/dataset/*.jinja",
             "evaluate/*.jinja",
             "compare/*.jinja",
+            "report/*.jinja",
+            "view/static/*",
             "experiments/plans/*.toml",
             "names/*.json",
             "py.typed",
@@ -59,7 +63,7 @@ setup(
             "hypothesis>=6.100",
             "nibabel>=5.2",
             "pynrrd>=1.0",
-            # Writes the DICOM-SEG that the tests read.
+            # Writes and reads DICOM-SEG.
             "highdicom>=0.26",
             "monai>=1.3",
             "surface-distance>=0.1",
@@ -68,6 +72,8 @@ setup(
             "ruff>=0.6",
             "mypy>=1.11",
         ],
+        # deepatlas segment --format dicom-seg: writes DICOM Segmentations.
+        "dicom": ["highdicom>=0.26"],
         # deepatlas prepare --engine dask: the same work on many machines.
         "dask": ["joblib>=1.4", "dask>=2024.8", "distributed>=2024.8"],
         # The pages of docs/, with the API page made from the docstrings: mkdocs build --strict

@@ -27,7 +27,7 @@ while [[ "${1:-}" == -* ]]; do
   case "$1" in
     --dry)
       device=cpu cases="cpu and smoothness" float32="cpu and float32 and smoothness" rows="cpu and folds" sanitizer=(env)
-      settings=(phantom.train=3 phantom.test=1 network.size=16 network.fold=1 network.finest_level=0
+      settings=(phantom.train=3 phantom.test=1 phantom.spacing=8 network.size=16 network.fold=1 network.finest_level=0
         'network.channels=[8,16]' network.atlas_size=32 loss.size=16 coarse.steps=3 coarse.batch=2 'train.steps=[2,2]'
         train.batch=2 train.head_steps=2 refine.steps=2 --structures heart liver brain)
       ;;

@@ -310,6 +310,14 @@ class FinetuneConfig:
 
 
 @dataclass(frozen=True)
+class RegionConfig:
+    """How a run on a region of another model begins (section 5.2.4): ``deepatlas train --parent``."""
+
+    # Steps that teach the network the coordinates of the levels above on crops, with the settings of ``distil``.
+    steps: int = setting(1_000, _NOT_NEGATIVE, resume=True)
+
+
+@dataclass(frozen=True)
 class PhantomConfig:
     """The cohort that is made when no data are given."""
 
@@ -343,6 +351,7 @@ class Config:
     cohort: CohortConfig = field(default_factory=CohortConfig)
     distil: DistilConfig = field(default_factory=DistilConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    region: RegionConfig = field(default_factory=RegionConfig)
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
 
     def relations(self) -> Iterator[Relation]:

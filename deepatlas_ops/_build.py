@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from . import _jit
+from . import _jit, _objects
 from ._jit import BuildError, BuildInfo
 
 LIBRARY = "deepatlas_ops_native"
@@ -201,7 +201,8 @@ def _compile(plan: _Plan, building: Path) -> None:
     from torch.utils import cpp_extension
 
     cuda = plan.cuda_architectures is not None
-    kernels = [path for path in plan.files if not is_binding(path)]
+    objects = _objects.kept(plan)
+    kernels = [p for p in plan.files if not is_binding(p) and not (objects and p.suffix == ".cpp")]
     environment = {"CXX": plan.compiler}
     if plan.cuda_architectures is not None:
         environment["TORCH_CUDA_ARCH_LIST"] = plan.cuda_architectures
@@ -211,12 +212,19 @@ def _compile(plan: _Plan, building: Path) -> None:
             sources=[str(path) for path in (write_bindings(plan.sources, building), *kernels)],
             extra_cflags=[*plan.flags, *(["-DWITH_CUDA"] if cuda else [])],
             extra_cuda_cflags=["-O3"] if cuda else None,
-            extra_ldflags=_cuda_library_folders() if cuda else None,
+            extra_ldflags=[*map(_ninja_word, objects), *(_cuda_library_folders() if cuda else [])],
             extra_include_paths=[str(plan.sources)],
             build_directory=str(building),
             with_cuda=cuda,
             is_python_module=False,
         )
+    if not objects:
+        _objects.keep(plan, building)
+
+
+def _ninja_word(path: Path) -> str:
+    """A path as one word of a command in a file of ninja."""
+    return shlex.quote(str(path)).replace("$", "$$")
 
 
 def _cuda_library_folders() -> list[str]:

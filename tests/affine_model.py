@@ -7,9 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import ExamMap
 from deepatlas.model.fit import Fit
 from deepatlas.space.grid import Grid
+from deepatlas.space.markup import Markups
 from deepatlas.space.preprocess import foreground_mask, to_model_grid
 from deepatlas.space.volume import Volume
 
@@ -77,6 +79,14 @@ def exam(grid: Grid, name: str = "exam", to_anatomy: Callable | None = None) -> 
     return Volume(hu, grid, name), Volume(labels, grid, name)
 
 
+def anatomy_template(size: int = 64, marks: Markups | None = None) -> Template:
+    """The true template of the anatomy for :class:`AffineModel`, with these points, lines and boxes."""
+    grid = Grid.from_spacing((size,) * 3, 2 * SCALE / (size - 1), (-SCALE,) * 3)
+    labels = exam(grid)[1].array
+    masks = np.stack([labels == identity for identity in LABELS.values()]).astype(np.float32)
+    return Template(masks, tuple(LABELS), tuple(LABELS.values()), {}, marks or Markups())
+
+
 class AffineModel:
     """A stand-in for the engine that knows the anatomical place of every voxel: coords = place / SCALE.
 
@@ -91,6 +101,8 @@ class AffineModel:
     device = torch.device("cpu")
     card: dict = {}
     structures = None
+    regions: tuple = ()
+    depth: int | None = None
 
     intensity = "hu"
 

@@ -21,6 +21,9 @@ PRELOAD = [
     "deepatlas.train.experiment",
     "deepatlas.train.score",
     "deepatlas.cli.main",
+    # What the first step of an optimiser and the first record of a run import.
+    "torch._dynamo",
+    "torch.utils.tensorboard",
 ]
 
 

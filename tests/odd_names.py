@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from affine_model import GRIDS, LABELS, AffineModel, exam
+from prepare_here import in_this_process
 
 from deepatlas.api import Model
 from deepatlas.cli.main import main
@@ -51,9 +53,12 @@ def run_all(root: Path, name: str) -> None:
 
 
 if __name__ == "__main__":
-    # One process for all names, as PyTorch and matplotlib are imported once.
-    for number, name in enumerate(sys.argv[2:]):
-        print(f"names of {name}", file=sys.stderr)
-        folder = Path(sys.argv[1]) / str(number)
-        folder.mkdir()
-        run_all(folder, os.fsdecode(bytes.fromhex(name)))
+    # One process for all names, as PyTorch and matplotlib are imported once. With ``here``, prepare does its work in
+    # it too.
+    where, root, *names = sys.argv[1:]
+    with in_this_process() if where == "here" else nullcontext():
+        for number, name in enumerate(names):
+            print(f"names of {name}", file=sys.stderr)
+            folder = Path(root) / str(number)
+            folder.mkdir()
+            run_all(folder, os.fsdecode(bytes.fromhex(name)))

@@ -12,7 +12,7 @@ from deepatlas.intake.run.options import Options, Summary
 
 
 class Here:
-    """Does in this process what the engines of ``deepatlas.intake.run.engines`` do in others."""
+    """Does in this process what the engines of ``deepatlas.engines`` do in others."""
 
     def __enter__(self):
         return self

@@ -33,7 +33,13 @@ def test_public_names_are_sorted_and_a_wrong_one_is_an_attribute_error():
         getattr(deepatlas, misspelt)
 
 
-@pytest.mark.parametrize("name", ["coordinates", "segment", "locate", "load", "save", "to"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "coordinates", "features", "segment", "template", "propagate", "locate", "register", "follow", "crop_exam",
+        "load", "save", "to",
+    ],
+)  # fmt: skip
 def test_every_method_of_a_model_is_documented(name):
     assert inspect.getdoc(getattr(deepatlas.Model, name))
 

@@ -164,7 +164,10 @@ def _hdf5(path: Path) -> dict[str, Any]:
                 n: {"id": i, "threshold": round(t, 3)}
                 for n, i, t in zip(template.names, template.ids, template.thresholds, strict=True)
             },
-            "voxels": list(template.masks.shape[:0:-1]),
+            "points": [point.name for point in template.marks.points],
+            "lines": [line.name for line in template.marks.lines],
+            "boxes": [box.name for box in template.marks.boxes],
+            "voxels": list(template.masks.shape[:0:-1]) if template.names else None,
             "model": meta.get("model"),
             "intensity": meta.get("intensity", "hu"),
             "refine": meta.get("refine", 0),

@@ -25,8 +25,14 @@ def add(commands: Commands) -> None:
         help="model (shipped name, run folder or file), template, dataset, data directory, training store, or CT",
     )
     c.add_argument("--model", metavar="M", help="the same for a model")
+    c.add_argument(
+        "--atlas",
+        type=Path,
+        metavar="DIR",
+        help="write the atlas of the model there, and those of its regions, as images of one space",
+    )
     # The options of add_model, which have no meaning here.
-    c.set_defaults(device=None, refine=None, average=1)
+    c.set_defaults(device=None, refine=None, average=1, depth=None)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     if args.file and args.model:
         raise DeepAtlasError(f"info: {args.file} and --model {args.model} are two things; give one of them")
     args.model = args.model or args.file
+    if args.atlas and not (args.model and (args.model in shipped() or is_model(args.model))):
+        raise DeepAtlasError("info: --atlas writes the atlas of a model; name a model")
     if args.model and Path(args.model).exists() and not is_model(args.model):
         data = json.loads(json.dumps(describe(args.model), default=str))
         print_result(args, data, "\n".join(_outline(data)))
@@ -63,9 +71,14 @@ def run(args: argparse.Namespace) -> int:
         "ops": ops.build_info(),
     }
     if args.model:
-        about: dict[str, Any] = {"model": model_facts(load_model(args), str(args.model))}
+        model = load_model(args)
+        about: dict[str, Any] = {"model": model_facts(model, str(args.model))}
         if Path(args.model).is_dir() and args.model not in shipped():
             about = {"run": run_facts(Path(args.model))} | about
+        if args.atlas:
+            from deepatlas.train.atlas_files import write_atlas
+
+            about["atlases"] = list(map(str, write_atlas(model, args.atlas)))
         # What was asked for comes first.
         data = about | data
     data = json.loads(json.dumps(data, default=str))

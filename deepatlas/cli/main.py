@@ -8,24 +8,36 @@ from collections.abc import Sequence
 
 from deepatlas.cli import (
     cache,
+    calibrate,
     compare,
+    crop,
     evaluate,
     export,
     finetune,
+    follow,
+    index,
     info,
     locate,
     phantom,
     prepare,
+    propagate,
+    query,
+    register,
+    report,
     segment,
     template,
+    template_edit,
     train,
+    uncrop,
+    view,
 )
 from deepatlas.errors import PROGRAM, guarded, lenient_output
 
 # The commands in the order in which --help lists them. To add a command, write a file with ``add`` and ``run``, and
 # list it here.
 COMMANDS = (
-    train, finetune, prepare, export, template, segment, locate, evaluate, compare, phantom, info, cache,
+    train, finetune, prepare, export, template, template_edit, calibrate, segment, propagate, locate, register, follow,
+    crop, uncrop, evaluate, compare, report, view, index, query, phantom, info, cache,
 )  # fmt: skip
 # Those whose arguments are parsed by a parser of their own, since settings may stand anywhere among the options.
 OWN = {"train": train, "finetune": finetune}

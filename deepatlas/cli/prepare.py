@@ -7,7 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from deepatlas.cli.common import POSITIVE, Commands, add_command, add_strict, list_skipped, print_result
+from deepatlas.cli.common import (
+    POSITIVE,
+    Commands,
+    add_command,
+    add_strict,
+    list_skipped,
+    print_result,
+    shard,
+)
 from deepatlas.errors import PROGRAM, DataError
 
 
@@ -61,7 +69,7 @@ def add(commands: Commands) -> None:
     )
     c.add_argument(
         "--shard",
-        type=_shard,
+        type=shard,
         metavar="I/N",
         help="prepare part I of N, with I from 0 to N-1; --merge joins the parts",
     )
@@ -134,11 +142,3 @@ def _pair(text: str) -> tuple[str, str]:
     if not mark or not exam or not number:
         raise argparse.ArgumentTypeError(f"must be EXAM=NUMBER, got {text}")
     return exam, number
-
-
-def _shard(text: str) -> tuple[int, int]:
-    """The type of I/N."""
-    index, mark, count = text.partition("/")
-    if not (mark and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise argparse.ArgumentTypeError(f"must be I/N with I from 0 to N-1, got {text}")
-    return int(index), int(count)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from deepatlas.cli.common import (
+    FRACTION,
     Commands,
     add_command,
     add_model,
     add_strict,
     add_template,
+    add_trust,
+    keep_names_of_masks,
     list_skipped,
     load_model,
     load_template,
@@ -21,7 +27,18 @@ from deepatlas.cli.common import (
     progress_lines,
     refuse_skipped,
 )
-from deepatlas.errors import DataError
+from deepatlas.errors import PROGRAM, DataError, WriteError
+
+if TYPE_CHECKING:
+    from deepatlas.exams.cohort import ExamFiles
+    from deepatlas.localize.measure import StructureStatistics
+    from deepatlas.localize.segment import Segmentation
+    from deepatlas.localize.trust.estimate import Trust
+
+# The folder of soft masks, in that of an exam.
+PROBABILITIES = "probabilities"
+# The files that name the structures of label images: for everybody, for ITK-SNAP and for 3D Slicer.
+TABLES = ("labels.json", "labels.label", "labels.ctbl")
 
 
 def add(commands: Commands) -> None:
@@ -40,16 +57,50 @@ def add(commands: Commands) -> None:
     c.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="folder for <exam>.nii.gz and labels.json"
     )
-    c.add_argument(
+    kind = c.add_mutually_exclusive_group()
+    kind.add_argument(
+        "--format",
+        choices=("nifti", "nrrd", "dicom-seg", "rtstruct"),
+        help="what is written for each exam (default: nifti); DICOM needs exams that are DICOM series, to which it "
+        "refers, and names the patient as they do",
+    )
+    kind.add_argument(
         "--suffix",
-        default=".nii.gz",
         choices=(".nii.gz", ".nii", ".nrrd", ".mha"),
-        help="format of the files (default: .nii.gz)",
+        help="format of the label images by their suffix (default: .nii.gz)",
+    )
+    c.add_argument(
+        "--labelmap",
+        action="store_true",
+        help="with --format dicom-seg, write the newer form of one value a voxel: smaller, but fewer programs read it",
     )
     c.add_argument(
         "--masks",
         action="store_true",
         help="also write <exam>/<structure>.nii.gz, the whole mask of every structure, whatever overlaps it",
+    )
+    c.add_argument(
+        "--probabilities",
+        action="store_true",
+        help="also write <exam>/probabilities/<structure>.nii.gz, the soft mask of every structure (uint8, 255 for 1)",
+    )
+    c.add_argument(
+        "--statistics",
+        action="store_true",
+        help="also write statistics.json and statistics.csv: volume, Hounsfield units, box, centre, and the share of "
+        "every structure that the exam shows",
+    )
+    c.add_argument(
+        "--preview",
+        action="store_true",
+        help="also write <exam>.png, three planes of the exam with the outlines of the structures",
+    )
+    add_trust(c)
+    c.add_argument(
+        "--min-trust",
+        type=FRACTION,
+        metavar="V",
+        help="leave out masks whose predicted Dice is below V, and say so; implies --trust",
     )
     add_strict(c)
 
@@ -57,69 +108,167 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from deepatlas.exams.cohort import named_exams
-    from deepatlas.exams.mask_files import mask_paths, write_masks
+    from deepatlas.exams.mask_files import mask_paths
     from deepatlas.exams.outputs import check_out_folder, files_of_exams, refuse_overwriting
-    from deepatlas.exams.read import read_volume
-    from deepatlas.files import write_text
-    from deepatlas.io.codec import write_volume
+    from deepatlas.exams.read import read_with_series
+    from deepatlas.io.export.labels import DICOM, FORMATS, write_labels
+    from deepatlas.localize.measure import write_statistics
+    from deepatlas.localize.preview import write_preview
     from deepatlas.localize.segment import segment
 
+    if args.labelmap and args.format != "dicom-seg":
+        raise DataError("--labelmap: is a form of DICOM-SEG; give --format dicom-seg as well")
+    if args.format == "dicom-seg":
+        from deepatlas.io.export.dicom_seg import highdicom
+
+        # Its absence is said before the work is done.
+        highdicom()
     check_out_folder(args.out)
     skipped: dict[str, str] = {}
     exams = named_exams(args.exams, skipped)
     refuse_skipped(args, skipped)
     inputs = files_of_exams(exams.values()) + model_files(args)
-    outputs = [args.out / f"{name}{args.suffix}" for name in exams] + [args.out / "labels.json"]
+    suffix = args.suffix or FORMATS[args.format or "nifti"]
+    dicom = args.format in DICOM
+    # Masks beside a DICOM object are images, too.
+    image = ".nii.gz" if dicom else suffix
+    # A DICOM object names its own structures.
+    named = not dicom or args.masks or args.probabilities
+    outputs = [args.out / f"{name}{suffix}" for name in exams]
+    outputs += [args.out / table for table in TABLES if named]
+    if args.statistics:
+        outputs += [args.out / "statistics.json", args.out / "statistics.csv"]
+    if args.preview:
+        outputs += [args.out / f"{name}.png" for name in exams]
     refuse_overwriting(outputs, inputs)
     model = load_model(args)
     template = load_template(args, model)
-    if args.masks:
-        masks = [mask_paths(args.out / name, template.names, args.suffix).values() for name in exams]
-        refuse_overwriting([path for paths in masks for path in paths], inputs)
-    say, done, fits, failed = progress_lines(args), {}, {}, {}
+    masks = [args.out / name for name in exams] if args.masks else []
+    if args.probabilities:
+        masks += [args.out / name / PROBABILITIES for name in exams]
+    for folder in masks:
+        refuse_overwriting(mask_paths(folder, template.names, image).values(), inputs)
     names = json.dumps(template.labels, indent=1) + "\n"
-    _keep_names_of_masks(args.out / "labels.json", names)
+    if named:
+        keep_names_of_masks(args.out / "labels.json", names)
+    say, done, fits, failed = progress_lines(args), {}, {}, {}
+    notes: dict[str, list[str]] = {}
+    trust: dict[str, dict[str, Any]] = {}
+    untold: set[str] = set()
+    measured: dict[str, list[StructureStatistics]] = {}
     for count, (name, exam) in enumerate(exams.items(), 1):
+        path = args.out / f"{name}{suffix}"
         try:
-            labels = segment(model, read_volume(exam.ct, kind=exam.kind), template, args.threshold)
+            if dicom:
+                _check_dicom(exam, args.format)
+            volume, series = read_with_series(exam.ct, kind=exam.kind)
+            labels = segment(
+                model, volume, template, args.threshold, trust=args.trust, least_trust=args.min_trust
+            )
             note_unknown(args, name, labels.fit)
+            if not done and not dicom:
+                # Before the first mask, so that none is there without the names of its structures.
+                _write_tables(args.out, template.labels, names)
+            lost = write_labels(
+                path,
+                labels,
+                labels.names,
+                args.format,
+                source=series or labels.name,
+                labelmap=args.labelmap,
+                algorithm=labels.algorithm,
+            )
+        except WriteError:
+            # A full disk ends the run instead of failing every exam.
+            raise
         except DataError as error:
             if args.strict:
                 raise
             failed[name] = str(error)
             continue
-        # This stands outside the try, so that a full disk ends the run instead of failing every exam.
-        if not done:
-            # Before the first mask, so that none is there without the names of its structures.
-            write_text(args.out / "labels.json", names)
-        done[name] = str(write_volume(args.out / f"{name}{args.suffix}", labels))
-        if args.masks:
-            write_masks(args.out / name, labels, template.labels, args.suffix)
-        fits[name] = labels.fit
+        if not done and dicom and named:
+            _write_tables(args.out, template.labels, names)
+        done[name], fits[name] = str(path), labels.fit
+        if labels.trust is not None:
+            trust[name] = {"structures": {s: t.to_dict() for s, t in labels.trust.items()}}
+            _note_trust(name, labels.trust, args.min_trust, untold)
+        if lost:
+            notes[name] = lost
+        _write_masks(args, name, labels, image)
+        if args.preview:
+            write_preview(
+                args.out / f"{name}.png",
+                volume,
+                labels,
+                labels.names,
+                hounsfield=model.intensity == "hu",
+                title=f"{name}, {labels.fit!r}",
+            )
+        if args.statistics:
+            measured[name] = labels.statistics(volume)
         if say:
             say(f"segment {count}/{len(exams)} {name}")
+    if args.statistics and measured:
+        write_statistics(args.out, measured, {n: fits[n].to_dict() for n in measured})
     list_skipped(skipped | failed)
     data = {
         "segmented": done,
-        "exams": {n: f.to_dict() for n, f in fits.items()},
+        "exams": {n: f.to_dict() | trust.get(n, {}) for n, f in fits.items()},
         "failed": failed,
         "skipped": skipped,
     }
+    if notes:
+        data["left_out"] = notes
+    if measured:
+        data["statistics"] = {n: [s.to_dict() for s in rows] for n, rows in measured.items()}
     unknown = sum(f.known is False for f in fits.values())
     text = f"{args.out}: {len(done)} of {len(exams)} exams segmented"
     print_result(args, data, f"{text}, {unknown} of them not known to the model" if unknown else text)
     return 1 if failed else 0
 
 
-def _keep_names_of_masks(path: Path, names: str) -> None:
-    """Refuse to give masks that are there already the names of other structures."""
-    try:
-        if not path.exists() or path.read_text(encoding="utf-8-sig") == names:
-            return
-    except (OSError, UnicodeDecodeError):
-        # It is no file of this command, and must not be lost either.
-        pass
-    raise DataError(
-        f"{path}: names other structures than this template, model or --structures, and their masks may lie beside it; "
-        "choose another --out, or delete these first"
-    )
+def _note_trust(exam: str, trust: Mapping[str, Trust], least: float | None, untold: set[str]) -> None:
+    """Say which masks were left out, and once for every reason why a mask has no trust."""
+    if least is not None:
+        low = [f"{s} ({t.value:.2f})" for s, t in trust.items() if t.value is not None and t.value < least]
+        if low:
+            print(f"{PROGRAM}: {exam}: left out for trust below {least:g}: {', '.join(low)}", file=sys.stderr)
+    for structure, one in trust.items():
+        if one.value is None and one.reason not in untold:
+            untold.add(one.reason)
+            print(f"{PROGRAM}: warning: {exam}: no trust of {structure}: {one.reason}", file=sys.stderr)
+
+
+def _write_masks(args: argparse.Namespace, name: str, labels: Segmentation, suffix: str) -> None:
+    """Write what ``--masks`` and ``--probabilities`` ask for of one exam."""
+    from deepatlas.exams.mask_files import write_masks
+    from deepatlas.localize.soft_masks import write_soft_masks
+
+    if args.masks:
+        write_masks(args.out / name, labels, labels.names, suffix)
+    if args.probabilities:
+        write_soft_masks(
+            args.out / name / PROBABILITIES, labels.soft_masks(), labels.names, labels.grid, suffix
+        )
+
+
+def _check_dicom(exam: ExamFiles, format: str) -> None:
+    """Refuse an exam that no DICOM object can refer to, before the work is done."""
+    from deepatlas.exams.kind import Kind
+
+    if exam.kind is not Kind.DICOM:
+        raise DataError(
+            f"{exam.ct}: is no DICOM series, to which --format {format} must refer; give the folder of the series, or "
+            "write --format nifti"
+        )
+
+
+def _write_tables(out: Path, labels: Mapping[str, int], names: str) -> None:
+    """Write :data:`TABLES`; ``names`` is the text of the first."""
+    from deepatlas.files import write_text
+    from deepatlas.io.export.label_tables import write_itk_snap, write_slicer
+
+    table, snap, slicer = (out / name for name in TABLES)
+    write_text(table, names)
+    write_itk_snap(snap, labels)
+    write_slicer(slicer, labels)

@@ -209,7 +209,7 @@ def _evaluate_exams(
             seen, _ = check_input(ct, model.intensity)
             figure = exam_figure(
                 files.id, seen, reference, predicted, structures, settings.convention, model.intensity,
-                WarpedAtlas(model.atlas, found.coords, found.grid) if isinstance(found, ExamMap) else None,
+                WarpedAtlas(model.atlas, found.field) if isinstance(found, ExamMap) else None,
             )  # fmt: skip
             section.png = png_bytes(figure)
         return _ExamResult(section, seconds, found.fit)

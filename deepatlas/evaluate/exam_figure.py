@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deepatlas.errors import DataError
 from deepatlas.evaluate.score import LabelIds
-from deepatlas.model.native import warped_atlas
+from deepatlas.model.field import CoordinateField, warped_atlas
 from deepatlas.pictures import figures
 from deepatlas.pictures.view import choose_slices
 from deepatlas.space.grid import Grid, Shape
@@ -31,19 +31,17 @@ class WarpedAtlas:
 
     Attributes:
         atlas: ``[1, 1, N, N, N]``, the learned atlas.
-        coords: ``[1, 3, S, S, S]``, the coordinates of the exam on ``grid``.
-        grid: the grid of ``coords``.
+        field: the coordinates of the exam.
     """
 
     atlas: Tensor
-    coords: Tensor
-    grid: Grid
+    field: CoordinateField
 
 
 def exam_figure(
     title: str,
     ct: Volume,
-    reference: Labels,
+    reference: Labels | None,
     prediction: Labels,
     structures: Mapping[str, LabelIds],
     convention: str,
@@ -55,21 +53,25 @@ def exam_figure(
     Args:
         title: the title of the figure.
         ct: the exam as :func:`~deepatlas.space.check_input.check_input` returns it.
-        reference: what was drawn, on the grid of ``ct``.
+        reference: what was drawn, on the grid of ``ct``; None where nothing was, and its column is left out.
         prediction: what was found, on the same grid.
         structures: the ids of every structure in ``reference`` and in ``prediction``.
         convention: ``"radiological"`` or ``"neurological"``, the way the pictures are turned.
         intensity: what the values of ``ct`` are (``data.intensity``).
         warped: the atlas on the exam; None for a model that has none.
     """
-    image, truth, found = ct.canonical(), reference.canonical(), prediction.canonical()
+    image, found = ct.canonical(), prediction.canonical()
+    truth = None if reference is None else reference.canonical()
     drawn = [ids.reference for ids in structures.values()]
     names = {name: ids.prediction for name, ids in structures.items()}
-    start, size = _visible_box(
-        image, intensity, np.where(np.isin(truth.array, drawn), truth.array, 0), found.array
-    )
-    image, truth, found = (volume.cropped(start, size) for volume in (image, truth, found))
-    index = choose_slices(truth.array, drawn)
+    kept = [] if truth is None else [np.where(np.isin(truth.array, drawn), truth.array, 0)]
+    start, size = _visible_box(image, intensity, *kept, found.array)
+    image, found = image.cropped(start, size), found.cropped(start, size)
+    if truth is None:
+        index = choose_slices(found.array, list(names.values()))
+    else:
+        truth = truth.cropped(start, size)
+        index = choose_slices(truth.array, drawn)
     planes = [_plane(image.grid.shape, axis, at) for axis, at in enumerate(index)]
 
     def cut(labels: Labels, ids: Iterable[int]) -> list[NDArray[np.bool_]]:
@@ -84,33 +86,32 @@ def exam_figure(
     ]
     atlas = None
     if warped:
-        atlas = atlas_slices(warped.atlas, warped.coords, warped.grid, image.grid, index)
+        atlas = atlas_slices(warped.atlas, warped.field, image.grid, index)
     return figures.overlay_figure(
-        slices, atlas, cut(found, names.values()), cut(truth, drawn), names, image.grid.shape, image.grid.spacing,
-        title=title, convention=convention,
+        slices, atlas, cut(found, names.values()), None if truth is None else cut(truth, drawn), names,
+        image.grid.shape, image.grid.spacing, title=title, convention=convention,
     )  # fmt: skip
 
 
 def atlas_slices(
-    atlas: Tensor, coords: Tensor, model_grid: Grid, grid: Grid, index: tuple[int, int, int]
+    atlas: Tensor, field: CoordinateField, grid: Grid, index: tuple[int, int, int]
 ) -> list[NDArray[np.float32]]:
     """The atlas warped onto one slice of each plane of ``grid``. The whole volume is never made.
 
     Args:
         atlas: ``[1, 1, N, N, N]``.
-        coords: ``[1, 3, S, S, S]`` on ``model_grid``.
-        model_grid: the grid of ``coords``.
+        field: the coordinates of the exam.
         grid: the grid that is cut.
         index: the voxel (z, y, x) that the three slices pass through.
 
     Returns:
         The slices ``[H, W]``, ``[D, W]`` and ``[D, H]``; NaN where there is no atlas (see
-        :func:`~deepatlas.model.native.warped_atlas`).
+        :func:`~deepatlas.model.field.warped_atlas`).
     """
     out = []
     for axis, at in enumerate(index):
         plane = grid.cropped(*_plane(grid.shape, axis, at))
-        out.append(warped_atlas(atlas, coords, model_grid, plane).squeeze(axis))
+        out.append(warped_atlas(atlas, field, plane).squeeze(axis))
     return out
 
 

@@ -13,14 +13,15 @@ import shutil
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from deepatlas.errors import DataError, KindError
+from deepatlas.errors import DataError, KindError, PassingError
 from deepatlas.exams.cohort import Cohort, ExamFiles
 from deepatlas.exams.joined import Data, find_cohort, roots_of
 from deepatlas.exams.read import read_labels_for, read_volume
@@ -44,6 +45,34 @@ ABOUT = "about.json"
 
 # To be raised whenever the same files would give other arrays, so that older stores are built again.
 _RECIPE = 5
+
+
+class NoExamError(DataError):
+    """No exam of a cohort can be used; ``reasons`` tell why, one for each exam that was tried."""
+
+    def __init__(self, message: object, reasons: Sequence[ExamError] = ()) -> None:
+        super().__init__(message)
+        self.reasons = tuple(reasons)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How the exams of a cohort become the rows of a store.
+
+    Attributes:
+        prepare: reads an exam and makes its row, given the table of labels; raises
+            :class:`~deepatlas.store.fit.ExamError` for an exam that cannot be used.
+        key: what the rows depend on besides files and labels, as JSON values.
+        meta: entries of the store's ``meta``, ``crop`` and ``intensity`` among them.
+        open: opens a pool of a number of workers. Those of another process get ``prepare`` by pickling.
+        tolerated: the errors of exams that are left out also where the first bad exam is to stop the build.
+    """
+
+    prepare: Callable[[ExamFiles, dict[str, int]], PreparedExam]
+    key: Sequence[Any]
+    meta: dict[str, Any] = field(default_factory=dict)
+    open: Callable[[int], Executor] = ThreadPoolExecutor
+    tolerated: tuple[type[ExamError], ...] = ()
 
 
 def prepare_cohort(
@@ -81,36 +110,69 @@ def prepare_cohort(
     roots, store_path = roots_of(data), Path(store_path)
     if len(roots) == 1 and is_store(roots[0]):
         return _open_as_is(roots[0], crop, intensity)
-    cohort = find_cohort(roots)
+    preparation = Preparation(
+        lambda exam, labels: prepare_exam(exam, labels, crop, intensity),
+        (crop, intensity),
+        {"crop": crop, "intensity": intensity},
+    )
+    return prepare_by(
+        preparation, find_cohort(roots), roots, store_path, strict=strict, progress=progress, workers=workers
+    )
+
+
+def prepare_by(
+    preparation: Preparation,
+    cohort: Cohort,
+    roots: Sequence[Path],
+    store_path: Path,
+    *,
+    strict: bool = False,
+    progress: bool = True,
+    workers: int = 2,
+) -> Store:
+    """Make a store of a cohort, or reuse the one that is there, as :func:`prepare_cohort` does.
+
+    Args:
+        preparation: how exams become rows.
+        cohort: the exams.
+        roots: the data directories that they are of.
+        store_path, strict, progress: as in :func:`prepare_cohort`.
+        workers: the number of workers of the pool; with fewer than 2 of threads, the calling thread does all.
+
+    Raises:
+        NoExamError: no exam can be used.
+        DataError: as :func:`prepare_cohort`.
+    """
     if strict and cohort.skipped:
         raise DataError(next(iter(cohort.skipped.values())))
     sources, keys = _sources(cohort), {}
     for exam in cohort.exams:
-        source = (crop, intensity, str(exam.ct.resolve()), sources[exam.id], cohort.labels)
+        source = (*preparation.key, str(exam.ct.resolve()), sources[exam.id], cohort.labels)
         keys[exam.id] = _digest(VERSION, _RECIPE, PART_VERSION, *source)
     places = [str(root.resolve()) for root in roots]
     fingerprint = _digest(
-        VERSION, _RECIPE, crop, intensity, places, sources, cohort.labels, sorted(cohort.skipped)
+        VERSION, _RECIPE, *preparation.key, places, sources, cohort.labels, sorted(cohort.skipped)
     )
     meta: dict[str, Any] = {
         "labels": cohort.labels,
-        "crop": crop,
-        "intensity": intensity,
+        **preparation.meta,
         "root": str(cohort.root.resolve()),
         "roots": places,
         "sources": sources,
         "fingerprint": fingerprint,
         "skipped": dict(cohort.skipped),
+        "tolerated": [],
         "notes": {},
     }
     with building(store_path):
         store = _reusable(store_path, fingerprint)
         if store is None:
-            _build(store_path, cohort, keys, meta, strict, progress, workers)
+            _build(store_path, cohort, keys, meta, preparation, strict, progress, workers)
             store = Store(store_path)
-    if strict and store.skipped:
+    bad = [reason for exam, reason in store.skipped.items() if exam not in store.tolerated]
+    if strict and bad:
         store.close()
-        raise DataError(next(iter(store.skipped.values())))
+        raise DataError(bad[0])
     return store
 
 
@@ -142,6 +204,7 @@ def _build(
     cohort: Cohort,
     keys: dict[str, str],
     meta: dict[str, Any],
+    preparation: Preparation,
     strict: bool,
     progress: bool,
     workers: int,
@@ -151,43 +214,52 @@ def _build(
     name = store_path.name if len(os.fsencode(store_path.name)) < 200 else _digest(store_path.name)
     parts = store_path.with_name(f".{name}.parts")
     private_folder(parts)
-    ready: list[tuple[str, Path]] = []
-    # The number of exams that are of another kind.
-    kinds = 0
+    reasons: list[ExamError] = []
 
-    def part_of(exam: str) -> Path:
-        return parts / f"{keys[exam]}.h5"
+    def part_of(exam: ExamFiles) -> Path:
+        return parts / f"{keys[exam.id]}.h5"
 
-    def job(exam: ExamFiles) -> PreparedExam | None:
-        """The exam, or None if its part is there already. Only the calling thread uses HDF5."""
-        if part_of(exam.id).is_file():
-            return None
-        return prepare_exam(exam, cohort.labels, meta["crop"], meta["intensity"])
-
-    jobs = _in_order(job, cohort.exams, workers)
+    # Only the calling thread uses HDF5.
+    jobs = _in_order(
+        partial(_row, preparation.prepare, cohort.labels),
+        [exam for exam in cohort.exams if not part_of(exam).is_file()],
+        workers,
+        preparation.open,
+    )
     try:
         write_text(parts / ABOUT, json.dumps({"root": meta["root"]}), private=True)
-        for exam, result in bar(jobs, len(cohort), "preparing", show=progress):
+        done = len(cohort) - sum(not part_of(exam).is_file() for exam in cohort.exams)
+        for exam, result in bar(jobs, len(cohort), "preparing", show=progress, done=done):
             try:
                 prepared = result()
             except ExamError as error:
-                if strict:
+                tolerated = isinstance(error, preparation.tolerated)
+                if strict and not tolerated:
                     raise DataError(error) from error
                 meta["skipped"][exam.id] = str(error)
-                kinds += isinstance(error.__cause__, KindError)
+                meta["tolerated"] += [exam.id] if tolerated else []
+                reasons.append(error)
                 continue
-            if prepared is not None:
-                with atomic_h5(part_of(exam.id), private=True) as file:
-                    write_part(file, prepared, cohort.labels)
-            ready.append((exam.id, part_of(exam.id)))
+            except BrokenExecutor as error:
+                raise PassingError(
+                    f"{exam.ct}: a process that prepared exams was ended, perhaps for lack of memory; start again, "
+                    "which goes on from the exams that are done"
+                ) from error
+            with atomic_h5(part_of(exam), private=True) as file:
+                write_part(file, prepared, cohort.labels)
+        ready = [(exam.id, part_of(exam)) for exam in cohort.exams if part_of(exam).is_file()]
         if not ready:
             first = next(iter(meta["skipped"].values()))
-            raise DataError(
+            kinds = sum(isinstance(reason.__cause__, KindError) for reason in reasons)
+            raise NoExamError(
                 f"{cohort.root}: none of its {len(meta['skipped'])} exams can be used"
-                f"{' (for MR: --preset mr)' if kinds == len(cohort) else ''}; the first: {first}"
+                f"{' (for MR: --preset mr)' if kinds == len(cohort) else ''}; the first: {first}",
+                reasons,
             )
         with atomic_h5(store_path, private=True) as file:
             assemble(file, len(ready), (Row(name, *read_part(part)) for name, part in ready), meta)
+    except PassingError:
+        raise
     except DataError:
         # After bad data, or with a full disk, there is nothing that the next call could continue from.
         shutil.rmtree(parts, ignore_errors=True)
@@ -291,19 +363,29 @@ def building(store_path: Path, busy: str | None = None) -> Iterator[bool]:
         os.close(folder)
 
 
+def _row(
+    prepare: Callable[[ExamFiles, dict[str, int]], PreparedExam], labels: dict[str, int], exam: ExamFiles
+) -> PreparedExam:
+    # A function that other processes can be sent.
+    return prepare(exam, labels)
+
+
 # -- work -------------------------------------------------------------------------------------------
 
 
 def _in_order(
-    job: Callable[[ExamFiles], Result], exams: Sequence[ExamFiles], workers: int
+    job: Callable[[ExamFiles], Result],
+    exams: Sequence[ExamFiles],
+    workers: int,
+    open_pool: Callable[[int], Executor],
 ) -> Iterator[tuple[ExamFiles, Callable[[], Result]]]:
-    """Yield each exam with a function that returns or raises the result of its job. Threads run a few exams ahead."""
-    if workers < 2:
+    """Yield each exam with a function that returns or raises the result of its job. Workers run a few exams ahead."""
+    if workers < 1 or (workers < 2 and open_pool is ThreadPoolExecutor):
         for exam in exams:
             yield exam, partial(job, exam)
         return
     queue = iter(exams)
-    pool = ThreadPoolExecutor(workers)
+    pool = open_pool(workers)
     try:
         waiting = deque((exam, pool.submit(job, exam)) for exam in islice(queue, 2 * workers))
         while waiting:

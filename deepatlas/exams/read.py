@@ -16,6 +16,7 @@ from deepatlas.exams.kind import Kind, kind_of
 from deepatlas.exams.mask_files import read_masks
 from deepatlas.io.codec import read_image
 from deepatlas.io.dicom.read import read_folder
+from deepatlas.io.dicom.series import DicomSeries
 from deepatlas.io.segments import Segments, read_segment_masks, read_segments
 from deepatlas.io.values import as_hounsfield, as_labels
 from deepatlas.names.meet import compact
@@ -97,6 +98,19 @@ def read_volume(
     else:
         notes.extend(found)
     return volume
+
+
+def read_with_series(
+    path: str | os.PathLike[str], *, kind: Kind | None = None
+) -> tuple[Volume, DicomSeries | None]:
+    """An exam as :func:`read_volume` reads it, and the DICOM series that it was read from; None for other files."""
+    kind = kind or kind_of(path, is_exam=True)
+    if kind is not Kind.DICOM:
+        return read_volume(path, kind=kind), None
+    reading = read_folder(path)
+    for note in (*reading.corrections, *reading.warnings):
+        warnings.warn(f"{path}: {note}", DataWarning, stacklevel=2)
+    return reading.volume, reading.series
 
 
 def read_labels_for(ct: Volume, path: Path, labels: dict[str, int], notes: list[str] | None = None) -> Labels:

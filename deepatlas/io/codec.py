@@ -121,6 +121,20 @@ def read_grid(path: Path, *, layers: bool = False) -> Grid:
     return grid_of(reader, path)
 
 
+def voxel_file(path: Path) -> Path | None:
+    """The other file that holds the voxels of an image file, as its header names it; None where there is none.
+
+    Only the headers of NRRD and MetaImage can name one.
+
+    Raises :class:`~deepatlas.errors.DataError` as :func:`read_image` does for a damaged header.
+    """
+    suffix = _check_file(path)
+    if suffix in (".nii", ".nii.gz"):
+        return None
+    beside = _CHECKS[_READERS[suffix]](path).beside
+    return path.parent / beside if beside else None
+
+
 def write_volume(path: str | os.PathLike[str], volume: Volume) -> Path:
     """Write a volume and its geometry atomically, compressed unless the suffix is ``.nii``; return the path.
 

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepatlas.model.native import CHUNK_VOXELS, inside, sampled_slabs
+from deepatlas.model.native import CHUNK_VOXELS, sampled_slabs
 from deepatlas.space.grid import Grid
+from deepatlas.space.inside import inside
 from deepatlas.space.labels import BoxMask, Labels
 
 
@@ -85,21 +86,8 @@ class Canvas:
     def finish(
         self, model_grid: Grid, body: NDArray[np.bool_] | None, like: Tensor, chunk: int = CHUNK_VOXELS
     ) -> Labels:
-        """The labels, without those outside the field of view of ``model_grid`` and outside the body.
-
-        Args:
-            model_grid: the grid of the network's input.
-            body: the foreground of the exam on it; None clips nothing. A voxel counts as outside where no voxel of the
-                body is within a voxel of that grid.
-            like: gives the device and the dtype of the work.
-            chunk: the number of voxels that are processed at once.
-        """
-        kept = inside(model_grid, self.grid)
-        if body is not None:
-            near_body = torch.from_numpy(body).to(like)[None, None]
-            for z, fine in sampled_slabs(near_body, model_grid, self.grid, chunk):
-                # Linear interpolation is 0 only where all eight neighbours are outside.
-                kept[z] &= (fine[0, 0] > 0).cpu().numpy()
+        """The labels, without those where no structure can be (see :func:`kept_voxels`)."""
+        kept = kept_voxels(model_grid, self.grid, body, like, chunk)
         self.array[~kept] = 0
         hidden = {}
         for row, bits in self._whole.items():
@@ -108,3 +96,27 @@ class Canvas:
             if lost.any():
                 hidden[self.ids[row]] = BoxMask.of(lost)
         return Labels(self.array, self.grid, hidden=hidden)
+
+
+def kept_voxels(
+    model_grid: Grid, grid: Grid, body: NDArray[np.bool_] | None, like: Tensor, chunk: int = CHUNK_VOXELS
+) -> NDArray[np.bool_]:
+    """Bool ``[D, H, W]``: which voxels of ``grid`` can belong to a structure.
+
+    They lie in the field of view of the network and in the body.
+
+    Args:
+        model_grid: the grid of the network's input.
+        grid: the exam's own grid.
+        body: the foreground of the exam on ``model_grid``; None clips nothing. A voxel counts as outside where no voxel
+            of the body is within a voxel of that grid.
+        like: gives the device and the dtype of the work.
+        chunk: the number of voxels that are processed at once.
+    """
+    kept = inside(model_grid, grid)
+    if body is not None:
+        near_body = torch.from_numpy(body).to(like)[None, None]
+        for z, fine in sampled_slabs(near_body, model_grid, grid, chunk):
+            # Linear interpolation is 0 only where all eight neighbours are outside.
+            kept[z] &= (fine[0, 0] > 0).cpu().numpy()
+    return kept

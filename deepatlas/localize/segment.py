@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,22 +15,34 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import deepatlas_ops as ops
-from deepatlas.errors import DeepAtlasError
+from deepatlas.errors import DataWarning, DeepAtlasError
+from deepatlas.io.dicom.series import DicomSeries
+from deepatlas.io.export.dicom_source import Algorithm
+from deepatlas.io.export.labels import write_labels
+from deepatlas.localize.coverage import coverage
+from deepatlas.localize.measure import StructureStatistics, statistics
 from deepatlas.localize.paint import Canvas, Rivals
 from deepatlas.localize.probabilities import label_probabilities
+from deepatlas.localize.soft_masks import soft_masks
 from deepatlas.localize.template.file import Template
+from deepatlas.localize.trust.estimate import Trust, exam_trust
 from deepatlas.model.engine import Engine, ExamMap
+from deepatlas.model.field import CoordinateField
 from deepatlas.model.fit import Fit
-from deepatlas.model.native import coordinate_slabs
 from deepatlas.model.structures import ExamProbabilities, Structures
 from deepatlas.space.grid import Grid
-from deepatlas.space.labels import Labels
+from deepatlas.space.labels import BoxMask, Labels
 from deepatlas.space.volume import Volume
+from deepatlas.version import __version__
 
 # Exams are processed in tiles of this shape (z, y, x). A tile maps to a small box of the template, and only the
 # structures that reach into that box are sampled. The cost follows the anatomy, and not the number of structures times
 # the number of voxels.
 TILE = (16, 32, 32)
+# Why masks of a model that was trained on labels have no trust.
+NO_TRUST = (
+    "a model that was trained on labels has no trust; use one of `deepatlas train` with a calibrated template"
+)
 
 
 @dataclass(repr=False)
@@ -35,12 +50,93 @@ class Segmentation(Labels):
     """The structures of an exam on its own grid, and how well the model knows the exam.
 
     ``array`` is a label image. ``mask(id)`` gives the whole mask of a structure, also where others lie on it.
+
+    Attributes:
+        fit: how well the model knows the exam.
+        names: ``{name: id}`` of the structures that were looked for.
+        model: the fingerprint of the model.
+        found: what the model says about the exam, and ``what`` the structures that were looked for; both None where
+            the labels did not come from a model.
+        trust: for every structure how good its mask probably is, where that was asked for.
     """
 
     fit: Fit = Fit(math.nan)
+    names: dict[str, int] = field(default_factory=dict)
+    model: str = ""
+    found: ExamMap | ExamProbabilities | None = None
+    what: Template | Structures | None = None
+    trust: dict[str, Trust] | None = None
 
     def _facts(self) -> str:
         return f"{super()._facts()}, {self.fit!r}"
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """What made the structures, as DICOM objects state it."""
+        return Algorithm("DeepATLAS", __version__, self.model)
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        format: str | None = None,
+        *,
+        source: DicomSeries | str | os.PathLike[str] | None = None,
+        labelmap: bool = False,
+    ) -> Path:
+        """Write the structures as a label image, a DICOM-SEG or an RTSTRUCT.
+
+        Args:
+            path: the file: ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha`` for a label image, ``.dcm`` for DICOM.
+            format: ``"nifti"``, ``"nrrd"``, ``"dicom-seg"`` or ``"rtstruct"``; None takes that of the suffix, which
+                for ``.dcm`` is a DICOM-SEG. Label images show one structure a voxel, the others hold whole masks.
+            source: for DICOM, the series that the exam was read from, or its path; None takes the path from which the
+                exam was read.
+            labelmap: for a DICOM-SEG, write the newer form, one value a voxel.
+
+        Returns the path.
+
+        Warns:
+            DataWarning: a structure has no voxel, so that a DICOM object has no entry for it.
+
+        Raises:
+            DataError: the exam is no DICOM series, or one that cannot be referred to, or no structure has a voxel.
+            DeepAtlasError: highdicom is not installed, which a DICOM-SEG needs.
+            WriteError: the file cannot be written, or has the suffix of another format.
+        """
+        notes = write_labels(
+            path,
+            self,
+            self.names,
+            format,
+            source=self.name if source is None else source,
+            labelmap=labelmap,
+            algorithm=self.algorithm,
+        )
+        for note in notes:
+            warnings.warn(f"{path}: {note}", DataWarning, stacklevel=2)
+        return Path(path)
+
+    def statistics(self, volume: Volume) -> list[StructureStatistics]:
+        """Measure every structure on ``volume``, the exam: see :func:`deepatlas.statistics`.
+
+        With a template, each has the share of it that lies in the field of view of the exam.
+        """
+        shares = None
+        if isinstance(self.found, ExamMap) and isinstance(self.what, Template):
+            shares = dict(zip(self.what.names, coverage(self.found, self.what, self.grid), strict=True))
+        return statistics(self, volume, self.names, shares)
+
+    def soft_masks(self) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        """The soft mask of every structure: its name, and uint8 ``[D, H, W]`` with 255 for 1.
+
+        See :func:`~deepatlas.localize.soft_masks.soft_masks`. Raises :class:`~deepatlas.errors.DeepAtlasError` for
+        labels that did not come from a model.
+        """
+        if self.found is None or self.what is None:
+            raise DeepAtlasError(
+                f"{self.name or 'labels'}: have no soft masks, since no model made them; segment the exam"
+            )
+        return soft_masks(self.found, self.what, self.grid)
 
 
 def segment(
@@ -48,6 +144,9 @@ def segment(
     volume: Volume,
     template: Template | Structures | None = None,
     threshold: float | None = None,
+    *,
+    trust: bool = False,
+    least_trust: float | None = None,
 ) -> Segmentation:
     """Carry a template's masks onto an exam (section 5.2.7), or take those of a model that was trained on labels.
 
@@ -58,6 +157,8 @@ def segment(
             its own structures (``model.structures.select(…)``); None takes all of them.
         threshold: the mask value that counts for all structures, in (0, 1]; None takes the template's own
             ``thresholds``, which preserve volumes, or a probability of 0.5.
+        trust: also predict the Dice of every mask (:mod:`deepatlas.localize.trust`), by a few more passes.
+        least_trust: leave out the masks whose predicted Dice is lower; those without a prediction stay.
 
     Returns:
         A label image on the exam's own grid: uint8, or uint16 for ids above 255. 0 is the background. Its ``mask(id)``
@@ -67,8 +168,41 @@ def segment(
         DeepAtlasError: the template belongs to another model, the model needs a template or takes none, or the
             threshold is out of range.
     """
-    found, labels = find_structures(model, volume, what_to_find(model, template), threshold)
-    return Segmentation(labels.array, volume.grid, volume.name, labels.hidden, found.fit)
+    what = what_to_find(model, template)
+    found, labels = find_structures(model, volume, what, threshold)
+    believed = _trust(model, found, what) if trust or least_trust is not None else None
+    if believed is not None and least_trust is not None:
+        labels = _trusted(labels, what, believed, least_trust)
+    return Segmentation(
+        labels.array,
+        volume.grid,
+        volume.name,
+        labels.hidden,
+        found.fit,
+        names=what.labels,
+        model=model.fingerprint,
+        found=found,
+        what=what,
+        trust=believed,
+    )
+
+
+def _trust(
+    model: Engine, found: ExamMap | ExamProbabilities, what: Template | Structures
+) -> dict[str, Trust]:
+    if isinstance(found, ExamMap) and isinstance(what, Template):
+        return dict(exam_trust(model, found, what).structures)
+    return {name: Trust(None, None, NO_TRUST) for name in what.names}
+
+
+def _trusted(labels: Labels, what: Template | Structures, believed: dict[str, Trust], least: float) -> Labels:
+    """The labels without the masks whose trust is too low; what lies below them is seen again."""
+    too_low = {n for n, t in believed.items() if t.value is not None and t.value < least}
+    if not too_low:
+        return labels
+    kept = [row for row in what.stack if what.names[row] not in too_low]
+    masks = [(what.ids[row], BoxMask.of(labels.mask(what.ids[row]))) for row in kept]
+    return Labels.painted(masks, labels.grid, labels.array.dtype, labels.name)
 
 
 def what_to_find(model: Engine, template: Template | Structures | None) -> Template | Structures:
@@ -84,6 +218,10 @@ def what_to_find(model: Engine, template: Template | Structures | None) -> Templ
                 "template`, load it with deepatlas.Template.load(…)"
             )
         template.check_model(model.fingerprint)
+        if not template.names:
+            raise DeepAtlasError(
+                f"{template!r}: holds no mask to segment; its points, lines and boxes are found by `deepatlas locate`"
+            )
         return template
     if isinstance(template, Template):
         raise DeepAtlasError(
@@ -102,12 +240,11 @@ def find_structures(
             said.probabilities, said.grid, volume.grid, what, threshold, said.body
         )
     found = model.map_exam(volume)
-    return found, segment_coordinates(found.coords, found.grid, volume.grid, what, threshold, found.body)
+    return found, segment_coordinates(found.field, volume.grid, what, threshold, found.body)
 
 
 def segment_coordinates(
-    coords: Tensor,
-    model_grid: Grid,
+    field: CoordinateField,
     native_grid: Grid,
     template: Template,
     threshold: float | None = None,
@@ -122,12 +259,11 @@ def segment_coordinates(
     does not grow with the number of slices.
 
     Args:
-        coords: ``[1, 3, S, S, S]``, normalised coordinates on ``model_grid``.
-        model_grid: the grid of ``coords``.
+        field: the coordinates of the exam.
         native_grid: the grid of the result, in any orientation.
         template: the masks to carry over.
         threshold: as in :func:`segment`.
-        body: ``[S, S, S]``, the foreground of the exam on ``model_grid``; None clips nothing. A voxel counts as outside
+        body: ``[S, S, S]``, the foreground of the exam on ``field.grid``; None clips nothing. A voxel counts as outside
             where no voxel of the body is within a voxel of the model grid.
 
     Returns:
@@ -135,17 +271,18 @@ def segment_coordinates(
         that overlap. 0 is the background.
 
     Raises:
-        DeepAtlasError: the threshold is out of range, or ``coords`` do not have the shape of ``model_grid``.
+        DeepAtlasError: the threshold is out of range.
     """
     if threshold is not None and not 0 < threshold <= 1:
         raise DeepAtlasError(f"segment: threshold must be in (0, 1], got {threshold}")
     thresholds = template.thresholds if threshold is None else (threshold,) * len(template.ids)
+    coords = field.coords
     masks = _Masks.of(template, thresholds, coords)
     supports = torch.tensor(template.supports)
     last = torch.tensor(template.masks.shape[:0:-1], dtype=coords.dtype, device=coords.device) - 1
     canvas = Canvas(native_grid, template.ids, template.overlapping)
     chunk = TILE[0] * native_grid.shape[1] * native_grid.shape[2]
-    for z, fine in coordinate_slabs(coords, model_grid, native_grid, chunk):
+    for z, fine in field.slabs(native_grid, chunk):
         # Coordinates are clamped, which is border padding, and turned into template voxels: [3, d, H, W].
         index = fine[0].clamp_(-1, 1).add_(1).mul_((last / 2)[:, None, None, None])
         tiles = list(_tiles(index.shape[2:]))
@@ -162,7 +299,7 @@ def segment_coordinates(
                 for row, own in held.items():
                     slabs[row][tile[1:]] = own
         canvas.put(z, labels, slabs)
-    return canvas.finish(model_grid, body, coords, chunk)
+    return canvas.finish(field.grid, body, coords, chunk)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ exam.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypedDict
 
 import torch
@@ -45,19 +45,44 @@ def averaged_coordinates(predict: Callable[[Tensor], Tensor], image: Tensor, vie
     if views == 1:
         return predict(image)
     size = image.shape[2:]
+    total = weight = None
+    for coords, seen in views_of(predict, image, views, size):
+        total = coords if total is None else total + coords * seen
+        weight = seen if weight is None else weight + seen
+    assert total is not None and weight is not None
+    return total / weight
+
+
+def views_of(
+    predict: Callable[[Tensor], Tensor], image: Tensor, views: int, size: Sequence[int]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the network predicts for each of several views, carried back to the exam.
+
+    Args:
+        predict: as for :func:`averaged_coordinates`.
+        image: ``[1, 1, S, S, S]``, the input of the network.
+        views: the number of views, 1 or more. The exam itself is the first of them.
+        size: the voxels (z, y, x) of the results over the exam.
+
+    Yields:
+        ``(prediction, seen)``, float32 ``[1, C, *size]`` and ``[1, 1, *size]``. ``seen`` is 1 where the view shows the
+        place of the exam, and 0 elsewhere, where the prediction is that of the border of the view.
+    """
+    own = ops.resize(predict(image).float(), tuple(size))
+    yield own, torch.ones_like(own[:, :1])
+    if views == 1:
+        return
     theta = random_affine(
         views - 1, torch.Generator().manual_seed(_SEED), device=image.device, dtype=image.dtype, **VIEWS
     )
-    moved = ops.affine_resample(image.expand(views - 1, -1, -1, -1, -1), theta, size, padding="zeros")
-    total = ops.resize(predict(image).float(), size)
-    weight = torch.ones_like(total[:, :1])
+    moved = ops.affine_resample(
+        image.expand(views - 1, -1, -1, -1, -1), theta, image.shape[2:], padding="zeros"
+    )
     for view, back in zip(moved.split(1), _inverse(theta).split(1), strict=True):
         # Where the voxels of the exam lie in this view.
         place = affine_coords(back, size)
-        seen = (place.abs().amax(1, keepdim=True) <= 1).to(total)
-        total = total + ops.resample(predict(view).float(), place) * seen
-        weight = weight + seen
-    return total / weight
+        seen = (place.abs().amax(1, keepdim=True) <= 1).to(own)
+        yield ops.resample(predict(view).float(), place), seen
 
 
 def _inverse(theta: Tensor) -> Tensor:

@@ -6,60 +6,41 @@ import hashlib
 import math
 import os
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import deepatlas_ops as ops
-from deepatlas import checkpoint
 from deepatlas.config import Config
 from deepatlas.errors import DataWarning, DeepAtlasError
 from deepatlas.exams.in_memory import as_volume
 from deepatlas.exams.read import read_volume
-from deepatlas.model.average import averaged_coordinates
+from deepatlas.model.average import averaged_coordinates, views_of
+from deepatlas.model.cascade import add_regions
+from deepatlas.model.exam_map import ExamMap
+from deepatlas.model.field import CoordinateField
 from deepatlas.model.fit import Fit, fit
-from deepatlas.model.native import native_coordinates
+from deepatlas.model.look import Look, Seen, best_look
 from deepatlas.model.refine import refine_coordinates
+from deepatlas.model.regions import Region
 from deepatlas.model.structures import ExamProbabilities, Structures
-from deepatlas.nn import Atlas, CoordinateNetwork, SegmentationNetwork
+from deepatlas.model.weights import ModelParts, read_model, write_model
+from deepatlas.nn import Atlas
 from deepatlas.pretrained import MODEL as FILE
 from deepatlas.pretrained import resolve, shipped
 from deepatlas.space.check_input import check_input
-from deepatlas.space.grid import Grid
-from deepatlas.space.preprocess import foreground_mask, normalize, to_model_grid
+from deepatlas.space.preprocess import to_model_grid
 from deepatlas.space.volume import Volume
 
 # A path, a volume, or an image of another library (see deepatlas.exams.in_memory), which cannot be named here.
 Exam = str | os.PathLike[str] | Volume | Any
-# The kinds of model files, as their entry "kind" tells them.
-COORDINATES, MASKS = "model", "segmentation model"
+# Beside the file of a model: a folder with one run for every region.
+REGIONS = "regions"
 # Why a model of masks has no fit.
 NO_FIT = "a model that was trained on labels has no atlas to compare an exam with"
-
-
-@dataclass(frozen=True)
-class ExamMap:
-    """The coordinates of one exam on the grid of the network's input.
-
-    Attributes:
-        coords: ``[1, 3, S, S, S]``, float32 on the model's device, in [-1, 1].
-        grid: the grid of these S^3 voxels: RAS+, cropped as in training.
-        hu: the exam in Hounsfield units on that grid, or on the scale of :mod:`deepatlas.space.intensity`.
-        body: ``[S, S, S]``, the foreground of the exam (paper 5.5.3).
-        fit: how well the model knows the exam.
-    """
-
-    coords: Tensor
-    grid: Grid
-    hu: Volume
-    body: NDArray[np.bool_]
-    fit: Fit
 
 
 def pick_device(name: str | torch.device | None = None) -> torch.device:
@@ -96,12 +77,16 @@ class Engine:
         average: views of every exam whose coordinates are averaged.
         network: the network, a frozen ``torch.nn.Module``.
         structures: the structures of a model that was trained on labels; None for a model of coordinates.
+        regions: the networks of regions (section 5.2.4), those of higher levels first.
+        depth: how many levels of regions are used; None uses all of them.
         name: what error messages call the model.
     """
 
     # Classes that stand in for this one in tests or elsewhere, and models of coordinates, have none.
     structures: Structures | None = None
     name: str = "this model"
+    regions: Sequence[Engine] = ()
+    depth: int | None = None
 
     def __init__(
         self,
@@ -144,6 +129,7 @@ class Engine:
         ]  # fmt: skip
         parts += [f"refine={self.refine}"] if self.refine else []
         parts += [f"average={self.average}"] if self.average > 1 else []
+        parts += [f"regions {', '.join(n.region.name for n in self.regions)}"] if self.regions else []
         return f"{type(self).__name__}({', '.join(parts)})"
 
     # -- loading and saving ----------------------------------------------------------------------------------
@@ -156,8 +142,9 @@ class Engine:
         *,
         refine: int | None = None,
         average: int = 1,
+        depth: int | None = None,
     ) -> Self:
-        """Load a model.
+        """Load a model, with the networks of its regions (section 5.2.4) where it has some.
 
         Args:
             name: a run folder, whose ``model.pt`` is loaded; a model file; or the name of a shipped model
@@ -169,11 +156,18 @@ class Engine:
                 0 leaves it at one pass.
             average: the number of views of every exam whose coordinates are averaged (see
                 :func:`~deepatlas.model.average.averaged_coordinates`). Each view takes one pass of the network.
+            depth: how many levels of regions are used: 0 for the network of the whole exam alone, 1 for its regions, 2
+                for the regions within them as well; None uses all that there are.
+
+        Warns:
+            DataWarning: the network of a region was trained for another model, and is left out.
 
         Raises:
             DeepAtlasError: there is no such model, the file is damaged or of another format version, the device
-                cannot be used, or ``refine`` or ``average`` is out of range.
+                cannot be used, or ``refine``, ``average`` or ``depth`` is out of range.
         """
+        if depth is not None and (not isinstance(depth, int) or depth < 0):
+            raise DeepAtlasError(f"depth must be a number of levels, 0 or more, got {depth!r}")
         path = resolve(name, FILE)
         if path.is_dir():
             path = path / FILE
@@ -185,36 +179,37 @@ class Engine:
             raise DeepAtlasError(
                 f"{name}: no run folder or model file there, and no shipped model; shipped are: {', '.join(shipped())}"
             )
-        state = checkpoint.load(path, "model")
-        if state.get("kind") not in (COORDINATES, MASKS):
-            raise DeepAtlasError(f"{path}: a checkpoint of a run, not a model; load the run's {FILE}")
-        config = Config.from_dict(state["config"])
         # Parameters that are made in inference mode could not be used for refinement, neither there nor outside of it;
         # and they are float32 whatever the default of PyTorch is.
         with torch.inference_mode(False):
-            network: nn.Module
-            if state["kind"] == MASKS:
-                structures = Structures.from_dict(state["structures"])
-                network, atlas = SegmentationNetwork(config.network, len(structures.names)), None
-            else:
-                structures = None
-                network, atlas = CoordinateNetwork(config.network), Atlas(config.network.atlas_size).float()
-            try:
-                network.float().load_state_dict(state["network"])
-                if atlas is not None:
-                    atlas.load_state_dict(state["atlas"])
-            except RuntimeError as error:
-                # The message of PyTorch lists every tensor.
-                what = str(error).splitlines()[-1].strip()[:120]
-                raise DeepAtlasError(
-                    f"{path}: its weights are not those of this version's network ({what}); use the version of "
-                    "deepatlas that wrote it, or train again"
-                ) from None
+            parts = read_model(path)
             model = cls(
-                config, network, atlas, state["card"], refine=refine, average=average, structures=structures
-            )
-            model.name = str(name)
+                parts.config, parts.network, parts.atlas, parts.card, refine=refine, average=average,
+                structures=parts.structures,
+            )  # fmt: skip
+            model.name, model.depth = str(name), depth
+            if model._atlas is not None and "region" not in model.card:
+                model.regions = cls._load_regions(path.parent / REGIONS, model.fingerprint)
             return model.to(pick_device(device))
+
+    @classmethod
+    def _load_regions(cls, folder: Path, parent: str) -> list[Self]:
+        """The networks of the regions in a folder that were trained for the model ``parent``, higher levels first."""
+        found: list[Self] = []
+        for path in sorted(folder.glob(f"*/{FILE}")):
+            network = cls.load(path, "cpu", refine=0)
+            if network.card.get("region", {}).get("parent") != parent:
+                warnings.warn(
+                    f"{path}: trained for the model {network.card.get('region', {}).get('parent')}, but this model is "
+                    f"{parent}; the region is left out, train it again with `deepatlas train --parent`",
+                    DataWarning,
+                    stacklevel=4,
+                )
+                continue
+            found.append(network)
+        names = {network.region.name for network in found}
+        found = [n for n in found if n.region.within is None or n.region.within in names]
+        return sorted(found, key=lambda network: network.region.within is not None)
 
     def save(self, path: str | os.PathLike[str], *, half: bool = False) -> None:
         """Write a file that :meth:`load` reads. The file is complete or absent.
@@ -226,24 +221,17 @@ class Engine:
         Raises:
             DataError: the file cannot be written.
         """
-        number = torch.float16 if half else torch.float32
-        state: dict[str, Any] = {
-            "kind": MASKS if self.structures else COORDINATES,
-            "config": self.config.to_dict(),
-            "network": {k: v.to(number) for k, v in self.network.state_dict().items()},
-        }
-        if self.structures:
-            state["structures"] = self.structures.to_dict()
-        else:
-            state["atlas"] = {k: v.to(number) for k, v in self.atlas_module.state_dict().items()}
-        state["card"] = self.card
-        checkpoint.save(Path(path), state)
+        write_model(
+            Path(path), ModelParts(self.config, self.network, self._atlas, self.structures, self.card), half
+        )
 
     def to(self, device: str | torch.device) -> Self:
         """Move the network and the atlas to a device, in place. Returns the model itself."""
         with torch.inference_mode(False):
             for module in self._modules():
                 module.to(device)
+        for network in self.regions:
+            network.to(device)
         return self
 
     # -- properties ------------------------------------------------------------------------------------------
@@ -326,15 +314,89 @@ class Engine:
         """
         if self.structures:
             raise self._no_coordinates()
-        hu, x, body, notes = self._input(exam)
-        mask = torch.as_tensor(body, dtype=x.dtype, device=x.device)[None, None]
+        volume, notes = self._checked(exam)
+        seen = self._looked(volume)
+        look = seen.look
+        coords = ops.resize(self._settled(look, seen.coords), look.x.shape[2:])
+        field, odd = add_regions(
+            CoordinateField(coords, look.hu.grid), look.body, volume, self._networks(self.depth)
+        )
+        for note in odd:
+            warnings.warn(f"{volume.name or 'exam'}: {note}", DataWarning, stacklevel=2)
+        known = Fit(seen.fit, self.fit_threshold, (*notes, *odd))
+        return ExamMap(coords, look.hu.grid, look.hu, look.body, known, field.pieces)
+
+    def _looked(self, volume: Volume) -> Seen:
+        return best_look(
+            volume, self._see, size=self.size, crop=self.crop, intensity=self.intensity, device=self.device,
+            longest_mm=self.card.get("view", {}).get("longest_mm"), known=self.fit_threshold,
+        )  # fmt: skip
+
+    def _see(self, look: Look) -> Seen:
+        """One pass of the network, with its fit."""
+        coords = self.network(look.x, self.config.network.finest_level)
+        return Seen(look, coords, float(fit(coords, look.x, look.mask, self.atlas_module)))
+
+    def _settled(self, look: Look, coords: Tensor) -> Tensor:
+        """The coordinates of one pass, averaged over views and refined as the model is set to."""
         level = self.config.network.finest_level
-        coords = averaged_coordinates(lambda view: self.network(view, level), x, self.average)
-        value = float(fit(coords, x, mask, self.atlas_module))
+        if self.average > 1:
+            coords = averaged_coordinates(lambda view: self.network(view, level), look.x, self.average)
         if self.refine:
-            coords = refine_coordinates(coords, x, mask, self.atlas_module, self.config, self.refine)
-        known = Fit(value, self.fit_threshold, notes)
-        return ExamMap(ops.resize(coords, x.shape[2:]), hu.grid, hu, body, known)
+            coords = refine_coordinates(
+                coords, look.x, look.mask, self.atlas_module, self.config, self.refine
+            )
+        return coords
+
+    # -- regions ---------------------------------------------------------------------------------------------
+
+    @property
+    def region(self) -> Region:
+        """The region that this is the network of (section 5.2.4).
+
+        Raises:
+            DeepAtlasError: it is the network of the whole exam.
+        """
+        try:
+            return Region.from_dict(self.card["region"])
+        except (KeyError, TypeError) as error:
+            raise DeepAtlasError(
+                f"{self.name}: is not the model of a region ({error!r} in its card)"
+            ) from None
+
+    @torch.no_grad()
+    def answer(self, look: Look) -> Tensor:
+        """What the network of a region says: coordinates ``[1, 3, S, S, S]`` within the region's box."""
+        coords = self._settled(look, self.network(look.x, self.config.network.finest_level))
+        return ops.resize(coords, look.x.shape[2:])
+
+    def _networks(self, depth: int | None) -> list[Engine]:
+        """The networks of regions down to a depth, set as this model is; those of higher levels come first."""
+        chosen = [n for n in self.regions if depth is None or (1 if n.region.within is None else 2) <= depth]
+        for network in chosen:
+            network.refine, network.average = self.refine, self.average
+        return chosen
+
+    @torch.no_grad()
+    def views(self, found: ExamMap, count: int, size: int) -> Tensor:
+        """The coordinates that one pass of the network gives for each of several slightly moved views of an exam.
+
+        Args:
+            found: what :meth:`map_exam` said about the exam.
+            count: the number of views, 1 or more; the exam itself is the first of them.
+            size: voxels of the result along each axis of ``found.grid``.
+
+        Returns:
+            float32 ``[count, 3, size, size, size]``. Where a view does not show a place of the exam, the exam's own
+            coordinates stand in for those of the view.
+        """
+        x = Look.of(found.hu, self.intensity, self.device).x
+        level = self.config.network.finest_level
+        own, out = None, []
+        for coords, seen in views_of(lambda view: self.network(view, level), x, count, (size,) * 3):
+            own = coords if own is None else own
+            out.append(torch.where(seen > 0, coords, own))
+        return torch.cat(out)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -355,18 +417,36 @@ class Engine:
                 f"{self.name}: gives coordinates, and structures only with a template; make one with "
                 "`deepatlas template`"
             )
-        hu, x, body, notes = self._input(exam)
-        found = averaged_coordinates(lambda view: torch.sigmoid(self.network(view)), x, self.average)[0]
-        return ExamProbabilities(found, hu.grid, hu, body, Fit(math.nan, None, notes, NO_FIT))
+        volume, notes = self._checked(exam)
+        hu = to_model_grid(volume, self.size, self.crop, self.intensity)
+        look = Look.of(hu, self.intensity, self.device)
+        found = averaged_coordinates(lambda view: torch.sigmoid(self.network(view)), look.x, self.average)[0]
+        return ExamProbabilities(found, hu.grid, hu, look.body, Fit(math.nan, None, notes, NO_FIT))
 
-    def _input(self, exam: Exam) -> tuple[Volume, Tensor, NDArray[np.bool_], tuple[str, ...]]:
-        """The exam on the grid of the network, the network's input, the foreground, and what is unusual."""
+    def _checked(self, exam: Exam) -> tuple[Volume, tuple[str, ...]]:
+        """The exam with values as the network takes them, and what is unusual about them."""
         volume, notes = check_input(read_exam(exam), self.intensity)
         for note in notes:
             warnings.warn(f"{volume.name or 'exam'}: {note}", DataWarning, stacklevel=3)
-        hu = to_model_grid(volume, self.size, self.crop, self.intensity)
-        x = normalize(torch.as_tensor(np.ascontiguousarray(hu.array), dtype=torch.float32))
-        return hu, x[None, None].to(self.device), foreground_mask(hu.array, self.intensity), tuple(notes)
+        return volume, tuple(notes)
+
+    @torch.no_grad()
+    def fit_of(self, hu: Volume) -> float:
+        """The fit of an image that is on the grid of the network already, after one pass.
+
+        Args:
+            hu: ``[S, S, S]``, as :attr:`ExamMap.hu`.
+        """
+        return self._see(Look.of(hu, self.intensity, self.device)).fit
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def look(self, exam: Exam) -> Look:
+        """How the network of the whole exam looks at an exam: its input, and the grid of this.
+
+        Raises :class:`~deepatlas.errors.DataError` as :meth:`map_exam`.
+        """
+        return self._looked(self._checked(exam)[0]).look
 
     def fit(self, exam: Exam) -> Fit:
         """How well the model knows an exam (see :func:`deepatlas.model.fit.fit`); without a value after fine-tuning.
@@ -391,8 +471,7 @@ class Engine:
             DataError: the exam cannot be read, or holds no patient.
         """
         volume = read_exam(exam)
-        found = self.map_exam(volume)
-        return native_coordinates(found.coords, found.grid, volume.grid)
+        return self.map_exam(volume).field.on(volume.grid)
 
 
 def read_exam(exam: Exam) -> Volume:

@@ -11,23 +11,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 import deepatlas_ops as ops
-from deepatlas.errors import DeepAtlasError
 from deepatlas.space.grid import Grid
 
 # The number of voxels that are processed at once.
 CHUNK_VOXELS = 1 << 21
-
-
-def _check(coords: Tensor, model_grid: Grid) -> None:
-    if coords.ndim != 5 or coords.shape[:2] != (1, 3) or tuple(coords.shape[2:]) != tuple(model_grid.shape):
-        raise DeepAtlasError(
-            f"native_coordinates: coords must be [1, 3, {', '.join(map(str, model_grid.shape))}] to match "
-            f"the model grid, got {list(coords.shape)}"
-        )
 
 
 def extrapolate(coords: Tensor) -> Tensor:
@@ -56,8 +46,12 @@ def slabs(shape: tuple[int, int, int], voxels: int) -> Iterator[slice]:
 def coordinate_slabs(
     coords: Tensor, model_grid: Grid, native_grid: Grid, chunk: int = CHUNK_VOXELS
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Yield ``(z slice, coords [1, 3, d, H, W])`` of the native grid; see :func:`native_coordinates`."""
-    _check(coords, model_grid)
+    """Yield ``(z slice, coords [1, 3, d, H, W])`` of the native grid.
+
+    The map is interpolated linearly inside the model grid, continued linearly for one model voxel beyond it, and
+    constant further out. Only a cropped model grid leaves voxels that far out, and
+    :func:`~deepatlas.space.inside.inside` tells which.
+    """
     yield from sampled_slabs(extrapolate(coords), extrapolated_grid(model_grid), native_grid, chunk)
 
 
@@ -73,64 +67,3 @@ def sampled_slabs(
         part = native_grid.cropped((z.start, 0, 0), (z.stop - z.start, height, width))
         theta = torch.as_tensor(np.asarray(grid.theta_from(part)), dtype=volume.dtype, device=volume.device)
         yield z, ops.affine_resample(volume, theta[None], part.shape, padding="border")
-
-
-def native_coordinates(
-    coords: Tensor, model_grid: Grid, native_grid: Grid, chunk: int = CHUNK_VOXELS
-) -> Tensor:
-    """Sample the coordinates of a model grid on the grid of the exam.
-
-    The map is interpolated linearly inside the model grid, continued linearly for one model voxel beyond it, and
-    constant further out. Only a cropped model grid leaves voxels that far out, and :func:`inside` tells which.
-
-    Args:
-        coords: ``[1, 3, S, S, S]`` on ``model_grid``.
-        model_grid: the grid of ``coords``.
-        native_grid: the grid to sample on, in any orientation and with any spacing and obliqueness.
-        chunk: the number of voxels that are processed at once.
-
-    Returns:
-        ``[3, D, H, W]`` on ``native_grid``, with the dtype and device of ``coords``.
-
-    Raises:
-        DeepAtlasError: ``coords`` do not have the shape of ``model_grid``.
-    """
-    out = coords.new_empty((3, *native_grid.shape))
-    for z, part in coordinate_slabs(coords, model_grid, native_grid, chunk):
-        out[:, z] = part[0]
-    return out
-
-
-def warped_atlas(atlas: Tensor, coords: Tensor, model_grid: Grid, native_grid: Grid) -> NDArray[np.float32]:
-    """The atlas warped onto an exam, for pictures: ``[D, H, W]`` on ``native_grid``.
-
-    It is NaN where there is nothing to warp: beyond the field of view of the model grid, and where the coordinates
-    leave the atlas. Its border, continued there, would look like anatomy.
-
-    Args:
-        atlas: ``[1, 1, N, N, N]``.
-        coords: ``[1, 3, S, S, S]`` on ``model_grid``.
-        model_grid: the grid of ``coords``.
-        native_grid: the grid of the result.
-    """
-    fine = native_coordinates(coords, model_grid, native_grid)[None]
-    warped = ops.resample(atlas.to(coords), fine.clamp(-1, 1))[0, 0].cpu().numpy()
-    beyond = (fine[0].abs() > 1).any(0).cpu().numpy() | ~inside(model_grid, native_grid)
-    warped[beyond] = np.nan
-    return warped
-
-
-def inside(model_grid: Grid, native_grid: Grid, margin: float = 0.5) -> NDArray[np.bool_]:
-    """Bool ``[D, H, W]``: which voxels of ``native_grid`` lie in the field of view of ``model_grid``.
-
-    The field of view ends ``margin`` model voxels beyond the outermost centres; 0.5 is the outer face of the voxels.
-    """
-    to_model = np.linalg.inv(np.asarray(model_grid.affine)) @ np.asarray(native_grid.affine)
-    depth, height, width = native_grid.shape
-    x, y, z = np.arange(width), np.arange(height)[:, None], np.arange(depth)[:, None, None]
-    result = np.ones(native_grid.shape, dtype=bool)
-    for row, n in zip(to_model[:3], model_grid.shape[::-1], strict=True):
-        # The map is affine in each index, so that broadcasting replaces a mesh of all voxels.
-        index = row[0] * x + row[1] * y + row[2] * z + row[3]
-        result &= (index >= -margin) & (index <= n - 1 + margin)
-    return result

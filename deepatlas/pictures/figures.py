@@ -39,6 +39,7 @@ def overlay_figure(
     spacing: Sequence[float],
     title: str = "",
     convention: str = "radiological",
+    scale: str = "window -256 to 256 HU",
 ) -> Figure:
     """Tri-planar comparison of one exam, as in Figs 4 and 5 of the paper.
 
@@ -56,6 +57,7 @@ def overlay_figure(
         spacing: voxel size (x, y, z) in mm.
         title: a line at the top.
         convention: one of :data:`~deepatlas.pictures.view.CONVENTIONS`.
+        scale: which values are black and white, for the line at the bottom.
     """
     panels: list[tuple[str, Sequence[np.ndarray], Sequence[np.ndarray] | None]] = [("exam", exam, None)]
     if atlas is not None:
@@ -72,7 +74,12 @@ def overlay_figure(
             if contours is not None:
                 draw_contours(ax, view.orient(contours[row]), list(names.values()))
     sides = "patient's right on the left" if convention == "radiological" else "patient's left on the left"
-    legend(figure, names, f"{convention} convention ({sides}); window -256 to 256 HU; {_NO_ATLAS}")
+    note = "; ".join(
+        part
+        for part in (f"{convention} convention ({sides})", scale, _NO_ATLAS if atlas is not None else "")
+        if part
+    )
+    legend(figure, names, note)
     return figure
 
 

@@ -147,6 +147,11 @@ class Grid:
         last = np.array([n - 1 for n in reversed(self.shape)])
         return self.voxel_to_world(np.array(list(np.ndindex(2, 2, 2))) * last)
 
+    def places(self) -> NDArray[np.float64]:
+        """World positions ``[D, H, W, 3]`` (x, y, z) in mm of the centres of all voxels."""
+        z, y, x = np.meshgrid(*(np.arange(n) for n in self.shape), indexing="ij")
+        return self.voxel_to_world(np.stack([x, y, z], axis=-1))
+
     def matches(self, other: Grid, tolerance: float = 0.1) -> bool:
         """Whether the shapes are equal and every voxel is within ``tolerance`` voxels of its counterpart."""
         if self.shape != other.shape:
@@ -220,6 +225,27 @@ class Grid:
         from_new[:3, 3] = (k - 1) / 2
         d, h, w = (n // s for n, s in zip(self.shape, kernel, strict=True))
         return Grid((d, h, w), self.affine @ from_new)
+
+    def divided(self, kernel: int | Sequence[int]) -> Grid:
+        """The finer grid that :meth:`pooled` by ``kernel`` (an integer or (z, y, x)) makes into this one."""
+        kernel = _triple(kernel, "kernel")
+        if min(kernel) < 1:
+            raise DataError(f"cannot divide the voxels of a grid by {kernel} (z, y, x)")
+        k = np.array(kernel[::-1], dtype=np.float64)
+        from_new = np.diag([*1 / k, 1.0])
+        from_new[:3, 3] = -(k - 1) / 2 / k
+        d, h, w = (n * s for n, s in zip(self.shape, kernel, strict=True))
+        return Grid((d, h, w), self.affine @ from_new)
+
+    def covers(self, points: ArrayLike, margin: float = 0.5) -> NDArray[np.bool_]:
+        """Bool ``[...]``: which places ``[..., 3]`` in mm lie between the outer faces of the voxels.
+
+        ``margin`` is how far beyond the outermost centres the grid reaches, in voxels.
+        """
+        index = self.world_to_voxel(points)
+        last = np.array(self.shape[::-1]) - 1
+        held: NDArray[np.bool_] = (index >= -margin) & (index <= last + margin)
+        return np.logical_and.reduce(held, axis=-1)
 
     def cropped(self, start: Sequence[int], shape: Sequence[int]) -> Grid:
         """The grid of ``array[z0:z0+d, y0:y0+h, x0:x0+w]``; ``start`` may be negative (padding)."""

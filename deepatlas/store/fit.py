@@ -26,7 +26,7 @@ class PreparedExam:
     """The arrays of one exam as the store holds them (see :mod:`deepatlas.store.store`).
 
     ``hidden`` and ``hidden_fine`` are the voxels that ``labels`` and ``labels_fine`` hide of structures that overlap
-    others (see :class:`~deepatlas.space.labels.Labels`).
+    others (see :class:`~deepatlas.space.labels.Labels`). ``coords`` is there for the crop of a region alone.
     """
 
     hu: NDArray[np.int16]
@@ -39,6 +39,7 @@ class PreparedExam:
     notes: list[str]
     hidden: dict[int, BoxMask] = field(default_factory=dict)
     hidden_fine: dict[int, BoxMask] = field(default_factory=dict)
+    coords: NDArray[np.float16] | None = None
 
 
 def fit_exam(
@@ -67,11 +68,31 @@ def fit_exam(
         fine = to_fine_grid(checked, crop, intensity)
     except DataError as error:
         raise ExamError(error) from error
+    return fit_fine(fine, ct.grid, seg, labels, [*notes, *seen], intensity)
+
+
+def fit_fine(
+    fine: Volume,
+    native: Grid,
+    seg: Labels | None,
+    labels: dict[str, int],
+    notes: Sequence[str] = (),
+    intensity: str = "hu",
+) -> PreparedExam:
+    """The form in which the store holds an exam, or a part of one, that is on its grid of 128³ voxels already.
+
+    Args:
+        fine: float32 ``[128, 128, 128]``; its grid may be oblique.
+        native: the grid of the exam's own voxels.
+        seg, labels, notes, intensity: as in :func:`fit_exam`.
+
+    Raises :class:`ExamError` if it shows no patient.
+    """
     pooled = pool_volume(fine, FINE_SIZE // MODEL_SIZE)
     mask = foreground_mask(pooled.array, intensity)
     if not mask.any():
         raise ExamError(
-            f"{ct.name}: holds nothing but air (no region above -900 HU); check that it is in Hounsfield units"
+            f"{fine.name}: holds nothing but air (no region above -900 HU); check that it is in Hounsfield units"
         )
     small: Labels | None = None
     drawn: Labels | None = None
@@ -88,8 +109,8 @@ def fit_exam(
         labels_fine=None if drawn is None else drawn.array,
         has_label=[value in present for value in labels.values()],
         fine_grid=fine.grid,
-        native_grid=ct.grid,
-        notes=[*notes, *seen],
+        native_grid=native,
+        notes=list(notes),
         hidden={} if small is None else small.hidden,
         hidden_fine={} if drawn is None else drawn.hidden,
     )

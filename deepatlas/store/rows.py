@@ -2,8 +2,8 @@
 
 A part is an HDF5 file, or a group in one. It holds ``hu`` and ``mask`` of one exam and, where structures were drawn,
 ``labels`` and ``labels_fine``, as :mod:`deepatlas.store.store` describes them, each as one compressed chunk with a
-checksum; where structures overlap, ``hidden`` and ``hidden_fine`` (:mod:`deepatlas.store.overlaps`); ``has_label``; the
-affines and shapes of its grids; and in ``meta`` its label table and notes.
+checksum; where structures overlap, ``hidden`` and ``hidden_fine`` (:mod:`deepatlas.store.overlaps`); in the crop of a
+region ``coords``; ``has_label``; the affines and shapes of its grids; and in ``meta`` its label table and notes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from deepatlas.space.grid import Grid
 from deepatlas.store.fit import PreparedExam
 from deepatlas.store.overlaps import read_hidden, write_hidden
 from deepatlas.store.packed import PackedWriter
-from deepatlas.store.store import FORMAT, OVERLAPS_VERSION, VERSION, Store, tables_digest
+from deepatlas.store.store import COORDS, FORMAT, OVERLAPS_VERSION, VERSION, Store, tables_digest
 
 # To be raised whenever the layout of parts changes, so that the parts of an interrupted build are made again.
 PART_VERSION = 2
@@ -54,6 +54,8 @@ def write_part(group: h5py.Group, exam: PreparedExam, labels: dict[str, int]) ->
             group.file.flush()
     for name in _HIDDEN:
         write_hidden(group, name, getattr(exam, name))
+    if exam.coords is not None:
+        group.create_dataset(COORDS, data=exam.coords, **_compressed(exam.coords.dtype, exam.coords.shape))
     group["has_label"] = np.array(exam.has_label, dtype=np.uint8)
     group["fine_grid"] = exam.fine_grid.affine
     group["native_grid"] = exam.native_grid.affine
@@ -78,6 +80,7 @@ def read_part(path: Path, group: str = "/") -> tuple[PreparedExam, dict[str, int
                 notes=meta["notes"],
                 hidden=read_hidden(part, "hidden", _HIDDEN["hidden"]),
                 hidden_fine=read_hidden(part, "hidden_fine", _HIDDEN["hidden_fine"]),
+                coords=part[COORDS][:] if COORDS in part else None,
             )
             return exam, meta["labels"]
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
@@ -98,6 +101,7 @@ def read_row(store: Store, row: int) -> tuple[PreparedExam, dict[str, int]]:
         notes=store.notes.get(store.ids[row], []),
         hidden=store.hidden_64(row),
         hidden_fine=store.hidden_128(row),
+        coords=store.coords(row) if store.region else None,
     )
     return exam, store.labels
 
@@ -147,6 +151,12 @@ def assemble(file: h5py.File, count: int, rows: Iterable[Row], meta: dict[str, A
                 # An older version of this program must not take the label maps for all that was drawn.
                 file.attrs["version"] = OVERLAPS_VERSION
                 write_hidden(file.require_group(name), str(i), hidden)
+        if exam.coords is not None:
+            shape = exam.coords.shape
+            placed = file.require_dataset(
+                COORDS, (count, *shape), np.float16, **_compressed(exam.coords.dtype, (1, *shape))
+            )
+            placed[i] = exam.coords
         tables["grid"][i] = exam.fine_grid.pooled(FINE_SIZE // MODEL_SIZE).affine
         tables["fine_grid"][i] = exam.fine_grid.affine
         tables["native_grid"][i] = exam.native_grid.affine

@@ -18,8 +18,10 @@ states format 3):
 ``native_grid``  float64 [N, 4, 4]       affine of the exam's own voxels
 ``native_shape`` int64 [N, 3]            shape of the exam's own voxels (z, y, x)
 ``ids``          string [N]              exam ids
+``coords``       float16 [N, 3, m, m, m]  in a store of crops alone (:attr:`Store.region`): where the level above puts
+                                         each voxel, in the region's own coordinates, corner-aligned with ``grid``
 ``meta``         JSON                    label names and ids, crop, intensity, sources, roots, skipped exams, notes,
-                                         fingerprint
+                                         fingerprint, region
 ===============  ======================  ==================================================================
 
 Every batch of training reads ``hu`` and ``mask``, which are contiguous and not compressed (see
@@ -57,6 +59,8 @@ VERSION = 2
 OVERLAPS_VERSION = 3
 # The files of a dataset's folder: the description that its completion leaves, and the store.
 DATASET, PACKED = "dataset.json", "packed.h5"
+# The coordinates of a store of crops.
+COORDS = "coords"
 _TABLES = ("crc32", "has_label", "grid", "fine_grid", "native_grid", "native_shape", "ids", "meta")
 
 
@@ -106,8 +110,9 @@ class Store(Hdf5Reader):
 
     Attributes: ``path``; ``ids`` (exam ids); ``labels`` (``{name: id}``); ``has_label`` bool [N, K],
     columns in the order of ``labels``; ``crop``; ``intensity``; ``fingerprint``; ``skipped`` (``{exam: reason}``);
-    ``notes`` (``{exam: [note]}``); arrays ``hu``, ``mask``, ``labels_64``, ``labels_128``, indexed by exam
-    like numpy arrays. :meth:`drawn` gives the structures of an exam with their overlaps.
+    ``notes`` (``{exam: [note]}``); ``region`` (what a store of crops was cut by, otherwise None); arrays ``hu``,
+    ``mask``, ``labels_64``, ``labels_128``, indexed by exam like numpy arrays. :meth:`drawn` gives the
+    structures of an exam with their overlaps.
 
     Raises :class:`~deepatlas.errors.DataError` if the file is missing, damaged, truncated, not a store, or
     of another format version.
@@ -150,7 +155,11 @@ class Store(Hdf5Reader):
         # The data directories, where it was made of several.
         self.roots: list[str] = meta.get("roots") or [self.root]
         self.skipped: dict[str, str] = meta["skipped"]
+        # Those of them that are no fault of the data.
+        self.tolerated: list[str] = meta.get("tolerated", [])
         self.notes: dict[str, list[str]] = meta["notes"]
+        # A store of crops: the region, the model whose coordinates cut it, and more; see deepatlas.train.crops.
+        self.region: dict[str, Any] | None = meta.get("region")
         self.hu = PackedArray(self, "hu", np.int16)
         self.mask = PackedArray(self, "mask", np.uint8)
         self.labels_64 = FileArray(self, "labels")
@@ -194,6 +203,16 @@ class Store(Hdf5Reader):
     def drawn(self, index: int) -> Labels:
         """The structures of an exam on the 128³ grid, each with its whole mask."""
         return Labels(self.labels_128[index], self.fine_grid(index), self.ids[index], self.hidden_128(index))
+
+    def coords(self, index: int) -> NDArray[np.float16]:
+        """Where the level above puts the voxels of a crop, ``[3, m, m, m]``, in the region's own coordinates.
+
+        Raises :class:`~deepatlas.errors.DataError` if this is no store of crops.
+        """
+        if not self.region:
+            raise DataError(f"{self.path}: holds whole exams, not the crops of a region")
+        found: NDArray[np.float16] = FileArray(self, COORDS)[index]
+        return found
 
     def source(self, index: int) -> Path:
         """The path of the CT from which the exam was prepared; the file may have been moved since."""

@@ -47,6 +47,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="M",
         help="start a new run from the weights of a run folder, a model file, or a shipped model",
     )
+    regions = parser.add_argument_group("regions of a model, each with a network of its own")
+    regions.add_argument(
+        "--parent",
+        metavar="M",
+        help="train regions of this model: a run folder, or a shipped model; each in M/regions/NAME, or in "
+        "RUN/regions/NAME beside a copy of the model with --out RUN. Without --data, on the exams of its run",
+    )
+    regions.add_argument(
+        "--region", metavar="NAME", help="the region to train; default all that have no model yet"
+    )
+    regions.add_argument(
+        "--regions",
+        metavar="TREE",
+        help="the regions and their boxes: a TOML file, or a tree that comes with the package; default "
+        "M/regions.toml, or the tree that is called as the model or its preset",
+    )
+    regions.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that cut the region out of the exams; default one for each core",
+    )
     add_test(parser)
     parser.add_argument(
         "--template-exams",
@@ -67,7 +89,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 # The options that take everything up to the next option, and those that a run keeps.
 _LISTS = ("test_exams", "template_exams", "structures")
-_FIXED = ("data", "split", "preset", "out", "test", *_LISTS, "seed_exam", "init")
+_REGIONS = ("parent", "region", "regions")
+_FIXED = ("data", "split", "preset", "out", "test", *_LISTS, "seed_exam", "init", *_REGIONS)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -75,6 +98,10 @@ def run(arguments: argparse.Namespace) -> int:
     from deepatlas.train.experiment import Experiment
 
     move_settings(arguments, _LISTS)
+    if not arguments.resume and any(getattr(arguments, name) for name in _REGIONS):
+        from deepatlas.train.cascade import train_regions
+
+        return train_regions(arguments)
     return run_experiment(
         arguments,
         lambda: Experiment.create(
@@ -106,6 +133,10 @@ def _settings(arguments: argparse.Namespace) -> Config:
         # A prepared dataset was cropped when it was made. A data.crop in the command is still applied afterwards, so
         # that another crop is refused.
         with Store(arguments.data[0]) as store:
+            if store.region:
+                raise DeepAtlasError(
+                    f"{arguments.data[0]}: holds the crops of a region, not whole exams; give the data directory"
+                )
             config = replace(config, data=replace(config.data, crop=store.crop, intensity=store.intensity))
     return config.override(arguments.settings).validate()
 

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,13 +53,16 @@ def cache_folder() -> Path:
     return user_cache("deepatlas", "DEEPATLAS_CACHE") / "stores"
 
 
-def store_path(roots: Sequence[Path], crop: str | None, intensity: str = "hu") -> Path:
+def store_path(
+    roots: Sequence[Path], crop: str | None, intensity: str = "hu", region: Mapping[str, Any] | None = None
+) -> Path:
     """Where the store of data directories is kept: in the user's cache, because data are often read-only.
 
-    The folder is made, for its owner alone.
+    The folder is made, for its owner alone. ``region`` are the region and the models that a store of crops is cut by.
     """
     # Stores of Hounsfield units keep the names that earlier versions gave them.
     options = f"{crop}" if intensity == "hu" else f"{crop} {intensity}"
+    options += json.dumps(region, sort_keys=True) if region else ""
     places = " ".join(str(root.resolve()) for root in roots)
     name = hashlib.sha256(f"{places} {options}".encode(errors="surrogateescape")).hexdigest()[:16]
     # The hash identifies the data; the name of their folder is for people, and may be as long as names can be.

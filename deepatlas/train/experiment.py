@@ -18,14 +18,12 @@ from deepatlas import checkpoint
 from deepatlas.config import Config
 from deepatlas.errors import DeepAtlasError
 from deepatlas.files import write_text
-from deepatlas.io.codec import write_volume
 from deepatlas.model.engine import FILE as MODEL_FILE
 from deepatlas.model.engine import Engine, pick_device
 from deepatlas.nn import parameter_count
 from deepatlas.settings import changed, resumable
-from deepatlas.space.grid import Grid
-from deepatlas.space.volume import Volume
 from deepatlas.store.store import Store
+from deepatlas.train.atlas_files import save_atlas
 from deepatlas.train.check import with_parts
 from deepatlas.train.data import make_phantoms, open_store
 from deepatlas.train.feed.labels import LabelMaps
@@ -200,11 +198,11 @@ class Experiment:
             )
             if held_out := split.held_out(self.config.data.holdout):
                 log.say(held_out)
-            fits = self._train(session, store, split, labels)
+            known = self._train(session, store, split, labels)
             self.world.close()
             if not self.world.main:
                 return {}
-            model = self._finish(session, split, fits, labels)
+            model = self._finish(session, split, known, labels)
             result = self._score(model, split, log)
             if "refined" in result:
                 better = result["refined"]["dice"] > result["dice"]
@@ -259,7 +257,7 @@ class Experiment:
     def _train(
         self, session: Session, store: Store, split: Split, labels: LabelMaps | None
     ) -> dict[str, Any]:
-        """Run the phases; returns how well the model knows its exams, in the first process (others: {})."""
+        """Run the phases; returns what exams the model knows, in the first process (others: {})."""
         rows, data = [store.index(i) for i in split.train], self.config.data
         size, device = self.config.network.size, self.world.device
         exams = training_array(store, size, device, exams=rows, resident=data.resident)
@@ -281,7 +279,7 @@ class Experiment:
             # Afterwards there is no exam to draw any more.
             session.log.draw(last=True)
             session.log.pictures = None
-            return self._fits(session, array) if self.world.main else {}
+            return self._known(session, store, array) if self.world.main else {}
 
     def _phases(
         self, session: Session, store: Store, array: ExamArray, labels: LabelMaps | None
@@ -289,10 +287,14 @@ class Experiment:
         """The phases of the run."""
         return recipe(session, array, self._picture(session, store, array), labels)
 
-    def _fits(self, session: Session, array: ExamArray) -> dict[str, Any]:
-        """How well the finished model knows its exams."""
+    def _known(self, session: Session, store: Store, array: ExamArray) -> dict[str, Any]:
+        """What exams the finished model knows: how well it fits its own, and how tall they are."""
         network, level = session.modules["network"].eval(), self.config.network.finest_level
-        return training_fit(network, session.modules["atlas"], array, level)
+        heights = [store.grid(row).extent[2] for row in array.rows]
+        return {
+            "fit": training_fit(network, session.modules["atlas"], array, level),
+            "view": {"longest_mm": round(max(heights), 1)},
+        }
 
     def _begin(self, session: Session, store: Store, split: Split, labels: LabelMaps | None) -> Facts:
         """The facts of a new run: it starts from one exam, or from the weights of a model."""
@@ -344,13 +346,13 @@ class Experiment:
         return pictures
 
     def _finish(
-        self, session: Session, split: Split, fits: dict[str, Any], labels: LabelMaps | None
+        self, session: Session, split: Split, known: dict[str, Any], labels: LabelMaps | None
     ) -> Engine:
         """Write ``model.pt`` and ``atlas.nii.gz`` and, where labels were learned, ``template-learned.h5``."""
-        card = self._card(session, split, labels) | {"seed_exam": split.seed, "fit": fits}
+        card = self._card(session, split, labels) | {"seed_exam": split.seed, **known}
         model = Engine(self.config, session.modules["network"], session.modules["atlas"], card)
         model.save(self.folder / MODEL_FILE)
-        _save_atlas(model, self.folder / "atlas.nii.gz")
+        save_atlas(model, self.folder / "atlas.nii.gz")
         if labels:
             learned = learned_template(session.modules["labels"], labels, model.fingerprint)
             learned.save(self.folder / "template-learned.h5")
@@ -375,12 +377,3 @@ class Experiment:
     def _score(self, model: Engine, split: Split, log: RunLog) -> dict[str, Any]:
         """Score the model on the test exams; returns what ``result.json`` begins with."""
         return score(self.folder, model, self.config, self.request, split, log)
-
-
-def _save_atlas(model: Engine, path: Path) -> None:
-    """Write the atlas in Hounsfield units. It has no millimetres: its affine gives normalised coordinates times 100."""
-    values = model.atlas[0, 0].detach().cpu().numpy()
-    step = 200 / (values.shape[0] - 1)
-    affine = np.diag([step, step, step, 1.0])
-    affine[:3, 3] = -100
-    write_volume(path, Volume((values * 512 - 256).astype(np.float32), Grid(values.shape, affine), "atlas"))

@@ -16,7 +16,7 @@ from deepatlas.exams.read import read_labels_for, read_volume
 from deepatlas.localize.segment import segment
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import Engine
-from deepatlas.model.native import native_coordinates, warped_atlas
+from deepatlas.model.field import warped_atlas
 from deepatlas.names.meet import meeting
 from deepatlas.nn import Atlas, CoordinateNetwork, LabelAtlas
 from deepatlas.pictures.draw import coordinate_colours, draw_contours, new_figure, save_figure, show
@@ -123,8 +123,8 @@ def save_overview(path: Path, model: Engine, template: Template, cohort: Cohort,
     ct = read_volume(files.ct, kind=files.kind)
     seg = read_labels_for(ct, files.seg, cohort.labels, [])
     found = model.map_exam(ct)
-    coords = native_coordinates(found.coords, found.grid, ct.grid)
-    warped = warped_atlas(model.atlas, found.coords, found.grid, ct.grid)
+    coords = found.field.on(ct.grid)
+    warped = warped_atlas(model.atlas, found.field, ct.grid)
     seen, _ = check_input(ct, model.intensity)
     image = seen.canonical()
     # Leave out the air around the patient.

@@ -20,11 +20,16 @@ from deepatlas.train.loop import Session
 from deepatlas.train.phase import Phase, Sweep
 from deepatlas.train.phases.autoencoder import autoencoder_phase
 from deepatlas.train.phases.coarse import TemplateCrops, coarse_phase
-from deepatlas.train.phases.distil import distil_phase
+from deepatlas.train.phases.distil import distil_phase, parent_phase
 from deepatlas.train.phases.head import head_phase
 from deepatlas.train.phases.labels import level_labels, round_labels
 from deepatlas.train.phases.level import level_phase
-from deepatlas.train.phases.register import CohortCoordinates, predict_sweep, register_sweep
+from deepatlas.train.phases.register import (
+    CohortCoordinates,
+    parent_sweep,
+    predict_sweep,
+    register_sweep,
+)
 
 
 def recipe(
@@ -32,11 +37,14 @@ def recipe(
     array: ExamArray,
     picture: Callable[[int], None] | None = None,
     labels: LabelMaps | None = None,
+    *,
+    region: bool = False,
 ) -> Iterator[Phase | Sweep]:
     """The phases of a run over the exams of ``array``, each made when the ones before it have ended.
 
     The session's atlas has been seeded. ``picture(level)`` is called when a level has ended. ``labels`` are those of
-    the exams of ``array`` where the settings use them (``loss.labels``).
+    the exams of ``array`` where the settings use them (``loss.labels``). ``region`` is whether the run is one on crops,
+    whose cohort starts with the coordinates of the levels above (section 5.2.4).
     """
     config, network = session.config, session.modules["network"]
     batches = Batches(array, array.ids, config.data, config.loss.size)
@@ -46,7 +54,10 @@ def recipe(
         yield autoencoder_phase(session, batches)
     autoencoder = freeze(session.modules["autoencoder"])
 
-    yield coarse_phase(session, _crops(session))
+    if not region:
+        yield coarse_phase(session, _crops(session))
+    else:
+        yield parent_phase(session, array)
 
     similarity = FeatureSimilarity(autoencoder, config.loss.similarity, config.loss.window)
     loss = RegistrationLoss(config.loss, similarity, config.network.size)
@@ -59,7 +70,12 @@ def recipe(
         yield level_phase(session, with_labels, loss, level, partial(picture, level) if picture else None)
 
     for number in range(len(config.distil.steps)):
-        yield predict_sweep(session, array, number)
+        if region and number == 0 and not any(config.train.steps):
+            # Nothing has learned beyond the levels above, whose own coordinates are better than what the network has
+            # kept of them.
+            yield parent_sweep(session, array)
+        else:
+            yield predict_sweep(session, array, number)
         if labels:
             yield round_labels(session, array, labels, number)
         yield register_sweep(session, array, number, labels)
@@ -69,10 +85,11 @@ def recipe(
         yield distil_phase(session, array, number, taught)
 
 
-def make_modules(config: Config, exams: int, structures: int = 0) -> dict[str, Any]:
+def make_modules(config: Config, exams: int, structures: int = 0, *, region: bool = False) -> dict[str, Any]:
     """The modules that the recipe trains on a number of exams, newly initialised, on the CPU.
 
-    ``structures`` is the number of those that were drawn in the exams; 0 where labels are not used.
+    ``structures`` is the number of those that were drawn in the exams; 0 where labels are not used. ``region`` as in
+    :func:`recipe`.
     """
     net = config.network
     modules: dict[str, Any] = {
@@ -80,7 +97,7 @@ def make_modules(config: Config, exams: int, structures: int = 0) -> dict[str, A
         "atlas": Atlas(net.atlas_size),
         "autoencoder": Autoencoder(config.autoencoder.channels, net.groups),
     }
-    if config.distil.steps:
+    if config.distil.steps or region:
         finest = modules["network"].level_size(net.finest_level)
         modules["cohort"] = CohortCoordinates(exams, max(finest, config.refine.control), net.atlas_size)
     if structures:

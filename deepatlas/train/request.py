@@ -41,6 +41,10 @@ class Request:
     # in a run that learns coordinates.
     model: str | None = None
     from_scratch: bool = False
+    # In a run on a region of another model (section 5.2.4): the region, as Region.to_dict gives it, and the models of
+    # the levels above, as Parent.to_dict does.
+    region: dict[str, Any] | None = None
+    parent: dict[str, Any] | None = None
     # Whether a bad exam stops the run instead of being skipped.
     strict: bool = False
 

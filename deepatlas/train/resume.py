@@ -7,6 +7,7 @@ from pathlib import Path
 
 from deepatlas.train.experiment import Experiment
 from deepatlas.train.folder import read_run
+from deepatlas.train.region import RegionRun
 from deepatlas.train.supervised import Supervised
 
 
@@ -15,5 +16,6 @@ def resume(
 ) -> Experiment:
     """Continue the run in ``folder``; see :meth:`Experiment.resume <deepatlas.train.experiment.Experiment.resume>`."""
     _, request = read_run(Path(folder))
-    kind = Experiment if request.model is None else Supervised
+    kind: type[Experiment] = Experiment if request.model is None else Supervised
+    kind = RegionRun if request.region is not None else kind
     return kind.resume(folder, assignments, device=device, quiet=quiet)

@@ -23,8 +23,8 @@ from deepatlas.train.split import Split
 def score(folder: Path, model: Engine, config: Config, request: Request, split: Split, log: RunLog) -> dict:
     """Write template and evaluation under ``folder``; returns the content of ``result.json``.
 
-    If ``config.refine.steps`` is above 0, the entry ``"refined"`` holds the same figures with the coordinates of every
-    exam refined, those of the template's exams included.
+    The coordinates of the template's exams are refined if ``config.refine.steps`` is above 0: the error of one exam
+    counts in every other one. Then the entry ``"refined"`` holds the same figures with the test exams refined as well.
     """
     result: dict = {
         "preset": config.preset,
@@ -37,17 +37,19 @@ def score(folder: Path, model: Engine, config: Config, request: Request, split: 
     if not split.template or not split.test or not all(map(os.path.isdir, split.data)):
         log.say("no one-shot score: there are no labelled exams to make a template from and to test on")
         return result
-    template, summary = _one_shot(folder, "", model, request, split, log)
+    steps = config.refine.steps
+    refining = Engine(config, model.network, model.atlas_module, model.card, refine=steps) if steps else model
+    template = make_template(folder, "", refining, request, split, log)
+    summary = evaluate(folder, "", model, template, request, split, log)
     used = list(summary["seconds"]["per_exam"])
     save_overview(folder / "figures" / "overview.png", model, template, find_cohort(split.test_data), used[0])
     log.say(summary_table(summary))
     result |= _figures(summary) | {"test_exams": used}
     if request.data is None:
         result |= phantom_truth(model, config.phantom, split.template[0])
-    if steps := config.refine.steps:
+    if steps:
         log.say(f"the same with {steps} steps of refinement per exam")
-        refining = Engine(config, model.network, model.atlas_module, model.card, refine=steps)
-        _, summary = _one_shot(folder, "-refined", refining, request, split, log, pictures=False)
+        summary = evaluate(folder, "-refined", refining, template, request, split, log, pictures=False)
         result["refined"] = {"steps": steps} | _figures(summary)
         if request.data is None:
             result["refined"] |= phantom_truth(refining, config.phantom, split.template[0], baseline=False)
@@ -86,38 +88,43 @@ def score_supervised(
     return result | _figures(summary) | {"test_exams": used, "grid": grid_truth(model, split.test_data, used)}
 
 
-def _one_shot(
+def make_template(
+    folder: Path, suffix: str, model: Engine, request: Request, split: Split, log: RunLog
+) -> Template:
+    """Write ``template<suffix>.h5`` from the exams for it. A bad one is skipped, unless the run is strict."""
+    template = build_template(
+        model, split.data, split.template, request.structures, strict=request.strict, progress=log.say
+    )
+    template.save(folder / f"template{suffix}.h5")
+    for exam, reason in template.meta["skipped"].items():
+        log.skip(exam, reason, ", ".join(Path(root).name for root in split.data))
+    return template
+
+
+def evaluate(
     folder: Path,
     suffix: str,
     model: Engine,
+    template: Template,
     request: Request,
     split: Split,
     log: RunLog,
     pictures: bool = True,
-) -> tuple[Template, dict]:
-    """Write ``template<suffix>.h5`` and ``evaluation<suffix>/``; returns the template and the evaluation's summary.
-
-    A bad exam is skipped and listed, unless the run is strict.
-    """
-    strict = request.strict
-    template = build_template(
-        model, split.data, split.template, request.structures, strict=strict, progress=log.say
-    )
-    template.save(folder / f"template{suffix}.h5")
+) -> dict:
+    """Write ``evaluation<suffix>/``; returns its summary. A bad exam is skipped, unless the run is strict."""
     summary = evaluate_cohort(
         model,
         template,
         split.test_data,
         folder / f"evaluation{suffix}",
         split.test,
-        strict,
+        request.strict,
         pictures=pictures,
         progress=log.say,
     )
-    for roots, skipped in ((split.data, template.meta["skipped"]), (split.test_data, summary["skipped"])):
-        for exam, reason in skipped.items():
-            log.skip(exam, reason, ", ".join(Path(root).name for root in roots))
-    return template, summary
+    for exam, reason in summary["skipped"].items():
+        log.skip(exam, reason, ", ".join(Path(root).name for root in split.test_data))
+    return summary
 
 
 def result_text(folder: Path, result: dict) -> str:

@@ -117,7 +117,7 @@ class Supervised(Experiment):
         assert labels is not None
         return finetune_phases(session, array, labels, from_scratch=self.request.from_scratch)
 
-    def _fits(self, session: Session, array: ExamArray) -> dict[str, Any]:
+    def _known(self, session: Session, store: Store, array: ExamArray) -> dict[str, Any]:
         # A fit is the agreement of an exam with the atlas, and there is none.
         return {}
 
@@ -125,7 +125,7 @@ class Supervised(Experiment):
         return None
 
     def _finish(
-        self, session: Session, split: Split, fits: dict[str, Any], labels: LabelMaps | None
+        self, session: Session, split: Split, known: dict[str, Any], labels: LabelMaps | None
     ) -> Engine:
         assert labels is not None
         facts: StructureFacts = session.modules["structures"]

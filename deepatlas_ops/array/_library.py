@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .. import _jit, options
+from .. import _jit, _objects, options
 
 MOST_THREADS = 1024
 
@@ -131,17 +131,22 @@ class _Plan(_jit.Plan):
     def compile(self, building: Path) -> None:
         command = [*shlex.split(self.compiler), *self.flags]
         folders = [f"-I{self.sources}", f"-isystem{self.include}", f"-isystem{sysconfig.get_path('include')}"]
-        objects = [building / f"{source.stem}.o" for source in self.files]
+        kernels = _objects.kept(self)
+        compiled = {path.stem for path in kernels}
+        sources = [source for source in self.files if source.stem not in compiled]
+        objects = [building / f"{source.stem}.o" for source in sources]
         steps = [
             [*command, "-std=c++17", "-fPIC", *folders, "-c", str(source), "-o", str(target)]
-            for source, target in zip(self.files, objects, strict=True)
+            for source, target in zip(sources, objects, strict=True)
         ]
         with ThreadPoolExecutor(_jobs()) as pool:
             list(pool.map(_run, steps))
+        if not kernels:
+            _objects.keep(self, building)
         # Symbols of Python are found in the process that loads the module.
         kind = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
         output = building / f"{self.library}.so"
-        _run([*command, *kind, "-pthread", *map(str, objects), "-o", str(output)])
+        _run([*command, *kind, "-pthread", *map(str, (*objects, *kernels)), "-o", str(output)])
 
 
 def _plan() -> _Plan:

@@ -21,7 +21,6 @@ from deepatlas.evaluate.tables import summary_table
 from deepatlas.io.codec import write_volume
 from deepatlas.localize.template.build import build_template
 from deepatlas.localize.template.file import Template
-from deepatlas.model.native import inside, native_coordinates
 from deepatlas.space.volume import Volume
 
 
@@ -194,13 +193,12 @@ def test_the_warped_atlas_lies_on_the_exam():
     model, (ct, _) = AffineModel(), exam(GRIDS["oblique"])
     ct = ct.canonical()
     found = model.map_exam(ct)
-    coords, grid = found.coords, found.grid
     index = (40, 25, 33)
-    cuts = atlas_slices(model.atlas, coords, grid, ct.grid, index)
-    fine = native_coordinates(coords, grid, ct.grid)[None]
+    cuts = atlas_slices(model.atlas, found.field, ct.grid, index)
+    fine = found.field.on(ct.grid)[None]
     whole = ops.resample(model.atlas, fine.clamp(-1, 1))[0, 0].numpy()
     # Where the map leaves the atlas, or the grid of the model ends, there is nothing to show.
-    whole[(fine[0].abs() > 1).any(0).numpy() | ~inside(grid, ct.grid)] = np.nan
+    whole[(fine[0].abs() > 1).any(0).numpy() | ~found.field.inside(ct.grid)] = np.nan
     for axis, (cut, at) in enumerate(zip(cuts, index, strict=True)):
         np.testing.assert_allclose(cut, np.take(whole, at, axis=axis), atol=1e-4)
         assert dice(cut[None] > 0.27, np.take(ct.array, at, axis=axis)[None] > -500) > 0.95

@@ -42,7 +42,7 @@ def labels_of(masks, grid) -> Labels:
 
 def labelled(model, ct, seg) -> LabelledExam:
     found = model.map_exam(ct)
-    return LabelledExam(found.coords, found.grid, seg)
+    return LabelledExam(found.field, seg)
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from affine_model import GRIDS, AffineModel, exam, grid_of
+import torch
+from affine_model import GRIDS, SCALE, AffineModel, exam, grid_of, world
 
-from deepatlas.errors import DataError, DeepAtlasError
-from deepatlas.localize.points import locate
-from deepatlas.localize.points_csv import read_points, write_located
+from deepatlas.errors import DeepAtlasError
+from deepatlas.localize.found import find, from_exam
+from deepatlas.localize.found_files import write_found
+from deepatlas.localize.points import coordinates_of, locate, look_for
+from deepatlas.model.field import CoordinateField, Piece, rim
+from deepatlas.model.known import KnownExam
+from deepatlas.space.markup import Markups, Point
 
 POINTS = np.array(
     [[20.0, 5.0, -10.0], [-30.0, -8.0, 4.0], [0.0, 0.0, 0.0], [41.0, 20.0, 30.0], [-12.0, 30.0, -41.0]]
@@ -96,41 +103,39 @@ def test_one_point_no_point_and_malformed_points():
             locate(AffineModel(), bad, source, source)
 
 
-def test_points_are_read_from_csv_and_results_are_written(tmp_path):
-    path = tmp_path / "p.csv"
-    path.write_text(
-        '\ufeffZ, name ,x,y,note\n3,carina,1,2,hello\n-6.5,"apex, left",-4,5e0,\n', encoding="utf-8"
+def test_a_field_of_several_networks_is_inverted_to_its_own_answer():
+    """The network of the whole exam is wrong by 5 mm within a region, whose own network bends space otherwise."""
+    model = AffineModel(32)
+    source = KnownExam.of(model.map_exam(exam(GRIDS["plain"], "a")[0]), GRIDS["plain"], "a")
+    goal = model.map_exam(exam(GRIDS["plain"], "b")[0])
+    size = 40
+    grid = goal.grid.cropped((6, 6, 6), (20, 20, 20)).resized(size)
+    own = torch.from_numpy(np.moveaxis(bent(world(grid)) / SCALE, -1, 0).copy()).float()[None]
+    piece = Piece("region", own, grid, rim((size,) * 3, 6, torch.ones(1)))
+    field = CoordinateField(goal.coords + 5 / SCALE, goal.grid, (piece,))
+    target = KnownExam("b", GRIDS["plain"], field, goal.body, goal.fit)
+    points = np.array([[0.0, 0.0, 0.0], [12.0, -8.0, 9.0], [-20.0, 5.0, -10.0], [-9.0, 15.0, 18.0]])
+    got = look_for(target, coordinates_of(source, points))
+    assert got.found.all() and got.inversion_mm.max() < 0.02
+    np.testing.assert_allclose(field.at(got.points) * SCALE, points, atol=0.03)
+    # At the middle of the region its network counts alone.
+    assert np.linalg.norm(bent(got.points[0]) - points[0]) < 0.1
+    # The network of the whole exam alone ends elsewhere.
+    root = replace(target, field=CoordinateField(field.coords, field.grid))
+    assert (
+        np.linalg.norm(look_for(root, coordinates_of(source, points)).points - got.points, axis=1).min() > 1
     )
-    names, points = read_points(path)
-    assert names == ["carina", "apex, left"]
-    np.testing.assert_array_equal(points, [[1, 2, 3], [-4, 5, -6.5]])
-    source = exam(GRIDS["plain"], "a")[0]
-    result = locate(AffineModel(), [[1.0, 2.0, 3.0], [900.0, 0.0, 0.0]], source, source)
-    write_located(tmp_path / "out.csv", names, {"b": result})
+
+
+def test_results_are_written_as_a_table(tmp_path):
+    source = KnownExam.of(AffineModel().map_exam(exam(GRIDS["plain"], "a")[0]), GRIDS["plain"], "a")
+    marks = Markups(
+        (Point("carina", (1.0, 2.0, 3.0)), Point("apex, left", (900.0, 0.0, 0.0)), Point("none", None))
+    )
+    result = find(source, from_exam(source, marks))
+    write_found(tmp_path / "out.csv", {"b": result})
     lines = (tmp_path / "out.csv").read_text().splitlines()
     assert lines[0] == "target,name,x,y,z,inversion_mm,found,reason,fit,known"
     assert lines[1].startswith("b,carina,1.000,2.000,3.000,0.00") and lines[1].endswith(",true,,1.000,")
     assert lines[2] == 'b,"apex, left",,,,,false,outside the source exam,1.000,'
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("x,y,z\n1,2,3\n", "no column name"),
-        ("", "no column name, x, y, z"),
-        ("name,x,y,z\n", "holds no point"),
-        ("name,x,y,z\na,1,2,3\nb,1,two,3\n", "line 3: x, y, z must be numbers"),
-        ("name,x,y,z\na,1,2\n", "line 2"),
-        ("name,x,y,z\na,1,2,inf\n", "line 2"),
-    ],
-)
-def test_bad_csv_is_named_with_its_line(tmp_path, text, words):
-    (tmp_path / "p.csv").write_text(text)
-    with pytest.raises(DataError, match=words) as error:
-        read_points(tmp_path / "p.csv")
-    assert "p.csv" in str(error.value)
-
-
-def test_a_missing_csv_is_an_error(tmp_path):
-    with pytest.raises(DataError, match=r"none\.csv: cannot read points"):
-        read_points(tmp_path / "none.csv")
+    assert lines[3] == "b,none,,,,,false,has no position in the source exam,1.000,"

@@ -18,8 +18,7 @@ from deepatlas.space.volume import Volume
 
 def labelled(model, ct, seg, **rest) -> LabelledExam:
     found = model.map_exam(ct)
-    coords, grid = found.coords, found.grid
-    return LabelledExam(coords, grid, seg, **rest)
+    return LabelledExam(found.field, seg, **rest)
 
 
 def scores(seg: Volume, found: Volume) -> dict[str, float]:

@@ -6,7 +6,7 @@ from affine_model import GRIDS, exam
 
 import deepatlas
 from deepatlas.errors import DeepAtlasError
-from deepatlas.model.average import averaged_coordinates
+from deepatlas.model.average import averaged_coordinates, views_of
 from deepatlas.space.affine import affine_coords
 
 SIZE = 24
@@ -52,6 +52,28 @@ def test_errors_of_single_views_average_out(image):
         return torch.stack([(t - truth)[inner].abs().mean() for t in trials]).mean()
 
     assert error(12) < 0.5 * error(1)
+
+
+def test_views_are_carried_back_to_the_exam_and_their_mean_is_the_average(image):
+    views = list(views_of(network(), image, 5, (SIZE,) * 3))
+    inner = (slice(None), slice(None), *(slice(3, -3),) * 3)
+    for coords, seen in views:
+        inside = (seen > 0).expand_as(coords)[inner]
+        assert inside.float().mean() > 0.9
+        error = (coords - PLACE[:, :1]).abs()[inner][inside]
+        assert error.max() < 1e-4
+    mean = sum(c * s for c, s in views) / sum(s for _, s in views)
+    torch.testing.assert_close(averaged_coordinates(network(), image, 5), mean)
+
+
+def test_the_views_of_a_model_begin_with_the_exam_itself():
+    model, (volume, _) = deepatlas.load("headneck", "cpu", refine=0), exam(GRIDS["plain"])
+    found = model.map_exam(volume)
+    views = model.views(found, 3, found.coords.shape[-1])
+    assert views.shape == (3, *found.coords.shape[1:])
+    torch.testing.assert_close(views[:1], found.coords, atol=1e-4, rtol=0)
+    assert 0 < (views[1] - views[0]).abs().mean() < 0.2
+    assert model.fit_of(found.hu) == pytest.approx(found.fit.value, abs=1e-4)
 
 
 def test_the_shipped_model_averages_views_reproducibly():

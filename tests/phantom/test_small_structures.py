@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import nibabel
 import numpy as np
@@ -17,6 +18,7 @@ from deepatlas.phantom.deform import determinant
 from deepatlas.phantom.patients import PhantomCohort
 from deepatlas.phantom.structures import ALL_STRUCTURES, SMALL_STRUCTURES, STRUCTURES
 
+LONG = bool(os.environ.get("DEEPATLAS_LONG_TESTS"))
 COARSE = (40, 32, 36)
 PAIRED = sorted({name.removesuffix("_right") for name in SMALL_STRUCTURES if name.endswith("_right")})
 # Volumes in mL: what is normal from a child to an adult, with room for voxels of 3 mm.
@@ -346,12 +348,17 @@ def test_bad_arguments_are_refused(arguments, message):
 
 
 @pytest.mark.slow
-def test_an_exam_at_one_and_a_half_mm_shows_what_a_coarse_one_cannot():
-    cohort = PhantomCohort(structures="all", spacing=1.5, partial=0)
+def test_a_fine_exam_shows_what_a_coarse_one_cannot(monkeypatch):
+    """At 1.5 mm with DEEPATLAS_LONG_TESTS (25 seconds), otherwise at 2 mm and of a template that is coarser too."""
+    spacing = 1.5 if LONG else 2.0
+    if not LONG:
+        monkeypatch.setattr(patients, "build_template", lambda small, mm: build_template(small, 1.6 * mm))
+    cohort = PhantomCohort(structures="all", spacing=spacing, partial=0)
+    assert cohort.body.grid.spacing[0] == (1.0 if LONG else 1.6)
     exam = cohort.exam(1)
-    assert np.allclose(exam.volume.grid.spacing, 1.5) and not cohort.unresolved(exam)
-    voxels = exam.voxels()
-    assert min(voxels.values()) >= 15 and voxels["lens_right"] > 30 and voxels["adrenal_left"] > 200
+    assert np.allclose(exam.volume.grid.spacing, spacing) and not cohort.unresolved(exam)
+    volumes = {name: count * spacing**3 for name, count in exam.voxels().items()}
+    assert min(volumes.values()) >= 50 and volumes["lens_right"] > 100 and volumes["adrenal_left"] > 675
     lens = exam.labels.array == exam.names["lens_right"]
     globe = exam.labels.array == exam.names["orbit_right"]
     assert exam.volume.array[lens].mean() > exam.volume.array[globe].mean() + 35

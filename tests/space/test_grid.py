@@ -163,3 +163,22 @@ def test_impossible_operations_are_refused():
         Volume(np.zeros((4, 4, 4)), grid).cropped((2, 0, 0), (3, 4, 4))
     with pytest.raises(ValueError, match="on a grid of shape"):
         Volume(np.zeros((4, 4, 5)), grid)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("kernel", [2, (3, 1, 4)])
+def test_a_divided_grid_is_pooled_to_itself(seed, kernel):
+    grid = oblique(np.random.default_rng(seed), angle=0.7)
+    fine = grid.divided(kernel)
+    assert fine.voxel_volume == pytest.approx(grid.voxel_volume / np.prod(np.broadcast_to(kernel, 3)))
+    assert fine.pooled(kernel).shape == grid.shape
+    np.testing.assert_allclose(fine.pooled(kernel).affine, grid.affine, atol=1e-9)
+    with pytest.raises(DataError, match="cannot divide"):
+        grid.divided(0)
+
+
+def test_a_grid_covers_what_lies_between_the_faces_of_its_voxels():
+    grid = oblique(np.random.default_rng(0), shape=(5, 6, 7), angle=0.3)
+    places = grid.voxel_to_world([[-0.4, 0, 0], [6.4, 5.4, 4.4], [-0.6, 0, 0], [0, 5.6, 0]])
+    assert grid.covers(places).tolist() == [True, True, False, False]
+    assert grid.covers(places, margin=1.0).all()

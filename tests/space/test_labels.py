@@ -45,6 +45,17 @@ def test_every_mask_is_whole_and_the_last_one_is_on_top(drawn):
     assert not labels.mask(55).any()
 
 
+def test_the_box_of_a_structure_holds_its_whole_mask(drawn):
+    masks, labels = drawn
+    assert list(labels.boxes()) == sorted(masks)
+    for identity, box in labels.boxes().items():
+        where = np.argwhere(masks[identity])
+        assert [(s.start, s.stop) for s in box] == list(zip(where.min(0), where.max(0) + 1, strict=True))
+        np.testing.assert_array_equal(labels.mask_in(identity, box), masks[identity][box])
+    nothing = Labels(np.zeros(SHAPE, np.int32), labels.grid)
+    assert nothing.boxes() == {} and nothing.ids() == set()
+
+
 def test_turned_cropped_and_subsampled(drawn):
     masks, labels = drawn
     for identity, mask in masks.items():

@@ -54,7 +54,6 @@ def test_a_run_leaves_everything_that_is_promised(run):
         "evaluation/metrics.csv",
         "evaluation/summary.json",
         "evaluation/report.html",
-        "template-refined.h5",
         "evaluation-refined/metrics.csv",
     ]
     assert [name for name in expected if not (run / name).is_file()] == []

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deepatlas.engines import ENGINES
 from deepatlas.errors import DataError
-from deepatlas.intake.run.engines import ENGINES
 from deepatlas.space.preprocess import CROPS
 
 
@@ -27,7 +27,7 @@ class Options:
         workers: number of processes (default: one for each core, as far as the memory suffices).
         shard: ``(i, n)`` prepares the i-th of n parts, counted from 0.
         merge: make the dataset of all parts.
-        engine, address: see :func:`~deepatlas.intake.run.engines.open_engine`.
+        engine, address: see :func:`~deepatlas.engines.open_engine`.
         timeout: seconds that one exam may take.
         progress: show bars, and why files were refused, on stderr.
     """

@@ -15,6 +15,7 @@ from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 
+from deepatlas.engines import Died, default_workers, open_engine
 from deepatlas.errors import DataError
 from deepatlas.intake.dataset.folder import exam_path, read_dataset_json
 from deepatlas.intake.digest import digest
@@ -23,7 +24,6 @@ from deepatlas.intake.find.studies import other_series
 from deepatlas.intake.find.walk import scratch_folder
 from deepatlas.intake.privacy.identity import Identity
 from deepatlas.intake.run import work
-from deepatlas.intake.run.engines import Died, default_workers, open_engine
 from deepatlas.intake.run.finish import Entry, Kept, as_record, finish, read_state, write_keys
 from deepatlas.intake.run.journal import Journals
 from deepatlas.intake.run.options import Options, Summary
@@ -86,7 +86,13 @@ class _Run:
             scratch = stack.enter_context(scratch_folder(private))
             workers = options.workers or default_workers()
             self.engine = stack.enter_context(
-                open_engine(options.engine, workers=workers, address=options.address, timeout=options.timeout)
+                open_engine(
+                    options.engine,
+                    workers=workers,
+                    address=options.address,
+                    timeout=options.timeout,
+                    preload=work.__name__,
+                )
             )
             self.planner = Planner(self.src, self.dst, options, self.identity, self.engine)
             # The first of several shards reads the headers while the others wait for them.

@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from deepatlas.engines import Died
 from deepatlas.errors import DataError
 from deepatlas.intake.find import discover
 from deepatlas.intake.find.catalogue import Catalogue
@@ -21,7 +22,6 @@ from deepatlas.intake.privacy.identity import Identity, readable_id
 from deepatlas.intake.privacy.names import identifier_tokens, why_private
 from deepatlas.intake.privacy.redact import redacted
 from deepatlas.intake.run import work
-from deepatlas.intake.run.engines import Died
 from deepatlas.intake.run.finish import Entry
 from deepatlas.intake.run.options import Options
 from deepatlas.intake.structures.anatomy import is_anatomical

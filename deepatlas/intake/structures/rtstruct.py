@@ -206,7 +206,8 @@ def _draw(items: Any, grid: Grid, notes: list[str]) -> Patch:
     width, height = grid.shape[2 - u], grid.shape[2 - v]
     # Only the box around the structure is filled, not the whole array.
     every = np.concatenate([points for plane in planes.values() for points in plane])[:, [u, v]]
-    if (every < -0.5).any() or (every > [width - 0.5, height - 0.5]).any():
+    # A contour along the outer face of the CT, with rounded numbers, loses nothing there.
+    if (every < -0.5 - ON_GRID).any() or (every > np.array([width, height]) - 0.5 + ON_GRID).any():
         notes.append("reaches beyond the CT within its slices; cut off there")
     low = np.clip(np.floor(every.min(axis=0)), 0, None).astype(np.int64)
     high = np.minimum(np.ceil(every.max(axis=0)).astype(np.int64) + 1, [width, height])

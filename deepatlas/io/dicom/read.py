@@ -18,7 +18,7 @@ from deepatlas.io.dicom.header import Header
 from deepatlas.io.dicom.kernel import known_kernel, tissue
 from deepatlas.io.dicom.parts import plane_of
 from deepatlas.io.dicom.pixels import read_pixels
-from deepatlas.io.dicom.scan import scan_dicom
+from deepatlas.io.dicom.scan import Scan, scan_dicom
 from deepatlas.io.dicom.series import DicomSeries, Reading
 from deepatlas.space.constants import AIR, LPS_FROM_RAS, MIN_VOXELS
 from deepatlas.space.grid import Grid
@@ -89,7 +89,7 @@ def read_series(series: DicomSeries) -> Reading:
     if any(h.lossy for h in headers):
         warnings.append("the pixels were compressed with a loss at some time")
     volume = Volume(array, Grid(array.shape, LPS_FROM_RAS @ affine), modality="CT")
-    return Reading(volume, corrections, warnings, _facts(headers, stack))
+    return Reading(volume, corrections, warnings, _facts(headers, stack), series)
 
 
 def read_folder(path: str | os.PathLike[str], override: str | int | None = None) -> Reading:
@@ -103,6 +103,26 @@ def read_folder(path: str | os.PathLike[str], override: str | int | None = None)
             series cannot be read.
     """
     path = Path(path)
+    series, scan = find_series(path, override)
+    try:
+        reading = read_series(series)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    reading.volume.name = str(path)
+    if lost := sum(refusal.damaged for refusal in scan.refusals):
+        reading.warnings.append(f"{lost} DICOM file{'s' * (lost != 1)} with a damaged header left out")
+    if lost := sum(refusal.zipped for refusal in scan.refusals):
+        reading.warnings.append(
+            f"{lost} DICOM file{'s' * (lost != 1)} compressed with gzip left out; unpack them (gunzip)"
+        )
+    return reading
+
+
+def find_series(path: Path, override: str | int | None = None) -> tuple[DicomSeries, Scan]:
+    """The series that :func:`read_folder` reads, and all that is there, from headers alone.
+
+    Raises :class:`~deepatlas.errors.DataError` as :func:`read_folder` does.
+    """
     try:
         if path.is_dir():
             files = [Found(p, p.relative_to(path).as_posix()) for p in sorted(path.rglob("*")) if p.is_file()]
@@ -122,23 +142,15 @@ def read_folder(path: str | os.PathLike[str], override: str | int | None = None)
         raise DataError(f"{path}: one slice of a series; give the folder that holds all of them")
     try:
         taken = choose_series(series, override).taken
-        if taken is None and len(alone := [s for s in series if _volume(s)]) == 1:
-            taken = alone[0]
-        if taken is None:
-            reasons = choose_series(series).reasons
-            listed = "; ".join(f"{name} {verdict}" for name, verdict in reasons.items())
-            raise DataError(f"no series to take: {listed}")
-        reading = read_series(taken)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    reading.volume.name = str(path)
-    if lost := sum(refusal.damaged for refusal in scan.refusals):
-        reading.warnings.append(f"{lost} DICOM file{'s' * (lost != 1)} with a damaged header left out")
-    if lost := sum(refusal.zipped for refusal in scan.refusals):
-        reading.warnings.append(
-            f"{lost} DICOM file{'s' * (lost != 1)} compressed with gzip left out; unpack them (gunzip)"
-        )
-    return reading
+    if taken is None and len(alone := [s for s in series if _volume(s)]) == 1:
+        taken = alone[0]
+    if taken is None:
+        reasons = choose_series(series).reasons
+        listed = "; ".join(f"{name} {verdict}" for name, verdict in reasons.items())
+        raise DataError(f"{path}: no series to take: {listed}")
+    return taken, scan
 
 
 def _volume(series: DicomSeries) -> bool:

@@ -69,10 +69,11 @@ class Reading:
 
     ``corrections`` lists what was changed ("2 duplicate slices with equal pixels left out"), ``warnings`` what was
     left as it is although it looks odd, and ``facts`` the provenance that identifies nobody (kernel, kVp, slice
-    thickness, transfer syntax).
+    thickness, transfer syntax). ``series`` is what it was read from, where that is DICOM.
     """
 
     volume: Volume
     corrections: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     facts: dict = field(default_factory=dict)
+    series: DicomSeries | None = None

@@ -7,22 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from deepatlas.errors import DataError
 from deepatlas.exams.cohort import ExamFiles
 from deepatlas.exams.joined import Data, find_cohort
 from deepatlas.exams.selection import Selection
+from deepatlas.localize.template.edit import Around, check_names, with_boxes
 from deepatlas.localize.template.estimate import LabelledExam, estimate_template
-from deepatlas.localize.template.file import Template
+from deepatlas.localize.template.file import SIZE, Template
 from deepatlas.model.engine import Engine
 from deepatlas.model.fit import Fit
+from deepatlas.model.project_box import mm_per_unit
 from deepatlas.names.meet import chosen
 from deepatlas.space.labels import Labels
 from deepatlas.space.volume import Volume
-
-# The voxels of a template along each axis, unless the atlas of the model has more.
-SIZE = 128
 
 
 # The solver needs gradients, which inference mode does not allow.
@@ -33,6 +33,7 @@ def build_template(
     exams: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
     *,
+    boxes: Sequence[Around] = (),
     size: int | None = None,
     strict: bool = False,
     split: str | Path | None = None,
@@ -48,6 +49,7 @@ def build_template(
             a split file says it.
         names: the structures to include; None takes all that ``labels.json`` names. They may be spelled otherwise than
             there, or be synonyms (:mod:`deepatlas.names.meet`).
+        boxes: boxes to be put around the structures, in the directions of the atlas.
         size: voxels of the template along each axis; None takes 128, or the size of the atlas if that is larger.
         strict: stop at the first exam that cannot be used, or that the model does not know. Otherwise the former is
             skipped and listed in ``meta["skipped"]``, and the latter is used.
@@ -70,16 +72,19 @@ def build_template(
     if names:
         labels = {s: labels[s] for s in chosen(names, labels, str(selection.cohort.labels_path))}
 
+    check_names(boxes, labels)
     fits: dict[str, Fit] = {}
+    scales = []
 
     def labelled(files: ExamFiles, ct: Volume, seg: Labels) -> LabelledExam:
         found = model.map_exam(ct)
         found.fit.warning(files.id, strict)
         fits[files.id] = found.fit
+        scales.append(mm_per_unit(found.field, found.body))
         # A structure without a voxel counts as not drawn, and not as absent.
         present = seg.ids()
         drawn = frozenset(n for n, i in labels.items() if i in present)
-        return LabelledExam(found.coords.cpu(), found.grid, replace(seg, name=files.id), drawn)
+        return LabelledExam(found.field.cpu(), replace(seg, name=files.id), drawn)
 
     items = []
     for count, (files, item) in enumerate(selection.use(labelled), 1):
@@ -99,6 +104,8 @@ def build_template(
         "skipped": selection.skipped,
         "unlabelled": selection.unlabelled,
         "fit": {name: fits[name].to_dict() for name in (i.labels.name for i in items)},
+        "mm_per_unit": [round(float(s), 3) for s in np.median(scales, axis=0)],
     }
     size = size or max(SIZE, model.atlas.shape[-1])
-    return estimate_template(items, labels, size, meta=meta, progress=progress, **solver)
+    made = estimate_template(items, labels, size, meta=meta, progress=progress, **solver)
+    return with_boxes(made, boxes) if boxes else made

@@ -15,8 +15,7 @@ from torch import Tensor
 from deepatlas.errors import DataError, DataWarning, DeepAtlasError
 from deepatlas.localize.template.file import Template
 from deepatlas.localize.template.leastsquares import LAPLACIAN, TIKHONOV, Problem, conjugate_gradients
-from deepatlas.model.native import inside, native_coordinates
-from deepatlas.space.grid import Grid
+from deepatlas.model.field import CoordinateField
 from deepatlas.space.labels import Labels
 from deepatlas.space.stack import overlapping_pairs
 from deepatlas.space.volume import Volume
@@ -41,8 +40,7 @@ class LabelledExam:
     """What eq. 14 needs to know about one exam.
 
     Attributes:
-        coords: ``[1, 3, S, S, S]``, the output of the model on ``grid``.
-        grid: the model grid.
+        field: the coordinates of the exam.
         labels: what was drawn, on the exam's own grid, in any orientation and resolution; overlaps count where it is
             :class:`~deepatlas.space.labels.Labels`. A large image is subsampled.
         drawn: the names of the structures that were labelled in this exam; None for those with at least one voxel.
@@ -52,8 +50,7 @@ class LabelledExam:
         DeepAtlasError: the weights do not have the shape of the labels.
     """
 
-    coords: Tensor
-    grid: Grid
+    field: CoordinateField
     labels: Volume
     drawn: frozenset[str] | None = None
     weights: NDArray | None = None
@@ -82,13 +79,13 @@ class LabelledExam:
 
     def template_index(self, size: int) -> Tensor:
         """The fractional template voxel (x, y, z) of every label voxel: ``[3, voxels]``."""
-        fine = native_coordinates(self.coords, self.grid, self.labels.grid)
+        fine = self.field.on(self.labels.grid)
         # Clamping is border padding, by which masks and the atlas are also read at their edges.
         return fine.clamp_(-1, 1).flatten(1).add_(1).mul_((size - 1) / 2)
 
     def usable(self, device: torch.device) -> Tensor:
         """Bool ``[voxels]``: which label voxels have a coordinate. A cropped model grid leaves some without."""
-        return torch.from_numpy(inside(self.grid, self.labels.grid)).to(device).flatten()
+        return torch.from_numpy(self.field.inside(self.labels.grid)).to(device).flatten()
 
 
 @dataclass

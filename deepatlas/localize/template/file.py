@@ -1,4 +1,4 @@
-"""Reference masks in the learned coordinate space (section 5.2.7), and the file that holds them."""
+"""Masks, points, lines and boxes in the learned coordinate space (section 5.2.7), and the file that holds them."""
 
 from __future__ import annotations
 
@@ -15,30 +15,47 @@ from numpy.typing import NDArray
 
 from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.files import atomic_h5, refuse_pointer
+from deepatlas.localize.template.marks import (
+    check_marks,
+    marks_from_json,
+    marks_to_json,
+    names_of_marks,
+    some_marks,
+)
 from deepatlas.names.meet import chosen
 from deepatlas.pretrained import TEMPLATE, resolve
 from deepatlas.space.constants import MAX_LABEL
+from deepatlas.space.markup import Markups
 from deepatlas.space.stack import overlap_matrix, rows_of, stack_order
 
 FORMAT = "deepatlas-template"
-VERSION = 1
+# A file that holds points, lines or boxes has version 2, so that earlier versions of this package, which would lose
+# them, refuse it. One with masks alone has version 1, and they read it.
+VERSION, VERSION_OF_MASKS = 2, 1
+# The voxels of a template along each axis, unless the atlas of the model has more.
+SIZE = 128
 # The range of thresholds. Masks that keep their volume only beyond it resemble no exam, and must not decide more.
 _BOUNDS = 0.25, 0.75
 
 
 @dataclass(repr=False)
 class Template:
-    """One mask per structure over the coordinate space (section 5.2.7). A template must not be changed once made.
+    """What is defined once in the coordinate space, to be found in any exam. A template must not be changed once made.
+
+    It holds one mask per structure (section 5.2.7), points, lines and oriented boxes; structures may overlap.
 
     Attributes:
-        masks: float32 ``[K, D, H, W]`` on the corner-aligned grid of [-1, 1]^3, so that
+        masks: float32 ``[K, D, H, W]``, where K may be 0, on the corner-aligned grid of [-1, 1]^3, so that
             ``ops.resample(masks[None], coords)`` carries them onto an exam. They are the least-squares solutions of
             eq. 14, and therefore exceed [0, 1] a little at sharp borders.
         names: the names of the K structures; distinct.
         ids: their ids in the label images that segmentation writes; distinct, from 1 to 65535.
         meta: JSON values: ``model`` (fingerprint of the model whose coordinates these are), ``refine`` and
             ``average`` (refinement steps and views of the exams), ``exams``, the settings and outcome of the solver,
-            and ``overlaps``: the pairs of structures that were drawn over each other, ``[lower, upper]``.
+            ``overlaps``: the pairs of structures that were drawn over each other, ``[lower, upper]``; and
+            ``mm_per_unit``: the millimetres that a unit of the coordinates has in those exams, ``[x, y, z]``.
+        marks: points, lines and boxes. Their positions are coordinates of the atlas, and no millimetres; their names
+            are distinct in each kind.
 
     Raises:
         DeepAtlasError: the shapes do not match, names or ids are not distinct or out of range, or a mask holds values
@@ -49,22 +66,25 @@ class Template:
     names: tuple[str, ...]
     ids: tuple[int, ...]
     meta: dict[str, Any] = field(default_factory=dict)
+    marks: Markups = Markups()
 
     def __post_init__(self) -> None:
         self.masks = np.ascontiguousarray(self.masks, dtype=np.float32)
         self.names = tuple(str(n) for n in self.names)
         self.ids = tuple(int(i) for i in self.ids)
         k = len(self.names)
-        if self.masks.ndim != 4 or len(self.masks) != k or len(self.ids) != k or k == 0:
+        if self.masks.ndim != 4 or len(self.masks) != k or len(self.ids) != k:
             raise DeepAtlasError(
-                f"Template: masks must be [K, D, H, W] with K names and K ids (K > 0), got masks "
+                f"Template: masks must be [K, D, H, W] with K names and K ids, got masks "
                 f"{self.masks.shape}, {k} names, {len(self.ids)} ids"
             )
+        if k == 0 and not len(self.marks):
+            raise DeepAtlasError("Template: holds nothing; give a mask, a point, a line or a box")
+        check_marks(self.marks)
         if (
             len(set(self.names)) != k
             or len(set(self.ids)) != k
-            or min(self.ids) <= 0
-            or max(self.ids) > MAX_LABEL
+            or not all(0 < i <= MAX_LABEL for i in self.ids)
         ):
             raise DeepAtlasError(
                 f"Template: names and ids must be distinct, ids in 1..{MAX_LABEL}, got {self.names}, {self.ids}"
@@ -73,9 +93,13 @@ class Template:
             raise DeepAtlasError("Template: masks hold NaN or infinite values")
 
     def __repr__(self) -> str:
-        some = ", ".join(self.names[:4]) + (", …" if len(self.names) > 4 else "")
-        size = " x ".join(map(str, self.masks.shape[:0:-1]))
-        parts = [f"{len(self.names)} structures ({some})", f"{size} voxels"]
+        parts = []
+        if self.names:
+            some = ", ".join(self.names[:4]) + (", …" if len(self.names) > 4 else "")
+            size = " x ".join(map(str, self.masks.shape[:0:-1]))
+            parts += [f"{len(self.names)} structures ({some})", f"{size} voxels"]
+        marks = {"points": self.marks.points, "lines": self.marks.lines, "boxes": self.marks.boxes}
+        parts += [f"{len(items)} {kind}" for kind, items in marks.items() if items]
         if exams := self.meta.get("exams"):
             parts.append(f"from {len(exams)} exams")
         if model := self.meta.get("model"):
@@ -126,16 +150,19 @@ class Template:
         return rows_of(self.meta.get("overlaps", []), self.names)
 
     def select(self, names: Sequence[str]) -> Template:
-        """The template of some of the structures, in the order of ``names``.
+        """The template of some of the structures, points, lines and boxes, in the order of ``names``.
 
         A name may be spelled otherwise than in the template, or be a synonym (:mod:`deepatlas.names.meet`); the result
-        has the names of this template.
+        has the names of this template, and whatever has one of them.
 
         Raises :class:`~deepatlas.errors.DataError` for a name that the template does not hold.
         """
-        names = chosen(names, self.names, "template")
-        rows = [self.names.index(n) for n in names]
-        return Template(self.masks[rows], tuple(names), tuple(self.ids[r] for r in rows), self.meta)
+        known = list(dict.fromkeys((*self.names, *names_of_marks(self.marks))))
+        names = chosen(names, known, "template")
+        kept = [n for n in names if n in self.names]
+        rows = [self.names.index(n) for n in kept]
+        ids = tuple(self.ids[r] for r in rows)
+        return Template(self.masks[rows], tuple(kept), ids, self.meta, some_marks(self.marks, names))
 
     def check_model(self, fingerprint: str, name: str = "template") -> None:
         """Raise DeepAtlasError if the masks belong to the coordinate space of another model.
@@ -157,11 +184,21 @@ class Template:
         Raises :class:`~deepatlas.errors.DataError` where the file cannot be written.
         """
         with atomic_h5(path) as f:
-            f.attrs["format"], f.attrs["version"] = FORMAT, VERSION
+            f.attrs["format"] = FORMAT
+            f.attrs["version"] = VERSION if len(self.marks) else VERSION_OF_MASKS
             # An attribute holds at most 64 KB, and the meta of a large cohort lists many exams. So it is a dataset.
             f.create_dataset("meta", data=json.dumps(self.meta), dtype=h5py.string_dtype())
-            f.create_dataset("names", data=list(self.names), dtype=h5py.string_dtype())
+            f.create_dataset(
+                "names", data=list(self.names), shape=(len(self.names),), dtype=h5py.string_dtype()
+            )
             f.create_dataset("ids", data=np.asarray(self.ids, dtype=np.int32))
+            if len(self.marks):
+                text = np.frombuffer(marks_to_json(self.marks).encode(), dtype=np.uint8)
+                # Only a checksum reveals a wrong digit.
+                f.create_dataset("marks", data=text, chunks=text.shape, fletcher32=True)
+            if not self.names:
+                f.create_dataset("masks", data=self.masks)
+                return
             # One chunk per structure, so that each can be read alone. Masks are mostly 0 and compress well.
             f.create_dataset(
                 "masks", data=self.masks, chunks=(1, *self.masks.shape[1:]), compression="gzip",
@@ -188,12 +225,16 @@ class Template:
                         f"{path}: not a template file (HDF5, but not by `deepatlas template`); {cure}"
                     )
                 version = int(f.attrs.get("version", 0))
-                if version != VERSION:
+                if version not in (VERSION, VERSION_OF_MASKS):
                     raise DataError(
-                        f"{path}: template format {version}, this version reads {VERSION}; {cure}"
+                        f"{path}: template format {version}, this version reads up to {VERSION}; {cure}"
                     )
                 names = tuple(f["names"].asstr()[()])
-                return cls(f["masks"][()], names, tuple(f["ids"][()]), json.loads(f["meta"].asstr()[()]))
+                meta = json.loads(f["meta"].asstr()[()])
+                marks = (
+                    marks_from_json(f["marks"][()].tobytes().decode()) if version == VERSION else Markups()
+                )
+                return cls(f["masks"][()], names, tuple(f["ids"][()]), meta, marks)
         except DataError:
             raise
         except DeepAtlasError as error:

@@ -3,6 +3,8 @@
 An augmented exam is a known map of an exam with known coordinates, so its coordinates are known too. The network
 learns them directly, which costs a fraction of the registration losses. Where labels are used (``distil.labels``), the
 masks of the atlas pulled to the exam are compared with the drawn ones besides (eq. 13).
+
+Phase ``parent`` teaches the network of a region (section 5.2.4) in the same way where the levels above put its crops.
 """
 
 from __future__ import annotations
@@ -26,7 +28,19 @@ from deepatlas.train.phase import Phase, Schedule
 
 
 def distil_phase(session: Session, array: ExamArray, number: int, labels: LabelMaps | None = None) -> Phase:
-    """Minimise a Huber loss between the network's coordinates and the registered ones of the cohort.
+    """Teach the network the registered coordinates of a round."""
+    return teach(session, array, f"distil-{number}", session.config.distil.steps[number], labels)
+
+
+def parent_phase(session: Session, array: ExamArray) -> Phase:
+    """Teach the network of a region the coordinates of the levels above, from which the cohort starts."""
+    return teach(session, array, "parent", session.config.region.steps)
+
+
+def teach(
+    session: Session, array: ExamArray, name: str, steps: int, labels: LabelMaps | None = None
+) -> Phase:
+    """Minimise a Huber loss between the network's coordinates and those of the cohort.
 
     The foreground has weight 1, the background ``distil.background``. The masks of the atlas stay as they are.
     """
@@ -79,10 +93,10 @@ def distil_phase(session: Session, array: ExamArray, number: int, labels: LabelM
         }
 
     return Phase(
-        name=f"distil-{number}",
-        steps=settings.steps[number],
+        name=name,
+        steps=steps,
         parameters=[(list(network.parameters()), 1.0)],
-        schedule=Schedule(settings.lr, warmup=100, length=settings.steps[number]),
+        schedule=Schedule(settings.lr, warmup=100, length=steps),
         step=step,
         batch=record,
         clip=config.train.clip,

@@ -17,6 +17,7 @@ import deepatlas_ops as ops
 from deepatlas.errors import DataWarning
 from deepatlas.localize.template.estimate import LabelledExam, estimate_template
 from deepatlas.localize.template.file import Template
+from deepatlas.model.field import CoordinateField
 from deepatlas.nn import LabelAtlas
 from deepatlas.space.constants import FINE_SIZE, MODEL_SIZE
 from deepatlas.train.feed.labels import LabelMaps
@@ -137,7 +138,7 @@ def _estimate(
         seen += present
         grid = labels.store.fine_grid(labels.rows[position]).pooled(FINE_SIZE // array.size)
         names = frozenset(np.array(labels.names)[present].tolist())
-        exams.append(LabelledExam(coords.cpu(), grid, own.subsampled(step), names))
+        exams.append(LabelledExam(CoordinateField(coords.cpu(), grid), own.subsampled(step), names))
     table = dict(zip(labels.names, labels.ids, strict=True))
     with warnings.catch_warnings():
         # Coordinates that have not been learned yet explain no labels.

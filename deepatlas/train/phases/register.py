@@ -63,6 +63,16 @@ def predict_sweep(session: Session, array: ExamArray, number: int) -> Sweep:
     return _sweep(session, array, f"predict-{number}", coordinates)
 
 
+def parent_sweep(session: Session, array: ExamArray) -> Sweep:
+    """Make the atlas of a region the mean of the exams by the coordinates of the levels above, and keep these."""
+    cohort = session.modules["cohort"]
+
+    def coordinates(x: Tensor, mask: Tensor, rows: list[int]) -> Tensor:
+        return cohort.take(rows, x.device)
+
+    return _sweep(session, array, "parent-atlas", coordinates)
+
+
 def register_sweep(session: Session, array: ExamArray, number: int, labels: LabelMaps | None = None) -> Sweep:
     """Register every exam to the atlas, starting from its coordinates, and make the atlas the mean of the exams.
 

@@ -10,6 +10,7 @@ import torch
 
 from deepatlas.errors import DataWarning
 from deepatlas.localize.template.estimate import LabelledExam, estimate_template
+from deepatlas.model.field import CoordinateField
 from deepatlas.space.affine import affine_coords
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
@@ -40,7 +41,7 @@ def estimated(*exams: LabelledExam):
 
 
 def test_coordinates_that_tell_places_apart_explain_the_labels():
-    misfit, lines = estimated(LabelledExam(identity(), GRID, labels()))
+    misfit, lines = estimated(LabelledExam(CoordinateField(identity(), GRID), labels()))
     assert lines == [] and set(misfit) == set(LABELS) and all(0 <= value < 0.12 for value in misfit.values())
 
 
@@ -50,7 +51,7 @@ def test_coordinates_that_mix_places_up_are_said_for_each_structure_alone():
     upper = coords[:, :, 7:]
     upper[:, :2] = 0.1 * upper[:, :2]
     upper[:, 2] = 0.5 + 0.02 * torch.rand(upper[:, 2].shape, generator=torch.Generator().manual_seed(0))
-    misfit, lines = estimated(LabelledExam(coords, GRID, labels()))
+    misfit, lines = estimated(LabelledExam(CoordinateField(coords, GRID), labels()))
     assert misfit["good"] < 0.12 < misfit["ball"]
     assert len(lines) == 1 and "the mask of ball leaves" in lines[0] and "\n" not in lines[0]
     assert f"{100 * misfit['ball']:.0f} %" in lines[0]
@@ -58,7 +59,7 @@ def test_coordinates_that_mix_places_up_are_said_for_each_structure_alone():
 
 @pytest.mark.parametrize(("shift", "warned"), [(1, False), (-6, True)])
 def test_exams_that_nearly_agree_are_good_and_those_that_do_not_are_said(shift, warned):
-    exams = [LabelledExam(identity(), GRID, labels(s)) for s in (0, shift)]
+    exams = [LabelledExam(CoordinateField(identity(), GRID), labels(s)) for s in (0, shift)]
     misfit, lines = estimated(*exams)
     assert misfit["good"] < 0.12 < misfit["ball"]
     assert [("the exams put it at different coordinates" in line) for line in lines] == [True] * warned

@@ -11,9 +11,9 @@ import time
 
 import pytest
 
+from deepatlas import engines
+from deepatlas.engines import Died, default_workers, open_engine
 from deepatlas.errors import DataError
-from deepatlas.intake.run import engines
-from deepatlas.intake.run.engines import Died, default_workers, open_engine
 
 
 def work(job: str) -> str:
@@ -96,7 +96,7 @@ ORPHAN = """
 import os, sys, time
 sys.path.insert(0, {folder!r})
 from test_engines import work
-from deepatlas.intake.run.engines import open_engine
+from deepatlas.engines import open_engine
 if __name__ == "__main__":
     with open_engine(workers=1) as engine:
         print(next(engine.run(work, ["pid"]))[1], flush=True)

@@ -52,7 +52,12 @@ def default_workers() -> int:
 
 
 def open_engine(
-    engine: str = "processes", *, workers: int = 1, address: str | None = None, timeout: float | None = None
+    engine: str = "processes",
+    *,
+    workers: int = 1,
+    address: str | None = None,
+    timeout: float | None = None,
+    preload: str = "torch",
 ) -> Processes | Cluster:
     """Open an engine, a context manager whose processes live until its end.
 
@@ -64,11 +69,12 @@ def open_engine(
         engine: ``"processes"`` of this machine, or ``"dask"`` for the cluster whose scheduler is at ``address``.
         workers: the number of processes. A cluster has a size of its own.
         timeout: seconds that a process may take for a job before it is ended.
+        preload: the module that ``work`` is in. It is imported once for all processes, where the system can fork them.
 
     Raises :class:`~deepatlas.errors.DataError` if dask is not installed, or its cluster cannot be reached.
     """
     if engine == "processes":
-        return Processes(workers, timeout)
+        return Processes(workers, timeout, preload)
     if engine == "dask":
         return Cluster(address)
     raise ValueError(f"open_engine: engine must be one of {ENGINES}, got {engine!r}")
@@ -80,8 +86,8 @@ def open_engine(
 class _Worker:
     """A process with its own pipe, so that its death does not affect the job of another one."""
 
-    def __init__(self) -> None:
-        context = _context()
+    def __init__(self, preload: str) -> None:
+        context = _context(preload)
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
         try:
@@ -120,8 +126,8 @@ class _Worker:
 class Processes:
     """Processes of this machine, started when there is work for them; see :func:`open_engine`."""
 
-    def __init__(self, workers: int = 1, timeout: float | None = None) -> None:
-        self._count, self._timeout = max(1, workers), timeout
+    def __init__(self, workers: int = 1, timeout: float | None = None, preload: str = "torch") -> None:
+        self._count, self._timeout, self._preload = max(1, workers), timeout, preload
         self._pool: list[_Worker] = []
 
     def __enter__(self) -> Processes:
@@ -168,7 +174,7 @@ class Processes:
             except StopIteration:
                 return
             if not idle:
-                self._pool.append(_Worker())
+                self._pool.append(_Worker(self._preload))
             (idle.pop() if idle else self._pool[-1]).give(work, job)
 
     def _look(self, worker: _Worker, answered: bool) -> Any:
@@ -186,7 +192,7 @@ class Processes:
             ok, result = False, f"not done after {limit:.0f} seconds"
         if not ok and not worker.ready:
             raise DataError(
-                f"a worker process does not start ({result}); a script that prepares needs "
+                f"a worker process does not start ({result}); a script that calls this needs "
                 "`if __name__ == '__main__':` around its call"
             )
         # A process that died or hangs cannot be asked to end.
@@ -197,13 +203,13 @@ class Processes:
 _NOTHING = object()
 
 
-def _context() -> Any:
+def _context(preload: str) -> Any:
     """How processes start: without locks and open files of this one, and with all modules imported once for all."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         # On Windows.
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["deepatlas.intake.run.work"])
+    context.set_forkserver_preload([preload])
     return context
 
 

@@ -1,0 +1,206 @@
+"""``deepatlas query``: questions to the index of a cohort."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deepatlas.cli.common import STEPS, Commands, add_command, print_result
+from deepatlas.errors import PROGRAM, DataError, did_you_mean
+
+if TYPE_CHECKING:
+    from deepatlas.index.file import IndexFile
+
+
+def add(commands: Commands) -> None:
+    """Add the command and its arguments."""
+    c = add_command(commands, "query", run, "ask the index of a cohort which exams show what")
+    c.add_argument(
+        "index", type=Path, metavar="DIR|INDEX", help="data directory with an index, or the index itself"
+    )
+    c.add_argument(
+        "question", nargs="?", default="", metavar="QUESTION",
+        help='a condition, such as "heart >= 90 and phase = venous" (percent of the structure that is in view); '
+        "also hu(liver), ml(liver), trust(liver), fit, known, loss, body_part, flip, labelled, slices",
+    )  # fmt: skip
+    what = c.add_mutually_exclusive_group()
+    what.add_argument(
+        "--similar", metavar="EXAM", help="exams of the same anatomy, those that look most alike first"
+    )
+    what.add_argument(
+        "--outliers", action="store_true", help="exams that depart most from the cohort at the same anatomy"
+    )
+    what.add_argument(
+        "--rank",
+        action="store_true",
+        help="unlabelled exams by their loss: which to label or to learn from next",
+    )
+    what.add_argument("--table2", action="store_true", help="how many exams show each body part")
+    what.add_argument("--show", metavar="EXAM", help="everything that the index holds about one exam")
+    c.add_argument(
+        "--map", type=Path, metavar="OUT.nii.gz",
+        help="with --outliers --exam: where that exam departs, in standard deviations, on its own grid",
+    )  # fmt: skip
+    c.add_argument("--exam", metavar="ID", help="the exam of --map (default: the one that departs most)")
+    c.add_argument(
+        "--limit", type=STEPS, default=50, metavar="N", help="exams to list, 0 for all (default: 50)"
+    )
+    c.add_argument("--csv", action="store_true", help="print the table as CSV")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from deepatlas.index.ask import about_exam, ask, table2
+    from deepatlas.index.file import IndexFile, index_at
+
+    if args.map and not args.outliers:
+        raise DataError("query: --map goes with --outliers; give both")
+    if (args.similar or args.outliers or args.show) and args.question:
+        raise DataError(
+            "query: a question does not go with --similar, --outliers or --show; leave one of them out"
+        )
+    with IndexFile(index_at(args.index)) as index:
+        if args.similar:
+            return _similar(args, index)
+        if args.outliers:
+            return _outliers(args, index)
+        if args.show:
+            found = about_exam(index, args.show)
+            if found is None:
+                raise DataError(
+                    f"{index.path}: no exam {args.show!r}; {did_you_mean(args.show, index.keys())}"
+                )
+            print_result(args, found, "\n".join(f"{k}: {v}" for k, v in _flat(found) if v is not None))
+            return 0
+        answer = (
+            table2(index, args.question)
+            if args.table2
+            else ask(index, args.question, args.limit or None, rank=args.rank)
+        )
+        if not args.table2:
+            _note_vanished(answer.columns, answer.rows)
+        more = answer.total - len(answer.rows)
+        text = _table(args, answer.columns, answer.rows)
+        if more > 0 and not args.table2 and not args.csv:
+            text += f"\n… and {more} more; --limit 0 lists all"
+        data = {"index": str(index.path), "total": answer.total, "exams": answer.as_dicts()}
+        print_result(args, data, text)
+    return 0
+
+
+def _similar(args: argparse.Namespace, index: IndexFile) -> int:
+    from deepatlas.index.compare import similar
+
+    found = similar(index, args.similar)[: args.limit or None]
+    rows = [(s.id, round(s.score, 3), round(s.overlap, 3), round(s.difference, 1)) for s in found]
+    columns = ["id", "score", "overlap", "difference_hu"]
+    data = {"exam": args.similar, "similar": [dict(zip(columns, row, strict=True)) for row in rows]}
+    print_result(args, data, _table(args, columns, rows))
+    return 0
+
+
+def _outliers(args: argparse.Namespace, index: IndexFile) -> int:
+    from deepatlas.index.compare import outliers
+
+    found = outliers(index, _template_of(index))
+    rows = [
+        (o.id, round(100 * o.unusual, 2), round(o.largest, 1), o.where) for o in found[: args.limit or None]
+    ]
+    columns = ["id", "unusual_percent", "largest_sd", "where"]
+    data: dict[str, Any] = {"outliers": [dict(zip(columns, row, strict=True)) for row in rows]}
+    text = _table(args, columns, rows)
+    if args.map:
+        exam = args.exam or found[0].id
+        data |= {"exam": exam, "map": str(_write_map(args, index, exam))}
+        text += f"\n{args.map}: where {exam} departs from the cohort, in standard deviations"
+    print_result(args, data, text)
+    return 0
+
+
+def _template_of(index: IndexFile) -> Any:
+    """The template of the index, for names of places; None where it is not there any more."""
+    from deepatlas.localize.template.file import Template
+
+    try:
+        return Template.load(index.about.template_name)
+    except DataError:
+        return None
+
+
+def _write_map(args: argparse.Namespace, index: IndexFile, exam: str) -> Path:
+    from deepatlas.exams.kind import kind_of
+    from deepatlas.exams.outputs import check_out_file, refuse_overwriting
+    from deepatlas.exams.read import read_volume
+    from deepatlas.index.compare import departure_of
+    from deepatlas.index.departures import departure_map
+    from deepatlas.io.codec import write_volume
+    from deepatlas.model.engine import Engine
+
+    check_out_file(args.map, (".nii.gz", ".nii", ".nrrd", ".mha"), "--map")
+    cells = departure_of(index, exam)
+    path = Path(index.keys()[exam][0])
+    if not path.exists():
+        raise DataError(
+            f"{path}: exam {exam} has vanished since it was indexed; put it back, or run index again"
+        )
+    refuse_overwriting([args.map], [path, index.path], "--map")
+    model = Engine.load(index.about.model_name, refine=index.about.refine)
+    if model.fingerprint != index.about.model:
+        raise DataError(
+            f"{index.path}: made with the model {index.about.model}, but {index.about.model_name} is now "
+            f"{model.fingerprint}; make the index again"
+        )
+    volume = read_volume(path, kind=kind_of(path, is_exam=path.is_dir()))
+    return write_volume(args.map, departure_map(model, volume, cells))
+
+
+def _note_vanished(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """One line about exams of the answer whose files are not there any more."""
+    path, exam = columns.index("path"), columns.index("id")
+    gone = [row[exam] for row in rows if not Path(row[path]).exists()]
+    if gone:
+        some = ", ".join(gone[:3]) + (" …" if len(gone) > 3 else "")
+        print(
+            f"{PROGRAM}: warning: {len(gone)} of these exams have vanished since they were indexed ({some}); run "
+            "`deepatlas index` again",
+            file=sys.stderr,
+        )
+
+
+def _table(args: argparse.Namespace, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """The rows as CSV or as aligned text; in text without the path."""
+    if args.csv:
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([_cell(v) for v in row] for row in rows)
+        return out.getvalue().rstrip("\n")
+    shown = [i for i, name in enumerate(columns) if name != "path"]
+    table = [[columns[i] for i in shown], *([_cell(row[i]) or "-" for i in shown] for row in rows)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(shown))]
+    return "\n".join(
+        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in table
+    )
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.0f}" if value == math.floor(value) else f"{value:.3g}"
+    return str(value)
+
+
+def _flat(found: dict[str, Any]) -> list[tuple[str, Any]]:
+    lines = [(k, v) for k, v in found.items() if k != "structures"]
+    for name, facts in found["structures"].items():
+        lines.append((name, ", ".join(f"{kind} {value:g}" for kind, value in facts.items())))
+    return lines

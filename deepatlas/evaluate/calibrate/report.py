@@ -1,0 +1,69 @@
+"""The report of a calibration: predicted against true Dice, and whether the bound holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deepatlas.evaluate.calibrate.run import Calibrated
+from deepatlas.files import write_text
+from deepatlas.pictures.draw import colour, data_uri, new_figure, save_figure
+from deepatlas.pictures.page import render
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FILES = ("calibration.json", "calibration.png", "calibration.html")
+
+
+def write_calibration(out: Path, found: Calibrated) -> Path:
+    """Write ``calibration.json`` (figures and every row), ``.png`` and ``.html`` into a folder, and return the page.
+
+    Raises :class:`~deepatlas.errors.DataError` where a file cannot be written.
+    """
+    table, cross = found.table, found.cross
+    rows = [
+        {
+            "structure": table.names[table.structure[i]], "dice": round(float(table.dice[i]), 4),
+            "trust": round(float(cross.value[i]), 4), "bound": round(float(cross.bound[i]), 4),
+        }
+        for i in range(len(table.dice))
+    ]  # fmt: skip
+    facts = found.figures | {"skipped": found.skipped, "values": rows}
+    write_text(out / "calibration.json", json.dumps(facts, indent=1, allow_nan=False) + "\n")
+    png = save_figure(_figure(found), out / "calibration.png")
+    page = out / "calibration.html"
+    text = render(
+        "deepatlas.evaluate.calibrate", "calibration.jinja", figures=found.figures, plot=data_uri(png),
+        skipped=found.skipped, number=lambda v, d: "–" if v is None else f"{v:.{d}f}",
+    )  # fmt: skip
+    write_text(page, text)
+    return page
+
+
+def _figure(found: Calibrated) -> Figure:
+    """Predicted against true Dice with the bound, and the poor masks that are left as the worst are rejected."""
+    table, cross = found.table, found.cross
+    figure = new_figure(11, 5.2)
+    left, right = figure.subplots(1, 2)
+    for row, name in enumerate(table.names):
+        own = table.structure == row
+        left.plot(cross.value[own], table.dice[own], ".", color=colour(row), label=name, markersize=6)
+    order = np.argsort(cross.value)
+    left.plot([0, 1], [0, 1], color="#888", linewidth=1)
+    left.plot(cross.value[order], cross.bound[order], ",", color="#c2410c")
+    left.plot([], [], color="#c2410c", label="90 % bound")
+    left.set(
+        xlabel="predicted Dice (trust)", ylabel="Dice within the slices in common", xlim=(0, 1), ylim=(0, 1)
+    )
+    left.legend(fontsize=8, loc="upper left")
+    shares = np.linspace(0, 0.6, 31)
+    poor = [(table.dice[order[int(s * len(order)) :]] < 0.5).mean() for s in shares]
+    right.plot(100 * shares, 100 * np.array(poor), color="#2563eb")
+    right.set(
+        xlabel="rejected, least trust first (%)", ylabel="masks left with a Dice under .5 (%)", ylim=(0, None)
+    )
+    return figure

@@ -1,0 +1,131 @@
+"""What the index holds about one exam."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import deepatlas_ops as ops
+from deepatlas.index.body_part import body_part
+from deepatlas.index.columns import column, rounded_down
+from deepatlas.index.flip import flip_alarm
+from deepatlas.index.phase import contrast_phase
+from deepatlas.localize.coverage import coverage
+from deepatlas.localize.template.file import Template
+from deepatlas.localize.trust.estimate import exam_trust
+from deepatlas.model.engine import Engine
+from deepatlas.model.exam_map import ExamMap
+from deepatlas.model.project_box import carry_box
+from deepatlas.space.volume import Volume
+
+# A structure of which less is in view has no meaningful mean.
+_LEAST_VIEW = 0.25
+
+
+def facts(
+    model: Engine, template: Template, volume: Volume, found: ExamMap, *, trust: bool = False
+) -> dict[str, Any]:
+    """The columns of an exam, whose coordinates are known; ``id``, ``path`` and ``key`` excepted.
+
+    An exam that the model does not know has neither structures nor a body part, since its coordinates mean nothing.
+    """
+    fit = found.fit
+    x, y, z = volume.grid.canonical()[0].spacing
+    extent = volume.grid.canonical()[0].extent
+    values: dict[str, Any] = {
+        "fit": _finite(fit.value),
+        "known": None if fit.known is None else int(fit.known),
+        "loss_percentile": loss_percentile(model, fit.value),
+        "flip": flip_alarm(model, found),
+        "axes": volume.grid.axes,
+        "slices": volume.grid.canonical()[0].shape[0],
+        "slice_mm": round(z, 3),
+        "pixel_mm": round(max(x, y), 3),
+        "height_mm": round(extent[2], 1),
+    }
+    values["quality"] = rounded_down(values["fit"])
+    if fit.known is False:
+        return values
+    shares = coverage(found, template, volume.grid)
+    hu, volumes = tissue(found, template)
+    seen: dict[str, float] = {}
+    densities: dict[str, float | None] = {}
+    for row, name in enumerate(template.names):
+        percent = rounded_down(float(shares[row]))
+        values[column(row, "coverage")] = percent
+        seen[name] = float(percent or 0)
+        shown = shares[row] >= _LEAST_VIEW and math.isfinite(hu[row])
+        densities[name] = float(hu[row]) if shown else None
+        values[column(row, "hu")] = round(float(hu[row])) if shown else None
+        values[column(row, "ml")] = round(float(volumes[row]), 1) if shown else None
+    for row, box in enumerate(template.marks.boxes, len(template.names)):
+        carried = carry_box(found.field, box, volume.grid, found.body)
+        values[column(row, "coverage")] = 0 if carried is None else rounded_down(carried.coverage)
+    values["body_part"] = body_part(seen, extent)
+    values["phase"] = contrast_phase(densities) if model.intensity == "hu" else None
+    if trust:
+        said = exam_trust(model, found, template)
+        believed = []
+        for row, name in enumerate(template.names):
+            one = said.structures[name]
+            values[column(row, "trust")] = rounded_down(one.value)
+            values[column(row, "bound")] = rounded_down(one.bound)
+            if one.value is not None and shares[row] >= _LEAST_VIEW:
+                believed.append(one.value)
+        if believed:
+            values["quality"] = rounded_down(float(np.mean(believed)))
+    return values
+
+
+def described(template: Template) -> tuple[str, ...]:
+    """The names in the index of what a template holds: its structures, and then its boxes.
+
+    A box that is called as a structure is ``"box NAME"``.
+    """
+    boxes = (f"box {b.name}" if b.name in template.names else b.name for b in template.marks.boxes)
+    return (*template.names, *boxes)
+
+
+@torch.no_grad()
+def tissue(found: ExamMap, template: Template) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The mean value of the exam in each mask of a template, and its volume in ml: ``[K]`` each.
+
+    The mean is over the inner half of the mask where it has one, since the voxels of the network mix what lies at the
+    surface. A mask without a voxel has nan.
+    """
+    coords = found.field.on(found.grid).clamp(-1, 1)
+    hu = np.asarray(found.hu.array, dtype=np.float64)
+    means, volumes = np.full(len(template.names), np.nan), np.zeros(len(template.names))
+    last = np.array(template.masks.shape[:0:-1]) - 1
+    for row, level in enumerate(template.thresholds):
+        low, high = torch.from_numpy(template.supports[row] / last * 2 - 1).to(coords)
+        near = ((coords >= low[:, None, None, None]) & (coords <= high[:, None, None, None])).all(0)
+        if not near.any():
+            continue
+        mask = torch.from_numpy(template.masks[row]).to(coords)[None, None]
+        value = ops.resample(mask, coords[:, near].reshape(1, 3, -1, 1, 1)).flatten().cpu().numpy()
+        inside = value >= level
+        if not inside.any():
+            continue
+        tissue_hu = hu[near.cpu().numpy()]
+        inner = value >= max(level, float(np.median(value[inside])))
+        means[row] = tissue_hu[inner].mean()
+        volumes[row] = inside.sum() * found.grid.voxel_volume / 1000
+    return means, volumes
+
+
+def loss_percentile(model: Engine, fit: float) -> int | None:
+    """How many percent of the training exams had a smaller loss, that is a better fit; None where nobody knows."""
+    quartiles = model.card.get("fit", {}).get("quartiles")
+    if not quartiles or not math.isfinite(fit):
+        return None
+    below = np.interp(fit, quartiles, [0, 25, 50, 75, 100])
+    return int(100 - below)
+
+
+def _finite(value: float) -> float | None:
+    return round(value, 4) if math.isfinite(value) else None

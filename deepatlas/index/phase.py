@@ -1,0 +1,57 @@
+"""The contrast phase that the Hounsfield units of structures hint at.
+
+The limits are those of usual protocols: blood has 30 to 50 HU without contrast, the aorta more than 200 in an arterial
+phase, and some 100 to 180 in a portal venous phase, in which the liver has more than 80. Where neither blood nor a
+solid organ is in view, nothing is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from deepatlas.names.meet import structure_and_side
+
+PHASES = ("none", "arterial", "venous")
+# What a question may call them.
+SYNONYMS = {
+    "portal": "venous",
+    "portal venous": "venous",
+    "native": "none",
+    "noncontrast": "none",
+    "non-contrast": "none",
+}
+_ARTERIES = ("A_Aorta", "A_Carotid")
+_HEART = "Heart"
+_BLOOD_WITH_CONTRAST = 85.0
+# The mean of a whole heart is about two thirds blood.
+_HEART_WITH_CONTRAST = 75.0
+_ARTERIAL_AORTA, _ARTERIAL_HEART = 205.0, 165.0
+_VENOUS_LIVER = 80.0
+_ARTERIAL_SPLEEN_OVER_LIVER = 30.0
+
+
+def contrast_phase(hu: Mapping[str, float | None]) -> str | None:
+    """One of :data:`PHASES`, or None where the structures do not tell.
+
+    Args:
+        hu: the mean Hounsfield units of structures; None for those that are not in view.
+    """
+    seen: dict[str, list[float]] = {}
+    for name, value in hu.items():
+        if value is not None:
+            seen.setdefault(structure_and_side(name)[0], []).append(value)
+    mean = {name: sum(values) / len(values) for name, values in seen.items()}
+    liver, spleen = mean.get("Liver"), mean.get("Spleen")
+    blood = max((mean[name] for name in _ARTERIES if name in mean), default=None)
+    if blood is not None:
+        enhanced, arterial = blood >= _BLOOD_WITH_CONTRAST, blood >= _ARTERIAL_AORTA
+    elif _HEART in mean:
+        enhanced, arterial = mean[_HEART] >= _HEART_WITH_CONTRAST, mean[_HEART] >= _ARTERIAL_HEART
+    elif liver is not None and spleen is not None:
+        enhanced = max(liver, spleen) >= _VENOUS_LIVER
+        arterial = enhanced and spleen - liver >= _ARTERIAL_SPLEEN_OVER_LIVER and liver < _VENOUS_LIVER + 5
+    else:
+        return None
+    if not enhanced:
+        return "none"
+    return "arterial" if arterial else "venous"

@@ -1,0 +1,71 @@
+"""The structures of an exam in the format that is asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from deepatlas.errors import WriteError
+from deepatlas.io.codec import image_suffix, write_volume
+from deepatlas.io.dicom.series import DicomSeries
+from deepatlas.io.export.dicom_source import Algorithm
+from deepatlas.space.labels import Labels
+
+# The formats by name, with the suffix that a command gives them, and the suffixes that each may have.
+FORMATS = {"nifti": ".nii.gz", "nrrd": ".nrrd", "dicom-seg": ".seg.dcm", "rtstruct": ".rtstruct.dcm"}
+_SUFFIXES = {"nifti": (".nii.gz", ".nii"), "nrrd": (".nrrd",), "dicom-seg": (".dcm",), "rtstruct": (".dcm",)}
+# Those that refer to the DICOM series of the exam.
+DICOM = ("dicom-seg", "rtstruct")
+
+
+def write_labels(
+    path: str | os.PathLike[str],
+    labels: Labels,
+    names: Mapping[str, int],
+    format: str | None = None,
+    *,
+    source: DicomSeries | str | os.PathLike[str] = "",
+    labelmap: bool = False,
+    algorithm: Algorithm | None = None,
+) -> list[str]:
+    """Write the structures of an exam.
+
+    Args:
+        path: the file.
+        labels: the structures.
+        names: ``{name: id}`` of the structures.
+        format: one of :data:`FORMATS`; None takes that of the suffix, which for ``.dcm`` is a DICOM-SEG.
+        source: the series that the exam was read from, or its path, for DICOM.
+        labelmap: for a DICOM-SEG, write the newer form, one value a voxel.
+        algorithm: what made the structures, for DICOM.
+
+    Returns a line for everything that the file lacks.
+
+    Raises:
+        WriteError: the format is unknown or does not have the suffix, or the file cannot be written.
+        DataError, DeepAtlasError: as :func:`~deepatlas.io.export.dicom_seg.write_dicom_seg` and
+            :func:`~deepatlas.io.export.rtstruct.write_rtstruct` raise them.
+    """
+    path = Path(path)
+    suffix = image_suffix(path) or path.suffix.lower()
+    if format is None:
+        format = next((f for f, own in _SUFFIXES.items() if suffix in own), None)
+    elif format not in FORMATS:
+        raise WriteError(f"{path}: no format {format!r}; use one of {', '.join(FORMATS)}")
+    elif suffix not in _SUFFIXES[format]:
+        raise WriteError(
+            f"{path}: a {format} file ends with {' or '.join(_SUFFIXES[format])}; give such a name"
+        )
+    # Each format is imported where it is written: pydicom and highdicom are slow to start.
+    if format == "dicom-seg":
+        from deepatlas.io.export.dicom_seg import write_dicom_seg
+
+        return write_dicom_seg(path, labels, names, source, labelmap=labelmap, algorithm=algorithm)
+    if format == "rtstruct":
+        from deepatlas.io.export.rtstruct import write_rtstruct
+
+        return write_rtstruct(path, labels, names, source, algorithm=algorithm)
+    # MetaImage has no name of its own among the formats; its suffix says enough.
+    write_volume(path, labels)
+    return []

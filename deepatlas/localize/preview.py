@@ -1,0 +1,99 @@
+"""A picture of an exam with its structures: three planes, as one PNG file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepatlas.files import atomic_path
+from deepatlas.pictures.draw import png_bytes
+from deepatlas.pictures.figures import overlay_figure
+from deepatlas.pictures.view import choose_slices
+from deepatlas.space.constants import HU_RANGE
+from deepatlas.space.grid import Shape
+from deepatlas.space.labels import Labels
+from deepatlas.space.volume import Volume
+
+# Every n-th voxel along an axis decides which slices cross the most structures, so that at most so many are looked at.
+_LOOKED_AT = 128
+
+
+def write_preview(
+    path: str | os.PathLike[str],
+    volume: Volume,
+    labels: Labels,
+    names: Mapping[str, int],
+    *,
+    hounsfield: bool = True,
+    title: str = "",
+    convention: str = "radiological",
+) -> Path:
+    """Draw the three planes that cross the most structures, plain and with the outlines of the structures.
+
+    Args:
+        path: the PNG file.
+        volume: the exam, on the grid of ``labels``.
+        labels: the structures; outlines are of whole masks, whatever overlaps them.
+        names: ``{name: id}`` of the structures to outline.
+        hounsfield: whether the values are Hounsfield units, which are shown from -256 to 256; other images are shown
+            from the 1st to the 99th percentile of the planes.
+        title: a line at the top.
+        convention: ``"radiological"``, the patient's right on the left, or ``"neurological"``.
+
+    Returns the path.
+
+    Raises :class:`~deepatlas.errors.WriteError` if the file cannot be written.
+    """
+    path = Path(path)
+    step = [max(1, n // _LOOKED_AT) for n in labels.grid.shape]
+    small = labels.subsampled(step).canonical()
+    present = labels.ids()
+    drawn = {name: identity for name, identity in names.items() if identity in present}
+    grid, axes, flips = labels.grid.canonical()
+    index = [
+        min(at * step[axes[axis]], grid.shape[axis] - 1)
+        for axis, at in enumerate(choose_slices(small.array, list(drawn.values())))
+    ]
+    # Only three slices of the exam are copied, and not the whole of it.
+    planes = [
+        _plane(labels.grid.shape, axes[axis], grid.shape[axis] - 1 - at if axis in flips else at)
+        for axis, at in enumerate(index)
+    ]
+    slices = [volume.cropped(*plane).canonical().array.squeeze(axis) for axis, plane in enumerate(planes)]
+    outlines: list[NDArray[np.bool_]] = []
+    for axis, plane in enumerate(planes):
+        part = labels.cropped(*plane).canonical()
+        masks = [part.mask(identity).squeeze(axis) for identity in drawn.values()]
+        outlines.append(np.stack(masks) if masks else np.zeros((0, *slices[axis].shape), dtype=bool))
+    low, high = HU_RANGE
+    scale = f"window {low:g} to {high:g} HU"
+    if not hounsfield:
+        low, high = np.percentile(np.concatenate([s.ravel() for s in slices]), (1, 99))
+        scale = ""
+    grey = [np.clip((s.astype(np.float32) - low) / max(high - low, 1e-6), 0, 1) for s in slices]
+    figure = overlay_figure(
+        grey,
+        None,
+        outlines,
+        None,
+        drawn,
+        grid.shape,
+        grid.spacing,
+        title=title,
+        convention=convention,
+        scale=scale,
+    )
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(png_bytes(figure))
+    return path
+
+
+def _plane(shape: Shape, axis: int, at: int) -> tuple[list[int], list[int]]:
+    """Start and shape (z, y, x) of the plane ``at`` of an axis."""
+    start, size = [0, 0, 0], list(shape)
+    start[axis], size[axis] = at, 1
+    return start, size

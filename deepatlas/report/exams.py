@@ -1,0 +1,140 @@
+"""The page of exams: their structures in three planes, volumes, and how well the model knows them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from deepatlas.errors import DataError, DataWarning
+from deepatlas.evaluate.exam_figure import WarpedAtlas, exam_figure
+from deepatlas.evaluate.score import LabelIds
+from deepatlas.exams.cohort import ExamFiles
+from deepatlas.exams.read import read_volume
+from deepatlas.localize.segment import find_structures, what_to_find
+from deepatlas.localize.template.file import Template
+from deepatlas.model.engine import Engine
+from deepatlas.model.exam_map import ExamMap
+from deepatlas.model.fit import Fit
+from deepatlas.model.structures import Structures
+from deepatlas.pictures.draw import png_bytes
+from deepatlas.report.page import Section, write_page
+from deepatlas.space.check_input import check_input
+from deepatlas.space.labels import Labels
+from deepatlas.space.volume import Volume
+
+
+def report_exams(
+    model: Engine,
+    template: Template | Structures | None,
+    exams: Mapping[str, ExamFiles],
+    path: Path,
+    *,
+    convention: str = "radiological",
+    strict: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> tuple[dict[str, Fit], dict[str, str]]:
+    """Segment exams and write one page about them.
+
+    Args:
+        model: a trained model.
+        template: a template made for it; None or some structures for a model that was trained on labels.
+        exams: the exams by their names.
+        path: the HTML file to write.
+        convention: how the pictures are turned, ``"radiological"`` or ``"neurological"``.
+        strict: stop at the first exam that cannot be read or that the model does not know.
+        progress: receives one line of text for each exam.
+
+    Returns:
+        How well the model knows each exam, and why others could not be used.
+
+    Raises:
+        DeepAtlasError: the template belongs to another model, or the model needs one or takes none.
+        DataError: no exam can be used, or the file cannot be written.
+    """
+    what = what_to_find(model, template)
+    sections, fits, failed = [], {}, {}
+    for count, (name, files) in enumerate(exams.items(), 1):
+        try:
+            volume = read_volume(files.ct, kind=files.kind)
+            fit, section = _section(model, what, volume, name, convention)
+            fit.warning(name, strict)
+        except DataError as error:
+            if strict:
+                raise
+            failed[name] = str(error)
+            sections.append(Section(name, warning=f"Cannot be used: {error}"))
+            continue
+        fits[name] = fit
+        sections.append(section)
+        if progress:
+            progress(f"report {count}/{len(exams)} {name}")
+    if not fits:
+        raise DataError(f"no exam can be used ({next(iter(failed.values()), 'none was given')})")
+    unknown = sum(fit.known is False for fit in fits.values())
+    headline = [(str(len(fits)), "exams"), (str(len(what.names)), "structures")]
+    headline += [(str(unknown), "not known to the model")] if unknown else []
+    about = [f"model {model.name} ({model.fingerprint})", f"{model.refine} steps of refinement"]
+    title = f"Report of {next(iter(exams))}" if len(exams) == 1 else f"Report of {len(exams)} exams"
+    write_page(path, title, sections, about=about, headline=headline)
+    return fits, failed
+
+
+def _section(
+    model: Engine, what: Template | Structures, volume: Volume, name: str, convention: str
+) -> tuple[Fit, Section]:
+    found, labels = find_structures(model, volume, what)
+    fit = found.fit
+    warning = fit.warning(name)
+    with warnings.catch_warnings():
+        # The network has said it already; it is in the notes.
+        warnings.simplefilter("ignore", DataWarning)
+        shown, _ = check_input(volume, model.intensity)
+    warped = WarpedAtlas(model.atlas, found.field) if isinstance(found, ExamMap) else None
+    structures = {n: LabelIds(i, i) for n, i in what.labels.items()}
+    figure = exam_figure(
+        name, shown, None, labels, structures, convention, intensity=model.intensity, warped=warped
+    )
+    value = "–" if not math.isfinite(fit.value) else f"{fit.value:.2f}"
+    known = {True: "known", False: "not known", None: "the model has no threshold"}[fit.known]
+    notes = [f"Fit {value}, {fit.reason or known}", *fit.notes]
+    spacing = " × ".join(f"{s:.3g}" for s in volume.grid.spacing)
+    notes.append(
+        f"{' × '.join(map(str, volume.grid.shape[::-1]))} voxels of {spacing} mm, axes {volume.grid.axes}"
+    )
+    header, rows = structure_table(labels, what.labels, volume if model.intensity == "hu" else None)
+    pictures = {
+        f"{name}: the exam, the warped atlas and the structures in three planes": png_bytes(figure, dpi=110)
+    }
+    return fit, Section(name, warning, notes, pictures, header, rows)
+
+
+def structure_table(
+    labels: Labels, names: Mapping[str, int], ct: Volume | None = None
+) -> tuple[list[str], list[list[str]]]:
+    """The header and the cells of the structures of an exam.
+
+    Args:
+        labels: what was found, on the exam's own grid. Whole masks count, whatever lies on them.
+        names: ``{name: id}`` of the structures.
+        ct: the exam in Hounsfield units on the same grid, for their means; None leaves these out.
+    """
+    header = ["structure", "ml", "at the edge of the exam"] + (["mean HU", "std"] if ct else [])
+    rows = []
+    for name, identity in names.items():
+        mask = labels.mask(identity)
+        count = int(mask.sum())
+        row = [name, f"{count * labels.grid.voxel_volume / 1000:.2f}" if count else "not found"]
+        row.append("cut off" if count and _touches_edge(mask) else "")
+        if ct:
+            values = ct.array[mask].astype(np.float64)
+            row += [f"{values.mean():.0f}", f"{values.std():.0f}"] if count else ["", ""]
+        rows.append(row)
+    return header, rows
+
+
+def _touches_edge(mask: np.ndarray) -> bool:
+    return any(bool(np.take(mask, at, axis=axis).any()) for axis in range(3) for at in (0, -1))

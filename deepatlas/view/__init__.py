@@ -1,0 +1,1 @@
+"""The page of ``deepatlas view``: a server on this machine alone, and what its page shows of exams."""

@@ -1,0 +1,226 @@
+"""An exam on the page: its picture, its coordinates and its structures, each made once, when the page asks for it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from deepatlas.errors import DataError
+from deepatlas.exams.read import read_volume
+from deepatlas.localize.segment import segment_coordinates
+from deepatlas.localize.template.file import Template
+from deepatlas.model.engine import Engine
+from deepatlas.model.field import CoordinateField
+from deepatlas.model.fit import Fit
+from deepatlas.model.known import KnownExam
+from deepatlas.model.project_box import mm_per_unit
+from deepatlas.space.check_input import check_input
+from deepatlas.space.constants import HU_RANGE
+from deepatlas.space.grid import Grid
+from deepatlas.space.labels import BoxMask, Labels
+from deepatlas.space.preprocess import labels_to_grid
+from deepatlas.space.volume import Volume
+from deepatlas.view.gallery import GivenExam
+from deepatlas.view.pack import pack
+from deepatlas.view.picture import picture
+
+ATLAS = "atlas"
+# The most points along an axis at which the page knows the coordinates of an exam.
+MAP_POINTS = 96
+_SEEN, _BODY = 1, 2
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """An exam after its pass through the network.
+
+    Attributes:
+        known: its coordinates, on its own grid.
+        shown: the grid of the picture.
+    """
+
+    known: KnownExam
+    shown: Grid
+
+    @property
+    def on_picture(self) -> KnownExam:
+        """The exam as if the grid of the picture were its own."""
+        return replace(self.known, grid=self.shown)
+
+
+class ShownExam:
+    """One exam, made part by part. Parts are made by one thread at a time, and kept as what is sent.
+
+    Attributes:
+        given: the exam.
+    """
+
+    def __init__(self, given: GivenExam, working: threading.Lock) -> None:
+        """``working`` is held while the network is used, which all exams have in common."""
+        self.given = given
+        self._working = working
+        self._lock = threading.RLock()
+        self._parts: dict[str, Any] = {}
+
+    @property
+    def id(self) -> str:
+        return self.given.id
+
+    def picture(self, intensity: str) -> bytes:
+        """The picture as :func:`~deepatlas.view.pack.pack` makes it; ``intensity`` is what the model takes."""
+        return self._once("picture", lambda: self._read(intensity)[1])
+
+    def mapped(self, model: Engine) -> Mapped:
+        """The exam after its pass through the network."""
+
+        def make() -> Mapped:
+            volume, _ = self._read(model.intensity)
+            with self._working:
+                found = model.map_exam(volume)
+            grid = self._parts["grid"]
+            # The voxels are not needed again, and may be a gigabyte.
+            del self._parts["volume"]
+            return Mapped(KnownExam.of(found, volume.grid, self.given.name), grid)
+
+        return self._once("mapped", make)
+
+    def coordinates(self, model: Engine) -> bytes:
+        """The coordinates of the exam, and how well the model knows it."""
+        return self._once("coordinates", lambda: coordinates_body(self.mapped(model)))
+
+    def labels(self, model: Engine, template: Template) -> Labels:
+        """The structures of a template on the grid of the picture."""
+
+        def make() -> Labels:
+            it = self.mapped(model)
+            with self._working:
+                return segment_coordinates(it.known.field, it.shown, template, body=it.known.body)
+
+        return self._once("labels", make)
+
+    def masks(self, model: Engine, template: Template) -> bytes:
+        """The structures as :func:`labels_body` makes them."""
+        return self._once("masks", lambda: labels_body(self.labels(model, template)))
+
+    def _read(self, intensity: str) -> tuple[Volume, bytes]:
+        """The exam as the network takes it, and its picture."""
+        with self._lock:
+            if "volume" not in self._parts:
+                files = self.given.check()
+                notes: list[str] = []
+                volume = read_volume(files.ct, notes=notes, kind=files.kind)
+                volume.name = self.given.name
+                checked, found = check_input(volume, intensity)
+                seen, lines = picture(checked)
+                header = {
+                    "name": self.given.name,
+                    "shape": seen.grid.shape,
+                    "affine": seen.grid.affine.tolist(),
+                    "spacing": volume.grid.spacing,
+                    "voxels": volume.grid.shape[::-1],
+                    "lines": [*lines, *notes, *found],
+                }
+                self._parts["grid"] = seen.grid
+                self._parts["volume"] = volume, pack(header, {"image": seen.array})
+            return self._parts["volume"]
+
+    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+        with self._lock:
+            if name not in self._parts:
+                self._parts[name] = make()
+            return self._parts[name]
+
+
+class ShownAtlas:
+    """The atlas as an exam that lies in its own coordinates: a millimetre of it is a unit of coordinates."""
+
+    id = ATLAS
+
+    def __init__(self, model: Engine) -> None:
+        values = model.atlas[0, 0].float().cpu().numpy()
+        # From voxels to [-1, 1].
+        half = (np.array(values.shape[::-1]) - 1) / 2
+        affine = np.diag([*1 / half, 1.0])
+        affine[:3, 3] = -1
+        grid = Grid(values.shape, affine)
+        low, high = HU_RANGE
+        # The window of values that the network sees, in the unit of the exams.
+        self._image = np.rint(values * (high - low) + low).astype(np.int16)
+        field = CoordinateField(torch.from_numpy(grid.identity())[None], grid)
+        body = np.ones(grid.shape, dtype=bool)
+        self._mapped = Mapped(KnownExam(ATLAS, grid, field, body, Fit(1.0)), grid)
+
+    def mapped(self, model: Engine | None = None) -> Mapped:
+        """The atlas as if a network had found its own coordinates in it."""
+        return self._mapped
+
+    def picture(self) -> bytes:
+        grid = self._mapped.shown
+        header = {"name": "atlas", "shape": grid.shape, "affine": grid.affine.tolist(), "lines": []}
+        return pack(header, {"image": self._image})
+
+    def labels(self, model: Engine, template: Template) -> Labels:
+        """The masks of a template where it has them, without regard to a body."""
+        return segment_coordinates(self._mapped.known.field, self._mapped.shown, template)
+
+    def masks(self, model: Engine, template: Template) -> bytes:
+        """The structures as :func:`labels_body` makes them."""
+        return labels_body(self.labels(model, template))
+
+
+def coordinates_body(it: Mapped) -> bytes:
+    """The coordinates of an exam on a coarse grid of its picture, as float16.
+
+    ``flags`` are 1 where the network sees the exam, plus 2 in the body. The header holds the grid, the fit, and the
+    millimetres of a unit of the atlas in this exam along x, y and z.
+    """
+    field, body, fit = it.known.field, it.known.body, it.known.fit
+    # As fine as the finest network, within limits.
+    wanted = (np.ceil(np.array(it.shown.extent[::-1]) / field.spacing) + 1).clip(2, MAP_POINTS)
+    z, y, x = (min(n, int(w)) for n, w in zip(it.shown.shape, wanted, strict=True))
+    grid = it.shown.resized((z, y, x))
+    coords = field.on(grid).float().cpu().numpy()
+    near = labels_to_grid(Volume(body.astype(np.uint8), field.grid), grid).array
+    flags = (_SEEN * field.inside(grid) + _BODY * (near > 0)).astype(np.uint8)
+    header = {
+        "shape": grid.shape,
+        "affine": grid.affine.tolist(),
+        **fit.to_dict(),
+        "threshold": fit.threshold,
+        "warning": fit.warning("this exam").removeprefix("this exam: "),
+        "unit_mm": _unit_mm(it.known),
+    }
+    return pack(header, {"coords": coords.astype(np.float16), "flags": flags})
+
+
+def _unit_mm(known: KnownExam) -> list[float] | None:
+    """How many millimetres of an exam a unit of the atlas is along x, y and z; None where nothing says it."""
+    try:
+        return mm_per_unit(known.field, known.body).round(3).tolist()
+    except DataError:
+        return None
+
+
+def labels_body(labels: Labels) -> bytes:
+    """A label image for the page, and the masks that it hides where structures overlap, one bit a voxel."""
+    hidden = {str(identity): box_dict(mask) for identity, mask in labels.hidden.items()}
+    arrays: dict[str, NDArray] = {"labels": labels.array}
+    for identity, mask in labels.hidden.items():
+        arrays[f"hidden{identity}"] = mask.packed
+    ids, counts = np.unique(labels.array, return_counts=True)
+    volumes = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+    for identity, mask in labels.hidden.items():
+        volumes[identity] = volumes.get(identity, 0) + mask.count()
+    millilitres = {str(i): n * labels.grid.voxel_volume / 1000 for i, n in volumes.items() if i}
+    return pack({"hidden": hidden, "millilitres": millilitres}, arrays)
+
+
+def box_dict(mask: BoxMask) -> dict[str, Any]:
+    """Where the box of a mask is, as JSON values."""
+    return {"start": list(mask.start), "shape": list(mask.shape)}

@@ -1,0 +1,360 @@
+"""An index of phantoms against the truth: coverage, contrast phase, body part, and what happens between passes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import nibabel
+import numpy as np
+import pytest
+from small_exams import one_line
+from truth_model import CENTRE, SCALE, TruthModel
+
+from deepatlas.cli.main import main
+from deepatlas.errors import DataError
+from deepatlas.exams.phantoms import write_phantoms
+from deepatlas.index import build, work
+from deepatlas.index.ask import about_exam, ask, table2
+from deepatlas.index.compare import departure_of, outliers, similar
+from deepatlas.index.departures import departure_map
+from deepatlas.index.file import IndexFile
+from deepatlas.io.codec import write_volume
+from deepatlas.phantom.patients import PhantomCohort
+from deepatlas.space.box import Box
+from deepatlas.space.markup import Markups
+from deepatlas.space.volume import Volume
+
+COUNT = 12
+COHORT = PhantomCohort(seed=5, shape=(56, 40, 48), partial=0.6)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Phantoms on disk, one of them spoilt by a large metal block, the model that knows them, and their template."""
+    root = tmp_path_factory.mktemp("cohort")
+    model = TruthModel(COHORT, COUNT)
+    write_phantoms(COHORT, root, COUNT)
+    template = model.template(size=80)
+    for folder in sorted(root.glob("phantom_*"))[6:]:
+        (folder / "seg.nii.gz").unlink()
+    odd = model.exams["phantom_0003"]
+    array = odd.volume.array.copy()
+    liver = np.argwhere(odd.labels.array == COHORT.names["liver"])
+    z, y, x = np.median(liver, axis=0).astype(int) if len(liver) else np.array(array.shape) // 2
+    array[z - 3 : z + 4, y - 3 : y + 4, x - 3 : x + 4] = -900
+    write_volume(root / "phantom_0003" / "ct.nii.gz", replace(odd.volume, array=array.astype(np.int16)))
+    return root, model, template, (z, y, x)
+
+
+@pytest.fixture
+def here(made, monkeypatch):
+    """The worker's model and template are those of the test, at a resolution that is enough where no value counts."""
+    root, model, template, _ = made
+    monkeypatch.setattr(model, "size", 32)
+    monkeypatch.setattr(work, "loaded", lambda tools: (model, template))
+    return root, model, template
+
+
+def build_here(root, model, template, out, **options):
+    tools = work.Tools("truth", "truth.h5", template.names, work.template_digest(template))
+    return build.build_index(
+        out, [root], model, template, tools, build.IndexOptions(engine="here", **options)
+    )
+
+
+@pytest.fixture(scope="module")
+def index(made, tmp_path_factory):
+    root, model, template, _ = made
+    out = tmp_path_factory.mktemp("index") / "index.sqlite"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(work, "loaded", lambda tools: (model, template))
+        done = build_here(root, model, template, out)
+    assert (done.exams, done.added, done.refused) == (COUNT, COUNT, {})
+    with IndexFile(out) as found:
+        yield found
+
+
+def test_coverage_is_that_of_the_true_anatomy(made, index):
+    _, model, template, _ = made
+    _, labels = COHORT.template("none")
+    differences = []
+    for exam in model.exams.values():
+        held = about_exam(index, exam.id)["structures"]
+        grid = exam.volume.grid
+        for name, identity in template.labels.items():
+            z, y, x = np.nonzero(labels.array == identity)
+            # The true share: voxels of the template that have a voxel of the exam within reach in true coordinates.
+            places = labels.grid.voxel_to_world(np.stack([x, y, z], axis=1))
+            low, high = exam.coords.reshape(3, -1).min(1)[2], exam.coords.reshape(3, -1).max(1)[2]
+            if not exam.partial:
+                want = 100.0
+            else:
+                # Partial exams are cut along the body alone, up to the tilt of the cut.
+                want = 100 * ((places[:, 2] >= low) & (places[:, 2] <= high)).mean()
+            differences.append(held[name]["coverage"] - want)
+        assert grid.shape[0] == about_exam(index, exam.id)["slices"]
+    differences = np.array(differences)
+    assert np.abs(differences).mean() < 3
+    assert np.percentile(np.abs(differences), 90) < 12
+
+
+def test_structures_out_of_view_are_at_zero_and_those_in_view_at_a_hundred(made, index):
+    _, model, _, _ = made
+    whole = [e.id for e in model.exams.values() if not e.partial]
+    assert {i for i, *_ in ask(index, "heart >= 97 and bladder >= 97 and mandible >= 97").rows} == set(whole)
+    chest = [e.id for e in model.exams.values() if e.region == "head-neck-chest"]
+    for exam in chest:
+        held = about_exam(index, exam)["structures"]
+        assert (
+            held["bladder"]["coverage"] == 0
+            and "hu" not in held["bladder"]
+            and held["mandible"]["coverage"] >= 97
+        )
+
+
+def test_phases_are_those_of_the_phantoms(made, index):
+    _, model, _, _ = made
+    names = {"none": "none", "arterial": "arterial", "portal": "venous"}
+    for exam in model.exams.values():
+        assert about_exam(index, exam.id)["phase"] == names[exam.phase], exam.region
+    venous = {e.id for e in model.exams.values() if e.phase == "portal"}
+    assert {row[0] for row in ask(index, "phase = venous").rows} == venous
+
+
+def test_body_parts_and_table_2(made, index):
+    _, model, _, _ = made
+    allowed = {
+        "whole": {"whole body"},
+        "head-neck-chest": {"chest"},
+        "chest-abdomen": {"chest", "abdomen/pelvis"},
+        "abdomen-pelvis": {"abdomen/pelvis"},
+    }
+    for exam in model.exams.values():
+        assert about_exam(index, exam.id)["body_part"] in allowed[exam.region]
+    answer = table2(index)
+    counts = {row[0]: row[1] for row in answer.rows}
+    assert counts["total"] == COUNT == sum(counts.values()) - COUNT
+    assert counts["whole body"] == sum(not e.partial for e in model.exams.values())
+
+
+def test_boxes_are_covered_as_far_as_the_exam_shows_them(here, tmp_path, monkeypatch):
+    root, model, template = here
+    centre = (np.array([0.0, 0.0, 60.0]) - CENTRE) / SCALE
+    box = Box("heart", centre, np.diag([40.0, 40.0, 30.0]) / SCALE)
+    boxed = replace(template, marks=Markups(boxes=(box,)))
+    pick = [next(e.id for e in model.exams.values() if e.region == r) for r in ("whole", "abdomen-pelvis")]
+    data = tmp_path / "data"
+    for exam in pick:
+        shutil.copytree(root / exam, data / exam)
+    shutil.copy(root / "labels.json", data)
+    monkeypatch.setattr(work, "loaded", lambda tools: (model, boxed))
+    build_here(data, model, boxed, tmp_path / "i.sqlite")
+    with IndexFile(tmp_path / "i.sqlite") as found:
+        shares = [about_exam(found, exam)["structures"]["box heart"]["coverage"] for exam in pick]
+        assert shares[0] >= 97 and shares[1] <= 10
+        assert {r[0] for r in ask(found, '"box heart" >= 90').rows} == {pick[0]}
+
+
+def test_answers_are_sorted_by_quality_and_limited(index):
+    answer = ask(index, "", 5)
+    quality = [row["quality"] for row in answer.as_dicts()]
+    assert quality == sorted(quality, reverse=True) and len(quality) == 5 and answer.total == COUNT
+    assert len(ask(index, "", None).rows) == COUNT
+    assert ask(index, "liver >= 50", 3).columns[8] == "liver"
+
+
+def test_ranked_are_unlabelled_exams_with_the_largest_loss_first(index):
+    rows = ask(index, rank=True).as_dicts()
+    assert {row["id"] for row in rows} == {f"phantom_{i:04d}" for i in range(6, COUNT)}
+    fits = [row["fit"] for row in rows]
+    assert fits == sorted(fits)
+
+
+def test_similar_exams_show_the_same_anatomy(made, index):
+    _, model, _, _ = made
+    for exam in ("phantom_0000", *(e.id for e in model.exams.values() if e.partial)):
+        found = similar(index, exam)
+        assert all(0 <= s.overlap <= 1 and s.id != exam for s in found)
+        scores = [s.score for s in found]
+        assert scores == sorted(scores, reverse=True)
+    # Among whole bodies, the one in the same phase differs least.
+    whole = [e for e in model.exams.values() if not e.partial and e.id != "phantom_0003"]
+    first = next(e for e in whole if sum(o.phase == e.phase for o in whole) > 1)
+    nearest = next(s.id for s in similar(index, first.id) if s.id in {e.id for e in whole})
+    assert model.exams[nearest].phase == first.phase
+
+
+def test_the_spoilt_exam_departs_most_and_where_it_was_spoilt(made, index):
+    root, model, template, spoilt = made
+    found = outliers(index, template)
+    assert found[0].id == "phantom_0003" and found[0].largest > 4
+    volume = Volume(
+        np.asanyarray(nibabel.load(root / "phantom_0003" / "ct.nii.gz").dataobj).astype(np.float32).transpose(2, 1, 0),
+        model.exams["phantom_0003"].volume.grid, "phantom_0003",
+    )  # fmt: skip
+    result = departure_map(model, volume, departure_of(index, "phantom_0003"))
+    assert result.grid == volume.grid and result.array.dtype == np.float32
+    worst = np.unravel_index(np.abs(result.array).argmax(), result.array.shape)
+    mm = np.linalg.norm(
+        result.grid.voxel_to_world(np.array(worst)[::-1]) - result.grid.voxel_to_world(np.array(spoilt)[::-1])
+    )
+    assert mm < 45 and result.array[spoilt] < -3
+
+
+def test_unknown_exams_have_no_anatomy_and_lie_last(here, tmp_path):
+    root, model, template = here
+    model.unknown = {"phantom_0001", "phantom_0007"}
+    try:
+        build_here(root, model, template, tmp_path / "i.sqlite")
+    finally:
+        model.unknown = set()
+    with IndexFile(tmp_path / "i.sqlite") as found:
+        assert about_exam(found, "phantom_0001")["structures"] == {}
+        assert {r[0]: r[1] for r in table2(found).rows}["unknown"] == 2
+        assert ask(found, rank=True).rows[-1][0] == "phantom_0007"
+        with pytest.raises(DataError, match="does not know"):
+            similar(found, "phantom_0001")
+        assert {r[0] for r in ask(found, "not known").rows} == {"phantom_0001", "phantom_0007"}
+
+
+def test_a_mirrored_exam_raises_the_alarm(here, tmp_path):
+    root, model, template = here
+    model.flipped = ("phantom_0002",)
+    try:
+        build_here(root, model, template, tmp_path / "i.sqlite")
+    finally:
+        model.flipped = ()
+    with IndexFile(tmp_path / "i.sqlite") as found:
+        assert [r[0] for r in ask(found, "flip = left-right").rows] == ["phantom_0002"]
+
+
+def test_passes_add_change_and_drop_and_do_nothing_twice(here, tmp_path):
+    root, model, template = here
+    data = tmp_path / "data"
+    for i in range(4):
+        shutil.copytree(root / f"phantom_{i:04d}", data / f"phantom_{i:04d}")
+    shutil.copy(root / "labels.json", data)
+    out = tmp_path / "i.sqlite"
+    first = build_here(data, model, template, out)
+    assert (first.exams, first.added) == (4, 4)
+    again = build_here(data, model, template, out)
+    assert (again.exams, again.added, again.changed, again.removed) == (4, 0, 0, 0)
+    shutil.rmtree(data / "phantom_0000")
+    shutil.copytree(root / "phantom_0005", data / "phantom_0005")
+    write_volume(data / "phantom_0001" / "ct.nii.gz", model.exams["phantom_0001"].volume)
+    (data / "phantom_0002" / "ct.nii.gz").write_bytes(b"no image")
+    then = build_here(data, model, template, out)
+    assert (then.exams, then.added, then.changed, then.removed) == (4, 1, 1, 1)
+    assert list(then.refused) == ["phantom_0002"]
+    with IndexFile(out) as found:
+        # What could not be read again keeps what was known of it.
+        assert set(found.keys()) == {f"phantom_{i:04d}" for i in (1, 2, 3, 5)}
+
+
+def test_a_pass_that_is_stopped_goes_on_where_it_was(here, tmp_path, monkeypatch):
+    root, model, template = here
+    out, seen = tmp_path / "i.sqlite", []
+    whole = work.describe
+
+    def stopped(job):
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+        seen.append(job.id)
+        return whole(job)
+
+    monkeypatch.setattr(build, "describe", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        build_here(root, model, template, out)
+    monkeypatch.setattr(build, "describe", whole)
+    assert build_here(root, model, template, out).added == COUNT - 5
+
+
+def test_shards_join_to_the_whole(here, tmp_path):
+    root, model, template = here
+    build_here(root, model, template, tmp_path / "whole.sqlite")
+    parts = [tmp_path / f"{i}.sqlite" for i in range(2)]
+    counts = [build_here(root, model, template, p, shard=(i, 2)).exams for i, p in enumerate(parts)]
+    assert sum(counts) == COUNT and min(counts) > 0
+    assert build.merge_indexes(tmp_path / "all.sqlite", parts) == COUNT
+    with IndexFile(tmp_path / "all.sqlite") as joined, IndexFile(tmp_path / "whole.sqlite") as index:
+        assert ask(joined, "", None).rows == ask(index, "", None).rows
+        assert dict(joined.appearances()) == dict(index.appearances())
+
+
+def test_an_index_of_another_model_or_template_is_not_continued(here, index, tmp_path):
+    root, model, template = here
+    out = tmp_path / "i.sqlite"
+    shutil.copy(index.path, out)
+    model.fingerprint = "other-model"
+    try:
+        with pytest.raises(DataError, match=r"index of another model, truth-model .*not other-model"):
+            build_here(root, model, template, out)
+    finally:
+        model.fingerprint = "truth-model"
+    with pytest.raises(DataError, match="another template"):
+        build_here(root, model, template.select(["heart"]), out)
+    with pytest.raises(DataError, match="made without --trust"):
+        build_here(root, model, template, out, trust=True)
+    with IndexFile(out) as found:
+        assert len(found) == COUNT
+
+
+def test_commands_answer_in_text_json_and_csv(index, capsys):
+    place = str(index.path)
+    assert main(["query", place, "heart >= 50 and phase = venous", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert {e["phase"] for e in answer["exams"]} == {"venous"} and min(
+        e["heart"] for e in answer["exams"]
+    ) >= 50
+    assert main(["query", place, "--table2", "--csv"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("body_part,count") and lines[-1].startswith(f"total,{COUNT}")
+    for arguments in (
+        ["--similar", "phantom_0000"],
+        ["--rank"],
+        ["--outliers"],
+        ["--show", "phantom_0002"],
+        [],
+    ):
+        assert main(["query", place, *arguments]) == 0
+        assert "phantom_0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["heart >> 90"], "heart >^> 90"),
+        (["--similar", "phantom_0099"], "no exam 'phantom_0099'"),
+        (["--show", "x"], "no exam 'x'"),
+        (["heart > 3", "--outliers"], "leave one of them out"),
+        (["--map", "m.nii.gz"], "--map goes with --outliers"),
+    ],
+)
+def test_wrong_questions_are_one_line(index, capsys, arguments, says):
+    assert main(["query", str(index.path), *arguments]) == 1
+    error = capsys.readouterr().err
+    assert says in error and len(error.splitlines()) == 1
+
+
+def test_what_is_no_index_is_refused(tmp_path):
+    (tmp_path / "empty.sqlite").write_bytes(b"")
+    (tmp_path / "text.sqlite").write_text("no database, but long enough to be read as one " * 20)
+    for name, says in (("empty", "not an index"), ("text", "not an index"), ("none", "no such index")):
+        with pytest.raises(DataError, match=says) as error:
+            IndexFile(tmp_path / f"{name}.sqlite")
+        one_line(error.value)
+
+
+def test_exams_that_vanished_are_named_and_nothing_is_lost(here, tmp_path, capsys):
+    root, model, template = here
+    data = tmp_path / "data"
+    for i in range(2):
+        shutil.copytree(root / f"phantom_{i:04d}", data / f"phantom_{i:04d}")
+    shutil.copy(root / "labels.json", data)
+    build_here(data, model, template, data / "index.sqlite")
+    shutil.rmtree(data / "phantom_0001")
+    assert main(["query", str(data)]) == 0
+    said = capsys.readouterr()
+    assert "phantom_0001" in said.out and "vanished" in said.err and len(said.err.splitlines()) == 1

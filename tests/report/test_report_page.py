@@ -1,0 +1,192 @@
+"""Reports as one page: of a run, of exams and of a comparison."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from affine_model import ANATOMY, LABELS
+from made_evaluations import many, row, write_evaluation
+from served import STRANGER, KnowingModel, template, write_exams
+from small_exams import one_line
+
+from deepatlas.cli.main import main
+from deepatlas.config import Config
+from deepatlas.errors import DataError
+from deepatlas.exams.cohort import ExamFiles, named_exams
+from deepatlas.report.exams import report_exams
+from deepatlas.report.run import report_run
+
+EVIL = "<script>alert('x')</script>"
+
+
+class Page(HTMLParser):
+    """The tags, the text and the tables of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.rows: list[list[str]] = []
+        self.text = ""
+        self._cell = False
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        self._cell = tag in ("td", "th")
+
+    def handle_endtag(self, tag):
+        self._cell = self._cell and tag not in ("td", "th")
+
+    def handle_data(self, data):
+        self.text += data
+        if self._cell:
+            self.rows[-1][-1] += data
+
+    def pictures(self):
+        return [attrs for tag, attrs in self.tags if tag == "img"]
+
+
+def insist_on_self_contained(page: Page) -> None:
+    """The page loads nothing and runs nothing."""
+    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe", "object")]
+    for tag, attrs in page.tags:
+        for name in ("src", "href", "srcset", "action", "data", "poster"):
+            assert re.match(r"#|data:image/png;base64,", attrs.get(name) or "#"), (tag, attrs)
+
+
+@pytest.fixture(scope="module")
+def exams(tmp_path_factory):
+    folder = write_exams(tmp_path_factory.mktemp("data"), ("plain", "oblique", STRANGER))
+    return named_exams([folder])
+
+
+def test_exams_have_their_structures_in_pictures_and_in_a_table(exams, tmp_path):
+    model = KnowingModel()
+    given = {EVIL: exams["plain"], "oblique": exams["oblique"]}
+    fits, failed = report_exams(model, template(model), given, tmp_path / "r.html")
+    assert list(fits) == list(given) and failed == {}
+    page = Page(tmp_path / "r.html")
+    insist_on_self_contained(page)
+    assert page.text.count(EVIL) >= 2
+    assert len(page.pictures()) == 2 and all(p["src"].startswith("data:image/png") for p in page.pictures())
+    rows = {row[0]: row for row in page.rows[1:4]}
+    assert list(rows) == list(LABELS)
+    for name, (identity, _, radii) in ANATOMY.items():
+        assert float(rows[name][1]) == pytest.approx(4 / 3 * np.pi * np.prod(radii) / 1000, rel=0.08)
+        # The smaller half of some voxels at the border belongs to the body.
+        assert float(rows[name][3]) == pytest.approx(60 + 10 * identity, abs=6)
+        assert rows[name][2] == ""
+    assert "Fit 0.80, known" in page.text
+
+
+def test_an_exam_that_is_not_known_or_cannot_be_read_is_said(exams, tmp_path):
+    model = KnowingModel()
+    missing = ExamFiles("gone", tmp_path / "gone.nii.gz")
+    given = {STRANGER: exams[STRANGER], "gone": missing}
+    fits, failed = report_exams(model, template(model), given, tmp_path / "r.html")
+    assert list(fits) == [STRANGER] and list(failed) == ["gone"]
+    page = Page(tmp_path / "r.html")
+    assert "does not know such an exam (fit 0.10" in page.text and "Cannot be used:" in page.text
+    with pytest.raises(DataError, match="does not know"):
+        report_exams(model, template(model), given, tmp_path / "s.html", strict=True)
+    with pytest.raises(DataError, match="no exam can be used"):
+        report_exams(model, template(model), {"gone": missing}, tmp_path / "s.html")
+    assert not (tmp_path / "s.html").exists()
+
+
+def write_run(folder: Path) -> Path:
+    """A run in the middle of its training."""
+    folder.mkdir()
+    saved = {"config": Config().to_dict(), "request": {"data": [EVIL], "init": None}}
+    (folder / "config.json").write_text(json.dumps(saved))
+    lines = [{"phase": "register", "step": i, "overall": i, "total": 1 / (i + 1)} for i in range(1, 9)]
+    # A line that is being written.
+    (folder / "log.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"phase": "reg')
+    return folder
+
+
+def test_a_run_that_goes_on_is_shown_as_far_as_it_is(tmp_path):
+    run = write_run(tmp_path / "run")
+    assert report_run(run, tmp_path / "r.html") == {"steps": 8, "finished": False, "dice": None}
+    page = Page(tmp_path / "r.html")
+    insist_on_self_contained(page)
+    assert "not finished; continue it" in page.text and EVIL in page.text
+    assert [p["alt"] for p in page.pictures()] == ["Every logged number over the steps of the run"]
+    assert ["train.batch", json.dumps(Config().train.batch)] in page.rows
+
+
+def test_a_finished_run_has_its_card_its_score_and_its_pictures(tmp_path):
+    import shutil
+
+    from deepatlas.pretrained import FOLDER
+
+    run = write_run(tmp_path / "run")
+    shutil.copyfile(FOLDER / "headneck" / "model.pt", run / "model.pt")
+    (run / "result.json").write_text('{"dice": 0.7231, "structures": {"liver": 0.9}}')
+    write_evaluation(run / "evaluation", [row("pt_1", EVIL, 0.75, 4.0)])
+    png = bytes.fromhex("89504e470d0a1a0a")
+    (run / "figures").mkdir()
+    for name in ("overview", "level-3"):
+        (run / "figures" / f"{name}.png").write_bytes(png)
+    assert report_run(run, tmp_path / "r.html") == {"steps": 8, "finished": True, "dice": 0.7231}
+    page = Page(tmp_path / "r.html")
+    assert [EVIL, "1", "0.750"] in [cells[:3] for cells in page.rows]
+    assert "0.723" in page.text and "Exams are known from a fit of 0.56" in page.text
+    assert len(page.pictures()) == 3
+    assert ["structures.liver", "0.9"] in page.rows
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "line"),
+    [
+        ("config.json", "{", "damaged"),
+        ("config.json", "[]", "no run"),
+        ("config.json", None, "no run"),
+        ("log.jsonl", '{"a": 1}', "damaged log"),
+        ("log.jsonl", '{"phase": "x", "overall": 1}}', "damaged log"),
+        ("result.json", "{", "damaged"),
+    ],
+)
+def test_a_damaged_run_is_one_line(tmp_path, file, text, line):
+    run = write_run(tmp_path / "run")
+    (run / file).unlink(missing_ok=True)
+    if text is not None:
+        (run / file).write_text(text)
+    with pytest.raises(DataError, match=line) as caught:
+        report_run(run, tmp_path / "r.html")
+    one_line(caught.value)
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_several_evaluations_become_the_page_of_compare(tmp_path, capsys):
+    one, two = many(tmp_path, ["one", "two"], ["liver", "spleen"], 4)
+    assert main(["report", f"first={one}", f"second={two}", "--out", str(tmp_path / "r.html"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["experiments"] == ["first", "second"]
+    page = Page(tmp_path / "r.html")
+    insist_on_self_contained(page)
+    assert "Comparison of experiments" in page.text and "second" in page.text
+
+
+def test_the_command_reports_a_run_and_refuses_what_it_cannot(tmp_path, exams, capsys):
+    run = write_run(tmp_path / "run")
+    assert main(["report", str(run), "--out", str(tmp_path / "r.html")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "r.html")
+    exam = str(exams["plain"].ct)
+    for arguments, line in (
+        ([str(run), "--out", str(tmp_path / "r.pdf.csv")], "suffix of another format"),
+        ([str(tmp_path), "--out", str(tmp_path / "s.html")], "no run"),
+        ([exam, "--template", "headneck", "--out", str(tmp_path / "s.html")], "give --model M as well"),
+        ([exam, "--model", "headneck", "--out", str(tmp_path / "s.html")], "needs --template"),
+    ):
+        assert main(["report", *arguments]) == 1
+        assert line in capsys.readouterr().err
+    assert not (tmp_path / "s.html").exists()
