@@ -58,6 +58,12 @@ def as_labels(array: NDArray, path: Path) -> NDArray:
     raise DataError(f"{path}: holds the label {high}, larger than 2147483647; renumber the labels")
 
 
+def whole_hounsfield(array: NDArray) -> NDArray[np.int16]:
+    """Resampled Hounsfield units as whole ones, which take a third of the space of fractions in a compressed file."""
+    bounds = np.iinfo(np.int16)
+    return np.rint(array).clip(bounds.min, bounds.max).astype(np.int16)
+
+
 def storable(array: NDArray) -> NDArray:
     """The array in a data type that NIfTI, NRRD and MetaImage all support.
 

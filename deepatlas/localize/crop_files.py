@@ -9,9 +9,11 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from deepatlas.files import atomic_h5
 from deepatlas.io.codec import write_volume
+from deepatlas.io.values import whole_hounsfield
 from deepatlas.localize.crop import Crop
 from deepatlas.space.box import Box
 from deepatlas.space.volume import Volume
@@ -119,9 +121,5 @@ def crop_rows(
         yield CropRows(file, box, shape, hounsfield, labels)
 
 
-def _stored(crop: Crop, hounsfield: bool) -> np.ndarray:
-    array = crop.volume.array
-    if not hounsfield:
-        return array
-    kind = np.iinfo(np.int16)
-    return np.rint(array).clip(kind.min, kind.max).astype(np.int16)
+def _stored(crop: Crop, hounsfield: bool) -> NDArray:
+    return whole_hounsfield(crop.volume.array) if hounsfield else crop.volume.array

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from deepatlas.files import write_text
 from deepatlas.io.codec import write_volume
+from deepatlas.io.values import whole_hounsfield
 from deepatlas.localize.follow import FollowUp
 from deepatlas.localize.template.file import Template
 from deepatlas.pictures.draw import draw_contours, legend, panel_grid, save_figure, show
@@ -46,8 +48,7 @@ def write_follow_up(
     """
     difference = found.difference
     if found.registration.intensity == "hu":
-        whole = np.rint(difference.array).clip(-32768, 32767).astype(np.int16)
-        difference = Volume(whole, difference.grid, difference.name)
+        difference = replace(difference, array=whole_hounsfield(difference.array))
     write_volume(folder / NAMES[0], difference)
     about = {"before": names[0], "after": names[1], **found.to_dict()}
     write_text(folder / NAMES[1], json.dumps(about, indent=1, allow_nan=False) + "\n")

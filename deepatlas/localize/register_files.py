@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from deepatlas.io.codec import write_volume
 from deepatlas.io.export.transform import write_displacements, write_transform
+from deepatlas.io.values import whole_hounsfield
 from deepatlas.localize.register import Moved, Registration
 from deepatlas.space.volume import Volume
 
@@ -34,7 +36,9 @@ def write_registration(folder: Path, found: Registration, displacements: bool = 
     written: dict[str, str] = {}
     for side, moved in zip(SIDES, (found.on_fixed, found.on_moving), strict=True):
         place, transform = folder / side, moved.transform
-        volume = _whole(moved.volume) if found.intensity == "hu" else moved.volume
+        volume = moved.volume
+        if found.intensity == "hu":
+            volume = replace(volume, array=whole_hounsfield(volume.array))
         written[f"{side}/moved"] = str(write_volume(place / "moved.nii.gz", volume))
         overlap = Volume(moved.overlap.astype(np.uint8), moved.volume.grid)
         written[f"{side}/overlap"] = str(write_volume(place / "overlap.nii.gz", overlap))
@@ -54,10 +58,3 @@ def _displacements(path: Path, moved: Moved) -> Path:
     places = grid.places()
     there = transform.apply(places.reshape(-1, 3)).reshape(places.shape)
     return write_displacements(path, np.moveaxis(there - places, -1, 0), grid)
-
-
-def _whole(volume: Volume) -> Volume:
-    """A CT in whole Hounsfield units, which take a third of the space of fractions."""
-    kind = np.iinfo(np.int16)
-    array = np.rint(volume.array).clip(kind.min, kind.max).astype(np.int16)
-    return Volume(array, volume.grid, volume.name)

@@ -203,7 +203,8 @@ class Session:
         """The template of one painted mask, which is solved for once."""
         from deepatlas.view.carry import template_from
 
-        key = mark.id, hash(mark.mask.packed.tobytes() if mark.mask else b"")
+        assert mark.mask is not None
+        key = mark.id, hash((mark.mask.start, mark.mask.shape, mark.mask.packed.tobytes()))
         # Before the lock, as an exam that is passed through the network takes it as well.
         exams = {mark.exam: self.mapped(mark.exam)}
         with self._working:

@@ -94,19 +94,16 @@ class ShownExam:
         """The coordinates of the exam, and how well the model knows it."""
         return self._once("coordinates", lambda: coordinates_body(self.mapped(model)))
 
-    def labels(self, model: Engine, template: Template) -> Labels:
-        """The structures of a template on the grid of the picture."""
+    def masks(self, model: Engine, template: Template) -> bytes:
+        """The structures of a template on the grid of the picture, as :func:`labels_body` makes them."""
 
-        def make() -> Labels:
+        def make() -> bytes:
             it = self.mapped(model)
             with self._working:
-                return segment_coordinates(it.known.field, it.shown, template, body=it.known.body)
+                labels = segment_coordinates(it.known.field, it.shown, template, body=it.known.body)
+            return labels_body(labels)
 
-        return self._once("labels", make)
-
-    def masks(self, model: Engine, template: Template) -> bytes:
-        """The structures as :func:`labels_body` makes them."""
-        return self._once("masks", lambda: labels_body(self.labels(model, template)))
+        return self._once("masks", make)
 
     def _read(self, intensity: str) -> tuple[Volume, bytes]:
         """The exam as the network takes it, and its picture."""
@@ -127,14 +124,19 @@ class ShownExam:
                     "lines": [*lines, *notes, *found],
                 }
                 self._parts["grid"] = seen.grid
-                self._parts["volume"] = volume, pack(header, {"image": seen.array})
+                read = volume, pack(header, {"image": seen.array})
+                if "mapped" in self._parts:
+                    return read
+                self._parts["volume"] = read
             return self._parts["volume"]
 
     def _once(self, name: str, make: Callable[[], Any]) -> Any:
-        with self._lock:
-            if name not in self._parts:
-                self._parts[name] = make()
-            return self._parts[name]
+        # Without the lock first, so that what is there is sent while other parts are being made.
+        if name not in self._parts:
+            with self._lock:
+                if name not in self._parts:
+                    self._parts[name] = make()
+        return self._parts[name]
 
 
 class ShownAtlas:
@@ -165,13 +167,9 @@ class ShownAtlas:
         header = {"name": "atlas", "shape": grid.shape, "affine": grid.affine.tolist(), "lines": []}
         return pack(header, {"image": self._image})
 
-    def labels(self, model: Engine, template: Template) -> Labels:
-        """The masks of a template where it has them, without regard to a body."""
-        return segment_coordinates(self._mapped.known.field, self._mapped.shown, template)
-
     def masks(self, model: Engine, template: Template) -> bytes:
-        """The structures as :func:`labels_body` makes them."""
-        return labels_body(self.labels(model, template))
+        """The masks of a template where it has them, without regard to a body, as :func:`labels_body` makes them."""
+        return labels_body(segment_coordinates(self._mapped.known.field, self._mapped.shown, template))
 
 
 def coordinates_body(it: Mapped) -> bytes:

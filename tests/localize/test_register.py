@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from affine_model import ANATOMY, GRIDS, LABELS, AffineModel, exam, grid_of
+import torch
+from affine_model import ANATOMY, GRIDS, LABELS, SCALE, AffineModel, exam, grid_of
 from scipy.spatial.transform import Rotation
 
 from deepatlas.cli import main as cli
 from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.evaluate.metrics.dice import dice
-from deepatlas.localize.register import Registration, register
+from deepatlas.localize.register import Registration, register, register_known
 from deepatlas.localize.register_files import write_registration
+from deepatlas.model.field import CoordinateField, Piece, rim
+from deepatlas.model.known import known_exam
 from deepatlas.space.constants import AIR
 from deepatlas.space.fill_in import fill_in
-from deepatlas.space.labels import Labels
+from deepatlas.space.grid import Grid
+from deepatlas.space.labels import BoxMask, Labels
 from deepatlas.space.transform import Transform
 from deepatlas.space.volume import Volume
 
@@ -140,6 +145,28 @@ def test_an_affine_and_a_rigid_map_are_found_exactly_by_their_kinds():
         )
 
 
+def test_the_networks_of_regions_count():
+    """The map of the whole exam knows nothing of a wave that the network of a region sees."""
+
+    def wave(place):
+        return place + 2.5 * np.sin(place / 7)
+
+    ct, _ = exam(GRIDS["coarse"], "a")
+    whole = known_exam(AffineModel(32), ct)
+    part = Grid.from_spacing((40, 40, 40), 1.5, (-29.25,) * 3)
+    coords = torch.from_numpy(np.moveaxis(wave(part.places()) / SCALE, -1, 0).copy()).float()[None]
+    weight = rim((40, 40, 40), 6, coords)
+    field = CoordinateField(whole.field.coords, whole.field.grid, (Piece("middle", coords, part, weight),))
+    found = register_known(ct, ct, whole, replace(whole, field=field), "deformable")
+    points = np.array([[0.0, 0.0, 0.0], [8.0, -6.0, 10.0], [-12.0, 9.0, -5.0]])
+    assert np.linalg.norm(wave(found.on_fixed.transform.apply(points)) - points, axis=1).max() < 0.15
+    assert np.linalg.norm(found.on_moving.transform.apply(points) - wave(points), axis=1).max() < 0.15
+    # Away from the region nothing moves.
+    np.testing.assert_allclose(
+        found.on_fixed.transform.apply([[45.0, 0.0, 0.0]]), [[45.0, 0.0, 0.0]], atol=0.2
+    )
+
+
 def test_what_one_exam_does_not_show_is_outside_the_overlap():
     a, _ = exam(GRIDS["plain"], "a")
     lower = grid_of()
@@ -226,8 +253,6 @@ def test_overlaps_of_labels_are_pulled_along():
     places = grid.places()
     balls = {i: np.linalg.norm(places - (0, 0, z), axis=-1) < 20 for i, z in ((3, 0), (7, 10))}
     array = np.where(balls[7], 7, np.where(balls[3], 3, 0)).astype(np.uint8)
-    from deepatlas.space.labels import BoxMask
-
     labels = Labels(array, grid, "x", {3: BoxMask.of(balls[3] & balls[7])})
     found = Transform(np.eye(4)).pull(labels, grid)
     for identity, mask in balls.items():
@@ -235,8 +260,6 @@ def test_overlaps_of_labels_are_pulled_along():
 
 
 def test_unknown_values_are_filled_in_smoothly():
-    import torch
-
     known = torch.zeros(1, 1, 20, 21, 22, dtype=torch.bool)
     known[..., 0], known[..., -1] = True, True
     ramp = torch.linspace(0, 1, 22, dtype=torch.float64).expand(1, 1, 20, 21, 22).clone()

@@ -45,7 +45,8 @@ export class Panel {
     this.own = affine;
     this.setAffine();
     this.patient = patientBox(this.image);
-    this.place = apply(this.affine, this.patient.map(([low, high]) => (low + high) / 2));
+    // In the middle of the patient, and of a slice of every plane.
+    this.place = apply(this.affine, this.patient.map(([low, high]) => Math.round((low + high) / 2)));
     this.focus = this.patient.map(([low, high]) => (low + high) / 2);
     for (const line of lines) this.tell(line);
     if (voxels) {
