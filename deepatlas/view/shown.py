@@ -225,8 +225,8 @@ def _unit_mm(known: KnownExam) -> list[float] | None:
 def trust_body(trust: ExamTrust, shown: Grid) -> bytes:
     """The trust of an exam: that of every structure in the header, and the expected error of places in mm.
 
-    ``error_mm`` and ``bound_mm`` (90 % of the errors are smaller) are float16 on a coarse grid of the picture, which the
-    header holds; they are nan where nobody can tell.
+    ``error_mm`` and ``bound_mm`` (90 % of the errors are smaller) are float16 on a coarse grid of the picture, which
+    the header holds; they are nan where nobody can tell.
     """
     z, y, x = (min(n, TRUST_POINTS) for n in shown.shape)
     grid = shown.resized((z, y, x))
