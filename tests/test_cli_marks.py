@@ -160,6 +160,34 @@ def test_a_template_holds_everything_and_is_described_and_used(data, tmp_path, c
     assert np.abs(back.boxes[0].centre - to_exam(BOXES.boxes[0].centre)).max() < 0.1
 
 
+def test_points_without_a_position_are_named_before_they_are_left_out(data, tmp_path, capsys):
+    write_markups(tmp_path / "some.mrk.json", Markups((*POINTS.points, Point("later", None))))
+    argv = (
+        "propagate",
+        *AFFINE,
+        "--from",
+        data / "e1",
+        "--to",
+        data / "e2",
+        "--out",
+        tmp_path / "o",
+        "--quiet",
+    )
+    code, _, err = run(capsys, *argv, "--points", tmp_path / "some.mrk.json")
+    assert (
+        code == 0 and err.count("\n") == 1 and "e1: left out 'later', which no exam has a position of" in err
+    )
+    assert [p.name for p in read_markups(tmp_path / "o" / "e2.mrk.json").points] == ["carina", "far"]
+
+
+def test_locate_says_that_nothing_was_written(data, tmp_path, capsys):
+    out = tmp_path / "found.csv"
+    code, text, err = run(capsys, "locate", *AFFINE, "--from", data / "e1", "--points", data / "points.csv",
+                          "--to", tmp_path / "none.nii.gz", "--out", out, "--quiet")  # fmt: skip
+    assert code == 1 and "skipped none" in err and not out.exists()
+    assert text == f"{out}: not written, since no target could be used\n"
+
+
 def test_a_template_of_a_data_directory_takes_boxes_too(data, tmp_path, capsys):
     code, text, _ = run(capsys, "template", *AFFINE, "--data", data, "--size", 32, "--out", tmp_path / "t.h5",
                         "--box", "l=liver+20%", "--quiet")  # fmt: skip
@@ -272,6 +300,13 @@ def test_templates_are_edited(data, tmp_path, capsys):
     assert (tmp_path / "x" / "masks" / "big one.nii.gz").is_file() and (
         tmp_path / "x" / "boxes" / "l.nii.gz"
     ).is_file()
+    for option in (("--rename", "nose=ear"), ("--structures", "nose")):
+        code, _, err = run(capsys, "template-edit", a, b, "--out", tmp_path / "n.h5", *option)
+        assert code == 1 and f"{a}, {b}: no structure 'nose'; " in err and err.count("\n") == 1
+    code, _, err = run(
+        capsys, "crop", data / "e2", *AFFINE, "--template", a, "--box", "nose", "--out", tmp_path / "c"
+    )
+    assert code == 1 and f"{a}: no structure 'nose'; " in err and not (tmp_path / "c").exists()
     code, _, err = run(capsys, "template-edit", a, out, "--out", tmp_path / "n.h5")
     assert code == 1 and "has a structure 'spleen', and so has" in err and err.count("\n") == 1
     code, _, err = run(capsys, "template-edit", a, "--out", a)

@@ -279,7 +279,9 @@ def load_template(args: argparse.Namespace, model: Model) -> Template | Structur
             raise DeepAtlasError(
                 f"{args.model}: was trained on labels and has its structures by itself; leave out {given}"
             )
-        return model.structures.select(args.structures) if args.structures else model.structures
+        return (
+            model.structures.select(args.structures, str(args.model)) if args.structures else model.structures
+        )
     if not args.template:
         raise DeepAtlasError(
             f"{args.model}: gives coordinates, so that it needs --template T; make one with `deepatlas template`"
@@ -287,7 +289,7 @@ def load_template(args: argparse.Namespace, model: Model) -> Template | Structur
         )
     template = Template.load(args.template)
     if args.structures:
-        template = template.select(args.structures)
+        template = template.select(args.structures, str(args.template))
     try:
         template.check_model(model.fingerprint, str(args.template))
     except DeepAtlasError as error:

@@ -269,7 +269,7 @@ def _boxes(args: argparse.Namespace, model: Model, source: list[ExamFiles]) -> d
     if not isinstance(template, Template):
         raise DataError(f"{args.model}: was trained on labels and has no coordinates, which boxes need")
     wanted = [[name] for name in args.box] or [names]
-    found = [box_of(template, each) for each in wanted]
+    found = [box_of(template, each, str(args.template)) for each in wanted]
     return {box.name: box for box in found}
 
 

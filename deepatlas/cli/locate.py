@@ -182,7 +182,8 @@ def run(args: argparse.Namespace) -> int:
         "skipped": skipped,
     }
     what = "points" if asked == len(sought.names) else "points, lines and boxes"
-    print_result(args, data, f"{out}: {sum(counts.values())} of {asked * len(counts)} {what} found")
+    text = f"{out}: {sum(counts.values())} of {asked * len(counts)} {what} found"
+    print_result(args, data, text if found else f"{out}: not written, since no target could be used")
     return 1 if failed else 0
 
 

@@ -66,11 +66,12 @@ def run(args: argparse.Namespace) -> int:
     parts = []
     for name, file in zip(args.templates, files, strict=True):
         part = Template.load(file)
-        parts.append(renamed(part, own[name]) if own[name] else part)
+        parts.append(renamed(part, own[name], name) if own[name] else part)
     template = merge_templates(parts, args.templates)
-    template = renamed(template, everywhere) if everywhere else template
+    whole = ", ".join(args.templates)
+    template = renamed(template, everywhere, whole) if everywhere else template
     template = with_boxes(template, boxes) if boxes else template
-    template = template.select(args.structures) if args.structures else template
+    template = template.select(args.structures, whole) if args.structures else template
     if args.out:
         template.save(args.out)
     written = export(template, args.export) if args.export else []

@@ -186,13 +186,16 @@ def crop(
     )
 
 
-def box_of(template: Template, name: str | Sequence[str]) -> Box:
-    """A box of a template by its name, or the box around one or several of its structures."""
+def box_of(template: Template, name: str | Sequence[str], where: str = "template") -> Box:
+    """A box of a template by its name, or the box around one or several of its structures.
+
+    ``where`` is what a message calls the template, for example its file.
+    """
     boxes = {box.name: box for box in template.marks.boxes}
     names = [name] if isinstance(name, str) else list(name)
     if len(names) == 1 and names[0] in boxes:
         return boxes[names[0]]
-    found = chosen(names, [*boxes, *template.names], "template")
+    found = chosen(names, [*boxes, *template.names], where)
     if len(found) == 1 and found[0] in boxes:
         return boxes[found[0]]
     if mixed := [n for n in found if n in boxes]:

@@ -70,13 +70,15 @@ class Structures:
         """The rows of the structures in the order in which a label image shows them, the lowest first."""
         return stack_order(self.sizes, rows_of(self.overlaps, self.names))
 
-    def select(self, names: Sequence[str]) -> Structures:
+    def select(self, names: Sequence[str], name: str = "model") -> Structures:
         """Some of the structures, in the order of ``names``, which may be spelled otherwise or be synonyms.
+
+        ``name`` is what a message calls the model, for example its file.
 
         Raises :class:`~deepatlas.errors.DataError` for a name that the model does not have.
         """
-        found = chosen(names, self.names, "model")
-        rows = [self.names.index(name) for name in found]
+        found = chosen(names, self.names, name)
+        rows = [self.names.index(structure) for structure in found]
         channels = self.channels or tuple(range(len(self.names)))
         return Structures(
             tuple(found),

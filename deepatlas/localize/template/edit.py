@@ -156,13 +156,15 @@ def merge_templates(templates: Sequence[Template], names: Sequence[str] | None =
     )
 
 
-def renamed(template: Template, names: Mapping[str, str]) -> Template:
+def renamed(template: Template, names: Mapping[str, str], where: str = "template") -> Template:
     """The template with new names for structures, points, lines and boxes, ``{old: new}``.
+
+    ``where`` is what a message calls the template, for example its file.
 
     Raises :class:`~deepatlas.errors.DataError` for a name that it does not hold, or if two would have one name.
     """
     known = list(dict.fromkeys((*template.names, *names_of_marks(template.marks))))
-    exact = {chosen([old], known, "template")[0]: new for old, new in names.items()}
+    exact = {chosen([old], known, where)[0]: new for old, new in names.items()}
     new = tuple(exact.get(n, n) for n in template.names)
     meta = dict(template.meta)
     if "structures" in meta:

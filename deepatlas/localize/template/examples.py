@@ -60,6 +60,8 @@ class _Read:
     seg: Labels | None
     labels: dict[str, int]
     marks: Markups
+    # The names of points that have no position in this exam.
+    unplaced: tuple[str, ...]
 
 
 # The solver needs gradients, which inference mode does not allow.
@@ -98,7 +100,7 @@ def template_of(
         The template, with the names and ids of the masks.
 
     Warns:
-        DataWarning: a point lies outside the body, or a mask does not explain its labels.
+        DataWarning: a point lies outside the body or has a position in no exam, or a mask does not explain its labels.
 
     Raises:
         DataError: an exam or a file cannot be read, masks are on another grid or empty, a point or a box lies outside
@@ -112,6 +114,7 @@ def template_of(
             progress(f"coordinates {count}/{len(given)} {read[-1].known.name}")
     if not any(item.seg or len(item.marks) for item in read):
         raise DataError("template: nothing was drawn in these exams; give masks, points or boxes")
+    _warn_of_unplaced(read)
     check_names(boxes, dict.fromkeys(name for item in read for name in item.labels))
     scale = np.median([mm_per_unit(item.known.field, item.known.body) for item in read], axis=0)
     marks, spread = _averaged(read, scale)
@@ -159,9 +162,23 @@ def _read(
         marks = joined_marks(_marks(part) for part in example.marks)
     # What has no position here may have one in another exam.
     placed = tuple(point for point in marks.points if point.position is not None)
+    unplaced = tuple(point.name for point in marks.points if point.position is None)
     marks = replace(marks, points=placed)
     check_marks(marks, name)
-    return _Read(known, seg, table, marks_in_atlas(known, marks))
+    return _Read(known, seg, table, marks_in_atlas(known, marks), unplaced)
+
+
+def _warn_of_unplaced(read: Sequence[_Read]) -> None:
+    """Say which points have a position in none of the exams, since nothing can be known of them."""
+    placed = {point.name for item in read for point in item.marks.points}
+    nowhere = {name: item.known.name for item in read for name in item.unplaced if name not in placed}
+    if nowhere:
+        names, exams = ", ".join(map(repr, nowhere)), ", ".join(dict.fromkeys(nowhere.values()))
+        warnings.warn(
+            f"{exams}: left out {names}, which no exam has a position of; place it, or take it out of the file",
+            DataWarning,
+            stacklevel=3,
+        )
 
 
 def _marks(given: Marks) -> Markups:

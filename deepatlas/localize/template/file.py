@@ -149,16 +149,17 @@ class Template:
         """``meta["overlaps"]`` as rows."""
         return rows_of(self.meta.get("overlaps", []), self.names)
 
-    def select(self, names: Sequence[str]) -> Template:
+    def select(self, names: Sequence[str], name: str = "template") -> Template:
         """The template of some of the structures, points, lines and boxes, in the order of ``names``.
 
         A name may be spelled otherwise than in the template, or be a synonym (:mod:`deepatlas.names.meet`); the result
-        has the names of this template, and whatever has one of them.
+        has the names of this template, and whatever has one of them. ``name`` is what a message calls the template, for
+        example its file.
 
         Raises :class:`~deepatlas.errors.DataError` for a name that the template does not hold.
         """
         known = list(dict.fromkeys((*self.names, *names_of_marks(self.marks))))
-        names = chosen(names, known, "template")
+        names = chosen(names, known, name)
         kept = [n for n in names if n in self.names]
         rows = [self.names.index(n) for n in kept]
         ids = tuple(self.ids[r] for r in rows)
