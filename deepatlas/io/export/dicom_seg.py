@@ -7,6 +7,7 @@ slice where it has voxels, so that structures may overlap. A LABELMAP, the newer
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,24 +80,27 @@ def write_dicom_seg(
     )
     algorithm = algorithm or Algorithm("DeepATLAS", "unknown")
     try:
-        dataset = hd.seg.Segmentation(
-            source_images=origin.images,
-            pixel_array=volume,
-            segmentation_type="LABELMAP" if labelmap else "BINARY",
-            segment_descriptions=_descriptions(hd, segments, algorithm),
-            series_instance_uid=hd.UID(),
-            series_number=_SERIES_NUMBER,
-            sop_instance_uid=hd.UID(),
-            instance_number=1,
-            manufacturer="DeepATLAS",
-            manufacturer_model_name="deepatlas",
-            software_versions=algorithm.version,
-            device_serial_number=algorithm.model or "none",
-            content_label="STRUCTURES",
-            content_description="Structures found by DeepATLAS",
-            series_description="DeepATLAS structures",
-            transfer_syntax_uid="1.2.840.10008.1.2.5" if labelmap else "1.2.840.10008.1.2.1",
-        )
+        with warnings.catch_warnings():
+            # The patient is named as the source does, which nobody here can cure where that is no usual name.
+            warnings.filterwarnings("ignore", module=r"highdicom\.base$")
+            dataset = hd.seg.Segmentation(
+                source_images=origin.images,
+                pixel_array=volume,
+                segmentation_type="LABELMAP" if labelmap else "BINARY",
+                segment_descriptions=_descriptions(hd, segments, algorithm),
+                series_instance_uid=hd.UID(),
+                series_number=_SERIES_NUMBER,
+                sop_instance_uid=hd.UID(),
+                instance_number=1,
+                manufacturer="DeepATLAS",
+                manufacturer_model_name="deepatlas",
+                software_versions=algorithm.version,
+                device_serial_number=algorithm.model or "none",
+                content_label="STRUCTURES",
+                content_description="Structures found by DeepATLAS",
+                series_description="DeepATLAS structures",
+                transfer_syntax_uid="1.2.840.10008.1.2.5" if labelmap else "1.2.840.10008.1.2.1",
+            )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{origin.name}: a DICOM-SEG cannot refer to this series ({_line(error)}); export it again, or write NIfTI "

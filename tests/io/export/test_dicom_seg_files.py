@@ -85,6 +85,17 @@ def test_highdicom_reads_every_mask_at_its_place(tmp_path):
         assert made_by.AlgorithmParameters == "model=abc"
 
 
+def test_a_patient_without_a_family_name_is_no_warning(tmp_path, recwarn):
+    for path in series(tmp_path / "ct", GRIDS["axial"]).rglob("*.dcm"):
+        dataset = pydicom.dcmread(path)
+        dataset.PatientName = "LUNG1-003"
+        dataset.save_as(path)
+    reading = read_folder(tmp_path / "ct")
+    write_dicom_seg(tmp_path / "a.seg.dcm", structures(reading.volume.grid), NAMES, reading.series)
+    assert pydicom.dcmread(tmp_path / "a.seg.dcm").PatientName == "LUNG1-003"
+    assert not [str(w.message) for w in recwarn]
+
+
 def test_codes_and_sides_are_in_the_file(tmp_path):
     reading = read_folder(series(tmp_path / "ct", GRIDS["axial"]))
     write_dicom_seg(tmp_path / "a.seg.dcm", structures(reading.volume.grid), NAMES, reading.series)
