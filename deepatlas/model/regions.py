@@ -79,9 +79,15 @@ class Region:
 
 @dataclass(frozen=True)
 class Regions:
-    """The regions of a cascade; those of the level above come before those within them."""
+    """The regions of a cascade; those of the level above come before those within them.
+
+    Attributes:
+        regions: in order.
+        file: what messages call them.
+    """
 
     regions: tuple[Region, ...]
+    file: str = "tree"
 
     @property
     def names(self) -> list[str]:
@@ -92,7 +98,7 @@ class Regions:
         for region in self.regions:
             if region.name == name:
                 return region
-        raise DataError(f"region {name}: not in the tree; {did_you_mean(name, self.names)}")
+        raise DataError(f"{self.file}: no region {name!r}; {did_you_mean(name, self.names)}")
 
     def path(self, name: str) -> list[Region]:
         """The regions from the highest one down to this one."""
@@ -126,10 +132,10 @@ class Regions:
         try:
             entries = tomllib.loads(text).get("region", [])
         except tomllib.TOMLDecodeError as error:
-            raise DataError(f"{file}: not TOML ({error})") from None
+            raise DataError(f"{file}: not TOML ({error}); correct it there") from None
         if not isinstance(entries, list) or not entries:
             raise DataError(f"{file}: holds no [[region]]; give at least one")
-        return cls(_sorted([_region(entry, file, template) for entry in entries], file))
+        return cls(_sorted([_region(entry, file, template) for entry in entries], file), str(path))
 
 
 def shipped_trees() -> list[str]:
@@ -236,7 +242,10 @@ def _sorted(regions: list[Region], file: Path) -> tuple[Region, ...]:
                     f"{did_you_mean(above.within, list(by_name))}"
                 )
             if above.within in seen:
-                raise DataError(f"{file}: regions {' -> '.join([*seen, above.within])} lie within each other")
+                raise DataError(
+                    f"{file}: regions {' -> '.join([*seen, above.within])} lie within each other; leave out "
+                    "one within"
+                )
             above = by_name[above.within]
             seen.append(above.name)
         if len(seen) > 2:

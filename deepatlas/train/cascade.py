@@ -213,6 +213,8 @@ def _target(arguments: argparse.Namespace) -> Target:
     taken = tree.names
     if arguments.region not in (None, ALL):
         taken = [region.name for region in tree.path(arguments.region)][:-1]
+    # What is no model of whole exams is refused before anything is written.
+    Parent.of(arguments.parent, [tree.regions[0]])
     _copy(path, arguments.out, taken)
     return Target(arguments.out, tree)
 

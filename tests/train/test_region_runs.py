@@ -392,7 +392,18 @@ def test_what_is_no_region_of_a_model_is_refused(work, cascade, tmp_path, capsys
     tree, model = ["--regions", work / "tree.toml"], work / "model"
     data = ["--data", work / "data"]
     parent = ["--parent", model, *tree]
-    assert "did you mean trunk?" in refused(capsys, *parent, "--region", "trunc")
+    assert f"{work / 'tree.toml'}: no region 'trunc'; did you mean trunk?" in refused(
+        capsys, *parent, "--region", "trunc"
+    )
+    text = tmp_path / "text.txt"
+    text.write_text("no model")
+    for wrong, words in (
+        (tmp_path / "none", "no run folder or model file there"),
+        (text, f"{text}: "),
+        (cascade / "regions" / "trunk", "is the model of region trunk"),
+    ):
+        assert words in refused(capsys, "--parent", wrong, *tree, *data, "--out", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
     assert "give --parent M too" in refused(capsys, "--region", "trunk", *data)
     assert "--init has no meaning with --parent" in refused(capsys, *parent, "--init", "headneck")
     assert "--seed-exam has no meaning" in refused(capsys, *parent, "--seed-exam", "phantom_0001")
