@@ -49,12 +49,13 @@ def contrast_phase(hu: Mapping[str, float | None]) -> str | None:
         return None
     # Small vessels are mixed with what surrounds them, so that one organ that takes up contrast is enough.
     enhanced = any(value >= _ORGAN_WITH_CONTRAST for value in organs)
+    arterial = False
     if blood is not None:
         enhanced, arterial = enhanced or blood >= _BLOOD_WITH_CONTRAST, blood >= _ARTERIAL_AORTA
-    elif heart is not None:
-        enhanced, arterial = enhanced or heart >= _HEART_WITH_CONTRAST, heart >= _ARTERIAL_HEART
-    else:
-        arterial = False
+    if heart is not None:
+        # The heart is larger than any vessel, so that its mean is less that of its surroundings.
+        enhanced = enhanced or (blood is None and heart >= _HEART_WITH_CONTRAST)
+        arterial = arterial or heart >= _ARTERIAL_HEART
     if liver is not None and spleen is not None:
         # Early, the spleen takes up contrast and the liver hardly does.
         early = liver < _LATE_LIVER and spleen - liver >= _ARTERIAL_SPLEEN_OVER_LIVER
