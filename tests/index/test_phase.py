@@ -16,6 +16,13 @@ from deepatlas.index.phase import contrast_phase
         # A vessel of few voxels is mixed with fat; the heart is not.
         ({"aorta": 180, "heart": 175}, "arterial"),
         ({"aorta": 120, "heart": 118}, "venous"),
+        ({"aorta": 45, "heart": 118}, "venous"),
+        ({"aorta": 120, "heart": None}, "venous"),
+        # Blood before organs; a fatty liver beside a spleen that took up contrast.
+        ({"aorta": 180, "liver": 62, "spleen": 55}, "arterial"),
+        ({"aorta": 40, "liver": -400, "spleen": 45}, "none"),
+        ({"aorta": 150, "liver": 95, "spleen": 110}, "venous"),
+        ({"aorta": 120, "liver": 45, "spleen": 60}, "venous"),
         ({"heart": 45}, "none"),
         ({"heart": 200, "liver": None}, "arterial"),
         ({"liver": 60, "spleen": 125}, "arterial"),

@@ -229,8 +229,8 @@ def _margins(table: Table, scores: NDArray[np.float64]) -> list[float]:
 def conformal(scores: NDArray[np.float64], level: float = LEVEL) -> float:
     """The score that a new one stays below with the probability ``level``, where all are exchangeable.
 
-    It is the ceil((n + 1) level)-th smallest of the n scores. Of fewer than ``level / (1 - level)`` scores none is large
-    enough, and the largest is all that can be said.
+    It is the ceil((n + 1) level)-th smallest of the n scores. Of fewer than ``level / (1 - level)`` scores none is
+    large enough, and the largest is all that can be said.
     """
     n = len(scores)
     # Less a trifle, so that a whole number that is computed a little too large keeps its place.
