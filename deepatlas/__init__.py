@@ -27,7 +27,7 @@ Use                     :func:`segment` and :class:`Segmentation`, :func:`statis
                         :class:`Registration` and :class:`Transform`, :class:`FollowUp`, :class:`Crop`,
                         :func:`evaluate_cohort`, :func:`compare_evaluations`
 Other programs          :func:`write_labels`, :func:`write_transform`, :func:`write_displacements`
-Trust                   :class:`Fit`, :class:`UnknownExamWarning`
+Trust                   :class:`Fit`, :class:`UnknownExamWarning`, :class:`Trust`, :func:`calibrate`
 Images                  :func:`read_volume`, :func:`write_volume`, :class:`Volume`, :class:`Labels`, :class:`Grid`
 Points, lines, boxes    :func:`read_markups`, :func:`write_markups`, :class:`Markups`, :class:`Point`,
                         :class:`Polyline`, :class:`Box`
@@ -52,6 +52,7 @@ from deepatlas.version import __version__
 if TYPE_CHECKING:
     from deepatlas.api import Model, load
     from deepatlas.compare.evaluations import compare_evaluations
+    from deepatlas.evaluate.calibrate.run import calibrate
     from deepatlas.evaluate.cohort import evaluate_cohort
     from deepatlas.exams.cohort import Cohort, ExamFiles, find_exams
     from deepatlas.exams.phantoms import write_phantoms
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from deepatlas.localize.template.edit import merge_templates
     from deepatlas.localize.template.examples import Example
     from deepatlas.localize.template.file import Template
+    from deepatlas.localize.trust.estimate import Trust
     from deepatlas.model.fit import Fit, UnknownExamWarning
     from deepatlas.model.map_cache import MapCache
     from deepatlas.phantom.patients import PhantomCohort
@@ -117,10 +119,12 @@ _PUBLIC = {
     "Store": "deepatlas.store.store",
     "Template": "deepatlas.localize.template.file",
     "Transform": "deepatlas.space.transform",
+    "Trust": "deepatlas.localize.trust.estimate",
     "UnknownExamWarning": "deepatlas.model.fit",
     # Its method ``save`` needs the module that writes images.
     "Volume": "deepatlas.io.codec",
     "build_template": "deepatlas.localize.template.build",
+    "calibrate": "deepatlas.evaluate.calibrate.run",
     "check_dataset": "deepatlas.intake.dataset.check",
     "compare_evaluations": "deepatlas.compare.evaluations",
     "evaluate_cohort": "deepatlas.evaluate.cohort",
@@ -172,10 +176,12 @@ __all__ = [
     "Store",
     "Template",
     "Transform",
+    "Trust",
     "UnknownExamWarning",
     "Volume",
     "__version__",
     "build_template",
+    "calibrate",
     "check_dataset",
     "compare_evaluations",
     "evaluate_cohort",

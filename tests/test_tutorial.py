@@ -74,8 +74,3 @@ def test_every_command_of_the_tutorial_runs(tmp_path, monkeypatch, capsys):
         for file in left:
             assert Path(file).is_file(), (line, sorted(map(str, Path().rglob("*")))[:40])
     assert served == [None]
-
-
-def test_the_picture_of_the_page_is_small():
-    pictures = [PAGE.parent / name for name in re.findall(r"\]\(([\w-]+\.png)\)", PAGE.read_text())]
-    assert pictures and sum(picture.stat().st_size for picture in pictures) < 300_000

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 
 import deepatlas_ops as ops
+from deepatlas.io.codec import write_volume
 from deepatlas.localize.template.file import Template
 from deepatlas.model.exam_map import ExamMap
 from deepatlas.model.fit import Fit
@@ -17,6 +21,12 @@ from deepatlas.space.volume import Volume
 
 # Millimetres of the phantom's template per unit of normalised coordinate, and what lies at coordinate 0.
 SCALE, CENTRE = 460.0, np.array([0.0, 0.0, -120.0])
+
+
+def exam_of(name: str) -> str:
+    """The id of an exam, from the name of its volume: the id itself, or the path of its image."""
+    path = Path(name)
+    return path.parent.name if path.name.startswith("ct.") else path.name
 
 
 class TruthModel:
@@ -36,6 +46,15 @@ class TruthModel:
         self.card = {"fit": {"threshold": 0.5, "quartiles": [0.5, 0.7, 0.8, 0.85, 0.95]}}
         self.unknown: set[str] = set()
 
+    def write(self, root: Path) -> None:
+        """The exams as a data directory, without drawing them again."""
+        for name, exam in self.exams.items():
+            write_volume(
+                root / name / "ct.nii.gz", replace(exam.volume, array=exam.volume.array.astype(np.int16))
+            )
+            write_volume(root / name / "seg.nii.gz", exam.labels)
+        (root / "labels.json").write_text(json.dumps(self.cohort.names))
+
     @cached_property
     def atlas(self) -> torch.Tensor:
         volume, _ = self.cohort.template("none")
@@ -44,7 +63,7 @@ class TruthModel:
         ]
 
     def map_exam(self, volume: Volume) -> ExamMap:
-        name = volume.name if volume.name in self.exams else volume.name.split("/")[-1]
+        name = exam_of(volume.name)
         exam = self.exams[name]
         hu = to_model_grid(volume, self.size)
         true = torch.from_numpy((exam.coords - CENTRE[:, None, None, None]) / SCALE).float()[None]
@@ -59,13 +78,13 @@ class TruthModel:
 
     def views(self, found: ExamMap, count: int, size: int) -> torch.Tensor:
         """Views that differ by about as much as the coordinates are wrong."""
-        wrong = float(np.linalg.norm(self.errors.get(found.hu.name, (0.0, 0.0, 0.0))))
+        wrong = float(np.linalg.norm(self.errors.get(exam_of(found.hu.name), (0.0, 0.0, 0.0))))
         generator = torch.Generator().manual_seed(1)
         noise = torch.randn((count, 3, 1, 1, 1), generator=generator) * (0.5 + 0.5 * wrong) / SCALE
         return ops.resize(found.coords, (size,) * 3) + noise
 
     def fit_of(self, hu: Volume) -> float:
-        return 0.99 if hu.name in self.flipped else 0.3
+        return 0.99 if exam_of(hu.name) in self.flipped else 0.3
 
     def template(self, names: list[str] | None = None, size: int = 96) -> Template:
         _, labels = self.cohort.template("none")

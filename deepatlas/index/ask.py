@@ -49,34 +49,43 @@ def ask(index: IndexFile, text: str = "", limit: int | None = 50, *, rank: bool 
     Raises:
         QueryError: the condition cannot be understood, or names what the index does not have.
     """
-    columns, asked = index.columns, []
+    columns, asked, used = index.columns, [], []
     where, values = "1", []
     if text.strip():
         expression = parse(text)
         where, values = columns.where(expression, text)
         asked = columns.asked(fields(expression), text)
+        used = [columns.of(field, text)[0] for field in fields(expression)]
     order = "quality DESC, id"
     if rank:
         where = f"labelled = 0 AND {where}"
         order = "IFNULL(known, 1) DESC, fit IS NULL, fit, id"
     elif asked and index.about.trust:
-        mean = " + ".join(f"IFNULL({column(row, 'trust')}, 0)" for row in asked)
-        order = f"({mean}) DESC, quality DESC, id"
-    kinds = ("coverage", "trust", "bound") if index.about.trust else ("coverage",)
-    own = [(f"{index.about.structures[row]}" + ("" if k == "coverage" else f".{k}"), column(row, k))
-           for row in asked for k in kinds]  # fmt: skip
-    selected = [*SHOWN, *(c for _, c in own), "path"]
-    statement = f"SELECT {', '.join(selected)} FROM exams WHERE {where} ORDER BY {order}"
-    rows = index.rows(f"{statement} LIMIT ?", (*values, -1 if limit is None else limit))
-    total = len(rows)
+        trusts = [column(row, "trust") for row in asked]
+        used += trusts
+        order = f"({' + '.join(f'IFNULL({name}, 0)' for name in trusts)}) DESC, quality DESC, id"
+    source = columns.source(used)
+    most = -1 if limit is None else limit
+    numbers = index.rows(f"SELECT num FROM {source} WHERE {where} ORDER BY {order} LIMIT ?", (*values, most))
+    total = len(numbers)
     if limit is not None and total >= limit:
-        total = int(index.rows(f"SELECT COUNT(*) FROM exams WHERE {where}", values)[0][0])
-    names = [*SHOWN, *(name for name, _ in own), "path"]
-    truth = selected.index("known")
-    shown = [
-        tuple(None if v is None else bool(v) if i == truth else v for i, v in enumerate(row)) for row in rows
-    ]
-    return Answer(names, shown, total)
+        total = int(index.rows(f"SELECT COUNT(*) FROM {source} WHERE {where}", values)[0][0])
+    kinds = ("coverage", "trust", "bound") if index.about.trust else ("coverage",)
+    own = {
+        name if kind == "coverage" else f"{name}.{kind}": column(row, kind)
+        for row, name in ((row, index.about.structures[row]) for row in asked)
+        for kind in kinds
+    }
+    names = [*SHOWN, *own.values(), "path"]
+    # The rest is read of those that are listed alone.
+    source = f"{columns.source(own.values())} JOIN sources USING (num)"
+    statement = f"SELECT {', '.join(names)} FROM {source} WHERE num = ?"
+    truth = names.index("known")
+    rows = []
+    for number in numbers:
+        (row,) = index.rows(statement, number)
+        rows.append(tuple(None if v is None else bool(v) if i == truth else v for i, v in enumerate(row)))
+    return Answer([*SHOWN, *own, "path"], rows, total)
 
 
 def table2(index: IndexFile, text: str = "") -> Answer:
@@ -84,11 +93,16 @@ def table2(index: IndexFile, text: str = "") -> Answer:
 
     Exams that show none of them, or that the model does not know, are counted as ``unknown``.
     """
-    where, values = ("1", []) if not text.strip() else index.columns.where(parse(text), text)
+    where, values, used = "1", [], []
+    if text.strip():
+        expression = parse(text)
+        where, values = index.columns.where(expression, text)
+        used = [index.columns.of(field, text)[0] for field in fields(expression)]
     counts: dict[str, list[int]] = {part: [0, 0, 0, 0] for part in (*BODY_PARTS, "unknown")}
     statement = (
         "SELECT IFNULL(body_part, 'unknown'), COUNT(*), SUM(IFNULL(phase = 'none', 0)), "
-        f"SUM(IFNULL(phase = 'arterial', 0)), SUM(IFNULL(phase = 'venous', 0)) FROM exams WHERE {where} GROUP BY 1"
+        "SUM(IFNULL(phase = 'arterial', 0)), SUM(IFNULL(phase = 'venous', 0)) "
+        f"FROM {index.columns.source(used)} WHERE {where} GROUP BY 1"
     )
     for part, *numbers in index.rows(statement, values):
         counts[part] = numbers
@@ -101,8 +115,9 @@ def table2(index: IndexFile, text: str = "") -> Answer:
 
 def about_exam(index: IndexFile, exam: str) -> dict[str, Any] | None:
     """Everything that the index holds about one exam; None where it has none of that id."""
-    names = [*EXAM, "path", *(name for name in index.columns.all() if name not in EXAM)]
-    rows = index.rows(f"SELECT {', '.join(names)} FROM exams WHERE id = ?", (exam,))
+    names = [*EXAM, *(name for name in index.columns.all() if name not in EXAM)]
+    source = f"{index.columns.source(names)} JOIN sources USING (num)"
+    rows = index.rows(f"SELECT {', '.join(names)}, path FROM {source} WHERE id = ?", (exam,))
     if not rows:
         return None
-    return named(dict(zip(names, rows[0], strict=True)), index.about.structures)
+    return named(dict(zip([*names, "path"], rows[0], strict=True)), index.about.structures)

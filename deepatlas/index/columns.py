@@ -47,8 +47,8 @@ _ALSO = {
 }
 # Properties of a structure, with their names in questions. ``heart`` alone is its coverage.
 KINDS = {"coverage": "percent", "hu": "HU", "ml": "ml", "trust": "percent", "bound": "percent"}
-# SQLite allows 2,000 columns.
-MOST_STRUCTURES = 380
+# A table of SQLite may have 2,000 columns, and that of the exams has some of their own.
+MOST_STRUCTURES = 1900
 _TRUTHS = {"yes": 1, "true": 1, "no": 0, "false": 0}
 _WORDS = {"body_part": BODY_PARTS, "phase": PHASES}
 
@@ -64,10 +64,23 @@ class Columns:
 
     structures: Sequence[str]
 
+    def tables(self) -> dict[str, list[str]]:
+        """The columns of each table, in their order, beside ``num``, by which the tables belong together.
+
+        ``exams`` has those of the exam and the coverage of every structure, and every other property has a table of
+        its own. A question reads the tables that it needs, from front to back, so that narrow rows are fast rows.
+        """
+        own = {kind: [column(row, kind) for row in range(len(self.structures))] for kind in KINDS}
+        return {"exams": [*EXAM, *own.pop("coverage")], **own}
+
     def all(self) -> list[str]:
-        """The names of all columns but ``id``, in their order."""
-        own = [column(row, kind) for row in range(len(self.structures)) for kind in KINDS]
-        return [*(name for name in EXAM if name != "id"), *own]
+        """The names of all columns but ``id``."""
+        return [name for columns in self.tables().values() for name in columns if name != "id"]
+
+    def source(self, names: Iterable[str]) -> str:
+        """The tables that hold some columns, joined, as a FROM clause takes them."""
+        kinds = {name.rpartition("_")[0] for name in names if name not in EXAM} - {"coverage"}
+        return " ".join(["exams", *(f"JOIN {kind} USING (num)" for kind in KINDS if kind in kinds)])
 
     def of(self, field: Field, text: str) -> tuple[str, str]:
         """The column that a field means, and what it holds.
@@ -83,8 +96,10 @@ class Columns:
             raise QueryError(
                 text, field.place, f"unknown property {field.kind}; a structure has {', '.join(KINDS)}"
             )
+        if field.name in self.structures:
+            return column(self.structures.index(field.name), kind), NUMBER
         # A structure may be spelled otherwise, or be a synonym.
-        met = meeting([field.name], {s: i for i, s in enumerate(self.structures)}, "index")
+        met = meeting([field.name], self.structures, "index")
         if field.name not in met:
             known = [*self.structures, *(() if field.kind else EXAM)]
             raise QueryError(

@@ -119,7 +119,8 @@ class IndexFile:
 
     def keys(self) -> dict[str, tuple[str, str]]:
         """The path and the content key of every exam, by its id."""
-        return {i: (path, key) for i, path, key in self.rows("SELECT id, path, key FROM exams")}
+        statement = "SELECT id, path, key FROM exams JOIN sources USING (num)"
+        return {i: (path, key) for i, path, key in self.rows(statement)}
 
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """The rows of a statement."""
@@ -129,19 +130,20 @@ class IndexFile:
     def appearances(self) -> Iterator[tuple[str, bytes]]:
         """The compact appearance of every exam, by its id."""
         with self._guarded():
-            yield from self._db.execute("SELECT id, appearance FROM appearances ORDER BY id")
+            yield from self._db.execute(
+                "SELECT id, appearance FROM exams JOIN sources USING (num) ORDER BY id"
+            )
 
     def appearance(self, exam: str) -> bytes | None:
         """The compact appearance of one exam."""
-        rows = self.rows("SELECT appearance FROM appearances WHERE id = ?", (exam,))
+        rows = self.rows("SELECT appearance FROM exams JOIN sources USING (num) WHERE id = ?", (exam,))
         return rows[0][0] if rows else None
 
     def entries(self) -> Iterator[Entry]:
         """Everything about every exam."""
         names = self.columns.all()
-        statement = (
-            f"SELECT id, path, key, appearance, {', '.join(names)} FROM exams JOIN appearances USING (id)"
-        )
+        source = f"{self.columns.source(names)} JOIN sources USING (num)"
+        statement = f"SELECT id, path, key, appearance, {', '.join(names)} FROM {source}"
         with self._guarded():
             for exam, path, key, cells, *values in self._db.execute(statement):
                 yield Entry(exam, path, key, dict(zip(names, values, strict=True)), cells)
@@ -150,23 +152,31 @@ class IndexFile:
 
     def put(self, entries: Iterable[Entry]) -> None:
         """Add exams, or replace those with the same id; all of them or, after an error, none."""
-        names = ["path", "key", *self.columns.all()]
-        marks = ", ".join("?" * (len(names) + 1))
-        statement = f"INSERT OR REPLACE INTO exams (id, {', '.join(names)}) VALUES ({marks})"
+        tables = self.columns.tables()
+        entries = list(entries)
         with self._guarded(), sqlite.transaction(self._db, "BEGIN IMMEDIATE"):
+            self._delete(entry.id for entry in entries)
             for entry in entries:
-                values = {"path": entry.path, "key": entry.key, **entry.values}
-                self._db.execute(statement, (entry.id, *(values.get(name) for name in names)))
-                self._db.execute(
-                    "INSERT OR REPLACE INTO appearances VALUES (?, ?)", (entry.id, entry.appearance)
-                )
+                values = {"id": entry.id, **entry.values}
+                number = None
+                for table, names in tables.items():
+                    marks = ", ".join("?" * (len(names) + 1))
+                    statement = f"INSERT INTO {table} (num, {', '.join(names)}) VALUES ({marks})"
+                    found = self._db.execute(statement, (number, *(values.get(name) for name in names)))
+                    number = found.lastrowid
+                source = (number, entry.path, entry.key, entry.appearance)
+                self._db.execute("INSERT INTO sources VALUES (?, ?, ?, ?)", source)
 
     def drop(self, ids: Iterable[str]) -> None:
         """Remove exams."""
-        rows = [(i,) for i in ids]
         with self._guarded(), sqlite.transaction(self._db, "BEGIN IMMEDIATE"):
-            self._db.executemany("DELETE FROM exams WHERE id = ?", rows)
-            self._db.executemany("DELETE FROM appearances WHERE id = ?", rows)
+            self._delete(ids)
+
+    def _delete(self, ids: Iterable[str]) -> None:
+        for exam in ids:
+            for (number,) in self._db.execute("SELECT num FROM exams WHERE id = ?", (exam,)).fetchall():
+                for table in (*self.columns.tables(), "sources"):
+                    self._db.execute(f"DELETE FROM {table} WHERE num = ?", (number,))
 
     # -- small things -------------------------------------------------------------------------------------
 
@@ -205,16 +215,17 @@ def index_at(path: Path) -> Path:
 
 
 def _write_schema(path: Path, about: About) -> None:
-    types = {NUMBER: "REAL", TRUTH: "INTEGER"}
-    columns = Columns(about.structures).all()
-    body = ", ".join(f"{name} {types.get(EXAM.get(name, NUMBER), 'TEXT')}" for name in columns)
+    types = {NUMBER: "NUMERIC", TRUTH: "INTEGER"}
     db = sqlite.connect(path)
     try:
         with sqlite.transaction(db, "BEGIN EXCLUSIVE"):
             db.execute("CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT)")
-            db.execute(f"CREATE TABLE exams (id TEXT PRIMARY KEY, path TEXT, key TEXT, {body})")
-            # Apart, so that a question reads no page of it.
-            db.execute("CREATE TABLE appearances (id TEXT PRIMARY KEY, appearance BLOB)")
+            for table, columns in Columns(about.structures).tables().items():
+                body = "".join(f", {name} {types.get(EXAM.get(name, NUMBER), 'TEXT')}" for name in columns)
+                db.execute(f"CREATE TABLE {table} (num INTEGER PRIMARY KEY{body})")
+            db.execute("CREATE UNIQUE INDEX ids ON exams (id)")
+            # Apart, so that no question reads a page of it.
+            db.execute("CREATE TABLE sources (num INTEGER PRIMARY KEY, path TEXT, key TEXT, appearance BLOB)")
             rows = [("format", FORMAT), ("version", str(VERSION)), ("about", json.dumps(asdict(about)))]
             db.executemany("INSERT INTO about VALUES (?, ?)", rows)
     finally:

@@ -20,10 +20,8 @@ MIRRORED = ("left-right", (2,))
 _TURNED = (
     ("head-feet", (0,)),
     ("front-back", (1,)),
-    # A patient who was read the wrong way round as a whole: turned by 180° about an axis.
-    ("head-feet and left-right", (0, 2)),
+    # As when LPS is read as RAS.
     ("front-back and left-right", (1, 2)),
-    ("head-feet and front-back", (0, 1)),
 )
 # By how much the fit of the flipped exam must exceed that of the exam. The fits of the two sides of a symmetric body
 # differ by less.
@@ -35,7 +33,7 @@ _MARGIN_UNKNOWN = 0.15
 def flip_alarm(model: Engine, found: ExamMap) -> str | None:
     """What seems to be exchanged in an exam, such as ``"left-right"``; None where nothing is.
 
-    It costs one pass of the network; for an exam that the model does not know, five more.
+    It costs one pass of the network; for an exam that the model does not know, three more.
     """
     known = found.fit.known is not False
     best, name = found.fit.value + (MARGIN if known else _MARGIN_UNKNOWN), None

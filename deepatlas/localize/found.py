@@ -281,7 +281,9 @@ def carry_template(target: KnownExam, template: Template, threshold: float | Non
     if not template.names:
         return found
     labels = segment_coordinates(target.field, target.grid, template, threshold, target.body)
-    drawn = Segmentation(labels.array, target.grid, target.name, labels.hidden, target.fit)
+    drawn = Segmentation(
+        labels.array, target.grid, target.name, labels.hidden, target.fit, names=template.labels
+    )
     return Found(
         found.exam, found.names, found.points, found.lines, found.boxes, found.fit, drawn, template.labels
     )

@@ -164,6 +164,7 @@ def _starts(coords: Tensor, body: NDArray[np.bool_], wanted: Tensor) -> list[Ten
 
     # Coordinates of the background have no meaning, so only the foreground is searched.
     where = inside.nonzero()
-    tree = cKDTree(coords[0][:, inside].T.double().cpu().numpy())
+    # A tree that is split at the middles is built in half the time, and answers a few questions as fast.
+    tree = cKDTree(coords[0][:, inside].T.double().cpu().numpy(), balanced_tree=False, compact_nodes=False)
     _, nearest = tree.query(wanted.T.double().cpu().numpy())
     return [solved, where[torch.from_numpy(nearest).to(where.device)].flip(1).T.to(u.dtype) + 1]

@@ -29,7 +29,7 @@ STATIC = (
 )  # fmt: skip
 # A connection that sends nothing for so long is closed.
 _IDLE_SECONDS = 60
-_EXAM = re.compile(r"/api/exam/([A-Za-z0-9_-]{1,40})/(picture|coordinates|masks)")
+_EXAM = re.compile(r"/api/exam/([A-Za-z0-9_-]{1,40})/(picture|coordinates|masks|trust)")
 
 
 @cache
@@ -152,8 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif url.path == "/api/model":
             self._json(session.about_model())
         elif found := _EXAM.fullmatch(url.path):
-            part = {"picture": session.picture, "coordinates": session.coordinates, "masks": session.masks}
-            body = part[found[2]](found[1])
+            body = getattr(session, found[2])(found[1])
             self._send(body, "application/octet-stream", Content_Encoding="gzip")
         else:
             raise KeyError(url.path)

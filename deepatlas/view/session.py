@@ -110,6 +110,8 @@ class Session:
             "window": HU_RANGE,
             "refine": model.refine,
             "structures": [{"id": i, "name": name, "colour": colour(i)} for name, i in structures],
+            # Whether trust can be told; it takes a few more passes for each exam.
+            "calibrated": template is not None and bool(template.meta.get("trust")),
             "colours": [colour(i) for i in range(1, 31)],
         }
 
@@ -149,6 +151,12 @@ class Session:
         if self.template is None:
             raise DataError("no template was given; start with --template T to see structures")
         return self.shown(identity).masks(self.model, self.template)
+
+    def trust(self, identity: str) -> bytes:
+        """What to believe of the structures and of places of an exam."""
+        if self.template is None or identity == ATLAS:
+            raise KeyError(identity)
+        return self.shown(identity).trust(self.model, self.template)  # type: ignore[union-attr]
 
     def mapped(self, identity: str) -> Mapped:
         """An exam after its pass through the network."""
@@ -203,7 +211,8 @@ class Session:
         """The template of one painted mask, which is solved for once."""
         from deepatlas.view.carry import template_from
 
-        key = mark.id, hash(mark.mask.packed.tobytes() if mark.mask else b"")
+        assert mark.mask is not None
+        key = mark.id, hash((mark.mask.start, mark.mask.shape, mark.mask.packed.tobytes()))
         # Before the lock, as an exam that is passed through the network takes it as well.
         exams = {mark.exam: self.mapped(mark.exam)}
         with self._working:

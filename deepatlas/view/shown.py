@@ -15,7 +15,9 @@ from deepatlas.errors import DataError
 from deepatlas.exams.read import read_volume
 from deepatlas.localize.segment import segment_coordinates
 from deepatlas.localize.template.file import Template
+from deepatlas.localize.trust.estimate import ExamTrust, exam_trust
 from deepatlas.model.engine import Engine
+from deepatlas.model.exam_map import ExamMap
 from deepatlas.model.field import CoordinateField
 from deepatlas.model.fit import Fit
 from deepatlas.model.known import KnownExam
@@ -33,6 +35,8 @@ from deepatlas.view.picture import picture
 ATLAS = "atlas"
 # The most points along an axis at which the page knows the coordinates of an exam.
 MAP_POINTS = 96
+# The most points along an axis at which the page knows the expected error of places.
+TRUST_POINTS = 32
 _SEEN, _BODY = 1, 2
 
 
@@ -43,10 +47,12 @@ class Mapped:
     Attributes:
         known: its coordinates, on its own grid.
         shown: the grid of the picture.
+        found: what the network said; None for the atlas.
     """
 
     known: KnownExam
     shown: Grid
+    found: ExamMap | None = None
 
     @property
     def on_picture(self) -> KnownExam:
@@ -86,7 +92,7 @@ class ShownExam:
             grid = self._parts["grid"]
             # The voxels are not needed again, and may be a gigabyte.
             del self._parts["volume"]
-            return Mapped(KnownExam.of(found, volume.grid, self.given.name), grid)
+            return Mapped(KnownExam.of(found, volume.grid, self.given.name), grid, found)
 
         return self._once("mapped", make)
 
@@ -94,19 +100,27 @@ class ShownExam:
         """The coordinates of the exam, and how well the model knows it."""
         return self._once("coordinates", lambda: coordinates_body(self.mapped(model)))
 
-    def labels(self, model: Engine, template: Template) -> Labels:
-        """The structures of a template on the grid of the picture."""
+    def masks(self, model: Engine, template: Template) -> bytes:
+        """The structures of a template on the grid of the picture, as :func:`labels_body` makes them."""
 
-        def make() -> Labels:
+        def make() -> bytes:
             it = self.mapped(model)
             with self._working:
-                return segment_coordinates(it.known.field, it.shown, template, body=it.known.body)
+                labels = segment_coordinates(it.known.field, it.shown, template, body=it.known.body)
+            return labels_body(labels)
 
-        return self._once("labels", make)
+        return self._once("masks", make)
 
-    def masks(self, model: Engine, template: Template) -> bytes:
-        """The structures as :func:`labels_body` makes them."""
-        return self._once("masks", lambda: labels_body(self.labels(model, template)))
+    def trust(self, model: Engine, template: Template) -> bytes:
+        """What to believe of the structures and of places, as :func:`trust_body` makes it, by a few more passes."""
+
+        def make() -> bytes:
+            it = self.mapped(model)
+            assert it.found is not None
+            with self._working:
+                return trust_body(exam_trust(model, it.found, template), it.shown)
+
+        return self._once("trust", make)
 
     def _read(self, intensity: str) -> tuple[Volume, bytes]:
         """The exam as the network takes it, and its picture."""
@@ -127,14 +141,19 @@ class ShownExam:
                     "lines": [*lines, *notes, *found],
                 }
                 self._parts["grid"] = seen.grid
-                self._parts["volume"] = volume, pack(header, {"image": seen.array})
+                read = volume, pack(header, {"image": seen.array})
+                if "mapped" in self._parts:
+                    return read
+                self._parts["volume"] = read
             return self._parts["volume"]
 
     def _once(self, name: str, make: Callable[[], Any]) -> Any:
-        with self._lock:
-            if name not in self._parts:
-                self._parts[name] = make()
-            return self._parts[name]
+        # Without the lock first, so that what is there is sent while other parts are being made.
+        if name not in self._parts:
+            with self._lock:
+                if name not in self._parts:
+                    self._parts[name] = make()
+        return self._parts[name]
 
 
 class ShownAtlas:
@@ -165,13 +184,9 @@ class ShownAtlas:
         header = {"name": "atlas", "shape": grid.shape, "affine": grid.affine.tolist(), "lines": []}
         return pack(header, {"image": self._image})
 
-    def labels(self, model: Engine, template: Template) -> Labels:
-        """The masks of a template where it has them, without regard to a body."""
-        return segment_coordinates(self._mapped.known.field, self._mapped.shown, template)
-
     def masks(self, model: Engine, template: Template) -> bytes:
-        """The structures as :func:`labels_body` makes them."""
-        return labels_body(self.labels(model, template))
+        """The masks of a template where it has them, without regard to a body, as :func:`labels_body` makes them."""
+        return labels_body(segment_coordinates(self._mapped.known.field, self._mapped.shown, template))
 
 
 def coordinates_body(it: Mapped) -> bytes:
@@ -205,6 +220,24 @@ def _unit_mm(known: KnownExam) -> list[float] | None:
         return mm_per_unit(known.field, known.body).round(3).tolist()
     except DataError:
         return None
+
+
+def trust_body(trust: ExamTrust, shown: Grid) -> bytes:
+    """The trust of an exam: that of every structure in the header, and the expected error of places in mm.
+
+    ``error_mm`` and ``bound_mm`` (90 % of the errors are smaller) are float16 on a coarse grid of the picture, which
+    the header holds; they are nan where nobody can tell.
+    """
+    z, y, x = (min(n, TRUST_POINTS) for n in shown.shape)
+    grid = shown.resized((z, y, x))
+    index = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij")[::-1], axis=-1).reshape(-1, 3)
+    error, bound = (v.reshape(grid.shape) for v in trust.millimetres(grid.voxel_to_world(index)))
+    header = {
+        "shape": grid.shape,
+        "affine": grid.affine.tolist(),
+        "structures": {name: value.to_dict() for name, value in trust.structures.items()},
+    }
+    return pack(header, {"error_mm": error.astype(np.float16), "bound_mm": bound.astype(np.float16)})
 
 
 def labels_body(labels: Labels) -> bytes:

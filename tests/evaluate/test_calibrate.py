@@ -18,7 +18,6 @@ from deepatlas.evaluate.calibrate.report import FILES, write_calibration
 from deepatlas.evaluate.calibrate.run import calibrate, spearman
 from deepatlas.evaluate.calibrate.truth import in_common_slices
 from deepatlas.exams.joined import find_cohort
-from deepatlas.exams.phantoms import write_phantoms
 from deepatlas.exams.selection import Selection
 from deepatlas.localize.points import locate
 from deepatlas.localize.segment import segment
@@ -44,7 +43,7 @@ def made(tmp_path_factory):
     # From right to wrong by 36 mm.
     errors = {cohort.exam_id(i): directions[i] * 36 * i / COUNT for i in range(COUNT)}
     model = TruthModel(cohort, COUNT, errors, size=32)
-    write_phantoms(cohort, root, COUNT)
+    model.write(root)
     return root, model, model.template(NAMES, size=64)
 
 

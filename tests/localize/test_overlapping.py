@@ -154,7 +154,9 @@ def test_masks_are_written_whole_on_the_exams_own_grid(template, tmp_path, monke
         "--any-model",
     ]
     assert cli.main([*argv, "--out", str(tmp_path / "plain"), "--quiet"]) == 0
-    assert {p.name for p in (tmp_path / "plain").iterdir()} == {"exam.nii.gz", "labels.json"}
+    assert {p.name for p in (tmp_path / "plain").iterdir()} == {
+        "exam.nii.gz", "labels.json", "labels.label", "labels.ctbl"
+    }  # fmt: skip
     assert cli.main([*argv, "--out", str(tmp_path / "out"), "--quiet", "--masks"]) == 0
     assert {p.name for p in (tmp_path / "out" / "exam").iterdir()} == {f"{n}.nii.gz" for n in TABLE}
     labels = json.loads((tmp_path / "out" / "labels.json").read_text())

@@ -49,7 +49,7 @@ def test_the_most_probable_structure_on_the_grid_of_the_exam(name):
     a, b = (by_itk(volume, model_grid, native) for volume in found)
     expected = np.where(np.maximum(a, b) < 0.5, 0, np.where(a >= b, 3, 700))
     # Half a voxel beyond the outermost centres there is nothing, and ITK ends there too, up to rounding.
-    from deepatlas.model.native import inside
+    from deepatlas.space.inside import inside
 
     kept = inside(model_grid, native)
     assert (labels.array[~kept] == 0).all() and labels.array.dtype == np.uint16

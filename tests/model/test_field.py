@@ -60,6 +60,11 @@ def test_the_answer_of_a_piece_counts_as_its_weight_says():
     np.testing.assert_allclose(away, 0.1 * share, atol=2e-4)
 
 
+def test_no_places_have_no_coordinates():
+    """As of marks among which there are boxes alone."""
+    assert field()[0].at(np.zeros((0, 3))).shape == (0, 3)
+
+
 def test_places_have_the_coordinates_of_the_grid():
     one, native = field(shift=0.1)
     generator = np.random.default_rng(0)

@@ -14,6 +14,9 @@ from headless import browser
 from PIL import Image
 from served import STRANGER, Client, serving, session_of, shifted, write_exams
 
+from deepatlas.localize.trust.estimate import Trust
+from deepatlas.view import shown
+
 pytestmark = pytest.mark.slow(12)
 
 # What the tests ask the page; they look at its state and its pixels, and change nothing by it.
@@ -60,7 +63,7 @@ def page(chromium, server, client):
 
 
 def screen(page, name, plane, place):
-    return page.run(f"T.screen({name!r}, {plane!r}, {json.dumps(list(place))})")
+    return page.run(f"T.screen({name!r}, {plane!r}, {json.dumps([float(v) for v in place])})")
 
 
 def place(page, name):
@@ -252,11 +255,14 @@ def test_window_presets_and_the_window_tool_change_all_pictures(page):
 def test_zoom_pan_and_fit(page):
     at = np.array(place(page, "plain")["place"])
     width = abs(np.diff([screen(page, "plain", "axial", at + d)[0] for d in ([20, 0, 0], [-20, 0, 0])])[0])
-    x, y = screen(page, "plain", "axial", at + [10, 10, 0])
+    there = np.array(screen(page, "plain", "axial", at + [10, 10, 0]))
+    # A wheel is at whole pixels.
+    x, y = (float(v) for v in there.round())
     page.mouse("Wheel", x, y, deltaX=0, deltaY=-300, button="none", buttons=0, modifiers=2)
     page.wait("T.state().then(s => s.zoom > 2)")
     drawn(page)
     # What was under the pointer still is.
+    x, y = [x, y] + (there - [x, y]) * np.e
     np.testing.assert_allclose(screen(page, "plain", "axial", at + [10, 10, 0]), [x, y], atol=0.6)
     wide = abs(np.diff([screen(page, "plain", "axial", at + d)[0] for d in ([20, 0, 0], [-20, 0, 0])])[0])
     assert wide == pytest.approx(width * np.e, rel=0.01)
@@ -494,6 +500,38 @@ def test_what_is_marked_outlives_the_page_and_is_in_all_pages(page, chromium, se
     page.send("Page.bringToFront")
     page.wait("T.marks().then(m => m.length === 2)")
     assert len(client.post("/api/marks", {})["marks"]) == 2
+
+
+class Believed:
+    """Trust as the calibration of a template would give it: an error of 2 mm on the right, and 5 mm on the left."""
+
+    structures = {"liver": Trust(0.91, 0.83), "spleen": Trust(None, None, "no labelled exam shows it")}
+
+    def millimetres(self, points):
+        error = np.where(points[:, 0] > 0, 2.0, 5.0)
+        return error, error + 1.5
+
+
+def test_trust_is_shown_with_structures_and_places(chromium, tmp_path, monkeypatch):
+    monkeypatch.setattr(shown, "exam_trust", lambda *_: Believed())
+    session = session_of(write_exams(tmp_path, ("plain",)), ("plain",))
+    session.template.meta["trust"] = {"calibrated": True}
+    with serving(session) as server:
+        page = opened(chromium, server)
+        page.wait("T.panel('plain').then(p => p.trust)")
+        drawn(page)
+        rows = page.run("Array.from(document.querySelectorAll('#structures li'), e => e.innerText)")
+        assert [row.endswith("· 0.91") for row in rows] == [True, False, False]
+        titles = page.run("Array.from(document.querySelectorAll('#structures .numbers'), e => e.title)")
+        assert "in nine of ten exams at least 0.83" in titles[0] and "no labelled exam shows it" in titles[1]
+        page.run(f"T.moveTo('plain', {LIVER.tolist()})")
+        line = page.run("document.querySelector('[aria-label=plain] .status').textContent")
+        assert "liver (trust 0.91)" in line and "expected error 2.0 mm (90 % under 3.5)" in line
+        page.run(f"T.moveTo('plain', {SPLEEN.tolist()})")
+        line = page.run("document.querySelector('[aria-label=plain] .status').textContent")
+        assert "spleen" in line and "trust" not in line and "expected error 5.0 mm" in line
+        assert page.complaints() == []
+        page.close()
 
 
 def test_keys_are_told(page):

@@ -78,14 +78,16 @@ def test_a_picture_is_the_exam_as_nibabel_reads_it(client, ids, folder, name):
     image = nibabel.as_closest_canonical(nibabel.load(folder / name / "ct.nii.gz"))
     np.testing.assert_array_equal(arrays["image"], np.asarray(image.dataobj).T)
     np.testing.assert_allclose(header["affine"], image.affine, atol=1e-3)
-    assert arrays["image"].dtype == np.int16 and header["lines"] == []
+    assert arrays["image"].dtype == np.int16
+    # The test's exams have flat organs, which is unusual.
+    assert [line for line in header["lines"] if "clipped" not in line] == []
 
 
 def test_an_oblique_exam_is_turned_to_the_axes_of_the_patient(client, ids, folder):
     header, arrays = body(client, f"/api/exam/{ids['oblique']}/picture")
     grid = grid_in(header)
     np.testing.assert_allclose(grid.affine[:3, :3], np.diag(np.diag(grid.affine[:3, :3])), atol=1e-9)
-    assert "oblique grid (22 degrees)" in header["lines"][0]
+    assert any("oblique grid (22 degrees)" in line for line in header["lines"])
     # The body is where it is in the file, in millimetres.
     native = read_volume(folder / "oblique" / "ct.nii.gz")
     truth = native.grid.voxel_to_world(np.argwhere(native.array > -500)[:, ::-1]).mean(axis=0)
@@ -217,7 +219,7 @@ def test_a_box_is_carried_with_its_size_and_turn(client, ids):
     np.testing.assert_allclose(np.abs(place["axes"]), np.diag([20, 15, 10]), atol=0.2)
     put(client, {**box, "centre": [150.0, 0.0, 0.0]})
     place = client.post("/api/carry", {"mark": "b1", "to": [ids["oblique"]]})["places"][ids["oblique"]]
-    assert not place["found"] and "outside" in place["reason"]
+    assert not place["found"] and "0 % of it lie inside the exam" in place["reason"]
 
 
 def test_a_painted_mask_is_carried_and_saved_as_a_template_that_segment_uses(client, ids, folder, tmp_path):

@@ -155,9 +155,12 @@ export function listStructures() {
       if (panel?.millilitres && panel.linked) {
         const millilitres = panel.millilitres[id];
         numbers.textContent = millilitres === undefined ? "–" : `${millilitres.toFixed(millilitres < 10 ? 1 : 0)} ml`;
+        numbers.title = `in ${panel.name}`;
         const trust = panel.trust?.[name];
-        if (trust) numbers.textContent += ` · ${trust.trust.toFixed(2)}`;
-        numbers.title = `in ${panel.name}` + (trust ? `, predicted Dice ${trust.trust.toFixed(2)}` : "");
+        if (trust && trust.trust !== null) {
+          numbers.textContent += ` · ${trust.trust.toFixed(2)}`;
+          numbers.title += `; trust: predicted Dice ${trust.trust.toFixed(2)}, in nine of ten exams at least ${trust.bound.toFixed(2)}`;
+        } else if (trust) numbers.title += `; no trust: ${trust.reason}`;
       }
       return element("li", {}, element("label", { title: name }, box, swatch, element("span", { className: "named", text: name }), numbers));
     }),

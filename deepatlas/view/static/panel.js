@@ -34,9 +34,30 @@ export class Panel {
       else await this.loadCoordinates();
       emit("mapped", this);
       if (state.model.structures.length) await this.loadMasks();
+      // Last, as it takes more passes of the network.
+      if (state.model.calibrated && this.linked && !this.isAtlas) await this.loadTrust();
     } catch (error) {
       this.fail(error);
     }
+  }
+
+  // How much to believe of each structure, and the expected error of places.
+  async loadTrust() {
+    const { shape, affine, structures, arrays } = await packed(`/api/exam/${this.id}/trust`);
+    this.trust = structures;
+    this.errors = { shape, inverse: inverse(affine), error: arrays.error_mm, bound: arrays.bound_mm };
+    this.status();
+    emit("segmented", this);
+  }
+
+  // The expected error at a place in mm, and what nine of ten errors stay under; null where nobody can tell.
+  errorAt(place) {
+    if (!this.errors) return null;
+    const { shape: [D, H, W], inverse: inv, error, bound } = this.errors;
+    const [x, y, z] = apply(inv, place).map(Math.round);
+    if (x < 0 || y < 0 || z < 0 || x >= W || y >= H || z >= D) return null;
+    const at = (z * H + y) * W + x;
+    return Number.isFinite(error[at]) ? { error: error[at], bound: bound[at] } : null;
   }
 
   async loadPicture() {
@@ -45,7 +66,8 @@ export class Panel {
     this.own = affine;
     this.setAffine();
     this.patient = patientBox(this.image);
-    this.place = apply(this.affine, this.patient.map(([low, high]) => (low + high) / 2));
+    // In the middle of the patient, and of a slice of every plane.
+    this.place = apply(this.affine, this.patient.map(([low, high]) => Math.round((low + high) / 2)));
     this.focus = this.patient.map(([low, high]) => (low + high) / 2);
     for (const line of lines) this.tell(line);
     if (voxels) {
@@ -77,8 +99,6 @@ export class Panel {
     } else {
       this.chip(`${this.known ? "known · " : ""}fit ${fit}`, this.known ? "known" : "");
     }
-    // Beside the fit, which is of the whole exam, the server may say how much to believe of each structure.
-    this.trust = answer.trust || null;
   }
 
   async loadMasks() {
@@ -181,10 +201,13 @@ export class Panel {
       text += ` · ${at.value}${state.model.intensity === "hu" ? " HU" : ""}`;
       const structure = at.label && state.model.structures.find((s) => s.id === at.label);
       if (structure) text += ` · ${structure.name}`;
-      const trust = structure && this.trust && this.trust[structure.name];
-      if (trust) text += ` (trust ${trust.trust.toFixed(2)})`;
+      const trust = structure && this.trust?.[structure.name];
+      if (trust && trust.trust !== null) text += ` (trust ${trust.trust.toFixed(2)})`;
     }
+    const error = this.errorAt(this.place);
+    if (error) text += ` · expected error ${error.error.toFixed(1)} mm (90 % under ${error.bound.toFixed(1)})`;
     status.textContent = text;
+    status.title = text;
   }
 
   // -- drawing ---------------------------------------------------------------------------------------------------
