@@ -212,7 +212,10 @@ def _compile(plan: _Plan, building: Path) -> None:
             sources=[str(path) for path in (write_bindings(plan.sources, building), *kernels)],
             extra_cflags=[*plan.flags, *(["-DWITH_CUDA"] if cuda else [])],
             extra_cuda_cflags=["-O3"] if cuda else None,
-            extra_ldflags=[*map(_ninja_word, objects), *(_cuda_library_folders() if cuda else [])],
+            extra_ldflags=[
+                *(shlex.quote(str(path)) for path in objects),
+                *(_cuda_library_folders() if cuda else []),
+            ],
             extra_include_paths=[str(plan.sources)],
             build_directory=str(building),
             with_cuda=cuda,
@@ -220,11 +223,6 @@ def _compile(plan: _Plan, building: Path) -> None:
         )
     if not objects:
         _objects.keep(plan, building)
-
-
-def _ninja_word(path: Path) -> str:
-    """A path as one word of a command in a file of ninja."""
-    return shlex.quote(str(path)).replace("$", "$$")
 
 
 def _cuda_library_folders() -> list[str]:

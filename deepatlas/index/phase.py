@@ -21,13 +21,13 @@ SYNONYMS = {
     "non-contrast": "none",
 }
 _ARTERIES = ("A_Aorta", "A_Carotid")
-_HEART = "Heart"
+_HEART, _KIDNEY = "Heart", "Kidney"
 _BLOOD_WITH_CONTRAST = 85.0
 # The mean of a whole heart is about two thirds blood.
 _HEART_WITH_CONTRAST = 75.0
 _ARTERIAL_AORTA, _ARTERIAL_HEART = 205.0, 165.0
-_VENOUS_LIVER = 80.0
-_ARTERIAL_SPLEEN_OVER_LIVER = 30.0
+_ORGAN_WITH_CONTRAST, _LATE_LIVER = 86.0, 85.0
+_ARTERIAL_SPLEEN_OVER_LIVER = 25.0
 
 
 def contrast_phase(hu: Mapping[str, float | None]) -> str | None:
@@ -43,15 +43,22 @@ def contrast_phase(hu: Mapping[str, float | None]) -> str | None:
     mean = {name: sum(values) / len(values) for name, values in seen.items()}
     liver, spleen = mean.get("Liver"), mean.get("Spleen")
     blood = max((mean[name] for name in _ARTERIES if name in mean), default=None)
-    if blood is not None:
-        enhanced, arterial = blood >= _BLOOD_WITH_CONTRAST, blood >= _ARTERIAL_AORTA
-    elif _HEART in mean:
-        enhanced, arterial = mean[_HEART] >= _HEART_WITH_CONTRAST, mean[_HEART] >= _ARTERIAL_HEART
-    elif liver is not None and spleen is not None:
-        enhanced = max(liver, spleen) >= _VENOUS_LIVER
-        arterial = enhanced and spleen - liver >= _ARTERIAL_SPLEEN_OVER_LIVER and liver < _VENOUS_LIVER + 5
-    else:
+    heart, kidney = mean.get(_HEART), mean.get(_KIDNEY)
+    organs = [value for value in (liver, spleen, kidney) if value is not None]
+    if blood is None and heart is None and not (liver is not None and spleen is not None):
         return None
-    if not enhanced:
+    # Small vessels are mixed with what surrounds them, so that one organ that takes up contrast is enough.
+    enhanced = any(value >= _ORGAN_WITH_CONTRAST for value in organs)
+    if blood is not None:
+        enhanced, arterial = enhanced or blood >= _BLOOD_WITH_CONTRAST, blood >= _ARTERIAL_AORTA
+    elif heart is not None:
+        enhanced, arterial = enhanced or heart >= _HEART_WITH_CONTRAST, heart >= _ARTERIAL_HEART
+    else:
+        arterial = False
+    if liver is not None and spleen is not None:
+        # Early, the spleen takes up contrast and the liver hardly does.
+        early = liver < _LATE_LIVER and spleen - liver >= _ARTERIAL_SPLEEN_OVER_LIVER
+        arterial = arterial or (early and spleen >= _ORGAN_WITH_CONTRAST)
+    if not (enhanced or arterial):
         return "none"
     return "arterial" if arterial else "venous"

@@ -6,21 +6,25 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from deepatlas.errors import DataError
 from deepatlas.localize.template.file import Template
 from deepatlas.model.exam_map import ExamMap
 from deepatlas.model.project_box import within
+from deepatlas.space.fit_affine import fit_affine
 from deepatlas.space.grid import Grid
 
 # Points that stand for a structure.
 _POINTS = 400
 _SEED = 0
+# Voxels of the body from which the scale between coordinates and millimetres is fitted.
+_FITTED = 20_000
 
 
 def coverage(found: ExamMap, template: Template, grid: Grid) -> NDArray[np.float64]:
     """The share of the volume of each mask of a template that lies in the field of view of an exam: ``[K]`` in [0, 1].
 
-    Points of the mask are looked up in the exam: each belongs to the voxel of the body with the nearest coordinate, and
-    the map around that voxel tells where it lies from there. A mask that holds nothing has nan.
+    Points of the mask are looked up in the exam: each lies near the voxel of the body with the nearest coordinate. A
+    mask that holds nothing has nan.
 
     Args:
         found: the coordinates of the exam.
@@ -35,18 +39,32 @@ def coverage(found: ExamMap, template: Template, grid: Grid) -> NDArray[np.float
     place = np.argwhere(body)
     tree = cKDTree(coords[:, body].T)
     _, nearest = tree.query(points)
+    there = coords[:, body].T[nearest]
     z, y, x = place[nearest].T
-    # [N, 3, 3]: d coords / d voxel (x, y, z).
-    steps = np.gradient(coords, axis=(3, 2, 1))
-    matrix = np.stack([step[:, z, y, x] for step in steps], axis=-1).transpose(1, 0, 2)
-    away = (np.linalg.pinv(matrix, rcond=1e-3) @ (points - coords[:, z, y, x].T)[..., None])[..., 0]
-    index = np.stack([x, y, z], axis=1) + away
-    seen = within(grid, found.grid.voxel_to_world(index))
+    # From the nearest voxel on, the map is that of the body on average: at the border of the exam its own slope may be
+    # flat, and then a place far beyond would seem near.
+    away = (points - there) @ mean_scale(coords, body, found.grid).T
+    seen = within(grid, found.grid.voxel_to_world(np.stack([x, y, z], axis=1)) + away)
     shares = np.full(len(template.names), np.nan)
     for row in range(len(template.names)):
         if (mine := owner == row).any():
             shares[row] = seen[mine].mean()
     return shares
+
+
+def mean_scale(coords: NDArray[np.float64], body: NDArray[np.bool_], grid: Grid) -> NDArray[np.float64]:
+    """The linear part ``[3, 3]`` of the best affine map from coordinates ``[3, D, H, W]`` to millimetres, in a body."""
+    inside = np.flatnonzero(body)
+    if not len(inside):
+        inside = np.arange(body.size)
+    inside = inside[:: max(1, len(inside) // _FITTED)]
+    z, y, x = np.unravel_index(inside, body.shape)
+    places = grid.voxel_to_world(np.stack([x, y, z], axis=1))
+    try:
+        return fit_affine(coords.reshape(3, -1)[:, inside].T, places)[:3, :3]
+    except DataError:
+        # All coordinates lie in one plane: then there is no scale, and the size of the grid serves as one.
+        return np.diag([e / 2 for e in grid.extent])
 
 
 def _points(template: Template) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

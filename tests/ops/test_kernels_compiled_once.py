@@ -31,8 +31,8 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def sources(tmp_path, monkeypatch):
-    # A name that a shell and ninja would take apart.
-    cache, folder = tmp_path / "a $cache", tmp_path / "sources"
+    # A name that a shell would take apart.
+    cache, folder = tmp_path / "a cache", tmp_path / "sources"
     folder.mkdir()
     (folder / "value.cpp").write_text(KERNEL.replace("VALUE", "5"))
     (folder / "array.cpp").write_text(MODULE)

@@ -15,10 +15,9 @@ from scipy import ndimage
 from torch import Tensor
 
 import deepatlas_ops as ops
-from deepatlas.errors import DataError
+from deepatlas.localize.coverage import mean_scale
 from deepatlas.model.engine import Engine
 from deepatlas.model.exam_map import ExamMap
-from deepatlas.space.fit_affine import fit_affine
 from deepatlas.space.grid import Grid
 from deepatlas.space.preprocess import normalize
 
@@ -34,8 +33,6 @@ LEAST_MM = 0.05
 NOISE = 1e-4
 # The least ratio of volumes; the map folds where it is not reached.
 FOLDED = 1e-3
-# Voxels of the body from which the scale between coordinates and millimetres is fitted.
-_FITTED = 20_000
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ def weigh(found: ExamMap, views: Tensor, atlas: Tensor) -> Evidence:
     """The evidence from coordinates of views ``[V, 3, s, s, s]`` that are there already."""
     coords = found.field.on(found.grid)[None].float()
     size = coords.shape[2:]
-    scale = _scale(found, coords)
+    scale = mean_scale(coords[0].double().cpu().numpy(), found.body, found.grid)
     to_mm = torch.from_numpy(scale).to(coords)
     mean = views.mean(0, keepdim=True)
     spread = _length(to_mm, views - mean).square().mean(0, keepdim=True).sqrt()
@@ -90,22 +87,6 @@ def weigh(found: ExamMap, views: Tensor, atlas: Tensor) -> Evidence:
         _local_correlation(warped, image, found.body),
         _stretch(coords[0].double().cpu().numpy(), found.grid, scale),
     )
-
-
-def _scale(found: ExamMap, coords: Tensor) -> NDArray[np.float64]:
-    """The linear part of the best affine map from coordinates to millimetres, over some voxels of the body."""
-    body = np.flatnonzero(found.body)
-    if not len(body):
-        body = np.arange(found.body.size)
-    body = body[:: max(1, len(body) // _FITTED)]
-    z, y, x = np.unravel_index(body, found.body.shape)
-    place = found.grid.voxel_to_world(np.stack([x, y, z], axis=1))
-    source = coords[0].flatten(1)[:, torch.from_numpy(body).to(coords.device)].T.double().cpu().numpy()
-    try:
-        return fit_affine(source, place)[:3, :3]
-    except DataError:
-        # All coordinates lie in one plane: then there is no scale, and the size of the grid serves as one.
-        return np.diag([e / 2 for e in found.grid.extent])
 
 
 def _length(to_mm: Tensor, difference: Tensor) -> Tensor:
