@@ -348,7 +348,8 @@ def test_structures_can_be_hidden_outlined_and_made_transparent(page):
     liver = ink()
     assert none < liver < both
     press_button(page, "#all-structures")
-    assert ink() == both
+    # The browser may draw the edge of a line a little differently the second time.
+    assert ink() == pytest.approx(both, rel=0.01)
     slide(page, "mask-opacity", "0")
     outlined = ink()
     page.press("o")
