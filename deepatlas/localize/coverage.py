@@ -9,7 +9,6 @@ from scipy.spatial import cKDTree
 from deepatlas.errors import DataError
 from deepatlas.localize.template.file import Template
 from deepatlas.model.exam_map import ExamMap
-from deepatlas.model.project_box import within
 from deepatlas.space.fit_affine import fit_affine
 from deepatlas.space.grid import Grid
 
@@ -46,7 +45,7 @@ def coverage(found: ExamMap, template: Template, grid: Grid) -> NDArray[np.float
     # flat, and then a place far beyond would seem near.
     away = (points - there) @ mean_scale(coords, body, found.grid).T
     places = found.grid.voxel_to_world(np.stack([x, y, z], axis=1)) + away
-    seen = within(grid, places) & _between_ends(found, places, max(grid.spacing) / 2)
+    seen = grid.covers(places) & _between_ends(found, places, max(grid.spacing) / 2)
     shares = np.full(len(template.names), np.nan)
     for row in range(len(template.names)):
         if (mine := owner == row).any():
