@@ -26,13 +26,17 @@ def cells_of(coords: NDArray[np.float32]) -> NDArray[np.int64]:
     return (z * CELLS + y) * CELLS + x
 
 
-def appearance(found: ExamMap) -> NDArray[np.float32]:
+def appearance(found: ExamMap, shown: NDArray[np.bool_]) -> NDArray[np.float32]:
     """The mean value in every cell of the atlas that the exam shows, ``[CELLS]^3``, and nan elsewhere.
 
     Values are clipped to the range of the network, [-256, 256].
+
+    Args:
+        found: the coordinates of the exam.
+        shown: ``[S, S, S]``, the voxels that count, from :func:`~deepatlas.index.in_view.in_view`.
     """
     coords = found.field.on(found.grid).cpu().numpy()
-    inside = found.body & (np.abs(coords) <= 1).all(axis=0)
+    inside = shown & (np.abs(coords) <= 1).all(axis=0)
     place = cells_of(coords[:, inside])
     values = np.clip(np.asarray(found.hu.array)[inside], *HU_RANGE)
     count = np.bincount(place, minlength=CELLS**3)

@@ -27,11 +27,25 @@ _LEAST_VIEW = 0.25
 
 
 def facts(
-    model: Engine, template: Template, volume: Volume, found: ExamMap, *, trust: bool = False
+    model: Engine,
+    template: Template,
+    volume: Volume,
+    found: ExamMap,
+    shown: NDArray[np.bool_],
+    *,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """The columns of an exam, whose coordinates are known; ``id``, ``path`` and ``key`` excepted.
 
     An exam that the model does not know has neither structures nor a body part, since its coordinates mean nothing.
+
+    Args:
+        model: the model.
+        template: the structures and boxes.
+        volume: the exam.
+        found: its coordinates.
+        shown: ``[S, S, S]``, the voxels that count, from :func:`~deepatlas.index.in_view.in_view`.
+        trust: whether to ask for the trust of every mask, which costs passes of the network.
     """
     fit = found.fit
     x, y, z = volume.grid.canonical()[0].spacing
@@ -51,7 +65,7 @@ def facts(
     if fit.known is False:
         return values
     shares = coverage(found, template, volume.grid)
-    hu, volumes = tissue(found, template)
+    hu, volumes = tissue(found, template, shown)
     seen: dict[str, float] = {}
     densities: dict[str, float | None] = {}
     for row, name in enumerate(template.names):
@@ -91,12 +105,15 @@ def described(template: Template) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def tissue(found: ExamMap, template: Template) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def tissue(
+    found: ExamMap, template: Template, shown: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The mean value of the exam in each mask of a template, and its volume in ml: ``[K]`` each.
 
     The mean is over the inner half of the mask where it has one, since the voxels of the network mix what lies at the
-    surface. A mask without a voxel has nan.
+    surface. A mask without a voxel has nan. ``shown`` are the voxels that count.
     """
+    counts = torch.from_numpy(shown)
     coords = found.field.on(found.grid).clamp(-1, 1)
     hu = np.asarray(found.hu.array, dtype=np.float64)
     means, volumes = np.full(len(template.names), np.nan), np.zeros(len(template.names))
@@ -104,6 +121,7 @@ def tissue(found: ExamMap, template: Template) -> tuple[NDArray[np.float64], NDA
     for row, level in enumerate(template.thresholds):
         low, high = torch.from_numpy(template.supports[row] / last * 2 - 1).to(coords)
         near = ((coords >= low[:, None, None, None]) & (coords <= high[:, None, None, None])).all(0)
+        near &= counts.to(near.device)
         if not near.any():
             continue
         mask = torch.from_numpy(template.masks[row]).to(coords)[None, None]

@@ -23,11 +23,13 @@ SYNONYMS = {
 _ARTERIES = ("A_Aorta", "A_Carotid")
 _HEART, _KIDNEY = "Heart", "Kidney"
 _BLOOD_WITH_CONTRAST = 85.0
-# The mean of a whole heart is about two thirds blood.
+# A whole heart is about two thirds blood and one third muscle. In a portal venous phase, of 150 and 110 HU, its mean is
+# below 140.
 _HEART_WITH_CONTRAST = 75.0
-_ARTERIAL_AORTA, _ARTERIAL_HEART = 205.0, 165.0
+_ARTERIAL_AORTA, _ARTERIAL_HEART = 205.0, 150.0
 _ORGAN_WITH_CONTRAST, _LATE_LIVER = 86.0, 85.0
 _ARTERIAL_SPLEEN_OVER_LIVER = 25.0
+_BLOOD_BEFORE_ORGANS = 80.0
 
 
 def contrast_phase(hu: Mapping[str, float | None]) -> str | None:
@@ -47,18 +49,19 @@ def contrast_phase(hu: Mapping[str, float | None]) -> str | None:
     organs = [value for value in (liver, spleen, kidney) if value is not None]
     if blood is None and heart is None and not (liver is not None and spleen is not None):
         return None
-    # Small vessels are mixed with what surrounds them, so that one organ that takes up contrast is enough.
+    # Vessels of few voxels are mixed with what surrounds them, and the heart less so: each of them can only look darker
+    # than it is, so that one of them that takes up contrast is enough.
     enhanced = any(value >= _ORGAN_WITH_CONTRAST for value in organs)
-    if blood is not None:
-        enhanced, arterial = enhanced or blood >= _BLOOD_WITH_CONTRAST, blood >= _ARTERIAL_AORTA
-    elif heart is not None:
-        enhanced, arterial = enhanced or heart >= _HEART_WITH_CONTRAST, heart >= _ARTERIAL_HEART
-    else:
-        arterial = False
-    if liver is not None and spleen is not None:
-        # Early, the spleen takes up contrast and the liver hardly does.
-        early = liver < _LATE_LIVER and spleen - liver >= _ARTERIAL_SPLEEN_OVER_LIVER
-        arterial = arterial or (early and spleen >= _ORGAN_WITH_CONTRAST)
+    enhanced = enhanced or (blood is not None and blood >= _BLOOD_WITH_CONTRAST)
+    enhanced = enhanced or (heart is not None and heart >= _HEART_WITH_CONTRAST)
+    arterial = blood is not None and blood >= _ARTERIAL_AORTA
+    arterial = arterial or (heart is not None and heart >= _ARTERIAL_HEART)
+    if liver is not None and spleen is not None and liver < _LATE_LIVER:
+        # Early, the spleen takes up contrast and the liver hardly does; still earlier, blood alone does. A fatty liver
+        # is dark in every phase, but not the spleen beside it.
+        early = spleen >= max(_ORGAN_WITH_CONTRAST, liver + _ARTERIAL_SPLEEN_OVER_LIVER)
+        alone = blood is not None and blood >= max(_BLOOD_WITH_CONTRAST, liver + _BLOOD_BEFORE_ORGANS)
+        arterial = arterial or early or (alone and spleen < _ORGAN_WITH_CONTRAST)
     if not (enhanced or arterial):
         return "none"
     return "arterial" if arterial else "venous"

@@ -16,6 +16,7 @@ from deepatlas.exams.read import read_volume
 from deepatlas.index.appearance import appearance, packed
 from deepatlas.index.facts import facts
 from deepatlas.index.file import Entry
+from deepatlas.index.in_view import in_view
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import Engine
 
@@ -76,8 +77,9 @@ def describe(job: IndexJob) -> Entry | Refused:
             found = model.map_exam(volume)
     except DataError as error:
         return Refused(job.id, str(error))
-    values = facts(model, template, volume, found, trust=job.tools.trust)
-    cells = packed(appearance(found)) if found.fit.known is not False else b""
+    shown = in_view(found, volume.grid)
+    values = facts(model, template, volume, found, shown, trust=job.tools.trust)
+    cells = packed(appearance(found, shown)) if found.fit.known is not False else b""
     return Entry(job.id, str(job.path), job.key, values | {"labelled": int(job.labelled)}, cells)
 
 

@@ -9,7 +9,6 @@ from scipy.spatial import cKDTree
 from deepatlas.errors import DataError
 from deepatlas.localize.template.file import Template
 from deepatlas.model.exam_map import ExamMap
-from deepatlas.model.project_box import within
 from deepatlas.space.fit_affine import fit_affine
 from deepatlas.space.grid import Grid
 
@@ -29,7 +28,8 @@ def coverage(found: ExamMap, template: Template, grid: Grid) -> NDArray[np.float
     Args:
         found: the coordinates of the exam.
         template: the masks.
-        grid: the exam's own grid, whose field of view counts; a network may see less of the exam.
+        grid: the exam's own grid, whose field of view counts, but for empty slices at its ends; a network may see less
+            of the exam.
     """
     if not template.names:
         return np.zeros(0)
@@ -44,12 +44,27 @@ def coverage(found: ExamMap, template: Template, grid: Grid) -> NDArray[np.float
     # From the nearest voxel on, the map is that of the body on average: at the border of the exam its own slope may be
     # flat, and then a place far beyond would seem near.
     away = (points - there) @ mean_scale(coords, body, found.grid).T
-    seen = within(grid, found.grid.voxel_to_world(np.stack([x, y, z], axis=1)) + away)
+    places = found.grid.voxel_to_world(np.stack([x, y, z], axis=1)) + away
+    seen = grid.covers(places) & _between_ends(found, places, max(grid.spacing) / 2)
     shares = np.full(len(template.names), np.nan)
     for row in range(len(template.names)):
         if (mine := owner == row).any():
             shares[row] = seen[mine].mean()
     return shares
+
+
+def _between_ends(found: ExamMap, places: NDArray[np.float64], slack_mm: float) -> NDArray[np.bool_]:
+    """Which places ``[N, 3]`` lie along the body between the first and the last slice that shows any of it.
+
+    Published exams are often padded with empty slices, which belong to the image and show nothing.
+    """
+    planes = np.flatnonzero(found.body.any(axis=(1, 2)))
+    if not len(planes):
+        return np.ones(len(places), dtype=bool)
+    z = found.grid.world_to_voxel(places)[:, 2]
+    slack = 0.5 + slack_mm / found.grid.spacing[2]
+    result: NDArray[np.bool_] = (z >= planes[0] - slack) & (z <= planes[-1] + slack)
+    return result
 
 
 def mean_scale(coords: NDArray[np.float64], body: NDArray[np.bool_], grid: Grid) -> NDArray[np.float64]:

@@ -11,7 +11,6 @@ from torch import Tensor
 import deepatlas_ops as ops
 from deepatlas.model.field import CoordinateField
 from deepatlas.model.native import extrapolate, extrapolated_grid
-from deepatlas.model.project_box import within
 
 NEWTON_STEPS = 12
 # The longest Newton step, in voxels.
@@ -83,7 +82,7 @@ def _polished(
         trial = places + step * scale[:, None]
         new = offset(trial)
         # What leaves the network of the whole exam has no slope any more.
-        better = (np.linalg.norm(new, axis=1) < length) & within(extrapolated_grid(field.grid), trial)
+        better = (np.linalg.norm(new, axis=1) < length) & extrapolated_grid(field.grid).covers(trial)
         places = np.where(better[:, None], trial, places)
         step = np.where(better[:, None], new, step)
         damping = np.where(better, np.minimum(2 * damping, 1), damping / 2)

@@ -19,7 +19,6 @@ from deepatlas.model.engine import Engine
 from deepatlas.model.exam_map import ExamMap
 from deepatlas.model.fit import Fit
 from deepatlas.model.known import KnownExam, known_exam
-from deepatlas.model.project_box import within
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
 
@@ -126,8 +125,8 @@ def look_for(target: KnownExam, wanted: Wanted) -> Located:
     obstacles: _Obstacles = [
         (np.array([bool(why) for why in wanted.missing], dtype=bool), ""),
         (np.full(count, target.fit.known is False), "the model does not know the target exam"),
-        (~within(target.field.grid, places), "outside the field of view of the target exam"),
-        (~within(target.grid, places), "outside the target exam"),
+        (~target.field.grid.covers(places), "outside the field of view of the target exam"),
+        (~target.grid.covers(places), "outside the target exam"),
         (
             np.logical_not(np.less(residual, max(target.field.grid.spacing))),
             "no place of the target exam has these coordinates",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from deepatlas.errors import DataWarning
 from deepatlas.model.field import CoordinateField, Piece, rim
 from deepatlas.model.look import Look
 from deepatlas.model.region_view import view_of
@@ -25,6 +28,10 @@ DISAGREEMENT = 0.5
 
 class RegionNetwork(Protocol):
     """The network of a region."""
+
+    @property
+    def card(self) -> Mapping[str, Any]:
+        """Facts about it, among them the model that it was trained for."""
 
     @property
     def region(self) -> Region:
@@ -44,6 +51,9 @@ class RegionNetwork(Protocol):
 
     def answer(self, look: Look) -> Tensor:
         """Coordinates ``[1, 3, S, S, S]`` within the region's box, in [-1, 1], averaged and refined as it is set to."""
+
+
+Model = TypeVar("Model", bound=RegionNetwork)
 
 
 def add_regions(
@@ -91,6 +101,33 @@ def add_regions(
         weight = rim(coords.shape[1:], RIM, coords)
         field = replace(field, pieces=(*field.pieces, Piece(region.name, coords[None], view.hu.grid, weight)))
     return field, notes
+
+
+def usable(networks: Mapping[Path, Model], parent: str) -> list[Model]:
+    """The networks of regions that were trained for a model, those of higher levels first.
+
+    Args:
+        networks: by their files.
+        parent: the fingerprint of the model.
+
+    Warns:
+        DataWarning: one was trained for another model.
+    """
+    found = []
+    for path, network in networks.items():
+        trained_for = network.card.get("region", {}).get("parent")
+        if trained_for == parent:
+            found.append(network)
+            continue
+        warnings.warn(
+            f"{path}: trained for the model {trained_for}, but this model is {parent}; the region is left out, train "
+            "it again with `deepatlas train --parent`",
+            DataWarning,
+            stacklevel=4,
+        )
+    names = {network.region.name for network in found}
+    found = [n for n in found if n.region.within is None or n.region.within in names]
+    return sorted(found, key=lambda network: network.region.within is not None)
 
 
 def _placed(own: Tensor, region: Region) -> Tensor:

@@ -19,7 +19,7 @@ from deepatlas.errors import DataWarning, DeepAtlasError
 from deepatlas.exams.in_memory import as_volume
 from deepatlas.exams.read import read_volume
 from deepatlas.model.average import averaged_coordinates, views_of
-from deepatlas.model.cascade import add_regions
+from deepatlas.model.cascade import add_regions, usable
 from deepatlas.model.exam_map import ExamMap
 from deepatlas.model.field import CoordinateField
 from deepatlas.model.fit import Fit, fit
@@ -189,27 +189,9 @@ class Engine:
             )  # fmt: skip
             model.name, model.depth = str(name), depth
             if model._atlas is not None and "region" not in model.card:
-                model.regions = cls._load_regions(path.parent / REGIONS, model.fingerprint)
+                files = sorted((path.parent / REGIONS).glob(f"*/{FILE}"))
+                model.regions = usable({f: cls.load(f, "cpu", refine=0) for f in files}, model.fingerprint)
             return model.to(pick_device(device))
-
-    @classmethod
-    def _load_regions(cls, folder: Path, parent: str) -> list[Self]:
-        """The networks of the regions in a folder that were trained for the model ``parent``, higher levels first."""
-        found: list[Self] = []
-        for path in sorted(folder.glob(f"*/{FILE}")):
-            network = cls.load(path, "cpu", refine=0)
-            if network.card.get("region", {}).get("parent") != parent:
-                warnings.warn(
-                    f"{path}: trained for the model {network.card.get('region', {}).get('parent')}, but this model is "
-                    f"{parent}; the region is left out, train it again with `deepatlas train --parent`",
-                    DataWarning,
-                    stacklevel=4,
-                )
-                continue
-            found.append(network)
-        names = {network.region.name for network in found}
-        found = [n for n in found if n.region.within is None or n.region.within in names]
-        return sorted(found, key=lambda network: network.region.within is not None)
 
     def save(self, path: str | os.PathLike[str], *, half: bool = False) -> None:
         """Write a file that :meth:`load` reads. The file is complete or absent.

@@ -12,7 +12,6 @@ from deepatlas.model.engine import Engine, Exam, read_exam
 from deepatlas.model.exam_map import ExamMap
 from deepatlas.model.field import CoordinateField
 from deepatlas.model.fit import Fit
-from deepatlas.model.project_box import within
 from deepatlas.space.grid import Grid
 
 
@@ -41,7 +40,7 @@ class KnownExam:
 
     def shows(self, places: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Bool ``[N]``: which places ``[N, 3]`` in RAS millimetres lie in the exam and in the network's view of it."""
-        return within(self.grid, places) & within(self.field.grid, places)
+        return self.grid.covers(places) & self.field.grid.covers(places)
 
 
 def known_exam(model: Engine, exam: Exam) -> KnownExam:

@@ -24,8 +24,8 @@ from deepatlas.space.turned import turned_to_model_grid
 from deepatlas.space.upright import upright
 from deepatlas.space.volume import Volume
 
-# Networks bear small angles, and every turn takes a pass.
-LEAST_DEGREES = 4.0
+# Networks bear small angles, which their augmentation holds, and every turn takes a pass.
+LEAST_DEGREES = 8.0
 # No patient lies like that; such coordinates mean nothing.
 MOST_DEGREES = 75.0
 # By how much the fit may fall when an exam is turned upright: the fit of good exams varies by that much between views.

@@ -119,7 +119,7 @@ def box_in_atlas(
     scan = scan or field.grid
     own = _lattice(_LATTICE)
     places = box_mm.place(own)
-    shown = within(scan, places) & within(field.grid, places)
+    shown = scan.covers(places) & field.grid.covers(places)
     if shown.mean() < 0.1:
         raise DataError(
             f"box {box_mm.name}: {100 * shown.mean():.0f} % of it lie inside the exam; a box must lie in its exam "
@@ -138,7 +138,7 @@ def box_in_atlas(
 
 def coverage(box_mm: Box, scan: Grid) -> float:
     """The share of a box in RAS+ millimetres that lies between the outer faces of a grid, in [0, 1]."""
-    return float(within(scan, box_mm.place(_lattice(_LATTICE))).mean())
+    return float(scan.covers(box_mm.place(_lattice(_LATTICE))).mean())
 
 
 def mm_per_unit(field: CoordinateField, body: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -151,13 +151,6 @@ def mm_per_unit(field: CoordinateField, body: NDArray[np.bool_]) -> NDArray[np.f
     places = grid.voxel_to_world(index)
     scale: NDArray[np.float64] = np.linalg.norm(fit_affine(field.at(places), places)[:3, :3], axis=0)
     return scale
-
-
-def within(grid: Grid, places: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Bool ``[N]``: which places ``[N, 3]`` in RAS+ millimetres lie between the outer faces of a grid."""
-    index = grid.world_to_voxel(places)
-    shown = (index >= -0.5) & (index <= np.array(grid.shape[::-1]) - 0.5)
-    return np.logical_and.reduce(shown, axis=1)
 
 
 def _lattice(count: int) -> NDArray[np.float64]:
@@ -178,7 +171,7 @@ def _places(
             break
         grid = _around(grid, reach)
     places, own, kept = _read(field, box, grid, body)
-    kept = kept & within(scan, places.reshape(-1, 3)).reshape(kept.shape)
+    kept = kept & scan.covers(places.reshape(-1, 3)).reshape(kept.shape)
     return places[kept], own[kept]
 
 

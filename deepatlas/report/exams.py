@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ def report_exams(
     sections, fits, failed = [], {}, {}
     for count, (name, files) in enumerate(exams.items(), 1):
         try:
-            volume = read_volume(files.ct, kind=files.kind)
+            volume = replace(read_volume(files.ct, kind=files.kind), name=name)
             fit, section = _section(model, what, volume, name, convention)
             fit.warning(name, strict)
         except DataError as error:

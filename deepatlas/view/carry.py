@@ -41,7 +41,8 @@ def place_of(mark: Mark, source: KnownExam, target: KnownExam) -> dict[str, Any]
         return {"found": bool(found.points.found[0]), "reason": found.points.reason[0], "at": at}
     box = found.boxes[0]
     about = {"found": box.found, "reason": box.reason, "share": box.coverage}
-    return about if box.box_mm is None else {**about, **box_to_dict(box.box_mm)}
+    # Without the shear, as files of 3D Slicer hold it.
+    return about if box.box_mm is None else {**about, **box_to_dict(box.box_mm.upright()[0])}
 
 
 def labels_of(marks: Sequence[Mark], ids: Mapping[str, int], grid: Grid, exam: str) -> Labels:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from affine_model import GRIDS, exam
+from fast_settings import FAST
 from small_exams import write_cohort
 
 import deepatlas
@@ -22,7 +23,11 @@ from deepatlas.presets import preset
 def path(tmp_path_factory):
     """A model with random weights, and an atlas that has something to register to."""
     torch.manual_seed(0)
-    config = preset("tiny")
+    config = (
+        preset("tiny")
+        .override([s for s in FAST if s.startswith(("network.", "loss.size", "train.steps"))])
+        .validate()
+    )
     network, atlas = CoordinateNetwork(config.network), Atlas(config.network.atlas_size)
     with torch.no_grad():
         for p in network.parameters():

@@ -69,20 +69,26 @@ def test_several_threads_of_python_compute_at_the_same_time():
 def test_python_goes_on_while_a_kernel_computes():
     array.set_num_threads(1)
     volume = np.zeros((1, 1, 40, 40, 40), np.float32)
-    done = threading.Event()
 
-    def compute():
-        array.resize(volume, (200, 200, 200))
-        done.set()
+    def turns() -> int:
+        """How often this thread has its turn while a kernel computes."""
+        done = threading.Event()
 
-    caller, turns = threading.Thread(target=compute), 0
-    caller.start()
-    while not done.is_set():
-        turns += 1
-        time.sleep(0.0005)
-    caller.join()
-    # With the lock held, there would be no turn between the first one and the end.
-    assert turns > 3
+        def compute():
+            array.resize(volume, (200, 200, 200))
+            done.set()
+
+        caller, count = threading.Thread(target=compute), 0
+        caller.start()
+        while not done.is_set():
+            count += 1
+            time.sleep(0.0005)
+        caller.join()
+        return count
+
+    # With the lock held, there would never be a turn between the first one and the end. On a machine that is busy with
+    # other work, this thread may miss a kernel once.
+    assert max(turns() for _ in range(5)) > 3
 
 
 def _in_child(pipe):

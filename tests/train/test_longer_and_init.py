@@ -28,8 +28,11 @@ SETTINGS = [
 ]
 
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+
 @pytest.fixture(scope="module")
-def runs(cohort, tmp_path_factory):
+def runs(cohort, no_pictures, tmp_path_factory):
     """A folder with a run of ``train.steps=[1,2]``, one of ``[1,4]``, and a function that trains another."""
     root = tmp_path_factory.mktemp("runs")
     patch = pytest.MonkeyPatch()

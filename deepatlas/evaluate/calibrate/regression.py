@@ -6,6 +6,7 @@ structure departs only as far as its own exams insist; offsets and margins are s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -226,9 +227,15 @@ def _margins(table: Table, scores: NDArray[np.float64]) -> list[float]:
 
 
 def conformal(scores: NDArray[np.float64], level: float = LEVEL) -> float:
-    """The score that a new one stays below with the probability ``level``: the quantile for n + 1 exchangeable ones."""
+    """The score that a new one stays below with the probability ``level``, where all are exchangeable.
+
+    It is the ceil((n + 1) level)-th smallest of the n scores. Of fewer than ``level / (1 - level)`` scores none is
+    large enough, and the largest is all that can be said.
+    """
     n = len(scores)
-    return float(np.quantile(scores, min(1.0, np.ceil((n + 1) * level) / n), method="higher"))
+    # Less a trifle, so that a whole number that is computed a little too large keeps its place.
+    place = math.ceil((n + 1) * level - 1e-9)
+    return float(np.sort(scores)[min(place, n) - 1])
 
 
 def _points(table: Table) -> tuple[tuple[float, ...], float]:

@@ -94,10 +94,11 @@ export class Panel {
         anyway.remove();
         emit("shown", this);
       });
-      const line = element("p", { className: "bad" }, `The model does not know this exam: ${answer.warning}. It is not linked.`, anyway);
+      const line = element("p", { className: "bad" }, `${answer.warning[0].toUpperCase()}${answer.warning.slice(1)}. It is not linked.`, anyway);
       this.parts.told.prepend(line);
     } else {
-      this.chip(`${this.known ? "known · " : ""}fit ${fit}`, this.known ? "known" : "");
+      this.chip(`fit ${fit}`, this.known ? "known" : "");
+      this.parts.chip.title = this.known ? "The model knows this exam" : "This model has no threshold for the fit";
     }
   }
 
