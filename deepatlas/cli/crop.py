@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from deepatlas.cli.register import one_exam
     from deepatlas.exams.mask_files import mask_stems
-    from deepatlas.exams.outputs import check_out_folder, files_of_exams, refuse_overwriting
+    from deepatlas.exams.outputs import check_out_folder, files_of_exams, refuse_overwriting, same_place
     from deepatlas.localize.crop import CropView
     from deepatlas.localize.crop_files import SUFFIXES, image_paths
 
@@ -121,6 +121,11 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "hdf5" and args.shape is None and args.spacing is not None:
         raise DataError("crop: the rows of an HDF5 have one shape; give --shape beside --spacing")
     check_out_folder(args.out)
+    if any(same_place(args.out, Path(exam)) for exam in args.exams):
+        # A folder of crops is a data directory of its own, which would look like an exam in this one.
+        raise DataError(
+            f"{args.out}: --out is where the exams come from; choose another folder for the crops"
+        )
     skipped: dict[str, str] = {}
     exams, labels = _exams(args, skipped)
     refuse_skipped(args, skipped)

@@ -90,7 +90,7 @@ def build_index(
         tools.model, tools.template, tuple(str(root.absolute()) for root in data),
     )  # fmt: skip
     result = Pass(skipped=dict(cohort.skipped))
-    busy = "another `deepatlas index` works on it; wait until it has finished"
+    busy = f"another `deepatlas index` works on {out.name}; wait until it has finished"
     with IndexFile.create(out, about) as index, held(out.with_name(f".{out.name}.lock"), busy):
         known = index.keys()
         jobs, ids = [], set()

@@ -193,6 +193,15 @@ def test_a_cohort_becomes_a_data_directory_of_views(data, run, tmp_path):
     assert [e.id for e in cohort.exams] == ["e1", "e2"] and cohort.labels == LABELS
 
 
+def test_crops_are_not_written_among_the_exams(data, run, tmp_path):
+    before = sorted(data.rglob("*"))
+    code, _, err = run(
+        "crop", data, "--model", "m", "--template", tmp_path / "t.h5", "--box", "chest", "--out", data / ".." / data.name
+    )  # fmt: skip
+    assert code == 1 and "--out is where the exams come from" in err and err.count("\n") == 1
+    assert sorted(data.rglob("*")) == before
+
+
 def test_a_cohort_becomes_rows_of_an_hdf5(data, run, tmp_path):
     argv = [
         "crop",
