@@ -196,7 +196,8 @@ def test_a_cohort_becomes_a_data_directory_of_views(data, run, tmp_path):
 def test_crops_are_not_written_among_the_exams(data, run, tmp_path):
     before = sorted(data.rglob("*"))
     code, _, err = run(
-        "crop", data, "--model", "m", "--template", tmp_path / "t.h5", "--box", "chest", "--out", data / ".." / data.name
+        "crop", data, "--model", "m", "--template", tmp_path / "t.h5", "--box", "chest",
+        "--out", data / ".." / data.name,
     )  # fmt: skip
     assert code == 1 and "--out is where the exams come from" in err and err.count("\n") == 1
     assert sorted(data.rglob("*")) == before
