@@ -148,6 +148,32 @@ def add_structures(command: argparse.ArgumentParser, help: str) -> None:
     command.add_argument("--structures", nargs="+", metavar="NAME", help=help)
 
 
+def add_engines(command: argparse.ArgumentParser, does: str, merges: str) -> None:
+    """Add ``--shard``, ``--merge``, ``--engine`` and ``--address``, which say what runs the work on many exams.
+
+    Args:
+        command: the command.
+        does: what it does with a part of the exams.
+        merges: what ``--merge`` does.
+    """
+    command.add_argument(
+        "--shard",
+        type=shard,
+        metavar="I/N",
+        help=f"{does} part I of N, with I from 0 to N-1; --merge joins the parts",
+    )
+    command.add_argument("--merge", action="store_true", help=merges)
+    command.add_argument(
+        "--engine",
+        choices=("processes", "dask"),
+        default="processes",
+        help="what runs the work (default: processes)",
+    )
+    command.add_argument(
+        "--address", help="scheduler of the dask cluster (default: a new cluster on this machine)"
+    )
+
+
 def add_strict(command: argparse.ArgumentParser, model: bool = True) -> None:
     """Add ``--strict``; ``model`` tells whether the command uses a model."""
     text = "stop at the first exam that cannot be used instead of skipping it"

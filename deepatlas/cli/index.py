@@ -9,6 +9,7 @@ from deepatlas.cli.common import (
     POSITIVE,
     Commands,
     add_command,
+    add_engines,
     add_model,
     add_strict,
     add_template,
@@ -18,7 +19,6 @@ from deepatlas.cli.common import (
     model_files,
     print_result,
     progress_lines,
-    shard,
 )
 from deepatlas.errors import DataError
 
@@ -44,22 +44,7 @@ def add(commands: Commands) -> None:
         "--trust", action="store_true", help="also the trust of every structure, at the cost of more passes"
     )
     c.add_argument("--jobs", type=POSITIVE, metavar="N", help="number of processes (default: one per core)")
-    c.add_argument(
-        "--shard",
-        type=shard,
-        metavar="I/N",
-        help="describe part I of N, with I from 0 to N-1; --merge joins the parts",
-    )
-    c.add_argument(
-        "--merge", action="store_true", help="join the indexes of all shards, given as DIR, into --out"
-    )
-    c.add_argument(
-        "--engine",
-        choices=("processes", "dask"),
-        default="processes",
-        help="what runs the work (default: processes)",
-    )
-    c.add_argument("--address", help="scheduler of the dask cluster (default: a new cluster on this machine)")
+    add_engines(c, "describe", "join the indexes of all shards, given as DIR, into --out")
     add_strict(c)
 
 

@@ -55,6 +55,25 @@ def knower(args: argparse.Namespace, model: Model) -> Callable[[ExamFiles], Know
     return know
 
 
+def add_masks(command: argparse.ArgumentParser, source: str) -> None:
+    """Add ``--masks`` and ``--labels``; ``source`` is the option that gives the exams they belong to."""
+    command.add_argument(
+        "--masks",
+        nargs="+",
+        type=Path,
+        metavar="F",
+        default=[],
+        help=f"for each exam of {source} its label image, .seg.nrrd of 3D Slicer, or folder of masks",
+    )
+    command.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help='names of the structures of --masks, {"liver": 1} (default: labels.json beside the masks or in the folder '
+        "above, or the names that they have)",
+    )
+
+
 def add_marks(command: argparse.ArgumentParser) -> None:
     """Add ``--points`` and ``--boxes``."""
     command.add_argument(

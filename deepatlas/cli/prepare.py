@@ -11,10 +11,10 @@ from deepatlas.cli.common import (
     POSITIVE,
     Commands,
     add_command,
+    add_engines,
     add_strict,
     list_skipped,
     print_result,
-    shard,
 )
 from deepatlas.errors import PROGRAM, DataError
 
@@ -67,22 +67,7 @@ def add(commands: Commands) -> None:
         metavar="N",
         help="number of processes, 3 GB of memory each (default: one per core)",
     )
-    c.add_argument(
-        "--shard",
-        type=shard,
-        metavar="I/N",
-        help="prepare part I of N, with I from 0 to N-1; --merge joins the parts",
-    )
-    c.add_argument(
-        "--merge", action="store_true", help="join the parts that all shards prepared into the dataset"
-    )
-    c.add_argument(
-        "--engine",
-        choices=("processes", "dask"),
-        default="processes",
-        help="what runs the work (default: processes)",
-    )
-    c.add_argument("--address", help="scheduler of the dask cluster (default: a new cluster on this machine)")
+    add_engines(c, "prepare", "join the parts that all shards prepared into the dataset")
     c.add_argument(
         "--check",
         action="store_true",

@@ -26,6 +26,7 @@ from deepatlas.cli.known import (
     FORMATS,
     add_cache,
     add_marks,
+    add_masks,
     check_format,
     knower,
     marks_of_each,
@@ -52,21 +53,7 @@ def add(commands: Commands) -> None:
         metavar="A",
         help="exams in which something was drawn; what several of them have is averaged (eq. 14)",
     )
-    c.add_argument(
-        "--masks",
-        nargs="+",
-        type=Path,
-        metavar="F",
-        default=[],
-        help="for each exam of --from its label image, .seg.nrrd of 3D Slicer, or folder of masks",
-    )
-    c.add_argument(
-        "--labels",
-        type=Path,
-        metavar="FILE",
-        help='names of the structures, {"liver": 1} (default: labels.json beside the masks or in the folder above, or '
-        "the names that they have)",
-    )
+    add_masks(c, "--from")
     add_marks(c)
     c.add_argument(
         "--to", required=True, nargs="+", metavar="B", help="exams; each as the EXAM of `deepatlas segment`"

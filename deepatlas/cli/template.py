@@ -20,7 +20,7 @@ from deepatlas.cli.common import (
     print_result,
     progress_lines,
 )
-from deepatlas.cli.known import add_marks, marks_of_each, one_each
+from deepatlas.cli.known import add_marks, add_masks, marks_of_each, one_each
 from deepatlas.errors import DataError
 
 
@@ -43,21 +43,7 @@ def add(commands: Commands) -> None:
         default=[],
         help="exams with --masks, --points or --boxes of their own",
     )
-    c.add_argument(
-        "--masks",
-        nargs="+",
-        type=Path,
-        metavar="F",
-        default=[],
-        help="for each exam of --image its label image, .seg.nrrd of 3D Slicer, or folder of masks",
-    )
-    c.add_argument(
-        "--labels",
-        type=Path,
-        metavar="FILE",
-        help='names of the structures of --masks, {"liver": 1} (default: labels.json beside the masks or in the folder '
-        "above, or the names that they have)",
-    )
+    add_masks(c, "--image")
     add_marks(c)
     c.add_argument(
         "--box",

@@ -20,6 +20,7 @@ from deepatlas.exams.in_memory import as_volume
 from deepatlas.exams.read import read_volume
 from deepatlas.model.average import averaged_coordinates, views_of
 from deepatlas.model.cascade import add_regions, usable
+from deepatlas.model.device import pick_device
 from deepatlas.model.exam_map import ExamMap
 from deepatlas.model.field import CoordinateField
 from deepatlas.model.fit import Fit, fit
@@ -41,22 +42,6 @@ Exam = str | os.PathLike[str] | Volume | Any
 REGIONS = "regions"
 # Why a model of masks has no fit.
 NO_FIT = "a model that was trained on labels has no atlas to compare an exam with"
-
-
-def pick_device(name: str | torch.device | None = None) -> torch.device:
-    """The named device; without a name a GPU if there is one, and otherwise the CPU.
-
-    Raises :class:`~deepatlas.errors.DeepAtlasError` where PyTorch cannot use the device.
-    """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        # A build of PyTorch without CUDA raises AssertionError.
-        reason = str(error).splitlines()[0]
-        raise DeepAtlasError(f"device {name} cannot be used here ({reason}); use cpu") from None
 
 
 class Engine:

@@ -18,8 +18,9 @@ from deepatlas import checkpoint
 from deepatlas.config import Config
 from deepatlas.errors import DeepAtlasError
 from deepatlas.files import write_text
+from deepatlas.model.device import pick_device
 from deepatlas.model.engine import FILE as MODEL_FILE
-from deepatlas.model.engine import Engine, pick_device
+from deepatlas.model.engine import Engine
 from deepatlas.nn import parameter_count
 from deepatlas.settings import changed, resumable
 from deepatlas.store.store import Store

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from deepatlas.space.box import Box
 from deepatlas.train.log import RunLog
 from deepatlas.train.pictures import save_overview
 from deepatlas.train.request import Request
-from deepatlas.train.score import evaluate, make_template
+from deepatlas.train.score import can_score, evaluate, exams_of, make_template
 from deepatlas.train.split import Split
 
 # A structure is scored in a region if at least this share of its mask lies there.
@@ -47,16 +46,8 @@ def score_region(
         log: receives lines of text.
     """
     region = model.region
-    result: dict[str, Any] = {
-        "preset": config.preset,
-        "region": region.name,
-        "template_exams": split.template,
-        "test_exams": split.test,
-    }
-    if held_out := split.held_out(config.data.holdout):
-        result["held_out"] = held_out
-    if not split.template or not split.test or not all(map(os.path.isdir, split.data)):
-        log.say("no one-shot score: there are no labelled exams to make a template from and to test on")
+    result: dict[str, Any] = {"preset": config.preset, "region": region.name} | exams_of(split, config)
+    if not can_score(split, log):
         return result
     above = list(root.regions)
     templates = {}

@@ -26,16 +26,8 @@ def score(folder: Path, model: Engine, config: Config, request: Request, split: 
     The coordinates of the template's exams are refined if ``config.refine.steps`` is above 0: the error of one exam
     counts in every other one. Then the entry ``"refined"`` holds the same figures with the test exams refined as well.
     """
-    result: dict = {
-        "preset": config.preset,
-        "seed_exam": split.seed,
-        "template_exams": split.template,
-        "test_exams": split.test,
-    }
-    if held_out := split.held_out(config.data.holdout):
-        result["held_out"] = held_out
-    if not split.template or not split.test or not all(map(os.path.isdir, split.data)):
-        log.say("no one-shot score: there are no labelled exams to make a template from and to test on")
+    result = {"preset": config.preset, "seed_exam": split.seed} | exams_of(split, config)
+    if not can_score(split, log):
         return result
     steps = config.refine.steps
     refining = Engine(config, model.network, model.atlas_module, model.card, refine=steps) if steps else model
@@ -86,6 +78,21 @@ def score_supervised(
         log.skip(exam, reason, ", ".join(Path(root).name for root in split.test_data))
     log.say(summary_table(summary))
     return result | _figures(summary) | {"test_exams": used, "grid": grid_truth(model, split.test_data, used)}
+
+
+def exams_of(split: Split, config: Config) -> dict:
+    """The entries of a result that name the exams of its score."""
+    held_out = split.held_out(config.data.holdout)
+    exams = {"template_exams": split.template, "test_exams": split.test}
+    return exams | ({"held_out": held_out} if held_out else {})
+
+
+def can_score(split: Split, log: RunLog) -> bool:
+    """Whether there are exams to make a template from and to test on; a line says so where there are none."""
+    there = bool(split.template and split.test) and all(map(os.path.isdir, split.data))
+    if not there:
+        log.say("no one-shot score: there are no labelled exams to make a template from and to test on")
+    return there
 
 
 def make_template(
