@@ -92,8 +92,7 @@ def painted(session: Session, data: dict[str, Any], folder: Path) -> Path:
                 f"the model does not know the exam {session.name_of(identity)}, so that nothing can be carried to it"
             )
         template = _template(session, elsewhere)
-        image = session.image(identity)
-        found = segment_coordinates(it.known.field, it.known.grid, template, body=it.known.body, image=image)
+        found = segment_coordinates(it.known.field, it.known.grid, template, body=it.known.body)
         for name, number in template.labels.items():
             array[found.mask(number)] = ids[name]
     if own:

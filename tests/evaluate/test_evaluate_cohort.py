@@ -41,7 +41,7 @@ def cohort(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def template(cohort):
-    return build_template(AffineModel(), cohort, ["e1"], size=64)
+    return build_template(AffineModel(), cohort, ["e1"], size=64, appearance=False)
 
 
 @pytest.fixture(scope="module")

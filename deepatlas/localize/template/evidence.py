@@ -14,6 +14,9 @@ from deepatlas.space.grid import Grid
 from deepatlas.space.resample_to import resample_to
 from deepatlas.space.volume import Volume
 
+# Values of neighbouring voxels are no independent evidence, so that they count less. Chosen by cross-validation over 40
+# `train` exams of OpenKBP: 0.5 to 1 are alike with refined coordinates, and 1 is the best without.
+WEIGHT = 0.75
 # Below this prior probability nothing in the image makes a voxel part of a structure.
 LEAST_PRIOR = 0.03
 # A prior is never more certain than this, so that the image may always object.
@@ -68,5 +71,5 @@ class Evidence:
 def posterior(prior: Tensor, log_odds: Tensor) -> Tensor:
     """The probability of voxels from that of the mask and the log odds of the image, of one shape."""
     sure = prior.clamp(_CERTAIN, 1 - _CERTAIN)
-    found = torch.sigmoid(torch.logit(sure) + log_odds.to(prior))
+    found = torch.sigmoid(torch.logit(sure) + WEIGHT * log_odds.to(prior))
     return torch.where(prior >= LEAST_PRIOR, found, 0)

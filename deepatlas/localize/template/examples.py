@@ -31,7 +31,6 @@ from deepatlas.model.project_box import box_in_atlas, mm_per_unit
 from deepatlas.space.box import Box
 from deepatlas.space.labels import Labels
 from deepatlas.space.markup import Markups, Point, Polyline
-from deepatlas.space.volume import Volume
 
 # A file of points, lines and boxes, or these themselves, or several of both.
 Marks = str | os.PathLike[str] | Markups
@@ -78,7 +77,6 @@ def template_of(
     appearance: bool = True,
     size: int | None = None,
     know: Callable[[Example], KnownExam] | None = None,
-    look: Callable[[Example], Volume] | None = None,
     strict: bool = False,
     progress: Callable[[str], None] | None = None,
     **solver: Any,
@@ -99,7 +97,6 @@ def template_of(
             :func:`~deepatlas.localize.template.build.build_template`.
         size: voxels of the masks along each axis; None takes 128, or the size of the atlas if that is larger.
         know: gives the coordinates of an example's exam; None passes it through the network.
-        look: gives the image of an example's exam on the grid of its coordinates; None reads the exam.
         strict: stop at an exam that the model does not know.
         progress: receives one line of text for each exam and each structure.
         **solver: as for :func:`~deepatlas.localize.template.estimate.estimate_template`.
@@ -120,8 +117,7 @@ def template_of(
     for count, example in enumerate(given, 1):
         read.append(_read(model, example, labels, know, strict))
         if appearance and (seg := read[-1].seg) is not None:
-            image = look(example) if look else read_exam(example.exam)
-            counts.add(seen(image, model.intensity), seg, read[-1].labels)
+            counts.add(seen(read_exam(example.exam), model.intensity), seg, read[-1].labels)
         if progress is not None:
             progress(f"coordinates {count}/{len(given)} {read[-1].known.name}")
     if not any(item.seg or len(item.marks) for item in read):

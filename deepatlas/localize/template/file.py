@@ -172,7 +172,7 @@ class Template:
         kept = [n for n in names if n in self.names]
         rows = [self.names.index(n) for n in kept]
         ids = tuple(self.ids[r] for r in rows)
-        seen = None if self.appearance is None else self.appearance.rows(rows)
+        seen = self.appearance.rows(rows) if self.appearance is not None and rows else None
         return Template(self.masks[rows], tuple(kept), ids, self.meta, some_marks(self.marks, names), seen)
 
     def shape_only(self) -> Template:

@@ -17,7 +17,7 @@ from deepatlas.localize.segment import segment
 from deepatlas.localize.soft_masks import soft_masks
 from deepatlas.localize.template.appearance import AROUND_MM, SCALE_MM, Appearance, Counts, blurred
 from deepatlas.localize.template.edit import merge_templates, renamed
-from deepatlas.localize.template.evidence import posterior
+from deepatlas.localize.template.evidence import WEIGHT, posterior
 from deepatlas.localize.template.examples import Example, template_of
 from deepatlas.localize.template.file import Template
 from deepatlas.localize.template.soften import ERROR_MM, softened
@@ -95,11 +95,11 @@ def test_the_rule_of_bayes():
     generator = np.random.default_rng(0)
     prior = generator.uniform(0.05, 0.99, (2, 3, 4, 5))
     odds = generator.normal(0, 2, prior.shape)
-    want = special.expit(special.logit(prior) + odds)
+    want = special.expit(special.logit(prior) + WEIGHT * odds)
     np.testing.assert_allclose(posterior(torch.from_numpy(prior), torch.from_numpy(odds)), want)
     assert not posterior(torch.zeros(3), torch.full((3,), 50.0)).any()
     # A certain prior can be overruled, and values a little beyond [0, 1] are no error.
-    assert posterior(torch.tensor([1.02]), torch.tensor([-9.0])) < 0.2
+    assert posterior(torch.tensor([1.02]), torch.tensor([-15.0])) < 0.2
 
 
 def test_masks_of_few_examples_are_blurred_by_the_error_of_the_coordinates():

@@ -151,7 +151,7 @@ def test_a_file_keeps_everything_and_old_files_stay_readable(template, tmp_path)
     assert [(x.name, x.closed) for x in back.marks.lines] == [("spine", False), ("ring", True)]
     assert "6 " not in repr(back) and "2 points, 2 lines, 2 boxes" in repr(back)
     with h5py.File(tmp_path / "t.h5") as file:
-        assert file.attrs["version"] == 2
+        assert file.attrs["version"] == 3
         offset = file["marks"].id.get_chunk_info(0).byte_offset
     damaged = bytearray((tmp_path / "t.h5").read_bytes())
     damaged[offset + 40] ^= 1
