@@ -111,6 +111,35 @@ def test_propagate_carries_masks_points_and_boxes_without_a_template(data, tmp_p
     np.testing.assert_allclose(marks.boxes[0].corners(), to_exam(BOXES.boxes[0].corners()), atol=0.1)
 
 
+def test_exams_of_one_name_are_not_taken_for_each_other(data, tmp_path, capsys):
+    """What was drawn in one would otherwise get the coordinates of the other, without a word if their grids agree."""
+    for folder in ("a", "b"):
+        write_volume(tmp_path / folder / "p1.nii.gz", read_volume(data / "e1" / "ct.nii.gz"))
+    exams = (tmp_path / "a" / "p1.nii.gz", tmp_path / "b" / "p1.nii.gz")
+    masks = (data / "e1" / "seg.nii.gz",) * 2
+    for argv in (
+        ("propagate", "--from", *exams, "--masks", *masks, "--to", data / "e2", "--out", tmp_path / "o"),
+        ("template", "--image", *exams, "--masks", *masks, "--out", tmp_path / "t.h5"),
+    ):
+        code, _, err = run(capsys, *argv, *AFFINE, "--quiet")
+        assert code == 1 and err.count("\n") == 1 and f"has the same name (p1) as {exams[0]}" in err
+        code, _, err = run(capsys, argv[0], argv[1], data, *argv[3:], *AFFINE, "--quiet")
+        assert code == 1 and f"{data}: holds 2 exams; give {argv[1]} one exam" in err
+    assert not (tmp_path / "o").exists() and not (tmp_path / "t.h5").exists()
+    # Two drawings of one exam are averaged.
+    twice = ("--image", data / "e1", data / "e1" / "ct.nii.gz", "--points", *(data / "points.csv",) * 2)
+    code, text, _ = run(capsys, "template", *AFFINE, *twice, "--out", tmp_path / "t.h5", "--quiet")
+    assert code == 0 and "2 points" in text
+
+
+def test_two_boxes_of_one_name_are_not_one_view(data, tmp_path, capsys):
+    boxes = tmp_path / "two.csv"
+    write_markups(boxes, Markups(boxes=(BOXES.boxes[0], BOXES.boxes[0].moved(np.diag([0.5, 0.5, 0.5, 1.0])))))
+    argv = ("crop", data / "e2", *AFFINE, "--boxes", boxes, "--from", data / "e1", "--out", tmp_path / "o")
+    code, _, err = run(capsys, *argv, "--quiet")
+    assert code == 1 and f"{boxes}: two boxes are called 'chest'; rename one of them" in err
+
+
 def test_a_template_holds_everything_and_is_described_and_used(data, tmp_path, capsys):
     t = tmp_path / "t.h5"
     e1 = data / "e1"

@@ -33,6 +33,7 @@ from deepatlas.cli.known import (
     one_each,
     say_notes,
 )
+from deepatlas.cli.register import single_exams
 from deepatlas.errors import DataError
 
 
@@ -49,6 +50,7 @@ def add(commands: Commands) -> None:
         "--from",
         required=True,
         nargs="+",
+        type=Path,
         dest="sources",
         metavar="A",
         help="exams in which something was drawn; what several of them have is averaged (eq. 14)",
@@ -104,9 +106,7 @@ def run(args: argparse.Namespace) -> int:
         )
     check_out_folder(args.out)
     labels = read_labels(args.labels) if args.labels else None
-    sources = [exam for source in args.sources for exam in named_exams([source]).values()]
-    if len(sources) != len(args.sources):
-        raise DataError(f"propagate: --from names {len(sources)} exams; give the folders of single exams")
+    sources = single_exams(args.sources, "--from")
     names = [exam.id for exam in sources]
     masks_of = one_each(args.masks, names, "--masks", "--from")
     marks_of = marks_of_each(args, names, "--from")

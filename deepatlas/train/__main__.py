@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     regions.add_argument(
         "--workers",
-        type=int,
+        type=_workers,
         metavar="N",
         help="processes that cut the region out of the exams; default one for each core",
     )
@@ -87,6 +87,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
 
 
+def _workers(text: str) -> int:
+    """The type of ``--workers``: 0 is this process alone."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number, 0 or more, got {text}")
+    return int(text)
+
+
 # The options that take everything up to the next option, and those that a run keeps.
 _LISTS = ("test_exams", "template_exams", "structures")
 _REGIONS = ("parent", "region", "regions")
@@ -98,7 +105,10 @@ def run(arguments: argparse.Namespace) -> int:
     from deepatlas.train.experiment import Experiment
 
     move_settings(arguments, _LISTS)
-    if not arguments.resume and any(getattr(arguments, name) for name in _REGIONS):
+    regions = any(getattr(arguments, name) for name in _REGIONS)
+    if arguments.workers is not None and not (regions or arguments.resume):
+        raise DeepAtlasError("--workers is about regions of a model: give --parent M too")
+    if not arguments.resume and regions:
         from deepatlas.train.cascade import train_regions
 
         return train_regions(arguments)

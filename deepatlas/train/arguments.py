@@ -104,7 +104,11 @@ def run_experiment(
             )
         check_name(arguments.resume, "a run")
         experiment = resume(
-            arguments.resume, arguments.settings, device=arguments.device, quiet=arguments.quiet
+            arguments.resume,
+            arguments.settings,
+            device=arguments.device,
+            quiet=arguments.quiet,
+            workers=getattr(arguments, "workers", None),
         )
     else:
         experiment = begin()

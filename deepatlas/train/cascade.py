@@ -91,8 +91,9 @@ def _run(arguments: argparse.Namespace, target: Target, region: Region, *, go_on
     folder = target.run(region)
     parent = Parent.of(target.folder, target.tree.path(region.name))
     if go_on and (folder / CONFIG).is_file():
-        _, request = read_run(folder)
+        config, request = read_run(folder)
         _insist_on_same(folder, request.region, request.parent, region, parent)
+        _insist_on_asked(arguments, folder, config, request)
         run = RegionRun.resume(folder, arguments.settings, device=arguments.device, quiet=arguments.quiet)
     else:
         request = _request(arguments, target, region, parent)
@@ -136,6 +137,23 @@ def _insist_on_same(
         return
     raise DeepAtlasError(
         f"{folder}: {what} than --parent and --regions say; remove it, or choose another --out"
+    )
+
+
+def _insist_on_asked(arguments: argparse.Namespace, folder: Path, config: Config, request: Request) -> None:
+    """Refuse to go on with a run that was begun with other exams, structures or preset than are given now."""
+    given = data_arguments(arguments, folder) | {"template_exams": arguments.template_exams}
+    begun = request.to_dict() | {"preset": config.preset}
+    for key in ("data", "split", "test", "test_exams", "template_exams", "structures"):
+        if given[key] is not None and given[key] != begun[key]:
+            break
+    else:
+        if arguments.preset in (None, config.preset):
+            return
+        key = "preset"
+    raise DeepAtlasError(
+        f"{folder}: was begun with another --{key.replace('_', '-')} ({begun[key]}); leave it out to go on with that, "
+        "or remove the folder"
     )
 
 

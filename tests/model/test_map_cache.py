@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,6 +85,21 @@ def test_the_answers_of_regions_are_kept(files, tmp_path):
     points = np.random.default_rng(0).uniform(-40, 40, (50, 3))
     np.testing.assert_array_equal(again.field.at(points), first.field.at(points))
     assert again.field.pieces[0].name == "r"
+
+
+def test_what_is_unusual_about_an_exam_is_said_for_kept_coordinates_too(files, tmp_path):
+    model = AffineUser()
+
+    def noted(volume, plain=AffineUser.map_exam):
+        found = plain(model, volume)
+        return replace(found, fit=replace(found.fit, notes=("air lies near -1300",)))
+
+    model.map_exam = noted
+    cache = MapCache(tmp_path / "kept")
+    cache.exam(model, files)
+    with pytest.warns(DataWarning, match="ct.nii.gz: air lies near -1300"):
+        assert cache.exam(model, files).fit.notes == ("air lies near -1300",)
+    assert cache.hits == 1
 
 
 @pytest.mark.parametrize("damage", ["cut", "bit", "empty", "other"])
