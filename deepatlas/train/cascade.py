@@ -18,7 +18,7 @@ from deepatlas.files import atomic_path
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import FILE as MODEL_FILE
 from deepatlas.model.engine import Engine
-from deepatlas.model.regions import Region, Regions, shipped_trees
+from deepatlas.model.regions import Region, Regions, TemplateNeeded, shipped_trees
 from deepatlas.presets import preset, region_settings
 from deepatlas.pretrained import MODEL, TEMPLATE, resolve, shipped
 from deepatlas.train.arguments import data_arguments
@@ -33,6 +33,8 @@ from deepatlas.train.score import result_text
 ALL = "all"
 # The file in the folder of a model that holds its regions, where --regions does not name one.
 TREE = "regions.toml"
+# What a run is asked for; that of its parent, where nothing else is given.
+_ASKED = ("data", "split", "test", "test_exams", "template_exams", "structures")
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,41 @@ class Target:
 
 
 def train_regions(arguments: argparse.Namespace) -> int:
-    """Train one region of a model, or all that have none yet; returns the exit status."""
+    """Train one region of a model, or all that have none yet, and print the results; returns the exit status."""
+    name = arguments.region or ALL
+    results = finish_regions(arguments)
+    if results is None:
+        return 0
+    if arguments.json:
+        print(json.dumps(results if name == ALL else results[name], indent=2))
+    elif not results:
+        folder = arguments.out or Path(arguments.parent)
+        print(f"nothing left to train: {folder / FOLDER}")
+    return 0
+
+
+def check_tree(tree: str) -> None:
+    """Refuse a tree that cannot be read, before its parent is trained. Boxes of structures need the parent's template.
+
+    Raises:
+        DeepAtlasError: the tree is missing or wrong, or the run has several processes.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise DeepAtlasError(
+            "--regions without --parent trains one network after another in one process; train the model of whole "
+            "exams first, and then each region with --parent RUN --region NAME"
+        )
+    try:
+        Regions.read(tree)
+    except TemplateNeeded:
+        return
+
+
+def finish_regions(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """Train one region of a model, or all that have none yet; returns their results, None in a helping process."""
     name = arguments.region or ALL
     if not arguments.parent:
-        raise DeepAtlasError("--region and --regions are about regions of a model: give --parent M too")
+        raise DeepAtlasError("--region NAME is a region of a model: give --parent M too")
     for option, why in (
         ("init", "a region starts from its parent's weights"),
         ("seed_exam", "the atlas of a region is its parent's, seen closer"),
@@ -78,12 +111,8 @@ def train_regions(arguments: argparse.Namespace) -> int:
         if run.world.main and not arguments.json:
             print(result_text(run.folder, results[region.name]))
         if not run.world.main:
-            return 0
-    if arguments.json:
-        print(json.dumps(results if name == ALL else results[name], indent=2))
-    elif not results:
-        print(f"nothing left to train: {target.folder / FOLDER}")
-    return 0
+            return None
+    return results
 
 
 def _run(arguments: argparse.Namespace, target: Target, region: Region, *, go_on: bool) -> RegionRun:
@@ -144,7 +173,7 @@ def _insist_on_asked(arguments: argparse.Namespace, folder: Path, config: Config
     """Refuse to go on with a run that was begun with other exams, structures or preset than are given now."""
     given = data_arguments(arguments, folder) | {"template_exams": arguments.template_exams}
     begun = request.to_dict() | {"preset": config.preset}
-    for key in ("data", "split", "test", "test_exams", "template_exams", "structures"):
+    for key in _ASKED:
         if given[key] is not None and given[key] != begun[key]:
             break
     else:
@@ -174,7 +203,7 @@ def _settings(arguments: argparse.Namespace, model: Engine) -> Config:
 def _request(arguments: argparse.Namespace, target: Target, region: Region, parent: Parent) -> Request:
     """What the run is asked for; without ``--data``, the exams of the parent's run."""
     out = target.run(region)
-    given = data_arguments(arguments, out)
+    given = data_arguments(arguments, out) | {"template_exams": arguments.template_exams}
     run = Path(arguments.parent)
     there = run.is_dir() and (run / CONFIG).is_file()
     before = read_run(run)[1] if there else None
@@ -185,14 +214,8 @@ def _request(arguments: argparse.Namespace, target: Target, region: Region, pare
             raise DeepAtlasError(
                 "--test needs --data: the parent was trained on phantoms, and is tested on others"
             )
-        keys = ("data", "split", "test", "test_exams")
-        given |= {key: given[key] if given[key] is not None else getattr(before, key) for key in keys}
-    request = Request(
-        **given,
-        template_exams=arguments.template_exams,
-        region=region.to_dict(),
-        parent=parent.to_dict(),
-    )
+        given |= {key: given[key] if given[key] is not None else getattr(before, key) for key in _ASKED}
+    request = Request(**given, region=region.to_dict(), parent=parent.to_dict())
     return _held_out_as(run, before, request) if before else request
 
 
