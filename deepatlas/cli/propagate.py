@@ -33,7 +33,6 @@ from deepatlas.cli.known import (
     one_each,
     say_notes,
 )
-from deepatlas.cli.register import single_exams
 from deepatlas.errors import DataError
 
 
@@ -50,7 +49,6 @@ def add(commands: Commands) -> None:
         "--from",
         required=True,
         nargs="+",
-        type=Path,
         dest="sources",
         metavar="A",
         help="exams in which something was drawn; what several of them have is averaged (eq. 14)",
@@ -106,7 +104,9 @@ def run(args: argparse.Namespace) -> int:
         )
     check_out_folder(args.out)
     labels = read_labels(args.labels) if args.labels else None
-    sources = single_exams(args.sources, "--from")
+    sources = [exam for source in args.sources for exam in named_exams([source]).values()]
+    if len(sources) != len(args.sources):
+        raise DataError(f"propagate: --from names {len(sources)} exams; give the folders of single exams")
     names = [exam.id for exam in sources]
     masks_of = one_each(args.masks, names, "--masks", "--from")
     marks_of = marks_of_each(args, names, "--from")
@@ -124,10 +124,11 @@ def run(args: argparse.Namespace) -> int:
     refuse_overwriting(outputs, inputs)
     model = load_model(args)
     know, say = knower(args, model), progress_lines(args)
-    by_id = dict(zip(names, sources, strict=True))
+    # By the path, as exams of several folders may have one name.
+    by_path = {str(exam.ct): exam for exam in sources}
     examples = [Example(exam.ct, masks_of[row], marks_of[row], exam.id) for row, exam in enumerate(sources)]
     template = template_of(
-        model, examples, labels, know=lambda e: know(by_id[e.name]), strict=args.strict, progress=say
+        model, examples, labels, know=lambda e: know(by_path[str(e.exam)]), strict=args.strict, progress=say
     )
     list_unknown(model, template.meta["fit"])
     if args.each and template.names:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,21 +99,3 @@ def one_exam(path: Path, option: str) -> ExamFiles:
     if len(found) != 1:
         raise DataError(f"{path}: holds {len(found)} exams; give {option} one exam")
     return found[0]
-
-
-def single_exams(paths: Sequence[Path], option: str) -> list[ExamFiles]:
-    """The exam that each of several arguments names, in their order; one may be named more than once.
-
-    Raises :class:`~deepatlas.errors.DataError` if an argument holds several, or two of them have one name, by which
-    results, and what was drawn in them, are told apart.
-    """
-    found = [one_exam(path, option) for path in paths]
-    owner: dict[str, ExamFiles] = {}
-    for exam in found:
-        other = owner.setdefault(exam.id, exam)
-        if other.ct.resolve() != exam.ct.resolve():
-            raise DataError(
-                f"{exam.ct}: has the same name ({exam.id}) as {other.ct}, by which exams of {option} are told apart; "
-                "rename one, or put it in a folder of another name"
-            )
-    return found

@@ -21,7 +21,6 @@ from deepatlas.cli.common import (
     progress_lines,
 )
 from deepatlas.cli.known import add_marks, add_masks, marks_of_each, one_each
-from deepatlas.cli.register import single_exams
 from deepatlas.errors import DataError
 
 
@@ -40,7 +39,6 @@ def add(commands: Commands) -> None:
     c.add_argument(
         "--image",
         nargs="+",
-        type=Path,
         metavar="CT",
         default=[],
         help="exams with --masks, --points or --boxes of their own",
@@ -89,10 +87,14 @@ def run(args: argparse.Namespace) -> int:
             split=args.split, progress=progress_lines(args), boxes=boxes,
         )  # fmt: skip
     else:
-        from deepatlas.exams.cohort import read_labels
+        from deepatlas.exams.cohort import named_exams, read_labels
         from deepatlas.localize.template.examples import Example, template_of
 
-        exams = single_exams(args.image, "--image")
+        exams = [exam for path in args.image for exam in named_exams([path]).values()]
+        if len(exams) != len(args.image):
+            raise DataError(
+                f"template: --image names {len(exams)} exams; give single exams, or --data for a directory"
+            )
         names = [exam.id for exam in exams]
         masks = one_each(args.masks, names, "--masks", "--image")
         marks = marks_of_each(args, names, "--image")

@@ -32,6 +32,7 @@ from deepatlas.model.engine import Engine
 from deepatlas.model.field import CoordinateField, Piece
 from deepatlas.model.fit import Fit
 from deepatlas.model.known import KnownExam
+from deepatlas.pretrained import MODEL
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
 
@@ -70,7 +71,8 @@ class MapCache:
     def beside(cls, model: str | os.PathLike[str]) -> MapCache | None:
         """The cache of a run, ``RUN/coordinates``; None for what is no run folder, or cannot be written to."""
         run = Path(model)
-        return cls(run / "coordinates") if run.is_dir() and os.access(run, os.W_OK) else None
+        # A folder that is called as a shipped model, which is then meant, is no run.
+        return cls(run / "coordinates") if (run / MODEL).is_file() and os.access(run, os.W_OK) else None
 
     def exam(self, model: Engine, files: ExamFiles) -> KnownExam:
         """The coordinates of an exam: those that are kept, or by a pass of the network, which are then kept.

@@ -159,6 +159,9 @@ def test_a_folder_that_cannot_be_written_to_costs_a_line_and_no_result(files, tm
     with pytest.warns(DataWarning, match="the coordinates of e1 are not kept"):
         assert MapCache(tmp_path / "file" / "below").exam(AffineUser(), files).name == "e1"
     assert MapCache.beside(tmp_path / "none") is None and MapCache.beside("headneck") is None
+    # A folder that holds no model may be called as a shipped one, which is then used.
+    assert MapCache.beside(tmp_path) is None
+    (tmp_path / "model.pt").touch()
     assert MapCache.beside(tmp_path).folder == tmp_path / "coordinates"
 
 
