@@ -310,7 +310,7 @@ class Engine:
         for note in odd:
             warnings.warn(f"{volume.name or 'exam'}: {note}", DataWarning, stacklevel=2)
         known = Fit(seen.fit, self.fit_threshold, (*notes, *odd))
-        return ExamMap(coords, look.hu.grid, look.hu, look.body, known, field.pieces)
+        return ExamMap(coords, look.hu.grid, look.hu, look.body, known, field.pieces, volume)
 
     def _looked(self, volume: Volume) -> Seen:
         if "region" in self.card:
