@@ -73,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(
             f"{args.model}: was trained on labels; an index needs coordinates, so a model of `train`"
         )
-    if args.average != 1 or args.threshold is not None:
-        raise DataError("index: --average and --threshold are not used; leave them out")
+    if args.average != 1 or args.threshold is not None or args.depth is not None:
+        raise DataError("index: --average, --threshold and --depth are not used; leave them out")
     if args.trust and not template.meta.get("trust"):
         raise DataError(f"{args.template}: {NOT_CALIBRATED}, or leave --trust out")
     names = (*template.names, *(box.name for box in template.marks.boxes))

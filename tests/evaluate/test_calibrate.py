@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -123,6 +124,11 @@ def test_where_nobody_can_tell_the_reason_is_given(made, found):
     unknown = exam_trust(model, replace(mapped, fit=replace(mapped.fit, value=0.1)), found.template)
     assert unknown.structures["liver"].value is None and "does not know" in unknown.structures["liver"].reason
     assert np.isnan(unknown.millimetres([[0.0, 0, 0]])).all()
+    for setting, said in (("refine", "--refine 8 --average 1"), ("average", "--refine 0 --average 8")):
+        otherwise = copy(model)
+        setattr(otherwise, setting, 8)
+        used = exam_trust(otherwise, mapped, found.template).structures["liver"]
+        assert used.value is None and used.reason.endswith(f"but used with {said}")
     more = Template(
         np.concatenate([found.template.masks, found.template.masks[:1]]), (*NAMES, "new"),
         (*found.template.ids, 99), found.template.meta,

@@ -36,6 +36,7 @@ def test_index_describes_a_data_directory_in_processes(tmp_path, capsys):
         (["{data}", "--out", "{data}/e1/ct.nii.gz", *HEADNECK], "suffix of another format"),
         (["{data}", "--trust", *HEADNECK, "--structures", "Larynx"], "no calibration"),
         (["{data}", "--average", "2", *HEADNECK], "--average"),
+        (["{data}", "--depth", "0", *HEADNECK], "--depth"),
         (["{data}/none", *HEADNECK], "no such data directory"),
         (
             ["{data}/none.sqlite", "--merge", "--model", "headneck", "--out", "{data}/i.sqlite"],

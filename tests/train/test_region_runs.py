@@ -14,6 +14,7 @@ from scipy import ndimage
 
 import deepatlas_ops as ops
 from deepatlas import checkpoint
+from deepatlas.errors import DeepAtlasError
 from deepatlas.exams.build_store import ABOUT
 from deepatlas.exams.phantoms import write_phantoms
 from deepatlas.exams.read import read_volume
@@ -22,6 +23,7 @@ from deepatlas.model.engine import Engine
 from deepatlas.model.regions import Regions
 from deepatlas.phantom.patients import PhantomCohort
 from deepatlas.presets import PRESETS, region_settings
+from deepatlas.space.affine import affine_coords
 from deepatlas.space.grid import Grid
 from deepatlas.store import store as stores
 from deepatlas.store.store import Store
@@ -31,6 +33,7 @@ from deepatlas.train.cache import entries
 from deepatlas.train.crops import Cutter, prepare_crops
 from deepatlas.train.parent import Parent
 from deepatlas.train.phases import distil
+from deepatlas.train.region import on_input
 
 ROOT = [
     *(s for s in FAST if "phantom" not in s),
@@ -325,6 +328,11 @@ def test_a_region_cannot_be_resumed_for_another_parent(work, model, capsys):
     run = model / "regions" / "trunk"
     assert regions(work, "--parent", model, "--region", "trunk", *CHILD) == 0
     (run / "result.json").unlink()
+    # What a run was begun with cannot be exchanged on the way.
+    begun = ["--regions", work / "tree.toml", "--parent", model, "--workers", "0"]
+    assert "was begun with another --data" in refused(capsys, *begun, "--data", work)
+    assert "was begun with another --preset (tiny)" in refused(capsys, *begun, "--preset", "small")
+    assert "was begun with another --structures (None)" in refused(capsys, *begun, "--structures", "liver")
     parent = Engine.load(model, "cpu")
     parent.atlas_module.values.mul_(0.99)
     parent.save(model / "model.pt")
@@ -385,6 +393,31 @@ def test_weights_of_another_shape_begin_anew(work, model):
     assert all(torch.equal(ours[name], theirs[name]) for name in same)
 
 
+def test_kept_coordinates_lie_at_the_voxels_of_a_smaller_input():
+    """A linear map of the 64³ voxels of a crop is the same map of the means of their blocks."""
+    grid = Grid((64,) * 3, np.diag([2.0, 3.0, 4.0, 1.0]))
+    matrix = torch.tensor([[0.3, -0.1, 0.2, 0.1], [0.0, 0.5, 0.1, -0.2], [0.1, 0.0, 0.4, 0.0]])[None]
+
+    def coords(at: Grid, size: int) -> torch.Tensor:
+        places = torch.from_numpy(grid.theta_from(at)).float()
+        whole = torch.cat([places, torch.tensor([[0.0, 0, 0, 1]])])
+        return affine_coords(matrix @ whole, size)
+
+    kept = coords(grid, 32)
+    for size in (64, 32, 16):
+        wanted = coords(grid if size == 64 else grid.pooled(64 // size), 16)
+        assert torch.allclose(on_input(kept, size, (16,) * 3), wanted, atol=1e-5)
+
+
+def test_the_network_of_a_region_is_not_used_on_whole_exams(work, cascade):
+    region = Engine.load(cascade / "regions" / "trunk", "cpu")
+    for use in (region.map_exam, region.look, region.coordinates):
+        with pytest.raises(
+            DeepAtlasError, match="is the network of region trunk, which sees a part of an exam"
+        ):
+            use(work / "data" / "phantom_0000" / "ct.nii.gz")
+
+
 # -- bad input --------------------------------------------------------------------------------------
 
 
@@ -405,6 +438,10 @@ def test_what_is_no_region_of_a_model_is_refused(work, cascade, tmp_path, capsys
         assert words in refused(capsys, "--parent", wrong, *tree, *data, "--out", tmp_path / "out")
         assert not (tmp_path / "out").exists()
     assert "give --parent M too" in refused(capsys, "--region", "trunk", *data)
+    assert "--workers is about regions of a model" in refused(capsys, *data, "--workers", "1")
+    assert "is no run of one" in refused(capsys, "--resume", model, "--workers", "1")
+    with pytest.raises(SystemExit):
+        command(*parent, "--workers", "-1")
     assert "--init has no meaning with --parent" in refused(capsys, *parent, "--init", "headneck")
     assert "--seed-exam has no meaning" in refused(capsys, *parent, "--seed-exam", "phantom_0001")
     assert "region trunk, which middle lies in, has no model yet" in refused(
@@ -460,6 +497,8 @@ def test_one_command_trains_a_model_and_its_regions(work, tmp_path, capsys):
     assert command("--resume", tmp_path / "run", *tree) == 0
     assert json.loads(capsys.readouterr().out)["regions"] == {}
     assert (tmp_path / "run" / "regions" / "trunk" / "model.pt").stat().st_mtime_ns == before
+    # An option that the run of the model keeps is refused, also where only regions are left.
+    assert "leave out --data" in refused(capsys, "--resume", tmp_path / "run", *tree, "--data", work / "data")
     # A tree that is wrong is refused before anything is trained.
     assert "no such file of regions" in refused(
         capsys, "--out", tmp_path / "other", *data, "--regions", tmp_path / "none.toml"

@@ -61,8 +61,8 @@ def collect(
             raise DataError(
                 f"{files.id}: the model does not know such an exam; it cannot tell how good masks are"
             )
-        # What is kept of many exams must be small.
-        kept = replace(found, coords=found.coords.half().cpu())
+        # What is kept of many exams must be small, and lie where its parts can be blended.
+        kept = replace(found, coords=found.coords.half().cpu(), pieces=found.field.cpu().pieces, image=None)
         moved = model.views(found, views, VIEW_SIZE).half().cpu()
         return Collected(files.id, kept, moved, seg, -1, files.id not in made_from)
 

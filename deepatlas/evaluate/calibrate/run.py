@@ -104,7 +104,8 @@ def calibrate(
         )
     calibration, cross = calibrate_table(_seen(table), views)
     shown = figures(_seen(table), cross)
-    made = _with(template, calibration, {**shown, "exams": len(found), "folds": FOLDS})
+    used = {"exams": len(found), "folds": FOLDS, "refine": model.refine, "average": model.average}
+    made = _with(template, calibration, {**shown, **used})
     return Calibrated(made, _seen(table), cross, shown, selection.skipped)
 
 

@@ -20,7 +20,7 @@ from deepatlas.localize.average import mean_box, mean_line, robust_mean
 from deepatlas.localize.points import near
 from deepatlas.localize.template.appearance import Counts
 from deepatlas.localize.template.drawn import read_drawn, renumbered
-from deepatlas.localize.template.edit import Around, check_names, with_boxes
+from deepatlas.localize.template.edit import Around, check_names, distinct_ids, with_boxes
 from deepatlas.localize.template.estimate import LabelledExam, estimate_template
 from deepatlas.localize.template.file import SIZE, Template
 from deepatlas.localize.template.marks import check_marks, joined_marks
@@ -270,13 +270,12 @@ def _averaged(read: Sequence[_Read], scale: NDArray[np.float64]) -> tuple[Markup
 
 def _labelled(read: Sequence[_Read]) -> tuple[list[LabelledExam], dict[str, int]]:
     """The labelled exams with one table of ids: a structure has the id of the first exam, if nobody else has it."""
-    table: dict[str, int] = {}
+    first: dict[str, int] = {}
     for item in read:
-        for name, identity in item.labels.items():
-            if name not in table:
-                taken = set(table.values())
-                free = (i for i in range(1, len(taken) + 2) if i not in taken)
-                table[name] = identity if identity not in taken else next(free)
+        first = item.labels | first
+    # In the order in which the exams name them.
+    order = list(dict.fromkeys(name for item in read for name in item.labels))
+    table = dict(zip(order, distinct_ids([first[name] for name in order]), strict=True))
     items = []
     for item in read:
         if item.seg is not None:
