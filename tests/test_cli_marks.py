@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import nibabel
 import numpy as np
@@ -109,6 +110,21 @@ def test_propagate_carries_masks_points_and_boxes_without_a_template(data, tmp_p
     )
     np.testing.assert_allclose(marks.lines[0].points, to_exam(LINES.lines[0].points), atol=0.05)
     np.testing.assert_allclose(marks.boxes[0].corners(), to_exam(BOXES.boxes[0].corners()), atol=0.1)
+
+
+def test_exams_of_one_name_keep_their_own_coordinates(data, tmp_path, capsys):
+    for name in ("e1", "e2"):
+        (tmp_path / name).mkdir()
+        shutil.copy(data / name / "ct.nii.gz", tmp_path / name / "img.nii.gz")
+    there = [Point(p.name, tuple(to_exam(p.position))) for p in POINTS.points]
+    write_markups(tmp_path / "there.csv", Markups(tuple(there)))
+    sources = [tmp_path / name / "img.nii.gz" for name in ("e1", "e2")]
+    code, _, err = run(capsys, "propagate", *AFFINE, "--from", *sources, "--points", data / "points.csv",
+                       tmp_path / "there.csv", "--to", data / "e1", "--out", tmp_path / "o", "--quiet")  # fmt: skip
+    assert (code, err) == (0, "")
+    found = read_markups(tmp_path / "o" / "e1.mrk.json").points
+    want = [p.position for p in POINTS.points]
+    np.testing.assert_allclose([p.position for p in found], want, atol=0.05)
 
 
 def test_a_template_holds_everything_and_is_described_and_used(data, tmp_path, capsys):

@@ -124,10 +124,11 @@ def run(args: argparse.Namespace) -> int:
     refuse_overwriting(outputs, inputs)
     model = load_model(args)
     know, say = knower(args, model), progress_lines(args)
-    by_id = dict(zip(names, sources, strict=True))
+    # By the path, as exams of several folders may have one name.
+    by_path = {str(exam.ct): exam for exam in sources}
     examples = [Example(exam.ct, masks_of[row], marks_of[row], exam.id) for row, exam in enumerate(sources)]
     template = template_of(
-        model, examples, labels, know=lambda e: know(by_id[e.name]), strict=args.strict, progress=say
+        model, examples, labels, know=lambda e: know(by_path[str(e.exam)]), strict=args.strict, progress=say
     )
     list_unknown(model, template.meta["fit"])
     if args.each and template.names:

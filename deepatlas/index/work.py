@@ -103,4 +103,3 @@ def content_key(path: Path) -> str:
             f"{file.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape")
         )
     return digest.hexdigest()[:16]
-

@@ -146,7 +146,10 @@ def files_of_image(path: Path) -> list[Path]:
     if path.suffix.lower() not in _DETACHED:
         return [path]
     stem = path.name[: -len(path.suffix)] + "."
-    return [path, *sorted(p for p in path.parent.iterdir() if p.name.startswith(stem) and p.name != path.name)]
+    return [
+        path,
+        *sorted(p for p in path.parent.iterdir() if p.name.startswith(stem) and p.name != path.name),
+    ]
 
 
 def write_volume(path: str | os.PathLike[str], volume: Volume) -> Path:

@@ -49,10 +49,6 @@ class Naming(NamedTuple):
     alone: bool = False
 
 
-# What 3D Slicer calls a segment to which nobody has given a name.
-_UNNAMED = re.compile(r"Segment[ _]\d+")
-
-
 class LabelImage:
     """A label image in NIfTI, NRRD or MetaImage. Its voxels are read when it is checked against the grid of the CT."""
 
@@ -106,7 +102,7 @@ class LabelImage:
         told = table or (alone and found is not None and len(found.segments) == 1)
         if found is None or found.layered or not told:
             return found
-        return None if all(_UNNAMED.fullmatch(segment.name) for segment in found.segments) else found
+        return None if found.unnamed else found
 
     def check(self, grid: Grid) -> None:
         """Read the voxels; :class:`DataError` if they do not lie on ``grid``, or hold a label without a name."""
