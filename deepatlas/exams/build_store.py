@@ -284,7 +284,7 @@ def _sources(cohort: Cohort) -> dict[str, dict[str, Any]]:
 
 
 def _stat(path: Path) -> list[int]:
-    """Sizes and times of an image and its voxels; of a folder the number of its files, their size and the latest time."""
+    """Sizes and times of the files of an image; of a folder the number of its files, their size and the latest time."""
     try:
         found = [p.stat() for p in image_files(path)]
     except OSError:

@@ -31,8 +31,8 @@ def as_volume(image: Any) -> Volume:
         image: one of
 
             - a ``SimpleITK.Image``;
-            - a nibabel image, whose scaling and unit of length are applied; a NIfTI without an orientation gets the axes
-              that its file would get;
+            - a nibabel image, whose scaling and unit of length are applied; a NIfTI without an orientation gets the
+              axes that its file would get;
             - a MONAI ``MetaTensor`` with or without its channel, whose affine is to RAS+ unless its ``space`` is LPS;
             - a pair ``(array, affine)``: numbers ``[X, Y, Z]``, NumPy or torch, and the 4x4 matrix from voxel indices
               to RAS+ millimetres, both as nibabel has them.

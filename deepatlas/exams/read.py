@@ -160,7 +160,7 @@ def _segmented(path: Path, segments: Segments, ids: Sequence[int | None]) -> tup
 
 
 def _ids_by_name(path: Path, segments: Segments, labels: dict[str, int]) -> list[int | None] | None:
-    """The id in ``labels`` of each segment, by its name; None where the label values are the ids, as nobody named a segment."""
+    """The id in ``labels`` of each segment, by its name; None where label values are the ids, as nobody named one."""
     spelled = {compact(name): identity for name, identity in labels.items()}
     ids = [spelled.get(compact(segment.name)) for segment in segments.segments]
     known = [identity for identity in ids if identity is not None]
