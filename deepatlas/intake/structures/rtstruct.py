@@ -64,7 +64,7 @@ def rtstruct_contents(dataset: Any) -> LabelContents:
         drawn = Counter(
             int(item.ReferencedROINumber)
             for item in dataset.ROIContourSequence
-            if item.get("ReferencedROINumber") is not None
+            if item.get("ReferencedROINumber") is not None and item.get("ContourSequence")
         )
         structures = [
             Structure(
@@ -128,9 +128,9 @@ def fill(contours: list[NDArray[np.float64]], shape: tuple[int, int]) -> NDArray
 def _contours(dataset: Any) -> dict[int, Any]:
     """``{number of a structure: its contour items}``."""
     return {
-        int(item.ReferencedROINumber): item.get("ContourSequence") or []
+        int(item.ReferencedROINumber): item.ContourSequence
         for item in dataset.get("ROIContourSequence") or []
-        if item.get("ReferencedROINumber") is not None
+        if item.get("ReferencedROINumber") is not None and item.get("ContourSequence")
     }
 
 
