@@ -77,7 +77,7 @@ def build_index(
         progress: receives a line per exam.
 
     Raises:
-        DataError: the index is of another model or template, cannot be written, or another program writes to it; the
+        DataError: the index is of another model, template or data, cannot be written, or another program writes it; the
             data cannot be used; or with ``strict`` an exam cannot be used.
     """
     check_structures(described(template))
@@ -103,6 +103,11 @@ def build_index(
         if options.shard is None:
             # An exam whose folder is there but cannot be used has not left.
             gone = sorted(known.keys() - ids - cohort.skipped.keys())
+            if gone and len(gone) == len(known):
+                raise DataError(
+                    f"{out}: none of its {len(known)} exams is in these data, so that all would be dropped; give the "
+                    "data of the index, or another --out"
+                )
             index.drop(gone)
             result.removed = len(gone)
         before = set(known)
