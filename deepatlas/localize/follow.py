@@ -177,11 +177,11 @@ def follow(
     template.check_model(model.fingerprint)
     if not template.names:
         raise DataError("follow: the template holds no mask; give one with structures")
-    exams = known_exam(model, before), known_exam(model, after)
+    exams = known_exam(model, before, keep_image=True), known_exam(model, after, keep_image=True)
     found = register_known(before, after, *exams, kind, model.intensity)
     matches = found.matches
     rigid, aligned_by, fit_mm = _rigid(matches, before if model.intensity == "hu" else None)
-    drawn = [segment_coordinates(e.field, e.grid, template, threshold, e.body) for e in exams]
+    drawn = [segment_coordinates(e.field, e.grid, template, threshold, e.body, e.image) for e in exams]
     # Half the diagonals, which are the largest errors of a border, and two borders that do not err alike.
     voxel_mm = math.hypot(*(np.linalg.norm(e.grid.spacing) / 2 for e in exams))
     usual = math.hypot(fit_mm, voxel_mm)

@@ -90,13 +90,22 @@ def template_from(
         known[name] = it.on_picture
         masks = labels_of(painted, ids, it.shown, name) if painted else None
         examples.append(Example(name, masks, markups_of(own), name))
-    return template_of(model, examples, ids, know=lambda example: known[example.name])
+    pictures = {names[identity]: exams[identity].image for identity in exams}
+    has_all = all(pictures[example.name] is not None for example in examples if example.masks is not None)
+    return template_of(
+        model,
+        examples,
+        ids,
+        appearance=has_all,
+        know=lambda example: known[example.name],
+        look=lambda example: pictures[example.name],
+    )
 
 
 def carry_mask(template: Template, target: Mapped) -> dict[str, Any]:
     """The one mask of a template on the picture of an exam, as JSON values."""
     known = target.known
-    labels = segment_coordinates(known.field, target.shown, template, body=known.body)
+    labels = segment_coordinates(known.field, target.shown, template, body=known.body, image=target.image)
     mask = BoxMask.of(labels.array > 0)
     if not mask.packed.size:
         return {"found": False, "reason": "no voxel of this exam has its coordinates"}

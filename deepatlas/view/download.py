@@ -59,7 +59,8 @@ def masks(session: Session, data: dict[str, Any], folder: Path) -> Path:
         raise DataError(NO_TEMPLATE)
     identity = _an_exam(session, data)
     known = session.mapped(identity).known
-    labels = segment_coordinates(known.field, known.grid, session.template, body=known.body)
+    image = session.image(identity)
+    labels = segment_coordinates(known.field, known.grid, session.template, body=known.body, image=image)
     return _image(folder / f"{_file_name(session.name_of(identity))}.nii.gz", labels)
 
 
@@ -91,7 +92,8 @@ def painted(session: Session, data: dict[str, Any], folder: Path) -> Path:
                 f"the model does not know the exam {session.name_of(identity)}, so that nothing can be carried to it"
             )
         template = _template(session, elsewhere)
-        found = segment_coordinates(it.known.field, it.known.grid, template, body=it.known.body)
+        image = session.image(identity)
+        found = segment_coordinates(it.known.field, it.known.grid, template, body=it.known.body, image=image)
         for name, number in template.labels.items():
             array[found.mask(number)] = ids[name]
     if own:

@@ -18,6 +18,7 @@ from deepatlas.view.marks import Mark, Marks
 if TYPE_CHECKING:
     from deepatlas.api import Model
     from deepatlas.localize.template.file import Template
+    from deepatlas.space.volume import Volume
     from deepatlas.view.shown import Mapped, ShownAtlas, ShownExam
 
 # The exams whose parts are kept; each takes some tens of megabytes.
@@ -163,6 +164,11 @@ class Session:
     def mapped(self, identity: str) -> Mapped:
         """An exam after its pass through the network."""
         return self.shown(identity).mapped(self.model)
+
+    def image(self, identity: str) -> Volume | None:
+        """An exam with values as the network takes them, on its own grid; None for the atlas."""
+        shown = self.shown(identity)
+        return None if identity == ATLAS else shown.image(self.model.intensity)  # type: ignore[union-attr]
 
     # -- what the page sends -------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ import deepatlas_ops as ops
 from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.exams.mask_files import mask_paths
 from deepatlas.io.codec import write_volume
+from deepatlas.localize.template.appearance import Appearance
 from deepatlas.localize.template.file import Template
 from deepatlas.localize.template.marks import joined_marks, names_of_marks, renamed_marks
 from deepatlas.names.meet import chosen
@@ -153,6 +154,7 @@ def merge_templates(templates: Sequence[Template], names: Sequence[str] | None =
         tuple(ids),
         _joined_meta(templates),
         joined_marks(t.marks for t in templates),
+        Appearance.joined([t.appearance for t in templates], [len(t.names) for t in templates]),
     )
 
 
@@ -175,7 +177,8 @@ def renamed(template: Template, names: Mapping[str, str], where: str = "template
     if "overlaps" in meta:
         meta["overlaps"] = [[exact.get(n, n) for n in pair] for pair in meta["overlaps"]]
     try:
-        return Template(template.masks, new, template.ids, meta, renamed_marks(template.marks, exact))
+        marks = renamed_marks(template.marks, exact)
+        return Template(template.masks, new, template.ids, meta, marks, template.appearance)
     except DataError:
         raise
     except DeepAtlasError as error:

@@ -18,17 +18,20 @@ from deepatlas.exams.kind import exam_name
 from deepatlas.io.export.markups import read_markups
 from deepatlas.localize.average import mean_box, mean_line, robust_mean
 from deepatlas.localize.points import near
+from deepatlas.localize.template.appearance import Counts
 from deepatlas.localize.template.drawn import read_drawn, renumbered
 from deepatlas.localize.template.edit import Around, check_names, with_boxes
 from deepatlas.localize.template.estimate import LabelledExam, estimate_template
 from deepatlas.localize.template.file import SIZE, Template
 from deepatlas.localize.template.marks import check_marks, joined_marks
-from deepatlas.model.engine import Engine, Exam
+from deepatlas.localize.template.soften import seen, with_appearance
+from deepatlas.model.engine import Engine, Exam, read_exam
 from deepatlas.model.known import KnownExam, known_exam
 from deepatlas.model.project_box import box_in_atlas, mm_per_unit
 from deepatlas.space.box import Box
 from deepatlas.space.labels import Labels
 from deepatlas.space.markup import Markups, Point, Polyline
+from deepatlas.space.volume import Volume
 
 # A file of points, lines and boxes, or these themselves, or several of both.
 Marks = str | os.PathLike[str] | Markups
@@ -72,8 +75,10 @@ def template_of(
     labels: Mapping[str, int] | None = None,
     *,
     boxes: Sequence[Around] = (),
+    appearance: bool = True,
     size: int | None = None,
     know: Callable[[Example], KnownExam] | None = None,
+    look: Callable[[Example], Volume] | None = None,
     strict: bool = False,
     progress: Callable[[str], None] | None = None,
     **solver: Any,
@@ -90,8 +95,11 @@ def template_of(
         labels: ``{name: id}`` of the masks; None finds the names beside each of them (see
             :func:`~deepatlas.localize.template.drawn.read_drawn`).
         boxes: boxes to be put around the structures, in the directions of the atlas.
+        appearance: also learn what the structures look like; see
+            :func:`~deepatlas.localize.template.build.build_template`.
         size: voxels of the masks along each axis; None takes 128, or the size of the atlas if that is larger.
         know: gives the coordinates of an example's exam; None passes it through the network.
+        look: gives the image of an example's exam on the grid of its coordinates; None reads the exam.
         strict: stop at an exam that the model does not know.
         progress: receives one line of text for each exam and each structure.
         **solver: as for :func:`~deepatlas.localize.template.estimate.estimate_template`.
@@ -108,8 +116,12 @@ def template_of(
     """
     given = [examples] if isinstance(examples, Example) else list(examples)
     read: list[_Read] = []
+    counts = Counts(model.intensity)
     for count, example in enumerate(given, 1):
         read.append(_read(model, example, labels, know, strict))
+        if appearance and (seg := read[-1].seg) is not None:
+            image = look(example) if look else read_exam(example.exam)
+            counts.add(seen(image, model.intensity), seg, read[-1].labels)
         if progress is not None:
             progress(f"coordinates {count}/{len(given)} {read[-1].known.name}")
     if not any(item.seg or len(item.marks) for item in read):
@@ -135,6 +147,7 @@ def template_of(
     if any(item.seg for item in read):
         items, table = _labelled(read)
         made = estimate_template(items, table, side, meta=meta, progress=progress, **solver)
+        made = with_appearance(made, counts) if appearance else made
         made = replace(made, marks=marks)
     else:
         made = Template(np.zeros((0, side, side, side), np.float32), (), (), meta, marks)
