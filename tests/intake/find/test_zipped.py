@@ -273,6 +273,6 @@ def test_a_header_in_an_archive_takes_no_voxels_from_the_machine(tmp_path, name,
         file.write(tmp_path / "out" / "ct.raw", "good/ct.raw")
     archive = archives.Archive(Found(tmp_path / "a.zip", "a.zip"), tmp_path / "scratch" / "a")
     found = discover.look(archive)
-    (refusal,) = found.refused
+    (refusal,) = found.refusals
     assert refusal.name == f"a.zip!bad/{name}" and "voxels outside the archive" in refusal.reason
     assert sorted(name for name, _, _ in found.members) == [f"a.zip!good/{name}", "a.zip!good/ct.raw"]
