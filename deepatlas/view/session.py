@@ -56,7 +56,9 @@ class Session:
         """
         self.gallery, self.title = gallery, title
         self.opened = list(opened) or [exam.id for exam in gallery][:OPEN_AT_FIRST]
-        self._names = {ATLAS: ATLAS} | {exam.id: exam.name for exam in gallery}
+        # An exam that is called as the atlas is keeps another name in files.
+        named = {exam.id: exam.name if exam.name != ATLAS else f"{ATLAS} (exam)" for exam in gallery}
+        self._names = {ATLAS: ATLAS} | named
         self.marks = Marks(marks, self._names)
         self._exams: OrderedDict[str, ShownExam] = OrderedDict()
         self._lock = threading.RLock()
