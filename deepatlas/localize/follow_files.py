@@ -54,7 +54,8 @@ def write_follow_up(
     write_text(folder / NAMES[1], json.dumps(about, indent=1, allow_nan=False) + "\n")
     text = io.StringIO()
     rows = [{k: v for k, v in change.to_dict().items() if k != "shift"} for change in found.changes]
-    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = csv.DictWriter(text, columns, lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
     write_text(folder / NAMES[2], text.getvalue())

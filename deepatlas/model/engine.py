@@ -72,6 +72,8 @@ class Engine:
     name: str = "this model"
     regions: Sequence[Engine] = ()
     depth: int | None = None
+    # The tensors of which the fingerprint is known, and that fingerprint.
+    _hashed: tuple[list[tuple[Tensor, int, int]], str] | None = None
 
     def __init__(
         self,
@@ -248,12 +250,21 @@ class Engine:
     @property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that identify the weights and the atlas. A template names those of its model."""
+        values = [
+            (name, v) for module in self._modules() for name, v in module.state_dict(keep_vars=True).items()
+        ]
+        # What tells whether a tensor was replaced or written to.
+        state = [(v, v.data_ptr(), v._version) for _, v in values]
+        if self._hashed is not None and len(self._hashed[0]) == len(state):
+            pairs = zip(self._hashed[0], state, strict=True)
+            if all(a[0] is b[0] and a[1:] == b[1:] for a, b in pairs):
+                return self._hashed[1]
         digest = hashlib.sha256()
-        for module in self._modules():
-            for name, value in module.state_dict().items():
-                digest.update(name.encode())
-                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:12]
+        for name, value in values:
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().reshape(-1).numpy())
+        self._hashed = state, digest.hexdigest()[:12]
+        return self._hashed[1]
 
     def _modules(self) -> list[nn.Module]:
         return [self.network] if self._atlas is None else [self.network, self._atlas]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepatlas.errors import DataError
-from deepatlas.intake.structures.contents import Structure
+from deepatlas.io.structures.contents import Structure
 from deepatlas.space.grid import Grid, Shape
 from deepatlas.space.preprocess import labels_to_grid
 from deepatlas.space.volume import Volume

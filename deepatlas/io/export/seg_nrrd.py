@@ -1,0 +1,137 @@
+"""Structures as an NRRD whose header names them as 3D Slicer does: a label image, or a segmentation with layers.
+
+A segmentation (``.seg.nrrd``) holds the whole mask of every structure. Structures that overlap lie on layers of their
+own, so that a voxel has one value for each layer. A label image (``.nrrd``) has one layer.
+:mod:`deepatlas.io.segments` reads both.
+
+The header is written here, since SimpleITK cannot mark the axis of layers as a list, as which 3D Slicer reads it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepatlas.files import atomic_path
+from deepatlas.pictures.draw import colour
+from deepatlas.space.constants import LPS_FROM_RAS
+from deepatlas.space.grid import Grid
+from deepatlas.space.labels import Labels
+
+SUFFIX = ".seg.nrrd"
+_TYPES = {1: "unsigned char", 2: "unsigned short"}
+# Bytes that are compressed at once.
+_PIECE = 1 << 24
+# Labels are mostly 0, and a higher level takes several times as long for a tenth of the size.
+_LEVEL = 1
+
+
+def write_seg_nrrd(path: str | os.PathLike[str], labels: Labels, names: Mapping[str, int]) -> Path:
+    """Write structures as an NRRD, compressed, and return its path.
+
+    Args:
+        path: the file. If its name ends with ``.seg.nrrd`` structures that overlap get layers; otherwise it is a label
+            image, which shows the one on top.
+        labels: the structures, with ids up to 65535.
+        names: ``{name: id}`` of the structures, which become segments, in this order, also where they have no voxel.
+
+    Raises :class:`~deepatlas.errors.WriteError` if the file cannot be written.
+    """
+    path = Path(path)
+    rows = _layers(labels, names) if path.name.lower().endswith(SUFFIX) else [list(names.values())]
+    kind = np.dtype("u1" if max([int(labels.array.max(initial=0)), *names.values()]) < 256 else "<u2")
+    header = _header(labels.grid, kind, rows, names)
+    planes = max(1, _PIECE // (kind.itemsize * len(rows) * labels.grid.shape[1] * labels.grid.shape[2]))
+    images = [labels.array] if len(rows) == 1 else [_image(labels, ids, kind) for ids in rows]
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(header.encode())
+        # Neither the name nor the time belongs to the voxels.
+        with gzip.GzipFile("", "wb", _LEVEL, file, mtime=0) as packed:
+            for z in range(0, labels.grid.shape[0], planes):
+                part = np.stack([image[z : z + planes] for image in images], axis=-1)
+                packed.write(np.ascontiguousarray(part, dtype=kind).data.cast("B"))
+    return path
+
+
+def _layers(labels: Labels, names: Mapping[str, int]) -> list[list[int]]:
+    """The ids of each layer, of which no two overlap; one layer where nothing does."""
+    beside: dict[int, set[int]] = {identity: set() for identity in names.values()}
+    for lower, upper in labels.shared():
+        if lower in beside and upper in beside:
+            beside[lower].add(upper)
+            beside[upper].add(lower)
+    rows: list[list[int]] = [[]]
+    for identity in names.values():
+        row = next((row for row in rows if beside[identity].isdisjoint(row)), None)
+        if row is None:
+            rows.append(row := [])
+        row.append(identity)
+    return rows
+
+
+def _image(labels: Labels, ids: Sequence[int], kind: np.dtype) -> NDArray:
+    """The label image of structures that do not overlap."""
+    table = np.zeros(int(labels.array.max(initial=0)) + 1, dtype=kind)
+    shown = [identity for identity in ids if identity < len(table)]
+    table[shown] = shown
+    image: NDArray = table[labels.array]
+    for identity in ids:
+        if (mask := labels.hidden.get(identity)) is not None:
+            image[mask.box][mask.array()] = identity
+    return image
+
+
+def _header(grid: Grid, kind: np.dtype, rows: Sequence[Sequence[int]], names: Mapping[str, int]) -> str:
+    several = len(rows) > 1
+    affine = LPS_FROM_RAS @ grid.affine
+    sizes = [*([len(rows)] if several else []), *grid.shape[::-1]]
+    lines = [
+        "NRRD0004",
+        "# Complete NRRD file format specification at:",
+        "# http://teem.sourceforge.net/nrrd/format.html",
+        f"type: {_TYPES[kind.itemsize]}",
+        f"dimension: {len(sizes)}",
+        "space: left-posterior-superior",
+        f"sizes: {' '.join(map(str, sizes))}",
+        f"space directions: {'none ' if several else ''}{' '.join(map(_vector, affine[:3, :3].T))}",
+        f"kinds: {'list ' if several else ''}domain domain domain",
+        *([] if kind.itemsize == 1 else ["endian: little"]),
+        "encoding: gzip",
+        f"space origin: {_vector(affine[:3, 3])}",
+    ]
+    extent = " ".join(f"0 {n - 1}" for n in grid.shape[::-1])
+    for number, (name, identity) in enumerate(names.items()):
+        lines += [
+            f"Segment{number}_Color:={_rgb(identity)}",
+            f"Segment{number}_ColorAutoGenerated:=0",
+            f"Segment{number}_Extent:={extent}",
+            f"Segment{number}_ID:=Segment_{identity}",
+            f"Segment{number}_LabelValue:={identity}",
+            f"Segment{number}_Layer:={next(layer for layer, ids in enumerate(rows) if identity in ids)}",
+            f"Segment{number}_Name:={_text(name)}",
+            f"Segment{number}_NameAutoGenerated:=0",
+        ]
+    lines += [
+        "Segmentation_ContainedRepresentationNames:=Binary labelmap|",
+        "Segmentation_MasterRepresentation:=Binary labelmap",
+        "Segmentation_ReferenceImageExtentOffset:=0 0 0",
+    ]
+    return "\n".join(lines) + "\n\n"
+
+
+def _vector(values: NDArray[np.float64]) -> str:
+    return f"({','.join(repr(float(v)) for v in values)})"
+
+
+def _rgb(identity: int) -> str:
+    return " ".join(f"{part / 255:.6g}" for part in bytes.fromhex(colour(identity)[1:]))
+
+
+def _text(name: str) -> str:
+    """A name as the value of a key: one line, in which a backslash begins an escape."""
+    return " ".join(name.split()).replace("\\", "\\\\")
