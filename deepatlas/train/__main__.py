@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from deepatlas.train.arguments import (
     add_run,
     add_test,
     data_arguments,
+    finish_experiment,
     model_name,
     move_settings,
     run_experiment,
@@ -61,7 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--regions",
         metavar="TREE",
         help="the regions and their boxes: a TOML file, or a tree that comes with the package; default "
-        "M/regions.toml, or the tree that is called as the model or its preset",
+        "M/regions.toml, or the tree that is called as the model or its preset. Without --parent, the model of whole "
+        "exams is trained first",
     )
     regions.add_argument(
         "--workers",
@@ -91,6 +94,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 _LISTS = ("test_exams", "template_exams", "structures")
 _REGIONS = ("parent", "region", "regions")
 _FIXED = ("data", "split", "preset", "out", "test", *_LISTS, "seed_exam", "init", *_REGIONS)
+# A tree may also stand beside --resume.
+_FIXED_WITH_TREE = tuple(name for name in _FIXED if name != "regions")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -98,6 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
     from deepatlas.train.experiment import Experiment
 
     move_settings(arguments, _LISTS)
+    if arguments.regions and not arguments.parent and not arguments.region:
+        return _run_tree(arguments)
     if not arguments.resume and any(getattr(arguments, name) for name in _REGIONS):
         from deepatlas.train.cascade import train_regions
 
@@ -109,6 +116,39 @@ def run(arguments: argparse.Namespace) -> int:
         ),
         _FIXED,
     )
+
+
+def _run_tree(arguments: argparse.Namespace) -> int:
+    """Train a model of whole exams, and then every region of a tree, which has its settings from that model."""
+    from deepatlas.train.cascade import check_tree, finish_regions
+    from deepatlas.train.experiment import Experiment
+    from deepatlas.train.folder import RESULT, read_run
+    from deepatlas.train.score import result_text
+
+    check_tree(arguments.regions)
+    if arguments.resume and (arguments.resume / RESULT).is_file() and not arguments.settings:
+        # The model of whole exams has ended, and what is left is regions.
+        folder, result = arguments.resume, json.loads((arguments.resume / RESULT).read_text(encoding="utf-8"))
+    else:
+        experiment, result = finish_experiment(
+            arguments,
+            lambda: Experiment.create(
+                _settings(arguments), _request(arguments), device=arguments.device, quiet=arguments.quiet
+            ),
+            _FIXED_WITH_TREE,
+        )
+        folder = experiment.folder
+        if not arguments.json:
+            print(result_text(folder, result))
+    request = read_run(folder)[1]
+    options = dict.fromkeys((*_FIXED_WITH_TREE, "resume"), None) | {"settings": []}
+    # The exams that the template is made of, and the structures that are scored, are those of the model too.
+    options |= {"template_exams": request.template_exams, "structures": request.structures}
+    options |= {k: getattr(arguments, k) for k in ("regions", "workers", "device", "quiet", "json", "strict")}
+    regions = finish_regions(argparse.Namespace(**options | {"parent": str(folder)}))
+    if arguments.json:
+        print(json.dumps(result | {"regions": regions}, indent=2))
+    return 0
 
 
 def _settings(arguments: argparse.Namespace) -> Config:

@@ -90,10 +90,21 @@ def run_experiment(
 
     ``fixed`` are the options that a run keeps, which therefore may not stand beside ``--resume``.
     """
+    from deepatlas.train.score import result_text
+
+    experiment, result = finish_experiment(arguments, begin, fixed)
+    if experiment.world.main:
+        print(json.dumps(result, indent=2) if arguments.json else result_text(experiment.folder, result))
+    return 0
+
+
+def finish_experiment(
+    arguments: argparse.Namespace, begin: Callable[[], Experiment], fixed: Sequence[str]
+) -> tuple[Experiment, dict[str, Any]]:
+    """As :func:`run_experiment`, but nothing is printed; returns the run and its result."""
     from deepatlas.exams.outputs import check_name
     from deepatlas.train.allocator import keep_freed_memory
     from deepatlas.train.resume import resume
-    from deepatlas.train.score import result_text
 
     keep_freed_memory()
     if arguments.resume:
@@ -108,11 +119,7 @@ def run_experiment(
         )
     else:
         experiment = begin()
-    result = experiment.run()
-    if not experiment.world.main:
-        return 0
-    print(json.dumps(result, indent=2) if arguments.json else result_text(experiment.folder, result))
-    return 0
+    return experiment, experiment.run()
 
 
 def data_arguments(arguments: argparse.Namespace, out: Path) -> dict[str, Any]:

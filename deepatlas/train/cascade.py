@@ -18,7 +18,7 @@ from deepatlas.files import atomic_path
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import FILE as MODEL_FILE
 from deepatlas.model.engine import Engine
-from deepatlas.model.regions import Region, Regions, shipped_trees
+from deepatlas.model.regions import Region, Regions, TemplateNeeded, shipped_trees
 from deepatlas.presets import preset, region_settings
 from deepatlas.pretrained import MODEL, TEMPLATE, resolve, shipped
 from deepatlas.train.arguments import data_arguments
@@ -48,10 +48,41 @@ class Target:
 
 
 def train_regions(arguments: argparse.Namespace) -> int:
-    """Train one region of a model, or all that have none yet; returns the exit status."""
+    """Train one region of a model, or all that have none yet, and print the results; returns the exit status."""
+    name = arguments.region or ALL
+    results = finish_regions(arguments)
+    if results is None:
+        return 0
+    if arguments.json:
+        print(json.dumps(results if name == ALL else results[name], indent=2))
+    elif not results:
+        folder = arguments.out or Path(arguments.parent)
+        print(f"nothing left to train: {folder / FOLDER}")
+    return 0
+
+
+def check_tree(tree: str) -> None:
+    """Refuse a tree that cannot be read, before its parent is trained. Boxes of structures need the parent's template.
+
+    Raises:
+        DeepAtlasError: the tree is missing or wrong, or the run has several processes.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise DeepAtlasError(
+            "--regions without --parent trains one network after another in one process; train the model of whole "
+            "exams first, and then each region with --parent RUN --region NAME"
+        )
+    try:
+        Regions.read(tree)
+    except TemplateNeeded:
+        return
+
+
+def finish_regions(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """Train one region of a model, or all that have none yet; returns their results, None in a helping process."""
     name = arguments.region or ALL
     if not arguments.parent:
-        raise DeepAtlasError("--region and --regions are about regions of a model: give --parent M too")
+        raise DeepAtlasError("--region NAME is a region of a model: give --parent M too")
     for option, why in (
         ("init", "a region starts from its parent's weights"),
         ("seed_exam", "the atlas of a region is its parent's, seen closer"),
@@ -78,12 +109,8 @@ def train_regions(arguments: argparse.Namespace) -> int:
         if run.world.main and not arguments.json:
             print(result_text(run.folder, results[region.name]))
         if not run.world.main:
-            return 0
-    if arguments.json:
-        print(json.dumps(results if name == ALL else results[name], indent=2))
-    elif not results:
-        print(f"nothing left to train: {target.folder / FOLDER}")
-    return 0
+            return None
+    return results
 
 
 def _run(arguments: argparse.Namespace, target: Target, region: Region, *, go_on: bool) -> RegionRun:

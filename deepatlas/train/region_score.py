@@ -18,7 +18,7 @@ from deepatlas.model.engine import Engine
 from deepatlas.space.affine import affine_coords
 from deepatlas.space.box import Box
 from deepatlas.train.log import RunLog
-from deepatlas.train.pictures import save_overview
+from deepatlas.train.pictures import save_cascade, save_overview
 from deepatlas.train.request import Request
 from deepatlas.train.score import can_score, evaluate, exams_of, make_template
 from deepatlas.train.split import Split
@@ -82,7 +82,9 @@ def score_region(
                 used = list(summary["seconds"]["per_exam"])
                 found["test_exams"] = used
                 path = folder / "figures" / "overview.png"
-                save_overview(path, root, template, find_cohort(split.test_data), used[0])
+                cohort = find_cohort(split.test_data)
+                save_overview(path, root, template, cohort, used[0])
+                save_cascade(path.with_name("cascade.png"), root, cohort, used[0])
                 log.say(summary_table(summary))
             found = found | figure if there else found | {"without": figure}
         return found

@@ -442,3 +442,26 @@ def test_a_store_serves_as_data_while_its_exams_are_there(work, made, tmp_path, 
     assert "holds the crops of a region, not whole exams" in refused(
         capsys, "--data", made.path, "--out", tmp_path / "run"
     )
+
+
+@pytest.mark.slow
+def test_one_command_trains_a_model_and_its_regions(work, tmp_path, capsys):
+    (tmp_path / "tree.toml").write_text(TREE.split("\n\n")[0])
+    tree = ["--regions", tmp_path / "tree.toml", "--workers", "0", "--json"]
+    root = [*ROOT, "region.steps=2", "coarse.steps=40"]
+    data = ["--data", work / "data", "--preset", "tiny"]
+    assert command("--out", tmp_path / "run", *data, *root, *tree) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert list(result["regions"]) == ["trunk"]
+    model = Engine.load(tmp_path / "run", "cpu")
+    assert [network.region.name for network in model.regions] == ["trunk"]
+    # Once more there is nothing left to do, and nothing is trained again.
+    before = (tmp_path / "run" / "regions" / "trunk" / "model.pt").stat().st_mtime_ns
+    assert command("--resume", tmp_path / "run", *tree) == 0
+    assert json.loads(capsys.readouterr().out)["regions"] == {}
+    assert (tmp_path / "run" / "regions" / "trunk" / "model.pt").stat().st_mtime_ns == before
+    # A tree that is wrong is refused before anything is trained.
+    assert "no such file of regions" in refused(
+        capsys, "--out", tmp_path / "other", *data, "--regions", tmp_path / "none.toml"
+    )
+    assert not (tmp_path / "other").exists()
