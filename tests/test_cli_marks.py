@@ -370,3 +370,10 @@ def test_masks_of_other_structures_keep_their_names(data, tmp_path, capsys):
         and "names other structures" in err
         and (tmp_path / "o" / "labels.json").read_text() == '{"nose": 1}'
     )
+
+
+def test_locate_asks_for_a_suffix_that_tells_the_format(data, tmp_path, capsys):
+    argv = ["locate", *AFFINE, "--from", data / "e1", "--points", data / "points.csv", "--to", data / "e2"]
+    code, _, err = run(capsys, *argv, "--out", tmp_path / "found")
+    assert code == 1 and "has no suffix that tells the format" in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())

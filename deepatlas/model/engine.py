@@ -72,8 +72,6 @@ class Engine:
     name: str = "this model"
     regions: Sequence[Engine] = ()
     depth: int | None = None
-    # The tensors of which the fingerprint is known, and that fingerprint.
-    _hashed: tuple[list[tuple[Tensor, int, int]], str] | None = None
 
     def __init__(
         self,
@@ -177,7 +175,9 @@ class Engine:
             model.name, model.depth = str(name), depth
             if model._atlas is not None and "region" not in model.card:
                 files = sorted((path.parent / REGIONS).glob(f"*/{FILE}"))
-                model.regions = usable({f: cls.load(f, "cpu", refine=0) for f in files}, model.fingerprint)
+                if files:
+                    loaded = {file: cls.load(file, "cpu", refine=0) for file in files}
+                    model.regions = usable(loaded, model.fingerprint)
             return model.to(pick_device(device))
 
     def save(self, path: str | os.PathLike[str], *, half: bool = False) -> None:
@@ -269,21 +269,12 @@ class Engine:
     @property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that identify the weights and the atlas. A template names those of its model."""
-        values = [
-            (name, v) for module in self._modules() for name, v in module.state_dict(keep_vars=True).items()
-        ]
-        # What tells whether a tensor was replaced or written to.
-        state = [(v, v.data_ptr(), v._version) for _, v in values]
-        if self._hashed is not None and len(self._hashed[0]) == len(state):
-            pairs = zip(self._hashed[0], state, strict=True)
-            if all(a[0] is b[0] and a[1:] == b[1:] for a, b in pairs):
-                return self._hashed[1]
         digest = hashlib.sha256()
-        for name, value in values:
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().reshape(-1).numpy())
-        self._hashed = state, digest.hexdigest()[:12]
-        return self._hashed[1]
+        for module in self._modules():
+            for name, value in module.state_dict().items():
+                digest.update(name.encode())
+                digest.update(value.detach().cpu().reshape(-1).numpy())
+        return digest.hexdigest()[:12]
 
     def _modules(self) -> list[nn.Module]:
         return [self.network] if self._atlas is None else [self.network, self._atlas]

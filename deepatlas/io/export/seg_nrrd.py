@@ -9,7 +9,6 @@ The header is written here, since SimpleITK cannot mark the axis of layers as a 
 
 from __future__ import annotations
 
-import gzip
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,17 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepatlas.files import atomic_path
+from deepatlas.io.gzip_stream import write_gzip
 from deepatlas.pictures.draw import colour
 from deepatlas.space.constants import LPS_FROM_RAS
 from deepatlas.space.grid import Grid
 from deepatlas.space.labels import Labels
 
 SUFFIX = ".seg.nrrd"
-_TYPES = {1: "unsigned char", 2: "unsigned short"}
-# Bytes that are compressed at once.
-_PIECE = 1 << 24
-# Labels are mostly 0, and a higher level takes several times as long for a tenth of the size.
-_LEVEL = 1
+_TYPES = {1: "unsigned char", 2: "unsigned short", 4: "int"}
 
 
 def write_seg_nrrd(path: str | os.PathLike[str], labels: Labels, names: Mapping[str, int]) -> Path:
@@ -37,24 +33,22 @@ def write_seg_nrrd(path: str | os.PathLike[str], labels: Labels, names: Mapping[
     Args:
         path: the file. If its name ends with ``.seg.nrrd`` structures that overlap get layers; otherwise it is a label
             image, which shows the one on top.
-        labels: the structures, with ids up to 65535.
+        labels: the structures.
         names: ``{name: id}`` of the structures, which become segments, in this order, also where they have no voxel.
 
     Raises :class:`~deepatlas.errors.WriteError` if the file cannot be written.
     """
     path = Path(path)
-    rows = _layers(labels, names) if path.name.lower().endswith(SUFFIX) else [list(names.values())]
-    kind = np.dtype("u1" if max([int(labels.array.max(initial=0)), *names.values()]) < 256 else "<u2")
+    whole = path.name.lower().endswith(SUFFIX)
+    rows = _layers(labels, names) if whole else [list(names.values())]
+    most = max([int(labels.array.max(initial=0)), *names.values()])
+    kind = np.dtype("u1" if most < 256 else "<u2" if most < 65536 else "<i4")
     header = _header(labels.grid, kind, rows, names)
-    planes = max(1, _PIECE // (kind.itemsize * len(rows) * labels.grid.shape[1] * labels.grid.shape[2]))
-    images = [labels.array] if len(rows) == 1 else [_image(labels, ids, kind) for ids in rows]
+    images = [_image(labels, ids, kind) for ids in rows] if whole else [labels.array]
+    voxels = np.stack(images, axis=-1) if len(images) > 1 else images[0]
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         file.write(header.encode())
-        # Neither the name nor the time belongs to the voxels.
-        with gzip.GzipFile("", "wb", _LEVEL, file, mtime=0) as packed:
-            for z in range(0, labels.grid.shape[0], planes):
-                part = np.stack([image[z : z + planes] for image in images], axis=-1)
-                packed.write(np.ascontiguousarray(part, dtype=kind).data.cast("B"))
+        write_gzip(file, [np.ascontiguousarray(voxels, dtype=kind).data])
     return path
 
 
