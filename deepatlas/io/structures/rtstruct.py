@@ -249,7 +249,9 @@ def _encloses_nothing(items: Any) -> Ignored | None:
 
 def _closed_contours(items: Any, notes: list[str]) -> list[NDArray[np.float64]]:
     """The closed contours. The others are counted in ``notes``; :class:`DataError` if no contour is closed."""
-    kept, seen, left_out = [], set(), Counter()
+    kept: list[NDArray[np.float64]] = []
+    seen: set[bytes] = set()
+    left_out: Counter[str] = Counter()
     for item in items:
         if (kind := _kind(item)) not in _CLOSED:
             left_out[kind] += 1
