@@ -339,7 +339,10 @@ class Model(Engine):
             box.check_model(self.fingerprint)
             box = box_of(box, name)
         volume = read_exam(exam)
-        drawn = None if labels is None else read_drawn(labels, volume.grid, volume.name or "exam")[0]
+        drawn = None
+        if labels is not None:
+            path = exam if isinstance(exam, str | os.PathLike) else None
+            drawn = read_drawn(labels, volume.grid, volume.name or "exam", source=path)[0]
         found = crop(known_exam(self, volume), volume, box, view, drawn, self.intensity)
         _warn(found.fit, volume.name)
         return found

@@ -399,3 +399,14 @@ def test_an_unusual_exam_gives_one_line_without_a_line_of_code(data, template, t
     lines = [line for line in done.stderr.splitlines() if "no orientation" in line]
     assert len(lines) == 1 and lines[0].startswith("deepatlas: warning: odd.nii: "), done.stderr
     assert "Warning:" not in done.stderr and "warnings.warn" not in done.stderr
+
+
+def test_info_says_none_where_there_is_nothing():
+    from deepatlas.cli.info import _outline
+
+    assert _outline({"lines": [], "a": None, "b": {"c": [1, 2]}}) == [
+        "lines: none",
+        "a: none",
+        "b:",
+        "  c: 1, 2",
+    ]

@@ -395,3 +395,10 @@ def test_two_boxes_of_one_name_are_not_one_view(data, tmp_path, capsys):
     argv = ("crop", data / "e2", *AFFINE, "--boxes", boxes, "--from", data / "e1", "--out", tmp_path / "o")
     code, _, err = run(capsys, *argv, "--quiet")
     assert code == 1 and f"{boxes}: two boxes are called 'chest'; rename one of them" in err
+
+
+def test_locate_asks_for_a_suffix_that_tells_the_format(data, tmp_path, capsys):
+    argv = ["locate", *AFFINE, "--from", data / "e1", "--points", data / "points.csv", "--to", data / "e2"]
+    code, _, err = run(capsys, *argv, "--out", tmp_path / "found")
+    assert code == 1 and "has no suffix that tells the format" in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
             continue
         outputs.append(args.out / stem / "labels.json")
         for name in exams:
-            outputs += image_paths(args.out / stem, name, suffix, image, labels is not None)
+            outputs += image_paths(args.out / stem, name, suffix, image, labels)
     refuse_overwriting(outputs, inputs)
     rows, failed = _cut(args, model, exams, labels, boxes, stems, view, image)
     _write_table(args.out, rows)
@@ -219,7 +219,7 @@ def _cut(
                     for stem in stems.values():
                         write_text(args.out / stem / "labels.json", json.dumps(labels, indent=1) + "\n")
                     named = True
-                paths = write_images(folder, name, SUFFIXES[args.format], image, found, hounsfield)
+                paths = write_images(folder, name, SUFFIXES[args.format], image, found, hounsfield, labels)
                 row["file"] = str(paths[0])
             if say:
                 done = sum(bool(row["file"]) for row in rows if row["exam"] == name)

@@ -72,7 +72,8 @@ def add_masks(command: argparse.ArgumentParser, source: str) -> None:
         type=Path,
         metavar="F",
         default=[],
-        help=f"for each exam of {source} its label image, .seg.nrrd of 3D Slicer, or folder of masks",
+        help=f"for each exam of {source} its label image, .seg.nrrd of 3D Slicer, DICOM-SEG or RTSTRUCT of its "
+        "series, or folder of masks",
     )
     command.add_argument(
         "--labels",

@@ -114,6 +114,11 @@ def run(args: argparse.Namespace) -> int:
     else:
         if not single:
             check_out_file(out, (".csv", ".txt", ".json"))
+            if not out.suffix:
+                raise DataError(
+                    f"{out}: has no suffix that tells the format; give {out}.csv or {out}.json, or {out}/ for a folder "
+                    "with a file for each target"
+                )
         elif len(targets) > 1:
             raise DataError(
                 f"{out}: holds one exam, and there are {len(targets)} targets; give a folder with --format, or .csv or "

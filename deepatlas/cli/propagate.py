@@ -71,8 +71,8 @@ def add(commands: Commands) -> None:
     c.add_argument(
         "--suffix",
         default=".nii.gz",
-        choices=(".nii.gz", ".nii", ".nrrd", ".mha"),
-        help="format of the masks (default: .nii.gz)",
+        choices=(".nii.gz", ".nii", ".nrrd", ".mha", ".seg.nrrd"),
+        help="format of the masks (default: .nii.gz); .seg.nrrd is a segmentation of 3D Slicer with whole masks",
     )
     c.add_argument("--format", choices=FORMATS, default="mrk.json", help="of points, lines and boxes")
     c.add_argument(
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     from deepatlas.exams.mask_files import mask_paths, write_masks
     from deepatlas.exams.outputs import check_out_folder, files_of_exams, refuse_overwriting
     from deepatlas.files import write_text
-    from deepatlas.io.codec import write_volume
+    from deepatlas.io.export.labels import write_labels
     from deepatlas.localize.found import carry_template
     from deepatlas.localize.found_files import write_each
     from deepatlas.localize.template.examples import Example, template_of
@@ -112,6 +112,8 @@ def run(args: argparse.Namespace) -> int:
     if len(sources) != len(args.sources):
         raise DataError(f"propagate: --from names {len(sources)} exams; give the folders of single exams")
     names = [exam.id for exam in sources]
+    # A mask of its own is an image, whatever holds them all.
+    image = ".nrrd" if args.suffix == ".seg.nrrd" else args.suffix
     masks_of = one_each(args.masks, names, "--masks", "--from")
     marks_of = marks_of_each(args, names, "--from")
     skipped: dict[str, str] = {}
@@ -137,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     list_unknown(model, template.meta["fit"])
     if args.each and template.names:
-        each = [mask_paths(args.out / name, template.names, args.suffix).values() for name in targets]
+        each = [mask_paths(args.out / name, template.names, image).values() for name in targets]
         refuse_overwriting([path for paths in each for path in paths], inputs)
     held = template.marks
     check_format(args.format, len(held.points), len(held.lines), len(held.boxes))
@@ -159,9 +161,10 @@ def run(args: argparse.Namespace) -> int:
             if not done:
                 # Before the first mask, so that none is there without the names of its structures.
                 write_text(args.out / "labels.json", table)
-            written.append(write_volume(args.out / f"{name}{args.suffix}", found.labels))
+            written.append(args.out / f"{name}{args.suffix}")
+            write_labels(written[-1], found.labels, template.labels)
             if args.each:
-                write_masks(args.out / name, found.labels, template.labels, args.suffix)
+                write_masks(args.out / name, found.labels, template.labels, image)
         if found.count:
             files, notes = write_each(args.out, {name: found}, f".{args.format}")
             written += files

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 
@@ -15,14 +15,15 @@ from deepatlas.exams.exam_file import ExamFile
 from deepatlas.exams.kind import Kind, kind_of
 from deepatlas.exams.mask_files import read_masks
 from deepatlas.io.codec import read_image
-from deepatlas.io.dicom.read import read_folder
-from deepatlas.io.dicom.series import DicomSeries
 from deepatlas.io.segments import Segments, read_segment_masks, read_segments
 from deepatlas.io.values import as_hounsfield, as_labels
 from deepatlas.names.meet import compact
 from deepatlas.space.labels import Labels, stacked
 from deepatlas.space.volume import Volume
 from deepatlas.store.fit import check_labels
+
+if TYPE_CHECKING:
+    from deepatlas.io.dicom.series import DicomSeries, Reading
 
 
 @overload
@@ -83,7 +84,7 @@ def read_volume(
             volume = exam.labels() if labels else exam.volume()
         volume.array = as_labels(volume.array, path) if labels else as_hounsfield(volume.array, path)
     elif kind is Kind.DICOM and not labels:
-        reading = read_folder(path)
+        reading = _read_series(path)
         volume, found = reading.volume, [*reading.corrections, *reading.warnings]
     else:
         segments = read_segments(path) if labels and path.is_file() else None
@@ -107,10 +108,17 @@ def read_with_series(
     kind = kind or kind_of(path, is_exam=True)
     if kind is not Kind.DICOM:
         return read_volume(path, kind=kind), None
-    reading = read_folder(path)
+    reading = _read_series(path)
     for note in (*reading.corrections, *reading.warnings):
         warnings.warn(f"{path}: {note}", DataWarning, stacklevel=2)
     return reading.volume, reading.series
+
+
+def _read_series(path: str | os.PathLike[str]) -> Reading:
+    # pydicom is slow to import, and most exams are no DICOM.
+    from deepatlas.io.dicom.read import read_folder
+
+    return read_folder(path)
 
 
 def read_labels_for(ct: Volume, path: Path, labels: dict[str, int], notes: list[str] | None = None) -> Labels:

@@ -57,7 +57,8 @@ def write_follow_up(
         {k: v for k, v in change.to_dict().items() if k != "shift"} | {"known": found.known}
         for change in found.changes
     ]
-    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = csv.DictWriter(text, columns, lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
     write_text(folder / NAMES[2], text.getvalue())

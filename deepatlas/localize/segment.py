@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,8 +17,7 @@ from torch import Tensor
 
 import deepatlas_ops as ops
 from deepatlas.errors import DataWarning, DeepAtlasError
-from deepatlas.io.dicom.series import DicomSeries
-from deepatlas.io.export.dicom_source import Algorithm
+from deepatlas.io.export.algorithm import Algorithm
 from deepatlas.io.export.labels import write_labels
 from deepatlas.localize.coverage import coverage
 from deepatlas.localize.measure import StructureStatistics, statistics
@@ -35,6 +35,9 @@ from deepatlas.space.grid import Grid
 from deepatlas.space.labels import BoxMask, Labels
 from deepatlas.space.volume import Volume
 from deepatlas.version import __version__
+
+if TYPE_CHECKING:
+    from deepatlas.io.dicom.series import DicomSeries
 
 # Exams are processed in tiles of this shape (z, y, x). A tile maps to a small box of the template, and only the
 # structures that reach into that box are sampled. The cost follows the anatomy, and not the number of structures times
@@ -87,12 +90,14 @@ class Segmentation(Labels):
         source: DicomSeries | str | os.PathLike[str] | None = None,
         labelmap: bool = False,
     ) -> Path:
-        """Write the structures as a label image, a DICOM-SEG or an RTSTRUCT.
+        """Write the structures as a label image, a segmentation of 3D Slicer, a DICOM-SEG or an RTSTRUCT.
 
         Args:
-            path: the file: ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha`` for a label image, ``.dcm`` for DICOM.
-            format: ``"nifti"``, ``"nrrd"``, ``"dicom-seg"`` or ``"rtstruct"``; None takes that of the suffix, which
-                for ``.dcm`` is a DICOM-SEG. Label images show one structure a voxel, the others hold whole masks.
+            path: the file: ``.nii.gz``, ``.nii``, ``.nrrd`` or ``.mha`` for a label image, ``.seg.nrrd`` for a
+                segmentation, ``.dcm`` for DICOM.
+            format: ``"nifti"``, ``"nrrd"``, ``"seg-nrrd"``, ``"dicom-seg"`` or ``"rtstruct"``; None takes that of the
+                suffix, which for ``.dcm`` is a DICOM-SEG. Label images show one structure a voxel, the others hold
+                whole masks.
             source: for DICOM, the series that the exam was read from, or its path; None takes the path from which the
                 exam was read.
             labelmap: for a DICOM-SEG, write the newer form, one value a voxel.

@@ -175,7 +175,9 @@ class Engine:
             model.name, model.depth = str(name), depth
             if model._atlas is not None and "region" not in model.card:
                 files = sorted((path.parent / REGIONS).glob(f"*/{FILE}"))
-                model.regions = usable({f: cls.load(f, "cpu", refine=0) for f in files}, model.fingerprint)
+                if files:
+                    loaded = {file: cls.load(file, "cpu", refine=0) for file in files}
+                    model.regions = usable(loaded, model.fingerprint)
             return model.to(pick_device(device))
 
     def save(self, path: str | os.PathLike[str], *, half: bool = False) -> None:
@@ -271,7 +273,7 @@ class Engine:
         for module in self._modules():
             for name, value in module.state_dict().items():
                 digest.update(name.encode())
-                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+                digest.update(value.detach().cpu().reshape(-1).numpy())
         return digest.hexdigest()[:12]
 
     def _modules(self) -> list[nn.Module]:

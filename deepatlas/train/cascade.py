@@ -204,19 +204,24 @@ def _request(arguments: argparse.Namespace, target: Target, region: Region, pare
     """What the run is asked for; without ``--data``, the exams of the parent's run."""
     out = target.run(region)
     given = data_arguments(arguments, out) | {"template_exams": arguments.template_exams}
-    run = Path(arguments.parent)
-    there = run.is_dir() and (run / CONFIG).is_file()
-    before = read_run(run)[1] if there else None
-    if not arguments.data:
-        if before is None:
-            raise DeepAtlasError(f"--parent {run}: is no run whose exams are known; give --data DIR too")
+    before = _exams_of_parent(arguments)
+    if before is not None and not arguments.data:
         if arguments.test and before.data is None:
             raise DeepAtlasError(
                 "--test needs --data: the parent was trained on phantoms, and is tested on others"
             )
         given |= {key: given[key] if given[key] is not None else getattr(before, key) for key in _ASKED}
     request = Request(**given, region=region.to_dict(), parent=parent.to_dict())
-    return _held_out_as(run, before, request) if before else request
+    return _held_out_as(Path(arguments.parent), before, request) if before else request
+
+
+def _exams_of_parent(arguments: argparse.Namespace) -> Request | None:
+    """What the parent's run was asked for; None of a model without a run. Without both, ``--data`` is needed."""
+    run = Path(arguments.parent)
+    before = read_run(run)[1] if run.is_dir() and (run / CONFIG).is_file() else None
+    if before is None and not arguments.data:
+        raise DeepAtlasError(f"--parent {run}: is no run whose exams are known; give --data DIR too")
+    return before
 
 
 def _held_out_as(run: Path, before: Request, request: Request) -> Request:
@@ -256,6 +261,9 @@ def _target(arguments: argparse.Namespace) -> Target:
         taken = [region.name for region in tree.path(arguments.region)][:-1]
     # What is no model of whole exams is refused before anything is written.
     Parent.of(arguments.parent, [tree.regions[0]])
+    if not (arguments.out / MODEL_FILE).is_file():
+        # Nor is anything begun there whose exams were known.
+        _exams_of_parent(arguments)
     _copy(path, arguments.out, taken)
     return Target(arguments.out, tree)
 

@@ -17,6 +17,7 @@ from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.localize.follow import follow
 from deepatlas.localize.follow_files import table_text, write_follow_up
 from deepatlas.localize.template.file import Template
+from deepatlas.localize.trust.estimate import Trust
 from deepatlas.model.fit import Fit
 
 # B lies otherwise on the couch, the spleen has moved by 9 mm, and the heart is a quarter larger.
@@ -175,3 +176,38 @@ def test_the_table_for_a_terminal_names_what_moved(found):
     lines = table_text(found).splitlines()
     assert len(lines) == 4 and [line for line in lines if line.endswith("moved")] == [lines[2]]
     assert lines[2].split()[0] == "spleen" and "+2" in lines[3]
+
+
+def test_a_calibrated_template_tells_the_error_of_each_structure(made, monkeypatch, found):
+    """The 90 % bounds of both exams at the centroid, in quadrature with the voxels; elsewhere the alignment."""
+    model, template, a, b = made
+    asked = []
+
+    class Believed:
+        structures = {"spleen": Trust(0.8, 0.6), "liver": Trust(None, None, "why"), "heart": Trust(0.7, 0.5)}
+
+        def __init__(self, number):
+            self.number = number
+
+        def millimetres(self, points):
+            asked.append(points[0])
+            # Of the liver nobody knows anything in one of the exams.
+            lost = self.number and np.linalg.norm(points[0] - before["liver"]) < 25
+            bound = np.array([np.nan if lost else 6.0 + 2 * self.number])
+            return bound / 2, bound
+
+    before = {name: np.array(centre) for name, (_, centre, _) in ANATOMY.items()}
+    made_of = iter([Believed(0), Believed(1)])
+    monkeypatch.setattr("deepatlas.localize.follow.exam_trust", lambda *_: next(made_of))
+    trusted = replace(template, meta={**template.meta, "trust": {"version": 1}})
+    changes = {change.name: change for change in follow(model, trusted, a, b).changes}
+    spleen = changes["spleen"]
+    assert spleen.expected_by == "trust" and not spleen.moved
+    assert spleen.expected_mm == pytest.approx(np.sqrt(6.0**2 + 8.0**2 + found.voxel_mm**2))
+    np.testing.assert_allclose(asked[2], before["spleen"], atol=1.5)
+    assert changes["liver"].expected_by == "alignment"
+    assert changes["liver"].expected_mm == pytest.approx(np.hypot(found.fit_mm, found.voxel_mm), rel=1e-6)
+    rows = {name: change.to_dict() for name, change in changes.items()}
+    assert (rows["heart"]["trust"], rows["heart"]["bound"]) == (0.7, 0.5)
+    assert rows["liver"]["trust"] is None and rows["liver"]["reason"] == "why"
+    assert "trust" not in found.changes[0].to_dict() and found.changes[0].expected_by == "alignment"

@@ -106,3 +106,17 @@ def test_the_shipped_model_has_its_fingerprint_in_every_mode(mode):
         Template.load("headneck").check_model(model.fingerprint)
         assert {p.dtype for p in model.network.parameters()} == {torch.float32}
         assert not any(p.is_inference() for p in model.to("cpu").network.parameters())
+
+
+def test_a_fingerprint_is_of_the_weights_as_they_are_now():
+    model = deepatlas.load("headneck")
+    first = model.fingerprint
+    assert model.fingerprint == first == deepatlas.load("headneck").fingerprint
+    weight = next(model.network.parameters())
+    kept = weight.detach().clone()
+    weight.data.mul_(2)
+    doubled = model.fingerprint
+    weight.data.copy_(kept)
+    assert doubled != first == model.fingerprint
+    model.network.load_state_dict({k: v * 2 for k, v in model.network.state_dict().items()})
+    assert model.fingerprint not in (first, doubled)

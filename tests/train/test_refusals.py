@@ -147,3 +147,9 @@ def test_tensorboard_of_a_resumed_run_has_every_step_once(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1), (2, 20), (3, 30), (4, 40)]
+
+
+def test_regions_of_a_model_without_a_run_need_data_before_anything_is_copied(tmp_path, capsys):
+    out = tmp_path / "out"
+    argv = ["--parent", "headneck", "--regions", "headneck", "--out", str(out)]
+    assert "give --data DIR too" in refused(argv, capsys) and not out.exists()

@@ -32,7 +32,7 @@ from deepatlas.io.glance import Glance
 from deepatlas.sqlite import Trouble, connect, transaction, trouble_of
 
 # Raise this number with the layout of what is kept.
-VERSION = 5
+VERSION = 6
 # The state of a file that has gone since it was listed.
 _GONE = "gone"
 # Number of headers that a worker reads at a time, and of images, which may have to be decompressed to their end.

@@ -16,12 +16,12 @@ from deepatlas.intake.find.pairs import plan_pair
 from deepatlas.intake.find.records import FEW, Contents, Peek, Role
 from deepatlas.intake.find.studies import plan_study
 from deepatlas.intake.find.task import Plan, Task
-from deepatlas.intake.structures.label_object import contents_of
 from deepatlas.io.codec import voxel_file
 from deepatlas.io.dicom.found import Found, Refusal, Subject
 from deepatlas.io.dicom.header import read_header
 from deepatlas.io.dicom.packed_header import pack
 from deepatlas.io.glance import Glance, Holds, glance
+from deepatlas.io.structures.label_object import contents_of
 
 # A larger file is not a label table.
 _TABLE_BYTES = 4 << 20

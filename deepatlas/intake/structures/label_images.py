@@ -13,8 +13,11 @@ from scipy import ndimage
 from deepatlas.errors import DataError
 from deepatlas.exams.read import read_volume
 from deepatlas.intake.privacy.names import clean_name
-from deepatlas.intake.structures.contents import Structure
-from deepatlas.intake.structures.drawing import (
+from deepatlas.io.codec import image_suffix
+from deepatlas.io.dicom.found import Found
+from deepatlas.io.segments import Segments, read_segment_masks, read_segments
+from deepatlas.io.structures.contents import Structure
+from deepatlas.io.structures.drawing import (
     Drawing,
     LabelSource,
     Patch,
@@ -22,10 +25,7 @@ from deepatlas.intake.structures.drawing import (
     shares_lattice,
     without_path,
 )
-from deepatlas.intake.structures.ignored import EmptyStructure
-from deepatlas.io.codec import image_suffix
-from deepatlas.io.dicom.found import Found
-from deepatlas.io.segments import Segments, read_segment_masks, read_segments
+from deepatlas.io.structures.ignored import EmptyStructure
 from deepatlas.names.meet import compact
 from deepatlas.space.constants import MAX_LABEL
 from deepatlas.space.grid import Grid

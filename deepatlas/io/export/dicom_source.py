@@ -27,15 +27,6 @@ _REQUIRED = (
 
 
 @dataclass(frozen=True)
-class Algorithm:
-    """What made the structures: the name and version of the program, and the fingerprint of the model if known."""
-
-    name: str
-    version: str
-    model: str = ""
-
-
-@dataclass(frozen=True)
 class Source:
     """A series that an object refers to.
 

@@ -19,7 +19,7 @@ from deepatlas.io.export.markups import read_markups
 from deepatlas.localize.average import mean_box, mean_line, robust_mean
 from deepatlas.localize.points import near
 from deepatlas.localize.template.appearance import Counts
-from deepatlas.localize.template.drawn import read_drawn, renumbered
+from deepatlas.localize.template.drawn import names_of, read_drawn, renumbered
 from deepatlas.localize.template.edit import Around, check_names, distinct_ids, with_boxes
 from deepatlas.localize.template.estimate import LabelledExam, estimate_template
 from deepatlas.localize.template.file import SIZE, Template
@@ -42,7 +42,8 @@ class Example:
 
     Attributes:
         exam: a path, a volume, or an image of another library.
-        masks: a label image on the grid of the exam: a file, a folder of masks, or an image of another library.
+        masks: a label image on the grid of the exam: a file, a folder of masks, or an image of another library; or a
+            DICOM-SEG or RTSTRUCT of its series.
         marks: points, lines and boxes in RAS millimetres of the exam: a file (see
             :func:`~deepatlas.io.export.markups.read_markups`), :class:`~deepatlas.space.markup.Markups`, or several.
         name: what messages call the exam; by default as its file.
@@ -112,6 +113,10 @@ def template_of(
             its exam, two things of one exam have one name, or nothing was drawn.
     """
     given = [examples] if isinstance(examples, Example) else list(examples)
+    tables = [names_of(e.masks, labels) for e in given if e.masks is not None] if boxes else []
+    if tables and None not in tables:
+        # Before the work, as far as it is known.
+        check_names(boxes, dict.fromkeys(name for table in tables for name in table or ()))
     read: list[_Read] = []
     counts = Counts(model.intensity)
     for count, example in enumerate(given, 1):
@@ -162,7 +167,9 @@ def _read(
     name = example.name or (exam_name(Path(path).absolute()) if path is not None else known.name) or "exam"
     known = replace(known, name=name)
     known.fit.warning(name, strict)
-    seg, table = (None, {}) if example.masks is None else read_drawn(example.masks, known.grid, name, labels)
+    seg, table = None, dict[str, int]()
+    if example.masks is not None:
+        seg, table = read_drawn(example.masks, known.grid, name, labels, source=path)
     if example.marks is None:
         marks = Markups()
     elif isinstance(example.marks, str | os.PathLike | Markups):

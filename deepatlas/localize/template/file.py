@@ -127,18 +127,25 @@ class Template:
         The mean of several exams is blurred, and so is the smoothed mask of one exam. A blurred convex body that is
         cut at one half is too small, and a lower value preserves its volume. For sharp masks the value is 0.5.
         """
-        return tuple(_volume_keeping(mask) for mask in self.masks)
+        return tuple(_volume_keeping(mask[box]) for mask, box in zip(self.masks, self._boxes, strict=True))
 
     @cached_property
     def supports(self) -> NDArray[np.int64]:
         """The first and the last voxel (x, y, z) of each mask with a positive value: int64 ``[K, 2, 3]``."""
         out = np.empty((len(self.masks), 2, 3), dtype=np.int64)
-        for row, mask in enumerate(self.masks > 0):
-            for axis in range(3):
-                used = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        for row, mask in enumerate(self.masks):
+            held = mask > 0
+            z_y, z_x = held.any(axis=2), held.any(axis=1)
+            for axis, line in enumerate((z_x.any(axis=0), z_y.any(axis=0), z_y.any(axis=1))):
+                used = np.flatnonzero(line)
                 # The support of an empty mask is empty: its first voxel lies after its last one.
-                out[row, :, 2 - axis] = (used[0], used[-1]) if len(used) else (1 << 30, -1)
+                out[row, :, axis] = (used[0], used[-1]) if len(used) else (1 << 30, -1)
         return out
+
+    @cached_property
+    def _boxes(self) -> list[tuple[slice, ...]]:
+        """The support of each mask as an index (z, y, x)."""
+        return [tuple(slice(a, b + 1) for a, b in support.T[::-1]) for support in self.supports]
 
     @cached_property
     def overlapping(self) -> NDArray[np.bool_]:
@@ -151,8 +158,9 @@ class Template:
 
         Of two that overlap, the upper one of ``meta["overlaps"]`` is the later; otherwise the smaller one.
         """
-        sizes = np.clip(self.masks, 0, 1).sum(axis=(1, 2, 3), dtype=np.float64)
-        return stack_order(sizes.tolist(), self._pairs())
+        pairs = zip(self.masks, self._boxes, strict=True)
+        sizes = [float(np.clip(mask[box], 0, 1).sum(dtype=np.float64)) for mask, box in pairs]
+        return stack_order(sizes, self._pairs())
 
     def _pairs(self) -> list[tuple[int, int]]:
         """``meta["overlaps"]`` as rows."""

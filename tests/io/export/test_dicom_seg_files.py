@@ -18,9 +18,9 @@ from deepatlas.errors import DataError, DeepAtlasError, WriteError
 from deepatlas.intake.structures.read import read_structures
 from deepatlas.io.dicom.found import Found
 from deepatlas.io.dicom.read import read_folder
+from deepatlas.io.export.algorithm import Algorithm
 from deepatlas.io.export.codes import coded, sequence_item
 from deepatlas.io.export.dicom_seg import write_dicom_seg
-from deepatlas.io.export.dicom_source import Algorithm
 from deepatlas.space.grid import Grid
 from deepatlas.space.labels import BoxMask, Labels
 

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepatlas.errors import DataError
-from deepatlas.intake.structures.contents import LabelContents, Reference, Structure
-from deepatlas.intake.structures.drawing import (
+from deepatlas.io.dicom.series import DicomSeries
+from deepatlas.io.structures.contents import LabelContents, Reference, Structure
+from deepatlas.io.structures.drawing import (
     ON_GRID,
     Drawing,
     LabelSource,
@@ -28,8 +29,7 @@ from deepatlas.intake.structures.drawing import (
     dicom_errors,
     empty_patch,
 )
-from deepatlas.intake.structures.ignored import Ignored, Why
-from deepatlas.io.dicom.series import DicomSeries
+from deepatlas.io.structures.ignored import Ignored, Why
 from deepatlas.space.constants import LPS_SIGNS
 from deepatlas.space.grid import Grid
 
@@ -261,7 +261,9 @@ def _encloses_nothing(items: Any) -> Ignored | None:
 
 def _closed_contours(items: Any, notes: list[str]) -> list[NDArray[np.float64]]:
     """The closed contours. The others are counted in ``notes``; :class:`DataError` if no contour is closed."""
-    kept, seen, left_out = [], set(), Counter()
+    kept: list[NDArray[np.float64]] = []
+    seen: set[bytes] = set()
+    left_out: Counter[str] = Counter()
     for item in items:
         if (kind := _kind(item)) not in _CLOSED:
             left_out[kind] += 1

@@ -1,0 +1,40 @@
+"""Erosion, dilation and opening of masks by their direct neighbours along some axes.
+
+They give what ``scipy.ndimage`` gives for a cross of three voxels, in a fraction of its time: whole arrays are shifted
+by a voxel, where it looks up the neighbours of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Mask = NDArray[np.bool_]
+
+
+def eroded(mask: Mask, axes: Sequence[int] = (0, 1, 2)) -> Mask:
+    """The voxels all of whose neighbours along ``axes`` are in the mask; beyond the array nothing is."""
+    out = mask.copy()
+    for axis in axes:
+        there, here = np.moveaxis(mask, axis, 0), np.moveaxis(out, axis, 0)
+        here[1:] &= there[:-1]
+        here[:-1] &= there[1:]
+        here[0] = here[-1] = False
+    return out
+
+
+def dilated(mask: Mask, axes: Sequence[int] = (0, 1, 2)) -> Mask:
+    """The voxels that are in the mask, or next to it along one of ``axes``."""
+    out = mask.copy()
+    for axis in axes:
+        there, here = np.moveaxis(mask, axis, 0), np.moveaxis(out, axis, 0)
+        here[1:] |= there[:-1]
+        here[:-1] |= there[1:]
+    return out
+
+
+def opened(mask: Mask, axes: Sequence[int] = (0, 1, 2)) -> Mask:
+    """The mask without what is too thin to be left by an erosion."""
+    return dilated(eroded(mask, axes), axes)
