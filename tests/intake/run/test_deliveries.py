@@ -14,18 +14,11 @@ from small_exams import body, one_line
 from deepatlas.cli import main as cli
 from deepatlas.errors import DataError
 from deepatlas.exams.read import read_volume
-from deepatlas.intake.dataset import quality
 from deepatlas.intake.dataset.check import check_dataset
 from deepatlas.intake.dataset.folder import Dataset, exam_path
 from deepatlas.intake.run import pipeline, work
 from deepatlas.io.codec import write_volume
 from deepatlas.space.volume import Volume
-
-
-@pytest.fixture(autouse=True)
-def no_histograms(monkeypatch):
-    """They take half the time of a run, and are no subject here."""
-    monkeypatch.setattr(quality, "_histograms", lambda exams: b"")
 
 
 def exam_at(folder, seed, names=("bone", "lung"), *, drawn=True):

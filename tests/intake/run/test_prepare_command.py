@@ -17,6 +17,7 @@ import numpy as np
 import pydicom
 import pytest
 from drawn_objects import rtstruct, saved
+from forked import Forked
 from make_dicom import write_ct, write_localizer
 from prepare_here import fix_salt, in_this_process, prepare_here
 from small_exams import body, one_line, write_cohort
@@ -345,17 +346,24 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
 @pytest.mark.slow
 @pytest.mark.processes
 def test_kills_at_any_moment_lose_nothing(tmp_path, capsys):
-    """SIGKILL to the whole session at random moments. In the end the dataset is as if nothing had happened."""
+    """SIGKILL at random moments. In the end the dataset is as if nothing had happened.
+
+    The first time to the whole session of the command, with its worker; then to a process that does the work itself.
+    """
     count, kills = (40, 12) if LONG else (8, 3)
     src = write_cohort(tmp_path / "src", count)
     rng = random.Random(0)
     dst = tmp_path / "dst"
-    prepare_here(src, tmp_path / "calm")
+    prepare_here(src, tmp_path / "calm", histograms=True)
     (tmp_path / "dst.private").mkdir(mode=0o700)
     shutil.copy(tmp_path / "calm.private" / "salt", tmp_path / "dst.private")
     seen: set[str] = set()
-    for _ in range(kills):
-        process = command(tmp_path, "prepare", src, dst, "--quiet", "--workers", 1)
+    for number in range(kills):
+        arguments = ["prepare", str(src), str(dst), "--quiet", "--workers", "1"]
+        if number == 0:
+            process = command(tmp_path, *arguments)
+        else:
+            process = Forked("prepare_here", arguments, os.environ, tmp_path / "printed.txt")
         target = len(list(dst.glob("exams/*/[!.]*.h5"))) + 1
         deadline = time.monotonic() + 200
         while len(list(dst.glob("exams/*/[!.]*.h5"))) < target and process.poll() is None:
@@ -364,13 +372,13 @@ def test_kills_at_any_moment_lose_nothing(tmp_path, capsys):
         time.sleep(rng.uniform(0, 0.3))
         if process.poll() is None:  # otherwise it was done before the signal came
             os.killpg(process.pid, signal.SIGKILL)
-        _, err = process.communicate()
+        _, err = process.communicate(timeout=300)
         assert process.returncode in (0, -signal.SIGKILL), err
         now = {p.stem for p in dst.glob("exams/*/[!.]*.h5")}
         assert seen <= now  # nothing is lost
         seen = now
     times = {p: p.stat().st_mtime_ns for p in dst.glob("exams/*/[!.]*.h5")}
-    with in_this_process():
+    with in_this_process(histograms=True):
         assert (
             cli.main(["prepare", str(src), str(dst), "--quiet", "--workers", "1", "--json", "--check"]) == 0
         )
