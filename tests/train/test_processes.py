@@ -237,7 +237,9 @@ sys.exit(guarded(run))
 def test_the_process_that_is_left_says_why_although_the_launcher_ends_it(environment, tmp_path):
     script = tmp_path / "survivor.py"
     script.write_text(SURVIVOR)
-    done = subprocess.run([*LAUNCHER, str(script)], env=environment, capture_output=True, encoding="utf-8", timeout=300)
+    done = subprocess.run(
+        [*LAUNCHER, str(script)], env=environment, capture_output=True, encoding="utf-8", timeout=300
+    )
     assert done.returncode != 0 and "closing signal SIGTERM" in done.stderr, done.stderr
     assert "deepatlas: error: process 0 of 2 lost the others" in done.stderr, done.stderr
 
