@@ -55,6 +55,7 @@ def made(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow(4)
 @pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP])
 def test_without_locks_finished_files_are_read_and_prepare_says_why_it_cannot_write(made, tmp_path, error):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **without_locks(tmp_path, error)}

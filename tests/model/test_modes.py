@@ -89,8 +89,12 @@ MODES = {
 }
 
 
+PAIRS = [pair for mode in MODES for pair in ((mode, mode), (mode, None), (None, mode))]
+
+
 @pytest.mark.parametrize(
-    ("loaded", "used"), [pair for mode in MODES for pair in ((mode, mode), (mode, None), (None, mode))]
+    ("loaded", "used"),
+    [pytest.param(*pair, marks=pytest.mark.slow(2) if None in pair else ()) for pair in PAIRS],
 )
 def test_results_are_the_same_in_every_mode(path, data, usual, loaded, used):
     with MODES.get(loaded, contextlib.nullcontext)():

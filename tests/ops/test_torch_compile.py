@@ -98,6 +98,7 @@ def test_each_op_alone(native, name):
             torch.testing.assert_close(g, w, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.slow(3)
 def test_tolerance_does_not_look_at_the_data(backend):
     moving, fixed = coordinates(SIZE), coordinates(SIZE)
 
