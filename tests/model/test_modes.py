@@ -59,7 +59,7 @@ def everything(model, data):
 
 @pytest.fixture(scope="module")
 def usual(path, data):
-    return everything(deepatlas.load(path, "cpu", refine=2, average=2), data)
+    return everything(deepatlas.load(path, "cpu", refine=1, average=2), data)
 
 
 def check_same(found, usual):
@@ -98,7 +98,7 @@ PAIRS = [pair for mode in MODES for pair in ((mode, mode), (mode, None), (None, 
 )
 def test_results_are_the_same_in_every_mode(path, data, usual, loaded, used):
     with MODES.get(loaded, contextlib.nullcontext)():
-        model = deepatlas.load(path, "cpu", refine=2, average=2)
+        model = deepatlas.load(path, "cpu", refine=1, average=2)
     with MODES.get(used, contextlib.nullcontext)():
         check_same(everything(model, data), usual)
 
