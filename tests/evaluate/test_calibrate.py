@@ -136,6 +136,7 @@ def test_where_nobody_can_tell_the_reason_is_given(made, found):
     assert "no labelled exam" in exam_trust(model, mapped, more).structures["new"].reason
 
 
+@pytest.mark.slow(3)
 def test_exams_of_the_template_are_judged_by_templates_without_them(made, monkeypatch):
     root, model, template = made
     of_all = replace(template, meta={**template.meta, "exams": sorted(model.exams)})

@@ -133,6 +133,7 @@ def cutter(work, name="trunk") -> Cutter:
 # -- the whole path ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(15)
 def test_a_tree_is_trained_two_levels_deep_and_the_model_uses_it(work, cascade, capsys):
     model = Engine.load(cascade, "cpu")
     tree = Regions.read(work / "tree.toml")
@@ -158,6 +159,7 @@ def test_a_tree_is_trained_two_levels_deep_and_the_model_uses_it(work, cascade, 
     assert (cascade / "regions" / "middle" / "model.pt").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow(6)
 def test_the_network_learns_where_the_parent_is(work, model):
     """After the phase ``parent``, the network of the region answers as the parent does."""
     settings = [
@@ -204,6 +206,7 @@ def made(work, tmp_path_factory):
     return prepare_crops(work / "data", path, cutter(work), progress=False, workers=0)
 
 
+@pytest.mark.slow(3)
 def test_a_crop_is_cut_from_the_exams_own_voxels_with_labels_and_coordinates(work, made):
     assert made.crop == "region trunk" and made.ids == [f"phantom_{i:04}" for i in range(4)]
     region, engine = cutter(work).region, Engine.load(work / "model", "cpu")
@@ -242,6 +245,7 @@ def places(grid: Grid) -> np.ndarray:
     return grid.voxel_to_world(np.stack([x, y, z], axis=-1))
 
 
+@pytest.mark.slow(3)
 def test_a_crop_store_is_the_same_from_several_processes_and_after_an_interruption(
     work, made, tmp_path, monkeypatch
 ):
@@ -276,6 +280,7 @@ def test_a_crop_store_is_the_same_from_several_processes_and_after_an_interrupti
     assert path.stat().st_mtime_ns == written
 
 
+@pytest.mark.slow(3)
 def test_exams_that_show_too_little_are_listed_and_stop_no_strict_run(work, tmp_path):
     whole = cutter(work)
     coverage = []
@@ -303,6 +308,7 @@ def made_ids() -> list[str]:
 # -- guarantees -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(3)
 def test_a_run_that_is_killed_goes_on_bit_for_bit(work, cascade, model, monkeypatch):
     run = model / "regions" / "trunk"
     goal, calls = distil.coordinate_goal, []
@@ -324,6 +330,7 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(work, cascade, model, monkeypa
     assert equal(run, cascade / "regions" / "trunk")
 
 
+@pytest.mark.slow(3)
 def test_a_region_cannot_be_resumed_for_another_parent(work, model, capsys):
     run = model / "regions" / "trunk"
     assert regions(work, "--parent", model, "--region", "trunk", *CHILD) == 0
@@ -341,6 +348,7 @@ def test_a_region_cannot_be_resumed_for_another_parent(work, model, capsys):
     assert "is a run of a region of another model" in refused(capsys, *tree)
 
 
+@pytest.mark.slow(3)
 def test_the_model_is_copied_to_another_folder_with_the_regions_above(work, cascade, tmp_path, capsys):
     out = tmp_path / "out"
     settings = ["--parent", cascade, "--out", out, *CHILD]
@@ -365,6 +373,7 @@ def test_settings_of_a_region_are_legal_for_every_preset():
 # -- the start --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(3)
 def test_the_atlas_of_a_region_is_its_parents_seen_closer(cascade):
     from deepatlas.train.region import closer_atlas
 
@@ -383,6 +392,7 @@ def test_the_atlas_of_a_region_is_its_parents_seen_closer(cascade):
     assert torch.allclose(closer_atlas(model, middle, 5), torch.tensor(0.25))
 
 
+@pytest.mark.slow(3)
 def test_weights_of_another_shape_begin_anew(work, model):
     wider = ["network.features=16", "region.steps=0", "distil.steps=[]", "train.steps=[0,0]"]
     assert regions(work, "--parent", model, "--region", "trunk", *wider) == 0
@@ -421,6 +431,7 @@ def test_the_network_of_a_region_is_not_used_on_whole_exams(work, cascade):
 # -- bad input --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(3)
 def test_what_is_no_region_of_a_model_is_refused(work, cascade, tmp_path, capsys, monkeypatch):
     tree, model = ["--regions", work / "tree.toml"], work / "model"
     data = ["--data", work / "data"]
@@ -464,6 +475,7 @@ def test_what_is_no_region_of_a_model_is_refused(work, cascade, tmp_path, capsys
     assert "give --region NAME" in refused(capsys, *parent)
 
 
+@pytest.mark.slow(3)
 def test_a_store_serves_as_data_while_its_exams_are_there(work, made, tmp_path, capsys):
     data = shutil.copytree(work / "data", tmp_path / "data")
     from deepatlas.exams.build_store import prepare_cohort
