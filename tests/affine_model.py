@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+import deepatlas_ops as ops
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import ExamMap
 from deepatlas.model.fit import Fit
@@ -123,3 +124,8 @@ class AffineModel:
         return ExamMap(
             coords, hu.grid, hu, foreground_mask(hu.array), Fit(1.0, self.fit_threshold), image=volume
         )
+
+    def views(self, found: ExamMap, count: int, size: int) -> torch.Tensor:
+        """Views that differ by a millimetre."""
+        steps = torch.arange(count).reshape(count, 1, 1, 1, 1) / SCALE
+        return ops.resize(found.coords, (size,) * 3) + steps.float()

@@ -26,11 +26,6 @@ from deepatlas.model.exam_map import ExamMap
 from deepatlas.space.labels import Labels
 from deepatlas.space.volume import Volume
 
-# The template of a fold is made from so many exams at most, with every second voxel of their labels: more exams hardly
-# change it, and every fold has to be solved.
-FOLD_EXAMS = 48
-_STEP = (2, 2, 2)
-
 
 @dataclass(frozen=True)
 class Collected:
@@ -118,16 +113,18 @@ def tabulate(
 
 
 def _without(template: Template, others: list[Collected], drawn: Mapping[str, int]) -> Template | None:
-    """A template like the given one, from some of the exams of other folds that it was made from."""
-    usable = [e for e in others if not e.apart][:FOLD_EXAMS]
+    """A template like the given one, from the exams of other folds that it was made from.
+
+    It is made from all of them and from whole labels, as the given one was: a template of fewer exams, or of coarser
+    labels, has worse masks, and what is calibrated on these would say too little of all masks.
+    """
     labels = {name: drawn[name] for name in template.names if name in drawn}
     items = []
-    for exam in usable:
-        seg = exam.labels
-        step = [min(s, -(-n // 32)) for s, n in zip(_STEP, seg.grid.shape, strict=True)]
-        present = seg.ids()
-        named = frozenset(n for n, i in labels.items() if i in present)
-        items.append(LabelledExam(_float(exam.found).field, seg.subsampled(step), named))
+    for exam in others:
+        if not exam.apart:
+            present = exam.labels.ids()
+            named = frozenset(n for n, i in labels.items() if i in present)
+            items.append(LabelledExam(_float(exam.found).field, exam.labels, named))
     if not items:
         return None
     with warnings.catch_warnings():

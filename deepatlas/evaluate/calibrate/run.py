@@ -110,7 +110,10 @@ def calibrate(
 
 
 def figures(table: Table, cross: CrossFit) -> dict[str, Any]:
-    """How well predictions agree with what was drawn; next to a constant for every structure, its median."""
+    """How well predictions agree with what was drawn; next to a constant for every structure, its median.
+
+    ``"values"`` holds every row: the index of its structure, and its Dice, prediction and bound in thousandths.
+    """
     constant = np.empty_like(table.dice)
     for row in range(len(table.names)):
         own = table.structure == row
@@ -140,6 +143,12 @@ def figures(table: Table, cross: CrossFit) -> dict[str, Any]:
         "poor": _mean((table.dice < _POOR).astype(float)),
         "poor_without_worst_fifth": _mean((kept < _POOR).astype(float)),
         "structures": per,
+        "values": {
+            "structure": table.structure.tolist(),
+            "dice": _thousandths(table.dice),
+            "trust": _thousandths(cross.value),
+            "bound": _thousandths(cross.bound),
+        },
     }
 
 
@@ -177,6 +186,10 @@ def _with(template: Template, calibration: Calibration, facts: dict[str, Any]) -
     stored = replace(calibration, facts={**calibration.facts, **facts}).to_dict()
     # Only values of JSON lie in a template file.
     return replace(template, meta={**template.meta, "trust": json.loads(json.dumps(stored))})
+
+
+def _thousandths(values: NDArray[np.float64]) -> list[int]:
+    return [int(v) for v in np.rint(1000 * values)]
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:
