@@ -141,7 +141,8 @@ def test_exams_of_the_template_are_judged_by_templates_without_them(made, monkey
     root, model, template = made
     of_all = replace(template, meta={**template.meta, "exams": sorted(model.exams)})
     selection = Selection(find_cohort(root), sorted(model.exams)[:10])
-    exams = collect(model, selection, of_all, 2, 5)
+    drawn = {n: model.cohort.names[n] for n in NAMES}
+    exams = collect(model, selection, of_all, 2, 5, drawn)
     assert {e.apart for e in exams} == {False} and sorted({e.fold for e in exams}) == list(range(5))
     used = []
     from deepatlas.evaluate.calibrate import collect as module
@@ -153,7 +154,6 @@ def test_exams_of_the_template_are_judged_by_templates_without_them(made, monkey
         return whole(items, labels, size)
 
     monkeypatch.setattr(module, "estimate_template", watched)
-    drawn = {n: model.cohort.names[n] for n in NAMES}
     table = tabulate(model, of_all, exams, drawn)
     assert len(used) == 5 and len(table.dice) > 20
     for fold, names in enumerate(used):

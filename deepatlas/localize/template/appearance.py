@@ -136,6 +136,18 @@ class Counts:
                 counts[name] = counts.get(name, 0) + one
             self.exams[name] = self.exams.get(name, 0) + 1
 
+    @classmethod
+    def total(cls, parts: Sequence[Counts]) -> Counts:
+        """What was counted in several parts, of one kind of values, together."""
+        out = cls(parts[0].intensity)
+        for part in parts:
+            for mine, theirs in ((out.inside, part.inside), (out.around, part.around)):
+                for name, values in theirs.items():
+                    mine[name] = mine.get(name, 0) + values
+            for name, exams in part.exams.items():
+                out.exams[name] = out.exams.get(name, 0) + exams
+        return out
+
     def appearance(self, names: Iterable[str]) -> Appearance:
         """The logarithm of how much more often each value occurs inside a structure than around it.
 

@@ -184,8 +184,14 @@ class Template:
         return Template(self.masks[rows], tuple(kept), ids, self.meta, some_marks(self.marks, names), seen)
 
     def shape_only(self) -> Template:
-        """The template whose masks alone decide, whatever the structures look like."""
-        return replace(self, appearance=None)
+        """The template whose masks alone decide, whatever the structures look like.
+
+        A calibration (``meta["trust"]``) is about the masks that the image corrected, and is left out.
+        """
+        if self.appearance is None:
+            return self
+        meta = {key: value for key, value in self.meta.items() if key != "trust"}
+        return replace(self, appearance=None, meta=meta)
 
     def silenced(self, rows: Sequence[int]) -> Template:
         """The template where the masks alone decide about some structures."""

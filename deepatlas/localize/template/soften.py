@@ -22,12 +22,17 @@ from deepatlas.space.volume import Volume
 ERROR_MM = 3.0
 
 
-def with_appearance(template: Template, counts: Counts) -> Template:
+def with_appearance(
+    template: Template, counts: Counts, mm_per_unit: Sequence[float] | None = None
+) -> Template:
     """A template that has just been solved for, with what was counted in its examples.
+
+    ``mm_per_unit`` are the millimetres of a unit of the coordinates; None takes those of the template's ``meta``.
 
     Its masks become probabilities (see :func:`softened`), and ``meta["appearance"]`` says how they were made.
     """
-    masks = softened(template.masks, template.names, counts.exams, template.meta["mm_per_unit"])
+    scale: Sequence[float] = template.meta["mm_per_unit"] if mm_per_unit is None else mm_per_unit
+    masks = softened(template.masks, template.names, counts.exams, scale)
     about = {"error_mm": ERROR_MM, "exams": {n: counts.exams.get(n, 0) for n in template.names}}
     meta = template.meta | {"appearance": about}
     return replace(template, masks=masks, meta=meta, appearance=counts.appearance(template.names))
