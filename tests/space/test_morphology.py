@@ -25,6 +25,7 @@ def test_they_give_what_scipy_gives(shape, share):
         np.testing.assert_array_equal(opened(mask, axes), ndimage.binary_opening(mask, structure))
     slices = np.stack([ndimage.binary_fill_holes(axial) for axial in mask])
     np.testing.assert_array_equal(filled_slices(mask), slices)
+    np.testing.assert_array_equal(filled_slices(mask), ndimage.binary_fill_holes(mask, IN_PLANE))
 
 
 @pytest.mark.parametrize("turned", [False, True])
