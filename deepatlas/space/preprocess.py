@@ -16,7 +16,7 @@ from deepatlas.space.constants import AIR, FINE_SIZE, HU_RANGE, MODEL_SIZE
 from deepatlas.space.grid import Grid, Shape
 from deepatlas.space.intensity import filled, in_view, largest, tissue
 from deepatlas.space.labels import BoxMask, Labels
-from deepatlas.space.morphology import dilated, opened
+from deepatlas.space.morphology import dilated, filled_slices, opened
 from deepatlas.space.upright import upright
 from deepatlas.space.volume import Volume
 
@@ -33,9 +33,6 @@ _COARSE_MM = 4.0
 _BODY_THRESHOLD = -400.0
 # The side of the square that a full axial slice contains: smaller than the neck of an infant, larger than a tube.
 _SLICE_MM = 36.0
-# The neighbourhood of a voxel in its axial slice.
-_IN_PLANE = np.zeros((3, 3, 3), dtype=bool)
-_IN_PLANE[1] = ndimage.generate_binary_structure(2, 1)
 # A second region is a body part, such as the other leg, if it has at least this share of the largest one's volume.
 _COMPANION = 0.25
 # The number of overlapping structures that are resampled at once, each as one bit.
@@ -271,7 +268,7 @@ def midline_box(volume: Volume) -> tuple[Shape, Shape]:
 
 def _full_slices(body: NDArray[np.bool_], kernel: tuple[int, ...], volume: Volume) -> NDArray[np.bool_]:
     """Boolean ``[D]``: the axial slices from the first to the last full one, or all slices if none is full."""
-    filled = ndimage.binary_fill_holes(body, _IN_PLANE)
+    filled = filled_slices(body)
     x, y, _ = volume.grid.spacing
     square = (max(1, round(_SLICE_MM / (y * kernel[1]))), max(1, round(_SLICE_MM / (x * kernel[2]))))
     solid = ndimage.minimum_filter(filled.view(np.uint8), size=(1, *square), mode="constant")

@@ -9,7 +9,7 @@ from small_exams import oblique
 
 from deepatlas.space.grid import Grid
 from deepatlas.space.inside import inside
-from deepatlas.space.morphology import dilated, eroded, opened
+from deepatlas.space.morphology import dilated, eroded, filled_slices, opened
 
 IN_PLANE = np.zeros((3, 3, 3), dtype=bool)
 IN_PLANE[1] = ndimage.generate_binary_structure(2, 1)
@@ -23,6 +23,9 @@ def test_they_give_what_scipy_gives(shape, share):
         np.testing.assert_array_equal(eroded(mask, axes), ndimage.binary_erosion(mask, structure))
         np.testing.assert_array_equal(dilated(mask, axes), ndimage.binary_dilation(mask, structure))
         np.testing.assert_array_equal(opened(mask, axes), ndimage.binary_opening(mask, structure))
+    slices = np.stack([ndimage.binary_fill_holes(axial) for axial in mask])
+    np.testing.assert_array_equal(filled_slices(mask), slices)
+    np.testing.assert_array_equal(filled_slices(mask), ndimage.binary_fill_holes(mask, IN_PLANE))
 
 
 @pytest.mark.parametrize("turned", [False, True])
