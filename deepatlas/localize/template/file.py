@@ -199,7 +199,7 @@ class Template:
             return self
         odds = self.appearance.log_odds.copy()
         odds[list(rows)] = 0
-        return replace(self, appearance=Appearance(self.appearance.edges, odds))
+        return replace(self, appearance=replace(self.appearance, log_odds=odds))
 
     def check_model(self, fingerprint: str, name: str = "template") -> None:
         """Raise DeepAtlasError if the masks belong to the coordinate space of another model.
@@ -238,6 +238,7 @@ class Template:
                 # Only a checksum reveals a wrong digit.
                 f.create_dataset("marks", data=text, chunks=text.shape, fletcher32=True)
             if self.appearance is not None:
+                f.attrs["appearance_scale_mm"] = self.appearance.scale_mm
                 for name, data in (("edges", self.appearance.edges), ("log_odds", self.appearance.log_odds)):
                     f.create_dataset(f"appearance/{name}", data=data, chunks=data.shape, fletcher32=True)
             if not self.names:
@@ -278,7 +279,11 @@ class Template:
                 has_marks = version == VERSION_OF_MARKS or "marks" in f
                 marks = marks_from_json(f["marks"][()].tobytes().decode()) if has_marks else Markups()
                 seen = (
-                    Appearance(f["appearance/edges"][()], f["appearance/log_odds"][()])
+                    Appearance(
+                        f["appearance/edges"][()],
+                        f["appearance/log_odds"][()],
+                        float(f.attrs["appearance_scale_mm"]),
+                    )
                     if version == VERSION
                     else None
                 )
