@@ -16,6 +16,7 @@ from scipy.spatial.transform import Rotation
 from deepatlas.cli import main as cli
 from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.evaluate.metrics.dice import dice
+from deepatlas.localize import register as register_module
 from deepatlas.localize.register import Registration, register, register_known
 from deepatlas.localize.register_files import write_registration
 from deepatlas.model.field import CoordinateField, Piece, rim
@@ -179,6 +180,15 @@ def test_what_one_exam_does_not_show_is_outside_the_overlap():
     assert 0.3 < found.on_fixed.share < 0.5 and found.on_moving.share > 0.98
     below = (a.grid.places()[..., 2] < -15) & (a.array > 0)
     assert found.on_fixed.overlap[below].mean() > 0.98
+
+
+def test_a_map_that_leads_nowhere_in_the_other_exam_gives_nothing_of_it(monkeypatch):
+    a, _ = exam(GRIDS["coarse"], "a")
+    monkeypatch.setattr(
+        register_module, "_usable", lambda matches, transform: np.zeros(matches.body.shape, bool)
+    )
+    found = register(AffineModel(32), a, a, "rigid").on_fixed
+    assert found.share == 0 and not found.overlap.any() and (found.volume.array == AIR).all()
 
 
 def test_exams_without_anatomy_in_common_are_refused():

@@ -143,6 +143,11 @@ def test_what_looks_unlike_its_examples_is_drawn_by_its_mask_and_told(template):
     with pytest.warns(DataWarning, match="spleen would look unlike in the examples"):
         found = segment(model, Volume(values, ct.grid, "exam"), template)
     shape = segment(model, ct, template.shape_only())
+    # Its soft mask is the one by which it was drawn.
+    masks = dict(found.soft_masks())
+    level = 255 * template.thresholds[template.names.index("spleen")]
+    held = found.mask(LABELS["spleen"])
+    assert (masks["spleen"][held] >= level - 1).all() and (masks["spleen"][~held] < level + 1).mean() > 0.999
     # The neighbours keep theirs.
     both = found.mask(LABELS["spleen"]) ^ shape.mask(LABELS["spleen"])
     assert both.sum() < 0.01 * shape.mask(LABELS["spleen"]).sum()
