@@ -229,6 +229,7 @@ def test_two_exams_of_one_name_are_refused(data, template, tmp_path, capsys):
     assert exam_name(data / "scan.of.me.nii.gz") == "scan.of.me"
 
 
+@pytest.mark.slow(5)
 def test_prepare_and_phantom_write_their_folders(data, tmp_path, capsys):
     code, out, err = run(capsys, "prepare", data, tmp_path / "x", "--json", "--quiet", "--workers", 1)
     result = json.loads(out)

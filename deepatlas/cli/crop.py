@@ -258,13 +258,16 @@ def _boxes(args: argparse.Namespace, model: Model, source: list[ExamFiles]) -> d
     from deepatlas.io.export.markups import read_markups
     from deepatlas.localize.crop import box_of
     from deepatlas.localize.template.file import Template
+    from deepatlas.localize.template.marks import check_marks
     from deepatlas.model.known import known_exam
     from deepatlas.model.project_box import box_in_atlas
+    from deepatlas.space.markup import Markups
 
     if args.boxes:
         drawn = read_markups(args.boxes).boxes
         if not drawn:
             raise DataError(f"{args.boxes}: holds no box")
+        check_marks(Markups(boxes=drawn), str(args.boxes))
         volume = read_volume(source[0].ct, kind=source[0].kind)
         known = known_exam(model, volume)
         note_unknown(args, source[0].id, known.fit)

@@ -200,6 +200,9 @@ def _believer(args: argparse.Namespace, model: Model) -> Callable[[ExamFiles], E
 
     template = Template.load(args.trust)
     template.check_model(model.fingerprint, str(args.trust))
+    if args.refine is None:
+        # As a command does whose template is used for masks.
+        model.refine = template.meta.get("refine", 0)
     if not template.meta.get("trust"):
         print(f"{PROGRAM}: warning: {args.trust}: no errors in mm: {NOT_CALIBRATED}", file=sys.stderr)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 from deepatlas.cli.common import (
@@ -11,6 +12,7 @@ from deepatlas.cli.common import (
     Commands,
     add_command,
     add_model,
+    add_shape_only,
     add_strict,
     keep_names_of_masks,
     list_skipped,
@@ -28,6 +30,7 @@ from deepatlas.cli.known import (
     add_marks,
     add_masks,
     check_format,
+    image_of,
     knower,
     marks_of_each,
     one_each,
@@ -83,6 +86,7 @@ def add(commands: Commands) -> None:
         metavar="V",
         help="mask value in (0, 1] that counts (default: what preserves the volume of each structure)",
     )
+    add_shape_only(c)
     add_cache(c)
     add_strict(c)
 
@@ -126,11 +130,13 @@ def run(args: argparse.Namespace) -> int:
     refuse_overwriting(outputs, inputs)
     model = load_model(args)
     know, say = knower(args, model), progress_lines(args)
-    by_id = dict(zip(names, sources, strict=True))
+    # By the path, as exams of several folders may have one name.
+    by_path = {str(exam.ct): exam for exam in sources}
     examples = [Example(exam.ct, masks_of[row], marks_of[row], exam.id) for row, exam in enumerate(sources)]
     template = template_of(
-        model, examples, labels, know=lambda e: know(by_id[e.name]), strict=args.strict, progress=say
-    )
+        model, examples, labels, know=lambda e: know(by_path[str(e.exam)]), strict=args.strict, progress=say,
+        appearance=not args.shape_only,
+    )  # fmt: skip
     list_unknown(model, template.meta["fit"])
     if args.each and template.names:
         each = [mask_paths(args.out / name, template.names, image).values() for name in targets]
@@ -143,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
     done, failed, fits, counts = {}, {}, {}, {}
     for count, (name, exam) in enumerate(targets.items(), 1):
         try:
-            found = carry_template(know(exam), template, args.threshold)
+            found = carry_template(know(exam), template, args.threshold, partial(image_of, model, exam))
             note_unknown(args, name, found.fit)
         except DataError as error:
             if args.strict:

@@ -128,7 +128,8 @@ def read_labels_for(ct: Volume, path: Path, labels: dict[str, int], notes: list[
         ct: the CT of the exam.
         path: the segmentation, the exam file that holds it, or a folder with a mask for each structure.
         labels: ``{name: id}`` of the structures. The segments that the header of a ``.seg.nrrd`` of 3D Slicer names get
-            the ids of their names, whatever their label values are; case, spaces and punctuation do not count.
+            the ids of their names, whatever their label values are; case, spaces and punctuation do not count. Where
+            all of them have the names that 3D Slicer gives by itself, the label values are the ids.
         notes: as in :func:`read_volume`.
 
     Raises:
@@ -167,11 +168,11 @@ def _segmented(path: Path, segments: Segments, ids: Sequence[int | None]) -> tup
 
 
 def _ids_by_name(path: Path, segments: Segments, labels: dict[str, int]) -> list[int | None] | None:
-    """The id in ``labels`` of each segment, by its name; None where the label values of a plain image are the ids."""
+    """The id in ``labels`` of each segment, by its name; None where label values are the ids, as nobody named one."""
     spelled = {compact(name): identity for name, identity in labels.items()}
     ids = [spelled.get(compact(segment.name)) for segment in segments.segments]
     known = [identity for identity in ids if identity is not None]
-    if not known and not segments.layered:
+    if not known and not segments.layered and segments.unnamed:
         return None
     if len(set(known)) < len(known):
         raise DataError(f"{path}: two of its segments have one name in labels.json; rename or join them")

@@ -37,6 +37,8 @@ _READERS = {
 }
 SUFFIXES = tuple(_READERS)
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
+# The headers whose voxels may lie in another file.
+_DETACHED = (".nhdr", ".mhd")
 _CHECKS = {"NiftiImageIO": check_nifti, "NrrdImageIO": check_nrrd, "MetaImageIO": check_metaimage}
 
 # In a NIfTI-1: the longest side, and the bytes at which the sides and the voxels begin.
@@ -137,6 +139,21 @@ def voxel_file(path: Path) -> Path | None:
         return None
     beside = _CHECKS[_READERS[suffix]](path).beside
     return path.parent / beside if beside else None
+
+
+def files_of_image(path: Path) -> list[Path]:
+    """An image file and, beside a header (``.nhdr``, ``.mhd``), the files of the same name with another ending.
+
+    They may hold its voxels, so that a new size or time of one of them means another image. The header is not read.
+    Raises :class:`OSError` if its folder cannot be listed.
+    """
+    if path.suffix.lower() not in _DETACHED:
+        return [path]
+    stem = path.name[: -len(path.suffix)] + "."
+    return [
+        path,
+        *sorted(p for p in path.parent.iterdir() if p.name.startswith(stem) and p.name != path.name),
+    ]
 
 
 def write_volume(path: str | os.PathLike[str], volume: Volume) -> Path:

@@ -13,12 +13,13 @@ from scipy import ndimage
 
 from deepatlas.errors import DataError
 from deepatlas.localize.correspond import Matches
-from deepatlas.localize.register import Registration, register_known
+from deepatlas.localize.register import Registration, check_kind, register_known
 from deepatlas.localize.segment import segment_coordinates
 from deepatlas.localize.template.file import Template
 from deepatlas.localize.trust.estimate import ExamTrust, Trust, exam_trust
 from deepatlas.model.engine import Engine
 from deepatlas.model.known import KnownExam
+from deepatlas.space.constants import AIR
 from deepatlas.space.fit_affine import fit_rigid
 from deepatlas.space.labels import Labels
 from deepatlas.space.transform import Transform
@@ -148,9 +149,16 @@ class FollowUp:
         moved = sum(change.moved for change in self.changes)
         return f"FollowUp({len(self.changes)} structures, {moved} moved, {self.registration!r})"
 
+    @property
+    def known(self) -> bool | None:
+        """Whether the model knows both exams; None where it has no threshold. Of others all numbers mean nothing."""
+        known = self.registration.fixed_fit.known, self.registration.moving_fit.known
+        return None if None in known else all(known)
+
     def to_dict(self) -> dict[str, Any]:
         """The entries of results."""
         return {
+            "known": self.known,
             "structures": [change.to_dict() for change in self.changes],
             "aligned_by": self.aligned_by,
             "expected_error": {
@@ -190,18 +198,23 @@ def follow(
         expected_mm: the error of a structure's shift, by its name, where it is better known than by the alignment.
 
     Raises:
-        DeepAtlasError: the template belongs to another model, or the model has no coordinates.
+        DeepAtlasError: ``kind`` is another word, the template belongs to another model, or the model has no
+            coordinates.
         DataError: an exam shows no patient, the exams have no anatomy in common, or the template holds no mask.
     """
+    check_kind(kind)
     template.check_model(model.fingerprint)
     if not template.names:
         raise DataError("follow: the template holds no mask; give one with structures")
     maps = model.map_exam(before), model.map_exam(after)
-    exams = KnownExam.of(maps[0], before.grid, before.name), KnownExam.of(maps[1], after.grid, after.name)
+    exams = (
+        KnownExam.of(maps[0], before.grid, before.name, keep_image=True),
+        KnownExam.of(maps[1], after.grid, after.name, keep_image=True),
+    )
     found = register_known(before, after, *exams, kind, model.intensity)
     matches = found.matches
     rigid, aligned_by, fit_mm = _rigid(matches, before if model.intensity == "hu" else None)
-    drawn = [segment_coordinates(e.field, e.grid, template, threshold, e.body) for e in exams]
+    drawn = [segment_coordinates(e.field, e.grid, template, threshold, e.body, e.image) for e in exams]
     # Half the diagonals, which are the largest errors of a border, and two borders that do not err alike.
     voxel_mm = math.hypot(*(np.linalg.norm(e.grid.spacing) / 2 for e in exams))
     # What may be believed of both exams costs a few more passes, and tells nothing without a calibration.
@@ -228,7 +241,11 @@ def follow(
             )
         )
     overlap = found.on_fixed.overlap
-    difference = np.where(overlap, found.on_fixed.volume.array - before.array, 0).astype(np.float32)
+    a, b = before.array.astype(np.float32), found.on_fixed.volume.array
+    if model.intensity == "hu":
+        # What scanners fill the corners with, such as -3024, is air.
+        a, b = np.maximum(a, AIR), np.maximum(b, AIR)
+    difference = np.where(overlap, b - a, np.float32(0))
     image = Volume(difference, before.grid, before.name)
     return FollowUp(changes, image, found, rigid, aligned_by, fit_mm, voxel_mm, drawn[0], drawn[1])
 

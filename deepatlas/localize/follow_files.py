@@ -58,7 +58,10 @@ def write_follow_up(
     about = {"before": names[0], "after": names[1], **found.to_dict()}
     write_text(folder / NAMES[1], json.dumps(about, indent=1, allow_nan=False) + "\n")
     text = io.StringIO()
-    rows = [{k: v for k, v in change.to_dict().items() if k != "shift"} for change in found.changes]
+    rows = [
+        {k: v for k, v in change.to_dict().items() if k != "shift"} | {"known": found.known}
+        for change in found.changes
+    ]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = csv.DictWriter(text, columns, lineterminator="\n")
     table.writeheader()
@@ -98,9 +101,10 @@ def picture(path: Path, found: FollowUp, template: Template, before: Volume, nam
     seg_a = labels_resampled_to(found.before, small)
     seg_b = labels_resampled_to(moved.transform.pull(Labels.of(found.after), small), small)
     ids = dict(template.labels)
+    doubt = " (the model does not know such exams)" if found.known is False else ""
     window = _WINDOW if found.registration.intensity == "hu" else tuple(np.percentile(a, (1, 99)).tolist())
     figure, axes = panel_grid(
-        small.shape, small.spacing, 3, len(ids), f"{names[0]} to {names[1]}: what changed"
+        small.shape, small.spacing, 3, len(ids), f"{names[0]} to {names[1]}: what changed{doubt}"
     )
     where = choose_slices(seg_a.array)
     for row, plane in enumerate(PLANES):

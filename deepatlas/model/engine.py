@@ -312,9 +312,15 @@ class Engine:
         for note in odd:
             warnings.warn(f"{volume.name or 'exam'}: {note}", DataWarning, stacklevel=2)
         known = Fit(seen.fit, self.fit_threshold, (*notes, *odd))
-        return ExamMap(coords, look.hu.grid, look.hu, look.body, known, field.pieces)
+        return ExamMap(coords, look.hu.grid, look.hu, look.body, known, field.pieces, volume)
 
     def _looked(self, volume: Volume) -> Seen:
+        if "region" in self.card:
+            name = self.region.name
+            raise DeepAtlasError(
+                f"{self.name}: is the network of region {name}, which sees a part of an exam; give the model of whole "
+                f"exams, whose regions/{name} it is"
+            )
         return best_look(
             volume, self._see, size=self.size, crop=self.crop, intensity=self.intensity, device=self.device,
             longest_mm=self.card.get("view", {}).get("longest_mm"), known=self.fit_threshold,

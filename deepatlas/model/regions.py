@@ -171,13 +171,13 @@ def box_of_structures(
     for structure in structures:
         if structure not in template.names:
             raise DataError(
-                f"region {name}: the template holds no structure {structure}; "
+                f"the template holds no structure {structure}; "
                 f"{did_you_mean(structure, list(template.names))}"
             )
         rows.append(template.names.index(structure))
     held = np.logical_or.reduce(template.masks[rows] >= _INSIDE, axis=0)
     if not held.any():
-        raise DataError(f"region {name}: the masks of {', '.join(structures)} are empty")
+        raise DataError(f"the masks of {', '.join(structures)} are empty")
     low, high = np.empty(3), np.empty(3)
     for axis, n in enumerate(held.shape):
         used = np.flatnonzero(np.logical_or.reduce(held, axis=tuple(a for a in range(3) if a != axis)))
@@ -223,12 +223,12 @@ def _region(entry: Any, file: Path, template: Masks | None) -> Region:
             box = box_of_structures(name, entry["structures"], template, float(margin), (part[0], part[1]))
         else:
             box = Box.between(name, entry.get("low", ()), entry.get("high", ()))
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: its box cannot be read ({error})") from None
     except TemplateNeeded:
         raise
     except DataError as error:
-        raise DataError(f"{file}: {error}") from None
+        raise DataError(f"{where}: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: its box cannot be read ({error})") from None
     if np.abs(box.corners()).max() > 1 + 1e-6:
         raise DataError(f"{where}: its box leaves the atlas, whose coordinates are from -1 to 1")
     return Region(name, box, within, float(coverage))

@@ -15,6 +15,7 @@ from deepatlas.train.arguments import (
     add_data,
     add_run,
     add_test,
+    check_resume,
     data_arguments,
     finish_experiment,
     model_name,
@@ -68,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     regions.add_argument(
         "--workers",
-        type=int,
+        type=_workers,
         metavar="N",
         help="processes that cut the region out of the exams; default one for each core",
     )
@@ -90,6 +91,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
 
 
+def _workers(text: str) -> int:
+    """The type of ``--workers``: 0 is this process alone."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number, 0 or more, got {text}")
+    return int(text)
+
+
 # The options that take everything up to the next option, and those that a run keeps.
 _LISTS = ("test_exams", "template_exams", "structures")
 _REGIONS = ("parent", "region", "regions")
@@ -103,9 +111,12 @@ def run(arguments: argparse.Namespace) -> int:
     from deepatlas.train.experiment import Experiment
 
     move_settings(arguments, _LISTS)
+    regions = any(getattr(arguments, name) for name in _REGIONS)
+    if arguments.workers is not None and not (regions or arguments.resume):
+        raise DeepAtlasError("--workers is about regions of a model: give --parent M too")
     if arguments.regions and not arguments.parent and not arguments.region:
         return _run_tree(arguments)
-    if not arguments.resume and any(getattr(arguments, name) for name in _REGIONS):
+    if not arguments.resume and regions:
         from deepatlas.train.cascade import train_regions
 
         return train_regions(arguments)
@@ -122,16 +133,18 @@ def _run_tree(arguments: argparse.Namespace) -> int:
     """Train a model of whole exams, and then every region of a tree, which has its settings from that model."""
     from deepatlas.train.cascade import check_tree, finish_regions
     from deepatlas.train.experiment import Experiment
-    from deepatlas.train.folder import RESULT, read_run
+    from deepatlas.train.folder import RESULT
     from deepatlas.train.score import result_text
 
     check_tree(arguments.regions)
+    check_resume(arguments, _FIXED_WITH_TREE)
     if arguments.resume and (arguments.resume / RESULT).is_file() and not arguments.settings:
         # The model of whole exams has ended, and what is left is regions.
         folder, result = arguments.resume, json.loads((arguments.resume / RESULT).read_text(encoding="utf-8"))
     else:
+        # The processes are those that cut the regions.
         experiment, result = finish_experiment(
-            arguments,
+            argparse.Namespace(**vars(arguments) | {"workers": None}),
             lambda: Experiment.create(
                 _settings(arguments), _request(arguments), device=arguments.device, quiet=arguments.quiet
             ),
@@ -140,10 +153,7 @@ def _run_tree(arguments: argparse.Namespace) -> int:
         folder = experiment.folder
         if not arguments.json:
             print(result_text(folder, result))
-    request = read_run(folder)[1]
     options = dict.fromkeys((*_FIXED_WITH_TREE, "resume"), None) | {"settings": []}
-    # The exams that the template is made of, and the structures that are scored, are those of the model too.
-    options |= {"template_exams": request.template_exams, "structures": request.structures}
     options |= {k: getattr(arguments, k) for k in ("regions", "workers", "device", "quiet", "json", "strict")}
     regions = finish_regions(argparse.Namespace(**options | {"parent": str(folder)}))
     if arguments.json:

@@ -98,6 +98,16 @@ def run_experiment(
     return 0
 
 
+def check_resume(arguments: argparse.Namespace, fixed: Sequence[str]) -> None:
+    """Refuse options that a run keeps (``fixed``) beside ``--resume``."""
+    given = [name for name in fixed if getattr(arguments, name)] if arguments.resume else []
+    if given:
+        what = f"--{given[0].replace('_', '-')}"
+        raise DeepAtlasError(
+            f"--resume continues a run as it was set up: leave out {what}, or start a new --out"
+        )
+
+
 def finish_experiment(
     arguments: argparse.Namespace, begin: Callable[[], Experiment], fixed: Sequence[str]
 ) -> tuple[Experiment, dict[str, Any]]:
@@ -107,15 +117,15 @@ def finish_experiment(
     from deepatlas.train.resume import resume
 
     keep_freed_memory()
+    check_resume(arguments, fixed)
     if arguments.resume:
-        if given := [name for name in fixed if getattr(arguments, name)]:
-            what = f"--{given[0].replace('_', '-')}"
-            raise DeepAtlasError(
-                f"--resume continues a run as it was set up: leave out {what}, or start a new --out"
-            )
         check_name(arguments.resume, "a run")
         experiment = resume(
-            arguments.resume, arguments.settings, device=arguments.device, quiet=arguments.quiet
+            arguments.resume,
+            arguments.settings,
+            device=arguments.device,
+            quiet=arguments.quiet,
+            workers=getattr(arguments, "workers", None),
         )
     else:
         experiment = begin()

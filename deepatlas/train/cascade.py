@@ -33,6 +33,8 @@ from deepatlas.train.score import result_text
 ALL = "all"
 # The file in the folder of a model that holds its regions, where --regions does not name one.
 TREE = "regions.toml"
+# What a run is asked for; that of its parent, where nothing else is given.
+_ASKED = ("data", "split", "test", "test_exams", "template_exams", "structures")
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,9 @@ def _run(arguments: argparse.Namespace, target: Target, region: Region, *, go_on
     folder = target.run(region)
     parent = Parent.of(target.folder, target.tree.path(region.name))
     if go_on and (folder / CONFIG).is_file():
-        _, request = read_run(folder)
+        config, request = read_run(folder)
         _insist_on_same(folder, request.region, request.parent, region, parent)
+        _insist_on_asked(arguments, folder, config, request)
         run = RegionRun.resume(folder, arguments.settings, device=arguments.device, quiet=arguments.quiet)
     else:
         request = _request(arguments, target, region, parent)
@@ -166,6 +169,23 @@ def _insist_on_same(
     )
 
 
+def _insist_on_asked(arguments: argparse.Namespace, folder: Path, config: Config, request: Request) -> None:
+    """Refuse to go on with a run that was begun with other exams, structures or preset than are given now."""
+    given = data_arguments(arguments, folder) | {"template_exams": arguments.template_exams}
+    begun = request.to_dict() | {"preset": config.preset}
+    for key in _ASKED:
+        if given[key] is not None and given[key] != begun[key]:
+            break
+    else:
+        if arguments.preset in (None, config.preset):
+            return
+        key = "preset"
+    raise DeepAtlasError(
+        f"{folder}: was begun with another --{key.replace('_', '-')} ({begun[key]}); leave it out to go on with that, "
+        "or remove the folder"
+    )
+
+
 def _settings(arguments: argparse.Namespace, model: Engine) -> Config:
     start = preset(arguments.preset) if arguments.preset else model.config
     config = region_settings(start).override(arguments.settings).validate()
@@ -183,21 +203,15 @@ def _settings(arguments: argparse.Namespace, model: Engine) -> Config:
 def _request(arguments: argparse.Namespace, target: Target, region: Region, parent: Parent) -> Request:
     """What the run is asked for; without ``--data``, the exams of the parent's run."""
     out = target.run(region)
-    given = data_arguments(arguments, out)
+    given = data_arguments(arguments, out) | {"template_exams": arguments.template_exams}
     before = _exams_of_parent(arguments)
     if before is not None and not arguments.data:
         if arguments.test and before.data is None:
             raise DeepAtlasError(
                 "--test needs --data: the parent was trained on phantoms, and is tested on others"
             )
-        keys = ("data", "split", "test", "test_exams")
-        given |= {key: given[key] if given[key] is not None else getattr(before, key) for key in keys}
-    request = Request(
-        **given,
-        template_exams=arguments.template_exams,
-        region=region.to_dict(),
-        parent=parent.to_dict(),
-    )
+        given |= {key: given[key] if given[key] is not None else getattr(before, key) for key in _ASKED}
+    request = Request(**given, region=region.to_dict(), parent=parent.to_dict())
     return _held_out_as(Path(arguments.parent), before, request) if before else request
 
 

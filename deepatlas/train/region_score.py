@@ -66,7 +66,7 @@ def score_region(
             template, pictures = templates[there], there and not steps
             summary = evaluate(folder, name, root, template, request, split, log, pictures=pictures)
             kept = structures_in(template, region.box)
-            own = {n: s for n, s in summary["structures"].items() if n in kept}
+            own = {n: s for n, s in summary["structures"].items() if n in kept and s["dice"]["n"]}
             figure: dict[str, Any] = {
                 "dice": _mean(own, "dice"),
                 "hd95_mm": _mean(own, "hd95_mm"),
@@ -91,7 +91,9 @@ def score_region(
 
     result |= figures(0, "")
     if not result["structures"]:
-        log.say(f"no one-shot score: no structure of the template lies in region {region.name}")
+        log.say(
+            f"no one-shot score: no structure of the template lies in region {region.name} and was drawn in a test exam"
+        )
         del result["dice"]
     elif steps := config.refine.steps:
         result["refined"] = {"steps": steps} | figures(steps, "-refined")

@@ -24,7 +24,7 @@ from deepatlas.space.constants import AIR
 from deepatlas.space.fill_in import fill_in
 from deepatlas.space.grid import Grid
 from deepatlas.space.labels import BoxMask, Labels
-from deepatlas.space.transform import Transform
+from deepatlas.space.transform import Transform, within_faces
 from deepatlas.space.volume import Volume
 
 LPS = np.array([-1.0, -1.0, 1.0])
@@ -256,6 +256,14 @@ def test_a_transform_is_checked():
         Transform(np.zeros((4, 4)))
     with pytest.raises(DataError, match="no inverse"):
         Transform(np.eye(4), np.zeros((3, 4, 4, 4)), grid).inverse_of_affine()
+
+
+def test_a_volume_of_one_slice_ends_at_the_faces_of_its_voxels():
+    grid = Grid((1, 3, 4), np.diag([2.0, 2.0, 5.0, 1.0]))
+    places = np.array([[2.0, 2.0, z] for z in (-2.4, 2.4, 2.6, -2.6)] + [[6.9, 2.0, 0.0], [7.1, 2.0, 0.0]])
+    at = torch.from_numpy(grid.world_to_normalized(places).T.copy()).reshape(1, 3, -1, 1, 1)
+    found = within_faces(at, grid).flatten().tolist()
+    assert found == grid.covers(places).tolist() == [True, True, False, False, True, False]
 
 
 def test_overlaps_of_labels_are_pulled_along():

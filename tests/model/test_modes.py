@@ -59,7 +59,7 @@ def everything(model, data):
 
 @pytest.fixture(scope="module")
 def usual(path, data):
-    return everything(deepatlas.load(path, "cpu", refine=2, average=2), data)
+    return everything(deepatlas.load(path, "cpu", refine=1, average=2), data)
 
 
 def check_same(found, usual):
@@ -89,12 +89,16 @@ MODES = {
 }
 
 
+PAIRS = [pair for mode in MODES for pair in ((mode, mode), (mode, None), (None, mode))]
+
+
 @pytest.mark.parametrize(
-    ("loaded", "used"), [pair for mode in MODES for pair in ((mode, mode), (mode, None), (None, mode))]
+    ("loaded", "used"),
+    [pytest.param(*pair, marks=pytest.mark.slow(2) if None in pair else ()) for pair in PAIRS],
 )
 def test_results_are_the_same_in_every_mode(path, data, usual, loaded, used):
     with MODES.get(loaded, contextlib.nullcontext)():
-        model = deepatlas.load(path, "cpu", refine=2, average=2)
+        model = deepatlas.load(path, "cpu", refine=1, average=2)
     with MODES.get(used, contextlib.nullcontext)():
         check_same(everything(model, data), usual)
 

@@ -4,11 +4,10 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 from fast_settings import FAST
+from forked import Forked
 
 from deepatlas import checkpoint
 from deepatlas.exams.build_store import prepare_cohort
@@ -104,17 +103,11 @@ def test_a_full_disk_stops_the_run_in_one_line_and_it_goes_on_with_room(cohort, 
     # This run prepares the data.
     assert main([*start(cohort, tmp_path / "first"), "--quiet"]) == 0
     # A limit on the size of files stands for the end of the disk: the log fits, the checkpoint does not.
-    limited = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY));"
-        "from deepatlas.train.__main__ import main; sys.exit(main())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", limited, *start(cohort, out), "--quiet"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, encoding="utf-8", timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 1, done.stderr
-    assert f"{out / checkpoint.NAME}: cannot write: " in done.stderr and len(done.stderr.splitlines()) == 1
+    limited = ["100000", "deepatlas.train.__main__", *start(cohort, out), "--quiet"]
+    done = Forked("limited", limited, os.environ | {"OMP_NUM_THREADS": "1"}, tmp_path / "printed.txt")
+    _, error = done.communicate(timeout=300)
+    assert done.returncode == 1, error
+    assert f"{out / checkpoint.NAME}: cannot write: " in error and len(error.splitlines()) == 1
     assert not (out / checkpoint.NAME).exists() and not list(out.rglob(".*"))
     assert main(["--resume", str(out), "--quiet"]) == 0
 

@@ -234,6 +234,10 @@ def _gather(
         for name, (low, high) in boxes.items():
             if not exam.has(name, labels[name]):
                 continue
+            own = torch.from_numpy(exam.mask(labels[name])).flatten().to(index.device)
+            # A structure that subsampling has lost is not absent.
+            if not own.any():
+                continue
             near = usable.clone()
             # A sample more than one voxel away from the box reads no voxel of it.
             for axis in range(3):
@@ -241,7 +245,6 @@ def _gather(
             first, span = low[:, None].to(index), (high - low)[:, None].to(index)
             samples = gathered[name]
             samples.points.append((index[:, near] - first) * (2 / span) - 1)
-            own = torch.from_numpy(exam.mask(labels[name])).flatten().to(index.device)
             samples.values.append(own[near].to(index.dtype))
             if weighted:
                 weights = np.ones(exam.labels.grid.shape) if exam.weights is None else exam.weights
