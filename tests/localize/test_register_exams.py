@@ -231,6 +231,16 @@ def test_the_command_writes_both_directions_and_what_nibabel_reads(tmp_path, mon
             np.testing.assert_allclose(image.affine, grid.affine, atol=1e-4)
         vectors = nib.load(folder / "displacements.nii.gz")
         assert vectors.header.get_intent()[0] == "vector" and vectors.shape[3:] == (1, 3)
+    # Another kind of alignment leaves nothing of the first that does not belong to it.
+    assert cli.main([*argv, "--out", str(tmp_path / "out"), "--rigid", "--quiet"]) == 0
+    capsys.readouterr()
+    names = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")}
+    kept = {
+        f"{side}/{n}"
+        for side in ("on_fixed", "on_moving")
+        for n in ("moved.nii.gz", "overlap.nii.gz", "transform.h5")
+    }
+    assert names == kept | {"register.json"}
     before = (tmp_path / "a.nii.gz").read_bytes()
     # Where the outputs would lie on the inputs, and where there is nothing to write to.
     (tmp_path / "on_fixed").mkdir()
