@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import resource
-import sys
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from affine_model import GRIDS, LABELS, AffineModel, anatomy_template, exam
+from full_disk import small_files
 from mounted import run_mounted
 
 from deepatlas.cli import main as cli
@@ -41,20 +39,6 @@ def write_inputs(folder) -> None:
     write_volume(folder / "a-seg.nii.gz", Volume(speckled, seg.grid))
     (folder / "labels.json").write_text(json.dumps(LABELS))
     anatomy_template(32).save(folder / "t.h5")
-
-
-@contextmanager
-def small_files(size: int):
-    """Files may have so many bytes meanwhile; a longer one fails as on a full disk, in the middle of a write."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # Python would keep half of the bytecode of a module that is imported meanwhile.
-    written, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        sys.dont_write_bytecode = written
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,12 @@
 """Errors of a run, each in one line and without loss of work; and what it shows while it runs."""
 
 import json
-import os
 import re
 import shutil
 
 import pytest
 from fast_settings import FAST
-from forked import Forked
+from full_disk import small_files
 
 from deepatlas import checkpoint
 from deepatlas.exams.build_store import prepare_cohort
@@ -97,17 +96,14 @@ def test_a_damaged_checkpoint_or_config_is_one_line(finished, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_full_disk_stops_the_run_in_one_line_and_it_goes_on_with_room(cohort, tmp_path):
-    pytest.importorskip("resource")
+def test_a_full_disk_stops_the_run_in_one_line_and_it_goes_on_with_room(cohort, tmp_path, capsys):
     out = tmp_path / "run"
     # This run prepares the data.
     assert main([*start(cohort, tmp_path / "first"), "--quiet"]) == 0
     # A limit on the size of files stands for the end of the disk: the log fits, the checkpoint does not.
-    limited = ["100000", "deepatlas.train.__main__", *start(cohort, out), "--quiet"]
-    done = Forked("limited", limited, os.environ | {"OMP_NUM_THREADS": "1"}, tmp_path / "printed.txt")
-    _, error = done.communicate(timeout=300)
-    assert done.returncode == 1, error
-    assert f"{out / checkpoint.NAME}: cannot write: " in error and len(error.splitlines()) == 1
+    with small_files(100_000):
+        error = refused(start(cohort, out), capsys)
+    assert f"{out / checkpoint.NAME}: cannot write: " in error
     assert not (out / checkpoint.NAME).exists() and not list(out.rglob(".*"))
     assert main(["--resume", str(out), "--quiet"]) == 0
 
