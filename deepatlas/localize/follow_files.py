@@ -116,7 +116,7 @@ def picture(path: Path, found: FollowUp, template: Template, before: Volume, nam
         for column in range(3):
             draw_contours(axes[row][column], view.slice(seg_a.array, index), list(ids.values()))
         draw_contours(axes[row][1], view.slice(seg_b.array, index), list(ids.values()), "dotted")
-    note = "solid: structures in A; dotted: in B; orange: brighter in B, blue: darker; the patient's right is on the left"
+    note = "solid: structures in A; dotted: in B; orange: brighter in B, blue: darker; patient's right on the left"
     legend(figure, ids, note)
     save_figure(figure, path)
 
