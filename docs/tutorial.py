@@ -1,6 +1,6 @@
 """Take docs/tutorial-page.png, a picture of the page on phantoms. Run from the source tree, with Chromium installed.
 
-python docs/tutorial.py RUN        # a run on phantoms, such as that of the tutorial
+python docs/tutorial.py RUN        # a run on phantoms; the steps are those of the tutorial
 """
 
 from __future__ import annotations
@@ -29,10 +29,15 @@ def main(run: str) -> None:
     """Draw two patients, show them, mark a point and a box, and save the page."""
     with tempfile.TemporaryDirectory() as folder, browser() as chromium:
         deepatlas = [sys.executable, "-m", "deepatlas"]
-        subprocess.run([*deepatlas, "phantom", folder, "--exams", "2", "--seed", "1"], check=True)
-        exams = [f"{folder}/phantom_000{i}" for i in range(2)]
+        subprocess.run([*deepatlas, "phantom", folder, "--exams", "3", "--seed", "1"], check=True)
+        template = f"{folder}/template.h5"
+        one = ["--data", folder, "--exams", "phantom_0000"]
+        subprocess.run([*deepatlas, "template", "--model", run, *one, "--out", template], check=True)
+        exams = [f"{folder}/phantom_000{i}" for i in (1, 2)]
         server = subprocess.Popen(
-            [*deepatlas, "view", run, *exams, "--no-browser"], stdout=subprocess.PIPE, encoding="utf-8"
+            [*deepatlas, "view", run, *exams, "--template", template, "--no-browser"],
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
         )
         try:
             page = chromium.page(1280, 720)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+import deepatlas_ops as ops
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import ExamMap
 from deepatlas.model.fit import Fit
@@ -120,4 +121,11 @@ class AffineModel:
         if volume.name in self.maps:
             place = self.maps[volume.name](place)
         coords = torch.from_numpy(np.moveaxis(place / SCALE, -1, 0).copy()).float()[None]
-        return ExamMap(coords, hu.grid, hu, foreground_mask(hu.array), Fit(1.0, self.fit_threshold))
+        return ExamMap(
+            coords, hu.grid, hu, foreground_mask(hu.array), Fit(1.0, self.fit_threshold), image=volume
+        )
+
+    def views(self, found: ExamMap, count: int, size: int) -> torch.Tensor:
+        """Views that differ by a millimetre."""
+        steps = torch.arange(count).reshape(count, 1, 1, 1, 1) / SCALE
+        return ops.resize(found.coords, (size,) * 3) + steps.float()

@@ -77,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
     found.template.save(args.out)
     list_skipped(found.skipped)
     page = write_calibration(args.report, found) if args.report else None
-    data = {"template": str(args.out), "report": None if page is None else str(page), **found.figures}
+    shown = {key: value for key, value in found.figures.items() if key != "values"}
+    data = {"template": str(args.out), "report": None if page is None else str(page), **shown}
     print_result(args, data | {"skipped": found.skipped}, "\n".join([str(args.out), *summary_lines(found)]))
     return 0

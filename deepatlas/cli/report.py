@@ -11,6 +11,7 @@ from deepatlas.cli.common import (
     add_command,
     add_strict,
     add_template,
+    add_trust,
     add_use_of_model,
     list_skipped,
     load_model,
@@ -46,6 +47,7 @@ def add(commands: Commands) -> None:
         default="radiological",
         help="the patient's right on the left of the pictures (default), or on the right",
     )
+    add_trust(c)
     add_strict(c)
 
 
@@ -56,8 +58,9 @@ def run(args: argparse.Namespace) -> int:
     check_out_file(args.out, (".html", ".htm"))
     if args.model:
         return _exams(args)
-    if args.template:
-        raise DeepAtlasError(f"--template {args.template}: is for exams; give --model M as well")
+    for option, given in (("--template", args.template), ("--trust", args.trust)):
+        if given:
+            raise DeepAtlasError(f"{option}: is for exams; give --model M as well")
     if len(args.what) == 1:
         from deepatlas.report.run import report_run
 
@@ -87,7 +90,8 @@ def _exams(args: argparse.Namespace) -> int:
     model = load_model(args)
     template = load_template(args, model)
     fits, failed = report_exams(
-        model, template, exams, args.out, convention=args.convention, strict=args.strict, progress=progress_lines(args)
+        model, template, exams, args.out, convention=args.convention, trust=args.trust, strict=args.strict,
+        progress=progress_lines(args),
     )  # fmt: skip
     for name, fit in fits.items():
         note_unknown(args, name, fit)

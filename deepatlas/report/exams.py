@@ -11,18 +11,21 @@ from pathlib import Path
 import numpy as np
 
 from deepatlas.errors import DataError, DataWarning
+from deepatlas.evaluate.cascade_figure import cascade_figure
 from deepatlas.evaluate.exam_figure import WarpedAtlas, exam_figure
 from deepatlas.evaluate.score import LabelIds
 from deepatlas.exams.cohort import ExamFiles
 from deepatlas.exams.read import read_volume
-from deepatlas.localize.segment import find_structures, what_to_find
+from deepatlas.localize.segment import segment, what_to_find
 from deepatlas.localize.template.file import Template
+from deepatlas.localize.trust.estimate import Trust
 from deepatlas.model.engine import Engine
 from deepatlas.model.exam_map import ExamMap
 from deepatlas.model.fit import Fit
 from deepatlas.model.structures import Structures
 from deepatlas.pictures.draw import png_bytes
 from deepatlas.report.page import Section, write_page
+from deepatlas.report.trust import calibration_section
 from deepatlas.space.check_input import check_input
 from deepatlas.space.labels import Labels
 from deepatlas.space.volume import Volume
@@ -35,6 +38,7 @@ def report_exams(
     path: Path,
     *,
     convention: str = "radiological",
+    trust: bool = False,
     strict: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> tuple[dict[str, Fit], dict[str, str]]:
@@ -46,6 +50,7 @@ def report_exams(
         exams: the exams by their names.
         path: the HTML file to write.
         convention: how the pictures are turned, ``"radiological"`` or ``"neurological"``.
+        trust: also say how good every mask probably is, by a few more passes, and how the template was calibrated.
         strict: stop at the first exam that cannot be read or that the model does not know.
         progress: receives one line of text for each exam.
 
@@ -61,7 +66,7 @@ def report_exams(
     for count, (name, files) in enumerate(exams.items(), 1):
         try:
             volume = replace(read_volume(files.ct, kind=files.kind), name=name)
-            fit, section = _section(model, what, volume, name, convention)
+            fit, section = _section(model, what, volume, name, convention, trust)
             fit.warning(name, strict)
         except DataError as error:
             if strict:
@@ -79,16 +84,18 @@ def report_exams(
     headline = [(str(len(fits)), "exams"), (str(len(what.names)), "structures")]
     headline += [(str(unknown), "not known to the model")] if unknown else []
     about = [f"model {model.name} ({model.fingerprint})", f"{model.refine} steps of refinement"]
+    if trust and isinstance(what, Template) and (calibrated := calibration_section(what)):
+        sections.append(calibrated)
     title = f"Report of {next(iter(exams))}" if len(exams) == 1 else f"Report of {len(exams)} exams"
     write_page(path, title, sections, about=about, headline=headline)
     return fits, failed
 
 
 def _section(
-    model: Engine, what: Template | Structures, volume: Volume, name: str, convention: str
+    model: Engine, what: Template | Structures, volume: Volume, name: str, convention: str, trust: bool
 ) -> tuple[Fit, Section]:
-    found, labels = find_structures(model, volume, what)
-    fit = found.fit
+    labels = segment(model, volume, what, trust=trust)
+    fit, found = labels.fit, labels.found
     warning = fit.warning(name)
     with warnings.catch_warnings():
         # The network has said it already; it is in the notes.
@@ -106,15 +113,24 @@ def _section(
     notes.append(
         f"{' × '.join(map(str, volume.grid.shape[::-1]))} voxels of {spacing} mm, axes {volume.grid.axes}"
     )
-    header, rows = structure_table(labels, what.labels, volume if model.intensity == "hu" else None)
+    hu = volume if model.intensity == "hu" else None
+    header, rows = structure_table(labels, what.labels, hu, labels.trust)
+    if labels.trust:
+        notes += sorted({f"No trust: {one.reason}" for one in labels.trust.values() if one.value is None})
     pictures = {
         f"{name}: the exam, the warped atlas and the structures in three planes": png_bytes(figure, dpi=110)
     }
+    if isinstance(found, ExamMap) and found.field.pieces:
+        levels = cascade_figure(model, found.field, shown, f"{name}: the levels of the cascade", convention)
+        pictures[f"{name}: what the network of every level sees"] = png_bytes(levels, dpi=110)
     return fit, Section(name, warning, notes, pictures, header, rows)
 
 
 def structure_table(
-    labels: Labels, names: Mapping[str, int], ct: Volume | None = None
+    labels: Labels,
+    names: Mapping[str, int],
+    ct: Volume | None = None,
+    trust: Mapping[str, Trust] | None = None,
 ) -> tuple[list[str], list[list[str]]]:
     """The header and the cells of the structures of an exam.
 
@@ -122,8 +138,10 @@ def structure_table(
         labels: what was found, on the exam's own grid. Whole masks count, whatever lies on them.
         names: ``{name: id}`` of the structures.
         ct: the exam in Hounsfield units on the same grid, for their means; None leaves these out.
+        trust: how good each mask probably is; None leaves it out.
     """
     header = ["structure", "ml", "at the edge of the exam"] + (["mean HU", "std"] if ct else [])
+    header += ["trust: predicted Dice", "9 of 10 reach"] if trust is not None else []
     rows = []
     for name, identity in names.items():
         mask = labels.mask(identity)
@@ -133,6 +151,8 @@ def structure_table(
         if ct:
             values = ct.array[mask].astype(np.float64)
             row += [f"{values.mean():.0f}", f"{values.std():.0f}"] if count else ["", ""]
+        if trust is not None:
+            row += ["–" if v is None else f"{v:.2f}" for v in (trust[name].value, trust[name].bound)]
         rows.append(row)
     return header, rows
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from affine_model import ANATOMY, LABELS
+from believed import calibrated
 from made_evaluations import many, row, write_evaluation
 from served import STRANGER, KnowingModel, template, write_exams
 from small_exams import one_line
@@ -18,6 +19,8 @@ from deepatlas.cli.main import main
 from deepatlas.config import Config
 from deepatlas.errors import DataError
 from deepatlas.exams.cohort import ExamFiles, named_exams
+from deepatlas.exams.read import read_volume
+from deepatlas.localize.segment import segment
 from deepatlas.report.exams import report_exams
 from deepatlas.report.run import report_run
 
@@ -103,6 +106,33 @@ def test_an_exam_that_is_not_known_or_cannot_be_read_is_said(exams, tmp_path):
     assert not (tmp_path / "s.html").exists()
 
 
+def test_trust_has_its_columns_and_its_calibration_is_shown(exams, tmp_path):
+    model = KnowingModel()
+    names = list(LABELS)
+    believed = calibrated(template(model), tuple(names[1:]))
+    report_exams(model, believed, {"plain": exams["plain"]}, tmp_path / "r.html", trust=True)
+    page = Page(tmp_path / "r.html")
+    insist_on_self_contained(page)
+    assert page.rows[0][-2:] == ["trust: predicted Dice", "9 of 10 reach"]
+    rows = {row[0]: row[-2:] for row in page.rows[1 : 1 + len(names)]}
+    labels = segment(model, read_volume(exams["plain"].ct), believed, trust=True)
+    assert (
+        rows[names[0]] == ["–", "–"] and "No trust: no labelled exam of the calibration shows it" in page.text
+    )
+    for name in names[1:]:
+        one = labels.trust[name]
+        assert rows[name] == [f"{one.value:.2f}", f"{one.bound:.2f}"] and 0 < one.bound < one.value < 1
+    assert "How far trust can be believed" in page.text and len(page.pictures()) == 2
+    facts = believed.meta["trust"]["facts"]
+    first = [names[1], "20", f"{facts['structures'][names[1]]['dice']:.2f}"]
+    assert first in [row[:3] for row in page.rows]
+    # Without a calibration the reason is said, and nothing is shown that nobody knows.
+    report_exams(model, template(model), {"plain": exams["plain"]}, tmp_path / "s.html", trust=True)
+    plain = Page(tmp_path / "s.html")
+    assert "No trust: the template has no calibration" in plain.text
+    assert {tuple(row[-2:]) for row in plain.rows[1:4]} == {("–", "–")} and len(plain.pictures()) == 1
+
+
 def write_run(folder: Path) -> Path:
     """A run in the middle of its training."""
     folder.mkdir()
@@ -185,6 +215,7 @@ def test_the_command_reports_a_run_and_refuses_what_it_cannot(tmp_path, exams, c
         ([str(run), "--out", str(tmp_path / "r.pdf.csv")], "suffix of another format"),
         ([str(tmp_path), "--out", str(tmp_path / "s.html")], "no run"),
         ([exam, "--template", "headneck", "--out", str(tmp_path / "s.html")], "give --model M as well"),
+        ([exam, "--trust", "--out", str(tmp_path / "s.html")], "give --model M as well"),
         ([exam, "--model", "headneck", "--out", str(tmp_path / "s.html")], "needs --template"),
     ):
         assert main(["report", *arguments]) == 1

@@ -17,7 +17,7 @@ from served import STRANGER, Client, serving, session_of, shifted, write_exams
 from deepatlas.localize.trust.estimate import Trust
 from deepatlas.view import shown
 
-pytestmark = pytest.mark.slow(12)
+pytestmark = pytest.mark.slow(2)
 
 # What the tests ask the page; they look at its state and its pixels, and change nothing by it.
 HELP = Path(__file__).with_name("page_help.js").read_text(encoding="utf-8")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FILES = ("calibration.json", "calibration.png", "calibration.html")
+_LEGEND = 16
 
 
 def write_calibration(out: Path, found: Calibrated) -> Path:
@@ -34,7 +36,7 @@ def write_calibration(out: Path, found: Calibrated) -> Path:
     ]  # fmt: skip
     facts = found.figures | {"skipped": found.skipped, "values": rows}
     write_text(out / "calibration.json", json.dumps(facts, indent=1, allow_nan=False) + "\n")
-    png = save_figure(_figure(found), out / "calibration.png")
+    png = save_figure(calibration_figure(found.figures), out / "calibration.png")
     page = out / "calibration.html"
     text = render(
         "deepatlas.evaluate.calibrate", "calibration.jinja", figures=found.figures, plot=data_uri(png),
@@ -44,24 +46,31 @@ def write_calibration(out: Path, found: Calibrated) -> Path:
     return page
 
 
-def _figure(found: Calibrated) -> Figure:
-    """Predicted against true Dice with the bound, and the poor masks that are left as the worst are rejected."""
-    table, cross = found.table, found.cross
+def calibration_figure(figures: Mapping[str, Any]) -> Figure:
+    """Predicted against true Dice with the bound, and the poor masks that are left as the worst are rejected.
+
+    ``figures`` are those of :func:`~deepatlas.evaluate.calibrate.run.figures`, which lie in the template file as well.
+    """
+    names, values = list(figures["structures"]), figures["values"]
+    structure = np.array(values["structure"])
+    value, bound, dice = (np.array(values[key]) / 1000 for key in ("trust", "bound", "dice"))
     figure = new_figure(11, 5.2)
     left, right = figure.subplots(1, 2)
-    for row, name in enumerate(table.names):
-        own = table.structure == row
-        left.plot(cross.value[own], table.dice[own], ".", color=colour(row), label=name, markersize=6)
-    order = np.argsort(cross.value)
     left.plot([0, 1], [0, 1], color="#888", linewidth=1)
-    left.plot(cross.value[order], cross.bound[order], ",", color="#c2410c")
+    for row, name in enumerate(names):
+        own = structure == row
+        left.plot(value[own], dice[own], ".", color=colour(row + 1), label=name, markersize=6)
+    left.plot(value, bound, ",", color="#c2410c")
     left.plot([], [], color="#c2410c", label="90 % bound")
     left.set(
         xlabel="predicted Dice (trust)", ylabel="Dice within the slices in common", xlim=(0, 1), ylim=(0, 1)
     )
-    left.legend(fontsize=8, loc="upper left")
+    # Beyond some tens of structures a legend would hide the points.
+    if len(names) <= _LEGEND:
+        left.legend(fontsize=8, loc="upper left")
+    order = np.argsort(value, kind="stable")
     shares = np.linspace(0, 0.6, 31)
-    poor = [(table.dice[order[int(s * len(order)) :]] < 0.5).mean() for s in shares]
+    poor = [(dice[order[int(s * len(order)) :]] < 0.5).mean() for s in shares]
     right.plot(100 * shares, 100 * np.array(poor), color="#2563eb")
     right.set(
         xlabel="rejected, least trust first (%)", ylabel="masks left with a Dice under .5 (%)", ylim=(0, None)

@@ -89,14 +89,15 @@ def calibrate(
         raise DataError(
             f"{selection.cohort.labels_path}: shares no structure with the template ({', '.join(template.names)})"
         )
-    found = collect(model, selection, template, views, FOLDS, progress)
+    drawn = {name: labels[other] for name, other in met.items()}
+    found = collect(model, selection, template, views, FOLDS, drawn, progress)
     if len(found) < LEAST_EXAMS:
         why = next(iter(selection.skipped.values()), "no more are labelled")
         raise DataError(
             f"{cohort.root}: {len(found)} labelled exams can be used, and a calibration takes {LEAST_EXAMS}; give more "
             f"({why})"
         )
-    table = tabulate(model, template, found, {name: labels[other] for name, other in met.items()}, progress)
+    table = tabulate(model, template, found, drawn, progress)
     if len(np.unique(table.exam)) < LEAST_EXAMS or len(np.unique(table.fold)) < 2:
         raise DataError(
             f"{cohort.root}: masks of only {len(np.unique(table.exam))} exams can be judged, and a calibration takes "
@@ -104,12 +105,16 @@ def calibrate(
         )
     calibration, cross = calibrate_table(_seen(table), views)
     shown = figures(_seen(table), cross)
-    made = _with(template, calibration, {**shown, "exams": len(found), "folds": FOLDS})
+    used = {"exams": len(found), "folds": FOLDS, "refine": model.refine, "average": model.average}
+    made = _with(template, calibration, {**shown, **used})
     return Calibrated(made, _seen(table), cross, shown, selection.skipped)
 
 
 def figures(table: Table, cross: CrossFit) -> dict[str, Any]:
-    """How well predictions agree with what was drawn; next to a constant for every structure, its median."""
+    """How well predictions agree with what was drawn; next to a constant for every structure, its median.
+
+    ``"values"`` holds every row: the index of its structure, and its Dice, prediction and bound in thousandths.
+    """
     constant = np.empty_like(table.dice)
     for row in range(len(table.names)):
         own = table.structure == row
@@ -139,6 +144,12 @@ def figures(table: Table, cross: CrossFit) -> dict[str, Any]:
         "poor": _mean((table.dice < _POOR).astype(float)),
         "poor_without_worst_fifth": _mean((kept < _POOR).astype(float)),
         "structures": per,
+        "values": {
+            "structure": table.structure.tolist(),
+            "dice": _thousandths(table.dice),
+            "trust": _thousandths(cross.value),
+            "bound": _thousandths(cross.bound),
+        },
     }
 
 
@@ -176,6 +187,10 @@ def _with(template: Template, calibration: Calibration, facts: dict[str, Any]) -
     stored = replace(calibration, facts={**calibration.facts, **facts}).to_dict()
     # Only values of JSON lie in a template file.
     return replace(template, meta={**template.meta, "trust": json.loads(json.dumps(stored))})
+
+
+def _thousandths(values: NDArray[np.float64]) -> list[int]:
+    return [int(v) for v in np.rint(1000 * values)]
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:
