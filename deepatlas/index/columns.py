@@ -60,9 +60,10 @@ def column(row: int, kind: str) -> str:
 
 @dataclass(frozen=True)
 class Columns:
-    """The fields of one index, by the names of its structures and boxes."""
+    """The fields of one index, by the names of its structures and boxes; ``trust`` is whether it holds their trust."""
 
     structures: Sequence[str]
+    trust: bool = True
 
     def tables(self) -> dict[str, list[str]]:
         """The columns of each table, in their order, beside ``num``, by which the tables belong together.
@@ -95,6 +96,12 @@ class Columns:
         if kind not in KINDS:
             raise QueryError(
                 text, field.place, f"unknown property {field.kind}; a structure has {', '.join(KINDS)}"
+            )
+        if kind in ("trust", "bound") and not self.trust:
+            raise QueryError(
+                text,
+                field.place,
+                f"the index was made without --trust and knows no {kind}; make it again with it",
             )
         if field.name in self.structures:
             return column(self.structures.index(field.name), kind), NUMBER

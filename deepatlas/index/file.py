@@ -75,7 +75,7 @@ class IndexFile:
             self.about = self._read_about()
         except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
             raise self._error(error) from error
-        self.columns = Columns(self.about.structures)
+        self.columns = Columns(self.about.structures, self.about.trust)
 
     @classmethod
     def create(cls, path: Path, about: About) -> IndexFile:

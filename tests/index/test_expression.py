@@ -153,3 +153,12 @@ def test_ids_of_digits_are_words(text, want):
     db.executemany("INSERT INTO exams VALUES (?)", [("a",), ("12",), ("007",)])
     where, values = COLUMNS.where(parse(text), text)
     assert [i for (i,) in db.execute(f"SELECT id FROM exams WHERE {where} ORDER BY id", values)] == want
+
+
+@pytest.mark.parametrize("text", ["trust(heart) > 50", "liver >= 90 or not bound(liver) < 40"])
+def test_trust_that_an_index_lacks_is_said_and_not_taken_for_low(text):
+    COLUMNS.where(parse(text), text)
+    without = Columns(COLUMNS.structures, trust=False)
+    with pytest.raises(QueryError, match="made without --trust"):
+        without.where(parse(text), text)
+    assert without.where(parse("liver >= 90"), "liver >= 90")[1] == [90]
