@@ -19,6 +19,7 @@ from deepatlas.losses.similarity import freeze
 from deepatlas.nn import Atlas, Autoencoder, CoordinateNetwork
 from deepatlas.phantom.patients import PhantomCohort
 from deepatlas.presets import preset
+from deepatlas.train.allocator import keep_freed_memory
 from deepatlas.train.feed.augment import Augmentation
 from deepatlas.train.feed.batches import Batches, Drawn
 from deepatlas.train.feed.resident import TrainingArray
@@ -74,6 +75,8 @@ class Setting:
     batch: int
 
     def __post_init__(self):
+        # As every training run does.
+        keep_freed_memory()
         config, device = self.config, self.device
         torch.manual_seed(0)
         self.network = CoordinateNetwork(config.network).to(device)

@@ -20,16 +20,18 @@ device=cuda
 parts=parity,sanitizer,speed,training
 cases=cuda
 float32="cuda and float32"
+benchmarks=benchmarks/
 rows=cuda
 settings=()
 sanitizer=(compute-sanitizer --tool memcheck --error-exitcode 9)
 while [[ "${1:-}" == -* ]]; do
   case "$1" in
     --dry)
-      device=cpu cases="cpu and smoothness" float32="cpu and float32 and smoothness" rows="cpu and folds" sanitizer=(env)
+      device=cpu cases="cpu and smoothness" float32="cpu and float32 and smoothness" sanitizer=(env)
+      benchmarks=benchmarks/bench_jacobian.py rows="cpu and folds"
       settings=(phantom.train=3 phantom.test=1 phantom.spacing=8 network.size=16 network.fold=1 network.finest_level=0
         'network.channels=[8,16]' network.atlas_size=32 loss.size=16 coarse.steps=3 coarse.batch=2 'train.steps=[2,2]'
-        train.batch=2 train.head_steps=2 refine.steps=2 --structures heart liver brain)
+        train.batch=2 train.head_steps=2 refine.steps=0 --structures heart liver brain)
       ;;
     --parts) parts="${2:-}"; shift ;;
     *) usage ;;
@@ -60,6 +62,6 @@ part parity python -m pytest tests/ops/test_devices.py -q -k "$cases" --junitxml
 if command -v "${sanitizer[0]}" > /dev/null; then
   part sanitizer "${sanitizer[@]}" python -m pytest tests/ops/test_devices.py -q -k "$float32"
 fi
-part speed python -m pytest benchmarks/ --benchmark -q -k "$rows" --results "$work"
+part speed python -m pytest "$benchmarks" --benchmark -q -k "$rows" --results "$work"
 part training python -m deepatlas.train --device "$device" --quiet --out "$work/run" "${settings[@]}"
 exit $failed

@@ -85,9 +85,10 @@ def main() -> None:
     write_calibration(args.out, done)
     chosen = json.loads((args.data / "lists.json").read_text())["train_si180"]["validation"]
     selection = Selection(find_cohort(args.data / "validation"))
-    exams: list[Collected] = collect(model, selection, template, VIEWS, 1, print)
     labels = selection.cohort.labels
-    table = tabulate(model, template, exams, {n: labels[n] for n in template.names}, print)
+    drawn = {n: labels[n] for n in template.names}
+    exams: list[Collected] = collect(model, selection, template, VIEWS, 1, drawn, print)
+    table = tabulate(model, template, exams, drawn, print)
     rows = {name: row for row, name in enumerate(done.table.names)}
     table = replace(
         table, structure=np.array([rows[table.names[s]] for s in table.structure]), names=done.table.names

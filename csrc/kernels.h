@@ -78,14 +78,17 @@ const char* sample_backward_cuda(const SampleArgs& args, void* stream);
 struct ResizeArgs {
   // The type of source and target.
   Scalar scalar;
-  // batch * channels
+  // batch * channels; the batch if the channels lie beside each other.
   int64_t items;
+  // The number of values beside each other at each voxel: 1, or on the CPU the channels of tensors with
+  // channels last. All of them are resized alike.
+  int64_t beside = 1;
   // The shapes of the volume and of the resized volume.
   Shape3 in, out;
   // Forward the volume, backward the gradient of the resized volume.
-  const void* source;  // [items, in]; backward: [items, out]
+  const void* source;  // [items, in, beside]; backward: [items, out, beside]
   // Forward the resized volume, backward the gradient of the volume.
-  void* target;  // [items, out]; backward: [items, in]
+  void* target;  // [items, out, beside]; backward: [items, in, beside]
 };
 
 // Corner-aligned linear resizing and its adjoint, both deterministic on every device.

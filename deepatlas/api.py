@@ -6,6 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -26,6 +27,7 @@ from deepatlas.localize.template.drawn import read_drawn
 from deepatlas.localize.template.edit import Around
 from deepatlas.localize.template.examples import Example, template_of
 from deepatlas.localize.template.file import Template
+from deepatlas.localize.template.soften import seen
 from deepatlas.model.engine import Engine, Exam, read_exam
 from deepatlas.model.features import features
 from deepatlas.model.fit import Fit, UnknownExamWarning
@@ -35,6 +37,7 @@ from deepatlas.model.structures import Structures
 from deepatlas.space.box import Box
 from deepatlas.space.grid import Grid
 from deepatlas.space.markup import Markups
+from deepatlas.space.volume import Volume
 
 
 class Model(Engine):
@@ -230,7 +233,8 @@ class Model(Engine):
         template = self.template(examples, labels)
         found = []
         for target in targets:
-            found.append(carry_template(self._known(target), template, threshold))
+            look = partial(self._image, target)
+            found.append(carry_template(self._known(target), template, threshold, look))
             _warn(found[-1].fit, found[-1].exam)
         return found
 
@@ -335,7 +339,10 @@ class Model(Engine):
             box.check_model(self.fingerprint)
             box = box_of(box, name)
         volume = read_exam(exam)
-        drawn = None if labels is None else read_drawn(labels, volume.grid, volume.name or "exam")[0]
+        drawn = None
+        if labels is not None:
+            path = exam if isinstance(exam, str | os.PathLike) else None
+            drawn = read_drawn(labels, volume.grid, volume.name or "exam", source=path)[0]
         found = crop(known_exam(self, volume), volume, box, view, drawn, self.intensity)
         _warn(found.fit, volume.name)
         return found
@@ -355,6 +362,10 @@ class Model(Engine):
             DataError: the exam cannot be read, or shows no patient.
         """
         return features(self, exam, grid)
+
+    def _image(self, exam: Exam) -> Volume:
+        """An exam with values as the network takes them."""
+        return seen(read_exam(exam), self.intensity)
 
     def _known(self, exam: Exam, name: str = "") -> KnownExam:
         """The coordinates of an exam, from :attr:`cache` where it is a path and there is one."""

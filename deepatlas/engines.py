@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from deepatlas.errors import DataError, show_warning
+from deepatlas.errors import DataError, DeepAtlasError, show_warning
 from deepatlas.io.itk import simpleitk
 
 Job = TypeVar("Job")
@@ -237,9 +237,9 @@ def _serve(pipe: Connection) -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """An error that can be sent to another process."""
-    if type(error) is DataError:
-        return error
+    """An error that can be sent to another process; what a user can solve stays one line there."""
+    if isinstance(error, DeepAtlasError):
+        return DataError(error)
     return RuntimeError(f"{type(error).__name__}: {error}")
 
 

@@ -7,6 +7,7 @@ import io
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -121,6 +122,37 @@ def atomic_path(path: str | os.PathLike[str], *, private: bool = False) -> Itera
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+@contextmanager
+def staged(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a new folder whose files are moved into ``folder`` when the block ends without an error.
+
+    So several files appear together, whatever stops the process while they are made: after an error there is none of
+    them, nor an empty folder. Files of the same names are replaced. An :class:`OSError` is converted into a one-line
+    :class:`~deepatlas.errors.WriteError`, and errors name the files as they are called in ``folder``.
+    """
+    folder = Path(folder)
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    stage = folder / f".{secrets.token_hex(4)}.{os.getpid()}"
+    done = False
+    try:
+        stage.mkdir(parents=True)
+        yield stage
+        for path in sorted(path for path in stage.rglob("*") if path.is_file()):
+            target = folder / path.relative_to(stage)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+        done = True
+    except WriteError as error:
+        raise WriteError(str(error).replace(os.fspath(stage), os.fspath(folder))) from error
+    except OSError as error:
+        raise write_error(folder, error) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        for path in missing if not done else ():
+            with suppress(OSError):
+                path.rmdir()
 
 
 def write_text(path: str | os.PathLike[str], text: str, *, private: bool = False) -> None:

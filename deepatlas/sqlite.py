@@ -16,6 +16,11 @@ except ImportError:
     # On Windows.
     fcntl = None  # type: ignore[assignment]
 
+# The index that `deepatlas index` keeps in a data directory or a dataset unless another place is given, and what it has
+# beside it.
+INDEX = "index.sqlite"
+INDEX_FILES = (INDEX, f".{INDEX}.lock", f"{INDEX}-journal")
+
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import _check, _library, reference
@@ -72,15 +73,18 @@ def warp(volume: Tensor, displacement: Tensor, *, mode: str = "linear", padding:
         return _library.call("warp", reference.warp, volume, displacement, *options)
 
 
-def resize(volume: Tensor, size: Sequence[int]) -> Tensor:
+def resize(volume: Tensor, size: Sequence[int], *, channels_last: bool = False) -> Tensor:
     """Corner-aligned linear resizing, up or down: the first and the last voxel of each axis keep their places.
 
     Args:
         volume: [B, C, D, H, W], float64, float32, float16 or bfloat16, with any strides.
         size: (D, H, W) of the output, each at least 1.
+        channels_last: make the result, and the gradient of the volume, of the memory format
+            ``torch.channels_last_3d``. The CPU kernel reads and writes it as it is, so that features of convolutions
+            that prefer it need not be copied; on a GPU the result is copied.
 
     Returns:
-        [B, C, *size], in the dtype and on the device of ``volume``, contiguous.
+        [B, C, *size], in the dtype and on the device of ``volume``, contiguous unless ``channels_last``.
 
     The result is that of :func:`resample` at the identity coordinates of ``size``. So an output axis of size 1 lies at
     coordinate 0, the middle of the input axis, where ``torch.nn.functional.interpolate`` takes the first voxel. For
@@ -96,7 +100,7 @@ def resize(volume: Tensor, size: Sequence[int]) -> Tensor:
     _check.tensor("resize", "volume", volume)
     sizes = _check.size("resize", size)
     with _check.without_autocast(volume):
-        return _library.call("resize", reference.resize, volume, sizes)
+        return _library.call("resize", reference.resize, volume, sizes, bool(channels_last))
 
 
 def affine_resample(
@@ -206,32 +210,33 @@ _library.register(
 )
 
 
+def _resize_fake(volume: Tensor, size: Sequence[int], channels_last: bool = False) -> Tensor:
+    layout = torch.channels_last_3d if channels_last else torch.contiguous_format
+    return torch.empty(
+        (*volume.shape[:2], *size), dtype=volume.dtype, device=volume.device, memory_format=layout
+    )
+
+
 def _resize_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.size = inputs[0].shape[2:]
+    volume, _, ctx.channels_last = inputs
+    ctx.size = volume.shape[2:]
 
 
-def _resize_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    return _library.run("resize_backward", grad, list(ctx.size)), None
+def _adjoint_of(name: str) -> Callable[..., tuple[Tensor | None, ...]]:
+    """Autograd of resize and of its adjoint: each is linear, and the other one is its adjoint, called ``name``."""
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _library.run(name, grad, list(ctx.size), ctx.channels_last), None, None
+
+    return backward
 
 
-def _resize_twice_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    """resize is linear, so the adjoint of its adjoint is resize itself."""
-    return _library.run("resize", grad, list(ctx.size)), None
-
-
-_library.register(
-    "resize",
-    "(Tensor volume, SymInt[] size) -> Tensor",
-    reference.resize,
-    lambda volume, size: volume.new_empty((*volume.shape[:2], *size)),
-    setup_context=_resize_context,
-    backward=_resize_backward,
-)
-_library.register(
-    "resize_backward",
-    "(Tensor grad, SymInt[] size) -> Tensor",
-    reference.resize_backward,
-    lambda grad, size: grad.new_empty((*grad.shape[:2], *size)),
-    setup_context=_resize_context,
-    backward=_resize_twice_backward,
-)
+for _name, _other in (("resize", "resize_backward"), ("resize_backward", "resize")):
+    _library.register(
+        _name,
+        f"(Tensor {'volume' if _name == 'resize' else 'grad'}, SymInt[] size, bool channels_last=False) -> Tensor",
+        getattr(reference, _name),
+        _resize_fake,
+        setup_context=_resize_context,
+        backward=_adjoint_of(_other),
+    )

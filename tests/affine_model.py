@@ -121,7 +121,9 @@ class AffineModel:
         if volume.name in self.maps:
             place = self.maps[volume.name](place)
         coords = torch.from_numpy(np.moveaxis(place / SCALE, -1, 0).copy()).float()[None]
-        return ExamMap(coords, hu.grid, hu, foreground_mask(hu.array), Fit(1.0, self.fit_threshold))
+        return ExamMap(
+            coords, hu.grid, hu, foreground_mask(hu.array), Fit(1.0, self.fit_threshold), image=volume
+        )
 
     def views(self, found: ExamMap, count: int, size: int) -> torch.Tensor:
         """Views that differ by a millimetre."""

@@ -56,8 +56,10 @@ class Forked:
         return self.poll()
 
 
-def ranks(module: str, arguments: Sequence[str], environment: Mapping[str, str], count: int, folder: Path):
-    """As many processes of one job, which find each other as those of torchrun do; returns what each printed."""
+def start_ranks(
+    module: str, arguments: Sequence[str], environment: Mapping[str, str], count: int, folder: Path
+) -> list[Forked]:
+    """As many processes of one job, which find each other as those of torchrun do."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -67,7 +69,7 @@ def ranks(module: str, arguments: Sequence[str], environment: Mapping[str, str],
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
     }
-    started = [
+    return [
         Forked(
             module,
             arguments,
@@ -76,6 +78,11 @@ def ranks(module: str, arguments: Sequence[str], environment: Mapping[str, str],
         )
         for i in range(count)
     ]
+
+
+def ranks(module: str, arguments: Sequence[str], environment: Mapping[str, str], count: int, folder: Path):
+    """Run :func:`start_ranks` to its end; returns what each process printed."""
+    started = start_ranks(module, arguments, environment, count, folder)
     printed = [one.communicate(300)[1] for one in started]
     assert [one.returncode for one in started] == [0] * count, printed
     return printed

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
 
+from deepatlas.intake.dataset import quality
 from deepatlas.intake.run import pipeline
 from deepatlas.intake.run.options import Options, Summary
 
@@ -25,9 +26,15 @@ class Here:
 
 
 @contextmanager
-def in_this_process() -> Iterator[None]:
-    """Every engine that is opened in the block does its work here."""
-    with mock.patch.object(pipeline, "open_engine", lambda *_, **__: Here()):
+def in_this_process(histograms: bool = False) -> Iterator[None]:
+    """Every engine that is opened in the block does its work here.
+
+    The histograms of the report take half the time of a run of few exams, so most tests leave them out.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(pipeline, "open_engine", lambda *_, **__: Here()))
+        if not histograms:
+            stack.enter_context(mock.patch.object(quality, "_histograms", lambda exams: b""))
         yield
 
 
@@ -38,7 +45,15 @@ def fix_salt(dst: Path) -> None:
     (private / "salt").write_text("01" * 32)
 
 
-def prepare_here(src: Path, dst: Path, **options) -> Summary:
+def prepare_here(src: Path, dst: Path, *, histograms: bool = False, **options) -> Summary:
     """:func:`~deepatlas.intake.run.pipeline.prepare` without other processes and without progress."""
-    with in_this_process():
+    with in_this_process(histograms):
         return pipeline.prepare(src, dst, Options(progress=False, **{"workers": 1, **options}))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``deepatlas``, for forked.Forked."""
+    from deepatlas.cli.main import main as command
+
+    with in_this_process(histograms=True):
+        return command(list(arguments))

@@ -7,6 +7,7 @@ import http.client
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class KnowingModel(AffineModel):
     def map_exam(self, volume: Volume):
         found = super().map_exam(volume)
         fit = Fit(0.1 if volume.name == STRANGER else 0.8, 0.5)
-        return type(found)(found.coords, found.grid, found.hu, found.body, fit)
+        return replace(found, fit=fit)
 
 
 def template(model: AffineModel, size: int = 64) -> Template:

@@ -229,6 +229,7 @@ def test_two_exams_of_one_name_are_refused(data, template, tmp_path, capsys):
     assert exam_name(data / "scan.of.me.nii.gz") == "scan.of.me"
 
 
+@pytest.mark.slow(5)
 def test_prepare_and_phantom_write_their_folders(data, tmp_path, capsys):
     code, out, err = run(capsys, "prepare", data, tmp_path / "x", "--json", "--quiet", "--workers", 1)
     result = json.loads(out)
@@ -399,3 +400,14 @@ def test_an_unusual_exam_gives_one_line_without_a_line_of_code(data, template, t
     lines = [line for line in done.stderr.splitlines() if "no orientation" in line]
     assert len(lines) == 1 and lines[0].startswith("deepatlas: warning: odd.nii: "), done.stderr
     assert "Warning:" not in done.stderr and "warnings.warn" not in done.stderr
+
+
+def test_info_says_none_where_there_is_nothing():
+    from deepatlas.cli.info import _outline
+
+    assert _outline({"lines": [], "a": None, "b": {"c": [1, 2]}}) == [
+        "lines: none",
+        "a: none",
+        "b:",
+        "  c: 1, 2",
+    ]

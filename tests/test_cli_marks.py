@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import nibabel
 import numpy as np
@@ -109,6 +110,21 @@ def test_propagate_carries_masks_points_and_boxes_without_a_template(data, tmp_p
     )
     np.testing.assert_allclose(marks.lines[0].points, to_exam(LINES.lines[0].points), atol=0.05)
     np.testing.assert_allclose(marks.boxes[0].corners(), to_exam(BOXES.boxes[0].corners()), atol=0.1)
+
+
+def test_exams_of_one_name_keep_their_own_coordinates(data, tmp_path, capsys):
+    for name in ("e1", "e2"):
+        (tmp_path / name).mkdir()
+        shutil.copy(data / name / "ct.nii.gz", tmp_path / name / "img.nii.gz")
+    there = [Point(p.name, tuple(to_exam(p.position))) for p in POINTS.points]
+    write_markups(tmp_path / "there.csv", Markups(tuple(there)))
+    sources = [tmp_path / name / "img.nii.gz" for name in ("e1", "e2")]
+    code, _, err = run(capsys, "propagate", *AFFINE, "--from", *sources, "--points", data / "points.csv",
+                       tmp_path / "there.csv", "--to", data / "e1", "--out", tmp_path / "o", "--quiet")  # fmt: skip
+    assert (code, err) == (0, "")
+    found = read_markups(tmp_path / "o" / "e1.mrk.json").points
+    want = [p.position for p in POINTS.points]
+    np.testing.assert_allclose([p.position for p in found], want, atol=0.05)
 
 
 def test_a_template_holds_everything_and_is_described_and_used(data, tmp_path, capsys):
@@ -258,6 +274,7 @@ def test_coordinates_are_kept_in_a_folder_or_beside_the_run(data, tmp_path, caps
         )
     assert Passes.count == 2 and len(list((tmp_path / "c").iterdir())) == 2
     (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.pt").touch()
     for _ in range(2):
         assert run(capsys, *argv, "--model", tmp_path / "run", "--out", tmp_path / "f.csv", "--quiet")[0] == 0
     assert Passes.count == 4 and len(list((tmp_path / "run" / "coordinates").iterdir())) == 2
@@ -370,3 +387,18 @@ def test_masks_of_other_structures_keep_their_names(data, tmp_path, capsys):
         and "names other structures" in err
         and (tmp_path / "o" / "labels.json").read_text() == '{"nose": 1}'
     )
+
+
+def test_two_boxes_of_one_name_are_not_one_view(data, tmp_path, capsys):
+    boxes = tmp_path / "two.csv"
+    write_markups(boxes, Markups(boxes=(BOXES.boxes[0], BOXES.boxes[0].moved(np.diag([0.5, 0.5, 0.5, 1.0])))))
+    argv = ("crop", data / "e2", *AFFINE, "--boxes", boxes, "--from", data / "e1", "--out", tmp_path / "o")
+    code, _, err = run(capsys, *argv, "--quiet")
+    assert code == 1 and f"{boxes}: two boxes are called 'chest'; rename one of them" in err
+
+
+def test_locate_asks_for_a_suffix_that_tells_the_format(data, tmp_path, capsys):
+    argv = ["locate", *AFFINE, "--from", data / "e1", "--points", data / "points.csv", "--to", data / "e2"]
+    code, _, err = run(capsys, *argv, "--out", tmp_path / "found")
+    assert code == 1 and "has no suffix that tells the format" in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ import pytest
 
 from deepatlas import engines
 from deepatlas.engines import Died, default_workers, open_engine
-from deepatlas.errors import DataError
+from deepatlas.errors import DataError, WriteError
 
 
 def work(job: str) -> str:
@@ -28,6 +28,8 @@ def work(job: str) -> str:
         time.sleep(100)
     if job == "data":
         raise DataError("one line")
+    if job == "write":
+        raise WriteError("no room")
     if job == "bug":
         raise KeyError("x")
     if job == "pid":
@@ -75,6 +77,8 @@ def test_jobs_are_taken_as_they_are_needed(pool):
 def test_errors_of_the_work_are_raised(pool):
     with pytest.raises(DataError, match="one line"):
         list(pool.run(work, ["data"]))
+    with pytest.raises(DataError, match="no room"):
+        list(pool.run(work, ["write"]))
     with pytest.raises(RuntimeError, match="KeyError: 'x'"):
         list(pool.run(work, ["bug"]))
 

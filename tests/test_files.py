@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from deepatlas.errors import DeepAtlasError, WriteError
-from deepatlas.files import atomic_h5, atomic_path, write_error, write_text
+from deepatlas.files import atomic_h5, atomic_path, staged, write_error, write_text
 
 
 def test_a_file_appears_when_the_block_ends_and_the_temporary_name_keeps_the_suffix(tmp_path):
@@ -147,3 +147,40 @@ def test_a_full_disk(tmp_path):
 
 def test_white_space_in_messages_becomes_single_spaces():
     assert str(DeepAtlasError("a\n  b\tc")) == "a b c"
+
+
+def test_staged_files_appear_together_or_not_at_all(tmp_path):
+    folder = tmp_path / "new" / "out"
+    with staged(folder) as stage:
+        write_text(stage / "b" / "two.txt", "2")
+        write_text(stage / "one.txt", "1")
+        assert [p.name for p in folder.iterdir()] == [stage.name]
+    assert sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*")) == [
+        "b",
+        "b/two.txt",
+        "one.txt",
+    ]
+    with pytest.raises(ZeroDivisionError), staged(folder) as stage:
+        write_text(stage / "one.txt", "9")
+        raise ZeroDivisionError
+    assert (folder / "one.txt").read_text() == "1" and len(list(folder.iterdir())) == 2
+    with pytest.raises(KeyboardInterrupt), staged(tmp_path / "x" / "y") as stage:
+        raise KeyboardInterrupt
+    assert not (tmp_path / "x").exists()
+
+
+def test_errors_name_staged_files_as_they_will_be_called(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WriteError) as error, staged(tmp_path / "out") as stage:
+        write_text(stage / "one.txt", "1")
+        with atomic_path(stage / "a" / "two.txt"):
+            raise OSError(errno.ENOSPC, "x")
+    expected = f"{tmp_path / 'out' / 'a' / 'two.txt'}: cannot write: the disk is full"
+    assert str(error.value).startswith(expected) and not (tmp_path / "out").exists()
+    with pytest.raises(WriteError, match="a part of the path is a file"), staged(tmp_path / "file" / "out"):
+        pass
+    # A folder that was there before, and what lies in it, stays.
+    (tmp_path / "there").mkdir()
+    with pytest.raises(WriteError, match="disk is full"), staged(tmp_path / "there"):
+        raise OSError(errno.ENOSPC, "x")
+    assert list((tmp_path / "there").iterdir()) == []

@@ -74,7 +74,9 @@ class TruthModel:
                 coords + torch.tensor(self.errors[name], dtype=torch.float32).reshape(1, 3, 1, 1, 1) / SCALE
             )
         fit = 0.2 if name in self.unknown else 0.6 + 0.3 * (int(name[-2:]) % 7) / 7
-        return ExamMap(coords, hu.grid, hu, foreground_mask(hu.array), Fit(fit, self.fit_threshold))
+        return ExamMap(
+            coords, hu.grid, hu, foreground_mask(hu.array), Fit(fit, self.fit_threshold), image=volume
+        )
 
     def views(self, found: ExamMap, count: int, size: int) -> torch.Tensor:
         """Views that differ by about as much as the coordinates are wrong."""

@@ -123,6 +123,16 @@ def add_template(command: argparse.ArgumentParser) -> None:
         help="mask value in (0, 1] that counts for all structures (default: a value for every structure that "
         "preserves its volume in the template; for a model of `deepatlas finetune`, a probability of 0.5)",
     )
+    add_shape_only(command)
+
+
+def add_shape_only(command: argparse.ArgumentParser) -> None:
+    """Add ``--shape-only``."""
+    command.add_argument(
+        "--shape-only",
+        action="store_true",
+        help="let the masks alone decide, and not also what the structures look like in the image",
+    )
 
 
 def add_data(command: argparse.ArgumentParser, required: bool = True) -> None:
@@ -314,6 +324,8 @@ def load_template(args: argparse.Namespace, model: Model) -> Template | Structur
             + (f", or give --template {args.model}" if args.model in shipped() else "")
         )
     template = Template.load(args.template)
+    if getattr(args, "shape_only", False):
+        template = template.shape_only()
     if args.structures:
         template = template.select(args.structures, str(args.template))
     try:

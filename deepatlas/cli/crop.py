@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
             continue
         outputs.append(args.out / stem / "labels.json")
         for name in exams:
-            outputs += image_paths(args.out / stem, name, suffix, image, labels is not None)
+            outputs += image_paths(args.out / stem, name, suffix, image, labels)
     refuse_overwriting(outputs, inputs)
     rows, failed = _cut(args, model, exams, labels, boxes, stems, view, image)
     _write_table(args.out, rows)
@@ -219,7 +219,7 @@ def _cut(
                     for stem in stems.values():
                         write_text(args.out / stem / "labels.json", json.dumps(labels, indent=1) + "\n")
                     named = True
-                paths = write_images(folder, name, SUFFIXES[args.format], image, found, hounsfield)
+                paths = write_images(folder, name, SUFFIXES[args.format], image, found, hounsfield, labels)
                 row["file"] = str(paths[0])
             if say:
                 done = sum(bool(row["file"]) for row in rows if row["exam"] == name)
@@ -258,13 +258,16 @@ def _boxes(args: argparse.Namespace, model: Model, source: list[ExamFiles]) -> d
     from deepatlas.io.export.markups import read_markups
     from deepatlas.localize.crop import box_of
     from deepatlas.localize.template.file import Template
+    from deepatlas.localize.template.marks import check_marks
     from deepatlas.model.known import known_exam
     from deepatlas.model.project_box import box_in_atlas
+    from deepatlas.space.markup import Markups
 
     if args.boxes:
         drawn = read_markups(args.boxes).boxes
         if not drawn:
             raise DataError(f"{args.boxes}: holds no box")
+        check_marks(Markups(boxes=drawn), str(args.boxes))
         volume = read_volume(source[0].ct, kind=source[0].kind)
         known = known_exam(model, volume)
         note_unknown(args, source[0].id, known.fit)

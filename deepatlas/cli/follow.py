@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from deepatlas.exams.outputs import check_out_folder, files_of_exams, refuse_overwriting
     from deepatlas.exams.read import read_volume
+    from deepatlas.files import staged
     from deepatlas.localize.follow import follow
     from deepatlas.localize.follow_files import follow_paths, table_text, write_follow_up
     from deepatlas.localize.template.file import Template
@@ -70,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
     names = exams[0].id, exams[1].id
     if names[0] == names[1]:
         names = f"{names[0]} (A)", f"{names[1]} (B)"
-    write_follow_up(args.out, found, template, before, names)
+    with staged(args.out) as stage:
+        write_follow_up(stage, found, template, before, names)
     about = {"before": str(args.before), "after": str(args.after), "out": str(args.out), **found.to_dict()}
     moved = sum(change.moved for change in found.changes)
     text = f"{args.out}: {moved} of {len(found.changes)} structures moved by more than the expected error"

@@ -52,20 +52,21 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from deepatlas.exams.outputs import check_out_file, files_of_data, refuse_overwriting
     from deepatlas.index.build import IndexOptions, build_index, merge_indexes
-    from deepatlas.index.file import INDEX
     from deepatlas.index.work import Tools, template_digest
     from deepatlas.localize.template.file import Template
     from deepatlas.localize.trust.estimate import NOT_CALIBRATED
+    from deepatlas.sqlite import INDEX, INDEX_FILES
 
     if args.out is None and (args.shard or args.merge or len(args.data) > 1):
         raise DataError("index: give --out FILE, since several folders or shards have no index of their own")
     out = args.out or args.data[0] / INDEX
     check_out_file(out, (".sqlite", ".db"))
     if args.merge:
+        refuse_overwriting([out], args.data)
         count = merge_indexes(out, args.data, progress_lines(args))
         print_result(args, {"index": str(out), "exams": count}, f"{out}: {count} exams")
         return 0
-    read = [path for path in files_of_data(args.data) if path.name != INDEX]
+    read = [path for path in files_of_data(args.data) if path.name not in INDEX_FILES]
     refuse_overwriting([out], read + model_files(args))
     model = load_model(args)
     template = load_template(args, model)
@@ -73,8 +74,8 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(
             f"{args.model}: was trained on labels; an index needs coordinates, so a model of `train`"
         )
-    if args.average != 1 or args.threshold is not None:
-        raise DataError("index: --average and --threshold are not used; leave them out")
+    if args.average != 1 or args.threshold is not None or args.depth is not None:
+        raise DataError("index: --average, --threshold and --depth are not used; leave them out")
     if args.trust and not template.meta.get("trust"):
         raise DataError(f"{args.template}: {NOT_CALIBRATED}, or leave --trust out")
     names = (*template.names, *(box.name for box in template.marks.boxes))

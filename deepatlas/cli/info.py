@@ -95,5 +95,5 @@ def _outline(data: dict, indent: int = 0) -> list[str]:
             lines += [f"{pad}{key}:", *_outline(value, indent + 1)]
         else:
             text = ", ".join(map(str, value)) if isinstance(value, list) else value
-            lines.append(f"{pad}{key}: {'none' if value is None else text}")
+            lines.append(f"{pad}{key}: {'none' if value in (None, []) else text}")
     return lines

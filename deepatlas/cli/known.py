@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from deepatlas.exams.cohort import ExamFiles
     from deepatlas.model.known import KnownExam
     from deepatlas.space.markup import Markups
+    from deepatlas.space.volume import Volume
 
 # The formats of markups of one exam, as deepatlas.io.export.markups has them.
 FORMATS = ("mrk.json", "fcsv", "csv", "json")
@@ -55,6 +56,14 @@ def knower(args: argparse.Namespace, model: Model) -> Callable[[ExamFiles], Know
     return know
 
 
+def image_of(model: Model, files: ExamFiles) -> Volume:
+    """An exam with values as the network of a model takes them."""
+    from deepatlas.exams.read import read_volume
+    from deepatlas.localize.template.soften import seen
+
+    return seen(read_volume(files.ct, kind=files.kind), model.intensity)
+
+
 def add_masks(command: argparse.ArgumentParser, source: str) -> None:
     """Add ``--masks`` and ``--labels``; ``source`` is the option that gives the exams they belong to."""
     command.add_argument(
@@ -63,7 +72,8 @@ def add_masks(command: argparse.ArgumentParser, source: str) -> None:
         type=Path,
         metavar="F",
         default=[],
-        help=f"for each exam of {source} its label image, .seg.nrrd of 3D Slicer, or folder of masks",
+        help=f"for each exam of {source} its label image, .seg.nrrd of 3D Slicer, DICOM-SEG or RTSTRUCT of its "
+        "series, or folder of masks",
     )
     command.add_argument(
         "--labels",

@@ -114,6 +114,11 @@ def run(args: argparse.Namespace) -> int:
     else:
         if not single:
             check_out_file(out, (".csv", ".txt", ".json"))
+            if not out.suffix:
+                raise DataError(
+                    f"{out}: has no suffix that tells the format; give {out}.csv or {out}.json, or {out}/ for a folder "
+                    "with a file for each target"
+                )
         elif len(targets) > 1:
             raise DataError(
                 f"{out}: holds one exam, and there are {len(targets)} targets; give a folder with --format, or .csv or "
@@ -195,6 +200,9 @@ def _believer(args: argparse.Namespace, model: Model) -> Callable[[ExamFiles], E
 
     template = Template.load(args.trust)
     template.check_model(model.fingerprint, str(args.trust))
+    if args.refine is None:
+        # As a command does whose template is used for masks.
+        model.refine = template.meta.get("refine", 0)
     if not template.meta.get("trust"):
         print(f"{PROGRAM}: warning: {args.trust}: no errors in mm: {NOT_CALIBRATED}", file=sys.stderr)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 from deepatlas.cli.common import (
@@ -11,6 +12,7 @@ from deepatlas.cli.common import (
     Commands,
     add_command,
     add_model,
+    add_shape_only,
     add_strict,
     keep_names_of_masks,
     list_skipped,
@@ -28,6 +30,7 @@ from deepatlas.cli.known import (
     add_marks,
     add_masks,
     check_format,
+    image_of,
     knower,
     marks_of_each,
     one_each,
@@ -68,8 +71,8 @@ def add(commands: Commands) -> None:
     c.add_argument(
         "--suffix",
         default=".nii.gz",
-        choices=(".nii.gz", ".nii", ".nrrd", ".mha"),
-        help="format of the masks (default: .nii.gz)",
+        choices=(".nii.gz", ".nii", ".nrrd", ".mha", ".seg.nrrd"),
+        help="format of the masks (default: .nii.gz); .seg.nrrd is a segmentation of 3D Slicer with whole masks",
     )
     c.add_argument("--format", choices=FORMATS, default="mrk.json", help="of points, lines and boxes")
     c.add_argument(
@@ -83,6 +86,7 @@ def add(commands: Commands) -> None:
         metavar="V",
         help="mask value in (0, 1] that counts (default: what preserves the volume of each structure)",
     )
+    add_shape_only(c)
     add_cache(c)
     add_strict(c)
 
@@ -93,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     from deepatlas.exams.mask_files import mask_paths, write_masks
     from deepatlas.exams.outputs import check_out_folder, files_of_exams, refuse_overwriting
     from deepatlas.files import write_text
-    from deepatlas.io.codec import write_volume
+    from deepatlas.io.export.labels import write_labels
     from deepatlas.localize.found import carry_template
     from deepatlas.localize.found_files import write_each
     from deepatlas.localize.template.examples import Example, template_of
@@ -108,6 +112,8 @@ def run(args: argparse.Namespace) -> int:
     if len(sources) != len(args.sources):
         raise DataError(f"propagate: --from names {len(sources)} exams; give the folders of single exams")
     names = [exam.id for exam in sources]
+    # A mask of its own is an image, whatever holds them all.
+    image = ".nrrd" if args.suffix == ".seg.nrrd" else args.suffix
     masks_of = one_each(args.masks, names, "--masks", "--from")
     marks_of = marks_of_each(args, names, "--from")
     skipped: dict[str, str] = {}
@@ -124,14 +130,16 @@ def run(args: argparse.Namespace) -> int:
     refuse_overwriting(outputs, inputs)
     model = load_model(args)
     know, say = knower(args, model), progress_lines(args)
-    by_id = dict(zip(names, sources, strict=True))
+    # By the path, as exams of several folders may have one name.
+    by_path = {str(exam.ct): exam for exam in sources}
     examples = [Example(exam.ct, masks_of[row], marks_of[row], exam.id) for row, exam in enumerate(sources)]
     template = template_of(
-        model, examples, labels, know=lambda e: know(by_id[e.name]), strict=args.strict, progress=say
-    )
+        model, examples, labels, know=lambda e: know(by_path[str(e.exam)]), strict=args.strict, progress=say,
+        appearance=not args.shape_only,
+    )  # fmt: skip
     list_unknown(model, template.meta["fit"])
     if args.each and template.names:
-        each = [mask_paths(args.out / name, template.names, args.suffix).values() for name in targets]
+        each = [mask_paths(args.out / name, template.names, image).values() for name in targets]
         refuse_overwriting([path for paths in each for path in paths], inputs)
     held = template.marks
     check_format(args.format, len(held.points), len(held.lines), len(held.boxes))
@@ -141,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
     done, failed, fits, counts = {}, {}, {}, {}
     for count, (name, exam) in enumerate(targets.items(), 1):
         try:
-            found = carry_template(know(exam), template, args.threshold)
+            found = carry_template(know(exam), template, args.threshold, partial(image_of, model, exam))
             note_unknown(args, name, found.fit)
         except DataError as error:
             if args.strict:
@@ -153,9 +161,10 @@ def run(args: argparse.Namespace) -> int:
             if not done:
                 # Before the first mask, so that none is there without the names of its structures.
                 write_text(args.out / "labels.json", table)
-            written.append(write_volume(args.out / f"{name}{args.suffix}", found.labels))
+            written.append(args.out / f"{name}{args.suffix}")
+            write_labels(written[-1], found.labels, template.labels)
             if args.each:
-                write_masks(args.out / name, found.labels, template.labels, args.suffix)
+                write_masks(args.out / name, found.labels, template.labels, image)
         if found.count:
             files, notes = write_each(args.out, {name: found}, f".{args.format}")
             written += files

@@ -116,6 +116,10 @@ def _outliers(args: argparse.Namespace, index: IndexFile) -> int:
     data: dict[str, Any] = {"outliers": [dict(zip(columns, row, strict=True)) for row in rows]}
     text = _table(args, columns, rows)
     if args.map:
+        if not (args.exam or found):
+            raise DataError(
+                f"{index.path}: no exam can be compared with the others; give --exam ID, or leave --map out"
+            )
         exam = args.exam or found[0].id
         data |= {"exam": exam, "map": str(_write_map(args, index, exam))}
         text += f"\n{args.map}: where {exam} departs from the cohort, in standard deviations"

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
     from deepatlas.exams.outputs import check_out_folder, files_of_exams, refuse_overwriting
     from deepatlas.exams.read import read_volume
-    from deepatlas.files import write_text
+    from deepatlas.files import staged, write_text
     from deepatlas.localize.register import register
     from deepatlas.localize.register_files import registration_paths, write_registration
 
@@ -77,14 +77,20 @@ def run(args: argparse.Namespace) -> int:
     found = register(model, fixed, moving, args.kind)
     note_unknown(args, str(args.fixed), found.fixed_fit)
     note_unknown(args, str(args.moving), found.moving_fit)
-    files = write_registration(args.out, found, args.displacements)
-    about = {
-        "fixed_exam": str(args.fixed),
-        "moving_exam": str(args.moving),
-        **found.to_dict(),
-        "files": files,
-    }
-    write_text(args.out / "register.json", json.dumps(about, indent=1, allow_nan=False) + "\n")
+    with staged(args.out) as stage:
+        written = write_registration(stage, found, args.displacements)
+        files = {name: str(args.out / Path(path).relative_to(stage)) for name, path in written.items()}
+        about = {
+            "fixed_exam": str(args.fixed),
+            "moving_exam": str(args.moving),
+            **found.to_dict(),
+            "files": files,
+        }
+        write_text(stage / "register.json", json.dumps(about, indent=1, allow_nan=False) + "\n")
+    # An earlier run of another kind may have left files that this one does not write.
+    for path in registration_paths(args.out, True):
+        if str(path) not in files.values():
+            path.unlink(missing_ok=True)
     there = found.on_fixed
     text = f"{args.out}: {there.share:.0%} of the body of {exams[0].id} found in {exams[1].id}"
     print_result(args, about, f"{text}, {there.folds:.1%} of it folded" if there.folded else text)

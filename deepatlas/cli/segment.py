@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +33,15 @@ from deepatlas.cli.common import (
 from deepatlas.errors import PROGRAM, DataError, WriteError
 
 if TYPE_CHECKING:
+    from deepatlas.api import Model
     from deepatlas.exams.cohort import ExamFiles
     from deepatlas.localize.measure import StructureStatistics
+    from deepatlas.localize.measure_files import StatisticsFiles
     from deepatlas.localize.segment import Segmentation
+    from deepatlas.localize.template.file import Template
     from deepatlas.localize.trust.estimate import Trust
+    from deepatlas.model.fit import Fit
+    from deepatlas.model.structures import Structures
 
 # The folder of soft masks, in that of an exam.
 PROBABILITIES = "probabilities"
@@ -60,9 +68,9 @@ def add(commands: Commands) -> None:
     kind = c.add_mutually_exclusive_group()
     kind.add_argument(
         "--format",
-        choices=("nifti", "nrrd", "dicom-seg", "rtstruct"),
-        help="what is written for each exam (default: nifti); DICOM needs exams that are DICOM series, to which it "
-        "refers, and names the patient as they do",
+        choices=("nifti", "nrrd", "seg-nrrd", "dicom-seg", "rtstruct"),
+        help="what is written for each exam (default: nifti); seg-nrrd is a segmentation of 3D Slicer, with whole "
+        "masks; DICOM needs exams that are DICOM series, to which it refers, and names the patient as they do",
     )
     kind.add_argument(
         "--suffix",
@@ -88,7 +96,7 @@ def add(commands: Commands) -> None:
         "--statistics",
         action="store_true",
         help="also write statistics.json and statistics.csv: volume, Hounsfield units, box, centre, and the share of "
-        "every structure that the exam shows",
+        "every structure that the exam shows; exams that these files hold already stay in them",
     )
     c.add_argument(
         "--preview",
@@ -110,11 +118,9 @@ def run(args: argparse.Namespace) -> int:
     from deepatlas.exams.cohort import named_exams
     from deepatlas.exams.mask_files import mask_paths
     from deepatlas.exams.outputs import check_out_folder, files_of_exams, refuse_overwriting
-    from deepatlas.exams.read import read_with_series
-    from deepatlas.io.export.labels import DICOM, FORMATS, write_labels
-    from deepatlas.localize.measure import write_statistics
-    from deepatlas.localize.preview import write_preview
-    from deepatlas.localize.segment import segment
+    from deepatlas.io.export.labels import DICOM
+    from deepatlas.localize.measure_files import NAMES as STATISTICS
+    from deepatlas.localize.measure_files import StatisticsFiles
 
     if args.labelmap and args.format != "dicom-seg":
         raise DataError("--labelmap: is a form of DICOM-SEG; give --format dicom-seg as well")
@@ -128,16 +134,13 @@ def run(args: argparse.Namespace) -> int:
     exams = named_exams(args.exams, skipped)
     refuse_skipped(args, skipped)
     inputs = files_of_exams(exams.values()) + model_files(args)
-    suffix = args.suffix or FORMATS[args.format or "nifti"]
-    dicom = args.format in DICOM
-    # Masks beside a DICOM object are images, too.
-    image = ".nii.gz" if dicom else suffix
+    suffix, image = _files(args)
     # A DICOM object names its own structures.
-    named = not dicom or args.masks or args.probabilities
+    named = args.format not in DICOM or args.masks or args.probabilities
     outputs = [args.out / f"{name}{suffix}" for name in exams]
     outputs += [args.out / table for table in TABLES if named]
     if args.statistics:
-        outputs += [args.out / "statistics.json", args.out / "statistics.csv"]
+        outputs += [args.out / name for name in STATISTICS]
     if args.preview:
         outputs += [args.out / f"{name}.png" for name in exams]
     refuse_overwriting(outputs, inputs)
@@ -151,11 +154,66 @@ def run(args: argparse.Namespace) -> int:
     names = json.dumps(template.labels, indent=1) + "\n"
     if named:
         keep_names_of_masks(args.out / "labels.json", names)
-    say, done, fits, failed = progress_lines(args), {}, {}, {}
-    notes: dict[str, list[str]] = {}
-    trust: dict[str, dict[str, Any]] = {}
-    untold: set[str] = set()
-    measured: dict[str, list[StructureStatistics]] = {}
+    held = _Results()
+    with ExitStack() as stack:
+        # What was measured is kept also where the run is stopped.
+        tables = stack.enter_context(StatisticsFiles(args.out)) if args.statistics else None
+        _segment(args, model, template, exams, held, names if named else "", tables)
+    list_skipped(skipped | held.failed)
+    data = {
+        "segmented": held.done,
+        "exams": {n: f.to_dict() | held.trust.get(n, {}) for n, f in held.fits.items()},
+        "failed": held.failed,
+        "skipped": skipped,
+    }
+    if held.notes:
+        data["left_out"] = held.notes
+    if held.measured:
+        data["statistics"] = {n: [s.to_dict() for s in rows] for n, rows in held.measured.items()}
+    unknown = sum(f.known is False for f in held.fits.values())
+    text = f"{args.out}: {len(held.done)} of {len(exams)} exams segmented"
+    print_result(args, data, f"{text}, {unknown} of them not known to the model" if unknown else text)
+    return 1 if held.failed else 0
+
+
+@dataclass
+class _Results:
+    """What became of the exams, by their names: files, fits, remarks, measures, and why others failed."""
+
+    done: dict[str, str] = field(default_factory=dict)
+    fits: dict[str, Fit] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, list[str]] = field(default_factory=dict)
+    trust: dict[str, dict[str, Any]] = field(default_factory=dict)
+    measured: dict[str, list[StructureStatistics]] = field(default_factory=dict)
+
+
+def _files(args: argparse.Namespace) -> tuple[str, str]:
+    """The suffixes of what is written for each exam, and of the images beside it."""
+    from deepatlas.io.export.labels import DICOM, FORMATS
+
+    suffix = args.suffix or FORMATS[args.format or "nifti"]
+    # Masks beside a DICOM object or a segmentation are images, too.
+    return suffix, ".nii.gz" if args.format in DICOM else ".nrrd" if args.format == "seg-nrrd" else suffix
+
+
+def _segment(
+    args: argparse.Namespace,
+    model: Model,
+    template: Template | Structures,
+    exams: Mapping[str, ExamFiles],
+    held: _Results,
+    names: str,
+    tables: StatisticsFiles | None,
+) -> None:
+    """Segment the exams one after another; ``names`` is the text of labels.json, empty where none is written."""
+    from deepatlas.exams.read import read_with_series
+    from deepatlas.io.export.labels import DICOM, write_labels
+    from deepatlas.localize.preview import write_preview
+    from deepatlas.localize.segment import segment
+
+    say, untold = progress_lines(args), set[str]()
+    (suffix, image), dicom = _files(args), args.format in DICOM
     for count, (name, exam) in enumerate(exams.items(), 1):
         path = args.out / f"{name}{suffix}"
         try:
@@ -166,7 +224,7 @@ def run(args: argparse.Namespace) -> int:
                 model, volume, template, args.threshold, trust=args.trust, least_trust=args.min_trust
             )
             note_unknown(args, name, labels.fit)
-            if not done and not dicom:
+            if not held.done and not dicom:
                 # Before the first mask, so that none is there without the names of its structures.
                 _write_tables(args.out, template.labels, names)
             lost = write_labels(
@@ -184,16 +242,16 @@ def run(args: argparse.Namespace) -> int:
         except DataError as error:
             if args.strict:
                 raise
-            failed[name] = str(error)
+            held.failed[name] = str(error)
             continue
-        if not done and dicom and named:
+        if not held.done and dicom and names:
             _write_tables(args.out, template.labels, names)
-        done[name], fits[name] = str(path), labels.fit
+        held.done[name], held.fits[name] = str(path), labels.fit
         if labels.trust is not None:
-            trust[name] = {"structures": {s: t.to_dict() for s, t in labels.trust.items()}}
+            held.trust[name] = {"structures": {s: t.to_dict() for s, t in labels.trust.items()}}
             _note_trust(name, labels.trust, args.min_trust, untold)
         if lost:
-            notes[name] = lost
+            held.notes[name] = lost
         _write_masks(args, name, labels, image)
         if args.preview:
             write_preview(
@@ -202,29 +260,20 @@ def run(args: argparse.Namespace) -> int:
                 labels,
                 labels.names,
                 hounsfield=model.intensity == "hu",
-                title=f"{name}, {labels.fit!r}",
+                title=_title(name, labels.fit),
             )
-        if args.statistics:
-            measured[name] = labels.statistics(volume)
+        if tables is not None:
+            held.measured[name] = labels.statistics(volume)
+            tables.add(name, held.measured[name], labels.fit.to_dict())
         if say:
             say(f"segment {count}/{len(exams)} {name}")
-    if args.statistics and measured:
-        write_statistics(args.out, measured, {n: fits[n].to_dict() for n in measured})
-    list_skipped(skipped | failed)
-    data = {
-        "segmented": done,
-        "exams": {n: f.to_dict() | trust.get(n, {}) for n, f in fits.items()},
-        "failed": failed,
-        "skipped": skipped,
-    }
-    if notes:
-        data["left_out"] = notes
-    if measured:
-        data["statistics"] = {n: [s.to_dict() for s in rows] for n, rows in measured.items()}
-    unknown = sum(f.known is False for f in fits.values())
-    text = f"{args.out}: {len(done)} of {len(exams)} exams segmented"
-    print_result(args, data, f"{text}, {unknown} of them not known to the model" if unknown else text)
-    return 1 if failed else 0
+
+
+def _title(name: str, fit: Fit) -> str:
+    """What stands above the picture of an exam."""
+    if not math.isfinite(fit.value):
+        return name
+    return f"{name} – fit {fit.value:.2f}" + (", not known to the model" if fit.known is False else "")
 
 
 def _note_trust(exam: str, trust: Mapping[str, Trust], least: float | None, untold: set[str]) -> None:

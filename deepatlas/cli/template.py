@@ -11,6 +11,7 @@ from deepatlas.cli.common import (
     add_command,
     add_data,
     add_model,
+    add_shape_only,
     add_strict,
     add_structures,
     list_skipped,
@@ -67,6 +68,7 @@ def add(commands: Commands) -> None:
         help="also calibrate, on the labelled exams of --data, how far its masks can be believed; the same as "
         "`deepatlas calibrate` afterwards",
     )
+    add_shape_only(c)
     add_strict(c)
 
 
@@ -84,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         model = load_model(args)
         template = build_template(
             model, args.data, args.exams, args.structures, size=args.size, strict=args.strict,
-            split=args.split, progress=progress_lines(args), boxes=boxes,
+            split=args.split, progress=progress_lines(args), boxes=boxes, appearance=not args.shape_only,
         )  # fmt: skip
     else:
         from deepatlas.exams.cohort import named_exams, read_labels
@@ -109,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
             examples,
             labels,
             boxes=boxes,
+            appearance=not args.shape_only,
             size=args.size,
             strict=args.strict,
             progress=progress_lines(args),

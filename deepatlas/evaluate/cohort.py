@@ -131,6 +131,7 @@ def evaluate_cohort(
             f"{cohort.root}: no labelled exam could be read ({next(iter(selection.skipped.values()))})"
         )
     rows = [row for result in results for row in result.section.rows]
+    made_from = what.meta.get("exams") if isinstance(what, Template) else None
     evaluation = Evaluation(
         summary=summarise(rows, list(structures)),
         conventions=Conventions.of(settings, dict(zip(what.names, what.thresholds, strict=True))),
@@ -143,9 +144,8 @@ def evaluate_cohort(
         model=model.fingerprint,
         refine=model.refine,
         average=model.average,
-        template=TemplateUsed(what.meta.get("exams"), list(what.names))
-        if isinstance(what, Template)
-        else None,
+        template=TemplateUsed(made_from, list(what.names)) if isinstance(what, Template) else None,
+        in_template=[r.section.exam for r in results if r.section.exam in (made_from or ())],
         data=", ".join(map(str, cohort.roots)),
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         versions=Versions(),
@@ -194,7 +194,7 @@ def _evaluate_exams(
 
     def evaluate(files: ExamFiles, ct: Volume, reference: Labels) -> _ExamResult:
         start = time.perf_counter()
-        found, predicted = find_structures(model, ct, what, settings.threshold)
+        found, predicted, _ = find_structures(model, ct, what, settings.threshold)
         warning = found.fit.warning(files.id, selection.strict)
         seconds = time.perf_counter() - start
         section = ExamSection(

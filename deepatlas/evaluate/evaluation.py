@@ -122,6 +122,8 @@ class Evaluation:
     average: int
     # None for a model that was trained on labels, which needs none.
     template: TemplateUsed | None
+    # ids of the scored exams that the template was made from by their names, so that they score too well
+    in_template: list[str]
     data: str
     created: str
     versions: Versions

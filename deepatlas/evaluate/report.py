@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deepatlas.evaluate.evaluation import Evaluation
 from deepatlas.evaluate.rows import Row
-from deepatlas.evaluate.tables import summary_cells, synonyms_line
+from deepatlas.evaluate.tables import in_template_line, summary_cells, synonyms_line
 from deepatlas.files import write_text
 from deepatlas.pictures.draw import data_uri
 from deepatlas.pictures.page import render
@@ -54,6 +54,7 @@ def write_report(path: str | Path, report: Report) -> None:
         "deepatlas.evaluate", "report.jinja",
         title=report.title, evaluation=report.evaluation, overall=report.evaluation.summary.overall,
         header=header, cells=cells, exams=exams, plot=data_uri(report.plot) if report.plot else None,
+        in_template=in_template_line(seen) if (seen := report.evaluation.in_template) else "",
         number=_number, synonyms=synonyms_line(synonyms) if (synonyms := report.evaluation.synonyms) else "",
     )  # fmt: skip
     write_text(path, text)

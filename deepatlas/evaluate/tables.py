@@ -77,16 +77,23 @@ def text_table(header: Sequence[str], cells: Sequence[Sequence[str]], markdown: 
 def summary_table(data: Mapping[str, Any], markdown: bool = False) -> str:
     """The table of the content of a ``summary.json``, followed by what is to be known about it.
 
-    That is the convention of its distances where it has one, and what the data call a structure where that is not the
-    name in the template.
+    That is the convention of its distances where it has one, what the data call a structure where that is not the name
+    in the template, and which of the exams the template was made from.
     """
     lines = [text_table(*summary_cells(Summary.from_dict(data)), markdown=markdown)]
     if convention := data.get("conventions", {}).get("hd95"):
         lines.append(f"HD95: {convention}")
     if synonyms := data.get("synonyms"):
         lines.append(synonyms_line(synonyms))
+    if seen := data.get("in_template"):
+        lines.append(in_template_line(seen))
     # Markdown needs an empty line after a table.
     return ("\n\n" if markdown else "\n").join(lines)
+
+
+def in_template_line(exams: Sequence[str]) -> str:
+    """That exams were scored from which the template was made, as one line."""
+    return f"the template was made from {', '.join(exams)}, whose scores are too good"
 
 
 def synonyms_line(synonyms: Mapping[str, str]) -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from deepatlas.errors import DataError, KindError, PassingError
+from deepatlas.exams.checksums import image_files
 from deepatlas.exams.cohort import Cohort, ExamFiles
 from deepatlas.exams.joined import Data, find_cohort, roots_of
 from deepatlas.exams.read import read_labels_for, read_volume
@@ -283,15 +284,14 @@ def _sources(cohort: Cohort) -> dict[str, dict[str, Any]]:
 
 
 def _stat(path: Path) -> list[int]:
-    """The size and time of a file; of a DICOM folder the number of its files, their total size and the latest time."""
+    """Sizes and times of the files of an image; of a folder the number of its files, their size and the latest time."""
     try:
-        if not path.is_dir():
-            status = path.stat()
-            return [status.st_size, status.st_mtime_ns]
-        found = [p.stat() for p in path.rglob("*") if p.is_file()]
+        found = [p.stat() for p in image_files(path)]
     except OSError:
         # The file has vanished since it was listed. Reading it will report that.
         return []
+    if not path.is_dir():
+        return [number for status in found for number in (status.st_size, status.st_mtime_ns)]
     if not found:
         return []
     return [len(found), sum(s.st_size for s in found), max(s.st_mtime_ns for s in found)]

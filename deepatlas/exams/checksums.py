@@ -1,4 +1,4 @@
-"""Checksums of exam files: of their bytes, of their header, and of their decoded content."""
+"""Checksums of exam files: of their bytes, of their header, and of their decoded content; and which files these are."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+
+from deepatlas.io.codec import files_of_image
 
 # The number of voxels that are hashed at once.
 _BLOCK = 1 << 24
@@ -19,6 +22,14 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of the bytes of a file, in hexadecimal."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def image_files(path: Path) -> list[Path]:
+    """The files of an exam's image, sorted: all in a DICOM folder; or the image file, with those beside a header.
+
+    Raises :class:`OSError` if a folder cannot be listed.
+    """
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else files_of_image(path)
 
 
 def head_sha256(file: h5py.File) -> str:

@@ -6,6 +6,8 @@ import math
 import re
 from typing import Any
 
+from deepatlas.io.dicom.kernel import known_kernel
+
 NUMBERS = frozenset(
     "rows columns slices frames slice_thickness slice_spacing pixel_spacing spacing kvp tilt gantry_tilt "
     "rescale_slope rescale_intercept reconstruction_diameter bits_stored".split()
@@ -17,22 +19,22 @@ TERMS = {
     "image_type": re.compile(
         r"(ORIGINAL|DERIVED)(\\(PRIMARY|SECONDARY))?(\\(AXIAL|LOCALIZER|VOLUME|HELIX|REFORMATTED))?"
     ),
-    # The manufacturers' names of kernels: Siemens (B30f, Br40d\3), Canon (FC08), Philips (YA), GE (words).
-    "kernel": re.compile(
-        r"[A-Z][a-z]?\d{2}[a-z]?(\\\d)?|FC\d{2}|[A-FL]|Y[A-F]|"
-        "STANDARD|SOFT|DETAIL|BONE|BONEPLUS|LUNG|CHST|EDGE|ULTRA|SMOOTH|SHARP"
-    ),
+    "tissue": re.compile("soft|sharp|unknown"),
     # The transfer syntaxes of the DICOM standard.
     "transfer_syntax": re.compile(r"1\.2\.840\.10008\.1\.2(\.\d{1,3}){0,3}"),
     "contrast": re.compile("yes|no"),
+    "multiframe": re.compile("yes|no"),
 }
+# The strength of an iterative reconstruction, which follows the kernel (Br40d\3).
+_STRENGTH = re.compile(r"\\\d")
 
 
 def allowed_facts(facts: dict[str, Any]) -> dict[str, Any]:
     """The part of ``facts`` that may be stored, sorted by name.
 
     A name in :data:`NUMBERS` allows a finite number, or a list of at most four. A name in :data:`TERMS` allows True,
-    False (stored as ``"yes"`` and ``"no"``) and the terms of its list; any other term is stored as ``"other"``.
+    False (stored as ``"yes"`` and ``"no"``) and the terms of its list; ``kernel`` allows the kernels of
+    :mod:`deepatlas.io.dicom.kernel`. Any other term is stored as ``"other"``.
     Everything else is left out, because free text may hold the name of a person.
     """
     kept: dict[str, Any] = {}
@@ -43,12 +45,19 @@ def allowed_facts(facts: dict[str, Any]) -> dict[str, Any]:
             plain = [_number(v) for v in values]
             if None not in plain and 1 <= len(plain) <= 4:
                 kept[name] = plain if isinstance(value, (list, tuple)) else plain[0]
-        elif name in TERMS and value is not None:
+        elif (name in TERMS or name == "kernel") and value is not None:
             if isinstance(value, (list, tuple)):
                 value = "\\".join(map(str, value))
             text = ("yes" if value else "no") if isinstance(value, bool) else str(value)
-            kept[name] = text if TERMS[name].fullmatch(text) else "other"
+            kept[name] = text if _is_term(name, text) else "other"
     return kept
+
+
+def _is_term(name: str, text: str) -> bool:
+    if name == "kernel":
+        kernel = _STRENGTH.sub("", text)
+        return bool(kernel) and kernel == known_kernel(kernel)
+    return bool(TERMS[name].fullmatch(text))
 
 
 def _number(value: Any) -> int | float | None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepatlas.errors import DataError, DeepAtlasError
+from deepatlas.errors import DataError, DataWarning, DeepAtlasError
 from deepatlas.io.codec import grid_of
+from deepatlas.io.integrity_nifti import NO_ORIENTATION
 from deepatlas.space.constants import LPS_FROM_RAS
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
@@ -29,7 +31,8 @@ def as_volume(image: Any) -> Volume:
         image: one of
 
             - a ``SimpleITK.Image``;
-            - a nibabel image, whose scaling and unit of length are applied;
+            - a nibabel image, whose scaling and unit of length are applied; a NIfTI without an orientation gets the
+              axes that its file would get;
             - a MONAI ``MetaTensor`` with or without its channel, whose affine is to RAS+ unless its ``space`` is LPS;
             - a pair ``(array, affine)``: numbers ``[X, Y, Z]``, NumPy or torch, and the 4x4 matrix from voxel indices
               to RAS+ millimetres, both as nibabel has them.
@@ -37,6 +40,9 @@ def as_volume(image: Any) -> Volume:
             Axes of one voxel beyond the third are dropped.
 
     Returns the volume (z, y, x), float32 unless the voxels are integers of at most 32 bits.
+
+    Warns:
+        DataWarning: the header of a NIfTI has no orientation.
 
     Raises:
         DataError: the image is not 3-D and scalar, holds no numbers, or its affine is not invertible or sheared.
@@ -51,14 +57,20 @@ def as_volume(image: Any) -> Volume:
         return Volume(_numbers(array, "SimpleITK image"), grid_of(image, "SimpleITK image"))
     if nibabel and isinstance(image, nibabel.spatialimages.SpatialImage):
         name = image.get_filename() or ""
-        scale = 1.0
-        if isinstance(image, nibabel.Nifti1Pair):
-            scale = _MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
-        if image.affine is None:
+        scale, affine = 1.0, image.affine
+        if affine is None:
             raise DataError(
                 f"{name or 'nibabel image'}: has no affine that says where its voxels lie; give one"
             )
-        affine = np.diag([scale, scale, scale, 1.0]) @ image.affine
+        if isinstance(image, nibabel.Nifti1Pair):
+            header = image.header
+            scale = _MILLIMETRES.get(header.get_xyzt_units()[0], 1.0)
+            if not (header["qform_code"] or header["sform_code"]):
+                # nibabel would take other axes than the reader of files.
+                warnings.warn(f"{name or 'nibabel image'}: {NO_ORIENTATION}", DataWarning, stacklevel=2)
+                x, y, z = header.get_zooms()[:3]
+                affine = LPS_FROM_RAS @ np.diag([x, y, z, 1.0])
+        affine = np.diag([scale, scale, scale, 1.0]) @ affine
         return _from_xyz(np.asanyarray(image.dataobj), affine, name, "nibabel image")
     if torch and isinstance(image, torch.Tensor) and hasattr(image, "affine") and hasattr(image, "meta"):
         array = image.detach().cpu().numpy()

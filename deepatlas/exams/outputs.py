@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from deepatlas.errors import DataError
+from deepatlas.errors import DataError, WriteError
 from deepatlas.exams.cohort import ExamFiles, find_exams, images_named
 from deepatlas.exams.joined import Data
 from deepatlas.exams.kind import IMAGE_NAMES, Kind, exam_stem
@@ -30,16 +31,21 @@ _FORMATS = (
 )
 
 
-def check_out_folder(path: Path, option: str = "--out") -> None:
+def check_out_folder(path: Path, option: str = "--out", *, writes: bool = True) -> None:
     """Raise :class:`~deepatlas.errors.DataError` unless ``path`` is a folder, or a name that a folder can be given.
 
-    ``option`` is what the message calls the argument.
+    Args:
+        path: the folder.
+        option: what the message calls the argument.
+        writes: whether the command writes there, so that it must be able to.
     """
     if path.is_dir():
+        if writes:
+            _check_writable(path, path)
         return
     if path.exists():
         raise DataError(f"{path}: is a file, and {option} is a folder; give the name of a folder")
-    _check_parents(path)
+    _check_parents(path, writes)
     if suffix := _format(path):
         raise DataError(
             f"{path}: has the name of a {suffix} file, and {option} is a folder; give the name of a folder"
@@ -61,7 +67,7 @@ def check_name(path: Path, what: str) -> None:
 
 
 def check_out_file(path: Path, suffixes: Sequence[str], option: str = "--out") -> None:
-    """Raise :class:`~deepatlas.errors.DataError` if ``path`` is a folder or has the suffix of another format.
+    """Raise :class:`~deepatlas.errors.DataError` if ``path`` is a folder, cannot be made, or has a suffix of others.
 
     Args:
         path: the file to write.
@@ -191,13 +197,33 @@ def _check_length(path: Path) -> None:
                 raise write_error(path, error) from error
 
 
-def _check_parents(path: Path) -> None:
-    """Raise :class:`~deepatlas.errors.DataError` where a part of the path is a file."""
+def _check_parents(path: Path, writes: bool = True) -> None:
+    """Raise :class:`~deepatlas.errors.DataError` where a part of the path is a file, or nothing can be made in it."""
     for parent in path.parents:
         if parent.is_dir():
+            if writes:
+                _check_writable(path, parent)
             return
         if parent.exists():
             raise DataError(f"{path}: {parent} is a file, not a folder; choose another path")
+
+
+def _check_writable(path: Path, folder: Path) -> None:
+    """Raise the error that ``path`` cannot be written if nothing can be made in ``folder``, which exists.
+
+    Permissions do not tell (of a disk that is read-only, of a full one, of ``/proc``), so that a folder is made there,
+    under a name that no other process uses, and removed.
+    """
+    trial = folder / f".{secrets.token_hex(4)}.{os.getpid()}"
+    try:
+        trial.mkdir()
+        trial.rmdir()
+    except FileNotFoundError:
+        raise WriteError(
+            f"{path}: cannot write: nothing can be made in {folder}; choose another folder"
+        ) from None
+    except OSError as error:
+        raise write_error(path, error) from error
 
 
 def _format(path: Path) -> str:

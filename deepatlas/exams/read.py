@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 
@@ -15,14 +15,15 @@ from deepatlas.exams.exam_file import ExamFile
 from deepatlas.exams.kind import Kind, kind_of
 from deepatlas.exams.mask_files import read_masks
 from deepatlas.io.codec import read_image
-from deepatlas.io.dicom.read import read_folder
-from deepatlas.io.dicom.series import DicomSeries
 from deepatlas.io.segments import Segments, read_segment_masks, read_segments
 from deepatlas.io.values import as_hounsfield, as_labels
 from deepatlas.names.meet import compact
 from deepatlas.space.labels import Labels, stacked
 from deepatlas.space.volume import Volume
 from deepatlas.store.fit import check_labels
+
+if TYPE_CHECKING:
+    from deepatlas.io.dicom.series import DicomSeries, Reading
 
 
 @overload
@@ -83,7 +84,7 @@ def read_volume(
             volume = exam.labels() if labels else exam.volume()
         volume.array = as_labels(volume.array, path) if labels else as_hounsfield(volume.array, path)
     elif kind is Kind.DICOM and not labels:
-        reading = read_folder(path)
+        reading = _read_series(path)
         volume, found = reading.volume, [*reading.corrections, *reading.warnings]
     else:
         segments = read_segments(path) if labels and path.is_file() else None
@@ -107,10 +108,17 @@ def read_with_series(
     kind = kind or kind_of(path, is_exam=True)
     if kind is not Kind.DICOM:
         return read_volume(path, kind=kind), None
-    reading = read_folder(path)
+    reading = _read_series(path)
     for note in (*reading.corrections, *reading.warnings):
         warnings.warn(f"{path}: {note}", DataWarning, stacklevel=2)
     return reading.volume, reading.series
+
+
+def _read_series(path: str | os.PathLike[str]) -> Reading:
+    # pydicom is slow to import, and most exams are no DICOM.
+    from deepatlas.io.dicom.read import read_folder
+
+    return read_folder(path)
 
 
 def read_labels_for(ct: Volume, path: Path, labels: dict[str, int], notes: list[str] | None = None) -> Labels:
@@ -120,7 +128,8 @@ def read_labels_for(ct: Volume, path: Path, labels: dict[str, int], notes: list[
         ct: the CT of the exam.
         path: the segmentation, the exam file that holds it, or a folder with a mask for each structure.
         labels: ``{name: id}`` of the structures. The segments that the header of a ``.seg.nrrd`` of 3D Slicer names get
-            the ids of their names, whatever their label values are; case, spaces and punctuation do not count.
+            the ids of their names, whatever their label values are; case, spaces and punctuation do not count. Where
+            all of them have the names that 3D Slicer gives by itself, the label values are the ids.
         notes: as in :func:`read_volume`.
 
     Raises:
@@ -159,11 +168,11 @@ def _segmented(path: Path, segments: Segments, ids: Sequence[int | None]) -> tup
 
 
 def _ids_by_name(path: Path, segments: Segments, labels: dict[str, int]) -> list[int | None] | None:
-    """The id in ``labels`` of each segment, by its name; None where the label values of a plain image are the ids."""
+    """The id in ``labels`` of each segment, by its name; None where label values are the ids, as nobody named one."""
     spelled = {compact(name): identity for name, identity in labels.items()}
     ids = [spelled.get(compact(segment.name)) for segment in segments.segments]
     known = [identity for identity in ids if identity is not None]
-    if not known and not segments.layered:
+    if not known and not segments.layered and segments.unnamed:
         return None
     if len(set(known)) < len(known):
         raise DataError(f"{path}: two of its segments have one name in labels.json; rename or join them")

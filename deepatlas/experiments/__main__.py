@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     plan = read_plan(args.plan, given)
     check_settings(plan, args.plan)
     out = args.out or Path("runs") / Path(args.plan).stem
-    check_out_folder(out)
+    check_out_folder(out, writes=not args.commands)
     chosen = _chosen(plan, args.only)
     parts = parts_of(plan, out)
     state = State(out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,7 +193,7 @@ class _Builder:
     ) -> Part:
         needs = tuple(dict.fromkeys(needs))
         # Where a part lies is no part of it: a folder of runs may be moved as a whole.
-        inside = [text.replace(str(self.out), "") for text in arguments]
+        inside = [text.removeprefix(str(self.out)) if self._lies_in_out(text) else text for text in arguments]
         content = json.dumps([inside, [self.parts[need].key for need in needs]])
         key = hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()[:8]
         # The name of a cohort's folder is what a comparison calls the cohort.
@@ -209,6 +210,10 @@ class _Builder:
         )
         self.parts[title] = part
         return part
+
+    def _lies_in_out(self, text: str) -> bool:
+        """Whether an argument is a path in the folder of the plan; its name may be a part of any other argument."""
+        return text.startswith(f"{self.out}{os.sep}")
 
 
 def _exams(of: Evaluation | Template) -> list[str]:

@@ -14,10 +14,9 @@ from deepatlas.exams.joined import find_cohort
 from deepatlas.index import work
 from deepatlas.index.columns import check_structures
 from deepatlas.index.facts import described
-from deepatlas.index.file import BATCH, About, Entry, IndexFile
+from deepatlas.index.file import BATCH, About, Entry, IndexFile, locked
 from deepatlas.index.work import IndexJob, Tools, content_key, describe
 from deepatlas.localize.template.file import Template
-from deepatlas.locks import held
 from deepatlas.model.engine import Engine
 
 # Seconds that an exam may take before it is given up.
@@ -78,7 +77,7 @@ def build_index(
         progress: receives a line per exam.
 
     Raises:
-        DataError: the index is of another model or template, cannot be written, or another program writes to it; the
+        DataError: the index is of another model, template or data, cannot be written, or another program writes it; the
             data cannot be used; or with ``strict`` an exam cannot be used.
     """
     check_structures(described(template))
@@ -90,8 +89,8 @@ def build_index(
         tools.model, tools.template, tuple(str(root.absolute()) for root in data),
     )  # fmt: skip
     result = Pass(skipped=dict(cohort.skipped))
-    busy = f"another `deepatlas index` works on {out.name}; wait until it has finished"
-    with IndexFile.create(out, about) as index, held(out.with_name(f".{out.name}.lock"), busy):
+    # The lock first, so that no other program makes the file meanwhile.
+    with locked(out), IndexFile.create(out, about) as index:
         known = index.keys()
         jobs, ids = [], set()
         for exam in cohort.exams:
@@ -104,6 +103,11 @@ def build_index(
         if options.shard is None:
             # An exam whose folder is there but cannot be used has not left.
             gone = sorted(known.keys() - ids - cohort.skipped.keys())
+            if gone and len(gone) == len(known):
+                raise DataError(
+                    f"{out}: none of its {len(known)} exams is in these data, so that all would be dropped; give the "
+                    "data of the index, or another --out"
+                )
             index.drop(gone)
             result.removed = len(gone)
         before = set(known)
@@ -140,7 +144,7 @@ def merge_indexes(out: Path, shards: list[Path], progress: Callable[[str], None]
     """
     with IndexFile(shards[0]) as first:
         about = first.about
-    with IndexFile.create(out, about) as index:
+    with locked(out), IndexFile.create(out, about) as index:
         for path in shards:
             with IndexFile(path) as shard:
                 if shard.about != about:

@@ -153,7 +153,8 @@ def _value(name: str, holds: str, value: Value, text: str) -> float | str:
         if not isinstance(value.value, float):
             raise QueryError(text, value.place, f"{name.partition('_')[0]} is a number, not a word")
         return value.value
-    word = str(value.value)
+    # An id may consist of digits, of which the number keeps no zeros.
+    word = value.text if isinstance(value.value, float) else str(value.value)
     if holds == TRUTH:
         if word.casefold() not in _TRUTHS:
             raise QueryError(text, value.place, f"{name} is yes or no, not {word}")

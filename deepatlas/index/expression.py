@@ -49,10 +49,11 @@ class Field:
 
 @dataclass(frozen=True)
 class Value:
-    """What a field is compared with: a number or a word."""
+    """What a field is compared with: a number or a word. ``text`` is how a number was written: an id may be ``007``."""
 
     value: float | str
     place: int
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ class _Parser:
         token = self.take()
         if token.kind not in ("number", "word", "quoted") or token.is_word("and", "or", "not", "in"):
             raise self.fail("expected a number or a word", token)
-        return Value(token.value, token.place)
+        return Value(token.value, token.place, token.text)
 
     def values(self) -> tuple[Value, ...]:
         if not (self.next.kind == "sign" and self.next.value == "("):

@@ -12,11 +12,11 @@ from typing import Any
 
 from deepatlas import sqlite
 from deepatlas.errors import DataError, DeepAtlasError, WriteError
-from deepatlas.files import write_error
+from deepatlas.files import atomic_path, write_error
 from deepatlas.index.columns import EXAM, NUMBER, TRUTH, Columns, Values
-from deepatlas.sqlite import Trouble, trouble_of
+from deepatlas.locks import held
+from deepatlas.sqlite import INDEX, Trouble, trouble_of
 
-INDEX = "index.sqlite"
 FORMAT, VERSION = "deepatlas-index", 1
 # Rows of one transaction: an interruption costs no more of them.
 BATCH = 16
@@ -86,12 +86,9 @@ class IndexFile:
         """
         if not path.exists():
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                _write_schema(path, about)
-            except OSError as error:
-                raise write_error(path, error) from error
+                with atomic_path(path) as temporary:
+                    _write_schema(temporary, about)
             except sqlite3.Error as error:
-                path.unlink(missing_ok=True)
                 raise WriteError(f"{path}: cannot write: {error}; choose another --out") from error
         found = cls(path, writable=True)
         if found.about != about:
@@ -207,6 +204,21 @@ class IndexFile:
         return DataError(
             f"{self.path}: not an index, or damaged ({error}); make it again with `deepatlas index`"
         )
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One program at a time makes or continues the index at ``path``, whose folder is made.
+
+    Raises :class:`~deepatlas.errors.DataError` while another one does.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(path, error) from error
+    busy = f"another `deepatlas index` works on {path.name}; wait until it has finished"
+    with held(path.with_name(f".{path.name}.lock"), busy):
+        yield
 
 
 def index_at(path: Path) -> Path:

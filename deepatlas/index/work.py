@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from deepatlas.errors import DataError
+from deepatlas.exams.checksums import image_files
 from deepatlas.exams.kind import Kind
 from deepatlas.exams.read import read_volume
 from deepatlas.index.appearance import appearance, packed
@@ -97,16 +97,9 @@ def content_key(path: Path) -> str:
     Raises :class:`OSError` where they are not there.
     """
     digest = hashlib.sha256()
-    for file in _files(path):
+    for file in image_files(path):
         status = file.stat()
         digest.update(
             f"{file.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape")
         )
     return digest.hexdigest()[:16]
-
-
-def _files(path: Path) -> Iterator[Path]:
-    if path.is_dir():
-        yield from sorted(p for p in path.rglob("*") if p.is_file())
-    else:
-        yield path

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from deepatlas.errors import DataError, WriteError
 from deepatlas.files import FREE_SPACE, atomic_path, refuse_pointer
+from deepatlas.io.gzip_stream import write_gzip
 from deepatlas.io.integrity import AGAIN, Checked, compare_geometry
 from deepatlas.io.integrity_metaimage import check_metaimage
 from deepatlas.io.integrity_nifti import check_nifti
@@ -35,8 +37,12 @@ _READERS = {
 }
 SUFFIXES = tuple(_READERS)
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
+# The headers whose voxels may lie in another file.
+_DETACHED = (".nhdr", ".mhd")
 _CHECKS = {"NiftiImageIO": check_nifti, "NrrdImageIO": check_nrrd, "MetaImageIO": check_metaimage}
 
+# In a NIfTI-1: the longest side, and the bytes at which the sides and the voxels begin.
+_NIFTI_SIDE, _NIFTI_DIM, _NIFTI_VOXELS = 32767, 40, 352
 # ITK refuses a NIfTI whose sform has two axes with a cosine above about this value between them.
 _ITK_SHEAR = 1e-4
 
@@ -135,10 +141,25 @@ def voxel_file(path: Path) -> Path | None:
     return path.parent / beside if beside else None
 
 
+def files_of_image(path: Path) -> list[Path]:
+    """An image file and, beside a header (``.nhdr``, ``.mhd``), the files of the same name with another ending.
+
+    They may hold its voxels, so that a new size or time of one of them means another image. The header is not read.
+    Raises :class:`OSError` if its folder cannot be listed.
+    """
+    if path.suffix.lower() not in _DETACHED:
+        return [path]
+    stem = path.name[: -len(path.suffix)] + "."
+    return [
+        path,
+        *sorted(p for p in path.parent.iterdir() if p.name.startswith(stem) and p.name != path.name),
+    ]
+
+
 def write_volume(path: str | os.PathLike[str], volume: Volume) -> Path:
     """Write a volume and its geometry atomically, compressed unless the suffix is ``.nii``; return the path.
 
-    The file is read back before it gets its final name, because the NIfTI library does not report a full disk.
+    What ITK writes is read back before it gets its final name, because its libraries do not report a full disk.
 
     Raises :class:`~deepatlas.errors.WriteError` for a suffix other than ``.nii``, ``.nii.gz``, ``.nrrd`` and
     ``.mha``, and if the file cannot be written; :class:`~deepatlas.errors.DataError` for voxels of a type that
@@ -148,24 +169,50 @@ def write_volume(path: str | os.PathLike[str], volume: Volume) -> Path:
     suffix = image_suffix(path)
     if suffix not in WRITABLE:
         raise WriteError(f"{path}: cannot write this kind of file; use one of {', '.join(WRITABLE)}")
-    sitk = simpleitk()
     array = storable(volume.array)
-    image = sitk.GetImageFromArray(array)
-    affine = volume.grid.affine
-    spacing = np.array(volume.grid.spacing)
-    image.SetSpacing(spacing.tolist())
-    image.SetOrigin((LPS_SIGNS * affine[:3, 3]).tolist())
-    image.SetDirection((LPS_FROM_RAS[:3, :3] @ affine[:3, :3] / spacing).ravel().tolist())
+    # In the order of the bytes of this machine, as the header will say.
+    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
     with atomic_path(path) as temporary:
-        try:
-            with itk_writes(temporary) as name:
-                sitk.WriteImage(image, name, useCompression=suffix != ".nii")
-            written = _array(_read_image(temporary)[0])
-        except (RuntimeError, DataError) as error:
-            raise WriteError(f"{path}: cannot write: {_why_not_written(temporary, error)}") from error
-        if not np.array_equal(written, array, equal_nan=array.dtype.kind == "f"):
-            raise WriteError(f"{path}: cannot write: the file came back different; {FREE_SPACE}")
+        if suffix == ".nii.gz" and max(array.shape) <= _NIFTI_SIDE:
+            header = _nifti_header(path, temporary, array, volume.grid)
+            with open(temporary, "wb") as file:
+                write_gzip(file, [header, array.data])
+        else:
+            _write_by_itk(path, temporary, array, volume.grid)
     return path
+
+
+def _write_by_itk(path: Path, temporary: Path, array: NDArray, grid: Grid) -> None:
+    """Write ``temporary``, which is to become ``path``, and read it back."""
+    sitk = simpleitk()
+    image = sitk.GetImageFromArray(array)
+    spacing = np.array(grid.spacing)
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin((LPS_SIGNS * grid.affine[:3, 3]).tolist())
+    image.SetDirection((LPS_FROM_RAS[:3, :3] @ grid.affine[:3, :3] / spacing).ravel().tolist())
+    try:
+        with itk_writes(temporary) as name:
+            sitk.WriteImage(image, name, useCompression=image_suffix(temporary) != ".nii")
+        written = _array(_read_image(temporary)[0])
+    except (RuntimeError, DataError) as error:
+        raise WriteError(f"{path}: cannot write: {_why_not_written(temporary, error)}") from error
+    if not np.array_equal(written, array, equal_nan=array.dtype.kind == "f"):
+        raise WriteError(f"{path}: cannot write: the file came back different; {FREE_SPACE}")
+
+
+def _nifti_header(path: Path, temporary: Path, array: NDArray, grid: Grid) -> bytes:
+    """The header of a NIfTI as ITK writes it: that of a small image of the same type and geometry, with the true size.
+
+    ITK itself would compress in one thread, and at a level that takes several times as long.
+    """
+    small = temporary.with_suffix("")
+    try:
+        _write_by_itk(path, small, np.zeros((MIN_VOXELS,) * 3, dtype=array.dtype), grid)
+        header = bytearray(small.read_bytes()[:_NIFTI_VOXELS])
+    finally:
+        small.unlink(missing_ok=True)
+    struct.pack_into("=8h", header, _NIFTI_DIM, 3, *array.shape[::-1], 1, 1, 1, 1)
+    return bytes(header)
 
 
 # Volumes lie below this room, and cannot import what writes them.

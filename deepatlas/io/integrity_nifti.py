@@ -36,6 +36,9 @@ _BITS |= {32: 64, 1792: 128, 2048: 256, 1536: 128, 128: 24, 2304: 32}
 # Millimetres in each unit of length, by its code in the header.
 _UNITS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 _UNUSUAL_UNITS = {1: "metres", 3: "micrometres"}
+NO_ORIENTATION = (
+    "NIfTI header has no orientation (qform and sform codes are 0); it may be mirrored or turned over"
+)
 # Numbers of an affine beyond this many millimetres are damage; ITK prints errors of its own for them.
 _FARTHEST = 1e6
 
@@ -144,9 +147,7 @@ def _geometry(path: Path, pixdim: NDArray, units: int, codes: tuple[int, ...], n
     if units in _UNUSUAL_UNITS:
         checked.notes.append(f"NIfTI header gives lengths in {_UNUSUAL_UNITS[units]}, which is unusual")
     if not any(codes):
-        checked.notes.append(
-            "NIfTI header has no orientation (qform and sform codes are 0); left and right may be swapped"
-        )
+        checked.notes.append(NO_ORIENTATION)
     millimetres = np.diag([scale, scale, scale, 1.0])
     if codes[0] > 0:
         checked.affines["qform"] = millimetres @ _qform(pixdim, numbers)

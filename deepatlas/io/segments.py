@@ -22,6 +22,8 @@ from deepatlas.space.grid import Grid
 from deepatlas.space.labels import BoxMask
 
 _NUMBER = re.compile(r"[0-9]{1,6}")
+# What 3D Slicer calls a segment to which nobody has given a name.
+_UNNAMED = re.compile(r"Segment[ _]\d+")
 _AGAIN = "save it again with 3D Slicer"
 
 
@@ -45,6 +47,11 @@ class Segments:
     def layered(self) -> bool:
         """Whether the file is no plain label image."""
         return self.layers > 1
+
+    @property
+    def unnamed(self) -> bool:
+        """Whether nobody has given any of them a name."""
+        return all(_UNNAMED.fullmatch(segment.name) for segment in self.segments)
 
     @property
     def numbers(self) -> list[int]:

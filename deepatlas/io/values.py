@@ -61,7 +61,11 @@ def as_labels(array: NDArray, path: Path) -> NDArray:
 def whole_hounsfield(array: NDArray) -> NDArray[np.int16]:
     """Resampled Hounsfield units as whole ones, which take a third of the space of fractions in a compressed file."""
     bounds = np.iinfo(np.int16)
-    return np.rint(array).clip(bounds.min, bounds.max).astype(np.int16)
+    whole = np.rint(array)
+    # Hardly any image needs it, and it takes as long as all the rest.
+    if whole.size and (whole.min() < bounds.min or whole.max() > bounds.max):
+        whole = whole.clip(bounds.min, bounds.max)
+    return whole.astype(np.int16)
 
 
 def storable(array: NDArray) -> NDArray:

@@ -50,7 +50,7 @@ def mean_line(name: str, lines: Sequence[Polyline], scale: NDArray[np.float64]) 
     """The mean of a line that was drawn in several exams, and the spread in millimetres.
 
     Lines with as many points as each other are averaged point by point, others after each was divided evenly by its
-    length. One that runs the other way is turned round.
+    length. One that runs the other way is turned round, and a closed one begins at the point nearest to the first's.
 
     Raises:
         DataError: some are closed and others are not.
@@ -62,7 +62,7 @@ def mean_line(name: str, lines: Sequence[Polyline], scale: NDArray[np.float64]) 
     even = any(len(line.points) != count for line in lines)
     drawn = [_even(line.points * scale, count, closed) / scale if even else line.points for line in lines]
     first = drawn[0]
-    turned = [first, *(p[::-1] if _far(p[::-1], first) < _far(p, first) else p for p in drawn[1:])]
+    turned = [first, *(_as_it_runs(first, points, closed, scale) for points in drawn[1:])]
     mean, spread = robust_mean(np.stack(turned), scale)
     return Polyline(name, mean, closed), spread
 
@@ -84,6 +84,15 @@ def mean_box(name: str, boxes: Sequence[Box], scale: NDArray[np.float64]) -> tup
 
 def _far(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
     return float(np.abs(one - other).sum())
+
+
+def _as_it_runs(
+    first: NDArray[np.float64], points: NDArray[np.float64], closed: bool, scale: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The same line in the direction, and a closed one from the point, in which it is nearest to ``first``."""
+    starts = range(len(points)) if closed else (0,)
+    ways = (np.roll(way, -start, axis=0) for way in (points, points[::-1]) for start in starts)
+    return min(ways, key=lambda way: float(np.square((way - first) * scale).sum()))
 
 
 def _even(points: NDArray[np.float64], count: int, closed: bool) -> NDArray[np.float64]:

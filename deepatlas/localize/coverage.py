@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from deepatlas.errors import DataError
 from deepatlas.localize.template.file import Template
@@ -31,6 +30,9 @@ def coverage(found: ExamMap, template: Template, grid: Grid) -> NDArray[np.float
         grid: the exam's own grid, whose field of view counts, but for empty slices at its ends; a network may see less
             of the exam.
     """
+    # Slow to import.
+    from scipy.spatial import cKDTree
+
     if not template.names:
         return np.zeros(0)
     points, owner = _points(template)

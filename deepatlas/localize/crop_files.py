@@ -11,25 +11,45 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from deepatlas.exams.mask_files import MASKS, mask_paths, write_masks
 from deepatlas.files import atomic_h5
 from deepatlas.io.codec import write_volume
 from deepatlas.io.values import whole_hounsfield
 from deepatlas.localize.crop import Crop
 from deepatlas.space.box import Box
+from deepatlas.space.grid import Grid
+from deepatlas.space.labels import Labels
 from deepatlas.space.volume import Volume
+from deepatlas.store.overlaps import read_hidden, write_hidden
 
 FORMAT, VERSION = "deepatlas-crops", 1
+# The group of an HDF5 that holds overlaps, by the number of the row.
+OVERLAPS = "overlaps"
 SUFFIXES = {"nifti": ".nii.gz", "nrrd": ".nrrd", "hdf5": ".h5"}
 
 
-def image_paths(folder: Path, name: str, suffix: str, image: str, labelled: bool) -> list[Path]:
-    """The files of one exam in the data directory of a box: its image, and its labels where they are written."""
+def image_paths(
+    folder: Path, name: str, suffix: str, image: str, labels: Mapping[str, int] | None
+) -> list[Path]:
+    """The files of one exam in the data directory of a box: its image, and all that may hold its ``labels``."""
     found = [folder / name / f"{image}{suffix}"]
-    return found + ([folder / name / f"seg{suffix}"] if labelled else [])
+    if labels is None:
+        return found
+    return [
+        *found,
+        folder / name / f"seg{suffix}",
+        *mask_paths(folder / name / MASKS, labels, suffix).values(),
+    ]
 
 
 def write_images(
-    folder: Path, name: str, suffix: str, image: str, crop: Crop, hounsfield: bool
+    folder: Path,
+    name: str,
+    suffix: str,
+    image: str,
+    crop: Crop,
+    hounsfield: bool,
+    labels: Mapping[str, int] | None = None,
 ) -> list[Path]:
     """Write a crop as the files of one exam of a data directory.
 
@@ -40,12 +60,20 @@ def write_images(
         image: what the image is called: ``ct``, ``mr`` or ``image``.
         crop: the crop.
         hounsfield: whether the values are Hounsfield units, which are rounded to whole ones.
+        labels: ``{name: id}`` of the structures. Where some overlap, each is written as a mask of its own.
     """
-    paths = image_paths(folder, name, suffix, image, crop.labels is not None)
     values = _stored(crop, hounsfield)
-    written = [write_volume(paths[0], Volume(values, crop.volume.grid, name))]
-    if crop.labels is not None:
-        written.append(write_volume(paths[1], crop.labels))
+    written = [write_volume(folder / name / f"{image}{suffix}", Volume(values, crop.volume.grid, name))]
+    seg = folder / name / f"seg{suffix}"
+    if crop.labels is not None and crop.labels.hidden and labels is not None:
+        present = crop.labels.ids()
+        drawn = {name: identity for name, identity in labels.items() if identity in present}
+        written += write_masks(folder / name / MASKS, crop.labels, drawn, suffix)
+        # An earlier run may have left a label image, or masks of structures that this view does not show.
+        for path in (seg, *mask_paths(folder / name / MASKS, set(labels) - set(drawn), suffix).values()):
+            path.unlink(missing_ok=True)
+    elif crop.labels is not None:
+        written.append(write_volume(seg, crop.labels))
     return written
 
 
@@ -55,7 +83,9 @@ class CropRows:
     It holds ``id`` (text), ``image`` ``[N, D, H, W]`` (int16 Hounsfield units, or float32 of other exams), ``affine``
     ``[N, 4, 4]`` from voxel (x, y, z) to RAS+ millimetres of the exam, ``coverage``, ``residual_mm`` and ``fit``
     ``[N]``; with labels also ``labels`` ``[N, D, H, W]``, ``labelled`` ``[N]`` and the attribute ``labels``
-    (``{name: id}`` as JSON). A row is a chunk of its own with a checksum. The attribute ``box`` is that of the atlas.
+    (``{name: id}`` as JSON). Where structures of a row overlap, the group ``overlaps/<row>`` holds what ``labels``
+    hides of them (:mod:`deepatlas.store.overlaps`; :func:`row_labels` reads both). A row is a chunk of its own with a
+    checksum. The attribute ``box`` is that of the atlas.
     """
 
     def __init__(
@@ -91,7 +121,7 @@ class CropRows:
         )
 
     def add(self, name: str, crop: Crop) -> int:
-        """Append the crop of an exam, and return its row. The overlaps of its labels are not kept."""
+        """Append the crop of an exam, and return its row."""
         row = len(self._file["id"])
         values = {
             "id": name,
@@ -105,11 +135,23 @@ class CropRows:
             values["labelled"] = crop.labels is not None
             if crop.labels is not None:
                 values["labels"] = crop.labels.array
+        if crop.labels is not None and self._labels is not None:
+            write_hidden(self._file.require_group(OVERLAPS), str(row), crop.labels.hidden)
         for key in self._file:
+            if key == OVERLAPS:
+                continue
             self._file[key].resize(row + 1, axis=0)
             if key in values:
                 self._file[key][row] = values[key]
         return row
+
+
+def row_labels(file: h5py.File, row: int) -> Labels:
+    """The labels of a row of an HDF5 with labels, overlaps included, on the grid of its view."""
+    array = file["labels"][row]
+    group = file[OVERLAPS] if OVERLAPS in file else {}
+    hidden = read_hidden(group, str(row), array.shape)
+    return Labels(array, Grid(array.shape, file["affine"][row]), file["id"].asstr()[row], hidden)
 
 
 @contextmanager

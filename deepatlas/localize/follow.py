@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,13 @@ from scipy import ndimage
 
 from deepatlas.errors import DataError
 from deepatlas.localize.correspond import Matches
-from deepatlas.localize.register import Registration, register_known
+from deepatlas.localize.register import Registration, check_kind, register_known
 from deepatlas.localize.segment import segment_coordinates
 from deepatlas.localize.template.file import Template
+from deepatlas.localize.trust.estimate import ExamTrust, Trust, exam_trust
 from deepatlas.model.engine import Engine
-from deepatlas.model.known import known_exam
+from deepatlas.model.known import KnownExam
+from deepatlas.space.constants import AIR
 from deepatlas.space.fit_affine import fit_rigid
 from deepatlas.space.labels import Labels
 from deepatlas.space.transform import Transform
@@ -37,6 +39,13 @@ EXPECTED = (
     "root of the sum of squares of fit_mm, the spread of the places of the aligned anatomy around the rigid map "
     "(errors of the coordinates, and what is not rigid), and voxel_mm, half the diagonal of a voxel of each exam"
 )
+TRUSTED = (
+    "root of the sum of squares of voxel_mm, half the diagonal of a voxel of each exam, and the error of the "
+    "coordinates at the structure in both exams, of which the calibration of the template says that nine of ten stay "
+    "below it; where it says nothing, fit_mm takes the place of that error"
+)
+# What an expected error rests on.
+GIVEN, TRUST, ALIGNMENT = "given", "trust", "alignment"
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,8 @@ class Change:
         around: the way of its surroundings; nan where they are not known.
         expected_mm: the length of a shift that means nothing.
         complete: whether both exams show all of it; otherwise volumes and shifts are those of parts.
+        expected_by: what the expected error rests on: ``"alignment"``, ``"trust"`` or ``"given"``.
+        trust: with a calibrated template, how good the mask is in that exam of the two in which less is to be expected.
     """
 
     name: str
@@ -61,6 +72,8 @@ class Change:
     around: NDArray[np.float64]
     expected_mm: float
     complete: bool
+    expected_by: str = ALIGNMENT
+    trust: Trust | None = None
 
     @property
     def change_ml(self) -> float:
@@ -89,7 +102,7 @@ class Change:
 
     def to_dict(self) -> dict[str, Any]:
         """A row of results; what is not known is null."""
-        return {
+        row = {
             "structure": self.name,
             "before_ml": round(self.before_ml, 4),
             "after_ml": round(self.after_ml, 4),
@@ -101,7 +114,9 @@ class Change:
             "expected_mm": _number(self.expected_mm),
             "moved": self.moved,
             "complete": self.complete,
+            "expected_by": self.expected_by,
         }
+        return row if self.trust is None else row | self.trust.to_dict()
 
 
 @dataclass(frozen=True, repr=False)
@@ -134,12 +149,23 @@ class FollowUp:
         moved = sum(change.moved for change in self.changes)
         return f"FollowUp({len(self.changes)} structures, {moved} moved, {self.registration!r})"
 
+    @property
+    def known(self) -> bool | None:
+        """Whether the model knows both exams; None where it has no threshold. Of others all numbers mean nothing."""
+        known = self.registration.fixed_fit.known, self.registration.moving_fit.known
+        return None if None in known else all(known)
+
     def to_dict(self) -> dict[str, Any]:
         """The entries of results."""
         return {
+            "known": self.known,
             "structures": [change.to_dict() for change in self.changes],
             "aligned_by": self.aligned_by,
-            "expected_error": {"fit_mm": self.fit_mm, "voxel_mm": self.voxel_mm, "means": EXPECTED},
+            "expected_error": {
+                "fit_mm": self.fit_mm,
+                "voxel_mm": self.voxel_mm,
+                "means": TRUSTED if any(c.expected_by == TRUST for c in self.changes) else EXPECTED,
+            },
             "rigid": self.rigid.matrix.tolist(),
             **self.registration.to_dict(),
         }
@@ -158,7 +184,8 @@ def follow(
     """What changed from one exam of a patient to a later one.
 
     Both are segmented with the template. Shifts are those of centroids after a rigid alignment over the skeleton, or
-    over the body where there is too little bone.
+    over the body where there is too little bone. With a template that was calibrated (``deepatlas calibrate``) the
+    error that is expected of each shift is that of the coordinates at the structure in these two exams.
 
     Args:
         model: a trained model.
@@ -171,25 +198,34 @@ def follow(
         expected_mm: the error of a structure's shift, by its name, where it is better known than by the alignment.
 
     Raises:
-        DeepAtlasError: the template belongs to another model, or the model has no coordinates.
+        DeepAtlasError: ``kind`` is another word, the template belongs to another model, or the model has no
+            coordinates.
         DataError: an exam shows no patient, the exams have no anatomy in common, or the template holds no mask.
     """
+    check_kind(kind)
     template.check_model(model.fingerprint)
     if not template.names:
         raise DataError("follow: the template holds no mask; give one with structures")
-    exams = known_exam(model, before), known_exam(model, after)
+    maps = model.map_exam(before), model.map_exam(after)
+    exams = (
+        KnownExam.of(maps[0], before.grid, before.name, keep_image=True),
+        KnownExam.of(maps[1], after.grid, after.name, keep_image=True),
+    )
     found = register_known(before, after, *exams, kind, model.intensity)
     matches = found.matches
     rigid, aligned_by, fit_mm = _rigid(matches, before if model.intensity == "hu" else None)
-    drawn = [segment_coordinates(e.field, e.grid, template, threshold, e.body) for e in exams]
+    drawn = [segment_coordinates(e.field, e.grid, template, threshold, e.body, e.image) for e in exams]
     # Half the diagonals, which are the largest errors of a border, and two borders that do not err alike.
     voxel_mm = math.hypot(*(np.linalg.norm(e.grid.spacing) / 2 for e in exams))
-    usual = math.hypot(fit_mm, voxel_mm)
+    # What may be believed of both exams costs a few more passes, and tells nothing without a calibration.
+    calibrated = bool(template.meta.get("trust"))
+    believed = [exam_trust(model, each, template) for each in maps] if calibrated else []
     places, residual = _moved_body(matches, rigid)
     changes = []
     for name, identity in template.labels.items():
         centres, volumes, whole = zip(*(_measured(seg, identity) for seg in drawn), strict=True)
         back = rigid.inverse_of_affine().apply(centres[1][None])[0]
+        error, by = _expected((expected_mm or {}).get(name), believed, centres, fit_mm)
         radius = (3 * 1000 * max(volumes) / (4 * math.pi)) ** (1 / 3)
         changes.append(
             Change(
@@ -198,14 +234,41 @@ def follow(
                 volumes[1],
                 back - centres[0],
                 _around(places, residual, centres[0], radius, drawn[0], identity),
-                (expected_mm or {}).get(name, usual),
+                error if by == GIVEN else math.hypot(error, voxel_mm),
                 all(whole) and _within(drawn[0].mask(identity), found.on_fixed.overlap),
+                by,
+                _weaker([exam.structures[name] for exam in believed]),
             )
         )
     overlap = found.on_fixed.overlap
-    difference = np.where(overlap, found.on_fixed.volume.array - before.array, 0).astype(np.float32)
+    a, b = before.array.astype(np.float32), found.on_fixed.volume.array
+    if model.intensity == "hu":
+        # What scanners fill the corners with, such as -3024, is air.
+        a, b = np.maximum(a, AIR), np.maximum(b, AIR)
+    difference = np.where(overlap, b - a, np.float32(0))
     image = Volume(difference, before.grid, before.name)
     return FollowUp(changes, image, found, rigid, aligned_by, fit_mm, voxel_mm, drawn[0], drawn[1])
+
+
+def _expected(
+    given: float | None,
+    believed: Sequence[ExamTrust],
+    centres: Sequence[NDArray[np.float64]],
+    fit_mm: float,
+) -> tuple[float, str]:
+    """The error in mm that is expected of a shift, without that of the voxels, and what it rests on."""
+    if given is not None:
+        return given, GIVEN
+    bounds = [exam.millimetres(at[None])[1][0] for exam, at in zip(believed, centres, strict=False)]
+    if bounds and np.isfinite(bounds).all():
+        # The errors of two exams are independent.
+        return math.hypot(*bounds), TRUST
+    return fit_mm, ALIGNMENT
+
+
+def _weaker(trust: Sequence[Trust]) -> Trust | None:
+    """Of what is to be expected of one mask in two exams, the less; what nobody can tell is less than that."""
+    return min(trust, key=lambda t: -1.0 if t.value is None else t.value) if trust else None
 
 
 def _rigid(matches: Matches, ct: Volume | None) -> tuple[Transform, str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from deepatlas.model.known import KnownExam
 from deepatlas.model.project_box import box_in_atlas, carry_box
 from deepatlas.space.box import Box
 from deepatlas.space.markup import Markups, Point, Polyline
+from deepatlas.space.volume import Volume
 
 # The share of a box that must lie inside a scan for the box to count as found there.
 LEAST_COVERAGE = 0.5
@@ -275,12 +276,28 @@ def _box(target: KnownExam, name: str, box: Box | str) -> FoundBox:
     )
 
 
-def carry_template(target: KnownExam, template: Template, threshold: float | None = None) -> Found:
-    """Find everything that a template holds in an exam: its masks (section 5.2.7), points, lines and boxes."""
+def carry_template(
+    target: KnownExam,
+    template: Template,
+    threshold: float | None = None,
+    look: Callable[[], Volume] | None = None,
+) -> Found:
+    """Find everything that a template holds in an exam: its masks (section 5.2.7), points, lines and boxes.
+
+    Args:
+        target: the exam.
+        template: what to find.
+        threshold: as for :func:`~deepatlas.localize.segment.segment`.
+        look: gives the exam with values as the network takes them, where ``target`` has no image and the template knows
+            what its structures look like. None leaves it to the masks.
+    """
     found = find(target, from_template(template))
     if not template.names:
         return found
-    labels = segment_coordinates(target.field, target.grid, template, threshold, target.body)
+    image = target.image
+    if image is None and look is not None and template.appearance is not None:
+        image = look()
+    labels = segment_coordinates(target.field, target.grid, template, threshold, target.body, image)
     drawn = Segmentation(
         labels.array, target.grid, target.name, labels.hidden, target.fit, names=template.labels
     )

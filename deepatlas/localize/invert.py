@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 import deepatlas_ops as ops
@@ -146,6 +145,9 @@ def _inverse(matrix: Tensor) -> Tensor:
 
 def _starts(coords: Tensor, body: NDArray[np.bool_], wanted: Tensor) -> list[Tensor]:
     """Starts of the Newton steps, voxels ``[3, N]`` of the extrapolated map: implicit warp and nearest coordinate."""
+    # Slow to import.
+    from scipy.spatial import cKDTree
+
     n, shape = wanted.shape[1], coords.shape[2:]
     inside = torch.from_numpy(body).to(coords.device)
     if not inside.any():

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepatlas.errors import DataError
-from deepatlas.files import write_text
 from deepatlas.space.grid import Grid
 from deepatlas.space.labels import Labels
 from deepatlas.space.volume import Volume
 
 _PERCENTILES = (5, 50, 95)
-COLUMNS = (
-    "exam,structure,id,voxels,ml,mean,p5,p50,p95,x,y,z,low_x,low_y,low_z,high_x,high_y,high_z,coverage,fit,known"
-).split(",")
 
 
 @dataclass(frozen=True)
@@ -96,43 +87,6 @@ def statistics(
     ]
 
 
-def write_statistics(
-    folder: str | os.PathLike[str],
-    found: Mapping[str, Sequence[StructureStatistics]],
-    fits: Mapping[str, Mapping[str, Any]],
-) -> None:
-    """Write ``statistics.json`` and ``statistics.csv`` with the structures of all exams, and how well each is known.
-
-    Args:
-        folder: where to write.
-        found: the structures of every exam, by its name.
-        fits: ``fit`` and ``known`` of every exam, as :meth:`Fit.to_dict <deepatlas.model.fit.Fit.to_dict>` gives them.
-    """
-    folder = Path(folder)
-    whole = {
-        exam: {
-            "fit": fits[exam]["fit"],
-            "known": fits[exam]["known"],
-            "structures": {s.name: {k: v for k, v in s.to_dict().items() if k != "name"} for s in rows},
-        }
-        for exam, rows in found.items()
-    }
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for exam, rows in found.items():
-        fit, known = fits[exam]["fit"], fits[exam]["known"]
-        about = [_text(fit, 3), "" if known is None else str(known).lower()]
-        for s in rows:
-            places = [_text(v, 2) for v in (*s.centroid_mm, *s.low_mm, *s.high_mm)]
-            values = [_text(v, 1) for v in (s.mean, s.p5, s.p50, s.p95)]
-            writer.writerow(
-                [exam, s.name, s.id, s.voxels, _text(s.ml, 3), *values, *places, _text(s.coverage, 3), *about]
-            )
-    write_text(folder / "statistics.json", json.dumps(whole, indent=1, allow_nan=False) + "\n")
-    write_text(folder / "statistics.csv", out.getvalue())
-
-
 def _measured(
     name: str,
     identity: int,
@@ -193,7 +147,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _text(value: float | None, digits: int) -> str:
-    return "" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"

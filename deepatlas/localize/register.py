@@ -235,15 +235,39 @@ def _pull(
     volume: Volume, grid: Grid, transform: Transform, usable: NDArray[np.bool_], control: Grid, fill: float
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """The exam on a grid and the overlap there, from the part of the grid ``control`` that is usable."""
-    values = torch.from_numpy(np.array(volume.array, dtype=np.float32))[None, None]
+    values = torch.from_numpy(np.ascontiguousarray(volume.array, dtype=np.float32))[None, None]
     weight = torch.from_numpy(usable)[None, None].float()
-    array = np.empty(grid.shape, dtype=np.float32)
-    overlap = np.empty(grid.shape, dtype=bool)
-    for z, place in transform.slabs(grid, volume.grid):
-        part = grid.cropped((z.start, 0, 0), (z.stop - z.start, *grid.shape[1:]))
+    array = np.full(grid.shape, fill, dtype=np.float32)
+    overlap = np.zeros(grid.shape, dtype=bool)
+    start, size = _reach(usable, control, grid)
+    box = tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))
+    some, both_there = array[box], overlap[box]
+    whole = grid.cropped(start, size)
+    for z, place in transform.slabs(whole, volume.grid):
+        part = whole.cropped((z.start, 0, 0), (z.stop - z.start, *whole.shape[1:]))
         theta = torch.from_numpy(control.theta_from(part)).float()[None]
         share = ops.affine_resample(weight, theta, part.shape, padding="border")[0, 0]
         both = (share >= 0.5) & within_faces(place, volume.grid)
-        array[z] = torch.where(both, ops.resample(values, place)[0, 0], fill).numpy()
-        overlap[z] = both.numpy()
+        some[z] = torch.where(both, ops.resample(values, place)[0, 0], fill).numpy()
+        both_there[z] = both.numpy()
     return array, overlap
+
+
+def _reach(usable: NDArray[np.bool_], control: Grid, grid: Grid) -> tuple[list[int], list[int]]:
+    """Start and shape of the part of ``grid`` that voxels of ``control`` which are usable reach into."""
+    if not usable.any():
+        return [0, 0, 0], [1, 1, 1]
+    ends = []
+    for axis in range(3):
+        used = np.flatnonzero(usable.any(axis=tuple(a for a in range(3) if a != axis)))
+        # What is usable at the border of the grid goes on beyond it.
+        low = used[0] - 0.5 if used[0] else -np.inf
+        high = used[-1] + 0.5 if used[-1] < usable.shape[axis] - 1 else np.inf
+        ends.append((low, high))
+    if not np.isfinite(ends).all():
+        return [0, 0, 0], list(grid.shape)
+    corners = np.array([[ends[2][i], ends[1][j], ends[0][k]] for i, j, k in np.ndindex(2, 2, 2)])
+    index = grid.world_to_voxel(control.voxel_to_world(corners))[:, ::-1]
+    first = np.clip(np.floor(index.min(axis=0)), 0, np.array(grid.shape) - 1).astype(int)
+    last = np.clip(np.ceil(index.max(axis=0)) + 1, first + 1, grid.shape).astype(int)
+    return first.tolist(), (last - first).tolist()

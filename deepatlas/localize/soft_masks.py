@@ -14,6 +14,7 @@ import deepatlas_ops as ops
 from deepatlas.exams.mask_files import mask_paths
 from deepatlas.io.codec import write_volume
 from deepatlas.localize.paint import kept_voxels
+from deepatlas.localize.template.evidence import Evidence
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import ExamMap
 from deepatlas.model.native import CHUNK_VOXELS, sampled_slabs
@@ -32,9 +33,10 @@ def soft_masks(
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """The soft mask of every structure on the grid of an exam.
 
-    A template's mask is its value at the coordinate of each voxel, cut to [0, 1], and a supervised model's its
-    probability. Unlike in the label image, structures do not compete, so that values may sum to more than one. A voxel
-    outside the body, or outside the field of view of the network, has 0.
+    A template's mask is its value at the coordinate of each voxel, cut to [0, 1], or, where the template knows what its
+    structures look like, the probability that the image makes of it. A supervised model's is its probability. Unlike in
+    the label image, structures do not compete, so that values may sum to more than one. A voxel outside the body, or
+    outside the field of view of the network, has 0.
 
     Args:
         found: what the model says about the exam.
@@ -94,5 +96,10 @@ def _slabs(
         return
     assert isinstance(what, Template)
     masks = torch.from_numpy(what.masks[rows.start : rows.stop]).to(found.coords)[None]
+    evidence = Evidence.of(what, found.image, grid, found.coords.device)
+    every = torch.arange(rows.start, rows.stop, device=found.coords.device)
     for z, coords in found.field.slabs(grid, chunk):
-        yield z, ops.resample(masks, coords.clamp(-1, 1))[0]
+        values = ops.resample(masks, coords.clamp(-1, 1))[0]
+        if evidence is not None:
+            values = evidence.posterior(values, every, (z, slice(0, grid.shape[1]), slice(0, grid.shape[2])))
+        yield z, values

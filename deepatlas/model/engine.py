@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import deepatlas_ops as ops
 from deepatlas.config import Config
-from deepatlas.errors import DataWarning, DeepAtlasError
+from deepatlas.errors import DataError, DataWarning, DeepAtlasError
 from deepatlas.exams.in_memory import as_volume
 from deepatlas.exams.read import read_volume
 from deepatlas.model.average import averaged_coordinates, views_of
@@ -175,22 +175,43 @@ class Engine:
             model.name, model.depth = str(name), depth
             if model._atlas is not None and "region" not in model.card:
                 files = sorted((path.parent / REGIONS).glob(f"*/{FILE}"))
-                model.regions = usable({f: cls.load(f, "cpu", refine=0) for f in files}, model.fingerprint)
+                if files:
+                    loaded = {file: cls.load(file, "cpu", refine=0) for file in files}
+                    model.regions = usable(loaded, model.fingerprint)
             return model.to(pick_device(device))
 
     def save(self, path: str | os.PathLike[str], *, half: bool = False) -> None:
-        """Write a file that :meth:`load` reads. The file is complete or absent.
+        """Write a file that :meth:`load` reads, and ``regions/NAME/model.pt`` beside it for every region of the model.
+
+        Each file is complete or absent.
 
         Args:
             path: the file to write.
-            half: round the weights to float16, which halves the size of the file.
+            half: round the weights to float16, which halves the size of the file. The rounded model has another
+                fingerprint, which the files of the regions then name; its templates have to be made anew.
 
         Raises:
-            DataError: the file cannot be written.
+            DataError: a file cannot be written, or one of ``regions`` belongs to another model.
         """
+        path = Path(path)
+        files = {path.parent / REGIONS / network.region.name / FILE: network for network in self.regions}
+        for file in filter(Path.exists, files):
+            theirs = type(self).load(file, "cpu").card.get("region", {}).get("parent")
+            if not (path.exists() and theirs in (self.fingerprint, type(self).load(path, "cpu").fingerprint)):
+                raise DataError(f"{file}: is the region of another model; save into another folder")
         write_model(
-            Path(path), ModelParts(self.config, self.network, self._atlas, self.structures, self.card), half
+            path, ModelParts(self.config, self.network, self._atlas, self.structures, self.card), half
         )
+        if not files:
+            return
+        with warnings.catch_warnings():
+            # Regions that were saved there before are those of the file that has just been replaced.
+            warnings.simplefilter("ignore", DataWarning)
+            parent = type(self).load(path, "cpu").fingerprint
+        for file, network in files.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            card = dict(network.card) | {"region": dict(network.card["region"]) | {"parent": parent}}
+            write_model(file, ModelParts(network.config, network.network, network._atlas, None, card), half)
 
     def to(self, device: str | torch.device) -> Self:
         """Move the network and the atlas to a device, in place. Returns the model itself."""
@@ -252,7 +273,7 @@ class Engine:
         for module in self._modules():
             for name, value in module.state_dict().items():
                 digest.update(name.encode())
-                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+                digest.update(value.detach().cpu().reshape(-1).numpy())
         return digest.hexdigest()[:12]
 
     def _modules(self) -> list[nn.Module]:
@@ -291,9 +312,15 @@ class Engine:
         for note in odd:
             warnings.warn(f"{volume.name or 'exam'}: {note}", DataWarning, stacklevel=2)
         known = Fit(seen.fit, self.fit_threshold, (*notes, *odd))
-        return ExamMap(coords, look.hu.grid, look.hu, look.body, known, field.pieces)
+        return ExamMap(coords, look.hu.grid, look.hu, look.body, known, field.pieces, volume)
 
     def _looked(self, volume: Volume) -> Seen:
+        if "region" in self.card:
+            name = self.region.name
+            raise DeepAtlasError(
+                f"{self.name}: is the network of region {name}, which sees a part of an exam; give the model of whole "
+                f"exams, whose regions/{name} it is"
+            )
         return best_look(
             volume, self._see, size=self.size, crop=self.crop, intensity=self.intensity, device=self.device,
             longest_mm=self.card.get("view", {}).get("longest_mm"), known=self.fit_threshold,

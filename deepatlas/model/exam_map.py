@@ -26,6 +26,7 @@ class ExamMap:
         body: ``[S, S, S]``, the foreground of the exam (paper 5.5.3).
         fit: how well the model knows the exam.
         pieces: what the networks of regions say (section 5.2.4); empty where there are none.
+        image: the whole exam with values as the network takes them, on its own grid; None where it was not kept.
     """
 
     coords: Tensor
@@ -34,6 +35,7 @@ class ExamMap:
     body: NDArray[np.bool_]
     fit: Fit
     pieces: tuple[Piece, ...] = ()
+    image: Volume | None = None
 
     @property
     def field(self) -> CoordinateField:

@@ -13,11 +13,12 @@ from deepatlas.model.exam_map import ExamMap
 from deepatlas.model.field import CoordinateField
 from deepatlas.model.fit import Fit
 from deepatlas.space.grid import Grid
+from deepatlas.space.volume import Volume
 
 
 @dataclass(frozen=True, eq=False)
 class KnownExam:
-    """The coordinates of one exam, without its image.
+    """The coordinates of one exam, and its image only where it was asked for.
 
     Attributes:
         name: what messages call the exam.
@@ -25,6 +26,7 @@ class KnownExam:
         field: its coordinates.
         body: bool ``[S, S, S]``, the foreground of the exam on ``field.grid``.
         fit: how well the model knows the exam.
+        image: the exam with values as the network takes them, on ``grid``; None where it was not kept.
     """
 
     name: str
@@ -32,21 +34,23 @@ class KnownExam:
     field: CoordinateField
     body: NDArray[np.bool_]
     fit: Fit
+    image: Volume | None = None
 
     @classmethod
-    def of(cls, found: ExamMap, grid: Grid, name: str) -> Self:
+    def of(cls, found: ExamMap, grid: Grid, name: str, *, keep_image: bool = False) -> Self:
         """From what :meth:`Engine.map_exam <deepatlas.model.engine.Engine.map_exam>` gave of an exam on ``grid``."""
-        return cls(name, grid, found.field, found.body, found.fit)
+        image = found.image if keep_image else None
+        return cls(name, grid, found.field, found.body, found.fit, image)
 
     def shows(self, places: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Bool ``[N]``: which places ``[N, 3]`` in RAS millimetres lie in the exam and in the network's view of it."""
         return self.grid.covers(places) & self.field.grid.covers(places)
 
 
-def known_exam(model: Engine, exam: Exam) -> KnownExam:
+def known_exam(model: Engine, exam: Exam, *, keep_image: bool = False) -> KnownExam:
     """One pass of the model over an exam.
 
     Raises :class:`~deepatlas.errors.DataError` if it cannot be read, or shows no patient.
     """
     volume = read_exam(exam)
-    return KnownExam.of(model.map_exam(volume), volume.grid, volume.name)
+    return KnownExam.of(model.map_exam(volume), volume.grid, volume.name, keep_image=keep_image)

@@ -127,7 +127,11 @@ def best_look(
     rotation = tilt(best)
     if rotation is None:
         return best
-    turned = seen(turned_to_model_grid(part, rotation, size, crop, intensity))
+    try:
+        turned = seen(turned_to_model_grid(part, rotation, size, crop, intensity))
+    except DataError:
+        # No patient is found along these axes, so that they are not those of one.
+        return best
     return turned if turned.fit >= best.fit - SLACK else best
 
 

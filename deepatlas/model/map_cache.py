@@ -32,6 +32,7 @@ from deepatlas.model.engine import Engine
 from deepatlas.model.field import CoordinateField, Piece
 from deepatlas.model.fit import Fit
 from deepatlas.model.known import KnownExam
+from deepatlas.pretrained import MODEL
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
 
@@ -70,7 +71,8 @@ class MapCache:
     def beside(cls, model: str | os.PathLike[str]) -> MapCache | None:
         """The cache of a run, ``RUN/coordinates``; None for what is no run folder, or cannot be written to."""
         run = Path(model)
-        return cls(run / "coordinates") if run.is_dir() and os.access(run, os.W_OK) else None
+        # A folder that is called as a shipped model, which is then meant, is no run.
+        return cls(run / "coordinates") if (run / MODEL).is_file() and os.access(run, os.W_OK) else None
 
     def exam(self, model: Engine, files: ExamFiles) -> KnownExam:
         """The coordinates of an exam: those that are kept, or by a pass of the network, which are then kept.
@@ -84,14 +86,12 @@ class MapCache:
         key = _content(files)
         if key is not None:
             path = self._path(model, key)
-            if (found := self._read(path, files.id)) is not None:
-                self.hits += 1
+            if (found := self._read(path, files)) is not None:
                 return found
         volume = read_volume(files.ct, kind=files.kind)
         if key is None:
             path = self._path(model, _of_voxels(volume))
-            if (found := self._read(path, files.id)) is not None:
-                self.hits += 1
+            if (found := self._read(path, files)) is not None:
                 return found
         self.misses += 1
         made = KnownExam.of(model.map_exam(volume), volume.grid, files.id)
@@ -121,17 +121,20 @@ class MapCache:
         key = hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
         return self.folder / f"{key[:32]}{SUFFIX}"
 
-    def _read(self, path: Path, name: str) -> KnownExam | None:
-        """The entry at ``path``; None where there is none, or a damaged one, of which a line is said."""
+    def _read(self, path: Path, files: ExamFiles) -> KnownExam | None:
+        """The entry at ``path``; None where there is none, or a damaged one, of which a line is said.
+
+        What was unusual about the exam is said again, as by a pass of the network.
+        """
         if not path.is_file():
             return None
         try:
-            found = _load(path, name)
+            found = _load(path, files.id)
         except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
             # DataError, which grids raise, is a ValueError.
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
             warnings.warn(
-                f"{path}: damaged coordinates of {name} ({why}); they are made again",
+                f"{path}: damaged coordinates of {files.id} ({why}); they are made again",
                 DataWarning,
                 stacklevel=3,
             )
@@ -139,6 +142,9 @@ class MapCache:
         with suppress(OSError):
             # The time of the last use decides what is removed first.
             os.utime(path)
+        self.hits += 1
+        for note in found.fit.notes:
+            warnings.warn(f"{files.ct}: {note}", DataWarning, stacklevel=3)
         return found
 
     def _trim(self, kept: Path) -> None:

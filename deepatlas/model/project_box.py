@@ -165,37 +165,53 @@ def _places(
     """Places ``[N, 3]`` in mm of the region that holds a box and its surroundings, with the box's coordinates there."""
     grid = field.grid
     for _ in range(_ZOOMS):
-        places, own, kept = _read(field, box, grid, body)
-        reach = np.where(kept, np.abs(own).max(axis=-1), np.inf)
-        if not np.isfinite(reach).any():
+        near = _near(field, box, grid, body)
+        if near is None:
             break
-        grid = _around(grid, reach)
-    places, own, kept = _read(field, box, grid, body)
-    kept = kept & scan.covers(places.reshape(-1, 3)).reshape(kept.shape)
-    return places[kept], own[kept]
+        grid = _around(grid, near)
+    own = _own(field, box, grid)
+    # Nobody asks for places further away.
+    some = np.abs(own).max(axis=0) <= _GROWTH[-1]
+    places = grid.voxel_to_world(np.argwhere(some)[:, ::-1])
+    kept = scan.covers(places)
+    if body is not None:
+        kept &= _held(body, field.grid, places)
+    return places[kept], own[:, some].T[kept]
 
 
-def _read(
+def _own(field: CoordinateField, box: Box, grid: Grid) -> NDArray[np.float64]:
+    """The box's own coordinates ``[3, D, H, W]`` of the voxels of a grid."""
+    coords = field.on(grid).double().cpu().numpy()
+    offset = coords.reshape(3, -1) - box.centre[:, None]
+    found: NDArray[np.float64] = (np.linalg.inv(box.axes) @ offset).reshape(coords.shape)
+    return found
+
+
+def _near(
     field: CoordinateField, box: Box, grid: Grid, body: NDArray[np.bool_] | None
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """For every voxel of a grid: its place in mm and in the box, ``[D, H, W, 3]``, and whether it is on the body."""
-    z, y, x = np.meshgrid(*[np.arange(n) for n in grid.shape], indexing="ij")
-    places = grid.voxel_to_world(np.stack([x, y, z], axis=-1))
-    own = box.own(field.on(grid).movedim(0, -1).double().cpu().numpy())
-    if body is None:
-        return places, own, np.ones(grid.shape, dtype=bool)
-    return places, own, _held(body, field.grid, places.reshape(-1, 3)).reshape(grid.shape)
+) -> NDArray[np.bool_] | None:
+    """Bool ``[D, H, W]``: the voxels of the body that lie in a box, or those next to it; None without a body."""
+    reach = np.abs(_own(field, box, grid)).max(axis=0)
+    inside = reach <= 1
+    if body is not None:
+        inside[inside] = _held(body, field.grid, grid.voxel_to_world(np.argwhere(inside)[:, ::-1]))
+    if inside.any():
+        return inside
+    # A small box may lie between the voxels.
+    if body is not None:
+        places = grid.voxel_to_world(np.argwhere(np.ones(grid.shape, dtype=bool))[:, ::-1])
+        reach[~_held(body, field.grid, places).reshape(grid.shape)] = np.inf
+    nearest = reach.min()
+    return reach == nearest if np.isfinite(nearest) else None
 
 
-def _around(grid: Grid, reach: NDArray[np.float64]) -> Grid:
+def _around(grid: Grid, near: NDArray[np.bool_]) -> Grid:
     """A finer grid of the region that holds a box and half of its size around it.
 
     Args:
-        grid: where ``reach`` is known.
-        reach: ``[D, H, W]``, the largest of the box's own coordinates, which is at most 1 inside it.
+        grid: where ``near`` is known.
+        near: ``[D, H, W]``, the voxels that lie in the box.
     """
-    # A small box may lie between the voxels.
-    near = (reach <= 1) | (reach == reach.min())
     region: NDArray[np.bool_] = ndimage.binary_dilation(near, iterations=2)
     parts, count = ndimage.label(region)
     if count > 1:

@@ -77,6 +77,10 @@ class Region:
         return cls(values["name"], box, values["within"], float(values["coverage"]))
 
 
+class TemplateNeeded(DataError):
+    """The boxes of a tree are given by structures, and there is no template to look them up in."""
+
+
 @dataclass(frozen=True)
 class Regions:
     """The regions of a cascade; those of the level above come before those within them.
@@ -118,6 +122,7 @@ class Regions:
             DataError: the file is missing or no TOML; a region has an unknown key, no name, no box, a box without
                 volume or outside the atlas; names are not distinct; regions lie within each other in a circle, or
                 deeper than two levels. The message names the file and the region.
+            TemplateNeeded: the file names structures, and there is no ``template``.
         """
         file = FOLDER / f"{path}.toml" if str(path) in shipped_trees() else Path(path)
         try:
@@ -166,13 +171,13 @@ def box_of_structures(
     for structure in structures:
         if structure not in template.names:
             raise DataError(
-                f"region {name}: the template holds no structure {structure}; "
+                f"the template holds no structure {structure}; "
                 f"{did_you_mean(structure, list(template.names))}"
             )
         rows.append(template.names.index(structure))
     held = np.logical_or.reduce(template.masks[rows] >= _INSIDE, axis=0)
     if not held.any():
-        raise DataError(f"region {name}: the masks of {', '.join(structures)} are empty")
+        raise DataError(f"the masks of {', '.join(structures)} are empty")
     low, high = np.empty(3), np.empty(3)
     for axis, n in enumerate(held.shape):
         used = np.flatnonzero(np.logical_or.reduce(held, axis=tuple(a for a in range(3) if a != axis)))
@@ -212,16 +217,18 @@ def _region(entry: Any, file: Path, template: Masks | None) -> Region:
     try:
         if structures:
             if template is None:
-                raise DataError(
-                    f"region {name}: is given by structures, which needs a template of the same atlas"
+                raise TemplateNeeded(
+                    f"{file}: region {name}: is given by structures, which needs a template of the same atlas"
                 )
             box = box_of_structures(name, entry["structures"], template, float(margin), (part[0], part[1]))
         else:
             box = Box.between(name, entry.get("low", ()), entry.get("high", ()))
+    except TemplateNeeded:
+        raise
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
     except (TypeError, ValueError) as error:
         raise DataError(f"{where}: its box cannot be read ({error})") from None
-    except DataError as error:
-        raise DataError(f"{file}: {error}") from None
     if np.abs(box.corners()).max() > 1 + 1e-6:
         raise DataError(f"{where}: its box leaves the atlas, whose coordinates are from -1 to 1")
     return Region(name, box, within, float(coverage))

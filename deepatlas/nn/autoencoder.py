@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 import deepatlas_ops as ops
-from deepatlas.nn.blocks import PreactivationConv, ResidualBlock, StandardizedConv3d
+from deepatlas.nn.blocks import PreactivationConv, ResidualBlock, StandardizedConv3d, resized
 
 # Section 5.3.1: Hounsfield units and the value to which each of them is mapped, with linear interpolation in between.
 HISTOGRAM_HU = (-256.0, -100.0, 10.0, 50.0, 100.0, 256.0)
@@ -44,7 +44,7 @@ class Autoencoder(nn.Module):
         y = self.stem(x)
         for level, (block, head) in enumerate(zip(self.blocks, self.heads, strict=True)):
             if level:
-                y = ops.resize(y, [max(1, n // 2) for n in y.shape[2:]])
+                y = resized(y, [max(1, n // 2) for n in y.shape[2:]])
             y = block(y)
             maps.append(head.activate(y))  # type: ignore[operator]
         return maps

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import deepatlas_ops as ops
+from deepatlas.nn.few_channels import FewChannelsConv3d
+
 LEAKY_SLOPE = 0.1
+# Up to so many output channels, matrix products are faster than the convolutions of oneDNN.
+FEW = 4
+
+
+def resized(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Features ``[B, C, D, H, W]`` resized to ``[B, C, *size]``, in the memory layout that they have.
+
+    Where convolutions keep channels last, a sum of both layouts, and above all the gradients behind it, would step
+    through memory by whole channels.
+    """
+    return ops.resize(x, size, channels_last=x.is_contiguous(memory_format=torch.channels_last_3d))
 
 
 class StandardizedConv3d(nn.Conv3d):
@@ -23,15 +39,6 @@ class StandardizedConv3d(nn.Conv3d):
         return self._conv_forward(x, weight.view_as(self.weight), self.bias)
 
 
-class PointwiseConv3d(nn.Conv3d):
-    """A 1x1x1 convolution as a matrix product, which is much faster than oneDNN for the three channels of a map."""
-
-    def forward(self, x: Tensor) -> Tensor:  # [B, Cin, D, H, W] -> [B, Cout, D, H, W]
-        weight = self.weight.flatten(1).expand(x.shape[0], -1, -1)
-        assert self.bias is not None
-        return torch.baddbmm(self.bias[:, None], weight, x.flatten(2)).unflatten(2, x.shape[2:])
-
-
 class PreactivationConv(nn.Module):
     """Group norm, leaky ReLU (slope 0.1), 3x3x3 convolution, in this order.
 
@@ -45,7 +52,7 @@ class PreactivationConv(nn.Module):
     ):
         super().__init__()
         self.norm = nn.GroupNorm(min(groups, inputs), inputs)
-        plain = PointwiseConv3d if kernel == 1 else nn.Conv3d
+        plain = FewChannelsConv3d if kernel == 1 or outputs <= FEW else nn.Conv3d
         convolution = StandardizedConv3d if standardize else plain
         self.conv = convolution(inputs, outputs, kernel, padding=kernel // 2)
 
@@ -79,4 +86,5 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.first(x)
-        return y + self.second(y)
+        # In place, because a new tensor costs more than the sum. No gradient needs the output of a convolution.
+        return self.second(y).add_(y)

@@ -130,8 +130,10 @@ class PhantomCohort:
             )
         if self.spacing is not None and self.shape != SHAPE:
             raise ValueError("PhantomCohort: shape and spacing exclude each other; give one of them")
-        if self.anatomy < 0:
-            raise ValueError(f"PhantomCohort: anatomy must not be negative, got {self.anatomy}")
+        if self.anatomy < 0 or self.seed < 0:
+            raise ValueError(
+                f"PhantomCohort: seed and anatomy must not be negative, got {self.seed} and {self.anatomy}"
+            )
 
     @cached_property
     def names(self) -> dict[str, int]:

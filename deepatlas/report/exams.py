@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from deepatlas.errors import DataError, DataWarning
+from deepatlas.evaluate.cascade_figure import cascade_figure
 from deepatlas.evaluate.exam_figure import WarpedAtlas, exam_figure
 from deepatlas.evaluate.score import LabelIds
 from deepatlas.exams.cohort import ExamFiles
@@ -119,6 +120,9 @@ def _section(
     pictures = {
         f"{name}: the exam, the warped atlas and the structures in three planes": png_bytes(figure, dpi=110)
     }
+    if isinstance(found, ExamMap) and found.field.pieces:
+        levels = cascade_figure(model, found.field, shown, f"{name}: the levels of the cascade", convention)
+        pictures[f"{name}: what the network of every level sees"] = png_bytes(levels, dpi=110)
     return fit, Section(name, warning, notes, pictures, header, rows)
 
 

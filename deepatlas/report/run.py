@@ -68,6 +68,8 @@ def _pictures(folder: Path, records: list[dict[str, Any]]) -> Section:
     if (overview := folder / "figures" / "overview.png").is_file():
         text = "An unseen exam, its coordinates, the atlas warped onto it, and the structures"
         pictures[text] = overview.read_bytes()
+    if (cascade := folder / "figures" / "cascade.png").is_file():
+        pictures["What the network of every level sees of it, and the atlas there"] = cascade.read_bytes()
     for png in sorted(folder.glob("figures/level-*.png")):
         level = png.stem.replace("-", " ")
         pictures[f"Exams, their coordinates and the atlas seen through them, {level}"] = png.read_bytes()

@@ -26,7 +26,14 @@ def fill_in(values: Tensor, known: Tensor) -> Tensor:
     share = known.to(values.dtype)
     out = _pyramid(values * share, share)
     for _ in range(_RELAXATIONS):
-        means = torch.nn.functional.avg_pool3d(out, 3, stride=1, padding=1, count_include_pad=False)
+        # The mean over a cube is that over its planes, of that over their lines.
+        means = out
+        for axis in range(3):
+            kernel, sides = [1, 1, 1], [0, 0, 0]
+            kernel[axis], sides[axis] = 3, 1
+            means = torch.nn.functional.avg_pool3d(
+                means, kernel, stride=1, padding=sides, count_include_pad=False
+            )
         out = torch.where(known, values, means)
     return out
 

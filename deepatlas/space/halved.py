@@ -7,6 +7,7 @@ from scipy import ndimage
 
 from deepatlas.space.constants import AIR
 from deepatlas.space.grid import Grid
+from deepatlas.space.morphology import filled_slices, opened
 from deepatlas.space.volume import Volume
 
 # The body is looked at on about this many voxels along each axis.
@@ -32,13 +33,13 @@ def halved(volume: Volume) -> list[str]:
     """
     # An image is cut along its own axes, so it is not turned to those of the patient.
     body = _sampled(volume).canonical().array > _BODY
-    regions, count = ndimage.label(ndimage.binary_opening(body))
+    regions, count = ndimage.label(opened(body))
     if not count:
         return []
     sizes = np.bincount(regions.ravel())
     sizes[0] = 0
     body = regions == sizes.argmax()
-    body = np.stack([ndimage.binary_fill_holes(axial) for axial in body])
+    body = filled_slices(body)
     lines = []
     for axis, sides in _SIDES.items():
         along = np.pad(np.moveaxis(body, axis, 0), ((1, 1), (0, 0), (0, 0)))

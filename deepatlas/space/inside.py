@@ -18,7 +18,12 @@ def inside(view: Grid, grid: Grid, margin: float = 0.5) -> NDArray[np.bool_]:
     x, y, z = np.arange(width), np.arange(height)[:, None], np.arange(depth)[:, None, None]
     result = np.ones(grid.shape, dtype=bool)
     for row, n in zip(to_model[:3], view.shape[::-1], strict=True):
-        # The map is affine in each index, so that broadcasting replaces a mesh of all voxels.
-        index = row[0] * x + row[1] * y + row[2] * z + row[3]
+        # The map is affine in each index, so that broadcasting replaces a mesh of all voxels. Of grids with the same
+        # axes an index depends on one of the others alone.
+        index = np.zeros((1, 1, 1))
+        for step, line in zip(row[:3], (x, y, z), strict=True):
+            if step:
+                index = index + step * line
+        index = index + row[3]
         result &= (index >= -margin) & (index <= n - 1 + margin)
     return result

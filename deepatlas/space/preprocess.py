@@ -16,6 +16,7 @@ from deepatlas.space.constants import AIR, FINE_SIZE, HU_RANGE, MODEL_SIZE
 from deepatlas.space.grid import Grid, Shape
 from deepatlas.space.intensity import filled, in_view, largest, tissue
 from deepatlas.space.labels import BoxMask, Labels
+from deepatlas.space.morphology import dilated, filled_slices, opened
 from deepatlas.space.upright import upright
 from deepatlas.space.volume import Volume
 
@@ -32,9 +33,6 @@ _COARSE_MM = 4.0
 _BODY_THRESHOLD = -400.0
 # The side of the square that a full axial slice contains: smaller than the neck of an infant, larger than a tube.
 _SLICE_MM = 36.0
-# The neighbourhood of a voxel in its axial slice.
-_IN_PLANE = np.zeros((3, 3, 3), dtype=bool)
-_IN_PLANE[1] = ndimage.generate_binary_structure(2, 1)
 # A second region is a body part, such as the other leg, if it has at least this share of the largest one's volume.
 _COMPANION = 0.25
 # The number of overlapping structures that are resampled at once, each as one bit.
@@ -231,8 +229,8 @@ def foreground_box(volume: Volume, intensity: str = "hu") -> tuple[Shape, Shape]
 def _body(coarse: NDArray, kernel: tuple[int, ...], volume: Volume) -> NDArray[np.bool_]:
     """The patient on block means of a CT, ``[D, H, W]``; ``kernel`` are the voxels of ``volume`` in a block."""
     body = coarse > _BODY_THRESHOLD
-    opened = ndimage.binary_opening(body)
-    regions, count = ndimage.label(opened if opened.any() else body)
+    core = opened(body)
+    regions, count = ndimage.label(core if core.any() else body)
     if not count:
         raise DataError(
             f"{volume.name or 'image'}: no patient found (no region above {_BODY_THRESHOLD:g} HU); "
@@ -240,9 +238,9 @@ def _body(coarse: NDArray, kernel: tuple[int, ...], volume: Volume) -> NDArray[n
         )
     sizes = np.bincount(regions.ravel())
     sizes[0] = 0
-    kept = np.isin(regions, np.flatnonzero(sizes >= max(1.0, _COMPANION * sizes.max())))
+    kept = (sizes >= max(1.0, _COMPANION * sizes.max()))[regions]
     # The opening also removed voxels from the surface of the patient.
-    kept = ndimage.binary_dilation(kept) & body
+    kept = dilated(kept) & body
     kept &= _full_slices(kept, kernel, volume)[:, None, None]
     return kept
 
@@ -256,7 +254,7 @@ def midline_box(volume: Volume) -> tuple[Shape, Shape]:
     """
     depth, height, width = volume.grid.shape
     keep = min(width, round(MIDLINE_MM / volume.grid.spacing[0]))
-    body = ndimage.binary_opening(np.asarray(volume.array) > _BODY_THRESHOLD, _IN_PLANE)
+    body = opened(np.asarray(volume.array) > _BODY_THRESHOLD, (1, 2))
     # Voxels of the patient in each column, [z, x].
     columns = body.sum(axis=1)
     filled = columns.sum(axis=1)
@@ -270,7 +268,7 @@ def midline_box(volume: Volume) -> tuple[Shape, Shape]:
 
 def _full_slices(body: NDArray[np.bool_], kernel: tuple[int, ...], volume: Volume) -> NDArray[np.bool_]:
     """Boolean ``[D]``: the axial slices from the first to the last full one, or all slices if none is full."""
-    filled = ndimage.binary_fill_holes(body, _IN_PLANE)
+    filled = filled_slices(body)
     x, y, _ = volume.grid.spacing
     square = (max(1, round(_SLICE_MM / (y * kernel[1]))), max(1, round(_SLICE_MM / (x * kernel[2]))))
     solid = ndimage.minimum_filter(filled.view(np.uint8), size=(1, *square), mode="constant")

@@ -158,5 +158,5 @@ class Transform:
 
 def within_faces(place: Tensor, grid: Grid) -> Tensor:
     """Bool ``[d, H, W]``: which normalised coordinates ``[1, 3, d, H, W]`` lie between the outer faces of a grid."""
-    reach = torch.tensor([1 + 1 / max(n - 1, 1) for n in grid.shape[::-1]], dtype=place.dtype)
+    reach = torch.tensor([n / max(n - 1, 1) for n in grid.shape[::-1]], dtype=place.dtype)
     return (place[0].abs() <= reach[:, None, None, None]).all(dim=0)

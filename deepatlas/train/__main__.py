@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,9 @@ from deepatlas.train.arguments import (
     add_data,
     add_run,
     add_test,
+    check_resume,
     data_arguments,
+    finish_experiment,
     model_name,
     move_settings,
     run_experiment,
@@ -61,11 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--regions",
         metavar="TREE",
         help="the regions and their boxes: a TOML file, or a tree that comes with the package; default "
-        "M/regions.toml, or the tree that is called as the model or its preset",
+        "M/regions.toml, or the tree that is called as the model or its preset. Without --parent, the model of whole "
+        "exams is trained first",
     )
     regions.add_argument(
         "--workers",
-        type=int,
+        type=_workers,
         metavar="N",
         help="processes that cut the region out of the exams; default one for each core",
     )
@@ -87,10 +91,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
 
 
+def _workers(text: str) -> int:
+    """The type of ``--workers``: 0 is this process alone."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number, 0 or more, got {text}")
+    return int(text)
+
+
 # The options that take everything up to the next option, and those that a run keeps.
 _LISTS = ("test_exams", "template_exams", "structures")
 _REGIONS = ("parent", "region", "regions")
 _FIXED = ("data", "split", "preset", "out", "test", *_LISTS, "seed_exam", "init", *_REGIONS)
+# A tree may also stand beside --resume.
+_FIXED_WITH_TREE = tuple(name for name in _FIXED if name != "regions")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -98,7 +111,12 @@ def run(arguments: argparse.Namespace) -> int:
     from deepatlas.train.experiment import Experiment
 
     move_settings(arguments, _LISTS)
-    if not arguments.resume and any(getattr(arguments, name) for name in _REGIONS):
+    regions = any(getattr(arguments, name) for name in _REGIONS)
+    if arguments.workers is not None and not (regions or arguments.resume):
+        raise DeepAtlasError("--workers is about regions of a model: give --parent M too")
+    if arguments.regions and not arguments.parent and not arguments.region:
+        return _run_tree(arguments)
+    if not arguments.resume and regions:
         from deepatlas.train.cascade import train_regions
 
         return train_regions(arguments)
@@ -109,6 +127,38 @@ def run(arguments: argparse.Namespace) -> int:
         ),
         _FIXED,
     )
+
+
+def _run_tree(arguments: argparse.Namespace) -> int:
+    """Train a model of whole exams, and then every region of a tree, which has its settings from that model."""
+    from deepatlas.train.cascade import check_tree, finish_regions
+    from deepatlas.train.experiment import Experiment
+    from deepatlas.train.folder import RESULT
+    from deepatlas.train.score import result_text
+
+    check_tree(arguments.regions)
+    check_resume(arguments, _FIXED_WITH_TREE)
+    if arguments.resume and (arguments.resume / RESULT).is_file() and not arguments.settings:
+        # The model of whole exams has ended, and what is left is regions.
+        folder, result = arguments.resume, json.loads((arguments.resume / RESULT).read_text(encoding="utf-8"))
+    else:
+        # The processes are those that cut the regions.
+        experiment, result = finish_experiment(
+            argparse.Namespace(**vars(arguments) | {"workers": None}),
+            lambda: Experiment.create(
+                _settings(arguments), _request(arguments), device=arguments.device, quiet=arguments.quiet
+            ),
+            _FIXED_WITH_TREE,
+        )
+        folder = experiment.folder
+        if not arguments.json:
+            print(result_text(folder, result))
+    options = dict.fromkeys((*_FIXED_WITH_TREE, "resume"), None) | {"settings": []}
+    options |= {k: getattr(arguments, k) for k in ("regions", "workers", "device", "quiet", "json", "strict")}
+    regions = finish_regions(argparse.Namespace(**options | {"parent": str(folder)}))
+    if arguments.json:
+        print(json.dumps(result | {"regions": regions}, indent=2))
+    return 0
 
 
 def _settings(arguments: argparse.Namespace) -> Config:

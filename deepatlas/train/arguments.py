@@ -90,29 +90,46 @@ def run_experiment(
 
     ``fixed`` are the options that a run keeps, which therefore may not stand beside ``--resume``.
     """
+    from deepatlas.train.score import result_text
+
+    experiment, result = finish_experiment(arguments, begin, fixed)
+    if experiment.world.main:
+        print(json.dumps(result, indent=2) if arguments.json else result_text(experiment.folder, result))
+    return 0
+
+
+def check_resume(arguments: argparse.Namespace, fixed: Sequence[str]) -> None:
+    """Refuse options that a run keeps (``fixed``) beside ``--resume``."""
+    given = [name for name in fixed if getattr(arguments, name)] if arguments.resume else []
+    if given:
+        what = f"--{given[0].replace('_', '-')}"
+        raise DeepAtlasError(
+            f"--resume continues a run as it was set up: leave out {what}, or start a new --out"
+        )
+
+
+def finish_experiment(
+    arguments: argparse.Namespace, begin: Callable[[], Experiment], fixed: Sequence[str]
+) -> tuple[Experiment, dict[str, Any]]:
+    """As :func:`run_experiment`, but nothing is printed; returns the run and its result."""
     from deepatlas.exams.outputs import check_name
     from deepatlas.train.allocator import keep_freed_memory
     from deepatlas.train.resume import resume
-    from deepatlas.train.score import result_text
 
     keep_freed_memory()
+    check_resume(arguments, fixed)
     if arguments.resume:
-        if given := [name for name in fixed if getattr(arguments, name)]:
-            what = f"--{given[0].replace('_', '-')}"
-            raise DeepAtlasError(
-                f"--resume continues a run as it was set up: leave out {what}, or start a new --out"
-            )
         check_name(arguments.resume, "a run")
         experiment = resume(
-            arguments.resume, arguments.settings, device=arguments.device, quiet=arguments.quiet
+            arguments.resume,
+            arguments.settings,
+            device=arguments.device,
+            quiet=arguments.quiet,
+            workers=getattr(arguments, "workers", None),
         )
     else:
         experiment = begin()
-    result = experiment.run()
-    if not experiment.world.main:
-        return 0
-    print(json.dumps(result, indent=2) if arguments.json else result_text(experiment.folder, result))
-    return 0
+    return experiment, experiment.run()
 
 
 def data_arguments(arguments: argparse.Namespace, out: Path) -> dict[str, Any]:

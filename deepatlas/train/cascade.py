@@ -18,7 +18,7 @@ from deepatlas.files import atomic_path
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import FILE as MODEL_FILE
 from deepatlas.model.engine import Engine
-from deepatlas.model.regions import Region, Regions, shipped_trees
+from deepatlas.model.regions import Region, Regions, TemplateNeeded, shipped_trees
 from deepatlas.presets import preset, region_settings
 from deepatlas.pretrained import MODEL, TEMPLATE, resolve, shipped
 from deepatlas.train.arguments import data_arguments
@@ -33,6 +33,8 @@ from deepatlas.train.score import result_text
 ALL = "all"
 # The file in the folder of a model that holds its regions, where --regions does not name one.
 TREE = "regions.toml"
+# What a run is asked for; that of its parent, where nothing else is given.
+_ASKED = ("data", "split", "test", "test_exams", "template_exams", "structures")
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,41 @@ class Target:
 
 
 def train_regions(arguments: argparse.Namespace) -> int:
-    """Train one region of a model, or all that have none yet; returns the exit status."""
+    """Train one region of a model, or all that have none yet, and print the results; returns the exit status."""
+    name = arguments.region or ALL
+    results = finish_regions(arguments)
+    if results is None:
+        return 0
+    if arguments.json:
+        print(json.dumps(results if name == ALL else results[name], indent=2))
+    elif not results:
+        folder = arguments.out or Path(arguments.parent)
+        print(f"nothing left to train: {folder / FOLDER}")
+    return 0
+
+
+def check_tree(tree: str) -> None:
+    """Refuse a tree that cannot be read, before its parent is trained. Boxes of structures need the parent's template.
+
+    Raises:
+        DeepAtlasError: the tree is missing or wrong, or the run has several processes.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise DeepAtlasError(
+            "--regions without --parent trains one network after another in one process; train the model of whole "
+            "exams first, and then each region with --parent RUN --region NAME"
+        )
+    try:
+        Regions.read(tree)
+    except TemplateNeeded:
+        return
+
+
+def finish_regions(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """Train one region of a model, or all that have none yet; returns their results, None in a helping process."""
     name = arguments.region or ALL
     if not arguments.parent:
-        raise DeepAtlasError("--region and --regions are about regions of a model: give --parent M too")
+        raise DeepAtlasError("--region NAME is a region of a model: give --parent M too")
     for option, why in (
         ("init", "a region starts from its parent's weights"),
         ("seed_exam", "the atlas of a region is its parent's, seen closer"),
@@ -78,12 +111,8 @@ def train_regions(arguments: argparse.Namespace) -> int:
         if run.world.main and not arguments.json:
             print(result_text(run.folder, results[region.name]))
         if not run.world.main:
-            return 0
-    if arguments.json:
-        print(json.dumps(results if name == ALL else results[name], indent=2))
-    elif not results:
-        print(f"nothing left to train: {target.folder / FOLDER}")
-    return 0
+            return None
+    return results
 
 
 def _run(arguments: argparse.Namespace, target: Target, region: Region, *, go_on: bool) -> RegionRun:
@@ -91,8 +120,9 @@ def _run(arguments: argparse.Namespace, target: Target, region: Region, *, go_on
     folder = target.run(region)
     parent = Parent.of(target.folder, target.tree.path(region.name))
     if go_on and (folder / CONFIG).is_file():
-        _, request = read_run(folder)
+        config, request = read_run(folder)
         _insist_on_same(folder, request.region, request.parent, region, parent)
+        _insist_on_asked(arguments, folder, config, request)
         run = RegionRun.resume(folder, arguments.settings, device=arguments.device, quiet=arguments.quiet)
     else:
         request = _request(arguments, target, region, parent)
@@ -139,6 +169,23 @@ def _insist_on_same(
     )
 
 
+def _insist_on_asked(arguments: argparse.Namespace, folder: Path, config: Config, request: Request) -> None:
+    """Refuse to go on with a run that was begun with other exams, structures or preset than are given now."""
+    given = data_arguments(arguments, folder) | {"template_exams": arguments.template_exams}
+    begun = request.to_dict() | {"preset": config.preset}
+    for key in _ASKED:
+        if given[key] is not None and given[key] != begun[key]:
+            break
+    else:
+        if arguments.preset in (None, config.preset):
+            return
+        key = "preset"
+    raise DeepAtlasError(
+        f"{folder}: was begun with another --{key.replace('_', '-')} ({begun[key]}); leave it out to go on with that, "
+        "or remove the folder"
+    )
+
+
 def _settings(arguments: argparse.Namespace, model: Engine) -> Config:
     start = preset(arguments.preset) if arguments.preset else model.config
     config = region_settings(start).override(arguments.settings).validate()
@@ -156,26 +203,25 @@ def _settings(arguments: argparse.Namespace, model: Engine) -> Config:
 def _request(arguments: argparse.Namespace, target: Target, region: Region, parent: Parent) -> Request:
     """What the run is asked for; without ``--data``, the exams of the parent's run."""
     out = target.run(region)
-    given = data_arguments(arguments, out)
-    run = Path(arguments.parent)
-    there = run.is_dir() and (run / CONFIG).is_file()
-    before = read_run(run)[1] if there else None
-    if not arguments.data:
-        if before is None:
-            raise DeepAtlasError(f"--parent {run}: is no run whose exams are known; give --data DIR too")
+    given = data_arguments(arguments, out) | {"template_exams": arguments.template_exams}
+    before = _exams_of_parent(arguments)
+    if before is not None and not arguments.data:
         if arguments.test and before.data is None:
             raise DeepAtlasError(
                 "--test needs --data: the parent was trained on phantoms, and is tested on others"
             )
-        keys = ("data", "split", "test", "test_exams")
-        given |= {key: given[key] if given[key] is not None else getattr(before, key) for key in keys}
-    request = Request(
-        **given,
-        template_exams=arguments.template_exams,
-        region=region.to_dict(),
-        parent=parent.to_dict(),
-    )
-    return _held_out_as(run, before, request) if before else request
+        given |= {key: given[key] if given[key] is not None else getattr(before, key) for key in _ASKED}
+    request = Request(**given, region=region.to_dict(), parent=parent.to_dict())
+    return _held_out_as(Path(arguments.parent), before, request) if before else request
+
+
+def _exams_of_parent(arguments: argparse.Namespace) -> Request | None:
+    """What the parent's run was asked for; None of a model without a run. Without both, ``--data`` is needed."""
+    run = Path(arguments.parent)
+    before = read_run(run)[1] if run.is_dir() and (run / CONFIG).is_file() else None
+    if before is None and not arguments.data:
+        raise DeepAtlasError(f"--parent {run}: is no run whose exams are known; give --data DIR too")
+    return before
 
 
 def _held_out_as(run: Path, before: Request, request: Request) -> Request:
@@ -215,6 +261,9 @@ def _target(arguments: argparse.Namespace) -> Target:
         taken = [region.name for region in tree.path(arguments.region)][:-1]
     # What is no model of whole exams is refused before anything is written.
     Parent.of(arguments.parent, [tree.regions[0]])
+    if not (arguments.out / MODEL_FILE).is_file():
+        # Nor is anything begun there whose exams were known.
+        _exams_of_parent(arguments)
     _copy(path, arguments.out, taken)
     return Target(arguments.out, tree)
 

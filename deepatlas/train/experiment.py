@@ -48,7 +48,7 @@ from deepatlas.train.phases.labels import learned_template
 from deepatlas.train.pictures import save_panel, slices
 from deepatlas.train.recipe import make_modules, recipe
 from deepatlas.train.request import Request
-from deepatlas.train.score import score
+from deepatlas.train.score import best_steps, score
 from deepatlas.train.seed import seed_atlas
 from deepatlas.train.split import Split, choose_split, insist_on_same_exams
 from deepatlas.train.start import load_start, start_from
@@ -206,8 +206,7 @@ class Experiment:
             model = self._finish(session, split, known, labels)
             result = self._score(model, split, log)
             if "refined" in result:
-                better = result["refined"]["dice"] > result["dice"]
-                model.card["best"] = {"refine": result["refined"]["steps"] if better else 0}
+                model.card["best"] = {"refine": best_steps(result)}
                 model.save(self.folder / MODEL_FILE)
             result["skipped"] = log.skipped
             result["training_seconds"] = round(session.seconds, 1)
@@ -355,7 +354,7 @@ class Experiment:
         model.save(self.folder / MODEL_FILE)
         save_atlas(model, self.folder / "atlas.nii.gz")
         if labels:
-            learned = learned_template(session.modules["labels"], labels, model.fingerprint)
+            learned = learned_template(session.modules["labels"], labels, model.fingerprint, model.intensity)
             learned.save(self.folder / "template-learned.h5")
         return model
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 import deepatlas_ops as ops
+from deepatlas.evaluate.cascade_figure import cascade_figure
 from deepatlas.exams.cohort import Cohort
 from deepatlas.exams.read import read_labels_for, read_volume
 from deepatlas.localize.segment import segment
@@ -148,3 +149,11 @@ def save_overview(path: Path, model: Engine, template: Template, cohort: Cohort,
         title=exam,
     )
     save_figure(figure, path)
+
+
+def save_cascade(path: Path, model: Engine, cohort: Cohort, exam: str) -> None:
+    """Write a PNG of what the network of every level sees of one exam of ``cohort`` (Fig. 6)."""
+    files = cohort.exam(exam)
+    volume = read_volume(files.ct, kind=files.kind)
+    seen, _ = check_input(volume, model.intensity)
+    save_figure(cascade_figure(model, model.map_exam(volume).field, seen, exam), path)

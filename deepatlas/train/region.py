@@ -5,7 +5,7 @@ The folder of the run is ``MODEL/regions/NAME`` in the folder of the model of wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ from deepatlas.model.engine import Engine
 from deepatlas.model.regions import Region
 from deepatlas.nn import parameter_count
 from deepatlas.space.affine import affine_coords
+from deepatlas.space.constants import MODEL_SIZE
 from deepatlas.space.preprocess import foreground_mask
 from deepatlas.store.store import Store
 from deepatlas.train.cache import store_path, used
 from deepatlas.train.crops import Cutter, RegionNotCovered, prepare_crops
 from deepatlas.train.data import make_phantoms
 from deepatlas.train.experiment import Experiment
-from deepatlas.train.feed.labels import LabelMaps
+from deepatlas.train.feed.labels import LabelMaps, pooled_extent
 from deepatlas.train.feed.resident import ExamArray
 from deepatlas.train.log import NullLog, RunLog
 from deepatlas.train.loop import Facts, Session
@@ -127,7 +128,7 @@ class RegionRun(Experiment):
         coords = session.modules["cohort"].coords
         for place, exam in enumerate(split.train):
             own = torch.from_numpy(store.coords(store.index(exam)).astype(np.float32))[None]
-            coords[place] = ops.resize(own, coords.shape[2:])[0].clamp(-0.999, 0.999)
+            coords[place] = on_input(own, self.config.network.size, coords.shape[2:])[0].clamp(-0.999, 0.999)
         # The inverse of normalize(): the foreground is defined in Hounsfield units, or on the scale of their window.
         inside = foreground_mask(atlas[0, 0].cpu().numpy() * 512 - 256, self.config.data.intensity)
         mask = torch.from_numpy(inside.astype(np.float32))[None, None]
@@ -161,6 +162,17 @@ def _parent(folder: Path, request: Request) -> Parent:
             "restore that model, or start a new run of the region"
         )
     return found
+
+
+def on_input(coords: Tensor, size: int, shape: Sequence[int]) -> Tensor:
+    """Coordinates ``[1, 3, m, m, m]`` of a store at 64³ as ``[1, 3, *shape]``, with the corners of the network's input.
+
+    An input of fewer voxels is made of means of blocks, whose outermost centres lie further in.
+    """
+    extent = pooled_extent(size, MODEL_SIZE)
+    if extent == 1:
+        return ops.resize(coords, tuple(shape))
+    return ops.affine_resample(coords, extent * torch.eye(3, 4)[None], tuple(shape), padding="border")
 
 
 def _names(parent: dict[str, Any]) -> str:

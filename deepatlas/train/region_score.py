@@ -18,7 +18,7 @@ from deepatlas.model.engine import Engine
 from deepatlas.space.affine import affine_coords
 from deepatlas.space.box import Box
 from deepatlas.train.log import RunLog
-from deepatlas.train.pictures import save_overview
+from deepatlas.train.pictures import save_cascade, save_overview
 from deepatlas.train.request import Request
 from deepatlas.train.score import can_score, evaluate, exams_of, make_template
 from deepatlas.train.split import Split
@@ -66,7 +66,7 @@ def score_region(
             template, pictures = templates[there], there and not steps
             summary = evaluate(folder, name, root, template, request, split, log, pictures=pictures)
             kept = structures_in(template, region.box)
-            own = {n: s for n, s in summary["structures"].items() if n in kept}
+            own = {n: s for n, s in summary["structures"].items() if n in kept and s["dice"]["n"]}
             figure: dict[str, Any] = {
                 "dice": _mean(own, "dice"),
                 "hd95_mm": _mean(own, "hd95_mm"),
@@ -82,14 +82,18 @@ def score_region(
                 used = list(summary["seconds"]["per_exam"])
                 found["test_exams"] = used
                 path = folder / "figures" / "overview.png"
-                save_overview(path, root, template, find_cohort(split.test_data), used[0])
+                cohort = find_cohort(split.test_data)
+                save_overview(path, root, template, cohort, used[0])
+                save_cascade(path.with_name("cascade.png"), root, cohort, used[0])
                 log.say(summary_table(summary))
             found = found | figure if there else found | {"without": figure}
         return found
 
     result |= figures(0, "")
     if not result["structures"]:
-        log.say(f"no one-shot score: no structure of the template lies in region {region.name}")
+        log.say(
+            f"no one-shot score: no structure of the template lies in region {region.name} and was drawn in a test exam"
+        )
         del result["dice"]
     elif steps := config.refine.steps:
         result["refined"] = {"steps": steps} | figures(steps, "-refined")

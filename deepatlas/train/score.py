@@ -134,6 +134,13 @@ def evaluate(
     return summary
 
 
+def best_steps(result: dict) -> int:
+    """The steps of refinement by which a model served better than by one pass; 0 where it did not, or none can tell."""
+    refined = result["refined"]
+    # No test exam need show a structure of the template, and then there is no Dice.
+    return refined["steps"] if (refined["dice"] or 0) > (result["dice"] or 0) else 0
+
+
 def result_text(folder: Path, result: dict) -> str:
     """The lines about a result for the screen."""
     lines = []

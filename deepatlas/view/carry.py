@@ -90,7 +90,8 @@ def template_from(
         known[name] = it.on_picture
         masks = labels_of(painted, ids, it.shown, name) if painted else None
         examples.append(Example(name, masks, markups_of(own), name))
-    return template_of(model, examples, ids, know=lambda example: known[example.name])
+    # What is painted with a brush is carried as it was painted, whatever it looks like.
+    return template_of(model, examples, ids, appearance=False, know=lambda example: known[example.name])
 
 
 def carry_mask(template: Template, target: Mapped) -> dict[str, Any]:

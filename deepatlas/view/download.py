@@ -59,7 +59,8 @@ def masks(session: Session, data: dict[str, Any], folder: Path) -> Path:
         raise DataError(NO_TEMPLATE)
     identity = _an_exam(session, data)
     known = session.mapped(identity).known
-    labels = segment_coordinates(known.field, known.grid, session.template, body=known.body)
+    image = session.image(identity)
+    labels = segment_coordinates(known.field, known.grid, session.template, body=known.body, image=image)
     return _image(folder / f"{_file_name(session.name_of(identity))}.nii.gz", labels)
 
 

@@ -18,6 +18,7 @@ from deepatlas.view.marks import Mark, Marks
 if TYPE_CHECKING:
     from deepatlas.api import Model
     from deepatlas.localize.template.file import Template
+    from deepatlas.space.volume import Volume
     from deepatlas.view.shown import Mapped, ShownAtlas, ShownExam
 
 # The exams whose parts are kept; each takes some tens of megabytes.
@@ -55,7 +56,9 @@ class Session:
         """
         self.gallery, self.title = gallery, title
         self.opened = list(opened) or [exam.id for exam in gallery][:OPEN_AT_FIRST]
-        self._names = {ATLAS: ATLAS} | {exam.id: exam.name for exam in gallery}
+        # An exam that is called as the atlas is keeps another name in files.
+        named = {exam.id: exam.name if exam.name != ATLAS else f"{ATLAS} (exam)" for exam in gallery}
+        self._names = {ATLAS: ATLAS} | named
         self.marks = Marks(marks, self._names)
         self._exams: OrderedDict[str, ShownExam] = OrderedDict()
         self._lock = threading.RLock()
@@ -161,6 +164,11 @@ class Session:
     def mapped(self, identity: str) -> Mapped:
         """An exam after its pass through the network."""
         return self.shown(identity).mapped(self.model)
+
+    def image(self, identity: str) -> Volume | None:
+        """An exam with values as the network takes them, on its own grid; None for the atlas."""
+        shown = self.shown(identity)
+        return None if identity == ATLAS else shown.image(self.model.intensity)  # type: ignore[union-attr]
 
     # -- what the page sends -------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from deepatlas.errors import DataError
 from deepatlas.exams.read import read_volume
 from deepatlas.localize.segment import segment_coordinates
 from deepatlas.localize.template.file import Template
+from deepatlas.localize.template.soften import seen
 from deepatlas.localize.trust.estimate import ExamTrust, exam_trust
 from deepatlas.model.engine import Engine
 from deepatlas.model.exam_map import ExamMap
@@ -47,12 +48,14 @@ class Mapped:
     Attributes:
         known: its coordinates, on its own grid.
         shown: the grid of the picture.
-        found: what the network said; None for the atlas.
+        found: what the network said, without the image; None for the atlas.
+        image: the picture in the values that the network takes; None for the atlas.
     """
 
     known: KnownExam
     shown: Grid
     found: ExamMap | None = None
+    image: Volume | None = None
 
     @property
     def on_picture(self) -> KnownExam:
@@ -82,6 +85,11 @@ class ShownExam:
         """The picture as :func:`~deepatlas.view.pack.pack` makes it; ``intensity`` is what the model takes."""
         return self._once("picture", lambda: self._read(intensity)[1])
 
+    def image(self, intensity: str) -> Volume:
+        """The exam with values as the network takes them, on its own grid; it is read again."""
+        files = self.given.check()
+        return seen(read_volume(files.ct, kind=files.kind), intensity)
+
     def mapped(self, model: Engine) -> Mapped:
         """The exam after its pass through the network."""
 
@@ -92,7 +100,8 @@ class ShownExam:
             grid = self._parts["grid"]
             # The voxels are not needed again, and may be a gigabyte.
             del self._parts["volume"]
-            return Mapped(KnownExam.of(found, volume.grid, self.given.name), grid, found)
+            known = KnownExam.of(found, volume.grid, self.given.name)
+            return Mapped(known, grid, replace(found, image=None), self._parts.pop("shown"))
 
         return self._once("mapped", make)
 
@@ -106,7 +115,9 @@ class ShownExam:
         def make() -> bytes:
             it = self.mapped(model)
             with self._working:
-                labels = segment_coordinates(it.known.field, it.shown, template, body=it.known.body)
+                labels = segment_coordinates(
+                    it.known.field, it.shown, template, body=it.known.body, image=it.image
+                )
             return labels_body(labels)
 
         return self._once("masks", make)
@@ -131,17 +142,18 @@ class ShownExam:
                 volume = read_volume(files.ct, notes=notes, kind=files.kind)
                 volume.name = self.given.name
                 checked, found = check_input(volume, intensity)
-                seen, lines = picture(checked)
+                shown, lines = picture(checked)
                 header = {
                     "name": self.given.name,
-                    "shape": seen.grid.shape,
-                    "affine": seen.grid.affine.tolist(),
+                    "shape": shown.grid.shape,
+                    "affine": shown.grid.affine.tolist(),
                     "spacing": volume.grid.spacing,
                     "voxels": volume.grid.shape[::-1],
                     "lines": [*lines, *notes, *found],
                 }
-                self._parts["grid"] = seen.grid
-                read = volume, pack(header, {"image": seen.array})
+                self._parts["grid"] = shown.grid
+                self._parts["shown"] = shown
+                read = volume, pack(header, {"image": shown.array})
                 if "mapped" in self._parts:
                     return read
                 self._parts["volume"] = read

@@ -123,7 +123,12 @@ def _middle(n: int) -> slice:
     return slice((n - 1) // 2, n // 2 + 1)
 
 
-def resize(volume: Tensor, size: Sequence[int]) -> Tensor:
+def _laid_out(result: Tensor, channels_last: bool) -> Tensor:
+    """The result, contiguous or with the channels last."""
+    return result.clone(memory_format=torch.channels_last_3d) if channels_last else result.contiguous()
+
+
+def resize(volume: Tensor, size: Sequence[int], channels_last: bool = False) -> Tensor:
     """Values of volume [B, C, D, H, W] on the corner-aligned grid of ``size``: [B, C, *size].
 
     An output axis of size 1 lies at coordinate 0, the middle of the input axis, where F.interpolate would take the
@@ -136,17 +141,18 @@ def resize(volume: Tensor, size: Sequence[int]) -> Tensor:
             work = work.narrow(axis, middle.start, middle.stop - middle.start).mean(axis, keepdim=True)
     # F.interpolate refuses an empty batch.
     if work.numel() == 0:
-        return work.new_zeros((*volume.shape[:2], *size), dtype=volume.dtype) + work.sum().to(volume.dtype)
+        empty = work.new_zeros((*volume.shape[:2], *size), dtype=volume.dtype) + work.sum().to(volume.dtype)
+        return _laid_out(empty, channels_last)
     out = F.interpolate(work, size=tuple(size), mode="trilinear", align_corners=True)
-    return out.to(volume.dtype).contiguous()
+    return _laid_out(out.to(volume.dtype), channels_last)
 
 
-def resize_backward(grad: Tensor, size: Sequence[int]) -> Tensor:
+def resize_backward(grad: Tensor, size: Sequence[int], channels_last: bool = False) -> Tensor:
     """Gradient of resize with respect to its volume, whose grid has ``size``."""
     work = grad.to(compute_dtype(grad.dtype))
     folded = [1 if m == 1 else n for n, m in zip(size, grad.shape[2:], strict=True)]
     if work.numel() == 0:
-        return grad.new_zeros((*grad.shape[:2], *size))
+        return _laid_out(grad.new_zeros((*grad.shape[:2], *size)), channels_last)
     work = torch.ops.aten.upsample_trilinear3d_backward(
         work.contiguous(), list(grad.shape[2:]), [*grad.shape[:2], *folded], True
     )
@@ -161,7 +167,7 @@ def resize_backward(grad: Tensor, size: Sequence[int]) -> Tensor:
                 (work / count).expand_as(spread.narrow(axis, 0, count))
             )
             work = spread
-    return work.to(grad.dtype).contiguous()
+    return _laid_out(work.to(grad.dtype), channels_last)
 
 
 def _affine_grid(theta: Tensor, size: Sequence[int]) -> Tensor:

@@ -36,8 +36,9 @@ def write_sources(folder: Path) -> Path:
     folder.mkdir(parents=True)
     for path in CSRC.iterdir():
         shutil.copy(path, folder / (f"cuda_{path.stem}.cpp" if path.suffix == ".cu" else path.name))
-    for name in ("cuda_runtime.h", "emulated.cpp"):
-        shutil.copy(HERE / name, folder)
+    shutil.copy(HERE / "cuda_runtime.h", folder)
+    # Under this name it is compiled with the bindings, which include PyTorch's headers already.
+    shutil.copy(HERE / "emulated.cpp", folder / "ops_emulated.cpp")
     waits = {"for_each_kernel": "false", "reduce_kernel": "true"}
     _replace(
         folder / "launch.cuh",

@@ -6,6 +6,7 @@ import pytest
 from on_host import PORTABLE, RACES, build_and_run
 
 
+@pytest.mark.slow(5)
 @pytest.mark.parametrize("flags", [PORTABLE, RACES])
 def test_sampling_and_resizing(flags):
     build_and_run("resample_on_host", ["resample.cpp", "resize.cpp"], flags)
@@ -16,6 +17,7 @@ def test_inversion(flags):
     build_and_run("invert_on_host", ["invert.cpp"], flags)
 
 
+@pytest.mark.slow(5)
 @pytest.mark.parametrize("flags", [PORTABLE, RACES])
 def test_jacobians(flags):
     build_and_run("jacobian_on_host", ["jacobian.cpp", "jacobian_backward.cpp"], flags)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -123,6 +124,11 @@ def test_where_nobody_can_tell_the_reason_is_given(made, found):
     unknown = exam_trust(model, replace(mapped, fit=replace(mapped.fit, value=0.1)), found.template)
     assert unknown.structures["liver"].value is None and "does not know" in unknown.structures["liver"].reason
     assert np.isnan(unknown.millimetres([[0.0, 0, 0]])).all()
+    for setting, said in (("refine", "--refine 8 --average 1"), ("average", "--refine 0 --average 8")):
+        otherwise = copy(model)
+        setattr(otherwise, setting, 8)
+        used = exam_trust(otherwise, mapped, found.template).structures["liver"]
+        assert used.value is None and used.reason.endswith(f"but used with {said}")
     more = Template(
         np.concatenate([found.template.masks, found.template.masks[:1]]), (*NAMES, "new"),
         (*found.template.ids, 99), found.template.meta,
@@ -130,11 +136,13 @@ def test_where_nobody_can_tell_the_reason_is_given(made, found):
     assert "no labelled exam" in exam_trust(model, mapped, more).structures["new"].reason
 
 
+@pytest.mark.slow(3)
 def test_exams_of_the_template_are_judged_by_templates_without_them(made, monkeypatch):
     root, model, template = made
     of_all = replace(template, meta={**template.meta, "exams": sorted(model.exams)})
     selection = Selection(find_cohort(root), sorted(model.exams)[:10])
-    exams = collect(model, selection, of_all, 2, 5)
+    drawn = {n: model.cohort.names[n] for n in NAMES}
+    exams = collect(model, selection, of_all, 2, 5, drawn)
     assert {e.apart for e in exams} == {False} and sorted({e.fold for e in exams}) == list(range(5))
     used = []
     from deepatlas.evaluate.calibrate import collect as module
@@ -146,7 +154,6 @@ def test_exams_of_the_template_are_judged_by_templates_without_them(made, monkey
         return whole(items, labels, size)
 
     monkeypatch.setattr(module, "estimate_template", watched)
-    drawn = {n: model.cohort.names[n] for n in NAMES}
     table = tabulate(model, of_all, exams, drawn)
     assert len(used) == 5 and len(table.dice) > 20
     for fold, names in enumerate(used):

@@ -41,7 +41,7 @@ def cohort(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def template(cohort):
-    return build_template(AffineModel(), cohort, ["e1"], size=64)
+    return build_template(AffineModel(), cohort, ["e1"], size=64, appearance=False)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +90,14 @@ def test_report_is_one_file_with_every_picture(result):
     assert "eq. 16" in page and "e11" in page and "not drawn: spleen" in page
     names = {p.name for p in (out / "figures").iterdir()}
     assert names == {"e1.png", "e2.png", "e10.png", "dice.png"}
+
+
+def test_the_exams_of_the_template_are_said_where_they_are_scored(result):
+    summary, out, _ = result
+    said = "the template was made from e1, whose scores are too good"
+    assert summary["in_template"] == ["e1"]
+    assert said in summary_table(summary).splitlines() and said in (out / "report.html").read_text()
+    assert "too good" not in summary_table(summary | {"in_template": []})
 
 
 def test_bad_exams_are_listed_and_with_strict_they_end_the_run(cohort, template, tmp_path):

@@ -17,6 +17,13 @@ def test_facts_that_may_be_kept():
     assert json.loads(json.dumps(kept)) == kept
 
 
+def test_every_kernel_that_is_known_may_be_kept():
+    for kernel in ("B30f", "Br40d\\3", "FC08", "FC13-H", "YA", "AA", "CHEST", "STND", "Bone Plus"):
+        assert allowed_facts({"kernel": kernel}) == {"kernel": kernel}
+    for kernel in ("", "Doe", "Br40d\\Doe", "Jane\\3", "FC13-JANE"):
+        assert allowed_facts({"kernel": kernel}) == {"kernel": "other"}
+
+
 def test_facts_that_identify():
     facts = {
         "patient_name": "Doe^Jane", "series_description": "Doe Jane 1970", "kernel": "JANE DOE", "modality": "Jane",

@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage
 from small_exams import oblique, one_line
 
-from deepatlas.errors import DeepAtlasError
+from deepatlas.errors import DataWarning, DeepAtlasError
 from deepatlas.exams.in_memory import as_volume
 from deepatlas.exams.read import read_volume
 from deepatlas.io.codec import write_volume
@@ -98,3 +98,15 @@ def test_what_is_no_exam_gives_one_line(image, words):
     with pytest.raises(DeepAtlasError, match=words) as error:
         as_volume(image)
     one_line(error.value)
+
+
+def test_a_nifti_without_an_orientation_is_what_its_file_is(tmp_path):
+    bare = nib.Nifti1Image(np.random.default_rng(0).integers(-1000, 300, (7, 9, 11), np.int16), None)
+    bare.header.set_zooms((0.8, 0.9, 2.5))
+    nib.save(bare, tmp_path / "ct.nii.gz")
+    with pytest.warns(DataWarning, match="no orientation"):
+        expected = read_volume(tmp_path / "ct.nii.gz")
+    with pytest.warns(DataWarning, match="no orientation"):
+        found = as_volume(nib.load(tmp_path / "ct.nii.gz"))
+    np.testing.assert_array_equal(found.array, expected.array)
+    np.testing.assert_allclose(found.grid.affine, expected.grid.affine, atol=1e-6)

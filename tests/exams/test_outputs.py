@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -158,3 +159,85 @@ def test_places_are_compared_as_files(tmp_path):
     assert lies_in(tmp_path / "link" / "b" / "new", tmp_path / "a")
     assert lies_in(tmp_path / "a", tmp_path / "link")
     assert not lies_in(tmp_path / "ab", tmp_path / "a")
+
+
+def test_a_place_where_nothing_can_be_made_is_found_before_the_work(made, tmp_path, monkeypatch, capsys):
+    nowhere = Path("/proc/deepatlas/new")
+    for check in (check_out_folder, lambda path: check_out_file(path, (".h5",))):
+        with pytest.raises(DataError, match="nothing can be made in /proc; choose another folder"):
+            check(nowhere)
+    check_out_folder(nowhere, writes=False)
+    data, scan, points = made / "data", made / "scan.nii.gz", made / "points.csv"
+    commands = [
+        ("segment", *MODEL, scan, "--out", nowhere),
+        ("template", "--model", "headneck", "--data", data, "--out", nowhere / "t.h5"),
+        (
+            "propagate",
+            "--model",
+            "headneck",
+            "--from",
+            scan,
+            "--points",
+            points,
+            "--to",
+            scan,
+            "--out",
+            nowhere,
+        ),
+        (
+            "locate",
+            "--model",
+            "headneck",
+            "--from",
+            scan,
+            "--points",
+            points,
+            "--to",
+            scan,
+            "--out",
+            nowhere / "f.csv",
+        ),
+        (
+            "locate",
+            "--model",
+            "headneck",
+            "--from",
+            scan,
+            "--points",
+            points,
+            "--to",
+            scan,
+            "--out",
+            f"{nowhere}/",
+        ),
+        ("register", "--model", "headneck", "--fixed", scan, "--moving", scan, "--out", nowhere),
+        ("follow", *MODEL, scan, scan, "--out", nowhere),
+        ("crop", scan, *MODEL, "--structures", "Mandible", "--out", nowhere),
+        ("uncrop", data / "e1" / "seg.nii.gz", "--exam", scan, "--out", nowhere / "a.nii.gz"),
+        ("evaluate", *MODEL, "--data", data, "--out", nowhere),
+        ("calibrate", *MODEL, "--data", data, "--out", nowhere / "t.h5"),
+        ("template-edit", "headneck", "--out", nowhere / "t.h5"),
+        ("template-edit", "headneck", "--export", nowhere),
+        ("index", data, *MODEL, "--out", nowhere / "i.sqlite"),
+        ("report", data, *MODEL, "--out", nowhere / "r.html"),
+        ("export", made / "set", "--out", nowhere),
+        ("phantom", nowhere),
+        ("train", "--data", data, "--out", nowhere),
+    ]
+    # Neither a model nor the voxels of an exam are read before.
+    monkeypatch.setattr("deepatlas.api.Model.load", None)
+    for command in commands:
+        assert "cannot write: nothing can be made in /proc" in refused(capsys, *map(str, command)), command
+    # Whatever the permissions say, a trial tells, and leaves nothing.
+    monkeypatch.setattr(Path, "mkdir", _read_only)
+    with pytest.raises(DataError, match="out: cannot write: the file system is read-only"):
+        check_out_folder(tmp_path / "out")
+    with pytest.raises(DataError, match=f"{tmp_path}: cannot write"):
+        check_out_folder(tmp_path)
+    monkeypatch.undo()
+    check_out_folder(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _read_only(path, *arguments, **options):
+    raise OSError(errno.EROFS, "Read-only file system", str(path))

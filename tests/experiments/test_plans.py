@@ -128,6 +128,17 @@ def test_a_change_makes_another_part_of_what_depends_on_it_and_of_nothing_else(t
     }  # fmt: skip
 
 
+def test_a_folder_whose_name_is_in_every_argument_changes_no_key(tmp_path):
+    """A short name, such as ``--out 1``, is a part of settings, and these must count whole."""
+
+    def keys(lr: str, out: str) -> dict[str, str]:
+        plan = plan_of(tmp_path, SMALL.replace('"seed=0"', f'"train.lr={lr}"'))
+        return {name: part.key for name, part in parts_of(plan, Path(out)).all.items()}
+
+    assert keys("0.1", "1")["train base"] != keys("0.11", "1")["train base"]
+    assert keys("0.1", "1") == keys("0.1", "elsewhere") == keys("0.1", str(tmp_path / "runs"))
+
+
 def test_paths_of_cohorts_are_given_on_the_command_line(tmp_path):
     plan = plan_of(tmp_path, SMALL.replace('{ path = "DATA" }', "{}"), all="/there")
     assert plan.cohorts["all"].path == "/there"

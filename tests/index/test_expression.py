@@ -136,3 +136,20 @@ def test_percent_are_rounded_down_so_that_at_least_never_lies():
     ]  # fmt: skip
     # What arithmetic leaves of a whole share is not a percent less.
     assert rounded_down(0.1 + 0.2 + 0.6) == 90
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("id = 007", ["007"]),
+        ("id in (12, 007, a)", ["007", "12", "a"]),
+        ("id = 7", []),
+        ("id != 12", ["007", "a"]),
+    ],
+)
+def test_ids_of_digits_are_words(text, want):
+    db = sqlite3.connect(":memory:")
+    db.execute("CREATE TABLE exams (id TEXT)")
+    db.executemany("INSERT INTO exams VALUES (?)", [("a",), ("12",), ("007",)])
+    where, values = COLUMNS.where(parse(text), text)
+    assert [i for (i,) in db.execute(f"SELECT id FROM exams WHERE {where} ORDER BY id", values)] == want

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 from small_exams import write_cohort
 
 from deepatlas.cli.main import main
+from deepatlas.errors import DataError
+from deepatlas.exams.checksums import image_files
+from deepatlas.index import compare
+from deepatlas.index.build import merge_indexes
+from deepatlas.index.file import About, IndexFile, locked
+from deepatlas.index.work import content_key
 
 HEADNECK = ("--model", "headneck", "--template", "headneck")
 
@@ -36,6 +45,7 @@ def test_index_describes_a_data_directory_in_processes(tmp_path, capsys):
         (["{data}", "--out", "{data}/e1/ct.nii.gz", *HEADNECK], "suffix of another format"),
         (["{data}", "--trust", *HEADNECK, "--structures", "Larynx"], "no calibration"),
         (["{data}", "--average", "2", *HEADNECK], "--average"),
+        (["{data}", "--depth", "0", *HEADNECK], "--depth"),
         (["{data}/none", *HEADNECK], "no such data directory"),
         (
             ["{data}/none.sqlite", "--merge", "--model", "headneck", "--out", "{data}/i.sqlite"],
@@ -60,3 +70,44 @@ def test_what_cannot_be_indexed_is_one_line(tmp_path, capsys, monkeypatch, argum
     error = capsys.readouterr().err.splitlines()
     assert says in error[-1] and len(error) == 1
     assert not (data / "index.sqlite").exists()
+
+
+ABOUT = About("model", "template", ("heart",), 0, False, "m", "t.h5", ("/data",))
+
+
+def test_a_merged_index_is_none_of_its_parts(tmp_path, capsys):
+    IndexFile.create(tmp_path / "a.sqlite", ABOUT).close()
+    before = (tmp_path / "a.sqlite").read_bytes()
+    merge = ["index", str(tmp_path / "a.sqlite"), "--merge", "--model", "headneck", "--out"]
+    assert main([*merge, str(tmp_path / "a.sqlite")]) == 1
+    assert "would be overwritten" in capsys.readouterr().err
+    assert (tmp_path / "a.sqlite").read_bytes() == before
+    assert main([*merge, str(tmp_path / "b.sqlite"), "--quiet"]) == 0
+
+
+def test_a_map_of_nothing_is_one_line(tmp_path, capsys, monkeypatch):
+    # As with exams none of which show the same places.
+    monkeypatch.setattr(compare, "outliers", lambda *_: [])
+    IndexFile.create(tmp_path / "a.sqlite", ABOUT).close()
+    assert main(["query", str(tmp_path / "a.sqlite"), "--outliers", "--map", str(tmp_path / "m.nii.gz")]) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "no exam can be compared" in error
+
+
+def test_one_program_at_a_time_makes_an_index(tmp_path):
+    IndexFile.create(tmp_path / "a.sqlite", ABOUT).close()
+    out = tmp_path / "out" / "b.sqlite"
+    with locked(out), pytest.raises(DataError, match=r"another `deepatlas index` works on b\.sqlite"):
+        merge_indexes(out, [tmp_path / "a.sqlite"])
+    assert not out.exists()
+    assert merge_indexes(out, [tmp_path / "a.sqlite"]) == 0 and out.exists()
+
+
+def test_new_voxels_of_a_detached_header_are_another_exam(tmp_path):
+    image = sitk.GetImageFromArray(np.zeros((4, 5, 6), np.int16))
+    for name, voxels in (("ct.mhd", "ct.raw"), ("mr.nhdr", "mr.raw")):
+        sitk.WriteImage(image, str(tmp_path / name))
+        paths, key = image_files(tmp_path / name), content_key(tmp_path / name)
+        assert [p.name for p in paths] == [name, voxels] and content_key(tmp_path / name) == key
+        os.utime(tmp_path / voxels, ns=(1, 1))
+        assert content_key(tmp_path / name) != key

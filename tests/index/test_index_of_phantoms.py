@@ -255,6 +255,12 @@ def test_passes_add_change_and_drop_and_do_nothing_twice(made, here, tmp_path):
     with IndexFile(out) as found:
         # What could not be read again keeps what was known of it.
         assert set(found.keys()) == {f"phantom_{i:04d}" for i in (1, 2, 3, 5)}
+    shutil.copytree(root / "phantom_0000", tmp_path / "other" / "phantom_0000")
+    shutil.copy(root / "labels.json", tmp_path / "other")
+    with pytest.raises(DataError, match="none of its 4 exams is in these data"):
+        build_here(tmp_path / "other", model, template, out)
+    with IndexFile(out) as found:
+        assert len(found) == 4
 
 
 def test_a_pass_that_is_stopped_goes_on_where_it_was(here, tmp_path, monkeypatch):

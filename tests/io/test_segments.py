@@ -163,6 +163,9 @@ def test_a_plain_file_keeps_the_names_of_its_segments(tmp_path):
     np.testing.assert_array_equal(named.mask(1), masks["left_lung"])
     numbered = read_labels_for(ct, auto, {"heart": 1, "left lung": 2})
     np.testing.assert_array_equal(numbered.mask(1), masks["heart"])
+    # Names that somebody gave are not passed over for the values, which may mean something else.
+    with pytest.raises(DataError, match=r"labels\.json does not name its segment 'Heart'"):
+        read_labels_for(ct, path, {"liver": 1, "spleen": 2})
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,10 @@ import deepatlas
 from deepatlas.cli import main as cli
 from deepatlas.errors import DataError
 from deepatlas.evaluate.metrics.dice import dice
+from deepatlas.exams.read import read_labels_for
+from deepatlas.io.codec import write_volume
 from deepatlas.localize.crop import CropView, box_of, crop
+from deepatlas.localize.crop_files import row_labels
 from deepatlas.model.known import known_exam
 from deepatlas.space.box import Box
 from deepatlas.space.constants import AIR
@@ -297,3 +300,37 @@ def test_an_exam_that_is_not_known_is_left_out_and_inputs_are_safe(data, run, tm
     argv[1] = source.parent
     code, _, err = run(*argv, "--out", tmp_path)
     assert code == 1 and "would be overwritten" in err
+
+
+def test_overlaps_of_structures_are_kept_in_files(run, tmp_path, monkeypatch):
+    """A second structure lies over half of the heart; each is whole in the HDF5 and as masks."""
+    ct, seg = exam(GRIDS["plain"], "e")
+    monkeypatch.setattr("deepatlas.api.Model.load", lambda *a, **k: AffineModel(32))
+    over = (seg.array == 9) & (seg.grid.places()[..., 2] > 30)
+    for name, mask in (("heart", seg.array == 9), ("gtv", over), ("liver", seg.array == 5)):
+        write_volume(
+            tmp_path / "d" / "e" / "segmentations" / f"{name}.nii.gz", Volume(mask.astype(np.uint8), ct.grid)
+        )
+    write_volume(tmp_path / "d" / "e" / "ct.nii.gz", ct)
+    anatomy_template().save(tmp_path / "a.h5")
+    argv = ["crop", tmp_path / "d", "--model", "m", "--template", tmp_path / "a.h5", "--structures", "heart",
+            "--shape", "40", "--labels", "--quiet", "--json", "--any-model"]  # fmt: skip
+    assert run(*argv, "--format", "hdf5", "--out", tmp_path / "h")[0] == 0
+    with h5py.File(tmp_path / "h" / "heart.h5") as file:
+        ids, found = json.loads(file.attrs["labels"]), row_labels(file, 0)
+        assert list(file["overlaps"]) == ["0"] and found.grid.shape == (40, 40, 40)
+    want = expected(found.grid) == 9
+    above = want & (found.grid.places()[..., 2] > 30)
+    # A voxel of the exam has 2 mm.
+    assert dice(found.mask(ids["heart"]), want) > 0.93 and dice(found.mask(ids["gtv"]), above) > 0.85
+    assert run(*argv, "--out", tmp_path / "n")[0] == 0
+    cohort = deepatlas.find_exams(tmp_path / "n" / "heart")
+    again = read_labels_for(
+        deepatlas.read_volume(cohort.exams[0].ct), cohort.exams[0].seg, dict(cohort.labels)
+    )
+    for name in ("heart", "gtv"):
+        np.testing.assert_array_equal(again.mask(cohort.labels[name]), found.mask(ids[name]))
+    # Where nothing overlaps any more there is one label image again.
+    (tmp_path / "d" / "e" / "segmentations" / "gtv.nii.gz").unlink()
+    assert run(*argv, "--out", tmp_path / "n2")[0] == 0
+    assert {p.name for p in (tmp_path / "n2" / "heart" / "e").iterdir()} == {"ct.nii.gz", "seg.nii.gz"}

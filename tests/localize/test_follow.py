@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -12,10 +13,12 @@ from affine_model import ANATOMY, BODY, GRIDS, AffineModel, anatomy_template, ex
 from scipy.spatial.transform import Rotation
 
 from deepatlas.cli import main as cli
-from deepatlas.errors import DataError
+from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.localize.follow import follow
-from deepatlas.localize.follow_files import table_text
+from deepatlas.localize.follow_files import table_text, write_follow_up
 from deepatlas.localize.template.file import Template
+from deepatlas.localize.trust.estimate import Trust
+from deepatlas.model.fit import Fit
 
 # B lies otherwise on the couch, the spleen has moved by 9 mm, and the heart is a quarter larger.
 COUCH = Rotation.from_euler("xyz", (5, -4, 8), degrees=True).as_matrix(), np.array([6.0, -5.0, 9.0])
@@ -82,6 +85,22 @@ def test_the_difference_shows_what_changed_in_the_space_of_a(found, made):
     assert (found.difference.array[~overlap] == 0).all()
 
 
+def test_what_a_scanner_puts_into_the_corners_is_no_change(made):
+    model, template, a, _ = made
+    padded = np.array(a.array)
+    padded[:, :6, :6] = -3024
+    same = follow(model, template.select(["liver"]), replace(a, array=padded), replace(a, name="again"))
+    assert same.registration.on_fixed.overlap[:, :6, :6].any()
+    # Air is -1000 in the one, and beyond the scanner's circle at least -1024.
+    assert np.abs(same.difference.array).max() <= 24.1
+
+
+def test_an_unknown_kind_of_alignment_is_refused(made):
+    model, template, a, b = made
+    with pytest.raises(DeepAtlasError, match="kind must be one of deformable, linear, rigid, got 'affine'"):
+        follow(model, template, a, b, "affine")
+
+
 def test_a_better_known_error_counts(made):
     model, template, a, b = made
     found = follow(model, template.select(["spleen"]), a, b, expected_mm={"spleen": 20.0})
@@ -138,12 +157,57 @@ def test_the_command_writes_a_table_an_image_and_a_picture(made, tmp_path, monke
         float(table["spleen"]["shift_mm"]) == rows["spleen"]["shift_mm"]
         and table["spleen"]["moved"] == "True"
     )
+    assert about["known"] is None and table["spleen"]["known"] == ""
     image = nib.load(tmp_path / "out" / "difference.nii.gz")
     np.testing.assert_allclose(image.affine, a.grid.affine, atol=1e-4)
     assert (tmp_path / "out" / "changes.png").stat().st_size > 20_000
+
+
+def test_exams_that_the_model_does_not_know_are_marked_in_the_table(found, made, tmp_path, monkeypatch):
+    monkeypatch.setattr("deepatlas.localize.follow_files.picture", lambda *arguments: None)
+    doubtful = replace(found.registration, moving_fit=Fit(0.1, 0.5), fixed_fit=Fit(0.9, 0.5))
+    write_follow_up(tmp_path, replace(found, registration=doubtful), made[1], made[2], ("a", "b"))
+    with open(tmp_path / "changes.csv", encoding="utf-8") as handle:
+        assert {row["known"] for row in csv.DictReader(handle)} == {"False"}
+    assert json.loads((tmp_path / "changes.json").read_text())["known"] is False
 
 
 def test_the_table_for_a_terminal_names_what_moved(found):
     lines = table_text(found).splitlines()
     assert len(lines) == 4 and [line for line in lines if line.endswith("moved")] == [lines[2]]
     assert lines[2].split()[0] == "spleen" and "+2" in lines[3]
+
+
+def test_a_calibrated_template_tells_the_error_of_each_structure(made, monkeypatch, found):
+    """The 90 % bounds of both exams at the centroid, in quadrature with the voxels; elsewhere the alignment."""
+    model, template, a, b = made
+    asked = []
+
+    class Believed:
+        structures = {"spleen": Trust(0.8, 0.6), "liver": Trust(None, None, "why"), "heart": Trust(0.7, 0.5)}
+
+        def __init__(self, number):
+            self.number = number
+
+        def millimetres(self, points):
+            asked.append(points[0])
+            # Of the liver nobody knows anything in one of the exams.
+            lost = self.number and np.linalg.norm(points[0] - before["liver"]) < 25
+            bound = np.array([np.nan if lost else 6.0 + 2 * self.number])
+            return bound / 2, bound
+
+    before = {name: np.array(centre) for name, (_, centre, _) in ANATOMY.items()}
+    made_of = iter([Believed(0), Believed(1)])
+    monkeypatch.setattr("deepatlas.localize.follow.exam_trust", lambda *_: next(made_of))
+    trusted = replace(template, meta={**template.meta, "trust": {"version": 1}})
+    changes = {change.name: change for change in follow(model, trusted, a, b).changes}
+    spleen = changes["spleen"]
+    assert spleen.expected_by == "trust" and not spleen.moved
+    assert spleen.expected_mm == pytest.approx(np.sqrt(6.0**2 + 8.0**2 + found.voxel_mm**2))
+    np.testing.assert_allclose(asked[2], before["spleen"], atol=1.5)
+    assert changes["liver"].expected_by == "alignment"
+    assert changes["liver"].expected_mm == pytest.approx(np.hypot(found.fit_mm, found.voxel_mm), rel=1e-6)
+    rows = {name: change.to_dict() for name, change in changes.items()}
+    assert (rows["heart"]["trust"], rows["heart"]["bound"]) == (0.7, 0.5)
+    assert rows["liver"]["trust"] is None and rows["liver"]["reason"] == "why"
+    assert "trust" not in found.changes[0].to_dict() and found.changes[0].expected_by == "alignment"

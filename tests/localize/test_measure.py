@@ -13,7 +13,8 @@ from exported_series import NAMES, masks, structures
 from itk_images import as_image, everywhere
 
 from deepatlas.errors import DataError
-from deepatlas.localize.measure import COLUMNS, statistics, write_statistics
+from deepatlas.localize.measure import statistics
+from deepatlas.localize.measure_files import COLUMNS, StatisticsFiles
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
 
@@ -72,7 +73,8 @@ def test_a_structure_without_a_voxel_has_no_measure(measured, tmp_path):
 
 def test_the_tables_hold_the_same(measured, tmp_path):
     _, _, found = measured
-    write_statistics(tmp_path, {"e1": list(found.values())}, {"e1": {"fit": 0.71234, "known": True}})
+    with StatisticsFiles(tmp_path) as files:
+        files.add("e1", list(found.values()), {"fit": 0.71234, "known": True})
     whole = json.loads((tmp_path / "statistics.json").read_text())["e1"]
     assert whole["fit"] == 0.71234 and whole["known"] is True
     assert whole["structures"]["liver"]["ml"] == found["liver"].ml

@@ -60,7 +60,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def template(dataset):
-    return build_template(AffineModel(), dataset, ["e1"], size=64)
+    return build_template(AffineModel(), dataset, ["e1"], size=64, appearance=False)
 
 
 def test_the_template_of_a_covered_structure_is_that_of_its_mask_alone(dataset, template):

@@ -76,6 +76,7 @@ def test_the_views_of_a_model_begin_with_the_exam_itself():
     assert model.fit_of(found.hu) == pytest.approx(found.fit.value, abs=1e-4)
 
 
+@pytest.mark.slow(5)
 def test_the_shipped_model_averages_views_reproducibly():
     volume, _ = exam(GRIDS["sagittal"])
     once, twice = (deepatlas.load("headneck", "cpu", average=3).map_exam(volume).coords for _ in range(2))

@@ -11,6 +11,7 @@ import torch
 from affine_model import SCALE, exam, grid_of, world
 from scipy.spatial.transform import Rotation
 
+from deepatlas.errors import DataError
 from deepatlas.model.look import Look, Seen, best_look, tilt
 from deepatlas.space.turned import turned_to_model_grid
 from deepatlas.space.volume import Volume
@@ -86,6 +87,21 @@ def test_a_second_look_that_fits_worse_is_not_taken():
         return replace(see(look), fit=0.8 if len(passes) == 1 else 0.7)
 
     assert look_at(turned_exam(rotation), doubting).look is passes[0] and len(passes) == 2
+
+
+def test_axes_along_which_no_patient_is_found_are_not_taken(monkeypatch):
+    def nobody(*arguments):
+        raise DataError("no patient found")
+
+    monkeypatch.setattr("deepatlas.model.look.turned_to_model_grid", nobody)
+    rotation, passes = turn(0, 0, 30), []
+    see = knowing(rotation)
+
+    def counted(look: Look) -> Seen:
+        passes.append(look)
+        return see(look)
+
+    assert look_at(turned_exam(rotation), counted).look is passes[0] and len(passes) == 1
 
 
 def test_coordinates_that_mean_nothing_turn_nothing():

@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,6 +87,21 @@ def test_the_answers_of_regions_are_kept(files, tmp_path):
     assert again.field.pieces[0].name == "r"
 
 
+def test_what_is_unusual_about_an_exam_is_said_for_kept_coordinates_too(files, tmp_path):
+    model = AffineUser()
+
+    def noted(volume, plain=AffineUser.map_exam):
+        found = plain(model, volume)
+        return replace(found, fit=replace(found.fit, notes=("air lies near -1300",)))
+
+    model.map_exam = noted
+    cache = MapCache(tmp_path / "kept")
+    cache.exam(model, files)
+    with pytest.warns(DataWarning, match="ct.nii.gz: air lies near -1300"):
+        assert cache.exam(model, files).fit.notes == ("air lies near -1300",)
+    assert cache.hits == 1
+
+
 @pytest.mark.parametrize("damage", ["cut", "bit", "empty", "other"])
 def test_a_damaged_entry_is_made_again_with_a_line(files, tmp_path, damage):
     model, cache = AffineUser(), MapCache(tmp_path / "kept")
@@ -143,6 +159,9 @@ def test_a_folder_that_cannot_be_written_to_costs_a_line_and_no_result(files, tm
     with pytest.warns(DataWarning, match="the coordinates of e1 are not kept"):
         assert MapCache(tmp_path / "file" / "below").exam(AffineUser(), files).name == "e1"
     assert MapCache.beside(tmp_path / "none") is None and MapCache.beside("headneck") is None
+    # A folder that holds no model may be called as a shipped one, which is then used.
+    assert MapCache.beside(tmp_path) is None
+    (tmp_path / "model.pt").touch()
     assert MapCache.beside(tmp_path).folder == tmp_path / "coordinates"
 
 

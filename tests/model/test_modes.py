@@ -59,7 +59,7 @@ def everything(model, data):
 
 @pytest.fixture(scope="module")
 def usual(path, data):
-    return everything(deepatlas.load(path, "cpu", refine=2, average=2), data)
+    return everything(deepatlas.load(path, "cpu", refine=1, average=2), data)
 
 
 def check_same(found, usual):
@@ -89,12 +89,16 @@ MODES = {
 }
 
 
+PAIRS = [pair for mode in MODES for pair in ((mode, mode), (mode, None), (None, mode))]
+
+
 @pytest.mark.parametrize(
-    ("loaded", "used"), [pair for mode in MODES for pair in ((mode, mode), (mode, None), (None, mode))]
+    ("loaded", "used"),
+    [pytest.param(*pair, marks=pytest.mark.slow(2) if None in pair else ()) for pair in PAIRS],
 )
 def test_results_are_the_same_in_every_mode(path, data, usual, loaded, used):
     with MODES.get(loaded, contextlib.nullcontext)():
-        model = deepatlas.load(path, "cpu", refine=2, average=2)
+        model = deepatlas.load(path, "cpu", refine=1, average=2)
     with MODES.get(used, contextlib.nullcontext)():
         check_same(everything(model, data), usual)
 
@@ -106,3 +110,17 @@ def test_the_shipped_model_has_its_fingerprint_in_every_mode(mode):
         Template.load("headneck").check_model(model.fingerprint)
         assert {p.dtype for p in model.network.parameters()} == {torch.float32}
         assert not any(p.is_inference() for p in model.to("cpu").network.parameters())
+
+
+def test_a_fingerprint_is_of_the_weights_as_they_are_now():
+    model = deepatlas.load("headneck")
+    first = model.fingerprint
+    assert model.fingerprint == first == deepatlas.load("headneck").fingerprint
+    weight = next(model.network.parameters())
+    kept = weight.detach().clone()
+    weight.data.mul_(2)
+    doubled = model.fingerprint
+    weight.data.copy_(kept)
+    assert doubled != first == model.fingerprint
+    model.network.load_state_dict({k: v * 2 for k, v in model.network.state_dict().items()})
+    assert model.fingerprint not in (first, doubled)

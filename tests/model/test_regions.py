@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from deepatlas.errors import DataError
-from deepatlas.model.regions import Region, Regions, shipped_trees
+from deepatlas.model.regions import Region, Regions, TemplateNeeded, shipped_trees
 from deepatlas.phantom.structures import ALL_STRUCTURES
+from deepatlas.train.cascade import check_tree
 
 HEAD = '[[region]]\nname = "head"\nlow = [-1, -0.8, 0.1]\nhigh = [1, 0.8, 1]\n'
 EYES = '[[region]]\nname = "eyes"\nwithin = "head"\nstructures = ["left", "right"]\nmargin = 0.05\n'
@@ -74,15 +75,19 @@ def test_a_region_survives_its_card(tmp_path):
     ],
 )
 def test_what_is_no_tree_is_refused(tmp_path, text, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as refused:
         read(tmp_path, text)
+    assert str(refused.value).startswith(f"{tmp_path / 'tree.toml'}: ") and "\n" not in str(refused.value)
+    assert str(refused.value).count(": region ") <= 1
 
 
 def test_structures_need_a_template_and_a_file_must_be_there(tmp_path):
     path = tmp_path / "tree.toml"
     path.write_text(EYES.replace('within = "head"\n', ""))
-    with pytest.raises(DataError, match="needs a template"):
+    with pytest.raises(TemplateNeeded, match="needs a template"):
         Regions.read(path)
+    # Before its parent is trained, there is no template yet.
+    check_tree(path)
     with pytest.raises(DataError, match="no such file of regions.*headneck"):
         Regions.read(tmp_path / "none.toml")
 

@@ -9,6 +9,7 @@ from deepatlas.config import NetworkConfig
 from deepatlas.nn import Atlas, Autoencoder, CoordinateNetwork, parameter_count
 from deepatlas.nn.autoencoder import HISTOGRAM_HU, HISTOGRAM_VALUE, histogram_map
 from deepatlas.nn.blocks import StandardizedConv3d
+from deepatlas.nn.few_channels import FewChannelsConv3d
 from deepatlas.nn.network import space_to_channels
 from deepatlas.presets import preset
 
@@ -53,6 +54,22 @@ def test_a_new_head_starts_as_the_upsampled_level_below():
     _, below, above = network.features(x, 0)
     expected = F.interpolate(below, size=(16,) * 3, mode="trilinear", align_corners=True)
     torch.testing.assert_close(above, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_features_and_gradients_do_not_depend_on_the_layout_of_the_weights():
+    x = torch.rand(2, 1, 16, 16, 16)
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last_3d):
+        torch.manual_seed(0)
+        network = CoordinateNetwork(SMALL)
+        torch.nn.init.normal_(network.heads[0].output.conv.weight, std=0.1)
+        network.to(memory_format=layout)
+        features = network.features(x, 0)
+        assert all(f.is_contiguous(memory_format=layout) for f in features)
+        features[-1].square().mean().backward()
+        found.append([*features, *(p.grad for p in network.parameters() if p.grad is not None)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
 def test_every_parameter_of_a_level_learns():
@@ -124,3 +141,41 @@ def test_folding_moves_every_voxel_into_one_channel():
     folded = space_to_channels(x, 2)
     torch.testing.assert_close(folded.mean(1, keepdim=True), F.avg_pool3d(x, 2))
     assert folded.unique().numel() == 16**3
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("size", [(1, 2, 5), (6, 5, 4)])
+def test_a_convolution_to_few_channels_is_a_convolution(kernel, size):
+    torch.manual_seed(0)
+    mine = FewChannelsConv3d(6, 3, kernel, padding=kernel // 2).double()
+    usual = torch.nn.Conv3d(6, 3, kernel, padding=kernel // 2).double()
+    usual.load_state_dict(mine.state_dict())
+    for layout in (torch.contiguous_format, torch.channels_last_3d):
+        found = []
+        for convolution in (mine, usual):
+            torch.manual_seed(1)
+            x = torch.randn(2, 6, *size).double().contiguous(memory_format=layout).requires_grad_()
+            y = convolution(x)
+            found.append([y, *torch.autograd.grad(y, [x, *convolution.parameters()], torch.randn_like(y))])
+        torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
+
+
+def test_a_convolution_to_few_channels_errs_no_more_than_twice_as_much():
+    torch.manual_seed(0)
+    mine = FewChannelsConv3d(32, 3, 3, padding=1)
+    usual = torch.nn.Conv3d(32, 3, 3, padding=1)
+    usual.load_state_dict(mine.state_dict())
+    x, grad = torch.randn(2, 32, 12, 12, 12), torch.randn(2, 3, 12, 12, 12)
+
+    def run(convolution, dtype):
+        convolution, leaf = convolution.to(dtype), x.to(dtype).requires_grad_()
+        y = convolution(leaf)
+        return [
+            t.double()
+            for t in (y, *torch.autograd.grad(y, [leaf, *convolution.parameters()], grad.to(dtype)))
+        ]
+
+    for a, b, exact in zip(
+        *(run(c, torch.float32) for c in (mine, usual)), run(usual, torch.float64), strict=True
+    ):
+        assert (a - exact).norm() <= 2 * (b - exact).norm()

@@ -75,6 +75,9 @@ CASES = {
     ),
     "resize up": Case(volume_alone, lambda m, v: ops.resize(v, (14, 20, 31)), ("torch", "native")),
     "resize down": Case(volume_alone, lambda m, v: ops.resize(v, (5, 2, 3)), ("torch", "native")),
+    "resize channels last": Case(
+        volume_alone, lambda m, v: ops.resize(v, (6, 3, 14), channels_last=True), ("torch", "native")
+    ),
     "implicit_warp": Case(two_maps, lambda m, a, b: ops.implicit_warp(a, b, mask=m).displacement, ()),
     "implicit_warp newton": Case(
         two_maps,

@@ -41,6 +41,9 @@ def calls(dtype):
     for shape in ([4, 1, 5], [7, 8, 9]):
         yield registered.resize, (*grads(volume), shape), {}
         yield registered.resize_backward, (*grads(torch.randn(2, 2, *shape).to(dtype)), list(size)), {}
+    for channels in (1, 2):
+        yield registered.resize, (*grads(volume[:, :channels]), [7, 8, 9], True), {}
+        yield registered.resize_backward, (*grads(grad[:, :channels]), list(size), True), {}
 
     moving = (identity(size) + smooth(2, size, 0.05)).to(dtype)
     fixed = (0.8 * identity(out) + smooth(2, out, 0.05)).to(dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -41,12 +43,12 @@ def test_values_and_gradient_are_those_of_interpolate(backend, size, out, dtype)
     seed=st.integers(0, 2**16),
 )
 @settings(max_examples=30, deadline=None, derandomize=True)
-def _is_resampling_at_the_identity(name, batch, size, out, seed):
+def _is_resampling_at_the_identity(name, last, batch, size, out, seed):
     torch.manual_seed(seed)
     volume = torch.randn(batch, 2, *size, dtype=torch.float64, requires_grad=True)
     coords = identity(out).expand(batch, -1, -1, -1, -1)
     with ops.use_backend(name):
-        got, want = ops.resize(volume, out), ops.resample(volume, coords)
+        got, want = ops.resize(volume, out, channels_last=last), ops.resample(volume, coords)
         grad = torch.randn_like(want)
         (got_grad,) = torch.autograd.grad(got, volume, grad)
     (want_grad,) = torch.autograd.grad(want, volume, grad)
@@ -54,8 +56,28 @@ def _is_resampling_at_the_identity(name, batch, size, out, seed):
     torch.testing.assert_close(got_grad, want_grad, rtol=1e-9, atol=1e-9)
 
 
-def test_any_size_is_resampling_at_the_identity(backend):
-    _is_resampling_at_the_identity(backend)
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
+def test_any_size_is_resampling_at_the_identity(backend, last):
+    _is_resampling_at_the_identity(backend, last)
+
+
+# A tile of the backward pass holds fewer rows where they are long.
+@pytest.mark.parametrize("channels, size, out", [(5, (3, 17, 6), (4, 40, 5)), (700, (2, 18, 3), (3, 37, 4))])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_channels_last_give_the_same_values_in_their_layout(backend, channels, size, out, dtype):
+    layout = torch.channels_last_3d
+    volume = torch.randn(2, channels, *size).to(dtype)
+    found = []
+    for last in (False, True):
+        leaf = volume.to(memory_format=layout if last else torch.contiguous_format).requires_grad_()
+        result = ops.resize(leaf, out, channels_last=last)
+        (slope,) = torch.autograd.grad(result, leaf, torch.ones_like(result))
+        assert result.is_contiguous(memory_format=layout) == last
+        assert slope.is_contiguous(memory_format=layout) == last
+        found.append((result, slope))
+    tolerance = 8 * torch.finfo(dtype).eps
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
 def test_an_output_axis_of_one_sits_in_the_middle(backend):
@@ -99,21 +121,22 @@ def test_the_mean_of_two_planes_is_rounded_once_and_its_gradient_never(backend, 
     seed=st.integers(0, 2**16),
 )
 @settings(max_examples=100, deadline=None, derandomize=True)
-def _errs_at_most_twice_as_much(name, size, out, seed):
+def _errs_at_most_twice_as_much(name, last, size, out, seed):
     torch.manual_seed(seed)
     volume, grad = torch.randn(2, 3, *size), torch.randn(2, 3, *out)
     exact = value_and_gradient(by_interpolate, volume.double(), out, grad)
     usual = value_and_gradient(by_interpolate, volume, out, grad)
     with ops.use_backend(name):
-        found = value_and_gradient(ops.resize, volume, out, grad)
+        found = value_and_gradient(partial(ops.resize, channels_last=last), volume, out, grad)
     for e, u, f in zip(exact, usual, found, strict=True):
         # Where PyTorch happens to be exact, the one rounding of a result is allowed.
         rounding = (e.float().double() - e).norm()
         assert (f - e).norm() <= 2 * max((u - e).norm(), rounding) + 1e-30
 
 
-def test_the_error_is_at_most_twice_that_of_interpolate(backend):
-    _errs_at_most_twice_as_much(backend)
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
+def test_the_error_is_at_most_twice_that_of_interpolate(backend, last):
+    _errs_at_most_twice_as_much(backend, last)
 
 
 def test_gradcheck(backend):

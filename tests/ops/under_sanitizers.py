@@ -93,6 +93,7 @@ def exercise(size, out, batch, dtype, shares=(0.0, 0.3)):
         for normalize in (False, True):
             pull(ops.log_jacobian(moving, normalize_columns=normalize))
     pull(ops.resize(volume, out))
+    pull(ops.resize(volume, out, channels_last=True))
     pull(ops.piecewise_linear(volume, (-1, 0, 1), (0, 1, 3)))
 
 
@@ -202,6 +203,7 @@ def compare(emulation, size, out, batch, dtype):
     for normalize in (False, True):
         check("log_jacobian", lambda m, n=normalize: ops.log_jacobian(m, normalize_columns=n), moving)
     check("resize", lambda v: ops.resize(v, out), volume)
+    check("resize channels last", lambda v: ops.resize(v, out, channels_last=True), volume)
     check("piecewise_linear", lambda v: ops.piecewise_linear(v, (-1, 0, 1), (0, 1, 3)), volume)
 
 

@@ -342,6 +342,7 @@ def test_a_full_disk_leaves_no_half_exam(tmp_path, monkeypatch):
         ({"shape": (8, 96, 96)}, "at least 16"),
         ({"partial": 1.5}, "between 0 and 1"),
         ({"deformation": -1}, "must not be negative"),
+        ({"seed": -1}, "seed and anatomy must not be negative, got -1 and 0"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):

@@ -75,6 +75,7 @@ def share(labels, *names):
     return np.isin(labels, [ALL_STRUCTURES[name] for name in names]).mean()
 
 
+@pytest.mark.slow(3)
 def test_nibabel_finds_every_structure_on_the_patients_side_with_a_plausible_volume(written):
     for folder in written:
         image = nibabel.load(folder / "seg.nii.gz")
@@ -182,6 +183,7 @@ def test_structures_have_realistic_hounsfield_units(name, phase, low, high):
     assert low < np.median(hu.array[labels.array == ALL_STRUCTURES[name]]) < high
 
 
+@pytest.mark.slow(3)
 def test_true_coordinates_of_a_structure_agree_between_patients(body, exams):
     # The thighs and the spine are cut off at different heights.
     for name in (*SMALL_STRUCTURES, "liver", "spleen", "bladder", "mandible"):

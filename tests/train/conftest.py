@@ -4,7 +4,7 @@ import pytest
 
 from deepatlas.exams.phantoms import write_phantoms
 from deepatlas.phantom.patients import PhantomCohort
-from deepatlas.train import experiment
+from deepatlas.train import experiment, score
 from deepatlas.train.log import RunLog
 
 
@@ -27,4 +27,7 @@ def no_pictures():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "save_panel", lambda *_: None)
         patch.setattr(RunLog, "draw", lambda *_, **__: None)
+        patch.setattr(score, "save_overview", lambda *_: None)
+        evaluate = score.evaluate_cohort
+        patch.setattr(score, "evaluate_cohort", lambda *a, **k: evaluate(*a, **{**k, "pictures": False}))
         yield

@@ -31,6 +31,7 @@ def cohorts(no_pictures, tmp_path, monkeypatch):
     return a, b
 
 
+@pytest.mark.slow(4)
 def test_a_run_and_the_commands_after_it_keep_to_the_split(cohorts, tmp_path, capsys):
     a, b = cohorts
     run = tmp_path / "run"

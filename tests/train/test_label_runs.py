@@ -92,7 +92,7 @@ class _Killed(BaseException):
 @pytest.mark.parametrize(
     ("at", "resident"),
     [
-        ("level-0", "false"),
+        pytest.param("level-0", "false", marks=pytest.mark.slow),
         pytest.param("labels-1", "auto", marks=pytest.mark.slow),
         pytest.param("register-0", "auto", marks=pytest.mark.slow),
     ],
@@ -131,6 +131,7 @@ def test_two_processes_compute_the_run_of_one(data, whole, environment, tmp_path
     assert (a - b).abs().flatten().quantile(0.99) < 1e-2 and b.max() > 0.01
 
 
+@pytest.mark.slow(2)
 def test_without_weight_labels_are_not_read(data, tmp_path):
     """The run of exams with labels is that of the same exams without, bit for bit."""
     without = tmp_path / "data"
@@ -162,6 +163,7 @@ def test_a_share_needs_labels():
     assert "data.labelled_share must be 0 where loss.labels is 0" in one_line(error.value)
 
 
+@pytest.mark.slow(2)
 def test_what_is_not_learned_is_said(data, tmp_path, capsys):
     """A structure that no exam shows, an exam whose segmentation holds nothing, and labels of another grid."""
     root = tmp_path / "data"

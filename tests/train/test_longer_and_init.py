@@ -72,6 +72,7 @@ def equal(a, b) -> bool:
     )
 
 
+@pytest.mark.slow(8)
 def test_a_run_that_is_made_longer_equals_one_that_was_long_from_the_beginning(runs, short):
     root, _ = runs
     assert not equal(short, root / "long")
@@ -86,6 +87,7 @@ def test_a_run_that_is_made_longer_equals_one_that_was_long_from_the_beginning(r
     assert checkpoint.load(short / checkpoint.NAME)["overall"] == 9
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -105,12 +107,14 @@ def test_what_cannot_change_is_refused_and_changes_nothing(short, capsys, settin
     assert [(short / name).read_bytes() for name in files] == before
 
 
+@pytest.mark.slow(2)
 def test_rounds_are_added_to_a_finished_run_and_what_does_not_matter_may_change(short):
     more = ["distil.steps=[2]", "train.checkpoint_minutes=0", "refine.steps=0", "data.resident=true"]
     assert main(["--resume", str(short), "--quiet", *more]) == 0
     assert checkpoint.load(short / checkpoint.NAME)["done"][-3:] == ["predict-0", "register-0", "distil-0"]
 
 
+@pytest.mark.slow(2)
 def test_a_checkpoint_without_lengths_of_an_earlier_version_resumes_as_it_is(short, capsys):
     state = checkpoint.load(short / checkpoint.NAME)
     del state["lengths"]
@@ -119,6 +123,7 @@ def test_a_checkpoint_without_lengths_of_an_earlier_version_resumes_as_it_is(sho
     assert "an earlier version" in refused(capsys, "--resume", str(short), "train.steps=[1,4]")
 
 
+@pytest.mark.slow(8)
 def test_a_new_run_starts_from_the_weights_of_a_model(runs):
     root, train = runs
     # Without a step, what comes out is what went in. The settings are those of the model.
@@ -142,6 +147,7 @@ def test_a_new_run_starts_from_the_weights_of_a_model(runs):
     assert code == 0 and not equal(out, root / "long")
 
 
+@pytest.mark.slow(2)
 def test_another_network_is_refused_in_one_line(runs, cohort, tmp_path, capsys):
     root, _ = runs
     start = ["--data", str(cohort), "--out", str(tmp_path / "run"), "--init"]

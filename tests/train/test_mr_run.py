@@ -35,6 +35,7 @@ def run(no_pictures, tmp_path_factory):
     return data, out
 
 
+@pytest.mark.slow(4)
 def test_the_kind_of_the_values_travels_with_the_model(run, capsys):
     data, out = run
     result = json.loads((out / "result.json").read_text())
@@ -46,6 +47,7 @@ def test_the_kind_of_the_values_travels_with_the_model(run, capsys):
         assert '"intensity": "percentile"' in capsys.readouterr().out
 
 
+@pytest.mark.slow(2)
 def test_the_scale_of_an_exam_does_not_matter_to_its_coordinates(run):
     data, out = run
     model = deepatlas.load(out)
@@ -57,6 +59,7 @@ def test_the_scale_of_an_exam_does_not_matter_to_its_coordinates(run):
     assert np.array_equal(model.segment(exam, template).array, model.segment(other, template).array)
 
 
+@pytest.mark.slow(2)
 def test_the_commands_take_the_exams_by_their_names(run, tmp_path, capsys):
     data, out = run
     template = tmp_path / "t.h5"
@@ -70,6 +73,7 @@ def test_the_commands_take_the_exams_by_their_names(run, tmp_path, capsys):
     assert command(masks) == 0 and list((tmp_path / "m").rglob("e2*"))
 
 
+@pytest.mark.slow(2)
 def test_a_ct_is_noted_and_an_mr_refused_by_a_model_of_the_other(run, tmp_path, phantom_model):
     data, out = run
     exam = read_volume(data / "e4" / "MR.nii")

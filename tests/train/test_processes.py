@@ -15,7 +15,7 @@ import time
 import pytest
 import torch
 from fast_settings import FAST
-from forked import Forked, ranks
+from forked import Forked, ranks, start_ranks
 
 import deepatlas
 from deepatlas import checkpoint
@@ -64,10 +64,8 @@ def resume(out):
     return ["--resume", str(out), "--device", "cpu"]
 
 
-def launcher(processes):
-    """The command line before the arguments: Python, or torchrun with so many processes."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [sys.executable, *(torchrun if processes else []), "-m", "deepatlas.train"]
+# Before the arguments: torchrun with two processes, as users start it.
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 def here(arguments):
@@ -89,29 +87,30 @@ def logged(out):
     return (out / "log.jsonl").read_text().count("\n") if (out / "log.jsonl").exists() else 0
 
 
-def stop(arguments, environment, out, number, lines, wait=0.0, processes=0, forked=False):
+def stop(arguments, environment, out, number, lines, wait=0.0, launched=False):
     """Start a run and send it a signal when it has logged so many records, or ``wait`` seconds later."""
-    if forked:
-        process = Forked("deepatlas.train.__main__", arguments, environment, out.with_suffix(".txt"))
-    else:
+    if launched:
         process = subprocess.Popen(
-            [*launcher(processes), *arguments],
+            [*LAUNCHER, "-m", "deepatlas.train", *arguments],
             env=environment,
             stderr=subprocess.PIPE,
             encoding="utf-8",
             start_new_session=True,
         )
+    else:
+        process = Forked("deepatlas.train.__main__", arguments, environment, out.with_suffix(".txt"))
+    until_logged(process, out, lines)
+    time.sleep(wait)
+    os.kill(process.pid, number)
+    error = process.communicate(timeout=300)[1]
+    return process.returncode, error
+
+
+def until_logged(process, out, lines):
     deadline = time.monotonic() + 300
     while logged(out) < lines:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate(timeout=1)[1]
         time.sleep(0.01)
-    time.sleep(wait)
-    victim = process.pid
-    if callable(number):
-        number, victim = signal.SIGKILL, number(process.pid)
-    os.kill(victim, number)
-    error = process.communicate(timeout=300)[1]
-    return process.returncode, error
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +131,7 @@ def test_a_killed_run_resumes_bit_for_bit(cohort, environment, whole, tmp_path, 
     # With SIGKILL every step is saved before; with SIGTERM the run itself saves the step at which it stops.
     often = ["train.checkpoint_minutes=0"] if number == signal.SIGKILL else []
     arguments = start(cohort, out, *often, f"data.resident={resident}")
-    # The run that is asked to stop starts as users start it.
-    code, error = stop(arguments, environment, out, number, lines, forked=number == signal.SIGKILL)
+    code, error = stop(arguments, environment, out, number, lines)
     assert ("read from" in error) == (resident == "false")
     assert code == (-signal.SIGKILL if number == signal.SIGKILL else 130), error
     assert not (out / "model.pt").exists()
@@ -153,7 +151,7 @@ def test_a_run_killed_at_a_random_step_resumes_bit_for_bit(cohort, environment, 
     lines = chance.randint(1, len(records(whole)) - 2)
     wait = chance.uniform(0, 0.3)
     drawn = f"seed {seed}: {lines} lines, then {wait:.3f} s, {often}"
-    code, error = stop(start(cohort, out, often), environment, out, signal.SIGKILL, lines, wait, forked=True)
+    code, error = stop(start(cohort, out, often), environment, out, signal.SIGKILL, lines, wait)
     # The code is 0 if the run had just ended.
     assert code in (-signal.SIGKILL, 0), error
     here(resume(out))
@@ -196,17 +194,15 @@ def same_run(out, whole):
     assert difference.quantile(0.999) < 1e-3 and difference.max() < 0.1
 
 
-def last_child(pid):
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, encoding="utf-8")
-    return int(children.stdout.split()[-1])
-
-
 @pytest.mark.slow
 def test_a_killed_process_ends_the_job_and_another_number_goes_on(cohort, environment, whole, tmp_path):
     out = tmp_path / "run"
-    often = "train.checkpoint_minutes=0"
-    code, error = stop(start(cohort, out, often), environment, out, last_child, 9, processes=2)
-    assert code not in (0, None)
+    arguments = start(cohort, out, "train.checkpoint_minutes=0")
+    first, last = start_ranks("deepatlas.train.__main__", arguments, environment, 2, tmp_path)
+    until_logged(first, out, 9)
+    os.kill(last.pid, signal.SIGKILL)
+    _, error = first.communicate(timeout=300)
+    assert first.returncode not in (0, None)
     assert "lost the others" in error and "--resume continues the run from its last checkpoint" in error, (
         error
     )
@@ -241,8 +237,9 @@ sys.exit(guarded(run))
 def test_the_process_that_is_left_says_why_although_the_launcher_ends_it(environment, tmp_path):
     script = tmp_path / "survivor.py"
     script.write_text(SURVIVOR)
-    arguments = [*launcher(2)[:-2], str(script)]
-    done = subprocess.run(arguments, env=environment, capture_output=True, encoding="utf-8", timeout=300)
+    done = subprocess.run(
+        [*LAUNCHER, str(script)], env=environment, capture_output=True, encoding="utf-8", timeout=300
+    )
     assert done.returncode != 0 and "closing signal SIGTERM" in done.stderr, done.stderr
     assert "deepatlas: error: process 0 of 2 lost the others" in done.stderr, done.stderr
 
@@ -250,7 +247,7 @@ def test_the_process_that_is_left_says_why_although_the_launcher_ends_it(environ
 @pytest.mark.slow
 def test_sigterm_to_the_launcher_saves_first(cohort, environment, whole, tmp_path):
     out = tmp_path / "run"
-    code, error = stop(start(cohort, out), environment, out, signal.SIGTERM, 5, processes=2)
+    code, error = stop(start(cohort, out), environment, out, signal.SIGTERM, 5, launched=True)
     assert code != 0 and "stopped and saved" in error, error
     saved, log = checkpoint.load(out / "checkpoint.pt"), records(out)
     # Every step that was logged is in the checkpoint.

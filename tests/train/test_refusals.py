@@ -1,14 +1,12 @@
 """Errors of a run, each in one line and without loss of work; and what it shows while it runs."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 from fast_settings import FAST
+from full_disk import small_files
 
 from deepatlas import checkpoint
 from deepatlas.exams.build_store import prepare_cohort
@@ -98,23 +96,14 @@ def test_a_damaged_checkpoint_or_config_is_one_line(finished, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_full_disk_stops_the_run_in_one_line_and_it_goes_on_with_room(cohort, tmp_path):
-    pytest.importorskip("resource")
+def test_a_full_disk_stops_the_run_in_one_line_and_it_goes_on_with_room(cohort, tmp_path, capsys):
     out = tmp_path / "run"
     # This run prepares the data.
     assert main([*start(cohort, tmp_path / "first"), "--quiet"]) == 0
     # A limit on the size of files stands for the end of the disk: the log fits, the checkpoint does not.
-    limited = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY));"
-        "from deepatlas.train.__main__ import main; sys.exit(main())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", limited, *start(cohort, out), "--quiet"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, encoding="utf-8", timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 1, done.stderr
-    assert f"{out / checkpoint.NAME}: cannot write: " in done.stderr and len(done.stderr.splitlines()) == 1
+    with small_files(100_000):
+        error = refused(start(cohort, out), capsys)
+    assert f"{out / checkpoint.NAME}: cannot write: " in error
     assert not (out / checkpoint.NAME).exists() and not list(out.rglob(".*"))
     assert main(["--resume", str(out), "--quiet"]) == 0
 
@@ -147,3 +136,9 @@ def test_tensorboard_of_a_resumed_run_has_every_step_once(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1), (2, 20), (3, 30), (4, 40)]
+
+
+def test_regions_of_a_model_without_a_run_need_data_before_anything_is_copied(tmp_path, capsys):
+    out = tmp_path / "out"
+    argv = ["--parent", "headneck", "--regions", "headneck", "--out", str(out)]
+    assert "give --data DIR too" in refused(argv, capsys) and not out.exists()

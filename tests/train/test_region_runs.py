@@ -14,6 +14,7 @@ from scipy import ndimage
 
 import deepatlas_ops as ops
 from deepatlas import checkpoint
+from deepatlas.errors import DeepAtlasError
 from deepatlas.exams.build_store import ABOUT
 from deepatlas.exams.phantoms import write_phantoms
 from deepatlas.exams.read import read_volume
@@ -22,6 +23,7 @@ from deepatlas.model.engine import Engine
 from deepatlas.model.regions import Regions
 from deepatlas.phantom.patients import PhantomCohort
 from deepatlas.presets import PRESETS, region_settings
+from deepatlas.space.affine import affine_coords
 from deepatlas.space.grid import Grid
 from deepatlas.store import store as stores
 from deepatlas.store.store import Store
@@ -31,6 +33,7 @@ from deepatlas.train.cache import entries
 from deepatlas.train.crops import Cutter, prepare_crops
 from deepatlas.train.parent import Parent
 from deepatlas.train.phases import distil
+from deepatlas.train.region import on_input
 
 ROOT = [
     *(s for s in FAST if "phantom" not in s),
@@ -130,6 +133,7 @@ def cutter(work, name="trunk") -> Cutter:
 # -- the whole path ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(15)
 def test_a_tree_is_trained_two_levels_deep_and_the_model_uses_it(work, cascade, capsys):
     model = Engine.load(cascade, "cpu")
     tree = Regions.read(work / "tree.toml")
@@ -155,6 +159,7 @@ def test_a_tree_is_trained_two_levels_deep_and_the_model_uses_it(work, cascade, 
     assert (cascade / "regions" / "middle" / "model.pt").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow(6)
 def test_the_network_learns_where_the_parent_is(work, model):
     """After the phase ``parent``, the network of the region answers as the parent does."""
     settings = [
@@ -201,6 +206,7 @@ def made(work, tmp_path_factory):
     return prepare_crops(work / "data", path, cutter(work), progress=False, workers=0)
 
 
+@pytest.mark.slow(3)
 def test_a_crop_is_cut_from_the_exams_own_voxels_with_labels_and_coordinates(work, made):
     assert made.crop == "region trunk" and made.ids == [f"phantom_{i:04}" for i in range(4)]
     region, engine = cutter(work).region, Engine.load(work / "model", "cpu")
@@ -239,6 +245,7 @@ def places(grid: Grid) -> np.ndarray:
     return grid.voxel_to_world(np.stack([x, y, z], axis=-1))
 
 
+@pytest.mark.slow(3)
 def test_a_crop_store_is_the_same_from_several_processes_and_after_an_interruption(
     work, made, tmp_path, monkeypatch
 ):
@@ -273,6 +280,7 @@ def test_a_crop_store_is_the_same_from_several_processes_and_after_an_interrupti
     assert path.stat().st_mtime_ns == written
 
 
+@pytest.mark.slow(3)
 def test_exams_that_show_too_little_are_listed_and_stop_no_strict_run(work, tmp_path):
     whole = cutter(work)
     coverage = []
@@ -300,6 +308,7 @@ def made_ids() -> list[str]:
 # -- guarantees -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(3)
 def test_a_run_that_is_killed_goes_on_bit_for_bit(work, cascade, model, monkeypatch):
     run = model / "regions" / "trunk"
     goal, calls = distil.coordinate_goal, []
@@ -321,10 +330,16 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(work, cascade, model, monkeypa
     assert equal(run, cascade / "regions" / "trunk")
 
 
+@pytest.mark.slow(3)
 def test_a_region_cannot_be_resumed_for_another_parent(work, model, capsys):
     run = model / "regions" / "trunk"
     assert regions(work, "--parent", model, "--region", "trunk", *CHILD) == 0
     (run / "result.json").unlink()
+    # What a run was begun with cannot be exchanged on the way.
+    begun = ["--regions", work / "tree.toml", "--parent", model, "--workers", "0"]
+    assert "was begun with another --data" in refused(capsys, *begun, "--data", work)
+    assert "was begun with another --preset (tiny)" in refused(capsys, *begun, "--preset", "small")
+    assert "was begun with another --structures (None)" in refused(capsys, *begun, "--structures", "liver")
     parent = Engine.load(model, "cpu")
     parent.atlas_module.values.mul_(0.99)
     parent.save(model / "model.pt")
@@ -333,6 +348,7 @@ def test_a_region_cannot_be_resumed_for_another_parent(work, model, capsys):
     assert "is a run of a region of another model" in refused(capsys, *tree)
 
 
+@pytest.mark.slow(3)
 def test_the_model_is_copied_to_another_folder_with_the_regions_above(work, cascade, tmp_path, capsys):
     out = tmp_path / "out"
     settings = ["--parent", cascade, "--out", out, *CHILD]
@@ -357,6 +373,7 @@ def test_settings_of_a_region_are_legal_for_every_preset():
 # -- the start --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(3)
 def test_the_atlas_of_a_region_is_its_parents_seen_closer(cascade):
     from deepatlas.train.region import closer_atlas
 
@@ -375,6 +392,7 @@ def test_the_atlas_of_a_region_is_its_parents_seen_closer(cascade):
     assert torch.allclose(closer_atlas(model, middle, 5), torch.tensor(0.25))
 
 
+@pytest.mark.slow(3)
 def test_weights_of_another_shape_begin_anew(work, model):
     wider = ["network.features=16", "region.steps=0", "distil.steps=[]", "train.steps=[0,0]"]
     assert regions(work, "--parent", model, "--region", "trunk", *wider) == 0
@@ -385,9 +403,35 @@ def test_weights_of_another_shape_begin_anew(work, model):
     assert all(torch.equal(ours[name], theirs[name]) for name in same)
 
 
+def test_kept_coordinates_lie_at_the_voxels_of_a_smaller_input():
+    """A linear map of the 64³ voxels of a crop is the same map of the means of their blocks."""
+    grid = Grid((64,) * 3, np.diag([2.0, 3.0, 4.0, 1.0]))
+    matrix = torch.tensor([[0.3, -0.1, 0.2, 0.1], [0.0, 0.5, 0.1, -0.2], [0.1, 0.0, 0.4, 0.0]])[None]
+
+    def coords(at: Grid, size: int) -> torch.Tensor:
+        places = torch.from_numpy(grid.theta_from(at)).float()
+        whole = torch.cat([places, torch.tensor([[0.0, 0, 0, 1]])])
+        return affine_coords(matrix @ whole, size)
+
+    kept = coords(grid, 32)
+    for size in (64, 32, 16):
+        wanted = coords(grid if size == 64 else grid.pooled(64 // size), 16)
+        assert torch.allclose(on_input(kept, size, (16,) * 3), wanted, atol=1e-5)
+
+
+def test_the_network_of_a_region_is_not_used_on_whole_exams(work, cascade):
+    region = Engine.load(cascade / "regions" / "trunk", "cpu")
+    for use in (region.map_exam, region.look, region.coordinates):
+        with pytest.raises(
+            DeepAtlasError, match="is the network of region trunk, which sees a part of an exam"
+        ):
+            use(work / "data" / "phantom_0000" / "ct.nii.gz")
+
+
 # -- bad input --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(3)
 def test_what_is_no_region_of_a_model_is_refused(work, cascade, tmp_path, capsys, monkeypatch):
     tree, model = ["--regions", work / "tree.toml"], work / "model"
     data = ["--data", work / "data"]
@@ -405,6 +449,10 @@ def test_what_is_no_region_of_a_model_is_refused(work, cascade, tmp_path, capsys
         assert words in refused(capsys, "--parent", wrong, *tree, *data, "--out", tmp_path / "out")
         assert not (tmp_path / "out").exists()
     assert "give --parent M too" in refused(capsys, "--region", "trunk", *data)
+    assert "--workers is about regions of a model" in refused(capsys, *data, "--workers", "1")
+    assert "is no run of one" in refused(capsys, "--resume", model, "--workers", "1")
+    with pytest.raises(SystemExit):
+        command(*parent, "--workers", "-1")
     assert "--init has no meaning with --parent" in refused(capsys, *parent, "--init", "headneck")
     assert "--seed-exam has no meaning" in refused(capsys, *parent, "--seed-exam", "phantom_0001")
     assert "region trunk, which middle lies in, has no model yet" in refused(
@@ -427,6 +475,7 @@ def test_what_is_no_region_of_a_model_is_refused(work, cascade, tmp_path, capsys
     assert "give --region NAME" in refused(capsys, *parent)
 
 
+@pytest.mark.slow(3)
 def test_a_store_serves_as_data_while_its_exams_are_there(work, made, tmp_path, capsys):
     data = shutil.copytree(work / "data", tmp_path / "data")
     from deepatlas.exams.build_store import prepare_cohort
@@ -442,3 +491,28 @@ def test_a_store_serves_as_data_while_its_exams_are_there(work, made, tmp_path, 
     assert "holds the crops of a region, not whole exams" in refused(
         capsys, "--data", made.path, "--out", tmp_path / "run"
     )
+
+
+@pytest.mark.slow
+def test_one_command_trains_a_model_and_its_regions(work, tmp_path, capsys):
+    (tmp_path / "tree.toml").write_text(TREE.split("\n\n")[0])
+    tree = ["--regions", tmp_path / "tree.toml", "--workers", "0", "--json"]
+    root = [*ROOT, "region.steps=2", "coarse.steps=40"]
+    data = ["--data", work / "data", "--preset", "tiny"]
+    assert command("--out", tmp_path / "run", *data, *root, *tree) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert list(result["regions"]) == ["trunk"]
+    model = Engine.load(tmp_path / "run", "cpu")
+    assert [network.region.name for network in model.regions] == ["trunk"]
+    # Once more there is nothing left to do, and nothing is trained again.
+    before = (tmp_path / "run" / "regions" / "trunk" / "model.pt").stat().st_mtime_ns
+    assert command("--resume", tmp_path / "run", *tree) == 0
+    assert json.loads(capsys.readouterr().out)["regions"] == {}
+    assert (tmp_path / "run" / "regions" / "trunk" / "model.pt").stat().st_mtime_ns == before
+    # An option that the run of the model keeps is refused, also where only regions are left.
+    assert "leave out --data" in refused(capsys, "--resume", tmp_path / "run", *tree, "--data", work / "data")
+    # A tree that is wrong is refused before anything is trained.
+    assert "no such file of regions" in refused(
+        capsys, "--out", tmp_path / "other", *data, "--regions", tmp_path / "none.toml"
+    )
+    assert not (tmp_path / "other").exists()

@@ -10,7 +10,7 @@ from served import serving, session_of, write_exams
 from deepatlas.localize.trust.estimate import Trust
 from deepatlas.view import shown
 
-pytestmark = pytest.mark.slow(6)
+pytestmark = pytest.mark.slow(2)
 
 
 class Believed:

@@ -9,7 +9,7 @@ import pytest
 from affine_model import SCALE
 from on_page import LIVER, SPLEEN, choose, click_at, moved_by, opened, place, press_button, screen, slide
 
-pytestmark = pytest.mark.slow(6)
+pytestmark = pytest.mark.slow(2)
 
 
 def test_a_point_is_found_in_every_exam_and_can_be_named_shown_and_deleted(page, client):

@@ -23,7 +23,7 @@ from on_page import (
 from PIL import Image
 from served import STRANGER, shifted
 
-pytestmark = pytest.mark.slow(6)
+pytestmark = pytest.mark.slow(2)
 
 
 def test_a_click_moves_every_exam_and_the_atlas_to_the_same_anatomy(page):

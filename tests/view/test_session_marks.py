@@ -18,11 +18,16 @@ from small_exams import one_line
 
 from deepatlas.errors import DataError
 from deepatlas.exams.read import read_volume
+from deepatlas.io.codec import write_volume
 from deepatlas.localize.points import locate
 from deepatlas.localize.segment import segment
 from deepatlas.localize.template.file import Template
+from deepatlas.space.grid import Grid
 from deepatlas.space.labels import BoxMask
+from deepatlas.space.volume import Volume
+from deepatlas.view.gallery import Gallery
 from deepatlas.view.marks import MOST_MARKS, Mark, Marks
+from deepatlas.view.session import Session
 
 
 def test_a_point_is_carried_as_locate_finds_it(client, ids, folder):
@@ -158,6 +163,24 @@ def test_marks_are_kept_in_a_file_under_the_names_of_their_exams(tmp_path):
     second.change([], ["p1"])
     third = Marks(path, {"z1": "one", "z2": "two"})
     assert [(mark.exam, mark.name) for mark in third.all()] == [("z2", "other")]
+
+
+def test_marks_of_the_atlas_and_of_an_exam_called_atlas_stay_apart(tmp_path):
+    write_volume(
+        tmp_path / "atlas.nii.gz", Volume(np.zeros((8, 8, 8), np.int16), Grid.from_spacing((8, 8, 8)))
+    )
+
+    def session():
+        gallery = Gallery([tmp_path / "atlas.nii.gz"])
+        return Session(gallery, lambda: (None, None), title="t", marks=tmp_path / "m.json")
+
+    first = session()
+    (exam,) = first.gallery
+    first.change_marks({"put": [point(exam.id, name="tip"), point("atlas", name="pole", identity="p2")]})
+    second = session()
+    (exam,) = second.gallery
+    assert {m.name: m.exam for m in second.marks.all()} == {"tip": exam.id, "pole": "atlas"}
+    assert second.name_of(exam.id) != second.name_of("atlas") == "atlas"
 
 
 @pytest.mark.parametrize(

@@ -15,28 +15,37 @@ from deepatlas.errors import DataError, DataWarning
 from deepatlas.evaluate.calibrate.regression import Table
 from deepatlas.evaluate.calibrate.truth import in_common_slices
 from deepatlas.exams.cohort import ExamFiles
+from deepatlas.exams.read import read_volume
 from deepatlas.exams.selection import Selection
 from deepatlas.localize.segment import segment_coordinates
+from deepatlas.localize.template.appearance import Counts
 from deepatlas.localize.template.estimate import LabelledExam, estimate_template
 from deepatlas.localize.template.file import Template
+from deepatlas.localize.template.soften import seen, with_appearance
 from deepatlas.localize.trust.evidence import VIEW_SIZE, weigh
 from deepatlas.localize.trust.signs import signs
 from deepatlas.model.engine import Engine
 from deepatlas.model.exam_map import ExamMap
+from deepatlas.model.project_box import mm_per_unit
 from deepatlas.space.labels import Labels
 from deepatlas.space.volume import Volume
 
 
 @dataclass(frozen=True)
 class Collected:
-    """One labelled exam: its coordinates, those of its views in half precision, and what was drawn in it."""
+    """One labelled exam: its coordinates, those of its views in half precision, and what was drawn in it.
+
+    ``counts`` are the values inside and around its structures, where the template knows what they look like.
+    """
 
     id: str
+    files: ExamFiles
     found: ExamMap
     views: Tensor
     labels: Labels
     fold: int
     apart: bool  # whether the template was made without this exam
+    counts: Counts | None = None
 
 
 def collect(
@@ -45,9 +54,10 @@ def collect(
     template: Template,
     views: int,
     folds: int,
+    drawn: Mapping[str, int],
     progress: Callable[[str], None] | None = None,
 ) -> list[Collected]:
-    """Map every labelled exam that the model knows, once."""
+    """Map every labelled exam that the model knows, once; ``drawn`` as in :func:`tabulate`."""
     made_from = set(template.meta.get("exams") or ())
 
     def read(files: ExamFiles, ct: Volume, seg: Labels) -> Collected:
@@ -56,10 +66,14 @@ def collect(
             raise DataError(
                 f"{files.id}: the model does not know such an exam; it cannot tell how good masks are"
             )
-        # What is kept of many exams must be small.
-        kept = replace(found, coords=found.coords.half().cpu())
+        # What is kept of many exams must be small, and lie where its parts can be blended.
+        kept = replace(found, coords=found.coords.half().cpu(), pieces=found.field.cpu().pieces, image=None)
         moved = model.views(found, views, VIEW_SIZE).half().cpu()
-        return Collected(files.id, kept, moved, seg, -1, files.id not in made_from)
+        counts = None
+        if template.appearance is not None and found.image is not None:
+            counts = Counts(model.intensity, model.size)
+            counts.add(found.image, seg, drawn, mm_per_unit(found.field, found.body))
+        return Collected(files.id, files, kept, moved, seg, -1, files.id not in made_from, counts)
 
     exams = []
     for count, (files, one) in enumerate(selection.use(read), 1):
@@ -131,6 +145,8 @@ def _without(template: Template, others: list[Collected], drawn: Mapping[str, in
         # Whoever made the template was told already which structures it explains badly.
         warnings.simplefilter("ignore", DataWarning)
         made = estimate_template(items, labels, template.masks.shape[-1])
+    if counts := [exam.counts for exam in others if not exam.apart and exam.counts is not None]:
+        made = with_appearance(made, Counts.total(counts))
     # In label images its structures have the ids of the labels.
     return made
 
@@ -142,7 +158,13 @@ def _rows(
     evidence = weigh(found, exam.views.float(), model.atlas)
     table = signs(evidence, used)
     seg = exam.labels
-    labels = segment_coordinates(found.field, seg.grid, used, None, found.body)
+    image = None
+    if used.appearance is not None:
+        # Images are too large to be kept for many exams.
+        image = seen(read_volume(exam.files.ct, kind=exam.files.kind), model.intensity)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        labels = segment_coordinates(found.field, seg.grid, used, None, found.body, image)
     rows = []
     for name, row, identity in zip(used.names, table, used.ids, strict=True):
         if name not in drawn or not np.isfinite(row[0]):

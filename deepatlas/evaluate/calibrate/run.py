@@ -89,14 +89,15 @@ def calibrate(
         raise DataError(
             f"{selection.cohort.labels_path}: shares no structure with the template ({', '.join(template.names)})"
         )
-    found = collect(model, selection, template, views, FOLDS, progress)
+    drawn = {name: labels[other] for name, other in met.items()}
+    found = collect(model, selection, template, views, FOLDS, drawn, progress)
     if len(found) < LEAST_EXAMS:
         why = next(iter(selection.skipped.values()), "no more are labelled")
         raise DataError(
             f"{cohort.root}: {len(found)} labelled exams can be used, and a calibration takes {LEAST_EXAMS}; give more "
             f"({why})"
         )
-    table = tabulate(model, template, found, {name: labels[other] for name, other in met.items()}, progress)
+    table = tabulate(model, template, found, drawn, progress)
     if len(np.unique(table.exam)) < LEAST_EXAMS or len(np.unique(table.fold)) < 2:
         raise DataError(
             f"{cohort.root}: masks of only {len(np.unique(table.exam))} exams can be judged, and a calibration takes "
@@ -104,7 +105,8 @@ def calibrate(
         )
     calibration, cross = calibrate_table(_seen(table), views)
     shown = figures(_seen(table), cross)
-    made = _with(template, calibration, {**shown, "exams": len(found), "folds": FOLDS})
+    used = {"exams": len(found), "folds": FOLDS, "refine": model.refine, "average": model.average}
+    made = _with(template, calibration, {**shown, **used})
     return Calibrated(made, _seen(table), cross, shown, selection.skipped)
 
 

@@ -19,6 +19,7 @@ from deepatlas.exams.exam_file import ExamFile, ExamRecord
 from deepatlas.intake.dataset.folder import EXAMS, MANIFEST, REPORT, exam_name, label_table, read_dataset_json
 from deepatlas.intake.dataset.manifest import Manifest
 from deepatlas.progress import bar
+from deepatlas.sqlite import INDEX_FILES
 from deepatlas.store.store import DATASET, PACKED, Store
 
 _AGAIN = "prepare the dataset again"
@@ -74,7 +75,8 @@ def check_dataset(
     for name, reason in bar(compared, len(expected), "checking", "file", show=progress):
         if reason:
             damages.append(Damage(name, reason))
-    known = {DATASET, *(item.name for item in expected)}
+    # An index may lie beside the dataset, of which it is no part.
+    known = {DATASET, *INDEX_FILES, *(item.name for item in expected)}
     if about is None:
         known |= {MANIFEST, PACKED, REPORT}
     damages += [Damage(name, _stranger(folder / name, name, exams)) for name in found if name not in known]

@@ -26,12 +26,13 @@ from deepatlas.intake.find.extraction import archive_suffix
 from deepatlas.intake.find.naming import file_kind, folder_of
 from deepatlas.intake.find.records import FEW, Contents, Member, Peek, Role
 from deepatlas.intake.find.task import Plan, Task
+from deepatlas.io.codec import files_of_image
 from deepatlas.io.dicom.found import Found, Refusal
 from deepatlas.io.glance import Glance
 from deepatlas.sqlite import Trouble, connect, transaction, trouble_of
 
 # Raise this number with the layout of what is kept.
-VERSION = 5
+VERSION = 6
 # The state of a file that has gone since it was listed.
 _GONE = "gone"
 # Number of headers that a worker reads at a time, and of images, which may have to be decompressed to their end.
@@ -366,7 +367,7 @@ class Catalogue:
 def _stat(path: Path) -> str:
     """Size and time of a file, and of the files of voxels beside a header."""
     try:
-        return ",".join(_size_and_time(p) for p in (path, *_detached(path)))
+        return ",".join(_size_and_time(p) for p in files_of_image(path))
     except OSError:
         # It has gone since it was listed. Reading it will report that.
         return _GONE
@@ -375,14 +376,6 @@ def _stat(path: Path) -> str:
 def _size_and_time(path: Path) -> str:
     status = os.stat(path)
     return f"{status.st_size}.{status.st_mtime_ns}"
-
-
-def _detached(header: Path) -> list[Path]:
-    """The files beside a header that may hold its voxels: those with the same name and another ending."""
-    if header.suffix.lower() not in (".mhd", ".nhdr"):
-        return []
-    stem = header.name[: -len(header.suffix)] + "."
-    return sorted(p for p in header.parent.iterdir() if p.name.startswith(stem) and p != header)
 
 
 def _keep(db: sqlite3.Connection, p: Peek, stat: str) -> None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
+from pathlib import Path
 
+from deepatlas.errors import DataError
 from deepatlas.intake.find.archives import Archive, Unopened, extract, opened
+from deepatlas.intake.find.extraction import UNPACK
 from deepatlas.intake.find.match import is_label_image
 from deepatlas.intake.find.naming import FileKind, file_kind
 from deepatlas.intake.find.pairs import plan_pair
 from deepatlas.intake.find.records import FEW, Contents, Peek, Role
 from deepatlas.intake.find.studies import plan_study
 from deepatlas.intake.find.task import Plan, Task
-from deepatlas.intake.structures.label_object import contents_of
+from deepatlas.io.codec import voxel_file
 from deepatlas.io.dicom.found import Found, Refusal, Subject
 from deepatlas.io.dicom.header import read_header
 from deepatlas.io.dicom.packed_header import pack
 from deepatlas.io.glance import Glance, Holds, glance
+from deepatlas.io.structures.label_object import contents_of
 
 # A larger file is not a label table.
 _TABLE_BYTES = 4 << 20
@@ -62,8 +67,11 @@ def look(archive: Archive) -> Contents:
     """
     refused: list[Refusal] = []
     found = extract(archive.found, archive.folder, refused)
-    kinds = {f.name: file_kind(f.name) for f in found}
     try:
+        led = [f for f in found if _leads_out(f, archive.folder)]
+        refused += [Refusal(f.name, f"its header names voxels outside the archive; {UNPACK}") for f in led]
+        found = [f for f in found if f not in led]
+        kinds = {f.name: file_kind(f.name) for f in found}
         members = tuple(
             (f.name, f.path.relative_to(archive.folder).as_posix(), f.path.stat().st_size) for f in found
         )
@@ -79,6 +87,18 @@ def look(archive: Archive) -> Contents:
     if not kept:
         shutil.rmtree(archive.folder, ignore_errors=True)
     return Contents(members, peeks, tables, tuple(refused), exams, kept)
+
+
+def _leads_out(found: Found, folder: Path) -> bool:
+    """Whether an image of an archive takes its voxels from a file that did not come with the archive."""
+    if file_kind(found.name) is not FileKind.IMAGE:
+        return False
+    try:
+        voxels = voxel_file(found.path)
+    except (DataError, OSError):
+        # Reading the image will report what is wrong.
+        return False
+    return voxels is not None and not Path(os.path.realpath(voxels)).is_relative_to(os.path.realpath(folder))
 
 
 def _start_of(table: Found) -> bytes:

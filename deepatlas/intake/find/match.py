@@ -23,10 +23,10 @@ from deepatlas.exams.kind import IMAGE_NAMES
 from deepatlas.intake.find.naming import folder_name, folder_of, parent_folder, stem_of
 from deepatlas.intake.find.stems import DRAWN, Words, folded, other_case, says_drawn, structure_of, words_of
 from deepatlas.intake.structures.anatomy import is_anatomical
-from deepatlas.intake.structures.drawing import shares_lattice
 from deepatlas.intake.structures.label_images import Naming
 from deepatlas.io.dicom.found import Found
 from deepatlas.io.glance import Glance, Holds
+from deepatlas.io.structures.drawing import shares_lattice
 from deepatlas.space.grid import Grid
 
 # Folders that contain label images only.

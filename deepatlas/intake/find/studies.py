@@ -9,7 +9,6 @@ from deepatlas.intake.digest import digest
 from deepatlas.intake.find.catalogue import Catalogue
 from deepatlas.intake.find.naming import folder_of
 from deepatlas.intake.find.task import RECIPE, ExamSource, Plan, Task
-from deepatlas.intake.structures.contents import LabelContents
 from deepatlas.intake.structures.name_map import NameMap
 from deepatlas.intake.structures.read import structure_names
 from deepatlas.io.dicom.choose import choose_series
@@ -17,6 +16,7 @@ from deepatlas.io.dicom.found import Found, Refusal, Subject
 from deepatlas.io.dicom.packed_header import unpack
 from deepatlas.io.dicom.scan import LabelObject, group_headers
 from deepatlas.io.dicom.series import DicomSeries, Verdict
+from deepatlas.io.structures.contents import LabelContents
 
 # How many verdicts the refusal of an exam lists.
 _LISTED = 8

@@ -15,10 +15,12 @@ from deepatlas.exams.outputs import check_name, check_out_folder, lies_in, refus
 from deepatlas.files import write_error
 from deepatlas.intake.privacy.identity import private_folder
 from deepatlas.locks import held
-from deepatlas.sqlite import has_locks
+from deepatlas.sqlite import INDEX_FILES, has_locks
 
-# What the folder of a dataset contains. A folder with anything else is something that must not be overwritten.
+# What the folder of a dataset contains. A folder with anything else is something that must not be overwritten. An
+# index of the dataset stays as it is.
 _OURS = {"dataset.json", "exams", "packed.h5", "manifest.sqlite", "manifest.sqlite-journal", "report.html"}
+_OURS |= set(INDEX_FILES)
 # What operating systems leave in any folder that is displayed.
 _JUNK = {".DS_Store", "Thumbs.db", "desktop.ini"}
 # Temporary files of files.atomic_path, which a process that was killed leaves behind.

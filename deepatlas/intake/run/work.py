@@ -22,13 +22,13 @@ from deepatlas.intake.find.task import ExamSource, Plan, Task
 from deepatlas.intake.privacy.redact import public_text, redacted
 from deepatlas.intake.run.outcome import Outcome, Status
 from deepatlas.intake.structures.anatomy import is_anatomical
-from deepatlas.intake.structures.ignored import Ignored, Why
 from deepatlas.intake.structures.name_map import NameMap
 from deepatlas.intake.structures.read import read_structures
 from deepatlas.io.codec import image_suffix
 from deepatlas.io.dicom.found import Refusal, Subject
 from deepatlas.io.dicom.read import read_series
 from deepatlas.io.dicom.series import Reading
+from deepatlas.io.structures.ignored import Ignored, Why
 from deepatlas.names.meet import compact
 from deepatlas.space.volume import Volume
 from deepatlas.store.rows import PART_VERSION

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import PurePath
@@ -14,8 +13,11 @@ from scipy import ndimage
 from deepatlas.errors import DataError
 from deepatlas.exams.read import read_volume
 from deepatlas.intake.privacy.names import clean_name
-from deepatlas.intake.structures.contents import Structure
-from deepatlas.intake.structures.drawing import (
+from deepatlas.io.codec import image_suffix
+from deepatlas.io.dicom.found import Found
+from deepatlas.io.segments import Segments, read_segment_masks, read_segments
+from deepatlas.io.structures.contents import Structure
+from deepatlas.io.structures.drawing import (
     Drawing,
     LabelSource,
     Patch,
@@ -23,10 +25,7 @@ from deepatlas.intake.structures.drawing import (
     shares_lattice,
     without_path,
 )
-from deepatlas.intake.structures.ignored import EmptyStructure
-from deepatlas.io.codec import image_suffix
-from deepatlas.io.dicom.found import Found
-from deepatlas.io.segments import Segments, read_segment_masks, read_segments
+from deepatlas.io.structures.ignored import EmptyStructure
 from deepatlas.names.meet import compact
 from deepatlas.space.constants import MAX_LABEL
 from deepatlas.space.grid import Grid
@@ -47,10 +46,6 @@ class Naming(NamedTuple):
 
     structure: str
     alone: bool = False
-
-
-# What 3D Slicer calls a segment to which nobody has given a name.
-_UNNAMED = re.compile(r"Segment[ _]\d+")
 
 
 class LabelImage:
@@ -106,7 +101,7 @@ class LabelImage:
         told = table or (alone and found is not None and len(found.segments) == 1)
         if found is None or found.layered or not told:
             return found
-        return None if all(_UNNAMED.fullmatch(segment.name) for segment in found.segments) else found
+        return None if found.unnamed else found
 
     def check(self, grid: Grid) -> None:
         """Read the voxels; :class:`DataError` if they do not lie on ``grid``, or hold a label without a name."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deepatlas.errors import DataError
 from deepatlas.intake.privacy.names import MAX_NAME, clean_name
-from deepatlas.intake.structures.ignored import Ignored, Why
+from deepatlas.io.structures.ignored import Ignored, Why
 from deepatlas.names.meet import compact
 from deepatlas.space.constants import MAX_LABEL
 

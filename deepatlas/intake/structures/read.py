@@ -20,15 +20,15 @@ import numpy as np
 
 from deepatlas.errors import DataError
 from deepatlas.intake.privacy.names import clean_name, identifier_tokens, why_private
-from deepatlas.intake.structures.contents import LabelContents, Structure
-from deepatlas.intake.structures.drawing import Drawing, LabelSource, without_path
-from deepatlas.intake.structures.ignored import EmptyStructure, Ignored, Why
 from deepatlas.intake.structures.label_images import LabelImage, Naming
-from deepatlas.intake.structures.label_object import open_label_object
 from deepatlas.intake.structures.name_map import NameMap
 from deepatlas.io.codec import image_suffix
 from deepatlas.io.dicom.found import Found, Refusal
 from deepatlas.io.dicom.series import DicomSeries
+from deepatlas.io.structures.contents import LabelContents, Structure
+from deepatlas.io.structures.drawing import Drawing, LabelSource, without_path
+from deepatlas.io.structures.ignored import EmptyStructure, Ignored, Why
+from deepatlas.io.structures.label_object import open_label_object
 from deepatlas.names.meet import compact
 from deepatlas.space.grid import Grid
 from deepatlas.space.labels import BoxMask, Labels, stacked

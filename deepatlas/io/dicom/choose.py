@@ -85,6 +85,12 @@ def series_names(series: Sequence[DicomSeries]) -> list[str]:
     return names
 
 
+def no_anatomy(one: DicomSeries) -> str:
+    """Why a series that was computed from a CT shows something else than anatomy, or the empty string."""
+    kinds = sorted(_NOT_ANATOMY & set(one.facts["image_type"].split("\\")))
+    return f"it is computed from a CT and shows something else (ImageType {kinds[0]})" if kinds else ""
+
+
 def _overridden(series: Sequence[DicomSeries], names: list[str], override: str) -> Choice:
     hits = [i for i, one in enumerate(series) if one.series == override]
     hits = hits or [i for i, one in enumerate(series) if str(one.facts["number"]) == override]
@@ -123,8 +129,8 @@ def _against(one: DicomSeries) -> str:
     f = one.facts
     if reason := _unusable(one):
         return reason
-    if kinds := sorted(_NOT_ANATOMY & set(f["image_type"].split("\\"))):
-        return f"it is computed from a CT and shows something else (ImageType {kinds[0]})"
+    if reason := no_anatomy(one):
+        return reason
     if f["orientation"] != "axial":
         return f"it is {f['orientation']}, not axial"
     # Up to two images at each position may be copies: the reader compares their pixels.

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepatlas.errors import DataError, PassingError
-from deepatlas.io.dicom.choose import choose_series
+from deepatlas.io.dicom.choose import choose_series, no_anatomy
 from deepatlas.io.dicom.found import Found
 from deepatlas.io.dicom.geometry import SAME_GRID, SAME_ORIENTATION, SAME_SPACING, Stack, arrange
 from deepatlas.io.dicom.header import Header
@@ -156,9 +156,8 @@ def find_series(path: Path, override: str | int | None = None) -> tuple[DicomSer
 def _volume(series: DicomSeries) -> bool:
     """Whether a series is a CT volume, chosen or not."""
     facts = series.facts
-    return (
-        facts["modality"] == "CT" and not facts["problem"] and not facts["localizer"] and facts["hounsfield"]
-    )
+    sound = facts["modality"] == "CT" and not facts["problem"] and not facts["localizer"]
+    return sound and facts["hounsfield"] and not no_anatomy(series)
 
 
 def _positions(series: DicomSeries) -> NDArray[np.float64]:
@@ -295,8 +294,8 @@ def _facts(headers: Sequence[Header], stack: Stack) -> dict[str, Any]:
         "kernel": kernel,
         "tissue": tissue(kernel, head.window),
         "kvp": head.kvp,
-        "thickness_mm": head.thickness,
-        "spacing_mm": tuple(round(v, 5) for v in stack.spacing),
+        "slice_thickness": head.thickness,
+        "spacing": tuple(round(v, 5) for v in stack.spacing),
         "slices": len(stack.planes),
         "multiframe": head.is_multiframe,
         "contrast": head.contrast,

@@ -81,7 +81,7 @@ def coded(name: str) -> Coded:
 def private(name: str) -> Code:
     """A code of our own, the same for the same name."""
     short = name if len(name) <= 16 and name.isascii() else hashlib.sha256(name.encode()).hexdigest()[:16]
-    return Code(short, PRIVATE, name[:64])
+    return Code(short.replace("\\", "/"), PRIVATE, name[:64].replace("\\", "/"))
 
 
 def sequence_item(code: Code) -> Dataset:

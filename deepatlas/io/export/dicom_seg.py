@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.files import atomic_path
 from deepatlas.io.dicom.series import DicomSeries
+from deepatlas.io.export.algorithm import Algorithm
 from deepatlas.io.export.codes import Coded, coded, sequence_item
-from deepatlas.io.export.dicom_source import Algorithm, source_of
+from deepatlas.io.export.dicom_source import source_of
 from deepatlas.io.export.segments import dicom_name, segments_of
 from deepatlas.pictures.draw import colour
 from deepatlas.space.constants import LPS_FROM_RAS

@@ -27,15 +27,6 @@ _REQUIRED = (
 
 
 @dataclass(frozen=True)
-class Algorithm:
-    """What made the structures: the name and version of the program, and the fingerprint of the model if known."""
-
-    name: str
-    version: str
-    model: str = ""
-
-
-@dataclass(frozen=True)
 class Source:
     """A series that an object refers to.
 
@@ -82,7 +73,7 @@ def source_of(source: DicomSeries | str | os.PathLike[str], what: str) -> Source
 
     Raises:
         DataError: the path holds no DICOM series, or a series that no object can refer to, since it has several
-            SeriesInstanceUIDs, no frame of reference, or a header that cannot be read.
+            SeriesInstanceUIDs or none, no frame of reference, or a header that cannot be read.
     """
     if not isinstance(source, DicomSeries):
         path = Path(source)
@@ -105,12 +96,17 @@ def source_of(source: DicomSeries | str | os.PathLike[str], what: str) -> Source
         for keyword in _REQUIRED:
             if keyword not in whole:
                 setattr(whole, keyword, "")
+        # Reading a series gives names of its own to what has none, which are no UIDs.
+        lost = [key for key in ("StudyInstanceUID", "SeriesInstanceUID") if not whole.get(key)]
         # What was resolved from the headers, so that all entries agree.
         whole.update(_lean(source, source.headers[0]) if source.headers[0].frames == 1 else {})
     except Exception as error:
         raise DataError(
             f"{name}: the header of its first image cannot be read ({type(error).__name__}); {cure}"
         ) from error
+    if lost or not all(header.sop_uid for header in source.headers):
+        key = lost[0] if lost else "SOPInstanceUID"
+        raise DataError(f"{name}: has no {key}, and {what} needs one; {cure}")
     return Source(name, source, [whole, *(_lean(source, header) for header in source.headers[1:])])
 
 

@@ -5,16 +5,27 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deepatlas.errors import WriteError
 from deepatlas.io.codec import image_suffix, write_volume
-from deepatlas.io.dicom.series import DicomSeries
-from deepatlas.io.export.dicom_source import Algorithm
+from deepatlas.io.export.algorithm import Algorithm
+from deepatlas.io.export.seg_nrrd import SUFFIX as SEGMENTATION
+from deepatlas.io.export.seg_nrrd import write_seg_nrrd
 from deepatlas.space.labels import Labels
 
+if TYPE_CHECKING:
+    from deepatlas.io.dicom.series import DicomSeries
+
 # The formats by name, with the suffix that a command gives them, and the suffixes that each may have.
-FORMATS = {"nifti": ".nii.gz", "nrrd": ".nrrd", "dicom-seg": ".seg.dcm", "rtstruct": ".rtstruct.dcm"}
-_SUFFIXES = {"nifti": (".nii.gz", ".nii"), "nrrd": (".nrrd",), "dicom-seg": (".dcm",), "rtstruct": (".dcm",)}
+FORMATS = {
+    "nifti": ".nii.gz", "nrrd": ".nrrd", "seg-nrrd": SEGMENTATION, "dicom-seg": ".seg.dcm",
+    "rtstruct": ".rtstruct.dcm",
+}  # fmt: skip
+_SUFFIXES = {
+    "nifti": (".nii.gz", ".nii"), "seg-nrrd": (SEGMENTATION,), "nrrd": (".nrrd", SEGMENTATION), "dicom-seg": (".dcm",),
+    "rtstruct": (".dcm",),
+}  # fmt: skip
 # Those that refer to the DICOM series of the exam.
 DICOM = ("dicom-seg", "rtstruct")
 
@@ -35,7 +46,8 @@ def write_labels(
         path: the file.
         labels: the structures.
         names: ``{name: id}`` of the structures.
-        format: one of :data:`FORMATS`; None takes that of the suffix, which for ``.dcm`` is a DICOM-SEG.
+        format: one of :data:`FORMATS`; None takes that of the suffix, which for ``.dcm`` is a DICOM-SEG. Label images
+            show one structure a voxel; ``"seg-nrrd"`` and DICOM hold whole masks.
         source: the series that the exam was read from, or its path, for DICOM.
         labelmap: for a DICOM-SEG, write the newer form, one value a voxel.
         algorithm: what made the structures, for DICOM.
@@ -48,7 +60,8 @@ def write_labels(
             :func:`~deepatlas.io.export.rtstruct.write_rtstruct` raise them.
     """
     path = Path(path)
-    suffix = image_suffix(path) or path.suffix.lower()
+    segmentation = path.name.lower().endswith(SEGMENTATION)
+    suffix = SEGMENTATION if segmentation else image_suffix(path) or path.suffix.lower()
     if format is None:
         format = next((f for f, own in _SUFFIXES.items() if suffix in own), None)
     elif format not in FORMATS:
@@ -66,6 +79,9 @@ def write_labels(
         from deepatlas.io.export.rtstruct import write_rtstruct
 
         return write_rtstruct(path, labels, names, source, algorithm=algorithm)
+    if format in ("nrrd", "seg-nrrd"):
+        write_seg_nrrd(path, labels, names)
+        return []
     # MetaImage has no name of its own among the formats; its suffix says enough.
     write_volume(path, labels)
     return []

@@ -25,8 +25,9 @@ from deepatlas.errors import DataError
 from deepatlas.files import atomic_path
 from deepatlas.io.dicom.header import RTSTRUCT
 from deepatlas.io.dicom.series import DicomSeries
+from deepatlas.io.export.algorithm import Algorithm
 from deepatlas.io.export.codes import coded, sequence_item
-from deepatlas.io.export.dicom_source import Algorithm, Source, source_of
+from deepatlas.io.export.dicom_source import Source, source_of
 from deepatlas.io.export.segments import LONGEST, dicom_name, segments_of
 from deepatlas.pictures.draw import colour
 from deepatlas.space.constants import LPS_SIGNS

@@ -87,8 +87,8 @@ def write_transform(
         try:
             with itk_writes(temporary) as name:
                 sitk.WriteTransform(transform, name)
-            # ITK does not report a full disk.
-            whole = _size(sitk.ReadTransform(os.fspath(temporary))) == _size(transform)
+                # ITK does not report a full disk.
+                whole = _size(sitk.ReadTransform(name)) == _size(transform)
         except RuntimeError as error:
             raise WriteError(f"{path}: cannot write: ITK failed; {FREE_SPACE}") from error
         if not whole:
@@ -146,7 +146,7 @@ def write_displacements(path: str | os.PathLike[str], displacement: NDArray[np.f
         try:
             with itk_writes(temporary) as name:
                 sitk.WriteImage(image, name, useCompression=True)
-            read = sitk.ReadImage(os.fspath(temporary))
+                read = sitk.ReadImage(name)
         except RuntimeError as error:
             raise WriteError(f"{path}: cannot write: ITK failed; {FREE_SPACE}") from error
         if not np.array_equal(sitk.GetArrayViewFromImage(read), sitk.GetArrayViewFromImage(image)):

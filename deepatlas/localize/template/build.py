@@ -14,9 +14,11 @@ from deepatlas.errors import DataError
 from deepatlas.exams.cohort import ExamFiles
 from deepatlas.exams.joined import Data, find_cohort
 from deepatlas.exams.selection import Selection
+from deepatlas.localize.template.appearance import Counts
 from deepatlas.localize.template.edit import Around, check_names, with_boxes
 from deepatlas.localize.template.estimate import LabelledExam, estimate_template
 from deepatlas.localize.template.file import SIZE, Template
+from deepatlas.localize.template.soften import seen, with_appearance
 from deepatlas.model.engine import Engine
 from deepatlas.model.fit import Fit
 from deepatlas.model.project_box import mm_per_unit
@@ -34,6 +36,7 @@ def build_template(
     names: Sequence[str] | None = None,
     *,
     boxes: Sequence[Around] = (),
+    appearance: bool = True,
     size: int | None = None,
     strict: bool = False,
     split: str | Path | None = None,
@@ -50,6 +53,9 @@ def build_template(
         names: the structures to include; None takes all that ``labels.json`` names. They may be spelled otherwise than
             there, or be synonyms (:mod:`deepatlas.names.meet`).
         boxes: boxes to be put around the structures, in the directions of the atlas.
+        appearance: also learn what the structures look like, so that the image of an exam has a say where their borders
+            are (:mod:`~deepatlas.localize.template.appearance`). Masks of few examples are blurred by the error of the
+            coordinates then.
         size: voxels of the template along each axis; None takes 128, or the size of the atlas if that is larger.
         strict: stop at the first exam that cannot be used, or that the model does not know. Otherwise the former is
             skipped and listed in ``meta["skipped"]``, and the latter is used.
@@ -75,6 +81,7 @@ def build_template(
     check_names(boxes, labels)
     fits: dict[str, Fit] = {}
     scales = []
+    counts = Counts(model.intensity, model.size)
 
     def labelled(files: ExamFiles, ct: Volume, seg: Labels) -> LabelledExam:
         found = model.map_exam(ct)
@@ -84,6 +91,8 @@ def build_template(
         # A structure without a voxel counts as not drawn, and not as absent.
         present = seg.ids()
         drawn = frozenset(n for n, i in labels.items() if i in present)
+        if appearance:
+            counts.add(seen(ct, model.intensity), seg, {n: labels[n] for n in sorted(drawn)}, scales[-1])
         return LabelledExam(found.field.cpu(), replace(seg, name=files.id), drawn)
 
     items = []
@@ -108,4 +117,5 @@ def build_template(
     }
     size = size or max(SIZE, model.atlas.shape[-1])
     made = estimate_template(items, labels, size, meta=meta, progress=progress, **solver)
+    made = with_appearance(made, counts) if appearance else made
     return with_boxes(made, boxes) if boxes else made

@@ -10,6 +10,7 @@ import numpy as np
 
 from deepatlas.errors import DataError
 from deepatlas.exams.cohort import read_labels
+from deepatlas.exams.label_object import label_object, read_label_object, structures_named
 from deepatlas.exams.mask_files import masks_in
 from deepatlas.exams.read import read_labels_for, read_volume
 from deepatlas.io.segments import read_segments
@@ -23,17 +24,24 @@ from deepatlas.store.fit import check_labels
 
 
 def read_drawn(
-    masks: Exam, grid: Grid, exam: str, labels: Mapping[str, int] | None = None
+    masks: Exam,
+    grid: Grid,
+    exam: str,
+    labels: Mapping[str, int] | None = None,
+    *,
+    source: str | os.PathLike[str] | None = None,
 ) -> tuple[Labels, dict[str, int]]:
     """The structures of an exam and their names.
 
     Args:
-        masks: a label image, a ``.seg.nrrd`` of 3D Slicer, or a folder with one mask for each structure; or an image
-            of another library (see :func:`~deepatlas.exams.in_memory.as_volume`).
+        masks: a label image, a ``.seg.nrrd`` of 3D Slicer, a DICOM-SEG or RTSTRUCT that was drawn on the exam, or a
+            folder with one mask for each structure; or an image of another library (see
+            :func:`~deepatlas.exams.in_memory.as_volume`).
         grid: the exam's own grid, on which the masks must be.
         exam: what messages call the exam.
         labels: ``{name: id}``; None takes a ``labels.json`` beside the file or in the folder above, the names of the
             segments or of the files, and otherwise ``structure_<id>``.
+        source: where the exam was read from, if it is a path; DICOM objects must refer to its series.
 
     Returns:
         The labels, and the names and ids of the structures that have at least one voxel.
@@ -45,8 +53,11 @@ def read_drawn(
     ct = Volume(np.broadcast_to(np.float32(0), grid.shape), grid, exam)
     if isinstance(masks, str | os.PathLike):
         path = Path(masks)
-        table = dict(labels) if labels else _names_beside(path)
-        if table is not None:
+        file = label_object(path)
+        table = dict(labels) if labels else None if file else _names_beside(path)
+        if file is not None:
+            seg, table = read_label_object(file, grid, None if source is None else Path(source), table)
+        elif table is not None:
             seg = read_labels_for(ct, path, table)
         else:
             seg = read_volume(path, labels=True)
@@ -69,6 +80,21 @@ def read_drawn(
             f"{name}: holds the label {max(present)}, larger than {MAX_LABEL}; renumber the labels"
         )
     return seg, {n: i for n, i in table.items() if i in present}
+
+
+def names_of(masks: Exam, labels: Mapping[str, int] | None = None) -> list[str] | None:
+    """The names that structures may have, as far as tables and headers tell; None where only the voxels do.
+
+    ``masks`` and ``labels`` are as for :func:`read_drawn`, which raises the errors of files that cannot be read.
+    """
+    if labels:
+        return list(labels)
+    if not isinstance(masks, str | os.PathLike):
+        return None
+    if (file := label_object(Path(masks))) is not None:
+        return structures_named(file)
+    table = _names_beside(Path(masks))
+    return None if table is None else list(table)
 
 
 def renumbered(seg: Labels, ids: Mapping[int, int]) -> Labels:

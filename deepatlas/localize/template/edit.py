@@ -16,6 +16,7 @@ import deepatlas_ops as ops
 from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.exams.mask_files import mask_paths
 from deepatlas.io.codec import write_volume
+from deepatlas.localize.template.appearance import Appearance
 from deepatlas.localize.template.file import Template
 from deepatlas.localize.template.marks import joined_marks, names_of_marks, renamed_marks
 from deepatlas.names.meet import chosen
@@ -114,7 +115,8 @@ def merge_templates(templates: Sequence[Template], names: Sequence[str] | None =
     """One template with everything that several hold.
 
     Masks of different sizes are brought to the largest. An id that two structures have is kept by the first, and the
-    other gets the next that is free.
+    other gets the next that none of them has. A calibration of trust is kept where one template alone has it; two have
+    scales of their own, and cannot be joined.
 
     Args:
         templates: for the same model, made with the same refinement.
@@ -143,16 +145,14 @@ def merge_templates(templates: Sequence[Template], names: Sequence[str] | None =
     side = max(t.masks.shape[1] for t in templates)
     masks = np.concatenate([_sized(t.masks, side) for t in templates])
     structures = [n for t in templates for n in t.names]
-    ids: list[int] = []
-    for identity in (i for t in templates for i in t.ids):
-        taken = set(ids)
-        ids.append(identity if identity not in taken else _free(taken))
+    ids = distinct_ids([i for t in templates for i in t.ids])
     return Template(
         masks,
         tuple(structures),
         tuple(ids),
         _joined_meta(templates),
         joined_marks(t.marks for t in templates),
+        Appearance.joined([t.appearance for t in templates], [len(t.names) for t in templates]),
     )
 
 
@@ -169,13 +169,19 @@ def renamed(template: Template, names: Mapping[str, str], where: str = "template
     meta = dict(template.meta)
     if "structures" in meta:
         meta["structures"] = {exact.get(n, n): about for n, about in meta["structures"].items()}
+    if "marks" in meta:
+        meta["marks"] = {
+            kind: {exact.get(n, n): about for n, about in marks.items()}
+            for kind, marks in meta["marks"].items()
+        }
     if "trust" in meta:
         own = {exact.get(n, n): about for n, about in meta["trust"]["structures"].items()}
         meta["trust"] = {**meta["trust"], "structures": own}
     if "overlaps" in meta:
         meta["overlaps"] = [[exact.get(n, n) for n in pair] for pair in meta["overlaps"]]
     try:
-        return Template(template.masks, new, template.ids, meta, renamed_marks(template.marks, exact))
+        marks = renamed_marks(template.marks, exact)
+        return Template(template.masks, new, template.ids, meta, marks, template.appearance)
     except DataError:
         raise
     except DeepAtlasError as error:
@@ -242,11 +248,18 @@ def _sized(masks: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     return made
 
 
-def _free(taken: set[int]) -> int:
-    for identity in range(1, MAX_LABEL + 1):
-        if identity not in taken:
-            return identity
-    raise DataError(f"more than {MAX_LABEL} structures; a label image has no room for them")
+def distinct_ids(ids: Sequence[int]) -> list[int]:
+    """Ids of structures, each once: the first that has an id keeps it, and others get the smallest that none has."""
+    used, kept, found = set(ids), set[int](), []
+    for identity in ids:
+        if identity in kept:
+            identity = next((i for i in range(1, MAX_LABEL + 1) if i not in used), 0)
+            if not identity:
+                raise DataError(f"more than {MAX_LABEL} structures; a label image has no room for them")
+            used.add(identity)
+        kept.add(identity)
+        found.append(identity)
+    return found
 
 
 def _joined_meta(templates: Sequence[Template]) -> dict[str, Any]:
@@ -254,12 +267,16 @@ def _joined_meta(templates: Sequence[Template]) -> dict[str, Any]:
     for template in templates[1:]:
         for key, value in template.meta.items():
             there = meta.get(key)
-            if key == "exams":
+            if key in ("exams", "unlabelled"):
                 meta[key] = list(dict.fromkeys([*(there or []), *value]))
             elif key == "overlaps":
                 meta[key] = [*(there or []), *value]
-            elif isinstance(value, dict) and isinstance(there, dict) and key != "solver":
+            elif key == "marks" and there:
+                meta[key] = {kind: there.get(kind, {}) | value.get(kind, {}) for kind in there | value}
+            elif isinstance(value, dict) and isinstance(there, dict) and key not in ("solver", "trust"):
                 meta[key] = there | value
             elif there is None:
                 meta[key] = value
+    if sum("trust" in template.meta for template in templates) > 1:
+        del meta["trust"]
     return meta

@@ -18,12 +18,14 @@ from deepatlas.exams.kind import exam_name
 from deepatlas.io.export.markups import read_markups
 from deepatlas.localize.average import mean_box, mean_line, robust_mean
 from deepatlas.localize.points import near
-from deepatlas.localize.template.drawn import read_drawn, renumbered
-from deepatlas.localize.template.edit import Around, check_names, with_boxes
+from deepatlas.localize.template.appearance import Counts
+from deepatlas.localize.template.drawn import names_of, read_drawn, renumbered
+from deepatlas.localize.template.edit import Around, check_names, distinct_ids, with_boxes
 from deepatlas.localize.template.estimate import LabelledExam, estimate_template
 from deepatlas.localize.template.file import SIZE, Template
 from deepatlas.localize.template.marks import check_marks, joined_marks
-from deepatlas.model.engine import Engine, Exam
+from deepatlas.localize.template.soften import seen, with_appearance
+from deepatlas.model.engine import Engine, Exam, read_exam
 from deepatlas.model.known import KnownExam, known_exam
 from deepatlas.model.project_box import box_in_atlas, mm_per_unit
 from deepatlas.space.box import Box
@@ -40,7 +42,8 @@ class Example:
 
     Attributes:
         exam: a path, a volume, or an image of another library.
-        masks: a label image on the grid of the exam: a file, a folder of masks, or an image of another library.
+        masks: a label image on the grid of the exam: a file, a folder of masks, or an image of another library; or a
+            DICOM-SEG or RTSTRUCT of its series.
         marks: points, lines and boxes in RAS millimetres of the exam: a file (see
             :func:`~deepatlas.io.export.markups.read_markups`), :class:`~deepatlas.space.markup.Markups`, or several.
         name: what messages call the exam; by default as its file.
@@ -72,6 +75,7 @@ def template_of(
     labels: Mapping[str, int] | None = None,
     *,
     boxes: Sequence[Around] = (),
+    appearance: bool = True,
     size: int | None = None,
     know: Callable[[Example], KnownExam] | None = None,
     strict: bool = False,
@@ -90,6 +94,8 @@ def template_of(
         labels: ``{name: id}`` of the masks; None finds the names beside each of them (see
             :func:`~deepatlas.localize.template.drawn.read_drawn`).
         boxes: boxes to be put around the structures, in the directions of the atlas.
+        appearance: also learn what the structures look like; see
+            :func:`~deepatlas.localize.template.build.build_template`.
         size: voxels of the masks along each axis; None takes 128, or the size of the atlas if that is larger.
         know: gives the coordinates of an example's exam; None passes it through the network.
         strict: stop at an exam that the model does not know.
@@ -107,9 +113,18 @@ def template_of(
             its exam, two things of one exam have one name, or nothing was drawn.
     """
     given = [examples] if isinstance(examples, Example) else list(examples)
+    tables = [names_of(e.masks, labels) for e in given if e.masks is not None] if boxes else []
+    if tables and None not in tables:
+        # Before the work, as far as it is known.
+        check_names(boxes, dict.fromkeys(name for table in tables for name in table or ()))
     read: list[_Read] = []
+    counts = Counts(model.intensity, model.size)
     for count, example in enumerate(given, 1):
         read.append(_read(model, example, labels, know, strict))
+        if appearance and (seg := read[-1].seg) is not None:
+            known = read[-1].known
+            scale = mm_per_unit(known.field, known.body)
+            counts.add(seen(read_exam(example.exam), model.intensity), seg, read[-1].labels, scale)
         if progress is not None:
             progress(f"coordinates {count}/{len(given)} {read[-1].known.name}")
     if not any(item.seg or len(item.marks) for item in read):
@@ -135,6 +150,7 @@ def template_of(
     if any(item.seg for item in read):
         items, table = _labelled(read)
         made = estimate_template(items, table, side, meta=meta, progress=progress, **solver)
+        made = with_appearance(made, counts) if appearance else made
         made = replace(made, marks=marks)
     else:
         made = Template(np.zeros((0, side, side, side), np.float32), (), (), meta, marks)
@@ -153,7 +169,9 @@ def _read(
     name = example.name or (exam_name(Path(path).absolute()) if path is not None else known.name) or "exam"
     known = replace(known, name=name)
     known.fit.warning(name, strict)
-    seg, table = (None, {}) if example.masks is None else read_drawn(example.masks, known.grid, name, labels)
+    seg, table = None, dict[str, int]()
+    if example.masks is not None:
+        seg, table = read_drawn(example.masks, known.grid, name, labels, source=path)
     if example.marks is None:
         marks = Markups()
     elif isinstance(example.marks, str | os.PathLike | Markups):
@@ -261,13 +279,12 @@ def _averaged(read: Sequence[_Read], scale: NDArray[np.float64]) -> tuple[Markup
 
 def _labelled(read: Sequence[_Read]) -> tuple[list[LabelledExam], dict[str, int]]:
     """The labelled exams with one table of ids: a structure has the id of the first exam, if nobody else has it."""
-    table: dict[str, int] = {}
+    first: dict[str, int] = {}
     for item in read:
-        for name, identity in item.labels.items():
-            if name not in table:
-                taken = set(table.values())
-                free = (i for i in range(1, len(taken) + 2) if i not in taken)
-                table[name] = identity if identity not in taken else next(free)
+        first = item.labels | first
+    # In the order in which the exams name them.
+    order = list(dict.fromkeys(name for item in read for name in item.labels))
+    table = dict(zip(order, distinct_ids([first[name] for name in order]), strict=True))
     items = []
     for item in read:
         if item.seg is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.files import atomic_h5, refuse_pointer
+from deepatlas.localize.template.appearance import Appearance
 from deepatlas.localize.template.marks import (
     check_marks,
     marks_from_json,
@@ -31,7 +32,8 @@ from deepatlas.space.stack import overlap_matrix, rows_of, stack_order
 FORMAT = "deepatlas-template"
 # A file that holds points, lines or boxes has version 2, so that earlier versions of this package, which would lose
 # them, refuse it. One with masks alone has version 1, and they read it.
-VERSION, VERSION_OF_MASKS = 2, 1
+# Version 3 also holds what structures look like, without which its masks are drawn otherwise.
+VERSION, VERSION_OF_MARKS, VERSION_OF_MASKS = 3, 2, 1
 # The voxels of a template along each axis, unless the atlas of the model has more.
 SIZE = 128
 # The range of thresholds. Masks that keep their volume only beyond it resemble no exam, and must not decide more.
@@ -56,6 +58,8 @@ class Template:
             ``mm_per_unit``: the millimetres that a unit of the coordinates has in those exams, ``[x, y, z]``.
         marks: points, lines and boxes. Their positions are coordinates of the atlas, and no millimetres; their names
             are distinct in each kind.
+        appearance: what the structures look like (:mod:`~deepatlas.localize.template.appearance`); None where the masks
+            alone decide.
 
     Raises:
         DeepAtlasError: the shapes do not match, names or ids are not distinct or out of range, or a mask holds values
@@ -67,6 +71,7 @@ class Template:
     ids: tuple[int, ...]
     meta: dict[str, Any] = field(default_factory=dict)
     marks: Markups = Markups()
+    appearance: Appearance | None = None
 
     def __post_init__(self) -> None:
         self.masks = np.ascontiguousarray(self.masks, dtype=np.float32)
@@ -91,6 +96,10 @@ class Template:
             )
         if not np.isfinite(self.masks).all():
             raise DeepAtlasError("Template: masks hold NaN or infinite values")
+        if self.appearance is not None and len(self.appearance.log_odds) != k:
+            raise DeepAtlasError(
+                f"Template: {len(self.appearance.log_odds)} rows of appearance for {k} structures"
+            )
 
     def __repr__(self) -> str:
         parts = []
@@ -100,6 +109,8 @@ class Template:
             parts += [f"{len(self.names)} structures ({some})", f"{size} voxels"]
         marks = {"points": self.marks.points, "lines": self.marks.lines, "boxes": self.marks.boxes}
         parts += [f"{len(items)} {kind}" for kind, items in marks.items() if items]
+        if self.appearance is not None:
+            parts.append("which know what they look like")
         if exams := self.meta.get("exams"):
             parts.append(f"from {len(exams)} exams")
         if model := self.meta.get("model"):
@@ -118,18 +129,25 @@ class Template:
         The mean of several exams is blurred, and so is the smoothed mask of one exam. A blurred convex body that is
         cut at one half is too small, and a lower value preserves its volume. For sharp masks the value is 0.5.
         """
-        return tuple(_volume_keeping(mask) for mask in self.masks)
+        return tuple(_volume_keeping(mask[box]) for mask, box in zip(self.masks, self._boxes, strict=True))
 
     @cached_property
     def supports(self) -> NDArray[np.int64]:
         """The first and the last voxel (x, y, z) of each mask with a positive value: int64 ``[K, 2, 3]``."""
         out = np.empty((len(self.masks), 2, 3), dtype=np.int64)
-        for row, mask in enumerate(self.masks > 0):
-            for axis in range(3):
-                used = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        for row, mask in enumerate(self.masks):
+            held = mask > 0
+            z_y, z_x = held.any(axis=2), held.any(axis=1)
+            for axis, line in enumerate((z_x.any(axis=0), z_y.any(axis=0), z_y.any(axis=1))):
+                used = np.flatnonzero(line)
                 # The support of an empty mask is empty: its first voxel lies after its last one.
-                out[row, :, 2 - axis] = (used[0], used[-1]) if len(used) else (1 << 30, -1)
+                out[row, :, axis] = (used[0], used[-1]) if len(used) else (1 << 30, -1)
         return out
+
+    @cached_property
+    def _boxes(self) -> list[tuple[slice, ...]]:
+        """The support of each mask as an index (z, y, x)."""
+        return [tuple(slice(a, b + 1) for a, b in support.T[::-1]) for support in self.supports]
 
     @cached_property
     def overlapping(self) -> NDArray[np.bool_]:
@@ -142,8 +160,9 @@ class Template:
 
         Of two that overlap, the upper one of ``meta["overlaps"]`` is the later; otherwise the smaller one.
         """
-        sizes = np.clip(self.masks, 0, 1).sum(axis=(1, 2, 3), dtype=np.float64)
-        return stack_order(sizes.tolist(), self._pairs())
+        pairs = zip(self.masks, self._boxes, strict=True)
+        sizes = [float(np.clip(mask[box], 0, 1).sum(dtype=np.float64)) for mask, box in pairs]
+        return stack_order(sizes, self._pairs())
 
     def _pairs(self) -> list[tuple[int, int]]:
         """``meta["overlaps"]`` as rows."""
@@ -163,7 +182,26 @@ class Template:
         kept = [n for n in names if n in self.names]
         rows = [self.names.index(n) for n in kept]
         ids = tuple(self.ids[r] for r in rows)
-        return Template(self.masks[rows], tuple(kept), ids, self.meta, some_marks(self.marks, names))
+        seen = self.appearance.rows(rows) if self.appearance is not None and rows else None
+        return Template(self.masks[rows], tuple(kept), ids, self.meta, some_marks(self.marks, names), seen)
+
+    def shape_only(self) -> Template:
+        """The template whose masks alone decide, whatever the structures look like.
+
+        A calibration (``meta["trust"]``) is about the masks that the image corrected, and is left out.
+        """
+        if self.appearance is None:
+            return self
+        meta = {key: value for key, value in self.meta.items() if key != "trust"}
+        return replace(self, appearance=None, meta=meta)
+
+    def silenced(self, rows: Sequence[int]) -> Template:
+        """The template where the masks alone decide about some structures."""
+        if self.appearance is None:
+            return self
+        odds = self.appearance.log_odds.copy()
+        odds[list(rows)] = 0
+        return replace(self, appearance=replace(self.appearance, log_odds=odds))
 
     def check_model(self, fingerprint: str, name: str = "template") -> None:
         """Raise DeepAtlasError if the masks belong to the coordinate space of another model.
@@ -186,7 +224,11 @@ class Template:
         """
         with atomic_h5(path) as f:
             f.attrs["format"] = FORMAT
-            f.attrs["version"] = VERSION if len(self.marks) else VERSION_OF_MASKS
+            f.attrs["version"] = (
+                VERSION if self.appearance is not None
+                else VERSION_OF_MARKS if len(self.marks)
+                else VERSION_OF_MASKS
+            )  # fmt: skip
             # An attribute holds at most 64 KB, and the meta of a large cohort lists many exams. So it is a dataset.
             f.create_dataset("meta", data=json.dumps(self.meta), dtype=h5py.string_dtype())
             f.create_dataset(
@@ -197,6 +239,10 @@ class Template:
                 text = np.frombuffer(marks_to_json(self.marks).encode(), dtype=np.uint8)
                 # Only a checksum reveals a wrong digit.
                 f.create_dataset("marks", data=text, chunks=text.shape, fletcher32=True)
+            if self.appearance is not None:
+                f.attrs["appearance_scale_mm"] = self.appearance.scale_mm
+                for name, data in (("edges", self.appearance.edges), ("log_odds", self.appearance.log_odds)):
+                    f.create_dataset(f"appearance/{name}", data=data, chunks=data.shape, fletcher32=True)
             if not self.names:
                 f.create_dataset("masks", data=self.masks)
                 return
@@ -226,16 +272,24 @@ class Template:
                         f"{path}: not a template file (HDF5, but not by `deepatlas template`); {cure}"
                     )
                 version = int(f.attrs.get("version", 0))
-                if version not in (VERSION, VERSION_OF_MASKS):
+                if version not in (VERSION, VERSION_OF_MARKS, VERSION_OF_MASKS):
                     raise DataError(
                         f"{path}: template format {version}, this version reads up to {VERSION}; {cure}"
                     )
                 names = tuple(f["names"].asstr()[()])
                 meta = json.loads(f["meta"].asstr()[()])
-                marks = (
-                    marks_from_json(f["marks"][()].tobytes().decode()) if version == VERSION else Markups()
+                has_marks = version == VERSION_OF_MARKS or "marks" in f
+                marks = marks_from_json(f["marks"][()].tobytes().decode()) if has_marks else Markups()
+                seen = (
+                    Appearance(
+                        f["appearance/edges"][()],
+                        f["appearance/log_odds"][()],
+                        float(f.attrs["appearance_scale_mm"]),
+                    )
+                    if version == VERSION
+                    else None
                 )
-                return cls(f["masks"][()], names, tuple(f["ids"][()]), meta, marks)
+                return cls(f["masks"][()], names, tuple(f["ids"][()]), meta, marks, seen)
         except DataError:
             raise
         except DeepAtlasError as error:

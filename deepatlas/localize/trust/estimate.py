@@ -79,8 +79,8 @@ def exam_trust(
         evidence: that of the exam, where it is there already.
 
     Returns:
-        The trust of every structure. Without calibration, or for an exam that the model does not know, it is null with
-        the reason.
+        The trust of every structure. Without calibration, for an exam that the model does not know, or where the model
+        refines or averages otherwise than for the calibration, it is null with the reason.
 
     Raises:
         DeepAtlasError: the calibration is of another version.
@@ -91,6 +91,19 @@ def exam_trust(
     if found.fit.known is False:
         return _nobody_knows(template, NOT_KNOWN)
     calibration = Calibration.from_dict(stored)
+    made = (
+        calibration.facts.get("refine", template.meta.get("refine", 0)),
+        calibration.facts.get("average", 1),
+    )
+    now = model.refine, model.average
+    # How far refinement or averaging moved the coordinates is a sign, which says something else without them.
+    if bool(made[0]) != bool(now[0]) or (made[1] > 1) != (now[1] > 1):
+        return _nobody_knows(
+            template,
+            "calibrated with --refine {} --average {}, but used with --refine {} --average {}".format(
+                *made, *now
+            ),
+        )
     evidence = evidence or gather(model, found, calibration.views)
     table = signs(evidence, template)
     result = {}

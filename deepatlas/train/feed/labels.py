@@ -233,12 +233,12 @@ class BatchMasks:
         """
         size, source = self.maps.size, self.maps.source
         fine = max(self.maps.loss_size, source // 2)
-        extent = _extent(size, source)
-        place = self.augmentation.coords(fine, self.maps.device, extent=_extent(fine, source) / extent)
+        extent = pooled_extent(size, source)
+        place = self.augmentation.coords(fine, self.maps.device, extent=pooled_extent(fine, source) / extent)
         return place * extent
 
 
-def _extent(size: int, source: int) -> float:
+def pooled_extent(size: int, source: int) -> float:
     """How far out the outermost means over blocks of voxels lie, as a fraction of where the outermost voxels lie.
 
     ``size`` blocks lie along each axis of ``source`` voxels.

@@ -109,10 +109,12 @@ def chosen_exams(labels: LabelMaps) -> list[int]:
     return chosen
 
 
-def learned_template(atlas: LabelAtlas, labels: LabelMaps, fingerprint: str) -> Template:
-    """The masks that the atlas has learned, as a template of the model with this fingerprint."""
+def learned_template(
+    atlas: LabelAtlas, labels: LabelMaps, fingerprint: str, intensity: str = "hu"
+) -> Template:
+    """The masks that the atlas has learned, as a template of the model with this fingerprint and ``data.intensity``."""
     overlaps = [[labels.names[a], labels.names[b]] for a, b in atlas.overlaps.nonzero().tolist()]
-    meta = {"model": fingerprint, "learned": True, "refine": 0, "average": 1}
+    meta = {"model": fingerprint, "intensity": intensity, "learned": True, "refine": 0, "average": 1}
     masks = atlas.values[0].detach().float().cpu().numpy()
     return Template(
         masks, tuple(labels.names), tuple(labels.ids), meta | ({"overlaps": overlaps} if overlaps else {})

@@ -18,6 +18,9 @@ from deepatlas.intake.dataset import folder as intake_dataset
 from deepatlas.intake.dataset.check import Damage, check_dataset
 from deepatlas.intake.dataset.folder import exam_name, exam_path, finish_dataset, read_dataset_json
 from deepatlas.intake.dataset.manifest import Manifest
+from deepatlas.intake.privacy.identity import private_folder
+from deepatlas.intake.run.places import check_places
+from deepatlas.sqlite import INDEX_FILES
 
 # Number of places in every file.
 FLIPS = 400 if os.environ.get("DEEPATLAS_LONG_TESTS") else 12
@@ -42,6 +45,17 @@ def damages(folder) -> dict[str, str]:
 
 def test_a_whole_dataset(made):
     assert check_dataset(made) == check_dataset(made, workers=1) == []
+
+
+def test_an_index_beside_it_is_no_stranger(folder):
+    for name in INDEX_FILES:
+        (folder / name).write_bytes(b"index")
+    private_folder(folder.resolve()).mkdir()
+    (private_folder(folder.resolve()) / "salt").write_bytes(b"salt")
+    (folder.parent / "src").mkdir()
+    check_places(folder.parent / "src", folder)
+    (folder / "exams" / INDEX_FILES[0]).write_bytes(b"index")
+    assert list(damages(folder)) == [f"exams/{INDEX_FILES[0]}"]
 
 
 def test_a_flipped_bit_anywhere_is_found(folder):

@@ -127,7 +127,7 @@ def dataset(tmp_path_factory):
     speck = np.array([[0, 0, z], [0.1, 0, z], [0.1, 0.1, z]], float)
     drawn = {"Heart": [square], "Quexworthy": [square / 2 + [0, 0, z / 2]], "Aorta": [speck]}
     saved(rtstruct(slices, drawn), root / "src" / "rs.dcm")
-    prepare_here(root / "src", root / "dst")
+    prepare_here(root / "src", root / "dst", histograms=True)
     return root / "dst"
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+import SimpleITK as sitk
 from make_dicom import write_ct
 from prepare_here import fix_salt
 from small_exams import body, write_cohort
@@ -18,6 +19,7 @@ from deepatlas.intake.dataset.folder import Dataset
 from deepatlas.intake.find import archives, catalogue, discover
 from deepatlas.intake.run import pipeline, work
 from deepatlas.intake.run.options import Options
+from deepatlas.io.dicom.found import Found
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -255,3 +257,22 @@ def test_a_label_table_in_an_archive_names_its_structures(src, tmp_path, disk):
     assert run(src, tmp_path / "dst").labels == {"bone": 1, "lung": 2}
     assert pipeline.read_dataset_json(tmp_path / "dst")["exams"] == 2
     assert run(src, tmp_path / "dst", crop="foreground").labels == {"bone": 1, "lung": 2}
+
+
+@pytest.mark.parametrize("name", ["ct.mhd", "ct.nhdr"])
+@pytest.mark.parametrize("place", ["{0}/ct.raw", "../../../out/ct.raw"])
+def test_a_header_in_an_archive_takes_no_voxels_from_the_machine(tmp_path, name, place):
+    (tmp_path / "out").mkdir()
+    ct, _ = body((12, 40, 40), seed=1)
+    sitk.WriteImage(sitk.GetImageFromArray(ct.array.astype("int16")), str(tmp_path / "out" / name))
+    header = (tmp_path / "out" / name).read_bytes()
+    assert b"ct.raw" in header
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr(f"bad/{name}", header.replace(b"ct.raw", place.format(tmp_path / "out").encode()))
+        file.writestr(f"good/{name}", header)
+        file.write(tmp_path / "out" / "ct.raw", "good/ct.raw")
+    archive = archives.Archive(Found(tmp_path / "a.zip", "a.zip"), tmp_path / "scratch" / "a")
+    found = discover.look(archive)
+    (refusal,) = found.refusals
+    assert refusal.name == f"a.zip!bad/{name}" and "voxels outside the archive" in refusal.reason
+    assert sorted(name for name, _, _ in found.members) == [f"a.zip!good/{name}", "a.zip!good/ct.raw"]

@@ -313,7 +313,7 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prepared(source, tmp_path_factory):
     dst = tmp_path_factory.mktemp("out") / "dataset"
-    return prepare_here(source, dst)
+    return prepare_here(source, dst, histograms=True)
 
 
 def test_the_search_finds_what_it_looks_for(tmp_path):

@@ -22,9 +22,9 @@ from deepatlas.intake.run.outcome import Outcome, Status
 from deepatlas.intake.run.pipeline import stop_at_refusal
 from deepatlas.intake.run.stock import Stock
 from deepatlas.intake.run.work import left_out
-from deepatlas.intake.structures.ignored import Ignored, Why
 from deepatlas.io.dicom.found import Found, Refusal, Subject
 from deepatlas.io.glance import Glance, Holds
+from deepatlas.io.structures.ignored import Ignored, Why
 
 
 def drawn_on(*names):

@@ -14,18 +14,11 @@ from small_exams import body, one_line
 from deepatlas.cli import main as cli
 from deepatlas.errors import DataError
 from deepatlas.exams.read import read_volume
-from deepatlas.intake.dataset import quality
 from deepatlas.intake.dataset.check import check_dataset
 from deepatlas.intake.dataset.folder import Dataset, exam_path
 from deepatlas.intake.run import pipeline, work
 from deepatlas.io.codec import write_volume
 from deepatlas.space.volume import Volume
-
-
-@pytest.fixture(autouse=True)
-def no_histograms(monkeypatch):
-    """They take half the time of a run, and are no subject here."""
-    monkeypatch.setattr(quality, "_histograms", lambda exams: b"")
 
 
 def exam_at(folder, seed, names=("bone", "lung"), *, drawn=True):
@@ -224,7 +217,13 @@ def test_refusals_of_earlier_deliveries_stay_in_report_and_table(tmp_path):
 
 @pytest.mark.parametrize(
     ("way", "when"),
-    [(w, d) for w in ("add", "prune") for d in ("preparing", "finishing")] + [("prune", "removing")],
+    [
+        ("add", "preparing"),
+        pytest.param("add", "finishing", marks=pytest.mark.slow(2)),
+        pytest.param("prune", "preparing", marks=pytest.mark.slow(2)),
+        pytest.param("prune", "finishing", marks=pytest.mark.slow(2)),
+        ("prune", "removing"),
+    ],
 )
 def test_a_run_that_is_killed_loses_nothing_and_is_continued(tmp_path, monkeypatch, way, when):
     """The death of the process is an exception that nothing catches, raised where a file is written or removed."""
@@ -288,6 +287,7 @@ def test_a_stopped_first_run_is_continued_without_a_word_about_exams_that_lack(t
     assert (summary.exams, summary.made) == (2, 1) and whole(dst)
 
 
+@pytest.mark.slow(2)
 def test_a_delivery_in_shards_is_that_of_one_run(tmp_path):
     (one, two), dst, straight = sources(tmp_path), tmp_path / "dst", tmp_path / "straight"
     for folder in (dst, straight):

@@ -17,6 +17,7 @@ import numpy as np
 import pydicom
 import pytest
 from drawn_objects import rtstruct, saved
+from forked import Forked
 from make_dicom import write_ct, write_localizer
 from prepare_here import fix_salt, in_this_process, prepare_here
 from small_exams import body, one_line, write_cohort
@@ -306,21 +307,18 @@ def test_a_slice_that_changes_after_its_header_was_read_is_tried_again(tmp_path,
 
 
 SCRIPT = """
-import resource, signal, sys
+import sys
 from deepatlas.cli import main as cli
 if __name__ == "__main__":
-    if sys.argv[1] == "full":
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (120000, 120000))
-    sys.exit(cli.main(sys.argv[2:]))
+    sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-def command(tmp_path, *arguments, mode="plain"):
+def command(tmp_path, *arguments):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    argv = [sys.executable, script, mode, *map(str, arguments)]
+    argv = [sys.executable, script, *map(str, arguments)]
     # Processes that a shell starts in the background ignore Ctrl-C, and so would all processes that the tests start.
     hear = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", env=environment,
@@ -332,9 +330,10 @@ def command(tmp_path, *arguments, mode="plain"):
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
     """A limit on the size of files takes the place of a full disk."""
     src, dst = write_cohort(tmp_path / "src", 2), tmp_path / "dst"
-    process = command(tmp_path, "prepare", src, dst, "--quiet", "--workers", 1, mode="full")
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 1 and out == "" and err.count("\n") == 1 and "cannot write" in err, err
+    arguments = ["120000", "deepatlas.cli.main", "prepare", str(src), str(dst), "--quiet", "--workers", "1"]
+    process = Forked("limited", arguments, os.environ, tmp_path / "printed.txt")
+    _, printed = process.communicate(timeout=300)
+    assert process.returncode == 1 and printed.count("\n") == 1 and "cannot write" in printed, printed
     assert (
         not (dst / "dataset.json").exists()
         and not list(dst.glob("exams/*/[!.]*.h5"))
@@ -345,17 +344,24 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
 @pytest.mark.slow
 @pytest.mark.processes
 def test_kills_at_any_moment_lose_nothing(tmp_path, capsys):
-    """SIGKILL to the whole session at random moments. In the end the dataset is as if nothing had happened."""
+    """SIGKILL at random moments. In the end the dataset is as if nothing had happened.
+
+    The first time to the whole session of the command, with its worker; then to a process that does the work itself.
+    """
     count, kills = (40, 12) if LONG else (8, 3)
     src = write_cohort(tmp_path / "src", count)
     rng = random.Random(0)
     dst = tmp_path / "dst"
-    prepare_here(src, tmp_path / "calm")
+    prepare_here(src, tmp_path / "calm", histograms=True)
     (tmp_path / "dst.private").mkdir(mode=0o700)
     shutil.copy(tmp_path / "calm.private" / "salt", tmp_path / "dst.private")
     seen: set[str] = set()
-    for _ in range(kills):
-        process = command(tmp_path, "prepare", src, dst, "--quiet", "--workers", 1)
+    for number in range(kills):
+        arguments = ["prepare", str(src), str(dst), "--quiet", "--workers", "1"]
+        if number == 0:
+            process = command(tmp_path, *arguments)
+        else:
+            process = Forked("prepare_here", arguments, os.environ, tmp_path / "printed.txt")
         target = len(list(dst.glob("exams/*/[!.]*.h5"))) + 1
         deadline = time.monotonic() + 200
         while len(list(dst.glob("exams/*/[!.]*.h5"))) < target and process.poll() is None:
@@ -364,13 +370,13 @@ def test_kills_at_any_moment_lose_nothing(tmp_path, capsys):
         time.sleep(rng.uniform(0, 0.3))
         if process.poll() is None:  # otherwise it was done before the signal came
             os.killpg(process.pid, signal.SIGKILL)
-        _, err = process.communicate()
+        _, err = process.communicate(timeout=300)
         assert process.returncode in (0, -signal.SIGKILL), err
         now = {p.stem for p in dst.glob("exams/*/[!.]*.h5")}
         assert seen <= now  # nothing is lost
         seen = now
     times = {p: p.stat().st_mtime_ns for p in dst.glob("exams/*/[!.]*.h5")}
-    with in_this_process():
+    with in_this_process(histograms=True):
         assert (
             cli.main(["prepare", str(src), str(dst), "--quiet", "--workers", "1", "--json", "--check"]) == 0
         )

@@ -36,7 +36,7 @@ def prepared(data, tmp_path_factory):
     (src / "trunk").symlink_to(data / "totalsegmentator")
     if LONG:
         (src / "thorax").symlink_to(data / "lung1")
-    summary = prepare_here(src, src.parent / "dst", keep_ids=True)
+    summary = prepare_here(src, src.parent / "dst", histograms=True, keep_ids=True)
     assert not summary.refused
     return summary
 

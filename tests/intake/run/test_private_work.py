@@ -10,7 +10,6 @@ import pytest
 from prepare_here import prepare_here
 from small_exams import write_cohort
 
-from deepatlas.intake.dataset import quality
 from deepatlas.intake.run import pipeline, work
 
 
@@ -27,7 +26,6 @@ def test_work_folders_and_unpacked_archives_are_private(tmp_path, monkeypatch, l
     with zipfile.ZipFile(tmp_path / "src" / "study.zip", "w") as archive:
         for path in (tmp_path / "data").rglob("*.*"):
             archive.write(path, path.relative_to(tmp_path))
-    monkeypatch.setattr(quality, "_histograms", lambda exams: b"")
     private, seen = tmp_path / "dst.private", {}
     make, finish = work.prepare_exam, pipeline.finish
 

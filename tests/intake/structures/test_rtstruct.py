@@ -11,7 +11,7 @@ from matplotlib.path import Path as Polygon
 from pydicom.uid import generate_uid
 
 from deepatlas.intake.structures.read import read_structures
-from deepatlas.intake.structures.rtstruct import fill
+from deepatlas.io.structures.rtstruct import fill
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
 

@@ -108,6 +108,16 @@ def test_two_structures_with_one_number(tmp_path):
     assert "2 structures have its ROINumber" in result.ignored["heart"]
 
 
+def test_two_sets_of_contours_with_one_number(tmp_path):
+    """They may be parts, or a drawing and its correction."""
+    slices, dataset = drawn()
+    dataset.ROIContourSequence[1].ReferencedROINumber = 1
+    result = read(tmp_path, slices, dataset)
+    assert sizes(result) == {"spleen": 9}
+    assert "2 sets of contours have its ROINumber" in result.ignored["liver"]
+    assert "empty" in result.ignored["heart"]
+
+
 def test_contours_with_decimal_commas(tmp_path):
     slices, dataset = drawn()
     path = saved(dataset, tmp_path / "rt.dcm").path

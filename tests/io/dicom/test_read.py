@@ -10,6 +10,7 @@ from make_dicom import tilted, uid, write_ct
 from scipy.spatial.transform import Rotation
 
 from deepatlas.errors import DataError
+from deepatlas.exams.facts import allowed_facts
 from deepatlas.exams.read import read_volume
 from deepatlas.io.codec import write_volume
 from deepatlas.io.dicom.read import read_folder
@@ -373,8 +374,19 @@ def test_read_folder_names_what_is_wrong(tmp_path):
     assert "DICOM of 2 exams" in refused(tmp_path / "two")
 
 
+@pytest.mark.parametrize("what", ["IODINE", "MIP"])
+def test_a_single_series_that_shows_no_anatomy_is_refused(tmp_path, what):
+    write_ct(tmp_path, body(), HEAD_FIRST, tags={"ImageType": ["DERIVED", "SECONDARY", "AXIAL", what]})
+    assert f"shows something else (ImageType {what})" in refused(tmp_path)
+    assert read_folder(tmp_path, 2).volume.grid.shape == SHAPE
+
+
 def test_facts_are_provenance(tmp_path):
     write_ct(tmp_path, body(), HEAD_FIRST, tags={"ConvolutionKernel": "Doe Jane"})
     facts = read_folder(tmp_path).facts
     assert facts["kernel"] == "" and facts["kvp"] == 120 and facts["slices"] == 7
-    assert facts["spacing_mm"] == pytest.approx((0.8, 0.7, 2.5))
+    assert facts["spacing"] == pytest.approx((0.8, 0.7, 2.5))
+    # All of them may be stored.
+    kept = allowed_facts(facts)
+    assert set(kept) == set(facts) and kept["slice_thickness"] == 2.5 and kept["spacing"] == [0.8, 0.7, 2.5]
+    assert (kept["kernel"], kept["tissue"], kept["multiframe"]) == ("other", "unknown", "no")

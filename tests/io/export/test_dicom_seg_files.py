@@ -18,9 +18,9 @@ from deepatlas.errors import DataError, DeepAtlasError, WriteError
 from deepatlas.intake.structures.read import read_structures
 from deepatlas.io.dicom.found import Found
 from deepatlas.io.dicom.read import read_folder
-from deepatlas.io.export.codes import coded
+from deepatlas.io.export.algorithm import Algorithm
+from deepatlas.io.export.codes import coded, sequence_item
 from deepatlas.io.export.dicom_seg import write_dicom_seg
-from deepatlas.io.export.dicom_source import Algorithm
 from deepatlas.space.grid import Grid
 from deepatlas.space.labels import BoxMask, Labels
 
@@ -141,6 +141,9 @@ def test_a_name_that_nobody_knows_gets_a_private_code_of_its_own():
     assert first.scheme_designator == second.scheme_designator == "99DEEPATLAS"
     assert first.value != second.value and len(first.value) <= 16
     assert coded("ptv 60").type.scheme_designator == "99DEEPATLAS"
+    # A backslash would make two values of one.
+    item = sequence_item(coded("ptv\\boost").type)
+    assert (item.CodeValue, item.CodeMeaning) == ("ptv/boost", "ptv/boost")
 
 
 @pytest.mark.parametrize("multiframe", [False, True])
@@ -219,6 +222,10 @@ def test_series_that_cannot_be_referred_to(tmp_path):
     reading = read_folder(series(tmp_path / "lost", GRIDS["axial"], tags={"FrameOfReferenceUID": None}))
     with pytest.raises(DataError, match="no FrameOfReferenceUID"):
         write_dicom_seg(tmp_path / "a.dcm", structures(reading.volume.grid), NAMES, reading.series)
+    for key in ("StudyInstanceUID", "SeriesInstanceUID"):
+        reading = read_folder(series(tmp_path / key, GRIDS["axial"], tags={key: None}))
+        with pytest.raises(DataError, match=f"has no {key}, and a DICOM-SEG needs one"):
+            write_dicom_seg(tmp_path / "a.dcm", structures(reading.volume.grid), NAMES, reading.series)
     sparse = {
         key: None for key in ("PatientBirthDate", "StudyID", "AccessionNumber", "StudyTime", "PatientName")
     }

@@ -15,7 +15,7 @@ from deepatlas.errors import DataError, WriteError
 from deepatlas.intake.structures.read import read_structures
 from deepatlas.io.dicom.found import Found
 from deepatlas.io.dicom.read import read_folder
-from deepatlas.io.export.dicom_source import Algorithm
+from deepatlas.io.export.algorithm import Algorithm
 from deepatlas.io.export.rtstruct import outlines, write_rtstruct
 from deepatlas.space.grid import Grid
 from deepatlas.space.labels import Labels

@@ -101,6 +101,20 @@ def test_a_nifti_of_displacements_is_what_itk_and_ants_expect(tmp_path):
     np.testing.assert_allclose(got, place + field[:, 2, 3, 4], atol=1e-3)
 
 
+def test_a_folder_whose_name_is_not_utf_8(tmp_path):
+    folder = tmp_path / os.fsdecode(b"M\xfcller")
+    folder.mkdir()
+    grid, map_ = Grid.from_spacing((3, 4, 5)), matrix(np.random.default_rng(3))
+    write_displacements(folder / "a.nii.gz", np.ones((3, 3, 4, 5)), grid)
+    write_transform(folder / "a.tfm", map_)
+    write_transform(folder / "a.h5", map_, np.ones((3, 3, 4, 5)), grid)
+    assert nibabel.load(folder / "a.nii.gz").shape == (5, 4, 3, 1, 3)
+    # SimpleITK itself cannot open such a name.
+    (tmp_path / "a.tfm").write_bytes((folder / "a.tfm").read_bytes())
+    got = LPS * sitk.ReadTransform(str(tmp_path / "a.tfm")).TransformPoint((LPS * (1.0, 2, 3)).tolist())
+    np.testing.assert_allclose(got, map_[:3, :3] @ (1, 2, 3) + map_[:3, 3], atol=1e-9)
+
+
 def test_bad_numbers_and_names_are_one_line(tmp_path):
     grid = Grid.from_spacing((3, 4, 5))
     field = np.zeros((3, 3, 4, 5))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import h5py
 import nibabel
@@ -17,9 +18,18 @@ from monai.data import MetaTensor
 from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.io.codec import write_volume
 from deepatlas.io.export.markups import write_markups
-from deepatlas.localize.template.edit import Around, box_around, export, merge_templates, renamed
+from deepatlas.localize.template import examples
+from deepatlas.localize.template.edit import (
+    Around,
+    box_around,
+    distinct_ids,
+    export,
+    merge_templates,
+    renamed,
+)
 from deepatlas.localize.template.examples import Example
 from deepatlas.localize.template.file import Template
+from deepatlas.model.known import known_exam
 from deepatlas.space.box import Box
 from deepatlas.space.labels import Labels
 from deepatlas.space.markup import Markups, Point, Polyline
@@ -151,7 +161,7 @@ def test_a_file_keeps_everything_and_old_files_stay_readable(template, tmp_path)
     assert [(x.name, x.closed) for x in back.marks.lines] == [("spine", False), ("ring", True)]
     assert "6 " not in repr(back) and "2 points, 2 lines, 2 boxes" in repr(back)
     with h5py.File(tmp_path / "t.h5") as file:
-        assert file.attrs["version"] == 2
+        assert file.attrs["version"] == 3
         offset = file["marks"].id.get_chunk_info(0).byte_offset
     damaged = bytearray((tmp_path / "t.h5").read_bytes())
     damaged[offset + 40] ^= 1
@@ -192,6 +202,54 @@ def test_templates_are_joined_and_renamed(template):
         renamed(template, {"liver": "spleen"})
     with pytest.raises(DataError, match="no structure 'nose'"):
         renamed(template, {"nose": "n"})
+
+
+def test_an_id_that_one_structure_alone_has_stays_when_others_clash():
+    assert distinct_ids([1, 1, 2, 7, 2]) == [1, 3, 2, 7, 4]
+    masks = np.ones((2, 4, 4, 4), np.float32)
+    parts = Template(masks[:1], ("a",), (1,)), Template(masks, ("b", "c"), (1, 2))
+    assert merge_templates(parts).labels == {"a": 1, "b": 3, "c": 2}
+    with pytest.raises(DataError, match="more than 65535 structures"):
+        distinct_ids([*range(1, 65536), 1])
+
+
+def test_a_calibration_and_the_spreads_of_marks_survive_a_join_only_where_they_hold():
+    masks = np.ones((1, 4, 4, 4), np.float32)
+    trust, spread = {"structures": {"a": {}}}, {"points": {"p": {"spread_mm": 1.0}}}
+    one = Template(masks, ("a",), (1,), {"trust": trust, "marks": spread, "unlabelled": ["e1"]})
+    other = Template(
+        masks, ("b",), (2,), {"marks": {"points": {"q": {"spread_mm": 2.0}}}, "unlabelled": ["e2"]}
+    )
+    made = merge_templates([one, other]).meta
+    assert (
+        made["trust"] == trust
+        and set(made["marks"]["points"]) == {"p", "q"}
+        and made["unlabelled"] == ["e1", "e2"]
+    )
+    assert merge_templates([other, one]).meta["trust"] == trust
+    # The scales of one are not those of the other.
+    second = Template(masks, ("b",), (2,), {"trust": {"structures": {"b": {}}}})
+    assert "trust" not in merge_templates([one, second]).meta and one.meta["trust"] == trust
+    assert set(renamed(one, {"a": "x"}).meta["marks"]["points"]) == {"p"}
+
+
+def test_structures_of_several_exams_keep_the_ids_that_nobody_else_has(model, a):
+    ct, seg = a
+    drawn = np.asarray(seg.array)
+    first = Labels((drawn == LABELS["liver"]).astype(np.uint8), seg.grid, "one")
+    second = Labels(
+        np.where(drawn == LABELS["heart"], 1, 2 * (drawn == LABELS["spleen"])).astype(np.uint8),
+        seg.grid,
+        "two",
+    )
+    read = [
+        SimpleNamespace(known=known_exam(model, ct), seg=of, labels=labels)
+        for of, labels in ((first, {"liver": 1}), (second, {"heart": 1, "spleen": 2}))
+    ]
+    items, table = examples._labelled(read)
+    assert table == {"liver": 1, "heart": 3, "spleen": 2}
+    assert [item.labels.ids() for item in items] == [{1}, {2, 3}]
+    assert (items[1].labels.mask(3) == second.mask(1)).all()
 
 
 def test_images_of_the_atlas_are_those_that_nibabel_sees(template, tmp_path):

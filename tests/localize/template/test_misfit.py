@@ -63,3 +63,16 @@ def test_exams_that_nearly_agree_are_good_and_those_that_do_not_are_said(shift, 
     misfit, lines = estimated(*exams)
     assert misfit["good"] < 0.12 < misfit["ball"]
     assert [("the exams put it at different coordinates" in line) for line in lines] == [True] * warned
+
+
+def test_a_structure_that_subsampling_has_lost_does_not_count_as_absent():
+    """Of 200 slices every second one is taken, and this exam has the structure in one between them."""
+    grid = Grid((200, SIZE, SIZE), np.diag([4.0, 4.0, 0.3, 1.0]))
+    array = np.zeros(grid.shape, np.uint8)
+    array[101, 8, 8] = 2
+    fine = LabelledExam(CoordinateField(identity(), GRID), Volume(array, grid, "e2"), frozenset({"ball"}))
+    assert fine.labels.grid.shape == (100, SIZE, SIZE)
+    whole = LabelledExam(CoordinateField(identity(), GRID), labels())
+    alone, both = (estimate_template(exams, {"ball": 2}, 32) for exams in ([whole], [whole, fine]))
+    assert both.meta["structures"]["ball"]["exams"] == ["e1"]
+    np.testing.assert_array_equal(both.masks, alone.masks)

@@ -86,8 +86,12 @@ def test_the_masks_of_the_atlas_explain_the_labelled_exams(array, labels):
         filled = [np.mean(labels.store.labels_64[i] == labels.ids[channel]) for i in range(3)]
         body = [labels.store.mask[i].mean() for i in range(3)]
         assert atlas.fraction[channel].item() == pytest.approx(np.mean(np.divide(filled, body)), rel=1e-4)
-    template = learned_template(atlas, labels, "abc")
-    assert template.labels == LABELS and template.meta["model"] == "abc"
+    template = learned_template(atlas, labels, "abc", "zscore")
+    assert (
+        template.labels == LABELS
+        and template.meta["model"] == "abc"
+        and template.meta["intensity"] == "zscore"
+    )
 
 
 def test_enough_exams_of_each_structure_are_chosen():

@@ -10,12 +10,12 @@ import pydicom
 from pydicom.dataelem import RawDataElement
 
 from deepatlas.errors import DataError
-from deepatlas.intake.structures.contents import LabelContents
-from deepatlas.intake.structures.dicom_seg import read_dicom_seg, segmentation_contents
-from deepatlas.intake.structures.drawing import LabelSource, dicom_errors
-from deepatlas.intake.structures.rtstruct import read_rtstruct, rtstruct_contents
 from deepatlas.io.dicom.header import RTSTRUCT, SEGMENTATIONS
 from deepatlas.io.dicom.series import DicomSeries
+from deepatlas.io.structures.contents import LabelContents
+from deepatlas.io.structures.dicom_seg import read_dicom_seg, segmentation_contents
+from deepatlas.io.structures.drawing import LabelSource, dicom_errors
+from deepatlas.io.structures.rtstruct import read_rtstruct, rtstruct_contents
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 # Length of an element that ends with a delimiter.

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepatlas.errors import DataError
-from deepatlas.intake.structures.contents import LabelContents, Reference, Structure
-from deepatlas.intake.structures.drawing import (
+from deepatlas.io.dicom.series import DicomSeries
+from deepatlas.io.structures.contents import LabelContents, Reference, Structure
+from deepatlas.io.structures.drawing import (
     ON_GRID,
     Drawing,
     LabelSource,
@@ -28,8 +29,7 @@ from deepatlas.intake.structures.drawing import (
     dicom_errors,
     empty_patch,
 )
-from deepatlas.intake.structures.ignored import Ignored, Why
-from deepatlas.io.dicom.series import DicomSeries
+from deepatlas.io.structures.ignored import Ignored, Why
 from deepatlas.space.constants import LPS_SIGNS
 from deepatlas.space.grid import Grid
 
@@ -61,13 +61,18 @@ def rtstruct_contents(dataset: Any) -> LabelContents:
         contours = _contours(dataset)
         items = dataset.get("StructureSetROISequence") or []
         times = Counter(_number(item) for item in items)
+        drawn = Counter(
+            int(item.ReferencedROINumber)
+            for item in dataset.ROIContourSequence
+            if item.get("ReferencedROINumber") is not None and item.get("ContourSequence")
+        )
         structures = [
             Structure(
                 str(item.get("ROIName") or ""),
                 number := _number(item),
                 outline=number in outlines,
                 frame=str(item.get("ReferencedFrameOfReferenceUID") or ""),
-                ignored=_unnumbered(number, times) or _encloses_nothing(contours.get(number, [])),
+                ignored=_unnumbered(number, times, drawn) or _encloses_nothing(contours.get(number, [])),
             )
             for item in items
         ]
@@ -123,9 +128,9 @@ def fill(contours: list[NDArray[np.float64]], shape: tuple[int, int]) -> NDArray
 def _contours(dataset: Any) -> dict[int, Any]:
     """``{number of a structure: its contour items}``."""
     return {
-        int(item.ReferencedROINumber): item.get("ContourSequence") or []
+        int(item.ReferencedROINumber): item.ContourSequence
         for item in dataset.get("ROIContourSequence") or []
-        if item.get("ReferencedROINumber") is not None
+        if item.get("ReferencedROINumber") is not None and item.get("ContourSequence")
     }
 
 
@@ -135,14 +140,21 @@ def _number(item: Any) -> int:
     return 0 if number is None else int(number)
 
 
-def _unnumbered(number: int, times: Counter[int]) -> Ignored | None:
-    """Why it is not known which contours belong to a structure; None if it is."""
+def _unnumbered(number: int, times: Counter[int], drawn: Counter[int]) -> Ignored | None:
+    """Why it is not known which contours belong to a structure; None if it is.
+
+    ``times`` and ``drawn`` count the structures and the items of contours that have a number.
+    """
     if number == 0 and times[0] >= 1:
         return Ignored(
             Why.UNUSABLE, "it has no ROINumber, so that its contours are not known; export it again"
         )
     if times[number] > 1:
         return Ignored(Why.UNUSABLE, f"{times[number]} structures have its ROINumber; export them again")
+    if drawn[number] > 1:
+        return Ignored(
+            Why.UNUSABLE, f"{drawn[number]} sets of contours have its ROINumber; export them again"
+        )
     return None
 
 
@@ -249,7 +261,9 @@ def _encloses_nothing(items: Any) -> Ignored | None:
 
 def _closed_contours(items: Any, notes: list[str]) -> list[NDArray[np.float64]]:
     """The closed contours. The others are counted in ``notes``; :class:`DataError` if no contour is closed."""
-    kept, seen, left_out = [], set(), Counter()
+    kept: list[NDArray[np.float64]] = []
+    seen: set[bytes] = set()
+    left_out: Counter[str] = Counter()
     for item in items:
         if (kind := _kind(item)) not in _CLOSED:
             left_out[kind] += 1

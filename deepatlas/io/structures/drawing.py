@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepatlas.errors import DataError
-from deepatlas.intake.structures.contents import Structure
+from deepatlas.io.structures.contents import Structure
 from deepatlas.space.grid import Grid, Shape
 from deepatlas.space.preprocess import labels_to_grid
 from deepatlas.space.volume import Volume
@@ -84,7 +84,7 @@ def place(array: NDArray, grid: Grid, target: Grid) -> tuple[Patch, bool]:
     size = np.array(array.shape[::-1])
     start = offset + np.where(turn.sum(axis=1) < 0, 1 - size[source], 0)
     turned = array.transpose([2 - source[axis] for axis in (2, 1, 0)])
-    turned = np.flip(turned, [2 - axis for axis in range(3) if turn[axis].sum() < 0])
+    turned = np.flip(turned, tuple(2 - axis for axis in range(3) if turn[axis].sum() < 0))
     low = np.clip(start, 0, None)[::-1]
     high = np.minimum(start + size[source], target.shape[::-1])[::-1]
     if (high <= low).any():

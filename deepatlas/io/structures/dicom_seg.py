@@ -19,8 +19,9 @@ from pydicom.pixels import iter_pixels
 from scipy import ndimage
 
 from deepatlas.errors import DataError
-from deepatlas.intake.structures.contents import LabelContents, Reference, Structure
-from deepatlas.intake.structures.drawing import (
+from deepatlas.io.dicom.series import DicomSeries
+from deepatlas.io.structures.contents import LabelContents, Reference, Structure
+from deepatlas.io.structures.drawing import (
     ON_GRID,
     Drawing,
     LabelSource,
@@ -29,8 +30,7 @@ from deepatlas.intake.structures.drawing import (
     empty_patch,
     place,
 )
-from deepatlas.intake.structures.ignored import EmptyStructure
-from deepatlas.io.dicom.series import DicomSeries
+from deepatlas.io.structures.ignored import EmptyStructure
 from deepatlas.space.constants import LPS_SIGNS
 from deepatlas.space.grid import Grid
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from deepatlas.errors import DataError
-from deepatlas.intake.structures.ignored import Ignored, Why
 from deepatlas.io.dicom.series import DicomSeries
+from deepatlas.io.structures.ignored import Ignored, Why
 
 _OTHER_FRAME = "drawn in another frame of reference than the CT"
 
