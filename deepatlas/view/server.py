@@ -25,7 +25,7 @@ from deepatlas.view.session import Session, to_json
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 STATIC = (
     "index.html", "style.css", "icon.svg", "app.js", "controls.js", "draw.js", "geometry.js", "marks.js", "net.js",
-    "panel.js", "state.js", "tools.js",
+    "overlay.js", "panel.js", "state.js", "tools.js",
 )  # fmt: skip
 # A connection that sends nothing for so long is closed.
 _IDLE_SECONDS = 60

@@ -159,3 +159,32 @@ export function cutBox(toVoxel, centre, axes, w, at) {
   const mu = cut.reduce((s, p) => s + p[u], 0) / cut.length, mv = cut.reduce((s, p) => s + p[v], 0) / cut.length;
   return cut.sort((a, b) => Math.atan2(a[v] - mv, a[u] - mu) - Math.atan2(b[v] - mv, b[u] - mu));
 }
+
+// The atlas lies in its own coordinates.
+export class AtlasMap {
+  constructor(unit) {
+    this.unit = unit;
+    this.spacing = unit.map((v) => v / 64);
+    this.inverse = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]];
+  }
+
+  at(place) {
+    const c = place.map((v, a) => v / this.unit[a]);
+    return c.every((v) => Math.abs(v) <= 1.0001) ? c : null;
+  }
+
+  find(c) {
+    const found = c.every((v) => Math.abs(v) <= 1.0001);
+    return { place: c.map((v, a) => Math.min(1, Math.max(-1, v)) * this.unit[a]), found, miss: 0 };
+  }
+
+  // As the maps of exams, for places instead of voxels.
+  flag(place) {
+    return this.at(place) ? 3 : 0;
+  }
+
+  sample(place, out) {
+    for (let a = 0; a < 3; a++) out[a] = place[a] / this.unit[a];
+    return out;
+  }
+}

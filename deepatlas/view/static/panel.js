@@ -1,7 +1,8 @@
 // One exam, or the atlas: three linked slices, what is known about it, and what the user does there.
-import { CoordinateMap, apply, cutBox, inverse, spacing } from "./geometry.js";
+import { AtlasMap, CoordinateMap, apply, inverse, spacing } from "./geometry.js";
 import { PLANES, outlines, paintSlice, parseColour, patientBox, sliceLabels } from "./draw.js";
 import { packed, unpackBits } from "./net.js";
+import { drawCross, drawMarks, drawOutlines, drawWords } from "./overlay.js";
 import { element, emit, state } from "./state.js";
 
 // The first guess of the size of the atlas, until an exam tells it: millimetres of a unit of coordinates.
@@ -275,26 +276,10 @@ export class Panel {
     context.imageSmoothingEnabled = true;
     context.imageSmoothingQuality = "medium";
     context.drawImage(slice.canvas, left, top, sizes[u] * du, sizes[v] * dv);
-    if (state.outlines && slice.outlines) this.drawOutlines(context, slice.outlines, left + du / 2, top + dv / 2, du, dv);
-    this.drawMarks(context, plane, view, at);
-    this.drawCross(context, view, index, box);
-    context.font = "600 12px system-ui, sans-serif";
-    context.fillStyle = "#ffd866";
-    context.strokeStyle = "#000";
-    context.lineWidth = 3;
-    const write = (text, x, y, align, base) => {
-      context.textAlign = align;
-      context.textBaseline = base;
-      context.strokeText(text, x, y);
-      context.fillText(text, x, y);
-    };
-    write(letters[0], 4, box.height / 2, "left", "middle");
-    write(letters[1], box.width - 4, box.height / 2, "right", "middle");
-    write(letters[2], box.width / 2, 4, "center", "top");
-    write(letters[3], box.width / 2, box.height - 3, "center", "bottom");
-    context.fillStyle = "#a0a0ac";
-    context.font = "11px system-ui, sans-serif";
-    write(`${plane} ${at + 1}/${sizes[w]}`, 4, box.height - 3, "left", "bottom");
+    if (state.outlines && slice.outlines) drawOutlines(context, slice.outlines, left + du / 2, top + dv / 2, du, dv);
+    drawMarks(this, context, plane, view, at);
+    drawCross(context, view.toScreen(index), this.found, box);
+    drawWords(context, letters, `${plane} ${at + 1}/${sizes[w]}`, box);
   }
 
   // The picture of a slice and its outlines, made again only when something that they show has changed.
@@ -336,79 +321,6 @@ export class Panel {
     const zero = apply(this.map.inverse, apply(this.affine, [0, 0, 0]));
     const steps = columns.map((c) => apply(this.map.inverse, c).map((value, a) => value - zero[a]));
     return [0, 1, 2].map((r) => [steps[0][r], steps[1][r], steps[2][r], zero[r]]);
-  }
-
-  drawOutlines(context, found, left, top, du, dv) {
-    context.lineWidth = 1.3;
-    context.lineJoin = "round";
-    for (const [id, list] of found) {
-      const structure = state.model.structures.find((s) => s.id === id);
-      context.strokeStyle = structure.colour;
-      context.beginPath();
-      for (let k = 0; k < list.length; k += 4) {
-        context.moveTo(left + list[k] * du, top + list[k + 1] * dv);
-        context.lineTo(left + list[k + 2] * du, top + list[k + 3] * dv);
-      }
-      context.stroke();
-    }
-  }
-
-  drawCross(context, view, index, box) {
-    const [x, y] = view.toScreen(index);
-    context.lineWidth = 1;
-    context.strokeStyle = this.found ? "#56b4e9c0" : "#ff6b57a0";
-    context.setLineDash(this.found ? [] : [4, 4]);
-    context.beginPath();
-    // The place itself stays visible.
-    const gap = 7;
-    for (const [x0, y0, x1, y1] of [[0, y, x - gap, y], [x + gap, y, box.width, y], [x, 0, x, y - gap], [x, y + gap, x, box.height]]) {
-      context.moveTo(x0, y0);
-      context.lineTo(x1, y1);
-    }
-    context.stroke();
-    context.setLineDash([]);
-  }
-
-  drawMarks(context, plane, view, at) {
-    const { w } = PLANES[plane];
-    for (const mark of state.marks) {
-      const place = this.placeOf(mark);
-      if (!place || !place.found) continue;
-      context.strokeStyle = context.fillStyle = mark.colour;
-      context.lineWidth = mark.id === state.selected ? 2.5 : 1.6;
-      if (mark.kind === "point") {
-        const index = apply(this.inverse, place.at);
-        const away = Math.abs(index[w] - at) * this.spacing[w];
-        // Seen through a few slices, and weaker with the distance.
-        if (away > Math.max(6, this.spacing[w])) continue;
-        const [x, y] = view.toScreen(index);
-        context.globalAlpha = away <= this.spacing[w] ? 1 : 0.45;
-        context.beginPath();
-        context.arc(x, y, 5, 0, 7);
-        context.stroke();
-        if (!place.preview) {
-          context.beginPath();
-          context.arc(x, y, 1.5, 0, 7);
-          context.fill();
-        }
-        context.font = "12px system-ui, sans-serif";
-        context.textAlign = "left";
-        context.textBaseline = "bottom";
-        context.fillText(mark.name, x + 7, y - 4);
-        context.globalAlpha = 1;
-      } else if (mark.kind === "box") {
-        const cut = cutBox(this.inverse, place.centre, place.axes, w, at);
-        if (!cut.length) continue;
-        context.beginPath();
-        cut.forEach((corner, n) => {
-          const [x, y] = view.toScreen(corner);
-          if (n) context.lineTo(x, y);
-          else context.moveTo(x, y);
-        });
-        context.closePath();
-        context.stroke();
-      }
-    }
   }
 
   // Where a mark is in this exam, in the millimetres of the page.
@@ -469,34 +381,5 @@ export class Panel {
     this.failed = error.message;
     this.parts.told.prepend(element("p", { className: "bad", text: error.message }));
     emit("failed", this);
-  }
-}
-
-// The atlas lies in its own coordinates.
-class AtlasMap {
-  constructor(unit) {
-    this.unit = unit;
-    this.spacing = unit.map((v) => v / 64);
-    this.inverse = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]];
-  }
-
-  at(place) {
-    const c = place.map((v, a) => v / this.unit[a]);
-    return c.every((v) => Math.abs(v) <= 1.0001) ? c : null;
-  }
-
-  find(c) {
-    const found = c.every((v) => Math.abs(v) <= 1.0001);
-    return { place: c.map((v, a) => Math.min(1, Math.max(-1, v)) * this.unit[a]), found, miss: 0 };
-  }
-
-  // As the maps of exams, for places instead of voxels.
-  flag(place) {
-    return this.at(place) ? 3 : 0;
-  }
-
-  sample(place, out) {
-    for (let a = 0; a < 3; a++) out[a] = place[a] / this.unit[a];
-    return out;
   }
 }

@@ -1,0 +1,112 @@
+"""The page in a headless Chromium: trust, keys, tablets, and what happens when something is not there."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from on_page import LIVER, SPLEEN, click_at, drawn, moved_by, opened, place, press_button, screen
+from served import serving, session_of, write_exams
+
+from deepatlas.localize.trust.estimate import Trust
+from deepatlas.view import shown
+
+pytestmark = pytest.mark.slow(2)
+
+
+class Believed:
+    """Trust as the calibration of a template would give it: an error of 2 mm on the right, and 5 mm on the left."""
+
+    structures = {"liver": Trust(0.91, 0.83), "spleen": Trust(None, None, "no labelled exam shows it")}
+
+    def millimetres(self, points):
+        error = np.where(points[:, 0] > 0, 2.0, 5.0)
+        return error, error + 1.5
+
+
+def test_trust_is_shown_with_structures_and_places(chromium, tmp_path, monkeypatch):
+    monkeypatch.setattr(shown, "exam_trust", lambda *_: Believed())
+    session = session_of(write_exams(tmp_path, ("plain",)), ("plain",))
+    session.template.meta["trust"] = {"calibrated": True}
+    with serving(session) as server:
+        page = opened(chromium, server)
+        page.wait("T.panel('plain').then(p => p.trust)")
+        drawn(page)
+        rows = page.run("Array.from(document.querySelectorAll('#structures li'), e => e.innerText)")
+        assert [row.endswith("· 0.91") for row in rows] == [True, False, False]
+        titles = page.run("Array.from(document.querySelectorAll('#structures .numbers'), e => e.title)")
+        assert "in nine of ten exams at least 0.83" in titles[0] and "no labelled exam shows it" in titles[1]
+        page.run(f"T.moveTo('plain', {LIVER.tolist()})")
+        line = page.run("document.querySelector('[aria-label=plain] .status').textContent")
+        assert "liver (trust 0.91)" in line and "expected error 2.0 mm (90 % under 3.5)" in line
+        page.run(f"T.moveTo('plain', {SPLEEN.tolist()})")
+        line = page.run("document.querySelector('[aria-label=plain] .status').textContent")
+        assert "spleen" in line and "trust" not in line and "expected error 5.0 mm" in line
+        assert page.complaints() == []
+        page.close()
+
+
+def test_keys_are_told(page):
+    page.press("?")
+    assert page.run("document.querySelector('#keys').open")
+    assert page.run("document.querySelector('#keys').innerText").count("\n") > 10
+    press_button(page, "#keys button")
+    assert not page.run("document.querySelector('#keys').open")
+    press_button(page, "#help")
+    assert page.run("document.querySelector('#keys').open")
+
+
+def test_a_tablet_has_everything_within_reach_and_two_fingers_zoom(chromium, server, client):
+    page = opened(chromium, server, 820, 1180, touch=True)
+    out = page.run("T.beyond()")
+    assert out == []
+    assert page.run("document.documentElement.scrollWidth") <= 820
+    x, y = screen(page, "plain", "axial", [*LIVER[:2], place(page, "plain")["place"][2]])
+    page.touch("Start", (x, y))
+    page.touch("End")
+    drawn(page)
+    np.testing.assert_allclose(place(page, "moved")["place"][:2], moved_by("moved", LIVER)[:2], atol=1)
+    page.touch("Start", (x - 20, y), (x + 20, y))
+    page.touch("Move", (x - 40, y), (x + 40, y))
+    page.touch("End")
+    drawn(page)
+    assert page.run("T.state().then(s => s.zoom)") == pytest.approx(2, rel=0.1)
+    assert page.complaints() == []
+    page.close()
+
+
+def test_the_page_asks_nobody_but_its_server(page, server):
+    asked = page.requests()
+    assert len(asked) > 10
+    own = f"http://127.0.0.1:{server.gate.port}/"
+    assert [address for address in asked if not address.startswith((own, "blob:" + own))] == []
+    # The token is not left in the address.
+    assert page.run("location.href") == own
+
+
+def test_a_server_that_has_ended_is_one_line_and_loses_no_mark(chromium, tmp_path):
+    marks = tmp_path / "marks.json"
+    folder = write_exams(tmp_path / "data", ("plain",))
+    with serving(session_of(folder, ("plain",), marks=marks)) as server:
+        page = opened(chromium, server)
+        page.press("p")
+        click_at(page, "plain", "axial", [*LIVER[:2], place(page, "plain")["place"][2]])
+        page.wait("T.marks().then(m => m.length === 1 && m[0].text !== undefined)")
+        page.wait("T.carried()")
+    page.wait("document.querySelector('#notices').innerText.includes('deepatlas view has ended')")
+    assert page.run("document.querySelectorAll('#notices p').length") == 1
+    assert len(page.run("T.marks()")) == 1
+    page.close()
+    again = session_of(folder, ("plain",), marks=marks)
+    assert [mark.name for mark in again.marks.all()] == ["Point 1"]
+
+
+def test_an_exam_that_cannot_be_read_says_why_and_the_others_are_shown(chromium, tmp_path):
+    folder = write_exams(tmp_path, ("plain", "moved"))
+    (folder / "moved" / "ct.nii.gz").write_bytes(b"no image")
+    with serving(session_of(folder, ("plain", "moved"))) as server:
+        page = opened(chromium, server)
+        text = page.run("document.querySelector('[aria-label=moved]').innerText")
+        assert "cannot be shown" in text and "ct.nii.gz" in text
+        click_at(page, "plain", "axial", [*LIVER[:2], place(page, "plain")["place"][2]])
+        assert place(page, "plain")["found"]
+        page.close()
