@@ -77,14 +77,19 @@ def run(args: argparse.Namespace) -> int:
     found = register(model, fixed, moving, args.kind)
     note_unknown(args, str(args.fixed), found.fixed_fit)
     note_unknown(args, str(args.moving), found.moving_fit)
-    about = {"fixed_exam": str(args.fixed), "moving_exam": str(args.moving), **found.to_dict()}
     with staged(args.out) as stage:
-        files = write_registration(stage, found, args.displacements)
-        about["files"] = {name: str(args.out / Path(path).relative_to(stage)) for name, path in files.items()}
+        written = write_registration(stage, found, args.displacements)
+        files = {name: str(args.out / Path(path).relative_to(stage)) for name, path in written.items()}
+        about = {
+            "fixed_exam": str(args.fixed),
+            "moving_exam": str(args.moving),
+            **found.to_dict(),
+            "files": files,
+        }
         write_text(stage / "register.json", json.dumps(about, indent=1, allow_nan=False) + "\n")
     # An earlier run of another kind may have left files that this one does not write.
     for path in registration_paths(args.out, True):
-        if str(path) not in about["files"].values():
+        if str(path) not in files.values():
             path.unlink(missing_ok=True)
     there = found.on_fixed
     text = f"{args.out}: {there.share:.0%} of the body of {exams[0].id} found in {exams[1].id}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -259,13 +260,20 @@ def _segment(
                 labels,
                 labels.names,
                 hounsfield=model.intensity == "hu",
-                title=f"{name}, {labels.fit!r}",
+                title=_title(name, labels.fit),
             )
         if tables is not None:
             held.measured[name] = labels.statistics(volume)
             tables.add(name, held.measured[name], labels.fit.to_dict())
         if say:
             say(f"segment {count}/{len(exams)} {name}")
+
+
+def _title(name: str, fit: Fit) -> str:
+    """What stands above the picture of an exam."""
+    if not math.isfinite(fit.value):
+        return name
+    return f"{name} – fit {fit.value:.2f}" + (", not known to the model" if fit.known is False else "")
 
 
 def _note_trust(exam: str, trust: Mapping[str, Trust], least: float | None, untold: set[str]) -> None:

@@ -194,7 +194,7 @@ def _evaluate_exams(
 
     def evaluate(files: ExamFiles, ct: Volume, reference: Labels) -> _ExamResult:
         start = time.perf_counter()
-        found, predicted = find_structures(model, ct, what, settings.threshold)
+        found, predicted, _ = find_structures(model, ct, what, settings.threshold)
         warning = found.fit.warning(files.id, selection.strict)
         seconds = time.perf_counter() - start
         section = ExamSection(

@@ -170,11 +170,13 @@ def write_volume(path: str | os.PathLike[str], volume: Volume) -> Path:
     if suffix not in WRITABLE:
         raise WriteError(f"{path}: cannot write this kind of file; use one of {', '.join(WRITABLE)}")
     array = storable(volume.array)
+    # In the order of the bytes of this machine, as the header will say.
+    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
     with atomic_path(path) as temporary:
         if suffix == ".nii.gz" and max(array.shape) <= _NIFTI_SIDE:
             header = _nifti_header(path, temporary, array, volume.grid)
             with open(temporary, "wb") as file:
-                write_gzip(file, [header, np.ascontiguousarray(array).data])
+                write_gzip(file, [header, array.data])
         else:
             _write_by_itk(path, temporary, array, volume.grid)
     return path

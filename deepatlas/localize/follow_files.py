@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deepatlas.errors import DataError
 from deepatlas.files import write_text
 from deepatlas.io.codec import write_volume
 from deepatlas.io.values import whole_hounsfield
@@ -17,7 +18,9 @@ from deepatlas.localize.follow import FollowUp
 from deepatlas.localize.template.file import Template
 from deepatlas.pictures.draw import draw_contours, legend, panel_grid, save_figure, show
 from deepatlas.pictures.view import PLANES, View, choose_slices
+from deepatlas.space.grid import Grid
 from deepatlas.space.labels import Labels
+from deepatlas.space.preprocess import foreground_box
 from deepatlas.space.resample_to import labels_resampled_to, resample_to
 from deepatlas.space.volume import Volume
 
@@ -27,6 +30,8 @@ _DRAWN = 256
 # The window of a CT, and the difference that is shown red or blue in full.
 _WINDOW = (-160.0, 240.0)
 _STRONG = 200.0
+# What is shown around the patient.
+_MARGIN_MM = 10.0
 
 
 def follow_paths(folder: Path) -> list[Path]:
@@ -82,7 +87,7 @@ def table_text(found: FollowUp) -> str:
 
 def picture(path: Path, found: FollowUp, template: Template, before: Volume, names: tuple[str, str]) -> None:
     """A and B side by side in the space of A, with the structures of both, and the difference in colours."""
-    grid = before.canonical().grid
+    grid = _patient(before) if found.registration.intensity == "hu" else before.canonical().grid
     # Cubes, so that the three planes have the proportions of the anatomy without further ado.
     side = max(max(grid.spacing), max(grid.extent) / _DRAWN)
     small = grid.resized(
@@ -111,13 +116,27 @@ def picture(path: Path, found: FollowUp, template: Template, before: Volume, nam
         for column in range(3):
             draw_contours(axes[row][column], view.slice(seg_a.array, index), list(ids.values()))
         draw_contours(axes[row][1], view.slice(seg_b.array, index), list(ids.values()), "dotted")
-    note = "solid: structures in A; dotted: in B; red: brighter in B, blue: darker"
+    note = "solid: structures in A; dotted: in B; orange: brighter in B, blue: darker; patient's right on the left"
     legend(figure, ids, note)
     save_figure(figure, path)
 
 
+def _patient(exam: Volume) -> Grid:
+    """The canonical grid of a CT without the air beside the patient; nothing is cut along z."""
+    whole = exam.canonical()
+    try:
+        start, shape = foreground_box(whole)
+    except DataError:
+        return whole.grid
+    margin = [0, *(round(_MARGIN_MM / mm) for mm in whole.grid.spacing[1::-1])]
+    low = [0, *(max(0, a - m) for a, m in zip(start[1:], margin[1:], strict=True))]
+    ends = [a + n + m for a, n, m in zip(start, shape, margin, strict=True)]
+    high = [whole.grid.shape[0], *(min(b, n) for b, n in zip(ends[1:], whole.grid.shape[1:], strict=True))]
+    return whole.grid.cropped(low, [b - a for a, b in zip(low, high, strict=True)])
+
+
 def _coloured(difference: np.ndarray) -> np.ndarray:
-    """A difference as RGB: grey for none, red above, blue below."""
+    """A difference as RGB: grey for none, orange above, blue below."""
     strength = np.clip(difference / _STRONG, -1, 1)
     base = np.full((*difference.shape, 3), 0.16, dtype=np.float32)
     base[..., 0] += 0.84 * strength.clip(min=0)

@@ -255,6 +255,8 @@ def _pull(
 
 def _reach(usable: NDArray[np.bool_], control: Grid, grid: Grid) -> tuple[list[int], list[int]]:
     """Start and shape of the part of ``grid`` that voxels of ``control`` which are usable reach into."""
+    if not usable.any():
+        return [0, 0, 0], [1, 1, 1]
     ends = []
     for axis in range(3):
         used = np.flatnonzero(usable.any(axis=tuple(a for a in range(3) if a != axis)))

@@ -178,7 +178,7 @@ def segment(
             threshold is out of range.
     """
     what = what_to_find(model, template)
-    found, labels = find_structures(model, volume, what, threshold)
+    found, labels, decided = find_structures(model, volume, what, threshold)
     believed = _trust(model, found, what) if trust or least_trust is not None else None
     if believed is not None and least_trust is not None:
         labels = _trusted(labels, what, believed, least_trust)
@@ -191,7 +191,7 @@ def segment(
         names=what.labels,
         model=model.fingerprint,
         found=found,
-        what=what,
+        what=decided,
         trust=believed,
     )
 
@@ -241,15 +241,18 @@ def what_to_find(model: Engine, template: Template | Structures | None) -> Templ
 
 def find_structures(
     model: Engine, volume: Volume, what: Template | Structures, threshold: float | None = None
-) -> tuple[ExamMap | ExamProbabilities, Labels]:
-    """What the model says about an exam, and the labels that follow; ``what`` is from :func:`what_to_find`."""
+) -> tuple[ExamMap | ExamProbabilities, Labels, Template | Structures]:
+    """What the model says about an exam, the labels that follow, and what decided about them.
+
+    ``what`` is from :func:`what_to_find`. It decides itself, unless structures look unlike its examples
+    (:meth:`Template.silenced <deepatlas.localize.template.file.Template.silenced>`).
+    """
     if isinstance(what, Structures):
         said = model.probabilities(volume)
-        return said, label_probabilities(
-            said.probabilities, said.grid, volume.grid, what, threshold, said.body
-        )
+        labels = label_probabilities(said.probabilities, said.grid, volume.grid, what, threshold, said.body)
+        return said, labels, what
     found = model.map_exam(volume)
-    return found, segment_coordinates(found.field, volume.grid, what, threshold, found.body, found.image)
+    return found, *_decided(found.field, volume.grid, what, threshold, found.body, found.image)
 
 
 def segment_coordinates(
@@ -292,6 +295,18 @@ def segment_coordinates(
     Warns:
         DataWarning: a structure looks unlike its examples.
     """
+    return _decided(field, native_grid, template, threshold, body, image)[0]
+
+
+def _decided(
+    field: CoordinateField,
+    native_grid: Grid,
+    template: Template,
+    threshold: float | None,
+    body: NDArray[np.bool_] | None,
+    image: Volume | None,
+) -> tuple[Labels, Template]:
+    """As :func:`segment_coordinates`, and the template without a say of the image about what looks unlike it."""
     if threshold is not None and not 0 < threshold <= 1:
         raise DeepAtlasError(f"segment: threshold must be in (0, 1], got {threshold}")
     thresholds = template.thresholds if threshold is None else (threshold,) * len(template.ids)
@@ -332,11 +347,10 @@ def segment_coordinates(
             f"{image.name or 'exam' if image else 'exam'}: {names} would look unlike in the examples of the template; "
             "drawn by the mask alone",
             DataWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
-        quiet = template.silenced(unlike)
-        return segment_coordinates(field, native_grid, quiet, threshold, body, image)
-    return canvas.finish(field.grid, body, coords, chunk)
+        return _decided(field, native_grid, template.silenced(unlike), threshold, body, image)
+    return canvas.finish(field.grid, body, coords, chunk), template
 
 
 def _size(values: Tensor) -> Tensor:

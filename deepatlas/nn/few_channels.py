@@ -23,18 +23,22 @@ class FewChannelsConv3d(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:  # [B, Cin, D, H, W] -> [B, Cout, D, H, W]
         assert self.bias is not None
-        if self.kernel_size == (1, 1, 1):
+        # Autocast converts the arguments of a convolution, and torch.compile knows it.
+        usual = x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
+        if self.kernel_size == (1, 1, 1) and (usual or not torch.is_grad_enabled()):
             weight = self.weight.flatten(1).expand(x.shape[0], -1, -1)
             return torch.baddbmm(self.bias[:, None], weight, x.flatten(2)).unflatten(2, x.shape[2:])
-        # Autocast converts the arguments of a convolution, and torch.compile knows it.
-        if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        if usual:
             return super().forward(x)
         result: Tensor = _Convolution.apply(x, self.weight, self.bias)
         return result
 
 
 class _Convolution(torch.autograd.Function):
-    """The convolution and its gradients, one exam of the batch after another."""
+    """The convolution and its gradients, one exam of the batch after another.
+
+    The gradient of the input has the memory layout of the input, which a batched product would not give it.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -52,7 +56,7 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         size, rows = x.shape[2:], _by_tap(weight)
-        by_x = torch.empty_like(x, memory_format=torch.channels_last_3d)
+        by_x = torch.empty_like(x)
         by_rows = torch.zeros_like(rows)
         # The gradient as every tap sees it. What lies beyond the borders stays 0.
         seen = grad.new_zeros(*weight.shape[2:], len(weight), *size)

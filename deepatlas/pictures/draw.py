@@ -127,13 +127,15 @@ def legend(figure: Figure, names: Mapping[str, int], note: str = "") -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=colour(i), lw=3, label=n) for n, i in names.items()]
+    # The room below the panels is so many inches high, whatever the figure is.
+    inch = 1 / figure.get_figheight()
     if handles:
         figure.legend(
             handles=handles, loc="lower center", ncols=min(len(handles), 7), frameon=False, fontsize=8,
-            labelcolor=INK, bbox_to_anchor=(0.5, 0.022), handlelength=1.2, columnspacing=1.4,
+            labelcolor=INK, bbox_to_anchor=(0.5, 0.22 * inch), handlelength=1.2, columnspacing=1.4,
         )  # fmt: skip
     if note:
-        figure.text(0.5, 0.008, note, color="#9a9aa4", fontsize=7, ha="center", va="bottom")
+        figure.text(0.5, 0.08 * inch, note, color="#9a9aa4", fontsize=7, ha="center", va="bottom")
 
 
 def panel_grid(

@@ -32,7 +32,7 @@ def test_it_is_one_member_that_holds_the_parts(sizes, threads, monkeypatch):
     assert reader.decompress(file.getvalue()) == b"".join(parts) and reader.eof and not reader.unused_data
 
 
-@pytest.mark.parametrize("dtype", ["u1", "i2", "u2", "i4", "f4", "f8"])
+@pytest.mark.parametrize("dtype", ["u1", "i2", ">i2", "u2", "i4", "f4", ">f4", "f8"])
 def test_a_nifti_has_the_bytes_that_itk_writes(dtype, tmp_path):
     array = (np.random.default_rng(0).normal(size=(11, 13, 17)) * 50 + 100).astype(dtype)
     volume = Volume(array, oblique(np.random.default_rng(7), array.shape))

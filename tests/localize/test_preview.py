@@ -61,3 +61,37 @@ def test_a_path_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(WriteError, match="cannot write"):
         write_preview(tmp_path / "file" / "a.png", ct, Labels.of(seg), LABELS)
+
+
+@pytest.mark.parametrize("grid", ["plain", "flipped", "sagittal"])
+def test_the_air_beside_the_patient_is_left_out(grid, tmp_path, monkeypatch):
+    """A scan that is three times as wide as the patient; all of its length and of the structures is shown."""
+    ct, seg = exam(GRIDS[grid])
+    far = [0 if abs(ct.grid.affine[2, 2 - axis]) > 1 else 40 for axis in range(3)]
+    wide = [(n, n) for n in far]
+    around = ct.grid.cropped([-n for n in far], np.add(ct.grid.shape, np.multiply(far, 2)).tolist())
+    ct = Volume(np.pad(ct.array, wide, constant_values=-1000), around)
+    labels = Labels(np.pad(seg.array, wide), around)
+    seen = {}
+
+    def figure(slices, atlas, masks, reference, names, shape, spacing, **more):
+        seen.update(slices=slices, masks=masks, shape=shape, spacing=spacing)
+        return draw(slices, atlas, masks, reference, names, shape, spacing, **more)
+
+    draw = preview.overlay_figure
+    monkeypatch.setattr(preview, "overlay_figure", figure)
+    write_preview(tmp_path / "e.png", ct, labels, LABELS)
+    axial, coronal, sagittal = seen["slices"]
+    assert axial.shape == seen["shape"][1:] and coronal.shape == seen["shape"][::2] == (
+        len(coronal),
+        axial.shape[1],
+    )
+    assert sagittal.shape == seen["shape"][:2]
+    x, y, z = np.multiply(seen["shape"][::-1], seen["spacing"])
+    # The body is 116 x 92 mm wide, and the exam 145 mm long.
+    assert 116 < x < 145 and 92 < y < 121 and z > 140
+    whole = labels.canonical()
+    for axis, masks in enumerate(seen["masks"]):
+        for mask, identity in zip(masks, LABELS.values(), strict=True):
+            sums = whole.mask(identity).sum(axis=tuple(a for a in range(3) if a != axis))
+            assert int(mask.sum()) in sums

@@ -16,6 +16,7 @@ from scipy.spatial.transform import Rotation
 from deepatlas.cli import main as cli
 from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.evaluate.metrics.dice import dice
+from deepatlas.localize import register as register_module
 from deepatlas.localize.register import Registration, register, register_known
 from deepatlas.localize.register_files import write_registration
 from deepatlas.model.field import CoordinateField, Piece, rim
@@ -181,6 +182,15 @@ def test_what_one_exam_does_not_show_is_outside_the_overlap():
     assert found.on_fixed.overlap[below].mean() > 0.98
 
 
+def test_a_map_that_leads_nowhere_in_the_other_exam_gives_nothing_of_it(monkeypatch):
+    a, _ = exam(GRIDS["coarse"], "a")
+    monkeypatch.setattr(
+        register_module, "_usable", lambda matches, transform: np.zeros(matches.body.shape, bool)
+    )
+    found = register(AffineModel(32), a, a, "rigid").on_fixed
+    assert found.share == 0 and not found.overlap.any() and (found.volume.array == AIR).all()
+
+
 def test_exams_without_anatomy_in_common_are_refused():
     a, _ = exam(GRIDS["plain"], "a")
     away = AffineModel(32, maps={"b": lambda place: place + [500.0, 0.0, 0.0]})
@@ -221,6 +231,16 @@ def test_the_command_writes_both_directions_and_what_nibabel_reads(tmp_path, mon
             np.testing.assert_allclose(image.affine, grid.affine, atol=1e-4)
         vectors = nib.load(folder / "displacements.nii.gz")
         assert vectors.header.get_intent()[0] == "vector" and vectors.shape[3:] == (1, 3)
+    # Another kind of alignment leaves nothing of the first that does not belong to it.
+    assert cli.main([*argv, "--out", str(tmp_path / "out"), "--rigid", "--quiet"]) == 0
+    capsys.readouterr()
+    names = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*")}
+    kept = {
+        f"{side}/{n}"
+        for side in ("on_fixed", "on_moving")
+        for n in ("moved.nii.gz", "overlap.nii.gz", "transform.h5")
+    }
+    assert names == kept | {"register.json"}
     before = (tmp_path / "a.nii.gz").read_bytes()
     # Where the outputs would lie on the inputs, and where there is nothing to write to.
     (tmp_path / "on_fixed").mkdir()

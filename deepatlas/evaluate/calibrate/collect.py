@@ -26,6 +26,7 @@ from deepatlas.localize.trust.evidence import VIEW_SIZE, weigh
 from deepatlas.localize.trust.signs import signs
 from deepatlas.model.engine import Engine
 from deepatlas.model.exam_map import ExamMap
+from deepatlas.model.project_box import mm_per_unit
 from deepatlas.space.labels import Labels
 from deepatlas.space.volume import Volume
 
@@ -70,8 +71,8 @@ def collect(
         moved = model.views(found, views, VIEW_SIZE).half().cpu()
         counts = None
         if template.appearance is not None and found.image is not None:
-            counts = Counts(model.intensity)
-            counts.add(found.image, seg, drawn)
+            counts = Counts(model.intensity, model.size)
+            counts.add(found.image, seg, drawn, mm_per_unit(found.field, found.body))
         return Collected(files.id, files, kept, moved, seg, -1, files.id not in made_from, counts)
 
     exams = []
@@ -145,7 +146,7 @@ def _without(template: Template, others: list[Collected], drawn: Mapping[str, in
         warnings.simplefilter("ignore", DataWarning)
         made = estimate_template(items, labels, template.masks.shape[-1])
     if counts := [exam.counts for exam in others if not exam.apart and exam.counts is not None]:
-        made = with_appearance(made, Counts.total(counts), template.meta["mm_per_unit"])
+        made = with_appearance(made, Counts.total(counts))
     # In label images its structures have the ids of the labels.
     return made
 

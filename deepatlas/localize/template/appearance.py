@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from torch import Tensor
 
@@ -24,17 +24,17 @@ from deepatlas.errors import DeepAtlasError
 from deepatlas.space.labels import Labels
 from deepatlas.space.volume import Volume
 
-# How far around a structure the values are counted that speak against it.
-AROUND_MM = 6.0
-# Images are looked at in voxels of about this size, so that the noise of thin slices does not decide.
-SCALE_MM = 3.0
+# By how much coordinates err, in voxels of the network's input; 3.7 mm in one pass of the shipped model. Images are
+# looked at in voxels of that size, so that the noise of thin slices does not decide.
+ERROR_VOXELS = 0.65
+# How far around a structure the values are counted that speak against it, in terms of that error, and at least in
+# voxels of the exam.
+AROUND, AROUND_VOXELS = 2.0, 1.5
 # What is added to the densities: values that are rare inside and outside alike decide nothing.
 _FLOOR = 0.002
 # Lower edges of the bins: Hounsfield units, and the scale of other images (deepatlas.space.intensity).
 _HU = np.concatenate([[-np.inf], np.arange(-250.0, 350.0, 25.0), np.arange(350.0, 701.0, 50.0)])
 _SCALE = np.concatenate([[-np.inf], np.arange(-244.0, 256.0, 16.0)])
-# Voxels finer than this are counted in steps.
-_STEP_MM = 1.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +44,7 @@ class Appearance:
     Attributes:
         edges: the lower edges of the bins of values, ascending, ``[H]``; the first is minus infinity.
         log_odds: float32 ``[K, H]``; 0 where the image says nothing.
+        scale_mm: the size of the voxels in which images are looked at.
 
     Raises:
         DeepAtlasError: the shapes do not match, edges do not ascend, or values are not finite.
@@ -51,9 +52,12 @@ class Appearance:
 
     edges: NDArray[np.float64]
     log_odds: NDArray[np.float32]
+    scale_mm: float
 
     def __post_init__(self) -> None:
         edges, odds = self.edges, self.log_odds
+        if not 0 < self.scale_mm < math.inf:
+            raise DeepAtlasError(f"Appearance: scale_mm must be a length, got {self.scale_mm}")
         if odds.ndim != 2 or edges.shape != odds.shape[1:] or not len(edges):
             raise DeepAtlasError(f"Appearance: {edges.shape} edges do not match log odds {odds.shape}")
         if edges[0] != -np.inf or not (np.diff(edges) > 0).all() or not np.isfinite(odds).all():
@@ -61,7 +65,7 @@ class Appearance:
 
     def rows(self, rows: Sequence[int]) -> Appearance:
         """That of some of the structures."""
-        return Appearance(self.edges, self.log_odds[list(rows)])
+        return Appearance(self.edges, self.log_odds[list(rows)], self.scale_mm)
 
     @classmethod
     def joined(cls, parts: Sequence[Appearance | None], counts: Sequence[int]) -> Appearance | None:
@@ -79,6 +83,7 @@ class Appearance:
         return cls(
             edges,
             np.concatenate([s if p is None else p.log_odds for p, s in zip(parts, silent, strict=True)]),
+            float(np.mean([part.scale_mm for part in some])),
         )
 
 
@@ -88,32 +93,45 @@ class Counts:
 
     Attributes:
         intensity: the kind of values (``data.intensity``).
+        size: voxels along each side of the network's input.
         inside: for every structure, how many voxels of it have a value in each bin.
-        around: the same for the voxels within :data:`AROUND_MM` of it.
+        around: the same for the voxels near it.
         exams: how many examples showed each structure.
+        scales: the error of the coordinates in each example, in millimetres.
     """
 
     intensity: str
+    size: int
     inside: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     around: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     exams: dict[str, int] = field(default_factory=dict)
+    scales: list[float] = field(default_factory=list)
 
     @property
     def edges(self) -> NDArray[np.float64]:
         """The lower edges of the bins."""
         return _HU if self.intensity == "hu" else _SCALE
 
-    def add(self, image: Volume, labels: Labels, names: Mapping[str, int]) -> None:
+    @property
+    def error(self) -> float:
+        """The error of the coordinates, in their own units."""
+        return ERROR_VOXELS * 2 / (self.size - 1)
+
+    def add(self, image: Volume, labels: Labels, names: Mapping[str, int], mm_per_unit: ArrayLike) -> None:
         """Count one example.
 
         Args:
             image: the exam as :func:`~deepatlas.space.check_input.check_input` returns it.
             labels: what was drawn, on the same grid.
             names: ``{name: id}`` of the structures. One without a voxel counts as not drawn.
+            mm_per_unit: the millimetres of a unit of the coordinates in this exam along x, y and z.
         """
         spacing = np.array(labels.grid.spacing[::-1])
-        step = np.maximum(1, np.floor(_STEP_MM / spacing)).astype(int)
-        margin = np.ceil(AROUND_MM / spacing).astype(int) + 1
+        scale = self.error * float(np.mean(np.asarray(mm_per_unit, dtype=np.float64)))
+        self.scales.append(scale)
+        near = max(AROUND * scale, AROUND_VOXELS * float(spacing.max()))
+        step = np.maximum(1, np.floor(scale / 2 / spacing)).astype(int)
+        margin = np.ceil(near / spacing).astype(int) + 1
         for name, identity in names.items():
             mask = labels.mask(identity)
             found = ndimage.find_objects(mask.view(np.uint8))
@@ -125,13 +143,13 @@ class Counts:
             )
             every = tuple(slice(None, None, s) for s in step)
             values = torch.from_numpy(np.ascontiguousarray(image.array[box]).astype(np.float32))
-            seen = blurred(values, spacing.tolist())
+            seen = blurred(values, spacing.tolist(), scale)
             bins = np.digitize(seen.numpy()[every], self.edges[1:])
             drawn = mask[box][every]
             if not drawn.any():
                 continue
             away = ndimage.distance_transform_edt(~drawn, sampling=spacing * step)
-            for counts, where in ((self.inside, drawn), (self.around, (away > 0) & (away <= AROUND_MM))):
+            for counts, where in ((self.inside, drawn), (self.around, (away > 0) & (away <= near))):
                 one = np.bincount(bins[where], minlength=len(self.edges)).astype(np.float64)
                 counts[name] = counts.get(name, 0) + one
             self.exams[name] = self.exams.get(name, 0) + 1
@@ -139,13 +157,14 @@ class Counts:
     @classmethod
     def total(cls, parts: Sequence[Counts]) -> Counts:
         """What was counted in several parts, of one kind of values, together."""
-        out = cls(parts[0].intensity)
+        out = cls(parts[0].intensity, parts[0].size)
         for part in parts:
             for mine, theirs in ((out.inside, part.inside), (out.around, part.around)):
                 for name, values in theirs.items():
                     mine[name] = mine.get(name, 0) + values
             for name, exams in part.exams.items():
                 out.exams[name] = out.exams.get(name, 0) + exams
+            out.scales += part.scales
         return out
 
     def appearance(self, names: Iterable[str]) -> Appearance:
@@ -165,13 +184,13 @@ class Counts:
             inside, around = (density + floor for density, _ in densities)
             rows.append(np.log(inside / around))
         table = np.array(rows, dtype=np.float32).reshape(-1, len(self.edges))
-        return Appearance(self.edges, table)
+        return Appearance(self.edges, table, float(np.median(self.scales)))
 
 
-def blurred(values: Tensor, spacing: Sequence[float]) -> Tensor:
-    """An image ``[D, H, W]`` as voxels of :data:`SCALE_MM` see it; coarser axes (z, y, x) are left as they are."""
+def blurred(values: Tensor, spacing: Sequence[float], scale_mm: float) -> Tensor:
+    """An image ``[D, H, W]`` as voxels of ``scale_mm`` see it; coarser axes (z, y, x) are left as they are."""
     for axis, (size, mm) in enumerate(zip(values.shape, spacing, strict=True)):
-        radius, weights = window(mm)
+        radius, weights = window(mm, scale_mm)
         if radius and size > 1:
             moved = values.movedim(axis, -1)
             flat = moved.reshape(-1, 1, size)
@@ -181,12 +200,12 @@ def blurred(values: Tensor, spacing: Sequence[float]) -> Tensor:
     return values
 
 
-def window(mm: float) -> tuple[int, list[float]]:
-    """The radius and the weights of the Gaussian that makes voxels of ``mm`` see as those of :data:`SCALE_MM` do.
+def window(mm: float, scale_mm: float) -> tuple[int, list[float]]:
+    """The radius and the weights of the Gaussian that makes voxels of ``mm`` see as those of ``scale_mm`` do.
 
     Its variance is the difference of those of the two voxels.
     """
-    sigma = math.sqrt(max(0.0, SCALE_MM**2 - mm**2) / 12) / mm
+    sigma = math.sqrt(max(0.0, scale_mm**2 - mm**2) / 12) / mm
     radius = math.ceil(2.5 * sigma) if sigma > 0.3 else 0
     weights = [math.exp(-0.5 * (n / max(sigma, 1e-9)) ** 2) for n in range(-radius, radius + 1)]
     return radius, [weight / sum(weights) for weight in weights]

@@ -81,7 +81,7 @@ def build_template(
     check_names(boxes, labels)
     fits: dict[str, Fit] = {}
     scales = []
-    counts = Counts(model.intensity)
+    counts = Counts(model.intensity, model.size)
 
     def labelled(files: ExamFiles, ct: Volume, seg: Labels) -> LabelledExam:
         found = model.map_exam(ct)
@@ -92,7 +92,7 @@ def build_template(
         present = seg.ids()
         drawn = frozenset(n for n, i in labels.items() if i in present)
         if appearance:
-            counts.add(seen(ct, model.intensity), seg, {n: labels[n] for n in sorted(drawn)})
+            counts.add(seen(ct, model.intensity), seg, {n: labels[n] for n in sorted(drawn)}, scales[-1])
         return LabelledExam(found.field.cpu(), replace(seg, name=files.id), drawn)
 
     items = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from dataclasses import field as dataclass_field
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,7 @@ class LabelledExam:
     labels: Volume
     drawn: frozenset[str] | None = None
     weights: NDArray | None = None
+    thinned: bool = dataclass_field(default=False, init=False)
 
     def __post_init__(self) -> None:
         shape = self.labels.grid.shape
@@ -62,7 +64,8 @@ class LabelledExam:
                 f"{self.labels.name}: weights must have the labels' shape {shape}, got {self.weights.shape}"
             )
         step = [-(-n // MAX_LABEL_SIZE) for n in shape]
-        if max(step) > 1:
+        self.thinned = max(step) > 1
+        if self.thinned:
             box = tuple(slice(None, None, s) for s in step)
             self.labels = Labels.of(self.labels).subsampled(step)
             self.weights = None if self.weights is None else self.weights[box]
@@ -236,7 +239,7 @@ def _gather(
                 continue
             own = torch.from_numpy(exam.mask(labels[name])).flatten().to(index.device)
             # A structure that subsampling has lost is not absent.
-            if not own.any():
+            if exam.thinned and not own.any():
                 continue
             near = usable.clone()
             # A sample more than one voxel away from the box reads no voxel of it.

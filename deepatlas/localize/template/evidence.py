@@ -18,7 +18,7 @@ from deepatlas.space.volume import Volume
 # `train` exams of OpenKBP: 0.5 to 1 are alike with refined coordinates, and 1 is the best without.
 WEIGHT = 0.75
 # Below this prior probability nothing in the image makes a voxel part of a structure.
-LEAST_PRIOR = 0.03
+LEAST_PRIOR = 0.1
 # A prior is never more certain than this, so that the image may always object.
 _CERTAIN = 1e-3
 
@@ -29,7 +29,8 @@ class Evidence:
     def __init__(self, appearance: Appearance, image: Volume, device: torch.device):
         self._image = image.array
         self._spacing = image.grid.spacing[::-1]
-        self._radius = [window(mm)[0] for mm in self._spacing]
+        self._scale = appearance.scale_mm
+        self._radius = [window(mm, self._scale)[0] for mm in self._spacing]
         self._edges = torch.tensor(appearance.edges[1:], dtype=torch.float32, device=device)
         self._log_odds = torch.from_numpy(appearance.log_odds).to(device)
 
@@ -63,7 +64,7 @@ class Evidence:
             wide.append(slice(start, stop))
             inner.append(slice(part.start - start, min(n, part.stop) - start))
         values = torch.from_numpy(np.ascontiguousarray(self._image[tuple(wide)]).astype(np.float32))
-        seen = blurred(values.to(self._edges.device), self._spacing)[tuple(inner)]
+        seen = blurred(values.to(self._edges.device), self._spacing, self._scale)[tuple(inner)]
         bins = torch.bucketize(seen.contiguous(), self._edges, right=True)
         return posterior(prior, self._log_odds[rows][:, bins])
 

@@ -118,11 +118,13 @@ def template_of(
         # Before the work, as far as it is known.
         check_names(boxes, dict.fromkeys(name for table in tables for name in table or ()))
     read: list[_Read] = []
-    counts = Counts(model.intensity)
+    counts = Counts(model.intensity, model.size)
     for count, example in enumerate(given, 1):
         read.append(_read(model, example, labels, know, strict))
         if appearance and (seg := read[-1].seg) is not None:
-            counts.add(seen(read_exam(example.exam), model.intensity), seg, read[-1].labels)
+            known = read[-1].known
+            scale = mm_per_unit(known.field, known.body)
+            counts.add(seen(read_exam(example.exam), model.intensity), seg, read[-1].labels, scale)
         if progress is not None:
             progress(f"coordinates {count}/{len(given)} {read[-1].known.name}")
     if not any(item.seg or len(item.marks) for item in read):

@@ -109,6 +109,8 @@ class Template:
             parts += [f"{len(self.names)} structures ({some})", f"{size} voxels"]
         marks = {"points": self.marks.points, "lines": self.marks.lines, "boxes": self.marks.boxes}
         parts += [f"{len(items)} {kind}" for kind, items in marks.items() if items]
+        if self.appearance is not None:
+            parts.append("which know what they look like")
         if exams := self.meta.get("exams"):
             parts.append(f"from {len(exams)} exams")
         if model := self.meta.get("model"):
@@ -199,7 +201,7 @@ class Template:
             return self
         odds = self.appearance.log_odds.copy()
         odds[list(rows)] = 0
-        return replace(self, appearance=Appearance(self.appearance.edges, odds))
+        return replace(self, appearance=replace(self.appearance, log_odds=odds))
 
     def check_model(self, fingerprint: str, name: str = "template") -> None:
         """Raise DeepAtlasError if the masks belong to the coordinate space of another model.
@@ -238,6 +240,7 @@ class Template:
                 # Only a checksum reveals a wrong digit.
                 f.create_dataset("marks", data=text, chunks=text.shape, fletcher32=True)
             if self.appearance is not None:
+                f.attrs["appearance_scale_mm"] = self.appearance.scale_mm
                 for name, data in (("edges", self.appearance.edges), ("log_odds", self.appearance.log_odds)):
                     f.create_dataset(f"appearance/{name}", data=data, chunks=data.shape, fletcher32=True)
             if not self.names:
@@ -278,7 +281,11 @@ class Template:
                 has_marks = version == VERSION_OF_MARKS or "marks" in f
                 marks = marks_from_json(f["marks"][()].tobytes().decode()) if has_marks else Markups()
                 seen = (
-                    Appearance(f["appearance/edges"][()], f["appearance/log_odds"][()])
+                    Appearance(
+                        f["appearance/edges"][()],
+                        f["appearance/log_odds"][()],
+                        float(f.attrs["appearance_scale_mm"]),
+                    )
                     if version == VERSION
                     else None
                 )

@@ -17,25 +17,19 @@ from deepatlas.localize.template.file import Template
 from deepatlas.space.check_input import check_input
 from deepatlas.space.volume import Volume
 
-# The error of the coordinates, by which a mask of one example is blurred to be a probability. It is that of one pass
-# of the shipped model. The mean of n examples is blurred by itself, and needs less.
-ERROR_MM = 3.0
 
-
-def with_appearance(
-    template: Template, counts: Counts, mm_per_unit: Sequence[float] | None = None
-) -> Template:
+def with_appearance(template: Template, counts: Counts) -> Template:
     """A template that has just been solved for, with what was counted in its examples.
-
-    ``mm_per_unit`` are the millimetres of a unit of the coordinates; None takes those of the template's ``meta``.
 
     Its masks become probabilities (see :func:`softened`), and ``meta["appearance"]`` says how they were made.
     """
-    scale: Sequence[float] = template.meta["mm_per_unit"] if mm_per_unit is None else mm_per_unit
-    masks = softened(template.masks, template.names, counts.exams, scale)
-    about = {"error_mm": ERROR_MM, "exams": {n: counts.exams.get(n, 0) for n in template.names}}
-    meta = template.meta | {"appearance": about}
-    return replace(template, masks=masks, meta=meta, appearance=counts.appearance(template.names))
+    appearance = counts.appearance(template.names)
+    masks = softened(template.masks, template.names, counts.exams, counts.error)
+    about = {
+        "error_mm": round(appearance.scale_mm, 3),
+        "exams": {name: counts.exams.get(name, 0) for name in template.names},
+    }
+    return replace(template, masks=masks, meta=template.meta | {"appearance": about}, appearance=appearance)
 
 
 def seen(volume: Volume, intensity: str) -> Volume:
@@ -46,20 +40,22 @@ def seen(volume: Volume, intensity: str) -> Volume:
 
 
 def softened(
-    masks: NDArray[np.float32], names: Sequence[str], exams: Mapping[str, int], mm_per_unit: Sequence[float]
+    masks: NDArray[np.float32], names: Sequence[str], exams: Mapping[str, int], error: float
 ) -> NDArray[np.float32]:
     """Masks as probabilities: blurred by the error of the coordinates, less so if they are the mean of many examples.
+
+    The mean of n examples is blurred by itself, and what is left is the error of a mean: less by the root of n.
 
     Args:
         masks: ``[K, D, H, W]`` on the corner-aligned grid of [-1, 1]^3.
         names: of the K structures.
         exams: the number of examples of each.
-        mm_per_unit: millimetres of a unit of the coordinates along x, y and z.
+        error: of one example, in units of the coordinates.
     """
-    voxel = 2 / (np.array(masks.shape[:0:-1]) - 1) * np.asarray(mm_per_unit, dtype=np.float64)
+    voxel = 2 / (np.array(masks.shape[1:]) - 1)
     out = masks.copy()
     for row, name in enumerate(names):
-        sigma = ERROR_MM / math.sqrt(max(1, exams.get(name, 1))) / voxel[::-1]
+        sigma = error / math.sqrt(max(1, exams.get(name, 1))) / voxel
         if (sigma > 0.25).any():
             ndimage.gaussian_filter(masks[row], sigma, output=out[row], mode="nearest")
     return out

@@ -15,12 +15,12 @@ from scipy import ndimage, special
 from deepatlas.errors import DataError, DataWarning, DeepAtlasError
 from deepatlas.localize.segment import segment
 from deepatlas.localize.soft_masks import soft_masks
-from deepatlas.localize.template.appearance import AROUND_MM, SCALE_MM, Appearance, Counts, blurred
+from deepatlas.localize.template.appearance import AROUND, ERROR_VOXELS, Appearance, Counts, blurred
 from deepatlas.localize.template.edit import merge_templates, renamed
 from deepatlas.localize.template.evidence import WEIGHT, posterior
 from deepatlas.localize.template.examples import Example, template_of
 from deepatlas.localize.template.file import Template
-from deepatlas.localize.template.soften import ERROR_MM, softened
+from deepatlas.localize.template.soften import softened
 from deepatlas.space.labels import Labels
 from deepatlas.space.volume import Volume
 
@@ -52,22 +52,22 @@ def template():
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.6, 1.5, 4.0), (3.0, 3.5, 2.0)])
 def test_fine_voxels_are_seen_as_coarser_ones_see_them(spacing):
     values = np.random.default_rng(0).normal(size=(11, 12, 13)).astype(np.float32)
-    sigma = [np.sqrt(max(0.0, SCALE_MM**2 - mm**2) / 12) / mm for mm in spacing]
+    sigma = [np.sqrt(max(0.0, 3.0**2 - mm**2) / 12) / mm for mm in spacing]
     want = ndimage.gaussian_filter(values, [s if s > 0.3 else 0 for s in sigma], mode="nearest", truncate=6)
-    found = blurred(torch.from_numpy(values), spacing).numpy()
+    found = blurred(torch.from_numpy(values), spacing, 3.0).numpy()
     # The kernel ends after 2.5 standard deviations.
     np.testing.assert_allclose(found, want, atol=0.03)
 
 
 def test_what_speaks_for_a_structure_is_what_it_has_more_of_than_its_surroundings():
     ct, seg = noisy(grid_of(spacing=(3.0, 3.0, 3.0)))
-    counts = Counts("hu")
-    counts.add(ct, Labels.of(seg), LABELS)
+    counts = Counts("hu", 64)
+    counts.add(ct, Labels.of(seg), LABELS, (160.0, 160.0, 160.0))
     found = counts.appearance(LABELS)
     for row, (name, identity) in enumerate(LABELS.items()):
         mask = seg.array == identity
         near = ndimage.distance_transform_edt(~mask, sampling=3.0)
-        around = (near > 0) & (near <= AROUND_MM)
+        around = (near > 0) & (near <= AROUND * ERROR_VOXELS * 160 * 2 / 63)
         edges = [*found.edges, np.inf]
         inside, outside = (np.histogram(ct.array[w], edges)[0] for w in (mask, around))
         np.testing.assert_allclose(counts.inside[name], inside)
@@ -84,8 +84,8 @@ def test_a_structure_of_few_voxels_says_little_and_one_that_was_not_drawn_nothin
     z, y, x = np.argwhere(few == LABELS["liver"])[100]
     few[few == LABELS["liver"]] = 0
     few[z, y, x] = LABELS["liver"]
-    counts = Counts("hu")
-    counts.add(ct, Labels(few, seg.grid), LABELS)
+    counts = Counts("hu", 64)
+    counts.add(ct, Labels(few, seg.grid), LABELS, (160.0, 160.0, 160.0))
     found = counts.appearance([*LABELS, "kidney"])
     assert np.abs(found.log_odds[list(LABELS).index("liver")]).max() < 0.8
     assert not found.log_odds[3].any()
@@ -93,7 +93,7 @@ def test_a_structure_of_few_voxels_says_little_and_one_that_was_not_drawn_nothin
 
 def test_the_rule_of_bayes():
     generator = np.random.default_rng(0)
-    prior = generator.uniform(0.05, 0.99, (2, 3, 4, 5))
+    prior = generator.uniform(0.11, 0.99, (2, 3, 4, 5))
     odds = generator.normal(0, 2, prior.shape)
     want = special.expit(special.logit(prior) + WEIGHT * odds)
     np.testing.assert_allclose(posterior(torch.from_numpy(prior), torch.from_numpy(odds)), want)
@@ -105,9 +105,9 @@ def test_the_rule_of_bayes():
 def test_masks_of_few_examples_are_blurred_by_the_error_of_the_coordinates():
     masks = np.zeros((2, 33, 33, 33), np.float32)
     masks[:, 10:22, 10:22, 10:22] = 1
-    found = softened(masks, ["a", "b"], {"a": 1, "b": 400}, (32.0, 32.0, 64.0))
-    # A unit is 16 voxels: 2 mm along x and y, 4 mm along z.
-    sigma = ERROR_MM / np.array([4.0, 2.0, 2.0])
+    found = softened(masks, ["a", "b"], {"a": 1, "b": 400}, 0.1)
+    # A unit is 16 voxels.
+    sigma = 0.1 * 16
     np.testing.assert_allclose(found[0], ndimage.gaussian_filter(masks[0], sigma, mode="nearest"), atol=1e-6)
     np.testing.assert_array_equal(found[1], masks[1])
 
@@ -143,6 +143,11 @@ def test_what_looks_unlike_its_examples_is_drawn_by_its_mask_and_told(template):
     with pytest.warns(DataWarning, match="spleen would look unlike in the examples"):
         found = segment(model, Volume(values, ct.grid, "exam"), template)
     shape = segment(model, ct, template.shape_only())
+    # Its soft mask is the one by which it was drawn.
+    masks = dict(found.soft_masks())
+    level = 255 * template.thresholds[template.names.index("spleen")]
+    held = found.mask(LABELS["spleen"])
+    assert (masks["spleen"][held] >= level - 1).all() and (masks["spleen"][~held] < level + 1).mean() > 0.999
     # The neighbours keep theirs.
     both = found.mask(LABELS["spleen"]) ^ shape.mask(LABELS["spleen"])
     assert both.sum() < 0.01 * shape.mask(LABELS["spleen"]).sum()
@@ -191,8 +196,8 @@ def test_damage_is_found(template, tmp_path):
     with pytest.raises(DataError, match="t.h5.*make it again"):
         Template.load(tmp_path / "t.h5")
     with pytest.raises(DeepAtlasError, match="do not match"):
-        Appearance(np.array([-np.inf, 0.0]), np.zeros((1, 3), np.float32))
+        Appearance(np.array([-np.inf, 0.0]), np.zeros((1, 3), np.float32), 3.0)
     with pytest.raises(DeepAtlasError, match="must ascend"):
-        Appearance(np.array([-np.inf, 0.0, 0.0]), np.zeros((1, 3), np.float32))
+        Appearance(np.array([-np.inf, 0.0, 0.0]), np.zeros((1, 3), np.float32), 3.0)
     with pytest.raises(DeepAtlasError, match="1 rows of appearance for 3 structures"):
         replace(template, appearance=template.appearance.rows([0]))
