@@ -24,7 +24,7 @@ from deepatlas.errors import DeepAtlasError
 from deepatlas.space.labels import Labels
 from deepatlas.space.volume import Volume
 
-# By how much coordinates err, in voxels of the network's input; 3 mm in one pass of the shipped model. Images are
+# By how much coordinates err, in voxels of the network's input; 3.7 mm in one pass of the shipped model. Images are
 # looked at in voxels of that size, so that the noise of thin slices does not decide.
 ERROR_VOXELS = 0.65
 # How far around a structure the values are counted that speak against it, in terms of that error, and at least in
