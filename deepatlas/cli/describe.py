@@ -168,6 +168,8 @@ def _hdf5(path: Path) -> dict[str, Any]:
             "lines": [line.name for line in template.marks.lines],
             "boxes": [box.name for box in template.marks.boxes],
             "voxels": list(template.masks.shape[:0:-1]) if template.names else None,
+            # In voxels of this size it knows what its structures look like.
+            "looks_mm": None if template.appearance is None else round(template.appearance.scale_mm, 2),
             "model": meta.get("model"),
             "intensity": meta.get("intensity", "hu"),
             "refine": meta.get("refine", 0),

@@ -116,7 +116,7 @@ def picture(path: Path, found: FollowUp, template: Template, before: Volume, nam
         for column in range(3):
             draw_contours(axes[row][column], view.slice(seg_a.array, index), list(ids.values()))
         draw_contours(axes[row][1], view.slice(seg_b.array, index), list(ids.values()), "dotted")
-    note = "solid: structures in A; dotted: in B; red: brighter in B, blue: darker"
+    note = "solid: structures in A; dotted: in B; orange: brighter in B, blue: darker; patient's right on the left"
     legend(figure, ids, note)
     save_figure(figure, path)
 
@@ -136,7 +136,7 @@ def _patient(exam: Volume) -> Grid:
 
 
 def _coloured(difference: np.ndarray) -> np.ndarray:
-    """A difference as RGB: grey for none, red above, blue below."""
+    """A difference as RGB: grey for none, orange above, blue below."""
     strength = np.clip(difference / _STRONG, -1, 1)
     base = np.full((*difference.shape, 3), 0.16, dtype=np.float32)
     base[..., 0] += 0.84 * strength.clip(min=0)

@@ -76,8 +76,8 @@ def write_preview(
     # The air beside the patient is left out.
     frame = _frame(volume, small, step) if hounsfield else (slice(None),) * 3
     for axis in range(3):
-        plane = tuple(frame[a] for a in range(3) if a != axis)
-        slices[axis], outlines[axis] = slices[axis][plane], outlines[axis][(slice(None), *plane)]
+        shown = tuple(frame[a] for a in range(3) if a != axis)
+        slices[axis], outlines[axis] = slices[axis][shown], outlines[axis][(slice(None), *shown)]
     shape = (len(slices[1]), *slices[0].shape)
     low, high = HU_RANGE
     scale = f"window {low:g} to {high:g} HU"

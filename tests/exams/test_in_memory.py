@@ -100,9 +100,8 @@ def test_what_is_no_exam_gives_one_line(image, words):
     one_line(error.value)
 
 
-@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
-def test_a_nifti_without_an_orientation_is_what_its_file_is(tmp_path, kind):
-    bare = kind(np.random.default_rng(0).integers(-1000, 300, (7, 9, 11), np.int16), None)
+def test_a_nifti_without_an_orientation_is_what_its_file_is(tmp_path):
+    bare = nib.Nifti1Image(np.random.default_rng(0).integers(-1000, 300, (7, 9, 11), np.int16), None)
     bare.header.set_zooms((0.8, 0.9, 2.5))
     nib.save(bare, tmp_path / "ct.nii.gz")
     with pytest.warns(DataWarning, match="no orientation"):

@@ -18,7 +18,7 @@ from deepatlas.space.volume import Volume
 # `train` exams of OpenKBP: 0.5 to 1 are alike with refined coordinates, and 1 is the best without.
 WEIGHT = 0.75
 # Below this prior probability nothing in the image makes a voxel part of a structure.
-LEAST_PRIOR = 0.03
+LEAST_PRIOR = 0.1
 # A prior is never more certain than this, so that the image may always object.
 _CERTAIN = 1e-3
 

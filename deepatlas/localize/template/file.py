@@ -109,6 +109,8 @@ class Template:
             parts += [f"{len(self.names)} structures ({some})", f"{size} voxels"]
         marks = {"points": self.marks.points, "lines": self.marks.lines, "boxes": self.marks.boxes}
         parts += [f"{len(items)} {kind}" for kind, items in marks.items() if items]
+        if self.appearance is not None:
+            parts.append("which know what they look like")
         if exams := self.meta.get("exams"):
             parts.append(f"from {len(exams)} exams")
         if model := self.meta.get("model"):

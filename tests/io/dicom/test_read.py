@@ -389,4 +389,4 @@ def test_facts_are_provenance(tmp_path):
     # All of them may be stored.
     kept = allowed_facts(facts)
     assert set(kept) == set(facts) and kept["slice_thickness"] == 2.5 and kept["spacing"] == [0.8, 0.7, 2.5]
-    assert (kept["kernel"], kept["tissue"], kept["multiframe"]) == ("other", "soft", "no")
+    assert (kept["kernel"], kept["tissue"], kept["multiframe"]) == ("other", "unknown", "no")
