@@ -99,7 +99,8 @@ def source_of(source: DicomSeries | str | os.PathLike[str], what: str) -> Source
         # Reading a series gives names of its own to what has none, which are no UIDs.
         lost = [key for key in ("StudyInstanceUID", "SeriesInstanceUID") if not whole.get(key)]
         # What was resolved from the headers, so that all entries agree.
-        whole.update(_lean(source, source.headers[0]) if source.headers[0].frames == 1 else {})
+        if not lost and source.headers[0].frames == 1:
+            whole.update(_lean(source, source.headers[0]))
     except Exception as error:
         raise DataError(
             f"{name}: the header of its first image cannot be read ({type(error).__name__}); {cure}"
