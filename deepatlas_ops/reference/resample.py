@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._transforms import active
 from ._common import batch_first, compute_dtype, grid_axes
 
 # grid_sample calls linear sampling "bilinear" in three dimensions too.
@@ -124,8 +125,10 @@ def _middle(n: int) -> slice:
 
 
 def _laid_out(result: Tensor, channels_last: bool) -> Tensor:
-    """The result, contiguous or with the channels last."""
-    return result.clone(memory_format=torch.channels_last_3d) if channels_last else result.contiguous()
+    """The result, contiguous or with the channels last. vmap knows no other layout than the first."""
+    if channels_last and not active():
+        return result.clone(memory_format=torch.channels_last_3d)
+    return result.contiguous()
 
 
 def resize(volume: Tensor, size: Sequence[int], channels_last: bool = False) -> Tensor:

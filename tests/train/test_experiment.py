@@ -72,7 +72,8 @@ def test_the_result_holds_dice_and_true_error(run):
     )
     refined = result["refined"]
     assert refined["steps"] == 2 and 0 <= refined["dice"] <= 1 and refined["coordinate_error_mm"] > 0
-    assert refined["dice"] != result["dice"] and "affine_dice" not in refined
+    # The Dice of a network that has learned for two steps may be 0 with and without refinement.
+    assert refined["coordinate_error_mm"] != result["coordinate_error_mm"] and "affine_dice" not in refined
     with (run / "evaluation" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == Row.columns()
