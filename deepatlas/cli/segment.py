@@ -121,6 +121,7 @@ def run(args: argparse.Namespace) -> int:
     from deepatlas.io.export.labels import DICOM
     from deepatlas.localize.measure_files import NAMES as STATISTICS
     from deepatlas.localize.measure_files import StatisticsFiles
+    from deepatlas.localize.trust.table import NAME as TRUST
 
     if args.labelmap and args.format != "dicom-seg":
         raise DataError("--labelmap: is a form of DICOM-SEG; give --format dicom-seg as well")
@@ -143,6 +144,8 @@ def run(args: argparse.Namespace) -> int:
         outputs += [args.out / name for name in STATISTICS]
     if args.preview:
         outputs += [args.out / f"{name}.png" for name in exams]
+    if args.trust or args.min_trust is not None:
+        outputs.append(args.out / TRUST)
     refuse_overwriting(outputs, inputs)
     model = load_model(args)
     template = load_template(args, model)
@@ -211,6 +214,7 @@ def _segment(
     from deepatlas.io.export.labels import DICOM, write_labels
     from deepatlas.localize.preview import write_preview
     from deepatlas.localize.segment import segment
+    from deepatlas.localize.trust.table import write_trust
 
     say, untold = progress_lines(args), set[str]()
     (suffix, image), dicom = _files(args), args.format in DICOM
@@ -250,6 +254,7 @@ def _segment(
         if labels.trust is not None:
             held.trust[name] = {"structures": {s: t.to_dict() for s, t in labels.trust.items()}}
             _note_trust(name, labels.trust, args.min_trust, untold)
+            write_trust(args.out, name, labels.trust)
         if lost:
             held.notes[name] = lost
         _write_masks(args, name, labels, image)
