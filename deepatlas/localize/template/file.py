@@ -129,7 +129,7 @@ class Template:
         The mean of several exams is blurred, and so is the smoothed mask of one exam. A blurred convex body that is
         cut at one half is too small, and a lower value preserves its volume. For sharp masks the value is 0.5.
         """
-        return tuple(_volume_keeping(mask[box]) for mask, box in zip(self.masks, self._boxes, strict=True))
+        return tuple(volume_keeping(mask[box]) for mask, box in zip(self.masks, self._boxes, strict=True))
 
     @cached_property
     def supports(self) -> NDArray[np.int64]:
@@ -298,7 +298,7 @@ class Template:
             raise DataError(f"{path}: not a template file, or damaged ({error}); {cure}") from error
 
 
-def _volume_keeping(mask: NDArray[np.float32]) -> float:
+def volume_keeping(mask: NDArray[np.float32]) -> float:
     """The value that as many voxels of the mask reach as the mask sums to, within the bounds of thresholds."""
     values = np.clip(mask[mask > 0], 0, 1)
     count = round(float(values.sum(dtype=np.float64)))

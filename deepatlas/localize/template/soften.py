@@ -13,9 +13,13 @@ from scipy import ndimage
 
 from deepatlas.errors import DataWarning
 from deepatlas.localize.template.appearance import Counts
-from deepatlas.localize.template.file import Template
+from deepatlas.localize.template.file import Template, volume_keeping
 from deepatlas.space.check_input import check_input
 from deepatlas.space.volume import Volume
+
+
+# A blurred mask keeps its volume at this value at least.
+_LEAST_LEVEL = 0.35
 
 
 def with_appearance(template: Template, counts: Counts) -> Template:
@@ -44,7 +48,8 @@ def softened(
 ) -> NDArray[np.float32]:
     """Masks as probabilities: blurred by the error of the coordinates, less so if they are the mean of many examples.
 
-    The mean of n examples is blurred by itself, and what is left is the error of a mean: less by the root of n.
+    A structure that is small against the error is blurred less. The mean of n examples is blurred by itself, and what is
+    left is the error of a mean: less by the root of n.
 
     Args:
         masks: ``[K, D, H, W]`` on the corner-aligned grid of [-1, 1]^3.
@@ -56,6 +61,10 @@ def softened(
     out = masks.copy()
     for row, name in enumerate(names):
         sigma = error / math.sqrt(max(1, exams.get(name, 1))) / voxel
-        if (sigma > 0.25).any():
+        while (sigma > 0.25).any():
             ndimage.gaussian_filter(masks[row], sigma, output=out[row], mode="nearest")
+            if volume_keeping(out[row]) >= _LEAST_LEVEL:
+                break
+            # A structure that is small against the error would vanish.
+            sigma, out[row] = sigma / 2, masks[row]
     return out

@@ -19,7 +19,7 @@ from deepatlas.localize.template.appearance import AROUND, ERROR_VOXELS, Appeara
 from deepatlas.localize.template.edit import merge_templates, renamed
 from deepatlas.localize.template.evidence import WEIGHT, posterior
 from deepatlas.localize.template.examples import Example, template_of
-from deepatlas.localize.template.file import Template
+from deepatlas.localize.template.file import Template, volume_keeping
 from deepatlas.localize.template.soften import softened
 from deepatlas.space.labels import Labels
 from deepatlas.space.volume import Volume
@@ -110,6 +110,14 @@ def test_masks_of_few_examples_are_blurred_by_the_error_of_the_coordinates():
     sigma = 0.1 * 16
     np.testing.assert_allclose(found[0], ndimage.gaussian_filter(masks[0], sigma, mode="nearest"), atol=1e-6)
     np.testing.assert_array_equal(found[1], masks[1])
+
+
+def test_a_structure_that_is_small_against_the_error_does_not_vanish():
+    masks = np.zeros((1, 33, 33, 33), np.float32)
+    masks[:, 15:18, 15:18, 15:18] = 1
+    (found,) = softened(masks, ["lens"], {"lens": 1}, 0.2)
+    level = volume_keeping(found)
+    assert level >= 0.35 and 0.5 < (found >= level).sum() / 27 < 1.5
 
 
 @pytest.mark.parametrize("grid", GRIDS)
