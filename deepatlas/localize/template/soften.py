@@ -17,7 +17,6 @@ from deepatlas.localize.template.file import Template, volume_keeping
 from deepatlas.space.check_input import check_input
 from deepatlas.space.volume import Volume
 
-
 # A blurred mask keeps its volume at this value at least.
 _LEAST_LEVEL = 0.35
 
@@ -48,8 +47,8 @@ def softened(
 ) -> NDArray[np.float32]:
     """Masks as probabilities: blurred by the error of the coordinates, less so if they are the mean of many examples.
 
-    A structure that is small against the error is blurred less. The mean of n examples is blurred by itself, and what is
-    left is the error of a mean: less by the root of n.
+    A structure that is small against the error is blurred less. The mean of n examples is blurred by itself, and what
+    is left is the error of a mean: less by the root of n.
 
     Args:
         masks: ``[K, D, H, W]`` on the corner-aligned grid of [-1, 1]^3.
