@@ -21,7 +21,7 @@ COMMANDS = {
     "follow": ("--template", "t.h5", "a.nii.gz", "b.nii.gz"),
     "crop": ("a.nii.gz", "b.nii.gz", "--template", "t.h5", "--structures", "heart"),
     "crop to hdf5": ("a.nii.gz", "--template", "t.h5", "--structures", "heart", "--format", "hdf5"),
-    "propagate": ("--from", "a.nii.gz", "--masks", "a-seg.nii.gz", "--shape-only", "--to", "b.nii.gz"),
+    "propagate": ("--from", "a.nii.gz", "--masks", "a-seg.nii.gz", "--suffix", ".nii", "--to", "b.nii.gz"),
 }
 # Names of structures, which stand before the first mask and are whole.
 TABLES = {"labels.json", "labels.label", "labels.ctbl"}
