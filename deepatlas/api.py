@@ -141,7 +141,7 @@ class Model(Engine):
             labels,
             boxes=around,
             size=size,
-            know=lambda e: self._known(e.exam, e.name),
+            know=lambda e: self._known(e.exam, e.name, keep_image=True),
             **solver,
         )
         for name, about in made.meta["fit"].items():
@@ -234,7 +234,8 @@ class Model(Engine):
         found = []
         for target in targets:
             look = partial(self._image, target)
-            found.append(carry_template(self._known(target), template, threshold, look))
+            known = self._known(target, keep_image=True)
+            found.append(carry_template(known, template, threshold, look))
             _warn(found[-1].fit, found[-1].exam)
         return found
 
@@ -367,13 +368,13 @@ class Model(Engine):
         """An exam with values as the network takes them."""
         return seen(read_exam(exam), self.intensity)
 
-    def _known(self, exam: Exam, name: str = "") -> KnownExam:
+    def _known(self, exam: Exam, name: str = "", *, keep_image: bool = False) -> KnownExam:
         """The coordinates of an exam, from :attr:`cache` where it is a path and there is one."""
         if self.cache is not None and isinstance(exam, str | os.PathLike):
             path = Path(exam)
             files = ExamFiles(name or exam_name(path.absolute()), path, kind=kind_of(path, is_exam=True))
-            return self.cache.exam(self, files)
-        return known_exam(self, exam)
+            return self.cache.exam(self, files, keep_image=keep_image)
+        return known_exam(self, exam, keep_image=keep_image)
 
 
 def _warn(fit: Fit, exam: str) -> None:

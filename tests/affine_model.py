@@ -6,11 +6,15 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import deepatlas_ops as ops
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import ExamMap
 from deepatlas.model.fit import Fit
+from deepatlas.model.look import Look
+from deepatlas.model.regions import Region
+from deepatlas.space.box import Box
 from deepatlas.space.grid import Grid
 from deepatlas.space.markup import Markups
 from deepatlas.space.preprocess import foreground_mask, to_model_grid
@@ -129,3 +133,22 @@ class AffineModel:
         """Views that differ by a millimetre."""
         steps = torch.arange(count).reshape(count, 1, 1, 1, 1) / SCALE
         return ops.resize(found.coords, (size,) * 3) + steps.float()
+
+
+# A box of the anatomy that lies to no side of it.
+MIDDLE = Box.between("middle", (-0.4, -0.3, -0.35), (0.45, 0.4, 0.5))
+
+
+class KnownRegion:
+    """The network of a region that knows where it is, up to ``shift`` half-edges along x."""
+
+    size, intensity, device = 32, "hu", torch.device("cpu")
+
+    def __init__(self, name: str, box: Box = MIDDLE, within: str | None = None, shift: float = 0.0):
+        self.region, self.shift, self.looks = Region(name, box, within), shift, []
+
+    def answer(self, look: Look) -> Tensor:
+        self.looks.append(look)
+        own = self.region.box.own(world(look.hu.grid) / SCALE)
+        own[..., 0] += self.shift
+        return torch.from_numpy(np.moveaxis(own, -1, 0).copy()).float()[None]

@@ -33,8 +33,12 @@ def add_cache(command: argparse.ArgumentParser) -> None:
     command.add_argument("--no-cache", action="store_true", help="neither read nor keep coordinates")
 
 
-def knower(args: argparse.Namespace, model: Model) -> Callable[[ExamFiles], KnownExam]:
+def knower(
+    args: argparse.Namespace, model: Model, *, keep_image: bool = False
+) -> Callable[[ExamFiles], KnownExam]:
     """A function that gives the coordinates of an exam, from the cache of ``--cache`` where they are kept.
+
+    With ``keep_image`` an exam that has to be read has its image, too.
 
     Raises :class:`~deepatlas.errors.DataError` if the cache is no folder.
     """
@@ -50,8 +54,9 @@ def knower(args: argparse.Namespace, model: Model) -> Callable[[ExamFiles], Know
 
     def know(files: ExamFiles) -> KnownExam:
         if cache is not None:
-            return cache.exam(model, files)
-        return replace(known_exam(model, read_volume(files.ct, kind=files.kind)), name=files.id)
+            return cache.exam(model, files, keep_image=keep_image)
+        volume = read_volume(files.ct, kind=files.kind)
+        return replace(known_exam(model, volume, keep_image=keep_image), name=files.id)
 
     return know
 

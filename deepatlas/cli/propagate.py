@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
     inputs += [*masks, *args.points, *args.boxes, *tables, *model_files(args)]
     refuse_overwriting(outputs, inputs)
     model = load_model(args)
-    know, say = knower(args, model), progress_lines(args)
+    know, say = knower(args, model, keep_image=not args.shape_only), progress_lines(args)
     # By the path, as exams of several folders may have one name.
     by_path = {str(exam.ct): exam for exam in sources}
     examples = [Example(exam.ct, masks_of[row], marks_of[row], exam.id) for row, exam in enumerate(sources)]

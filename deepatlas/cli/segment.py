@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from deepatlas.localize.segment import Segmentation
     from deepatlas.localize.template.file import Template
     from deepatlas.localize.trust.estimate import Trust
+    from deepatlas.localize.trust.table import TrustTable
     from deepatlas.model.fit import Fit
     from deepatlas.model.structures import Structures
 
@@ -122,6 +123,7 @@ def run(args: argparse.Namespace) -> int:
     from deepatlas.localize.measure_files import NAMES as STATISTICS
     from deepatlas.localize.measure_files import StatisticsFiles
     from deepatlas.localize.trust.table import NAME as TRUST
+    from deepatlas.localize.trust.table import TrustTable
 
     if args.labelmap and args.format != "dicom-seg":
         raise DataError("--labelmap: is a form of DICOM-SEG; give --format dicom-seg as well")
@@ -144,7 +146,8 @@ def run(args: argparse.Namespace) -> int:
         outputs += [args.out / name for name in STATISTICS]
     if args.preview:
         outputs += [args.out / f"{name}.png" for name in exams]
-    if args.trust or args.min_trust is not None:
+    asked = args.trust or args.min_trust is not None
+    if asked:
         outputs.append(args.out / TRUST)
     refuse_overwriting(outputs, inputs)
     model = load_model(args)
@@ -161,7 +164,8 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         # What was measured is kept also where the run is stopped.
         tables = stack.enter_context(StatisticsFiles(args.out)) if args.statistics else None
-        _segment(args, model, template, exams, held, names if named else "", tables)
+        trusted = stack.enter_context(TrustTable(args.out)) if asked else None
+        _segment(args, model, template, exams, held, names if named else "", tables, trusted)
     list_skipped(skipped | held.failed)
     data = {
         "segmented": held.done,
@@ -208,13 +212,13 @@ def _segment(
     held: _Results,
     names: str,
     tables: StatisticsFiles | None,
+    trusted: TrustTable | None,
 ) -> None:
     """Segment the exams one after another; ``names`` is the text of labels.json, empty where none is written."""
     from deepatlas.exams.read import read_with_series
     from deepatlas.io.export.labels import DICOM, write_labels
     from deepatlas.localize.preview import write_preview
     from deepatlas.localize.segment import segment
-    from deepatlas.localize.trust.table import write_trust
 
     say, untold = progress_lines(args), set[str]()
     (suffix, image), dicom = _files(args), args.format in DICOM
@@ -251,10 +255,10 @@ def _segment(
         if not held.done and dicom and names:
             _write_tables(args.out, template.labels, names)
         held.done[name], held.fits[name] = str(path), labels.fit
-        if labels.trust is not None:
+        if labels.trust is not None and trusted is not None:
             held.trust[name] = {"structures": {s: t.to_dict() for s, t in labels.trust.items()}}
             _note_trust(name, labels.trust, args.min_trust, untold)
-            write_trust(args.out, name, labels.trust)
+            trusted.add(name, labels.trust)
         if lost:
             held.notes[name] = lost
         _write_masks(args, name, labels, image)

@@ -40,7 +40,6 @@ from deepatlas.model.structures import Structures
 from deepatlas.names.meet import meeting
 from deepatlas.pictures import figures
 from deepatlas.pictures.draw import png_bytes, save_figure, save_png
-from deepatlas.space.check_input import check_input
 from deepatlas.space.labels import Labels
 from deepatlas.space.volume import Volume
 
@@ -206,9 +205,9 @@ def _evaluate_exams(
         if absent := [name for name in structures if name not in drawn]:
             section.note += f" · not drawn: {', '.join(absent)}"
         if settings.pictures:
-            seen, _ = check_input(ct, model.intensity)
+            shown = ct if found.image is None else found.image
             figure = exam_figure(
-                files.id, seen, reference, predicted, structures, settings.convention, model.intensity,
+                files.id, shown, reference, predicted, structures, settings.convention, model.intensity,
                 WarpedAtlas(model.atlas, found.field) if isinstance(found, ExamMap) else None,
             )  # fmt: skip
             section.png = png_bytes(figure)

@@ -6,29 +6,23 @@ import csv
 import io
 import json
 import math
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from deepatlas.errors import DataError
 from deepatlas.files import write_text
+from deepatlas.localize.growing import GrowingTable
 from deepatlas.localize.measure import StructureStatistics
 
 NAMES = ("statistics.json", "statistics.csv")
 COLUMNS = (
     "exam,structure,id,voxels,ml,mean,p5,p50,p95,x,y,z,low_x,low_y,low_z,high_x,high_y,high_z,coverage,fit,known"
 ).split(",")
-# The files of a large cohort are written again when so many times the last writing has passed.
-_PATIENCE = 20.0
 
 
-class StatisticsFiles:
-    """Both files of a folder, which hold the exams that are added and those that were there before.
-
-    They are written again with almost every exam, so that a run that is stopped keeps what was measured. An exam that
-    was there before is replaced. As a context manager it writes the last exams at the end, also after an error.
+class StatisticsFiles(GrowingTable[dict[str, Any]]):
+    """Both files of a folder.
 
     Args:
         folder: where they are.
@@ -38,43 +32,20 @@ class StatisticsFiles:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._exams: dict[str, dict[str, Any]] = {}
-        _read(folder / NAMES[0])
-        self._next, self._unwritten = 0.0, False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._unwritten:
-            self.write()
+        super().__init__(lambda: _read(folder / NAMES[0]), lambda exams: _write(folder, exams))
 
     def add(self, exam: str, found: Sequence[StructureStatistics], fit: Mapping[str, Any]) -> None:
         """Add the structures of an exam; ``fit`` is what :meth:`Fit.to_dict <deepatlas.model.fit.Fit.to_dict>` gives.
 
         Raises :class:`~deepatlas.errors.WriteError` if a file cannot be written.
         """
-        self._exams[exam] = {
-            "fit": fit["fit"],
-            "known": fit["known"],
-            "structures": {s.name: {k: v for k, v in s.to_dict().items() if k != "name"} for s in found},
-        }
-        self._unwritten = True
-        if time.monotonic() >= self._next:
-            self.write()
+        structures = {s.name: {k: v for k, v in s.to_dict().items() if k != "name"} for s in found}
+        self.put(exam, {"fit": fit["fit"], "known": fit["known"], "structures": structures})
 
-    def write(self) -> None:
-        """Write both files, with the exams that another run has added meanwhile."""
-        begun = time.monotonic()
-        self._unwritten = False
-        exams = _read(self._folder / NAMES[0]) | self._exams
-        write_text(self._folder / NAMES[0], json.dumps(exams, indent=1, allow_nan=False) + "\n")
-        write_text(self._folder / NAMES[1], _table(exams))
-        ended = time.monotonic()
-        self._next = ended + _PATIENCE * (ended - begun)
+
+def _write(folder: Path, exams: Mapping[str, Mapping[str, Any]]) -> None:
+    write_text(folder / NAMES[0], json.dumps(exams, indent=1, allow_nan=False) + "\n")
+    write_text(folder / NAMES[1], _table(exams))
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:

@@ -316,7 +316,7 @@ def _decided(
     supports = torch.tensor(template.supports)
     last = torch.tensor(template.masks.shape[:0:-1], dtype=coords.dtype, device=coords.device) - 1
     canvas = Canvas(native_grid, template.ids, template.overlapping)
-    sizes = torch.zeros((2, len(template.ids)), dtype=torch.float64)
+    sizes = torch.zeros((2, len(template.ids)), dtype=torch.float64, device=coords.device)
     chunk = TILE[0] * native_grid.shape[1] * native_grid.shape[2]
     for z, fine in field.slabs(native_grid, chunk):
         # Coordinates are clamped, which is border padding, and turned into template voxels: [3, d, H, W].
@@ -334,9 +334,9 @@ def _decided(
                 values = masks.values(near, index[tile], low, high)
                 if evidence is not None:
                     block = (slice(z.start + tile[1].start, z.start + tile[1].stop), *tile[2:])
-                    sizes[0, near] += _size(values)
-                    values = evidence.posterior(values, near.to(values.device), block)
-                    sizes[1, near] += _size(values)
+                    rows = near.to(values.device)
+                    before, values = values, evidence.posterior(values, rows, block)
+                    sizes[:, rows] += torch.stack([_size(before), _size(values)])
                 labels[tile[1:]], held = masks.decide(near, values)
                 for row, own in held.items():
                     slabs[row][tile[1:]] = own
@@ -344,7 +344,7 @@ def _decided(
     if unlike := _unlike(sizes):
         names = ", ".join(template.names[row] for row in unlike)
         warnings.warn(
-            f"{image.name or 'exam' if image else 'exam'}: {names} would look unlike in the examples of the template; "
+            f"{image.name or 'exam' if image else 'exam'}: {names} does not look as in the examples of the template; "
             "drawn by the mask alone",
             DataWarning,
             stacklevel=4,
@@ -355,7 +355,7 @@ def _decided(
 
 def _size(values: Tensor) -> Tensor:
     """The sum of the probabilities of each structure, for those that count at all, in voxels."""
-    return torch.where(values >= LEAST_PRIOR, values.clamp(max=1), 0).sum((1, 2, 3)).double().cpu()
+    return torch.where(values >= LEAST_PRIOR, values.clamp(max=1), 0).sum((1, 2, 3)).double()
 
 
 def _unlike(sizes: Tensor) -> list[int]:

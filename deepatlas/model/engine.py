@@ -415,7 +415,7 @@ class Engine:
         hu = to_model_grid(volume, self.size, self.crop, self.intensity)
         look = Look.of(hu, self.intensity, self.device)
         found = averaged_coordinates(lambda view: torch.sigmoid(self.network(view)), look.x, self.average)[0]
-        return ExamProbabilities(found, hu.grid, hu, look.body, Fit(math.nan, None, notes, NO_FIT))
+        return ExamProbabilities(found, hu.grid, hu, look.body, Fit(math.nan, None, notes, NO_FIT), volume)
 
     def _checked(self, exam: Exam) -> tuple[Volume, tuple[str, ...]]:
         """The exam with values as the network takes them, and what is unusual about them."""

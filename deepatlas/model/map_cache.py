@@ -74,8 +74,10 @@ class MapCache:
         # A folder that is called as a shipped model, which is then meant, is no run.
         return cls(run / "coordinates") if (run / MODEL).is_file() and os.access(run, os.W_OK) else None
 
-    def exam(self, model: Engine, files: ExamFiles) -> KnownExam:
+    def exam(self, model: Engine, files: ExamFiles, *, keep_image: bool = False) -> KnownExam:
         """The coordinates of an exam: those that are kept, or by a pass of the network, which are then kept.
+
+        With ``keep_image`` an exam that was read for its pass has its image; nothing keeps it beyond that.
 
         Warns:
             DataWarning: an entry is damaged and is made again, or one cannot be written.
@@ -94,7 +96,7 @@ class MapCache:
             if (found := self._read(path, files)) is not None:
                 return found
         self.misses += 1
-        made = KnownExam.of(model.map_exam(volume), volume.grid, files.id)
+        made = KnownExam.of(model.map_exam(volume), volume.grid, files.id, keep_image=keep_image)
         try:
             private_folder(self.folder)
             _write(path, made)

@@ -100,6 +100,7 @@ class ExamProbabilities:
         hu: the exam on that grid, in Hounsfield units or on the scale of :mod:`deepatlas.space.intensity`.
         body: ``[S, S, S]``, the foreground of the exam.
         fit: null, with the reason; and what is unusual about the exam's voxels.
+        image: the whole exam with values as the network takes them, on its own grid; None where it was not kept.
     """
 
     probabilities: Tensor
@@ -107,3 +108,4 @@ class ExamProbabilities:
     hu: Volume
     body: NDArray[np.bool_]
     fit: Fit
+    image: Volume | None = None

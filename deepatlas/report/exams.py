@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from deepatlas.errors import DataError, DataWarning
+from deepatlas.errors import DataError
 from deepatlas.evaluate.cascade_figure import cascade_figure
 from deepatlas.evaluate.exam_figure import WarpedAtlas, exam_figure
 from deepatlas.evaluate.score import LabelIds
@@ -26,7 +25,6 @@ from deepatlas.model.structures import Structures
 from deepatlas.pictures.draw import png_bytes
 from deepatlas.report.page import Section, write_page
 from deepatlas.report.trust import calibration_section
-from deepatlas.space.check_input import check_input
 from deepatlas.space.labels import Labels
 from deepatlas.space.volume import Volume
 
@@ -97,10 +95,7 @@ def _section(
     labels = segment(model, volume, what, trust=trust)
     fit, found = labels.fit, labels.found
     warning = fit.warning(name)
-    with warnings.catch_warnings():
-        # The network has said it already; it is in the notes.
-        warnings.simplefilter("ignore", DataWarning)
-        shown, _ = check_input(volume, model.intensity)
+    shown = volume if found is None or found.image is None else found.image
     warped = WarpedAtlas(model.atlas, found.field) if isinstance(found, ExamMap) else None
     structures = {n: LabelIds(i, i) for n, i in what.labels.items()}
     figure = exam_figure(

@@ -17,6 +17,7 @@ from deepatlas.exams.read import read_labels_for, read_volume
 from deepatlas.localize.segment import segment
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import Engine
+from deepatlas.model.exam_map import ExamMap
 from deepatlas.model.field import warped_atlas
 from deepatlas.names.meet import meeting
 from deepatlas.nn import Atlas, CoordinateNetwork, LabelAtlas
@@ -24,7 +25,6 @@ from deepatlas.pictures.draw import coordinate_colours, draw_contours, new_figur
 from deepatlas.pictures.figures import progress_figure
 from deepatlas.pictures.view import View
 from deepatlas.space.affine import affine_coords
-from deepatlas.space.check_input import check_input
 from deepatlas.space.grid import Grid
 from deepatlas.space.preprocess import foreground_box, normalize
 from deepatlas.space.volume import Volume
@@ -123,11 +123,12 @@ def save_overview(path: Path, model: Engine, template: Template, cohort: Cohort,
     files = cohort.exam(exam)
     ct = read_volume(files.ct, kind=files.kind)
     seg = read_labels_for(ct, files.seg, cohort.labels, [])
-    found = model.map_exam(ct)
+    labels = segment(model, ct, template)
+    found = labels.found
+    assert isinstance(found, ExamMap) and found.image is not None
     coords = found.field.on(ct.grid)
     warped = warped_atlas(model.atlas, found.field, ct.grid)
-    seen, _ = check_input(ct, model.intensity)
-    image = seen.canonical()
+    image = found.image.canonical()
     # Leave out the air around the patient.
     box = foreground_box(image, model.intensity)
 
@@ -139,11 +140,11 @@ def save_overview(path: Path, model: Engine, template: Template, cohort: Cohort,
     for ours, theirs in meeting(template.names, cohort.labels, str(cohort.labels_path)).items():
         reference[truth == cohort.labels[theirs]] = template.labels[ours]
     figure = progress_figure(
-        normalize(torch.as_tensor(shown(seen.array), dtype=torch.float32)).numpy(),
+        normalize(torch.as_tensor(shown(found.image.array), dtype=torch.float32)).numpy(),
         np.stack([shown(c) for c in coords.cpu().numpy()]),
         shown(warped),
         image.grid.spacing,
-        prediction=shown(segment(model, ct, template).array),
+        prediction=shown(labels.array),
         reference=reference,
         names=template.labels,
         title=exam,
@@ -154,6 +155,6 @@ def save_overview(path: Path, model: Engine, template: Template, cohort: Cohort,
 def save_cascade(path: Path, model: Engine, cohort: Cohort, exam: str) -> None:
     """Write a PNG of what the network of every level sees of one exam of ``cohort`` (Fig. 6)."""
     files = cohort.exam(exam)
-    volume = read_volume(files.ct, kind=files.kind)
-    seen, _ = check_input(volume, model.intensity)
-    save_figure(cascade_figure(model, model.map_exam(volume).field, seen, exam), path)
+    found = model.map_exam(read_volume(files.ct, kind=files.kind))
+    assert found.image is not None
+    save_figure(cascade_figure(model, found.field, found.image, exam), path)

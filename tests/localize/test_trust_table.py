@@ -8,7 +8,7 @@ import pytest
 
 from deepatlas.errors import DataError
 from deepatlas.localize.trust.estimate import Trust
-from deepatlas.localize.trust.table import write_trust
+from deepatlas.localize.trust.table import TrustTable
 
 
 def rows(path):
@@ -19,21 +19,30 @@ def rows(path):
 
 
 def test_rows_of_other_exams_stay_and_those_of_the_exam_are_replaced(tmp_path):
-    path = write_trust(
-        tmp_path, "a, 1", {"liver": Trust(0.8123, 0.7), "aorta": Trust(None, None, "not found, at all")}
-    )
-    write_trust(tmp_path, "b", {"liver": Trust(0.5, 0.25)})
-    write_trust(tmp_path, "a, 1", {"liver": Trust(0.9, 0.8), "aorta": Trust(None, None, "not found, at all")})
-    assert rows(path) == [
-        ("b", "liver", "0.500", "0.250", ""),
+    aorta = Trust(None, None, "not found, at all")
+    with TrustTable(tmp_path) as table:
+        table.add("a, 1", {"liver": Trust(0.8123, 0.7), "aorta": aorta})
+        table.add("b", {"liver": Trust(0.5, 0.25)})
+    with TrustTable(tmp_path) as table:
+        table.add("a, 1", {"liver": Trust(0.9, 0.8), "aorta": aorta})
+    assert rows(tmp_path / "trust.csv") == [
         ("a, 1", "liver", "0.900", "0.800", ""),
         ("a, 1", "aorta", "", "", "not found, at all"),
+        ("b", "liver", "0.500", "0.250", ""),
     ]
     assert [p.name for p in tmp_path.iterdir()] == ["trust.csv"]
+
+
+def test_a_run_that_is_stopped_keeps_what_it_was_told(tmp_path):
+    with pytest.raises(KeyboardInterrupt), TrustTable(tmp_path) as table:
+        for exam in "abcdefgh":
+            table.add(exam, {"liver": Trust(0.5, 0.25)})
+        raise KeyboardInterrupt
+    assert [row[0] for row in rows(tmp_path / "trust.csv")] == list("abcdefgh")
 
 
 def test_another_table_of_that_name_is_not_overwritten(tmp_path):
     (tmp_path / "trust.csv").write_text("patient,score\n1,2\n")
     with pytest.raises(DataError, match="trust.csv: is another table"):
-        write_trust(tmp_path, "a", {"liver": Trust(0.9, 0.8)})
+        TrustTable(tmp_path)
     assert (tmp_path / "trust.csv").read_text() == "patient,score\n1,2\n"

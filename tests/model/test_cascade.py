@@ -5,34 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from affine_model import GRIDS, SCALE, AffineModel, exam, grid_of, world
-from torch import Tensor
+from affine_model import GRIDS, MIDDLE, SCALE, AffineModel, KnownRegion, exam, grid_of, world
 
 import deepatlas_ops as ops
 from deepatlas.model.cascade import RIM, add_regions
-from deepatlas.model.look import Look
-from deepatlas.model.regions import Region
 from deepatlas.space.box import Box
 
-BOX = Box.between("middle", (-0.4, -0.3, -0.35), (0.45, 0.4, 0.5))
 
-
-class Known:
-    """The network of a region that knows where it is, up to ``shift`` half-edges along x."""
-
-    size, intensity, device = 32, "hu", torch.device("cpu")
-
-    def __init__(self, name: str, box: Box = BOX, within: str | None = None, shift: float = 0.0):
-        self.region, self.shift, self.looks = Region(name, box, within), shift, []
-
-    def answer(self, look: Look) -> Tensor:
-        self.looks.append(look)
-        own = self.region.box.own(world(look.hu.grid) / SCALE)
-        own[..., 0] += self.shift
-        return torch.from_numpy(np.moveaxis(own, -1, 0).copy()).float()[None]
-
-
-def cascaded(networks: list[Known], grid: str = "oblique", noise: float = 0.0):
+def cascaded(networks: list[KnownRegion], grid: str = "oblique", noise: float = 0.0):
     ct, _ = exam(GRIDS[grid])
     found = AffineModel(32).map_exam(ct)
     if noise:
@@ -44,22 +24,22 @@ def cascaded(networks: list[Known], grid: str = "oblique", noise: float = 0.0):
 @pytest.mark.parametrize("grid", GRIDS)
 def test_a_region_corrects_the_level_above_inside_its_box(grid):
     """The level above is wrong by up to several mm; the network of the region is right."""
-    ct, field, notes = cascaded([Known("middle")], grid, noise=0.02)
+    ct, field, notes = cascaded([KnownRegion("middle")], grid, noise=0.02)
     assert not notes and [p.name for p in field.pieces] == ["middle"]
     place = world(ct.grid) / SCALE
     error = np.linalg.norm(np.moveaxis(field.on(ct.grid).numpy(), 0, -1) - place, axis=-1) * SCALE
     # The box as the exam has it differs a little from that of the atlas, since the level above placed it.
-    inside = (np.abs(BOX.own(place)) < 1 - 2.2 * RIM / 32).all(axis=-1)
+    inside = (np.abs(MIDDLE.own(place)) < 1 - 2.2 * RIM / 32).all(axis=-1)
     assert inside.sum() > 50
     assert error[inside].max() < 0.05
-    assert np.median(error[~BOX.contains(place)]) > 0.5
+    assert np.median(error[~MIDDLE.contains(place)]) > 0.5
 
 
 def test_the_network_sees_the_box_at_its_own_resolution():
-    network = Known("middle")
+    network = KnownRegion("middle")
     ct, _, _ = cascaded([network])
     (look,) = network.looks
-    want = np.array(BOX.edges) * SCALE / 32
+    want = np.array(MIDDLE.edges) * SCALE / 32
     np.testing.assert_allclose(sorted(look.hu.grid.spacing), sorted(want), rtol=0.05)
     assert look.x.shape == (1, 1, 32, 32, 32)
     # The anatomy of the crop is that of the exam: 20 HU of the body, 150 of the heart.
@@ -68,8 +48,8 @@ def test_the_network_sees_the_box_at_its_own_resolution():
 
 def test_regions_within_regions_see_the_answer_of_the_level_above():
     outer, inner = (
-        Known("middle"),
-        Known("heart", Box.between("heart", (-0.15, -0.1, -0.05), (0.15, 0.2, 0.25)), "middle"),
+        KnownRegion("middle"),
+        KnownRegion("heart", Box.between("heart", (-0.15, -0.1, -0.05), (0.15, 0.2, 0.25)), "middle"),
     )
     _, field, notes = cascaded([outer, inner], noise=0.02)
     assert [p.name for p in field.pieces] == ["middle", "heart"] and not notes
@@ -79,15 +59,15 @@ def test_regions_within_regions_see_the_answer_of_the_level_above():
 
 
 def test_a_network_that_contradicts_the_level_above_is_left_out_and_told():
-    outer, inner = Known("middle", shift=0.8), Known("heart", within="middle")
+    outer, inner = KnownRegion("middle", shift=0.8), KnownRegion("heart", within="middle")
     _, field, notes = cascaded([outer, inner])
     assert not field.pieces and not inner.looks
     assert len(notes) == 1 and "region middle" in notes[0] and "0.80 half-edges" in notes[0]
 
 
 def test_regions_that_the_exam_does_not_show_are_not_asked():
-    far = Known("feet", Box.between("feet", (-0.3, -0.3, -1), (0.3, 0.3, -0.8)))
-    half = Known("half", Box.between("half", (-0.4, -0.4, 0.1), (0.4, 0.4, 0.7)))
+    far = KnownRegion("feet", Box.between("feet", (-0.3, -0.3, -1), (0.3, 0.3, -0.8)))
+    half = KnownRegion("half", Box.between("half", (-0.4, -0.4, 0.1), (0.4, 0.4, 0.7)))
     ct, _ = exam(grid_of(half_mm=(70.0, 58.0, 30.0)))
     found = AffineModel(32).map_exam(ct)
     field, notes = add_regions(found.field, found.body, ct, [far, half])
@@ -95,7 +75,7 @@ def test_regions_that_the_exam_does_not_show_are_not_asked():
 
 
 def test_the_blend_has_no_jump_at_the_rim_and_no_folds():
-    ct, field, _ = cascaded([Known("middle")], noise=0.02)
+    ct, field, _ = cascaded([KnownRegion("middle")], noise=0.02)
     fine = field.on(grid_of(spacing=(1.0, 1.0, 1.0), half_mm=(50.0, 40.0, 50.0)))
     alone = type(field)(field.coords, field.grid).on(
         grid_of(spacing=(1.0, 1.0, 1.0), half_mm=(50.0, 40.0, 50.0))

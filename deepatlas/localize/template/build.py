@@ -18,7 +18,7 @@ from deepatlas.localize.template.appearance import Counts
 from deepatlas.localize.template.edit import Around, check_names, with_boxes
 from deepatlas.localize.template.estimate import LabelledExam, estimate_template
 from deepatlas.localize.template.file import SIZE, Template
-from deepatlas.localize.template.soften import seen, with_appearance
+from deepatlas.localize.template.soften import with_appearance
 from deepatlas.model.engine import Engine
 from deepatlas.model.fit import Fit
 from deepatlas.model.project_box import mm_per_unit
@@ -91,8 +91,8 @@ def build_template(
         # A structure without a voxel counts as not drawn, and not as absent.
         present = seg.ids()
         drawn = frozenset(n for n, i in labels.items() if i in present)
-        if appearance:
-            counts.add(seen(ct, model.intensity), seg, {n: labels[n] for n in sorted(drawn)}, scales[-1])
+        if appearance and found.image is not None:
+            counts.add(found.image, seg, {n: labels[n] for n in sorted(drawn)}, scales[-1])
         return LabelledExam(found.field.cpu(), replace(seg, name=files.id), drawn)
 
     items = []

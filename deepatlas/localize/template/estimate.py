@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from dataclasses import field as dataclass_field
 from typing import Any
 
 import numpy as np
@@ -55,7 +54,6 @@ class LabelledExam:
     labels: Volume
     drawn: frozenset[str] | None = None
     weights: NDArray | None = None
-    thinned: bool = dataclass_field(default=False, init=False)
 
     def __post_init__(self) -> None:
         shape = self.labels.grid.shape

@@ -120,11 +120,13 @@ def template_of(
     read: list[_Read] = []
     counts = Counts(model.intensity, model.size)
     for count, example in enumerate(given, 1):
-        read.append(_read(model, example, labels, know, strict))
-        if appearance and (seg := read[-1].seg) is not None:
-            known = read[-1].known
-            scale = mm_per_unit(known.field, known.body)
-            counts.add(seen(read_exam(example.exam), model.intensity), seg, read[-1].labels, scale)
+        item = _read(model, example, labels, know, strict)
+        known = item.known
+        if appearance and item.seg is not None:
+            image = seen(read_exam(example.exam), model.intensity) if known.image is None else known.image
+            counts.add(image, item.seg, item.labels, mm_per_unit(known.field, known.body))
+        # Images are too large to be kept for many exams.
+        read.append(replace(item, known=replace(known, image=None)))
         if progress is not None:
             progress(f"coordinates {count}/{len(given)} {read[-1].known.name}")
     if not any(item.seg or len(item.marks) for item in read):
@@ -164,7 +166,7 @@ def _read(
     know: Callable[[Example], KnownExam] | None,
     strict: bool,
 ) -> _Read:
-    known = know(example) if know else known_exam(model, example.exam)
+    known = know(example) if know else known_exam(model, example.exam, keep_image=True)
     path = example.exam if isinstance(example.exam, str | os.PathLike) else None
     name = example.name or (exam_name(Path(path).absolute()) if path is not None else known.name) or "exam"
     known = replace(known, name=name)

@@ -9,40 +9,56 @@ from pathlib import Path
 
 from deepatlas.errors import DataError
 from deepatlas.files import write_text
+from deepatlas.localize.growing import GrowingTable
 from deepatlas.localize.trust.estimate import Trust
 
 NAME = "trust.csv"
 _COLUMNS = ["exam", "structure", "trust", "bound", "reason"]
 
 
-def write_trust(folder: Path, exam: str, trust: Mapping[str, Trust]) -> Path:
-    """Write the trust of an exam's masks into the table of a folder; rows of other exams stay in it.
+class TrustTable(GrowingTable[list[dict[str, str]]]):
+    """``trust.csv`` of a folder: the predicted Dice of every mask and its 90 % bound, or why nobody can tell.
 
     Args:
-        folder: receives or holds ``trust.csv``: the predicted Dice of every mask and its 90 % bound, or the reason why
-            nobody can tell.
-        exam: the name of the exam.
-        trust: for every structure.
+        folder: where it is.
 
     Raises:
-        DataError: the file that is there is another table, or cannot be written.
+        DataError: the file that is there is another table.
     """
-    path = folder / NAME
-    rows: list[dict[str, str]] = []
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            table = csv.DictReader(file)
-            if table.fieldnames != _COLUMNS:
-                raise DataError(
-                    f"{path}: is another table than this version writes; move it, or choose another --out"
-                )
-            rows = [row for row in table if row["exam"] != exam]
-    for name, one in trust.items():
-        values = ["" if v is None else f"{v:.3f}" for v in (one.value, one.bound)]
-        rows.append(dict(zip(_COLUMNS, [exam, name, *values, one.reason or ""], strict=True)))
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / NAME
+        super().__init__(lambda: _read(path), lambda exams: _write(path, exams))
+
+    def add(self, exam: str, trust: Mapping[str, Trust]) -> None:
+        """Add the structures of an exam. Raises :class:`~deepatlas.errors.WriteError` if it cannot be written."""
+        rows = []
+        for name, one in trust.items():
+            values = ["" if v is None else f"{v:.3f}" for v in (one.value, one.bound)]
+            rows.append(dict(zip(_COLUMNS, [exam, name, *values, one.reason], strict=True)))
+        self.put(exam, rows)
+
+
+def _read(path: Path) -> dict[str, list[dict[str, str]]]:
+    """The rows of every exam; nothing where there is no file."""
+    exams: dict[str, list[dict[str, str]]] = {}
+    if not path.is_file():
+        return exams
+    with path.open(newline="", encoding="utf-8") as file:
+        table = csv.DictReader(file)
+        if table.fieldnames != _COLUMNS:
+            raise DataError(
+                f"{path}: is another table than this version writes; move it, or choose another --out"
+            )
+        for row in table:
+            exams.setdefault(row["exam"], []).append(row)
+    return exams
+
+
+def _write(path: Path, exams: Mapping[str, list[dict[str, str]]]) -> None:
     text = io.StringIO()
     out = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
     out.writeheader()
-    out.writerows(rows)
+    for rows in exams.values():
+        out.writerows(rows)
     write_text(path, text.getvalue())
-    return path

@@ -148,7 +148,7 @@ def test_what_looks_unlike_its_examples_is_drawn_by_its_mask_and_told(template):
     # One of them looks as its surroundings do.
     values = np.where(seg.array == LABELS["spleen"], ct.array - 60, ct.array).astype(np.float32)
     model = AffineModel(32)
-    with pytest.warns(DataWarning, match="spleen would look unlike in the examples"):
+    with pytest.warns(DataWarning, match="spleen does not look as in the examples of the template"):
         found = segment(model, Volume(values, ct.grid, "exam"), template)
     shape = segment(model, ct, template.shape_only())
     # Its soft mask is the one by which it was drawn.

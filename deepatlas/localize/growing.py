@@ -1,0 +1,57 @@
+"""Tables with an entry for every exam, which grow while exams are worked on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+Entry = TypeVar("Entry")
+
+# The files of a large cohort are written again when so many times the last writing has passed.
+_PATIENCE = 20.0
+
+
+class GrowingTable(Generic[Entry]):
+    """What files hold about exams: those that are added, and those that were there before.
+
+    The files are written again with almost every exam, so that a run that is stopped keeps what it has found. An exam
+    that was there before is replaced. As a context manager it writes the last exams at the end, also after an error.
+
+    Args:
+        read: gives the entries that the files hold, by the names of the exams; it refuses files of another kind.
+        write: writes the files with these entries.
+    """
+
+    def __init__(
+        self, read: Callable[[], dict[str, Entry]], write: Callable[[Mapping[str, Entry]], None]
+    ) -> None:
+        self._read, self._write = read, write
+        self._added: dict[str, Entry] = {}
+        self._next, self._unwritten = 0.0, False
+        read()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._unwritten:
+            self.write()
+
+    def put(self, exam: str, entry: Entry) -> None:
+        """Add the entry of an exam. Raises :class:`~deepatlas.errors.WriteError` if a file cannot be written."""
+        self._added[exam] = entry
+        self._unwritten = True
+        if time.monotonic() >= self._next:
+            self.write()
+
+    def write(self) -> None:
+        """Write the files, with the exams that another run has added meanwhile."""
+        begun = time.monotonic()
+        self._unwritten = False
+        self._write(self._read() | self._added)
+        ended = time.monotonic()
+        self._next = ended + _PATIENCE * (ended - begun)
