@@ -45,17 +45,23 @@ inline bool on_cuda(const Tensor& t) { return t.is_cuda(); }
 #endif
 
 #ifdef WITH_CUDA
+inline void* current_stream(const Tensor& t) {
+  const c10::impl::VirtualGuardImpl guard(t.device().type());
+  return guard.getStream(t.device()).native_handle();
+}
+
 // Calls `launcher` with the current stream of the device of `like`. The caller holds the device
 // guard.
 template <class Args>
 void launch_cuda(const char* op, const char* (*launcher)(const Args&, void*), const Args& args,
                  const Tensor& like) {
 #ifdef EMULATE_CUDA
-  const char* error = launcher(args, emulated_stream());
+  (void)like;
+  void* stream = emulated_stream();
 #else
-  const c10::impl::VirtualGuardImpl guard(like.device().type());
-  const char* error = launcher(args, guard.getStream(like.device()).native_handle());
+  void* stream = current_stream(like);
 #endif
+  const char* error = launcher(args, stream);
   TORCH_CHECK(error == nullptr, "deepatlas_ops.", op,
               ": the CUDA kernel could not be launched: ", error);
 }
