@@ -46,7 +46,14 @@ def build(program: str, kernels: list[str], flags: list[str], library: bool = Fa
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
 
-    parts = (program, compiler, compile_cache.version_of(compiler), _processor(), *options, f"{bool(objects)}")
+    parts = (
+        program,
+        compiler,
+        compile_cache.version_of(compiler),
+        _processor(),
+        *options,
+        f"{bool(objects)}",
+    )
     files = [sources[0], *(CSRC / kernel for kernel in kernels), *compile_cache.headers_in(HERE, CSRC)]
     return compile_cache.compiled(parts, files, compile_program) / program
 
