@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import sys
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,7 @@ sys.dont_write_bytecode = False
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from _pytest.faulthandler import fault_handler_stderr_fd_key  # noqa: E402
 from real_exams import real  # noqa: E402
 from small_exams import write_cohort  # noqa: E402
 
@@ -29,6 +31,13 @@ def cohort_dir(tmp_path: Path) -> Path:
 def real_data() -> Path:
     """The folder of real exams (see :mod:`real_exams`)."""
     return real("openkbp/train").parents[1]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config):
+    """A process that crashes prints what the thread did that crashed, and not what all the others did."""
+    if fault_handler_stderr_fd_key in config.stash:
+        faulthandler.enable(config.stash[fault_handler_stderr_fd_key], all_threads=False)
 
 
 @pytest.hookimpl(optionalhook=True)
