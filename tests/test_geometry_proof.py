@@ -216,12 +216,12 @@ def coarse_voxels(grid: Grid, a: np.ndarray, b: np.ndarray) -> float:
 def furthest(coarse: Grid, native: Grid, mask: np.ndarray) -> np.ndarray:
     """How far the centre of a mask may be from its place when it comes back from 64³: (x, y, z) in voxels of 64³.
 
-    Each voxel of the source takes the nearest voxel of 64³, which is up to half of its own size away: 0.5, and a little
-    for what is not a multiple of a voxel. Those half voxels cancel, unless the voxels of both grids have nearly the same
-    size along an axis. Then they keep step over a whole structure, and every voxel may take the one of 64³ that lies
-    between it and the next. That one is tied between both, so that each of the two ends of the structure in every column
-    along the axis moves by a voxel of the source or stays: by half of one on average, with the standard deviation of
-    a toss for each end. Three of these are allowed.
+    Each voxel of the source takes the nearest voxel of 64³, which is up to half of its own size away: 0.5, and a
+    little for what is not a multiple of a voxel. Those half voxels cancel, unless the voxels of both grids have nearly
+    the same size along an axis. Then they keep step over a whole structure, and every voxel may take the one of 64³
+    that lies between it and the next. That one is tied between both, so that each of the two ends of the structure, in
+    every column along the axis, moves by a voxel of the source or stays: by half of one on average, with the standard
+    deviation of a toss for each end. Three of these are allowed.
     """
     allowed = np.full(3, 0.55)
     steps = np.abs(np.linalg.inv(coarse.affine[:3, :3]) @ native.affine[:3, :3])
