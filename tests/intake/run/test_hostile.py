@@ -83,7 +83,6 @@ EXPECTED = {
 }
 
 
-@pytest.mark.slow
 def test_a_hostile_source_ends_with_a_line_for_each(tmp_path, capfd, in_this_process):
     src, dst = tmp_path / "src", tmp_path / "dst"
     src.mkdir()
