@@ -10,7 +10,6 @@ import socket
 import zipfile
 
 import numpy as np
-import pytest
 from make_dicom import write_ct
 from small_exams import write_cohort
 
