@@ -137,7 +137,7 @@ def prepare(src: Path, dst: Path, measuring: bool) -> tuple[dict, float, Memory]
     return json.loads(out), time.monotonic() - began, memory
 
 
-@pytest.mark.slow
+@pytest.mark.slow(3)
 def test_intake(request):
     measuring = request.config.getoption("--benchmark")
     count = MEASURED if measuring else 6

@@ -37,7 +37,7 @@ def exams(folder: Path, count: int) -> list[str]:
     return [str(path) for path in sorted(folder.iterdir()) if path.is_dir()]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(9)
 @pytest.mark.parametrize("size", [(1280, 720), (820, 1180)], ids=["1280x720", "820x1180"])
 def test_opening_and_clicks(request, tmp_path, size):
     """From the start of the command to the page, to all pictures, and from a click to all views."""

@@ -143,7 +143,7 @@ for case, argv in COMMANDS.items():
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(2)
 def test_a_disk_that_is_really_full(tmp_path):
     lines = run_mounted(JOBS, tmp_path, "size=24k,nr_inodes=64")
     assert len(lines) == len(COMMANDS)

@@ -181,7 +181,7 @@ def test_save_writes_every_format_from_python(files, truth, tmp_path):
     ]
 
 
-@pytest.mark.slow(seconds=8)
+@pytest.mark.slow(5)
 def test_overlapping_structures_go_through_prepare_to_the_same_masks(tmp_path):
     names = {"liver": 4, "kidney_left": 2, "heart": 9, "gtv": 7}
     for number, (format, folder) in enumerate((("dicom-seg", "one"), ("rtstruct", "two"))):

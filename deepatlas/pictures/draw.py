@@ -10,7 +10,7 @@ import base64
 import colorsys
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +20,10 @@ from deepatlas.files import atomic_path
 from deepatlas.pictures.view import View
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 # The palettes of Okabe and Ito, without black, and of Tol (bright): colour-blind readers can tell these colours apart,
 # and they are visible on grey CT.
@@ -188,9 +190,7 @@ def save_pdf(figure: Figure, path: str | Path) -> None:
 
 
 def _saved(figure: Figure, kind: str, dpi: int = 100) -> bytes:
-    from matplotlib.text import Text
-
-    for text in figure.findobj(Text):
+    for text in _texts(figure):
         shown = text.get_text()
         # Bytes that are not UTF-8 are lone surrogates, which cannot be drawn.
         if not shown.isascii():
@@ -204,6 +204,19 @@ def _saved(figure: Figure, kind: str, dpi: int = 100) -> bytes:
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(out, format=kind, dpi=dpi, facecolor=figure.get_facecolor())
     return out.getvalue()
+
+
+def _texts(artist: Artist) -> Iterator[Text]:
+    """Every text in a figure but those of axes that are off, whose ticks would be made for this alone."""
+    from matplotlib.axis import Axis
+    from matplotlib.text import Text
+
+    for child in artist.get_children():
+        if isinstance(child, Axis) and not child.axes.axison:
+            continue
+        if isinstance(child, Text):
+            yield child
+        yield from _texts(child)
 
 
 def data_uri(png: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib import resources
 from typing import Any
 
@@ -27,6 +28,11 @@ def render(package: str, template: str, **values: Any) -> str:
 
     Values are escaped. A value that the template needs but does not get raises ``jinja2.UndefinedError``.
     """
+    return _compiled(package, template).render(style=STYLE, **values)
+
+
+@functools.cache
+def _compiled(package: str, template: str) -> jinja2.Template:
     source = resources.files(package).joinpath(template).read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(source).render(style=STYLE, **values)
+    return environment.from_string(source)

@@ -21,7 +21,7 @@ from deepatlas.index.work import content_key
 HEADNECK = ("--model", "headneck", "--template", "headneck")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(4)
 def test_index_describes_a_data_directory_in_processes(tmp_path, capsys):
     data = write_cohort(tmp_path / "data", 2)
     assert main(["index", str(data), *HEADNECK, "--fast", "--jobs", "1", "--json", "--quiet"]) == 0

@@ -180,7 +180,7 @@ print(found.name, *(w.message for w in said))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(2)
 def test_a_full_disk_costs_a_line_and_no_result(files, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(files.ct), str(tmp_path / "kept")], capture_output=True,

@@ -1,4 +1,4 @@
-"""One browser and one server for all tests of the page; three of its exams are open at first."""
+"""One browser and one server for the tests of a file; three of its exams are open at first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from on_page import opened
 from served import Client, serving, session_of, write_exams
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
     with browser() as it:
         yield it
@@ -19,7 +19,7 @@ def folder(tmp_path_factory):
     return write_exams(tmp_path_factory.mktemp("data"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(folder):
     with serving(session_of(folder, ("plain", "moved", "oblique"))) as it:
         yield it
@@ -33,7 +33,7 @@ def client(server):
     it.post("/api/marks/change", {"delete": [mark["id"] for mark in marks]})
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ids(server):
     return {exam.name: exam.id for exam in server.session.gallery}
 

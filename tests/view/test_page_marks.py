@@ -133,7 +133,7 @@ def test_results_are_downloaded(page, client, chromium, tmp_path):
     for what, name in expected.items():
         press_button(page, f"[data-download={what}]")
         page.wait(f"document.querySelector('#notices').innerText.includes('{name} is in')")
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while not (tmp_path / name).exists():
             assert time.monotonic() < end, (name, list(tmp_path.iterdir()))
             time.sleep(0.05)

@@ -102,7 +102,7 @@ def voxels(dst):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.slow(2)
 def test_studies_in_archives_become_what_they_become_as_folders(src, tmp_path, disk):
     for number in (1, 2):
         zipped(src / f"{number}.zip", number)
@@ -133,7 +133,6 @@ def test_an_archive_that_is_done_is_not_opened_again(src, tmp_path, disk, unpack
     assert len(set(contents(tmp_path / "dst").items()) & set(first.items())) == 2
 
 
-@pytest.mark.slow
 def test_many_exams_share_what_is_unpacked(src, tmp_path, disk, unpacked):
     zipped(src / "many.zip", *range(1, 7))
     assert run(src, tmp_path / "dst").exams == 6 and unpacked == {"many.zip": 1}

@@ -338,7 +338,7 @@ def test_the_search_finds_what_it_looks_for(tmp_path):
     assert "e19330527" in found
 
 
-@pytest.mark.slow
+@pytest.mark.slow(6)
 def test_no_identifier_reaches_the_dataset(prepared, source):
     assert prepared.exams >= 5, prepared.refused
     assert leaks(prepared.dataset) == []

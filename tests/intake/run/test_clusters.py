@@ -25,7 +25,7 @@ pytest.importorskip("joblib", reason="joblib is not installed (pip install '.[da
 
 
 # Each worker of the cluster imports PyTorch.
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(4)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_an_exam_that_kills_its_worker_is_refused_alone(tmp_path, address, monke
 def test_a_scheduler_that_does_not_answer_is_one_line(tmp_path):
     src = write_cohort(tmp_path / "src", 1)
     with (
-        dask.config.set({"distributed.comm.timeouts.connect": "2s"}),
+        dask.config.set({"distributed.comm.timeouts.connect": "200ms"}),
         pytest.raises(DataError, match="no dask scheduler answers"),
     ):
         prepare(src, tmp_path / "dst", Options(engine="dask", address="tcp://127.0.0.1:9", progress=False))

@@ -39,6 +39,23 @@ def sources(tmp_path):
     return tmp_path / "one", tmp_path / "two"
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Both deliveries, and in ``dst`` the dataset of the first."""
+    folder = tmp_path_factory.mktemp("made")
+    one, _ = sources(folder)
+    prepare_here(one, folder / "dst")
+    return folder
+
+
+@pytest.fixture
+def first(made, tmp_path):
+    """A copy of them for one test, with the times of the files: the two deliveries and the dataset."""
+    for name in ("one", "two", "dst", "dst.private"):
+        shutil.copytree(made / name, tmp_path / name)
+    return tmp_path / "one", tmp_path / "two", tmp_path / "dst"
+
+
 def keys(dst):
     with open(dst.with_name(f"{dst.name}.private") / "key.csv", newline="") as handle:
         return {row["name"]: row["id"] for row in csv.DictReader(handle)}
@@ -52,14 +69,13 @@ def whole(dst):
     return check_dataset(dst) == []
 
 
-def test_a_delivery_joins_what_is_there_and_ids_of_structures_stay(tmp_path):
-    (one, two), dst = sources(tmp_path), tmp_path / "dst"
-    prepare_here(one, dst)
-    first = everything(dst / "exams")
+def test_a_delivery_joins_what_is_there_and_ids_of_structures_stay(first):
+    one, two, dst = first
+    before = everything(dst / "exams")
     summary = prepare_here(two, dst, add=True)
     assert (summary.exams, summary.made, summary.kept) == (4, 2, 2)
     assert summary.labels == {"bone": 1, "lung": 2, "heart": 3} == Dataset(dst).labels
-    assert {path: path.read_bytes() for path in first} == first and whole(dst)
+    assert {path: path.read_bytes() for path in before} == before and whole(dst)
     assert set(keys(dst)) == {"a1", "a2", "b1", "b2"}
     data = Dataset(dst)
     of_two = data.exam(keys(dst)["b1"])
@@ -76,9 +92,8 @@ def test_a_delivery_joins_what_is_there_and_ids_of_structures_stay(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["fewer", "others", "some of both"])
-def test_a_source_that_lacks_exams_is_refused_before_any_work(tmp_path, monkeypatch, what):
-    (one, two), dst = sources(tmp_path), tmp_path / "dst"
-    prepare_here(one, dst)
+def test_a_source_that_lacks_exams_is_refused_before_any_work(tmp_path, first, monkeypatch, what):
+    one, two, dst = first
     if what == "fewer":
         shutil.rmtree(one / "a2")
     elif what == "some of both":
@@ -95,9 +110,8 @@ def test_a_source_that_lacks_exams_is_refused_before_any_work(tmp_path, monkeypa
     assert everything(dst) == before and whole(dst)
 
 
-def test_exams_leave_with_prune_alone(tmp_path):
-    (one, two), dst = sources(tmp_path), tmp_path / "dst"
-    prepare_here(one, dst)
+def test_exams_leave_with_prune_alone(first):
+    one, two, dst = first
     gone = keys(dst)["a2"]
     shutil.rmtree(one / "a2")
     assert prepare_here(one, dst, prune=True).exams == 1
@@ -110,9 +124,8 @@ def test_exams_leave_with_prune_alone(tmp_path):
         prepare_here(one, dst, add=True, prune=True)
 
 
-def test_an_exam_that_cannot_be_read_any_more_does_not_leave_unasked(tmp_path):
-    (one, _), dst = sources(tmp_path), tmp_path / "dst"
-    prepare_here(one, dst)
+def test_an_exam_that_cannot_be_read_any_more_does_not_leave_unasked(first):
+    one, _, dst = first
     before, exam = everything(dst / "exams"), keys(dst)["a1"]
     data = (one / "a1" / "ct.nii.gz").read_bytes()
     (one / "a1" / "ct.nii.gz").write_bytes(data[: len(data) // 2])
@@ -128,9 +141,8 @@ def test_an_exam_that_cannot_be_read_any_more_does_not_leave_unasked(tmp_path):
     assert not exam_path(dst, exam).exists()
 
 
-def test_another_exam_of_the_same_name_does_not_replace_the_first(tmp_path):
-    (one, two), dst = sources(tmp_path), tmp_path / "dst"
-    prepare_here(one, dst)
+def test_another_exam_of_the_same_name_does_not_replace_the_first(first):
+    one, two, dst = first
     (two / "b1").rename(two / "a1")
     before = everything(dst / "exams")
     for made in (1, 0):
@@ -147,18 +159,16 @@ def test_another_exam_of_the_same_name_does_not_replace_the_first(tmp_path):
     assert summary.exams == 3 and not summary.refused and whole(dst)
 
 
-def test_an_exam_that_comes_again_keeps_its_structures(tmp_path):
-    (one, two), dst = sources(tmp_path), tmp_path / "dst"
-    prepare_here(one, dst)
+def test_an_exam_that_comes_again_keeps_its_structures(first):
+    one, two, dst = first
     exam_at(two / "a1", 1, drawn=False)
     summary = prepare_here(two, dst, add=True)
     assert "structures that the source lacks (bone, lung), and it stays as it is" in summary.refused["a1"]
     assert Dataset(dst).exam(keys(dst)["a1"]).present == ["bone", "lung"] and whole(dst)
 
 
-def test_an_exam_that_comes_again_with_some_of_its_structures_stays_as_it_is(tmp_path):
-    (one, two), dst = sources(tmp_path), tmp_path / "dst"
-    prepare_here(one, dst)
+def test_an_exam_that_comes_again_with_some_of_its_structures_stays_as_it_is(first):
+    one, two, dst = first
     before = everything(dst / "exams")
     # The same CT, and the lung alone.
     exam_at(two / "a1", 1)
@@ -170,9 +180,8 @@ def test_an_exam_that_comes_again_with_some_of_its_structures_stays_as_it_is(tmp
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_the_same_ct_under_another_name_does_not_come_twice(tmp_path):
-    (one, two), dst = sources(tmp_path), tmp_path / "dst"
-    prepare_here(one, dst)
+def test_the_same_ct_under_another_name_does_not_come_twice(first):
+    one, two, dst = first
     shutil.copytree(one / "a2", two / "again")
     for made in (2, 0):
         summary = prepare_here(two, dst, add=True)
@@ -225,13 +234,11 @@ def test_refusals_of_earlier_deliveries_stay_in_report_and_table(tmp_path):
         ("prune", "removing"),
     ],
 )
-def test_a_run_that_is_killed_loses_nothing_and_is_continued(tmp_path, monkeypatch, way, when):
+def test_a_run_that_is_killed_loses_nothing_and_is_continued(tmp_path, first, monkeypatch, way, when):
     """The death of the process is an exception that nothing catches, raised where a file is written or removed."""
-    (one, two), dst = sources(tmp_path), tmp_path / "dst"
-    prepare_here(one, dst)
-    fix_salt(tmp_path / "straight")
-    (tmp_path / "straight.private" / "salt").write_bytes((tmp_path / "dst.private" / "salt").read_bytes())
-    prepare_here(one, tmp_path / "straight")
+    one, two, dst = first
+    for suffix in ("", ".private"):
+        shutil.copytree(tmp_path / f"dst{suffix}", tmp_path / f"straight{suffix}")
     source = two
     if way == "prune":
         source = tmp_path / "mixed"
@@ -304,9 +311,8 @@ def test_a_delivery_in_shards_is_that_of_one_run(tmp_path):
         assert (dst / name).read_bytes() == (straight / name).read_bytes(), name
 
 
-def test_a_dataset_without_its_journal_keeps_its_exams(tmp_path):
-    (one, two), dst = sources(tmp_path), tmp_path / "dst"
-    prepare_here(one, dst)
+def test_a_dataset_without_its_journal_keeps_its_exams(tmp_path, first):
+    one, two, dst = first
     (tmp_path / "dst.private" / "journal.sqlite").unlink()
     assert prepare_here(two, dst, add=True).exams == 4 and whole(dst)
     # Nor is the manifest needed.
@@ -326,9 +332,8 @@ def test_another_crop_is_refused_before_any_work(tmp_path):
     assert everything(dst) == before
 
 
-def test_a_name_map_goes_on_from_the_ids_of_the_dataset(tmp_path):
-    (one, two), dst = sources(tmp_path), tmp_path / "dst"
-    prepare_here(one, dst)
+def test_a_name_map_goes_on_from_the_ids_of_the_dataset(tmp_path, first):
+    one, two, dst = first
     names = tmp_path / "names.json"
     names.write_text(json.dumps({"Cor": ["heart"], "lung": []}))
     assert prepare_here(two, dst, add=True, names=names).labels == {"bone": 1, "lung": 2, "Cor": 3}

@@ -16,7 +16,7 @@ from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
 
 JOBS = """
-import os, sys
+import os
 import numpy as np
 from deepatlas.exams.exam_file import write_exam
 from deepatlas.space.grid import Grid
@@ -53,7 +53,7 @@ jobs = {
     "manifest": manifest,
     "scratch": scratch,
 }
-for name in sys.argv[1:] or jobs:
+for name in jobs:
     try:
         jobs[name]()
     except DataError as error:
@@ -68,7 +68,6 @@ def outcomes(lines: list[str]) -> dict[str, str]:
     return dict(line.split(" | ", 1) for line in lines)
 
 
-@pytest.mark.slow
 def test_a_read_only_destination(tmp_path):
     done = outcomes(run_mounted(JOBS, tmp_path, "ro"))
     assert done.pop("left") == "[]"
@@ -77,7 +76,6 @@ def test_a_read_only_destination(tmp_path):
         assert "mounted" in line and line.endswith("choose a folder that you may write to"), line
 
 
-@pytest.mark.slow
 def test_a_disk_that_fills_up(tmp_path):
     done = outcomes(run_mounted(JOBS, tmp_path, "size=400k"))
     left = done.pop("left")

@@ -10,7 +10,6 @@ import socket
 import zipfile
 
 import numpy as np
-import pytest
 from make_dicom import write_ct
 from small_exams import write_cohort
 
@@ -83,7 +82,6 @@ EXPECTED = {
 }
 
 
-@pytest.mark.slow
 def test_a_hostile_source_ends_with_a_line_for_each(tmp_path, capfd, in_this_process):
     src, dst = tmp_path / "src", tmp_path / "dst"
     src.mkdir()

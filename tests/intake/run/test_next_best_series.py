@@ -180,7 +180,6 @@ def test_a_series_that_was_asked_for_has_no_second(tmp_path):
     assert run(src, dst).exams == 2 and lines(dst)["5"].startswith("taken")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("where", ["pixels", "header", "header of the next"])
 def test_a_disk_that_fails_makes_no_other_exam(tmp_path, monkeypatch, where):
     """The contents of the files decide, not the state of the network at that moment."""
@@ -238,7 +237,7 @@ def test_no_memory_makes_no_other_exam(tmp_path, monkeypatch):
     assert run(src, dst).exams == 2 and Dataset(dst).exam("P1").grid.shape[0] == SIZES[2]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(2)
 @pytest.mark.processes
 def test_shards_and_processes_make_the_same_dataset(tmp_path, capsys):
     src = tmp_path / "src"

@@ -96,7 +96,6 @@ def test_a_mixture_of_formats_becomes_one_dataset(tmp_path):
     assert "Coronal slices" in (dst / "report.html").read_text() and leftovers(dst) == []
 
 
-@pytest.mark.slow
 def test_nothing_is_done_twice_and_changes_are_noticed(tmp_path, monkeypatch):
     src, dst = write_cohort(tmp_path / "src", 3), tmp_path / "dst"
     done = []
@@ -201,7 +200,6 @@ def test_a_name_map_and_a_choice_of_series(tmp_path):
         run(tmp_path / "src", tmp_path / "dst", series={"nobody": "5"})
 
 
-@pytest.mark.slow
 def test_shards_and_their_merge_are_the_same_dataset(tmp_path):
     src = write_cohort(tmp_path / "src", 5)
     shutil.copytree(src, tmp_path / "again")
@@ -325,7 +323,7 @@ def command(tmp_path, *arguments):
                             start_new_session=True, preexec_fn=hear)  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.slow(5)
 @pytest.mark.processes
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
     """A limit on the size of files takes the place of a full disk."""
@@ -341,7 +339,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.slow(9)
 @pytest.mark.processes
 def test_kills_at_any_moment_lose_nothing(tmp_path, capsys):
     """SIGKILL at random moments. In the end the dataset is as if nothing had happened.
@@ -389,16 +387,20 @@ def test_kills_at_any_moment_lose_nothing(tmp_path, capsys):
         assert (dst / name).read_bytes() == (tmp_path / "calm" / name).read_bytes(), name
 
 
-@pytest.mark.slow
+@pytest.mark.slow(5)
 @pytest.mark.processes
 def test_ctrl_c_is_clean(tmp_path):
-    src, dst = write_cohort(tmp_path / "src", 40), tmp_path / "dst"
+    src, dst = write_cohort(tmp_path / "src", 2), tmp_path / "dst"
+    # So many that the command cannot be done before the signal comes, however late that is.
+    for number in range(3, 41):
+        (src / f"e{number}").mkdir()
+        os.link(src / "e1" / "ct.nii.gz", src / f"e{number}" / "ct.nii.gz")
     process = command(tmp_path, "prepare", src, dst, "--quiet", "--workers", 1)
     deadline = time.monotonic() + 200
     while not list(dst.glob("exams/*/[!.]*.h5")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to everybody
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err, err
     assert not (dst / "dataset.json").exists()
 

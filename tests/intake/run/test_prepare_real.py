@@ -16,7 +16,7 @@ from deepatlas.exams.read import read_volume
 from deepatlas.intake.dataset.check import check_dataset
 from deepatlas.intake.dataset.folder import Dataset
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(3)
 LONG = bool(os.environ.get("DEEPATLAS_LONG_TESTS"))
 
 

@@ -362,7 +362,7 @@ def in_millimetres(contours: list[np.ndarray], image: sitk.Image) -> np.ndarray:
     return filled
 
 
-@pytest.mark.slow
+@pytest.mark.slow(5)
 def test_lungs_of_a_real_rtstruct_against_an_independent_rasterisation(lung1):
     reader = sitk.ImageSeriesReader()
     by_series = [
@@ -399,7 +399,7 @@ def test_lungs_of_a_real_rtstruct_against_an_independent_rasterisation(lung1):
     assert np.median(ct.array[result.labels.array > 0]) < -600
 
 
-@pytest.mark.slow
+@pytest.mark.slow(3)
 def test_tumours_of_a_real_rtstruct_keep_their_voxels(lung1):
     scan = scan_dicom(found(path) for path in sorted(lung1.iterdir()))
     series = choose_series(scan.series).taken
