@@ -23,6 +23,7 @@ PRELOAD = [
     "deepatlas.cli.main",
     # What the first step of an optimiser and the first record of a run import.
     "torch._dynamo",
+    "torch.distributed.run",
     "torch.utils.tensorboard",
 ]
 

@@ -32,6 +32,11 @@ LEFT = {
     "deepatlas report patients": ["exam.html"],
 }
 
+# Templates of all structures would take most of the time. The page asks for the liver and a lung.
+FEW = ["--structures", "liver", "lung_left", "brain"]
+# Two levels, each with its picture.
+FASTER = ["network.channels=[8,16]", "train.steps=[2,2]", "train.head_steps=0", "refine.steps=0"]
+
 
 def commands() -> list[str]:
     """The lines of the page's shell blocks without comments."""
@@ -48,7 +53,7 @@ def test_the_page_holds_every_command_that_it_promises():
     assert rest == []
 
 
-@pytest.mark.slow(40)
+@pytest.mark.slow(15)
 def test_every_command_of_the_tutorial_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     # The page is opened, and ended as by Ctrl-C.
@@ -66,9 +71,12 @@ def test_every_command_of_the_tutorial_runs(tmp_path, monkeypatch, capsys):
             continue
         words = shlex.split(line)
         if words[0] == "python":
-            # Templates of all structures would take most of the time.
-            few = ["--structures", "heart", "liver", "brain"]
-            words = ["deepatlas", "train", *words[3:], *few, "--quiet", *FAST, "refine.steps=0"]
+            words = ["deepatlas", "train", *words[3:], *FEW, "--quiet", *FAST, *FASTER]
+        if words[1] == "phantom":
+            # As the phantoms of the training.
+            words += ["--spacing", "8"]
+        if words[1] == "template":
+            words += FEW
         code, errors = main(words[1:]), capsys.readouterr().err
         if code and words[1] == "register":
             # A model of a few steps puts two bodies at different coordinates, and the command refuses them.

@@ -10,6 +10,7 @@ import SimpleITK as sitk
 import torch
 from fast_settings import FAST
 from small_exams import write_cohort
+from undrawn import undrawn
 
 import deepatlas
 from deepatlas import checkpoint
@@ -37,7 +38,7 @@ def run(tmp_path_factory, cache):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.slow(12)
 def test_a_run_leaves_everything_that_is_promised(run):
     expected = [
         "config.json",
@@ -63,7 +64,7 @@ def test_a_run_leaves_everything_that_is_promised(run):
     assert not list(run.rglob(".*"))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(1)
 def test_the_result_holds_dice_and_true_error(run):
     result = json.loads((run / "result.json").read_text())
     assert 0 <= result["dice"] <= 1 and result["exams"] == 1
@@ -80,7 +81,7 @@ def test_the_result_holds_dice_and_true_error(run):
     assert {row["exam"] for row in rows} == {"phantom_0003"}
 
 
-@pytest.mark.slow
+@pytest.mark.slow(1)
 def test_the_log_covers_every_phase(run):
     phases = [json.loads(line)["phase"] for line in (run / "log.jsonl").read_text().splitlines()]
     assert list(dict.fromkeys(phases)) == [
@@ -94,7 +95,7 @@ def test_the_log_covers_every_phase(run):
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(1)
 def test_the_model_loads_and_gives_native_coordinates(run):
     model = deepatlas.load(run)
     exam = run / "phantom" / "test" / "phantom_0003" / "ct.nii.gz"
@@ -105,12 +106,13 @@ def test_the_model_loads_and_gives_native_coordinates(run):
     assert deepatlas.load(run / "model.pt").fingerprint == model.fingerprint
 
 
-@pytest.mark.slow
+@pytest.mark.slow(5)
 def test_a_finished_run_is_not_overwritten_and_resumes_to_the_same_result(run, capsys):
     assert main(["--preset", "tiny", "--out", str(run), "--quiet", *FAST]) == 1
     assert f"{run}: holds a run already" in capsys.readouterr().err
     before = json.loads((run / "result.json").read_text())
-    assert main(["--resume", str(run), "--quiet"]) == 0
+    with undrawn():
+        assert main(["--resume", str(run), "--quiet"]) == 0
     after = json.loads((run / "result.json").read_text())
     assert after["dice"] == before["dice"] and after["coordinate_error_mm"] == before["coordinate_error_mm"]
 
@@ -124,16 +126,17 @@ def data(tmp_path_factory):
     return str(write_cohort(tmp_path_factory.mktemp("data") / "exams", 4))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(2)
 def test_training_on_a_directory_holds_labelled_exams_out(data, tmp_path, cache, capsys):
     out = ["--preset", "tiny", "--out", str(tmp_path / "r")]
-    assert main(["--data", data, *out, "--quiet", "--json", *SHORT]) == 0
+    with undrawn():
+        assert main(["--data", data, *out, "--quiet", "--json", *SHORT]) == 0
     result = json.loads(capsys.readouterr().out)
     assert len(result["test_exams"]) == 1 and result["template_exams"][0] not in result["test_exams"]
     assert "coordinate_error_mm" not in result
 
 
-@pytest.mark.slow
+@pytest.mark.slow(8)
 def test_bfloat16_and_compiled_networks_train_and_are_saved_in_float32(data, tmp_path, cache, monkeypatch):
     backends = []
 
@@ -152,7 +155,8 @@ def test_bfloat16_and_compiled_networks_train_and_are_saved_in_float32(data, tmp
     half = ["train.compile=true", "train.precision=bfloat16"]
     fewer = ["network.channels=[8,16]", "train.steps=[2,2]", "train.head_steps=0"]
     where = ["--data", str(unlabelled), "--preset", "tiny", "--out", str(out), "--quiet"]
-    assert main([*where, *SHORT, *fewer, *half]) == 0
+    with undrawn():
+        assert main([*where, *SHORT, *fewer, *half]) == 0
     # The network and the autoencoder.
     assert len(backends) == 2
     model = deepatlas.load(out)
@@ -180,7 +184,7 @@ def test_wrong_arguments_are_one_line(arguments, message, tmp_path, monkeypatch,
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.slow(1)
 def test_a_run_folder_of_an_earlier_version_resumes(run, tmp_path):
     """Its config.json and checkpoint lack the settings that were added since, and the ids of the exams."""
     copy = shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("evaluation*", "phantom"))
@@ -195,7 +199,7 @@ def test_a_run_folder_of_an_earlier_version_resumes(run, tmp_path):
     assert Facts(**experiment.state["facts"]).exams is None
 
 
-@pytest.mark.slow
+@pytest.mark.slow(1)
 def test_a_changed_config_is_refused_on_resume(run, tmp_path, capsys):
     copy = shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("evaluation*", "phantom"))
     saved = json.loads((copy / "config.json").read_text())

@@ -168,7 +168,7 @@ def test_parts_of_a_batch_give_the_same_run(model, data, whole, tmp_path):
 @pytest.mark.slow
 def test_two_processes_compute_the_run_of_one(model, data, whole, environment, tmp_path):
     out = tmp_path / "run"
-    ranks("deepatlas.cli.main", start(model, data, out), environment, 2, tmp_path)
+    ranks("undrawn", start(model, data, out), environment, 2, tmp_path)
     for a, b in zip(records(out), records(whole), strict=True):
         assert (a["phase"], a["step"]) == (b["phase"], b["step"])
         for key in ("dice_loss", "cross_entropy"):

@@ -121,7 +121,7 @@ def test_a_killed_run_resumes_bit_for_bit(data, whole, tmp_path, monkeypatch, at
 @pytest.mark.slow
 def test_two_processes_compute_the_run_of_one(data, whole, environment, tmp_path):
     out = tmp_path / "run"
-    ranks("deepatlas.train.__main__", start(data, out), environment, 2, tmp_path)
+    ranks("undrawn", ["train", *start(data, out)], environment, 2, tmp_path)
     ours, theirs = records(out), records(whole)
     assert [(r["phase"], r["step"]) for r in ours] == [(r["phase"], r["step"]) for r in theirs]
     for a, b in zip(ours, theirs, strict=True):

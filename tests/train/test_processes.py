@@ -8,8 +8,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -64,8 +62,8 @@ def resume(out):
     return ["--resume", str(out), "--device", "cpu"]
 
 
-# Before the arguments: torchrun with two processes, as users start it.
-LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+# torchrun with two processes, which are started as those of users are.
+LAUNCHER, TWO = "torch.distributed.run", ["--standalone", "--nproc-per-node=2"]
 
 
 def here(arguments):
@@ -90,15 +88,10 @@ def logged(out):
 def stop(arguments, environment, out, number, lines, wait=0.0, launched=False):
     """Start a run and send it a signal when it has logged so many records, or ``wait`` seconds later."""
     if launched:
-        process = subprocess.Popen(
-            [*LAUNCHER, "-m", "deepatlas.train", *arguments],
-            env=environment,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            start_new_session=True,
-        )
+        what = LAUNCHER, [*TWO, "-m", "deepatlas.train", *arguments]
     else:
-        process = Forked("deepatlas.train.__main__", arguments, environment, out.with_suffix(".txt"))
+        what = "undrawn", ["train", *arguments]
+    process = Forked(*what, environment, out.with_suffix(".txt"))
     until_logged(process, out, lines)
     time.sleep(wait)
     os.kill(process.pid, number)
@@ -120,7 +113,7 @@ def whole(cohort, environment, tmp_path_factory):
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.slow(6)
 @pytest.mark.parametrize(
     ("number", "lines", "resident"),
     [(signal.SIGKILL, 3, "auto"), (signal.SIGKILL, 13, "false"), (signal.SIGTERM, 9, "auto")],
@@ -142,7 +135,7 @@ def test_a_killed_run_resumes_bit_for_bit(cohort, environment, whole, tmp_path, 
     assert records(out) == records(whole)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(4)
 def test_a_run_killed_at_a_random_step_resumes_bit_for_bit(cohort, environment, whole, tmp_path):
     out, seed = tmp_path / "run", int.from_bytes(os.urandom(3))
     chance = random.Random(seed)
@@ -161,17 +154,17 @@ def test_a_run_killed_at_a_random_step_resumes_bit_for_bit(cohort, environment, 
     assert records(out) == records(whole), drawn
 
 
-@pytest.mark.slow
+@pytest.mark.slow(4)
 def test_a_batch_in_parts_is_the_same_batch(cohort, environment, whole, tmp_path):
     out = tmp_path / "run"
     here(start(cohort, out, "train.accumulate=2"))
     same_run(out, whole)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(4)
 def test_two_processes_compute_the_run_of_one(cohort, environment, whole, tmp_path):
     out = tmp_path / "run"
-    printed = ranks("deepatlas.train.__main__", start(cohort, out), environment, 2, tmp_path)
+    printed = ranks("undrawn", ["train", *start(cohort, out)], environment, 2, tmp_path)
     same_run(out, whole)
     # Only one process prints.
     assert (out / "model.pt").exists() and "".join(printed).count("exams to learn from") == 1
@@ -194,11 +187,11 @@ def same_run(out, whole):
     assert difference.quantile(0.999) < 1e-3 and difference.max() < 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.slow(4)
 def test_a_killed_process_ends_the_job_and_another_number_goes_on(cohort, environment, whole, tmp_path):
     out = tmp_path / "run"
     arguments = start(cohort, out, "train.checkpoint_minutes=0")
-    first, last = start_ranks("deepatlas.train.__main__", arguments, environment, 2, tmp_path)
+    first, last = start_ranks("undrawn", ["train", *arguments], environment, 2, tmp_path)
     until_logged(first, out, 9)
     os.kill(last.pid, signal.SIGKILL)
     _, error = first.communicate(timeout=300)
@@ -233,18 +226,17 @@ sys.exit(guarded(run))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(5)
 def test_the_process_that_is_left_says_why_although_the_launcher_ends_it(environment, tmp_path):
     script = tmp_path / "survivor.py"
     script.write_text(SURVIVOR)
-    done = subprocess.run(
-        [*LAUNCHER, str(script)], env=environment, capture_output=True, encoding="utf-8", timeout=300
-    )
-    assert done.returncode != 0 and "closing signal SIGTERM" in done.stderr, done.stderr
-    assert "deepatlas: error: process 0 of 2 lost the others" in done.stderr, done.stderr
+    launcher = Forked(LAUNCHER, [*TWO, str(script)], environment, tmp_path / "printed.txt")
+    _, error = launcher.communicate(timeout=300)
+    assert launcher.returncode != 0 and "closing signal SIGTERM" in error, error
+    assert "deepatlas: error: process 0 of 2 lost the others" in error, error
 
 
-@pytest.mark.slow
+@pytest.mark.slow(14)
 def test_sigterm_to_the_launcher_saves_first(cohort, environment, whole, tmp_path):
     out = tmp_path / "run"
     code, error = stop(start(cohort, out), environment, out, signal.SIGTERM, 5, launched=True)
@@ -252,7 +244,7 @@ def test_sigterm_to_the_launcher_saves_first(cohort, environment, whole, tmp_pat
     saved, log = checkpoint.load(out / "checkpoint.pt"), records(out)
     # Every step that was logged is in the checkpoint.
     assert len(log) >= 5 and saved["overall"] >= log[-1]["overall"]
-    ranks("deepatlas.train.__main__", resume(out), environment, 3, tmp_path)
+    ranks("undrawn", ["train", *resume(out)], environment, 3, tmp_path)
     same_run(out, whole)
 
 

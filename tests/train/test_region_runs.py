@@ -163,7 +163,7 @@ def test_a_tree_is_trained_two_levels_deep_and_the_model_uses_it(work, cascade, 
 def test_the_network_learns_where_the_parent_is(work, model):
     """After the phase ``parent``, the network of the region answers as the parent does."""
     settings = [
-        "region.steps=150",
+        "region.steps=90",
         "distil.steps=[]",
         "train.steps=[0,0]",
         "distil.lr=0.01",
