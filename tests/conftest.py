@@ -35,7 +35,12 @@ def real_data() -> Path:
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config):
-    """A process that crashes prints what the thread did that crashed, and not what all the others did."""
+    """A process that crashes prints what the thread did that crashed, and not what all the others did.
+
+    It also ends the tests: after a restart, the scheduling of whole files would wait for ever for the rest of the file.
+    """
+    if getattr(config.option, "maxworkerrestart", "") is None:
+        config.option.maxworkerrestart = "0"
     if fault_handler_stderr_fd_key in config.stash:
         faulthandler.enable(config.stash[fault_handler_stderr_fd_key], all_threads=False)
 
