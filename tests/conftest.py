@@ -33,16 +33,17 @@ def real_data() -> Path:
     return real("openkbp/train").parents[1]
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
-    """A process that crashes prints what the thread did that crashed, and not what all the others did.
-
-    It also ends the tests: after a restart, the scheduling of whole files would wait for ever for the rest of the file.
-    """
+    """A process that crashes ends the tests: after a restart, pytest-xdist waits for ever for the rest of the file."""
     if getattr(config.option, "maxworkerrestart", "") is None:
         config.option.maxworkerrestart = "0"
-    if fault_handler_stderr_fd_key in config.stash:
-        faulthandler.enable(config.stash[fault_handler_stderr_fd_key], all_threads=False)
+
+
+def pytest_sessionstart(session):
+    """A process that crashes prints what the thread did that crashed, and not what all the others did."""
+    if fault_handler_stderr_fd_key in session.config.stash:
+        faulthandler.enable(session.config.stash[fault_handler_stderr_fd_key], all_threads=False)
 
 
 @pytest.hookimpl(optionalhook=True)
