@@ -19,7 +19,7 @@ from deepatlas.files import FREE_SPACE, atomic_path, refuse_pointer
 from deepatlas.io.gzip_stream import write_gzip
 from deepatlas.io.integrity import AGAIN, Checked, compare_geometry
 from deepatlas.io.integrity_metaimage import check_metaimage, metaimage_scale
-from deepatlas.io.integrity_nifti import check_nifti
+from deepatlas.io.integrity_nifti import check_nifti, check_version
 from deepatlas.io.integrity_nrrd import check_nrrd, nrrd_scale
 from deepatlas.io.itk import itk_reads, itk_writes, simpleitk
 from deepatlas.io.values import as_hounsfield, as_labels, storable
@@ -120,6 +120,8 @@ def read_grid(path: Path, *, layers: bool = False) -> Grid:
     reader = simpleitk().ImageFileReader()
     reader.SetImageIO(_READERS[suffix])
     try:
+        if _READERS[suffix] == "NiftiImageIO":
+            check_version(path)
         with itk_reads(path, suffix, alone=_has_twin(path)) as name:
             reader.SetFileName(name)
             reader.ReadImageInformation()
