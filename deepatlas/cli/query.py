@@ -144,6 +144,7 @@ def _write_map(args: argparse.Namespace, index: IndexFile, exam: str) -> Path:
     from deepatlas.index.compare import departure_of
     from deepatlas.index.departures import departure_map
     from deepatlas.io.codec import write_volume
+    from deepatlas.model.cascade import answering
     from deepatlas.model.engine import Engine
 
     check_out_file(args.map, (".nii.gz", ".nii", ".nrrd", ".mha"), "--map")
@@ -159,6 +160,10 @@ def _write_map(args: argparse.Namespace, index: IndexFile, exam: str) -> Path:
         raise DataError(
             f"{index.path}: made with the model {index.about.model}, but {index.about.model_name} is now "
             f"{model.fingerprint}; make the index again"
+        )
+    if answering(model.regions, model.depth) != list(index.about.regions):
+        raise DataError(
+            f"{index.path}: made with other regions than {index.about.model_name} has now; make the index again"
         )
     volume = read_volume(path, kind=kind_of(path, is_exam=path.is_dir()))
     return write_volume(args.map, departure_map(model, volume, cells))

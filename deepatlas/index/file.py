@@ -35,6 +35,7 @@ class About:
         model_name: what the model was called, to load it again and for messages.
         template_name: what the template was called.
         data: the data directories, for messages and to find exams again.
+        regions: the regions of the model, with the fingerprints of their networks.
     """
 
     model: str
@@ -45,6 +46,7 @@ class About:
     model_name: str = field(default="", compare=False)
     template_name: str = field(default="", compare=False)
     data: tuple[str, ...] = field(default=(), compare=False)
+    regions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,9 @@ class IndexFile:
                 f"{self.path}: index format {found.get('version')}, this version reads {VERSION}; make it again"
             )
         about = json.loads(found["about"])
-        return About(**about | {key: tuple(about[key]) for key in ("structures", "data")})
+        return About(
+            **about | {key: tuple(about[key]) for key in ("structures", "data", "regions") if key in about}
+        )
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -251,6 +255,9 @@ def _difference(found: About, wanted: About) -> str:
         return f"the index of another model, {found.model}{name} and not {wanted.model}"
     if (found.template, found.structures) != (wanted.template, wanted.structures):
         return f"made with another template ({', '.join(found.structures[:4])} …)"
+    if found.regions != wanted.regions:
+        with_them = [", ".join(one.regions) or "no regions" for one in (found, wanted)]
+        return f"made with {with_them[0]} of the model, which now has {with_them[1]}"
     if found.refine != wanted.refine:
         return f"made with --refine {found.refine}, not {wanted.refine}"
     return f"made {'with' if found.trust else 'without'} --trust"

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from affine_model import KnownRegion
 from scipy import stats
 from truth_model import TruthModel
 
@@ -129,6 +130,15 @@ def test_where_nobody_can_tell_the_reason_is_given(made, found):
         setattr(otherwise, setting, 8)
         used = exam_trust(otherwise, mapped, found.template).structures["liver"]
         assert used.value is None and used.reason.endswith(f"but used with {said}")
+    # A network of a region makes other coordinates, for which other signs count.
+    cascade = copy(model)
+    cascade.regions = [KnownRegion("head")]
+    used = exam_trust(cascade, mapped, found.template).structures["liver"]
+    assert used.value is None and used.reason.startswith(
+        "calibrated with the model alone, but used with head"
+    )
+    cascade.depth = 0
+    assert exam_trust(cascade, mapped, found.template).structures["liver"].value is not None
     more = Template(
         np.concatenate([found.template.masks, found.template.masks[:1]]), (*NAMES, "new"),
         (*found.template.ids, 99), found.template.meta,

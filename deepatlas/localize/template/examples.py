@@ -25,6 +25,7 @@ from deepatlas.localize.template.estimate import LabelledExam, estimate_template
 from deepatlas.localize.template.file import SIZE, Template
 from deepatlas.localize.template.marks import check_marks, joined_marks
 from deepatlas.localize.template.soften import seen, with_appearance
+from deepatlas.model.cascade import answering
 from deepatlas.model.engine import Engine, Exam, read_exam
 from deepatlas.model.known import KnownExam, known_exam
 from deepatlas.model.project_box import box_in_atlas, mm_per_unit
@@ -140,6 +141,7 @@ def template_of(
         "intensity": model.intensity,
         "refine": model.refine,
         "average": model.average,
+        "regions": answering(model.regions, model.depth),
         "exams": [item.known.name for item in read],
         "skipped": {},
         "unlabelled": [item.known.name for item in read if item.seg is None],
