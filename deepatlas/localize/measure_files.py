@@ -32,7 +32,8 @@ class StatisticsFiles(GrowingTable[dict[str, Any]]):
     """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(lambda: _read(folder / NAMES[0]), lambda exams: _write(folder, exams))
+        path = folder / NAMES[0]
+        super().__init__(path, lambda: _read(path), lambda exams: _write(folder, exams))
 
     def add(self, exam: str, found: Sequence[StructureStatistics], fit: Mapping[str, Any]) -> None:
         """Add the structures of an exam; ``fit`` is what :meth:`Fit.to_dict <deepatlas.model.fit.Fit.to_dict>` gives.

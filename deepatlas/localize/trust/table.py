@@ -28,7 +28,7 @@ class TrustTable(GrowingTable[list[dict[str, str]]]):
 
     def __init__(self, folder: Path) -> None:
         path = folder / NAME
-        super().__init__(lambda: _read(path), lambda exams: _write(path, exams))
+        super().__init__(path, lambda: _read(path), lambda exams: _write(path, exams))
 
     def add(self, exam: str, trust: Mapping[str, Trust]) -> None:
         """Add the structures of an exam. Raises :class:`~deepatlas.errors.WriteError` if it cannot be written."""
