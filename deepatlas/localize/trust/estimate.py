@@ -109,7 +109,8 @@ def exam_trust(
     if list(regions) != (now_with := answering(model.regions, model.depth)):
         return _nobody_knows(
             template,
-            f"calibrated with {', '.join(regions) or without}, but used with {', '.join(now_with) or without} (see --depth)",
+            f"calibrated with {', '.join(regions) or without}, but used with {', '.join(now_with) or without} "
+            "(see --depth)",
         )
     evidence = evidence or gather(model, found, calibration.views)
     table = signs(evidence, template)
