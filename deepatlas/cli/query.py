@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
                 raise DataError(
                     f"{index.path}: no exam {args.show!r}; {did_you_mean(args.show, index.keys())}"
                 )
+            _note_outdated(index, [args.show])
             print_result(args, found, "\n".join(f"{k}: {v}" for k, v in _flat(found) if v is not None))
             return 0
         answer = (
@@ -83,8 +84,12 @@ def run(args: argparse.Namespace) -> int:
             if args.table2
             else ask(index, args.question, args.limit or None, rank=args.rank)
         )
-        if not args.table2:
+        if args.table2:
+            _note_outdated(index)
+        else:
             _note_vanished(answer.columns, answer.rows)
+            exam = answer.columns.index("id")
+            _note_outdated(index, [row[exam] for row in answer.rows])
         more = answer.total - len(answer.rows)
         text = _table(args, answer.columns, answer.rows)
         if more > 0 and not args.table2 and not args.csv:
@@ -97,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
 def _similar(args: argparse.Namespace, index: IndexFile) -> int:
     from deepatlas.index.compare import similar
 
+    _note_outdated(index)
     found = similar(index, args.similar)[: args.limit or None]
     rows = [(s.id, round(s.score, 3), round(s.overlap, 3), round(s.difference, 1)) for s in found]
     columns = ["id", "score", "overlap", "difference_hu"]
@@ -108,6 +114,7 @@ def _similar(args: argparse.Namespace, index: IndexFile) -> int:
 def _outliers(args: argparse.Namespace, index: IndexFile) -> int:
     from deepatlas.index.compare import outliers
 
+    _note_outdated(index)
     found = outliers(index, _template_of(index))
     rows = [
         (o.id, round(100 * o.unusual, 2), round(o.largest, 1), o.where) for o in found[: args.limit or None]
@@ -178,6 +185,18 @@ def _note_vanished(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Non
         print(
             f"{PROGRAM}: warning: {len(gone)} of these exams have vanished since they were indexed ({some}); run "
             "`deepatlas index` again",
+            file=sys.stderr,
+        )
+
+
+def _note_outdated(index: IndexFile, among: Sequence[str] | None = None) -> None:
+    """One line about exams, among these or all, that the last pass could not use, and knows from before."""
+    old = [exam for exam in index.outdated() if among is None or exam in among]
+    if old:
+        some = ", ".join(old[:3]) + (" …" if len(old) > 3 else "")
+        print(
+            f"{PROGRAM}: warning: {len(old)} of the exams could not be read when the index was last made ({some}), so "
+            "that this is what was known before; mend their files and run `deepatlas index` again",
             file=sys.stderr,
         )
 

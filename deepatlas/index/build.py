@@ -134,6 +134,8 @@ def build_index(
         finally:
             # Also after Ctrl-C: what is described is kept.
             index.put(batch)
+            # What is known of them stays, and does not pass as current.
+            index.outdate(sorted(known.keys() & (result.refused.keys() | cohort.skipped.keys())))
         result.exams = len(index)
     return result
 

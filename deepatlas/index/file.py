@@ -121,6 +121,13 @@ class IndexFile:
         statement = "SELECT id, path, key FROM exams JOIN sources USING (num)"
         return {i: (path, key) for i, path, key in self.rows(statement)}
 
+    def outdated(self) -> list[str]:
+        """The exams that could not be used any more in a later pass, so that what is known of them is of before."""
+        return [
+            i
+            for (i,) in self.rows("SELECT id FROM exams JOIN sources USING (num) WHERE key = '' ORDER BY id")
+        ]
+
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """The rows of a statement."""
         with self._guarded():
@@ -165,6 +172,15 @@ class IndexFile:
                     number = found.lastrowid
                 source = (number, entry.path, entry.key, entry.appearance)
                 self._db.execute("INSERT INTO sources VALUES (?, ?, ?, ?)", source)
+
+    def outdate(self, ids: Iterable[str]) -> None:
+        """Mark exams as :meth:`outdated`, until they are put again."""
+        with self._guarded(), sqlite.transaction(self._db, "BEGIN IMMEDIATE"):
+            # No exam has such a content key, so that the next pass tries again.
+            self._db.executemany(
+                "UPDATE sources SET key = '' WHERE num = (SELECT num FROM exams WHERE id = ?)",
+                ((i,) for i in ids),
+            )
 
     def drop(self, ids: Iterable[str]) -> None:
         """Remove exams."""
