@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from affine_model import KnownRegion
 from scipy import stats
+from small_exams import one_line
 from truth_model import TruthModel
 
 from deepatlas.errors import DataError, DeepAtlasError
@@ -238,6 +239,16 @@ def test_the_regression_finds_the_signs_that_count_and_its_bounds_hold_for_new_e
     mm, bound = calibration.millimetres(new.signs[:, columns])
     assert stats.spearmanr(mm, new.mm)[0] > 0.7 and 0.86 < (new.mm <= bound).mean() < 0.94
     assert cross.value.shape == (600,)
+
+
+@pytest.mark.parametrize("folds", [[], [3]])
+def test_masks_that_lie_elsewhere_than_their_drawings_are_one_line(folds):
+    """Nothing is known of an error in mm, or only in one fold, by which the others cannot be judged."""
+    table = _table(np.random.default_rng(0), 60, 0.03)
+    apart = replace(table, mm=np.where(np.isin(table.fold, folds), table.mm, np.nan))
+    with pytest.raises(DataError, match=f"20 labelled exams .* only {4 * len(folds)} of them") as error:
+        calibrate_table(apart, 6)
+    one_line(error.value)
 
 
 def test_a_sign_may_not_speak_against_its_meaning():
