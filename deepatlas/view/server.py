@@ -183,7 +183,10 @@ class _Handler(BaseHTTPRequestHandler):
             disposition = f'attachment; filename="{name}"'
             # A header holds ASCII alone.
             self._send(
-                body, "application/octet-stream", Content_Disposition=disposition, X_DeepATLAS_Note=quote(note)
+                body,
+                "application/octet-stream",
+                Content_Disposition=disposition,
+                X_DeepATLAS_Note=quote(note),
             )
         else:
             self._json(routes[path](data))
