@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepatlas.cells import cells
 from deepatlas.cli.common import STEPS, Commands, add_command, print_result
 from deepatlas.errors import PROGRAM, DataError, did_you_mean
 
@@ -206,8 +207,8 @@ def _table(args: argparse.Namespace, columns: Sequence[str], rows: Sequence[Sequ
     if args.csv:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([_cell(v) for v in row] for row in rows)
+        writer.writerow(cells(columns))
+        writer.writerows(cells(_cell(v) for v in row) for row in rows)
         return out.getvalue().rstrip("\n")
     shown = [i for i, name in enumerate(columns) if name != "path"]
     table = [[columns[i] for i in shown], *([_cell(row[i]) or "-" for i in shown] for row in rows)]
