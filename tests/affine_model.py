@@ -143,6 +143,7 @@ class KnownRegion:
     """The network of a region that knows where it is, up to ``shift`` half-edges along x."""
 
     size, intensity, device = 32, "hu", torch.device("cpu")
+    fingerprint = "known-region"
 
     def __init__(self, name: str, box: Box = MIDDLE, within: str | None = None, shift: float = 0.0):
         self.region, self.shift, self.looks = Region(name, box, within), shift, []

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from affine_model import ANATOMY, GRIDS, LABELS, SCALE, AffineModel, exam, grid_of
@@ -145,10 +146,11 @@ class Client:
         return json.loads(response.data)  # type: ignore[attr-defined]
 
     def download(self, data: Any) -> tuple[str, bytes]:
-        """A file of results: its name and its bytes."""
+        """A file of results: its name and its bytes; ``note`` is what was said about it."""
         response = self.ask("/api/download", "POST", body=json.dumps(data).encode())
         assert response.status == 200, response.data  # type: ignore[attr-defined]
         name = response.getheader("Content-Disposition").partition('filename="')[2].rstrip('"')
+        self.note = unquote(response.getheader("X-DeepATLAS-Note") or "")
         return name, response.data  # type: ignore[attr-defined]
 
 

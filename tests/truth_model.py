@@ -34,6 +34,8 @@ class TruthModel:
 
     fingerprint, name = "truth-model", "truth"
     intensity, refine, average = "hu", 0, 1
+    regions: tuple = ()
+    depth = None
     structures, fit_threshold = None, 0.5
     device = torch.device("cpu")
 

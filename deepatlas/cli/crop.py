@@ -286,6 +286,7 @@ def _write_table(folder: Path, rows: list[dict[str, Any]]) -> None:
     import io
     import json
 
+    from deepatlas.cells import cell
     from deepatlas.files import write_text
 
     write_text(folder / "crops.json", json.dumps(rows, indent=1, allow_nan=False) + "\n")
@@ -293,7 +294,7 @@ def _write_table(folder: Path, rows: list[dict[str, Any]]) -> None:
     text = io.StringIO()
     table = csv.DictWriter(text, keys, extrasaction="ignore", lineterminator="\n")
     table.writeheader()
-    table.writerows(rows)
+    table.writerows({key: cell(value) for key, value in row.items()} for row in rows)
     write_text(folder / "crops.csv", text.getvalue())
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepatlas.cells import cells
 from deepatlas.cli.common import STEPS, Commands, add_command, print_result
 from deepatlas.errors import PROGRAM, DataError, did_you_mean
 
@@ -76,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
                 raise DataError(
                     f"{index.path}: no exam {args.show!r}; {did_you_mean(args.show, index.keys())}"
                 )
+            _note_outdated(index, [args.show])
             print_result(args, found, "\n".join(f"{k}: {v}" for k, v in _flat(found) if v is not None))
             return 0
         answer = (
@@ -83,8 +85,12 @@ def run(args: argparse.Namespace) -> int:
             if args.table2
             else ask(index, args.question, args.limit or None, rank=args.rank)
         )
-        if not args.table2:
+        if args.table2:
+            _note_outdated(index)
+        else:
             _note_vanished(answer.columns, answer.rows)
+            exam = answer.columns.index("id")
+            _note_outdated(index, [row[exam] for row in answer.rows])
         more = answer.total - len(answer.rows)
         text = _table(args, answer.columns, answer.rows)
         if more > 0 and not args.table2 and not args.csv:
@@ -97,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
 def _similar(args: argparse.Namespace, index: IndexFile) -> int:
     from deepatlas.index.compare import similar
 
+    _note_outdated(index)
     found = similar(index, args.similar)[: args.limit or None]
     rows = [(s.id, round(s.score, 3), round(s.overlap, 3), round(s.difference, 1)) for s in found]
     columns = ["id", "score", "overlap", "difference_hu"]
@@ -108,6 +115,7 @@ def _similar(args: argparse.Namespace, index: IndexFile) -> int:
 def _outliers(args: argparse.Namespace, index: IndexFile) -> int:
     from deepatlas.index.compare import outliers
 
+    _note_outdated(index)
     found = outliers(index, _template_of(index))
     rows = [
         (o.id, round(100 * o.unusual, 2), round(o.largest, 1), o.where) for o in found[: args.limit or None]
@@ -144,6 +152,7 @@ def _write_map(args: argparse.Namespace, index: IndexFile, exam: str) -> Path:
     from deepatlas.index.compare import departure_of
     from deepatlas.index.departures import departure_map
     from deepatlas.io.codec import write_volume
+    from deepatlas.model.cascade import answering
     from deepatlas.model.engine import Engine
 
     check_out_file(args.map, (".nii.gz", ".nii", ".nrrd", ".mha"), "--map")
@@ -159,6 +168,10 @@ def _write_map(args: argparse.Namespace, index: IndexFile, exam: str) -> Path:
         raise DataError(
             f"{index.path}: made with the model {index.about.model}, but {index.about.model_name} is now "
             f"{model.fingerprint}; make the index again"
+        )
+    if answering(model.regions, model.depth) != list(index.about.regions):
+        raise DataError(
+            f"{index.path}: made with other regions than {index.about.model_name} has now; make the index again"
         )
     volume = read_volume(path, kind=kind_of(path, is_exam=path.is_dir()))
     return write_volume(args.map, departure_map(model, volume, cells))
@@ -177,13 +190,25 @@ def _note_vanished(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Non
         )
 
 
+def _note_outdated(index: IndexFile, among: Sequence[str] | None = None) -> None:
+    """One line about exams, among these or all, that the last pass could not use, and knows from before."""
+    old = [exam for exam in index.outdated() if among is None or exam in among]
+    if old:
+        some = ", ".join(old[:3]) + (" …" if len(old) > 3 else "")
+        print(
+            f"{PROGRAM}: warning: {len(old)} of the exams could not be read when the index was last made ({some}), so "
+            "that this is what was known before; mend their files and run `deepatlas index` again",
+            file=sys.stderr,
+        )
+
+
 def _table(args: argparse.Namespace, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """The rows as CSV or as aligned text; in text without the path."""
     if args.csv:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([_cell(v) for v in row] for row in rows)
+        writer.writerow(cells(columns))
+        writer.writerows(cells(_cell(v) for v in row) for row in rows)
         return out.getvalue().rstrip("\n")
     shown = [i for i, name in enumerate(columns) if name != "path"]
     table = [[columns[i] for i in shown], *([_cell(row[i]) or "-" for i in shown] for row in rows)]

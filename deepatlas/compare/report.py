@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from deepatlas.cells import cells
 from deepatlas.compare.align import pair_name
 from deepatlas.compare.comparison import Comparison, as_dict
 from deepatlas.compare.figure import PRINT, performance_figure
@@ -194,5 +195,5 @@ def _number(value: object) -> object:
 
 def _csv(lines: Iterable[Sequence[object]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
+    csv.writer(text, lineterminator="\n").writerows(map(cells, lines))
     return text.getvalue()

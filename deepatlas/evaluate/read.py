@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from deepatlas.cells import text_of
 from deepatlas.errors import DataError
 from deepatlas.evaluate.rows import Row
 
@@ -85,7 +86,7 @@ def _row(cells: dict[str, str], where: str) -> Row:
         for name in Row.columns()
         if name not in _NAMES
     }
-    return Row(cells["exam"], cells["structure"], **values)
+    return Row(text_of(cells["exam"]), text_of(cells["structure"]), **values)
 
 
 def _value(name: str, text: str, where: str) -> float:

@@ -7,6 +7,8 @@ import io
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 
+from deepatlas.cells import cells
+
 
 @dataclass(frozen=True)
 class Row:
@@ -32,7 +34,7 @@ class Row:
 
     def csv(self) -> list[str]:
         """The cells of this row of ``metrics.csv``; numbers have six significant digits."""
-        return [v if isinstance(v, str) else f"{v:.6g}" for v in asdict(self).values()]
+        return cells(v if isinstance(v, str) else f"{v:.6g}" for v in asdict(self).values())
 
 
 def metrics_csv(rows: Iterable[Row]) -> str:

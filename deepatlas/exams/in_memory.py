@@ -53,6 +53,7 @@ def as_volume(image: Any) -> Volume:
     if sitk and isinstance(image, sitk.Image):
         if (values := image.GetNumberOfComponentsPerPixel()) != 1:
             raise DataError(f"SimpleITK image: {values} values a voxel; give a scalar one")
+        _in_millimetres(image)
         array = _three(sitk.GetArrayFromImage(image).T, "SimpleITK image").T
         return Volume(_numbers(array, "SimpleITK image"), grid_of(image, "SimpleITK image"))
     if nibabel and isinstance(image, nibabel.spatialimages.SpatialImage):
@@ -90,6 +91,19 @@ def as_volume(image: Any) -> Volume:
     kind = f"{type(image).__module__}.{type(image).__qualname__}".removeprefix("builtins.")
     alone = ", which has no position in space," if hasattr(image, "__array__") else ""
     raise DeepAtlasError(f"an exam must be {_KINDS}; got {kind}{alone} instead")
+
+
+def _in_millimetres(image: Any) -> None:
+    """Refuse an image of SimpleITK that was read from a MetaImage in another unit.
+
+    SimpleITK has not converted its lengths, and whether the user has cannot be known.
+    """
+    key = "ITK_VoxelUnits"
+    if image.HasMetaDataKey(key) and (unit := image.GetMetaData(key).strip()) not in ("mm", "?", ""):
+        raise DataError(
+            f"SimpleITK image: its {key} are {unit!r}; give its spacing and origin in millimetres, and "
+            f"EraseMetaData({key!r})"
+        )
 
 
 def _from_xyz(array: NDArray, affine: NDArray, name: str, what: str) -> Volume:

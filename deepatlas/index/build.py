@@ -17,6 +17,7 @@ from deepatlas.index.facts import described
 from deepatlas.index.file import BATCH, About, Entry, IndexFile, locked
 from deepatlas.index.work import IndexJob, Tools, content_key, describe
 from deepatlas.localize.template.file import Template
+from deepatlas.model.cascade import answering
 from deepatlas.model.engine import Engine
 
 # Seconds that an exam may take before it is given up.
@@ -87,6 +88,7 @@ def build_index(
     about = About(
         model.fingerprint, tools.digest, described(template), tools.refine, options.trust,
         tools.model, tools.template, tuple(str(root.absolute()) for root in data),
+        tuple(answering(model.regions, model.depth)),
     )  # fmt: skip
     result = Pass(skipped=dict(cohort.skipped))
     # The lock first, so that no other program makes the file meanwhile.
@@ -132,6 +134,8 @@ def build_index(
         finally:
             # Also after Ctrl-C: what is described is kept.
             index.put(batch)
+            # What is known of them stays, and does not pass as current.
+            index.outdate(sorted(known.keys() & (result.refused.keys() | cohort.skipped.keys())))
         result.exams = len(index)
     return result
 

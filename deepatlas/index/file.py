@@ -35,6 +35,7 @@ class About:
         model_name: what the model was called, to load it again and for messages.
         template_name: what the template was called.
         data: the data directories, for messages and to find exams again.
+        regions: the regions of the model, with the fingerprints of their networks.
     """
 
     model: str
@@ -45,6 +46,7 @@ class About:
     model_name: str = field(default="", compare=False)
     template_name: str = field(default="", compare=False)
     data: tuple[str, ...] = field(default=(), compare=False)
+    regions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,13 @@ class IndexFile:
         statement = "SELECT id, path, key FROM exams JOIN sources USING (num)"
         return {i: (path, key) for i, path, key in self.rows(statement)}
 
+    def outdated(self) -> list[str]:
+        """The exams that could not be used any more in a later pass, so that what is known of them is of before."""
+        return [
+            i
+            for (i,) in self.rows("SELECT id FROM exams JOIN sources USING (num) WHERE key = '' ORDER BY id")
+        ]
+
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """The rows of a statement."""
         with self._guarded():
@@ -164,6 +173,15 @@ class IndexFile:
                 source = (number, entry.path, entry.key, entry.appearance)
                 self._db.execute("INSERT INTO sources VALUES (?, ?, ?, ?)", source)
 
+    def outdate(self, ids: Iterable[str]) -> None:
+        """Mark exams as :meth:`outdated`, until they are put again."""
+        with self._guarded(), sqlite.transaction(self._db, "BEGIN IMMEDIATE"):
+            # No exam has such a content key, so that the next pass tries again.
+            self._db.executemany(
+                "UPDATE sources SET key = '' WHERE num = (SELECT num FROM exams WHERE id = ?)",
+                ((i,) for i in ids),
+            )
+
     def drop(self, ids: Iterable[str]) -> None:
         """Remove exams."""
         with self._guarded(), sqlite.transaction(self._db, "BEGIN IMMEDIATE"):
@@ -186,7 +204,9 @@ class IndexFile:
                 f"{self.path}: index format {found.get('version')}, this version reads {VERSION}; make it again"
             )
         about = json.loads(found["about"])
-        return About(**about | {key: tuple(about[key]) for key in ("structures", "data")})
+        return About(
+            **about | {key: tuple(about[key]) for key in ("structures", "data", "regions") if key in about}
+        )
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -251,6 +271,9 @@ def _difference(found: About, wanted: About) -> str:
         return f"the index of another model, {found.model}{name} and not {wanted.model}"
     if (found.template, found.structures) != (wanted.template, wanted.structures):
         return f"made with another template ({', '.join(found.structures[:4])} …)"
+    if found.regions != wanted.regions:
+        with_them = [", ".join(one.regions) or "no regions" for one in (found, wanted)]
+        return f"made with {with_them[0]} of the model, which now has {with_them[1]}"
     if found.refine != wanted.refine:
         return f"made with --refine {found.refine}, not {wanted.refine}"
     return f"made {'with' if found.trust else 'without'} --trust"

@@ -18,9 +18,9 @@ from deepatlas.errors import DataError, WriteError
 from deepatlas.files import FREE_SPACE, atomic_path, refuse_pointer
 from deepatlas.io.gzip_stream import write_gzip
 from deepatlas.io.integrity import AGAIN, Checked, compare_geometry
-from deepatlas.io.integrity_metaimage import check_metaimage
-from deepatlas.io.integrity_nifti import check_nifti
-from deepatlas.io.integrity_nrrd import check_nrrd
+from deepatlas.io.integrity_metaimage import check_metaimage, metaimage_scale
+from deepatlas.io.integrity_nifti import check_nifti, check_version
+from deepatlas.io.integrity_nrrd import check_nrrd, nrrd_scale
 from deepatlas.io.itk import itk_reads, itk_writes, simpleitk
 from deepatlas.io.values import as_hounsfield, as_labels, storable
 from deepatlas.space.constants import LPS_FROM_RAS, LPS_SIGNS, MIN_VOXELS
@@ -40,6 +40,8 @@ WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha")
 # The headers whose voxels may lie in another file.
 _DETACHED = (".nhdr", ".mhd")
 _CHECKS = {"NiftiImageIO": check_nifti, "NrrdImageIO": check_nrrd, "MetaImageIO": check_metaimage}
+# ITK converts the lengths of a NIfTI to millimetres, and takes those of the others as they stand.
+_SCALES = {"NrrdImageIO": nrrd_scale, "MetaImageIO": metaimage_scale}
 
 # In a NIfTI-1: the longest side, and the bytes at which the sides and the voxels begin.
 _NIFTI_SIDE, _NIFTI_DIM, _NIFTI_VOXELS = 32767, 40, 352
@@ -69,7 +71,7 @@ def read_image(path: Path, *, labels: bool = False) -> tuple[Volume, list[str]]:
         DataError: one line that names the file, the problem and the cure.
     """
     image, checked = _read_image(path)
-    array, grid = _array(image), grid_of(image, path)
+    array, grid = _array(image), grid_of(image, path, checked.scale)
     compare_geometry(path, grid, checked)
     if checked.surplus:
         # Rounded, because adding and subtracting leaves an error behind, and labels must be whole numbers.
@@ -101,7 +103,7 @@ def read_layers(path: Path) -> tuple[list[NDArray], Grid, list[str]]:
     Raises :class:`~deepatlas.errors.DataError` as :func:`read_image` does for a label image.
     """
     image, checked = _read_image(path, layers=True)
-    array, grid = _array(image), grid_of(image, path)
+    array, grid = _array(image), grid_of(image, path, checked.scale)
     compare_geometry(path, grid, checked)
     layers = [array] if array.ndim == 3 else list(np.moveaxis(array, -1, 0))
     return [as_labels(layer, path) for layer in layers], grid, list(checked.notes)
@@ -118,13 +120,16 @@ def read_grid(path: Path, *, layers: bool = False) -> Grid:
     reader = simpleitk().ImageFileReader()
     reader.SetImageIO(_READERS[suffix])
     try:
+        if _READERS[suffix] == "NiftiImageIO":
+            check_version(path)
         with itk_reads(path, suffix, alone=_has_twin(path)) as name:
             reader.SetFileName(name)
             reader.ReadImageInformation()
     except (RuntimeError, OSError) as error:
         raise DataError(f"{path}: its header cannot be decoded{_detail(error)}; {AGAIN}") from error
     _check_shape(path, reader.GetSize(), 1 if layers else reader.GetNumberOfComponents())
-    return grid_of(reader, path)
+    scale = _SCALES.get(_READERS[suffix])
+    return grid_of(reader, path, scale(path) if scale else 1.0)
 
 
 def voxel_file(path: Path) -> Path | None:
@@ -333,9 +338,10 @@ def _array(image: Any) -> NDArray:
     return simpleitk().GetArrayFromImage(image)
 
 
-def grid_of(image: Any, path: str | os.PathLike[str]) -> Grid:
+def grid_of(image: Any, path: str | os.PathLike[str], scale: float = 1.0) -> Grid:
     """The grid of an image of SimpleITK, or of a reader that has read a header; axes beyond the third have one voxel.
 
+    ``scale`` is millimetres in the unit of its lengths.
     Raises :class:`~deepatlas.errors.DataError`, which names ``path``, if no grid can have such axes.
     """
     shape = image.GetSize()
@@ -343,6 +349,7 @@ def grid_of(image: Any, path: str | os.PathLike[str]) -> Grid:
     affine = np.eye(4)
     affine[:3, :3] = LPS_FROM_RAS[:3, :3] @ direction * image.GetSpacing()[:3]
     affine[:3, 3] = LPS_SIGNS * image.GetOrigin()[:3]
+    affine[:3] *= scale
     try:
         return Grid(shape[2::-1], affine)
     except DataError as error:

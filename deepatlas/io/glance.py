@@ -134,7 +134,6 @@ def _nifti(path: Path) -> Iterator[NDArray]:
     """The voxels of a NIfTI, a piece at a time, with slope and intercept applied."""
     stream = decompressed(path)
     head = next(stream, b"")
-    # NIfTI-2 has another header; ITK does not read it, so that the grid is not known either.
     order = "<" if struct.unpack("<i", head[:4])[0] == 348 else ">"
     dims, code = struct.unpack(order + "8h", head[40:56]), struct.unpack(order + "h", head[70:72])[0]
     offset, slope, intercept = struct.unpack(order + "3f", head[108:120])

@@ -35,13 +35,15 @@ class Checked:
     ``affines`` maps the name of a source in the header (such as ``"qform"``) to a 4x4 matrix from voxel indices to RAS+
     millimetres; it is empty where the header does not define a geometry. ``beside`` is the name that the header gives
     to the file of its voxels, relative to its own folder, if they are in another file. ``surplus`` is what ITK adds to
-    every voxel although the format does not mean it.
+    every voxel although the format does not mean it. ``scale`` is millimetres in the header's unit of length, which ITK
+    takes for one.
     """
 
     notes: list[str] = field(default_factory=list)
     affines: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     beside: str = ""
     surplus: float = 0.0
+    scale: float = 1.0
 
 
 def compare_geometry(path: Path, grid: Grid, checked: Checked) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from deepatlas.errors import DataError
 from deepatlas.io.integrity import AGAIN, Checked, check_length, check_memory, inflated_length
 from deepatlas.io.text_header import MAX_LINES, TextHeader, bytes_left, printable, read_line
+from deepatlas.io.units import millimetres
 from deepatlas.space.constants import LPS_FROM_RAS
 
 _BYTES = {"CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "LONG": 8, "ULONG": 8}
@@ -28,6 +29,12 @@ def check_metaimage(path: Path) -> Checked:
     with open(path, "rb") as handle:
         header = _read_header(path, handle)
         return _check(header, handle)
+
+
+def metaimage_scale(path: Path) -> float:
+    """Millimetres in the unit of length of a header; :class:`DataError` for a damaged one. Voxels are not read."""
+    with open(path, "rb") as handle:
+        return _scale(_read_header(path, handle), [])
 
 
 def _read_header(path: Path, handle: BinaryIO) -> TextHeader:
@@ -103,6 +110,7 @@ def _flag(header: TextHeader, key: str) -> bool | None:
 def _check_geometry(header: TextHeader, dims: int, checked: Checked) -> None:
     """Add the geometry to ``checked``, or a note for each field that is missing."""
     found: dict[str, NDArray[np.float64]] = {}
+    checked.scale = _scale(header, checked.notes)
     for key, (names, count) in _GEOMETRY.items():
         given = [name for name in names if name in header.fields]
         if not given:
@@ -113,7 +121,15 @@ def _check_geometry(header: TextHeader, dims: int, checked: Checked) -> None:
         affine = np.eye(4)
         affine[:3, :3] = found["TransformMatrix"].reshape(3, 3).T * found["ElementSpacing"]
         affine[:3, 3] = found["Offset"]
+        affine[:3] *= checked.scale
         checked.affines["header"] = LPS_FROM_RAS @ affine
+
+
+def _scale(header: TextHeader, notes: list[str]) -> float:
+    """Millimetres in the unit of length."""
+    return millimetres(
+        header.path, "MetaImage", "DistanceUnits", [header.fields.get("DistanceUnits", "")], notes
+    )
 
 
 def _check_compressed_size(header: TextHeader, found: int, local: bool) -> None:

@@ -1,4 +1,4 @@
-"""NIfTI-1 and NIfTI-2: checks of the header, the length and the values of the voxels.
+"""NIfTI: checks of the header, the length and the values of the voxels.
 
 See :mod:`deepatlas.io.integrity`. The header checks of nibabel (``Nifti1Header.check_fix``) cannot replace these. On
 12,000 randomly damaged files they accepted axes of size 0 or less, unknown units of length, and a qform or sform with
@@ -9,7 +9,10 @@ At the level at which nibabel notices a wrong number of bits per voxel, it also 
 
 from __future__ import annotations
 
+import gzip
 import struct
+import zlib
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,36 +75,43 @@ def check_nifti(path: Path) -> Checked:
     return header.checked
 
 
+def check_version(path: Path) -> None:
+    """Raise :class:`DataError` for a NIfTI-2, from its first bytes; other files pass, also damaged ones."""
+    with suppress(EOFError, zlib.error, gzip.BadGzipFile), open(path, "rb") as raw:
+        zipped = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        with gzip.open(raw) if zipped else raw as stream:
+            _refuse_second_version(path, stream.read(4))
+
+
+def _refuse_second_version(path: Path, head: bytes) -> None:
+    """ITK reads no NIfTI-2, whose header has 540 bytes; they are whole files that nibabel and FSL can write."""
+    if head[:4] in (struct.pack("<i", 540), struct.pack(">i", 540)):
+        raise DataError(
+            f"{path}: is a NIfTI-2, which is not read; save it as NIfTI-1, in Python by "
+            "nibabel.Nifti1Image.from_image(nibabel.load(FILE)).to_filename(NEW)"
+        )
+
+
 def _header(path: Path, head: bytes) -> _Header:
     if len(head) < 348:
         raise DataError(f"{path}: too short for a NIfTI file ({len(head)} bytes); {AGAIN}")
-    order = "<" if struct.unpack("<i", head[:4])[0] in (348, 540) else ">"
-    version = struct.unpack(order + "i", head[:4])[0]
-    if version == 348:
-        dim = struct.unpack(order + "8h", head[40:56])
-        kind, bits = struct.unpack(order + "2h", head[70:74])
-        pixdim = struct.unpack(order + "8f", head[76:108])
-        offset, slope, intercept = struct.unpack(order + "3f", head[108:120])
-        units = head[123]
-        codes = struct.unpack(order + "2h", head[252:256])
-        numbers = struct.unpack(order + "18f", head[256:328])
-        magic, least = head[344:347], 352
-    elif version == 540 and len(head) >= 540:
-        dim = struct.unpack(order + "8q", head[16:80])
-        kind, bits = struct.unpack(order + "2h", head[12:16])
-        pixdim = struct.unpack(order + "8d", head[104:168])
-        offset, slope, intercept = struct.unpack(order + "q2d", head[168:192])
-        units = struct.unpack(order + "i", head[500:504])[0]
-        codes = struct.unpack(order + "2i", head[344:352])
-        numbers = struct.unpack(order + "18d", head[352:496])
-        magic, least = head[4:7], 544
-    else:
+    _refuse_second_version(path, head)
+    order = "<" if struct.unpack("<i", head[:4])[0] == 348 else ">"
+    if struct.unpack(order + "i", head[:4])[0] != 348:
         raise DataError(f"{path}: not a NIfTI file despite its name; {RENAME}")
-    if magic not in (b"n+1", b"n+2"):
+    dim = struct.unpack(order + "8h", head[40:56])
+    kind, bits = struct.unpack(order + "2h", head[70:74])
+    pixdim = struct.unpack(order + "8f", head[76:108])
+    offset, slope, intercept = struct.unpack(order + "3f", head[108:120])
+    units = head[123]
+    codes = struct.unpack(order + "2h", head[252:256])
+    numbers = struct.unpack(order + "18f", head[256:328])
+    if head[344:347] != b"n+1":
         raise DataError(
             f"{path}: not a single-file NIfTI (header and voxels in one .nii or .nii.gz); convert it first"
         )
-    if not 1 <= dim[0] <= 7 or any(n < 1 for n in dim[1 : dim[0] + 1]) or not least <= offset < 1 << 40:
+    if not 1 <= dim[0] <= 7 or any(n < 1 for n in dim[1 : dim[0] + 1]) or not 352 <= offset < 1 << 40:
         raise DataError(f"{path}: damaged NIfTI header (dimensions {list(dim)}, offset {offset}); {AGAIN}")
     if _BITS.get(kind) != bits:
         raise DataError(f"{path}: damaged NIfTI header (datatype {kind} of {bits} bits); {AGAIN}")

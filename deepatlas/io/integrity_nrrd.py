@@ -11,6 +11,7 @@ import numpy as np
 from deepatlas.errors import DataError
 from deepatlas.io.integrity import AGAIN, RENAME, Checked, check_length, check_memory, inflated_length
 from deepatlas.io.text_header import MAX_LINES, TextHeader, bytes_left, printable, read_line
+from deepatlas.io.units import millimetres
 
 _BYTES = {
     name: size
@@ -38,9 +39,6 @@ _SPACES = {
 def check_nrrd(path: Path) -> Checked:
     """The content of a header; :class:`DataError` unless header and voxels of the file are consistent."""
     with open(path, "rb") as handle:
-        if handle.read(4) != b"NRRD":
-            raise DataError(f"{path}: not an NRRD file despite its name; {RENAME}")
-        handle.readline(8192)
         header, ended = _read_header(path, handle)
         for key in ("dimension", "type", "sizes", "encoding"):
             if key not in header.fields:
@@ -48,8 +46,17 @@ def check_nrrd(path: Path) -> Checked:
         return _check(header, handle, ended)
 
 
+def nrrd_scale(path: Path) -> float:
+    """Millimetres in the unit of length of a header; :class:`DataError` for a damaged one. Voxels are not read."""
+    with open(path, "rb") as handle:
+        return _scale(_read_header(path, handle)[0], [])
+
+
 def _read_header(path: Path, handle: BinaryIO) -> tuple[TextHeader, bool]:
     """The header, and whether an empty line ends it, as it must where voxels follow in the same file."""
+    if handle.read(4) != b"NRRD":
+        raise DataError(f"{path}: not an NRRD file despite its name; {RENAME}")
+    handle.readline(8192)
     header = TextHeader(path, "NRRD")
     for _ in range(MAX_LINES):
         line = read_line(handle)
@@ -105,6 +112,7 @@ def _check(header: TextHeader, handle: BinaryIO, ended: bool) -> Checked:
 def _check_geometry(header: TextHeader, checked: Checked) -> None:
     """Add the geometry to ``checked``, or a note where it is incomplete."""
     fields = header.fields
+    checked.scale = _scale(header, checked.notes)
     missing = [k for k in ("space", "space directions", "space origin") if k not in fields]
     if missing:
         checked.notes.append(f"NRRD header has no {missing[0]}; size or place in the body may be wrong")
@@ -125,4 +133,19 @@ def _check_geometry(header: TextHeader, checked: Checked) -> None:
         affine = np.eye(4)
         affine[:3, :3] = vectors["space directions"].T
         affine[:3, 3] = vectors["space origin"][0]
+        affine[:3] *= checked.scale
         checked.affines["header"] = np.diag([*signs, 1]) @ affine
+
+
+def _scale(header: TextHeader, notes: list[str]) -> float:
+    """Millimetres in the unit of length, which stands beside the space or, without one, beside the spacings."""
+    key = "space units" if "space units" in header.fields else "units"
+    text = header.fields.get(key, "")
+    if re.sub(r'"[^"]*"|\s', "", text):
+        raise header.damaged(f"{key} {printable(text)}")
+    units = re.findall(r'"([^"]*)"', text)
+    if key == "units":
+        # An axis without a spacing is none of space; it may hold the values of a voxel.
+        spacings = header.fields.get("spacings", "").split()
+        units = [unit for unit, spacing in zip(units, spacings, strict=False) if spacing.lower() != "nan"]
+    return millimetres(header.path, "NRRD", key, units, notes)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deepatlas.cells import cell
 from deepatlas.errors import DataError
 from deepatlas.files import write_text
 from deepatlas.io.codec import write_volume
@@ -65,7 +66,7 @@ def write_follow_up(
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = csv.DictWriter(text, columns, lineterminator="\n")
     table.writeheader()
-    table.writerows(rows)
+    table.writerows({key: cell(value) for key, value in row.items()} for row in rows)
     write_text(folder / NAMES[2], text.getvalue())
     picture(folder / NAMES[3], found, template, before, names)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deepatlas.cells import cell
 from deepatlas.files import write_text
 from deepatlas.io.export.markups import write_markups
 from deepatlas.localize.found import Found
@@ -63,7 +64,7 @@ def write_found(path: Path, found: Mapping[str, Found]) -> None:
         for i, (row, more) in enumerate(_rows(result)):
             # Points come first; lines and boxes have no error of their own.
             own = (errors[i] if i < len(errors) else ["", ""]) if trusted else []
-            writer.writerow([target, *row, *about, *(more if wide else ()), *own])
+            writer.writerow([cell(target), cell(row[0]), *row[1:], *about, *(more if wide else ()), *own])
     write_text(path, out.getvalue())
 
 

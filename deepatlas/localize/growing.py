@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Generic, Self, TypeVar
+
+from deepatlas.files import write_error
+from deepatlas.locks import held
 
 Entry = TypeVar("Entry")
 
@@ -18,15 +22,21 @@ class GrowingTable(Generic[Entry]):
 
     The files are written again with almost every exam, so that a run that is stopped keeps what it has found. An exam
     that was there before is replaced. As a context manager it writes the last exams at the end, also after an error.
+    Several runs may share the files.
 
     Args:
+        path: the file, or the first of them, beside which a lock lies.
         read: gives the entries that the files hold, by the names of the exams; it refuses files of another kind.
         write: writes the files with these entries.
     """
 
     def __init__(
-        self, read: Callable[[], dict[str, Entry]], write: Callable[[Mapping[str, Entry]], None]
+        self,
+        path: Path,
+        read: Callable[[], dict[str, Entry]],
+        write: Callable[[Mapping[str, Entry]], None],
     ) -> None:
+        self._lock = path.with_name(f".{path.name}.lock")
         self._read, self._write = read, write
         self._added: dict[str, Entry] = {}
         self._next, self._unwritten = 0.0, False
@@ -52,6 +62,12 @@ class GrowingTable(Generic[Entry]):
         """Write the files, with the exams that another run has added meanwhile."""
         begun = time.monotonic()
         self._unwritten = False
-        self._write(self._read() | self._added)
+        try:
+            self._lock.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_error(self._lock.parent, error) from error
+        # Another run that reads before this one has written would lose its exams.
+        with held(self._lock, None):
+            self._write(self._read() | self._added)
         ended = time.monotonic()
         self._next = ended + _PATIENCE * (ended - begun)

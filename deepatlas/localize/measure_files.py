@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deepatlas.cells import cell
 from deepatlas.errors import DataError
 from deepatlas.files import write_text
 from deepatlas.localize.growing import GrowingTable
@@ -32,7 +33,8 @@ class StatisticsFiles(GrowingTable[dict[str, Any]]):
     """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(lambda: _read(folder / NAMES[0]), lambda exams: _write(folder, exams))
+        path = folder / NAMES[0]
+        super().__init__(path, lambda: _read(path), lambda exams: _write(folder, exams))
 
     def add(self, exam: str, found: Sequence[StructureStatistics], fit: Mapping[str, Any]) -> None:
         """Add the structures of an exam; ``fit`` is what :meth:`Fit.to_dict <deepatlas.model.fit.Fit.to_dict>` gives.
@@ -73,7 +75,9 @@ def _table(exams: Mapping[str, Mapping[str, Any]]) -> str:
             places = [_text(v, 2) for v in (*s["centroid_mm"], *s["low_mm"], *s["high_mm"])]
             values = [_text(s[key], 1) for key in ("mean", "p5", "p50", "p95")]
             sizes = [s["id"], s["voxels"], _text(s["ml"], 3)]
-            writer.writerow([exam, name, *sizes, *values, *places, _text(s["coverage"], 3), *about])
+            writer.writerow(
+                [cell(exam), cell(name), *sizes, *values, *places, _text(s["coverage"], 3), *about]
+            )
     return out.getvalue()
 
 

@@ -58,15 +58,12 @@ def write_preview(
     present = labels.ids()
     drawn = {name: identity for name, identity in names.items() if identity in present}
     grid, axes, flips = labels.grid.canonical()
-    index = [
-        min(at * step[axes[axis]], grid.shape[axis] - 1)
-        for axis, at in enumerate(choose_slices(small.array, list(drawn.values())))
-    ]
-    # Only three slices of the exam are copied, and not the whole of it.
-    planes = [
-        _plane(labels.grid.shape, axes[axis], grid.shape[axis] - 1 - at if axis in flips else at)
-        for axis, at in enumerate(index)
-    ]
+    # Only three slices of the exam are copied, and not the whole of it: those that were looked at.
+    planes = []
+    for axis, at in enumerate(choose_slices(small.array, list(drawn.values()))):
+        if axis in flips:
+            at = small.array.shape[axis] - 1 - at
+        planes.append(_plane(labels.grid.shape, axes[axis], at * step[axes[axis]]))
     slices = [volume.cropped(*plane).canonical().array.squeeze(axis) for axis, plane in enumerate(planes)]
     outlines: list[NDArray[np.bool_]] = []
     for axis, plane in enumerate(planes):

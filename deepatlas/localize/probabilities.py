@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepatlas.errors import DeepAtlasError
+from deepatlas.localize.emptied import warn_emptied
 from deepatlas.localize.paint import Canvas, Rivals
 from deepatlas.model.native import CHUNK_VOXELS, sampled_slabs
 from deepatlas.model.structures import THRESHOLD, Structures
@@ -21,6 +22,7 @@ def label_probabilities(
     structures: Structures,
     threshold: float | None = None,
     body: NDArray | None = None,
+    name: str = "",
 ) -> Labels:
     """The structures of an exam whose probabilities are known.
 
@@ -35,12 +37,16 @@ def label_probabilities(
         structures: the structures to find.
         threshold: the probability that counts, in (0, 1]; None is 0.5.
         body: ``[S, S, S]``, the foreground of the exam on ``model_grid``; None clips nothing.
+        name: what a message calls the exam.
 
     Returns:
         Labels on ``native_grid``, as :func:`~deepatlas.localize.segment.segment_coordinates` gives them.
 
     Raises:
         DeepAtlasError: the threshold is out of range.
+
+    Warns:
+        DataWarning: a structure has no voxel for the threshold alone.
     """
     level = THRESHOLD if threshold is None else threshold
     if not 0 < level <= 1:
@@ -53,6 +59,9 @@ def label_probabilities(
     # All structures are held at once.
     chunk = CHUNK_VOXELS // len(structures.ids)
     rows = range(len(structures.ids))
+    highest = torch.zeros(len(rows), device=probabilities.device)
     for z, fine in sampled_slabs(probabilities[None], model_grid, native_grid, chunk):
+        highest = torch.maximum(highest, fine[0].amax((1, 2, 3)))
         canvas.put(z, *rivals.decide(rows, fine[0] - level))
+    warn_emptied(name, structures.names, highest, [THRESHOLD] * len(rows), threshold)
     return canvas.finish(model_grid, body, probabilities)

@@ -15,7 +15,7 @@ from deepatlas.localize.correspond import Matches, correspond
 from deepatlas.model.engine import Engine
 from deepatlas.model.fit import Fit
 from deepatlas.model.known import KnownExam, known_exam
-from deepatlas.space.constants import AIR
+from deepatlas.space.constants import AIR, MIN_VOXELS
 from deepatlas.space.fill_in import fill_in
 from deepatlas.space.fit_affine import fit_affine, fit_rigid
 from deepatlas.space.grid import Grid
@@ -147,6 +147,13 @@ def register_known(
 ) -> Registration:
     """:func:`register` for exams whose coordinates are known: ``origin`` of the fixed one, ``goal`` of the moving."""
     names = origin.name or "the fixed exam", goal.name or "the moving exam"
+    for name, volume in zip(names, (fixed, moving), strict=True):
+        if min(volume.grid.shape) < MIN_VOXELS:
+            sizes = " x ".join(str(n) for n in volume.grid.shape[::-1])
+            raise DataError(
+                f"{name}: only {min(volume.grid.shape)} voxel(s) on an axis ({sizes}), which is too thin to be "
+                f"aligned; give a volume with at least {MIN_VOXELS} along each"
+            )
     there, back = correspond(origin, goal, CONTROL), correspond(goal, origin, CONTROL)
     for matches in (there, back):
         if np.count_nonzero(matches.shared) < _FEWEST:

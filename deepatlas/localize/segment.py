@@ -20,6 +20,7 @@ from deepatlas.errors import DataWarning, DeepAtlasError
 from deepatlas.io.export.algorithm import Algorithm
 from deepatlas.io.export.labels import write_labels
 from deepatlas.localize.coverage import coverage
+from deepatlas.localize.emptied import warn_emptied
 from deepatlas.localize.measure import StructureStatistics, statistics
 from deepatlas.localize.paint import Canvas, Rivals
 from deepatlas.localize.probabilities import label_probabilities
@@ -249,7 +250,9 @@ def find_structures(
     """
     if isinstance(what, Structures):
         said = model.probabilities(volume)
-        labels = label_probabilities(said.probabilities, said.grid, volume.grid, what, threshold, said.body)
+        labels = label_probabilities(
+            said.probabilities, said.grid, volume.grid, what, threshold, said.body, volume.name
+        )
         return said, labels, what
     found = model.map_exam(volume)
     return found, *_decided(found.field, volume.grid, what, threshold, found.body, found.image)
@@ -293,7 +296,7 @@ def segment_coordinates(
         DeepAtlasError: the threshold is out of range.
 
     Warns:
-        DataWarning: a structure looks unlike its examples.
+        DataWarning: a structure looks unlike its examples, or has no voxel for the threshold alone.
     """
     return _decided(field, native_grid, template, threshold, body, image)[0]
 
@@ -316,6 +319,7 @@ def _decided(
     supports = torch.tensor(template.supports)
     last = torch.tensor(template.masks.shape[:0:-1], dtype=coords.dtype, device=coords.device) - 1
     canvas = Canvas(native_grid, template.ids, template.overlapping)
+    highest = torch.zeros(len(template.ids), dtype=coords.dtype, device=coords.device)
     sizes = torch.zeros((2, len(template.ids)), dtype=torch.float64, device=coords.device)
     chunk = TILE[0] * native_grid.shape[1] * native_grid.shape[2]
     for z, fine in field.slabs(native_grid, chunk):
@@ -337,19 +341,21 @@ def _decided(
                     rows = near.to(values.device)
                     before, values = values, evidence.posterior(values, rows, block)
                     sizes[:, rows] += torch.stack([_size(before), _size(values)])
+                highest[near] = torch.maximum(highest[near], values.amax((1, 2, 3)).to(highest))
                 labels[tile[1:]], held = masks.decide(near, values)
                 for row, own in held.items():
                     slabs[row][tile[1:]] = own
         canvas.put(z, labels, slabs)
+    name = image.name if image else ""
     if unlike := _unlike(sizes):
-        names = ", ".join(template.names[row] for row in unlike)
+        names, do = ", ".join(template.names[row] for row in unlike), "does" if len(unlike) == 1 else "do"
         warnings.warn(
-            f"{image.name or 'exam' if image else 'exam'}: {names} does not look as in the examples of the template; "
-            "drawn by the mask alone",
+            f"{name or 'exam'}: {names} {do} not look as in the examples of the template; drawn by the mask alone",
             DataWarning,
             stacklevel=4,
         )
         return _decided(field, native_grid, template.silenced(unlike), threshold, body, image)
+    warn_emptied(name, template.names, highest, template.thresholds, threshold)
     return canvas.finish(field.grid, body, coords, chunk), template
 
 

@@ -34,6 +34,10 @@ class RegionNetwork(Protocol):
         """Facts about it, among them the model that it was trained for."""
 
     @property
+    def fingerprint(self) -> str:
+        """What identifies its weights and its atlas."""
+
+    @property
     def region(self) -> Region:
         """What it is the network of."""
 
@@ -111,23 +115,43 @@ def usable(networks: Mapping[Path, Model], parent: str) -> list[Model]:
         parent: the fingerprint of the model.
 
     Warns:
-        DataWarning: one was trained for another model.
+        DataWarning: one was trained for another model, or for another network of the region that it lies in.
     """
-    found = []
-    for path, network in networks.items():
-        trained_for = network.card.get("region", {}).get("parent")
-        if trained_for == parent:
-            found.append(network)
+    found: dict[str, Model] = {}
+    for path, network in sorted(networks.items(), key=lambda item: item[1].region.within is not None):
+        within = network.region.within
+        wanted = {"model": parent}
+        if within in found:
+            wanted[f"region {within}"] = found[within].fingerprint
+        elif within is not None:
+            # It has no level above to look at.
+            continue
+        card = network.card.get("region", {})
+        given = {"model": card.get("parent")}
+        if within is not None:
+            # Cards of before name the model alone.
+            given[f"region {within}"] = card.get("above", {}).get(within, wanted[f"region {within}"])
+        odd = next((what for what in wanted if wanted[what] != given[what]), None)
+        if odd is None:
+            found[network.region.name] = network
             continue
         warnings.warn(
-            f"{path}: trained for the model {trained_for}, but this model is {parent}; the region is left out, train "
-            "it again with `deepatlas train --parent`",
+            f"{path}: trained for the {odd} {given[odd]}, but this {odd.split()[0]} is {wanted[odd]}; the region is "
+            "left out, train it again with `deepatlas train --parent`",
             DataWarning,
             stacklevel=4,
         )
-    names = {network.region.name for network in found}
-    found = [n for n in found if n.region.within is None or n.region.within in names]
-    return sorted(found, key=lambda network: network.region.within is not None)
+    return list(found.values())
+
+
+def down_to(regions: Iterable[Model], depth: int | None) -> list[Model]:
+    """The networks of regions of a model down to a level; None takes all."""
+    return [n for n in regions if depth is None or (1 if n.region.within is None else 2) <= depth]
+
+
+def answering(regions: Iterable[RegionNetwork], depth: int | None) -> list[str]:
+    """The regions that answer for a model, each with the fingerprint of its network: what results depend on."""
+    return [f"{network.region.name} {network.fingerprint}" for network in down_to(regions, depth)]
 
 
 def _placed(own: Tensor, region: Region) -> Tensor:

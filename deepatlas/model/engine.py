@@ -19,7 +19,7 @@ from deepatlas.errors import DataError, DataWarning, DeepAtlasError
 from deepatlas.exams.in_memory import as_volume
 from deepatlas.exams.read import read_volume
 from deepatlas.model.average import averaged_coordinates, views_of
-from deepatlas.model.cascade import add_regions, usable
+from deepatlas.model.cascade import add_regions, down_to, usable
 from deepatlas.model.device import pick_device
 from deepatlas.model.exam_map import ExamMap
 from deepatlas.model.field import CoordinateField
@@ -208,10 +208,16 @@ class Engine:
             # Regions that were saved there before are those of the file that has just been replaced.
             warnings.simplefilter("ignore", DataWarning)
             parent = type(self).load(path, "cpu").fingerprint
+        # What each level is known by once it is written; those of the level above come first.
+        written: dict[str, str] = {}
         for file, network in files.items():
             file.parent.mkdir(parents=True, exist_ok=True)
-            card = dict(network.card) | {"region": dict(network.card["region"]) | {"parent": parent}}
+            region = dict(network.card["region"]) | {"parent": parent}
+            if "above" in region:
+                region["above"] = {name: written.get(name, old) for name, old in region["above"].items()}
+            card = dict(network.card) | {"region": region}
             write_model(file, ModelParts(network.config, network.network, network._atlas, None, card), half)
+            written[network.region.name] = type(self).load(file, "cpu").fingerprint
 
     def to(self, device: str | torch.device) -> Self:
         """Move the network and the atlas to a device, in place. Returns the model itself."""
@@ -366,7 +372,7 @@ class Engine:
 
     def _networks(self, depth: int | None) -> list[Engine]:
         """The networks of regions down to a depth, set as this model is; those of higher levels come first."""
-        chosen = [n for n in self.regions if depth is None or (1 if n.region.within is None else 2) <= depth]
+        chosen = down_to(self.regions, depth)
         for network in chosen:
             network.refine, network.average = self.refine, self.average
         return chosen

@@ -117,10 +117,15 @@ WRITERS: dict[str, Callable[[Session, dict[str, Any], Path], Path]] = {
     "painted": painted,
     "template": template,
 }
+# Files of one exam that cannot say whether the model knows it.
+_SILENT = ("masks", "markups")
 
 
-def download(session: Session, data: dict[str, Any]) -> tuple[str, bytes]:
-    """A file with results, its name and its bytes: ``{"what": …, "exam": id, "to": [id …]}``.
+def download(session: Session, data: dict[str, Any]) -> tuple[str, bytes, str]:
+    """A file with results: ``{"what": …, "exam": id, "to": [id …]}``.
+
+    Returns its name, its bytes, and a line about an exam that the model does not know, where the file has no place for
+    it; mostly the empty string.
 
     Raises :class:`~deepatlas.errors.DataError` where there is nothing to be written, or an exam is not known.
     """
@@ -129,7 +134,12 @@ def download(session: Session, data: dict[str, Any]) -> tuple[str, bytes]:
         raise DataError(f"there is no such download; there are {', '.join(WRITERS)}")
     with tempfile.TemporaryDirectory(prefix="deepatlas-view-") as folder:
         path = WRITERS[what](session, data, Path(folder))
-        return path.name, path.read_bytes()
+        return path.name, path.read_bytes(), _note(session, data) if what in _SILENT else ""
+
+
+def _note(session: Session, data: dict[str, Any]) -> str:
+    identity = _an_exam(session, data)
+    return session.mapped(identity).known.fit.warning(session.name_of(identity))
 
 
 def _template(session: Session, marks: Sequence[Mark]) -> Template:

@@ -15,7 +15,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 from deepatlas.errors import PROGRAM, DataError, DeepAtlasError
 from deepatlas.view.security import HEADERS, HOST, Gate, Refusal, body_refused
@@ -179,9 +179,15 @@ class _Handler(BaseHTTPRequestHandler):
             # Imports all of the package, which the first look at the page does not need.
             from deepatlas.view.download import download
 
-            name, body = download(self.server.session, data)
+            name, body, note = download(self.server.session, data)
             disposition = f'attachment; filename="{name}"'
-            self._send(body, "application/octet-stream", Content_Disposition=disposition)
+            # A header holds ASCII alone.
+            self._send(
+                body,
+                "application/octet-stream",
+                Content_Disposition=disposition,
+                X_DeepATLAS_Note=quote(note),
+            )
         else:
             self._json(routes[path](data))
 

@@ -9,7 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from affine_model import KnownRegion
 from scipy import stats
+from small_exams import one_line
 from truth_model import TruthModel
 
 from deepatlas.errors import DataError, DeepAtlasError
@@ -129,6 +131,15 @@ def test_where_nobody_can_tell_the_reason_is_given(made, found):
         setattr(otherwise, setting, 8)
         used = exam_trust(otherwise, mapped, found.template).structures["liver"]
         assert used.value is None and used.reason.endswith(f"but used with {said}")
+    # A network of a region makes other coordinates, for which other signs count.
+    cascade = copy(model)
+    cascade.regions = [KnownRegion("head")]
+    used = exam_trust(cascade, mapped, found.template).structures["liver"]
+    assert used.value is None and used.reason.startswith(
+        "calibrated with the model alone, but used with head"
+    )
+    cascade.depth = 0
+    assert exam_trust(cascade, mapped, found.template).structures["liver"].value is not None
     more = Template(
         np.concatenate([found.template.masks, found.template.masks[:1]]), (*NAMES, "new"),
         (*found.template.ids, 99), found.template.meta,
@@ -228,6 +239,16 @@ def test_the_regression_finds_the_signs_that_count_and_its_bounds_hold_for_new_e
     mm, bound = calibration.millimetres(new.signs[:, columns])
     assert stats.spearmanr(mm, new.mm)[0] > 0.7 and 0.86 < (new.mm <= bound).mean() < 0.94
     assert cross.value.shape == (600,)
+
+
+@pytest.mark.parametrize("folds", [[], [3]])
+def test_masks_that_lie_elsewhere_than_their_drawings_are_one_line(folds):
+    """Nothing is known of an error in mm, or only in one fold, by which the others cannot be judged."""
+    table = _table(np.random.default_rng(0), 60, 0.03)
+    apart = replace(table, mm=np.where(np.isin(table.fold, folds), table.mm, np.nan))
+    with pytest.raises(DataError, match=f"20 labelled exams .* only {4 * len(folds)} of them") as error:
+        calibrate_table(apart, 6)
+    one_line(error.value)
 
 
 def test_a_sign_may_not_speak_against_its_meaning():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from small_exams import write_cohort
+from small_exams import one_line, write_cohort
 
 from deepatlas.cli.main import main
 from deepatlas.errors import DataError
@@ -73,6 +74,20 @@ def test_what_cannot_be_indexed_is_one_line(tmp_path, capsys, monkeypatch, argum
 
 
 ABOUT = About("model", "template", ("heart",), 0, False, "m", "t.h5", ("/data",))
+
+
+def test_an_index_goes_on_with_the_regions_that_it_was_made_with(tmp_path):
+    path = tmp_path / "i.sqlite"
+    IndexFile.create(path, ABOUT).close()
+    cascade = replace(ABOUT, regions=("head 0123456789ab",))
+    with pytest.raises(
+        DataError, match="made with no regions of the model, which now has head 0123456789ab"
+    ) as error:
+        IndexFile.create(path, cascade)
+    one_line(error.value)
+    IndexFile.create(tmp_path / "j.sqlite", cascade).close()
+    with IndexFile.create(tmp_path / "j.sqlite", cascade) as again:
+        assert again.about == cascade
 
 
 def test_a_merged_index_is_none_of_its_parts(tmp_path, capsys):

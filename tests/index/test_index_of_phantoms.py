@@ -234,7 +234,7 @@ def test_a_mirrored_exam_raises_the_alarm(here, tmp_path):
         assert [r[0] for r in ask(found, "flip = left-right").rows] == ["phantom_0002"]
 
 
-def test_passes_add_change_and_drop_and_do_nothing_twice(made, here, tmp_path):
+def test_passes_add_change_and_drop_and_do_nothing_twice(made, here, tmp_path, capsys):
     root, (_, model, template) = made[0], here
     data = tmp_path / "data"
     for i in range(4):
@@ -253,8 +253,36 @@ def test_passes_add_change_and_drop_and_do_nothing_twice(made, here, tmp_path):
     assert (then.exams, then.added, then.changed, then.removed) == (4, 1, 1, 1)
     assert list(then.refused) == ["phantom_0002"]
     with IndexFile(out) as found:
-        # What could not be read again keeps what was known of it.
+        # What could not be read again keeps what was known of it, and does not pass as current.
         assert set(found.keys()) == {f"phantom_{i:04d}" for i in (1, 2, 3, 5)}
+        assert found.outdated() == ["phantom_0002"]
+    for question in (
+        [],
+        ["--show", "phantom_0002"],
+        ["labelled"],
+        ["--table2"],
+        ["--similar", "phantom_0001"],
+    ):
+        assert main(["query", str(out), *question]) == 0
+        said = capsys.readouterr().err
+        assert (
+            "1 of the exams could not be read" in said
+            and "(phantom_0002)" in said
+            and len(said.splitlines()) == 1
+        )
+    assert main(["query", str(out), "--show", "phantom_0001"]) == 0
+    assert capsys.readouterr().err == ""
+    # Two images: which of them is the exam?
+    shutil.copy(root / "phantom_0002" / "ct.nii.gz", data / "phantom_0002" / "ct.nii.gz")
+    shutil.copy(root / "phantom_0003" / "ct.nii.gz", data / "phantom_0003" / "ct.nrrd")
+    then = build_here(data, model, template, out)
+    assert (then.exams, then.changed, list(then.skipped)) == (4, 1, ["phantom_0003"])
+    with IndexFile(out) as found:
+        assert found.outdated() == ["phantom_0003"]
+    (data / "phantom_0003" / "ct.nrrd").unlink()
+    assert build_here(data, model, template, out).changed == 1
+    with IndexFile(out) as found:
+        assert found.outdated() == []
     shutil.copytree(root / "phantom_0000", tmp_path / "other" / "phantom_0000")
     shutil.copy(root / "labels.json", tmp_path / "other")
     with pytest.raises(DataError, match="none of its 4 exams is in these data"):

@@ -13,7 +13,8 @@ from small_exams import oblique, one_line
 
 from deepatlas.errors import DataError, DataWarning, WriteError
 from deepatlas.exams.read import read_volume
-from deepatlas.io.codec import image_suffix, write_volume
+from deepatlas.io.codec import image_suffix, read_grid, write_volume
+from deepatlas.io.glance import Holds, glance
 from deepatlas.space.grid import Grid
 from deepatlas.space.volume import Volume
 
@@ -395,6 +396,27 @@ def test_a_missing_geometry_is_noted(tmp_path, suffix, key):
     lines = path.read_bytes().split(b"\n")
     path.write_bytes(b"\n".join(line for line in lines if not line.startswith(key)))
     assert any(f"has no {key.decode()}" in note for note in noted(path))
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_nifti_2_is_called_by_its_name_with_a_cure_that_works(tmp_path, name, order, capfd):
+    original = volume(2)
+    header = nib.Nifti2Header(endianness=order)
+    image = nib.Nifti2Image(original.array.transpose(2, 1, 0), original.grid.affine, header)
+    path = tmp_path / name
+    nib.save(image, path)
+    for text in (message(path), message(path, labels=True)):
+        assert "is a NIfTI-2" in text and "damaged" not in text
+    with pytest.raises(DataError, match="is a NIfTI-2"):
+        read_grid(path)
+    assert glance(path).holds is Holds.UNKNOWN
+    assert capfd.readouterr().err == ""
+    new = tmp_path / "b.nii.gz"
+    nib.Nifti1Image.from_image(nib.load(path)).to_filename(new)
+    back = read_volume(new)
+    np.testing.assert_array_equal(back.array, original.array)
+    assert voxels_apart(back.grid, original.grid) < 0.01
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,32 @@ def test_a_png_shows_the_planes_in_the_same_way_for_any_grid(grid, tmp_path, mon
     assert "spleen" in seen["axial"] or "spleen" in seen["coronal"]
 
 
+@pytest.mark.parametrize("looked_at", [128, 13, 7])
+@pytest.mark.parametrize("name", ["plain", "flipped", "sagittal", "oblique"])
+def test_the_slices_are_those_that_were_chosen(name, looked_at, tmp_path, monkeypatch):
+    """A structure of one voxel is in all three planes, also where only every n-th voxel is looked at."""
+    grid = GRIDS[name]
+    monkeypatch.setattr(preview, "_LOOKED_AT", looked_at)
+    step = [max(1, n // looked_at) for n in grid.shape]
+    place = tuple(n // 3 // s * s for n, s in zip(grid.shape, step, strict=True))
+    array = np.zeros(grid.shape, np.uint8)
+    array[place] = 1
+    ct, _ = exam(grid)
+    marked = ct.array.copy()
+    marked[place] = 3000
+    seen = {}
+
+    def figure(slices, atlas, masks, *more, **others):
+        seen.update(slices=slices, masks=masks)
+        return draw(slices, atlas, masks, *more, **others)
+
+    draw = preview.overlay_figure
+    monkeypatch.setattr(preview, "overlay_figure", figure)
+    write_preview(tmp_path / "e.png", Volume(marked, grid), Labels(array, grid), {"spot": 1})
+    for slice_, masks in zip(seen["slices"], seen["masks"], strict=True):
+        assert masks.sum() == 1 and slice_[masks[0]] == slice_.max() == 1
+
+
 def test_an_empty_exam_and_one_without_units_are_drawn_too(tmp_path):
     ct, seg = exam(GRIDS["coarse"])
     empty = Labels(np.zeros_like(seg.array), seg.grid)

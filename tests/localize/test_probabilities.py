@@ -7,7 +7,7 @@ import torch
 from affine_model import GRIDS
 from small_exams import one_line
 
-from deepatlas.errors import DeepAtlasError
+from deepatlas.errors import DataWarning, DeepAtlasError
 from deepatlas.localize.probabilities import label_probabilities
 from deepatlas.model.structures import Structures
 
@@ -54,6 +54,15 @@ def test_the_most_probable_structure_on_the_grid_of_the_exam(name):
     kept = inside(model_grid, native)
     assert (labels.array[~kept] == 0).all() and labels.array.dtype == np.uint16
     assert (labels.array[kept] == expected[kept]).mean() > 0.995 and not labels.hidden
+
+
+def test_a_threshold_that_empties_a_mask_is_told():
+    grid = GRIDS["coarse"].resized(12)
+    found = torch.stack([torch.full((12, 12, 12), 0.9), torch.full((12, 12, 12), 0.3)])
+    # The second is not found by itself either.
+    with pytest.warns(DataWarning, match="ct: a is left without a voxel by the threshold 0.95"):
+        labels = label_probabilities(found, grid, grid, TWO, 0.95, name="ct")
+    assert not labels.array.any()
 
 
 def test_structures_that_overlap_keep_their_whole_masks():

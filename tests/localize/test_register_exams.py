@@ -296,3 +296,14 @@ def test_unknown_values_are_filled_in_smoothly():
     assert torch.equal(found[known], ramp[known])
     assert (found.diff(dim=-1) >= -1e-9).all() and (found - ramp).abs().max() < 0.25
     assert torch.equal(fill_in(ramp, torch.zeros_like(known)), torch.zeros_like(ramp))
+
+
+@pytest.mark.parametrize("kind", ["deformable", "rigid"])
+def test_an_exam_of_one_slice_is_refused_as_its_file_would_be(kind):
+    ct, _ = exam(GRIDS["coarse"], "whole")
+    middle = ct.grid.shape[0] // 2
+    slice_ = replace(ct.cropped((middle, 0, 0), (1, *ct.grid.shape[1:])), name="thin")
+    for pair in ((ct, slice_), (slice_, ct)):
+        with pytest.raises(DataError, match=r"thin: only 1 voxel\(s\) on an axis \(47 x 39 x 1\)") as error:
+            register(AffineModel(), *pair, kind=kind)
+        assert "\n" not in str(error.value)

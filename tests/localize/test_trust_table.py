@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import csv
+import json
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
 from deepatlas.errors import DataError
+from deepatlas.localize import growing
+from deepatlas.localize.measure_files import StatisticsFiles
 from deepatlas.localize.trust.estimate import Trust
 from deepatlas.localize.trust.table import TrustTable
 
@@ -30,7 +35,7 @@ def test_rows_of_other_exams_stay_and_those_of_the_exam_are_replaced(tmp_path):
         ("a, 1", "aorta", "", "", "not found, at all"),
         ("b", "liver", "0.500", "0.250", ""),
     ]
-    assert [p.name for p in tmp_path.iterdir()] == ["trust.csv"]
+    assert [p.name for p in tmp_path.glob("[!.]*")] == ["trust.csv"]
 
 
 def test_a_run_that_is_stopped_keeps_what_it_was_told(tmp_path):
@@ -39,6 +44,26 @@ def test_a_run_that_is_stopped_keeps_what_it_was_told(tmp_path):
             table.add(exam, {"liver": Trust(0.5, 0.25)})
         raise KeyboardInterrupt
     assert [row[0] for row in rows(tmp_path / "trust.csv")] == list("abcdefgh")
+
+
+def _add(folder, names):
+    with TrustTable(folder) as table, StatisticsFiles(folder) as statistics:
+        for name in names:
+            table.add(name, {"liver": Trust(0.5, 0.25)})
+            statistics.add(name, [], {"fit": 0.9, "known": True})
+
+
+def test_runs_that_share_a_table_lose_no_exam_of_each_other(tmp_path, monkeypatch):
+    """Without a lock, about half of the exams are lost here."""
+    # Every exam is written at once, as in the first seconds of a run.
+    monkeypatch.setattr(growing, "_PATIENCE", 0.0)
+    parts = [[f"{part}-{i:02}" for i in range(25)] for part in range(4)]
+    # A lock of a file keeps threads apart as it does processes, since each opens it for itself.
+    with ThreadPoolExecutor(len(parts)) as pool:
+        list(pool.map(partial(_add, tmp_path), parts))
+    expected = sorted(sum(parts, []))
+    assert sorted(row[0] for row in rows(tmp_path / "trust.csv")) == expected
+    assert sorted(json.loads((tmp_path / "statistics.json").read_text())) == expected
 
 
 def test_another_table_of_that_name_is_not_overwritten(tmp_path):

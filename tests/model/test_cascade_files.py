@@ -10,6 +10,7 @@ from fast_settings import FAST
 
 import deepatlas
 from deepatlas.errors import DataError, DataWarning
+from deepatlas.model.cascade import answering
 from deepatlas.model.engine import Engine
 from deepatlas.model.regions import Region
 from deepatlas.nn import Atlas, CoordinateNetwork
@@ -17,8 +18,8 @@ from deepatlas.presets import preset
 from deepatlas.space.box import Box
 
 
-def cascade(path, seed=0, names=("head", "neck")):
-    """A model with random weights and regions, written file by file."""
+def cascade(path, seed=0, names=("head", "neck"), within=None):
+    """A model with random weights and regions, written file by file; ``within`` is a region of the first of them."""
     torch.manual_seed(seed)
     config = preset("tiny").override(
         [s for s in FAST if s.startswith(("network.", "loss.size", "train.steps"))]
@@ -29,11 +30,16 @@ def cascade(path, seed=0, names=("head", "neck")):
 
     root = engine({})
     root.save(path)
-    for name in names:
-        region = Region(name, Box.between(name, (-0.5,) * 3, (0.5,) * 3)).to_dict()
+    above = {}
+    for name in (*names, within) if within else names:
         file = path.parent / "regions" / name / "model.pt"
         file.parent.mkdir(parents=True)
-        engine({"region": region | {"parent": root.fingerprint}}).save(file)
+        outer = names[0] if name == within else None
+        region = Region(name, Box.between(name, (-0.5,) * 3, (0.5,) * 3), outer).to_dict()
+        region |= {"parent": root.fingerprint, "above": {outer: above[outer]} if outer else {}}
+        network = engine({"region": region})
+        network.save(file)
+        above[name] = network.fingerprint
     return root
 
 
@@ -57,6 +63,37 @@ def test_a_cascade_that_is_saved_keeps_its_regions(tmp_path, half):
     # Saving once more, in the other form, replaces all files.
     model.save(tmp_path / "b" / "model.pt", half=not half)
     assert len(deepatlas.load(tmp_path / "b" / "model.pt").regions) == 2
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_region_within_a_region_knows_the_level_above(tmp_path, half):
+    cascade(tmp_path / "a" / "model.pt", names=("head",), within="eye")
+    model = deepatlas.load(tmp_path / "a" / "model.pt")
+    assert [n.region.name for n in model.regions] == ["head", "eye"]
+    model.save(tmp_path / "b" / "model.pt", half=half)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)
+        saved = deepatlas.load(tmp_path / "b" / "model.pt")
+    head, eye = saved.regions
+    assert eye.card["region"]["above"] == {"head": head.fingerprint}
+    assert (head.fingerprint == model.regions[0].fingerprint) is not half
+    # The level above is trained again: what was trained upon its answers must not be used with others.
+    cascade(tmp_path / "c" / "model.pt", seed=1, names=("head",))
+    other = Engine.load(tmp_path / "c" / "regions" / "head" / "model.pt", "cpu")
+    other.card["region"] = other.card["region"] | {"parent": saved.fingerprint}
+    other.save(tmp_path / "b" / "regions" / "head" / "model.pt")
+    with pytest.warns(
+        DataWarning, match=f"eye.model.pt: trained for the region head {head.fingerprint}, but this"
+    ):
+        assert [n.region.name for n in deepatlas.load(tmp_path / "b" / "model.pt").regions] == ["head"]
+
+
+def test_the_regions_that_answer_are_those_down_to_the_depth(tmp_path):
+    cascade(tmp_path / "model.pt", names=("head",), within="eye")
+    models = [deepatlas.load(tmp_path / "model.pt", depth=depth) for depth in (0, 1, 2, None)]
+    assert [answering(m.regions, m.depth) for m in models] == [
+        [f"{n.region.name} {n.fingerprint}" for n in models[0].regions[:count]] for count in (0, 1, 2, 2)
+    ]
 
 
 def test_regions_of_a_model_that_is_not_there_are_not_overwritten(tmp_path):

@@ -31,6 +31,13 @@ def test_structures_and_points_are_downloaded_as_segment_and_locate_write_them(c
     image = nibabel.load(tmp_path / name)
     np.testing.assert_array_equal(np.asarray(image.dataobj).T, segment(model, volume, template(model)).array)
     np.testing.assert_allclose(image.affine, volume.grid.affine, atol=1e-3)
+    assert client.note == ""
+    # A label image has no place for it.
+    for what in ("masks", "names"):
+        client.download({"what": what, "exam": ids[STRANGER]})
+        assert client.note.startswith(f"{STRANGER}: the model does not know such an exam") is (
+            what == "masks"
+        )
     assert json.loads(client.download({"what": "names"})[1]) == LABELS
     put(client, point(ids["plain"]), point("atlas", (0.1, 0.0, -0.2), 'two, "quoted"', "p2"))
     name, data = client.download({"what": "points", "to": [ids["moved"], ids[STRANGER], "atlas"]})

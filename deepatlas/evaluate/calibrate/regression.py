@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
+from deepatlas.errors import DataError
 from deepatlas.localize.trust.calibration import (
     POINT_SIGNS,
     TWO_SIDED,
@@ -78,7 +79,10 @@ class CrossFit:
 
 
 def calibrate_table(table: Table, views: int) -> tuple[Calibration, CrossFit]:
-    """The calibration from all rows, and what it would have said of each row without its fold."""
+    """The calibration from all rows, and what it would have said of each row without its fold.
+
+    Raises :class:`~deepatlas.errors.DataError` where masks and drawings have no slice in common.
+    """
     ridge = min(RIDGES, key=lambda r: _loss(table, r))
     value = _cross(table, ridge)
     deviation = _deviation(value, table.dice)
@@ -242,6 +246,12 @@ def _points(table: Table) -> tuple[tuple[float, ...], float]:
     """The regression of the logarithm of the error in mm on the signs of a place, and the margin of its bound."""
     columns = [SIGNS.index(name) for name in POINT_SIGNS]
     use = np.isfinite(table.mm) & np.isfinite(table.signs[:, columns]).all(axis=1)
+    if len(np.unique(table.fold[use])) < 2:
+        raise DataError(
+            f"calibrate: the masks of {len(np.unique(table.exam))} labelled exams lie in the same slices as what was "
+            f"drawn in only {len(np.unique(table.exam[use]))} of them, so that their errors in mm tell nothing; check "
+            "that these labels and this template belong to the exams"
+        )
     x, y, fold = table.signs[use][:, columns], np.log(table.mm[use] + 0.1), table.fold[use]
 
     def solve(rows: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -20,6 +20,7 @@ from deepatlas.exams.selection import Selection
 from deepatlas.localize.template.file import Template
 from deepatlas.localize.trust.calibration import Calibration
 from deepatlas.localize.trust.evidence import VIEWS
+from deepatlas.model.cascade import answering
 from deepatlas.model.engine import Engine
 from deepatlas.names.meet import meeting
 
@@ -105,7 +106,13 @@ def calibrate(
         )
     calibration, cross = calibrate_table(_seen(table), views)
     shown = figures(_seen(table), cross)
-    used = {"exams": len(found), "folds": FOLDS, "refine": model.refine, "average": model.average}
+    used = {
+        "exams": len(found),
+        "folds": FOLDS,
+        "refine": model.refine,
+        "average": model.average,
+        "regions": answering(model.regions, model.depth),
+    }
     made = _with(template, calibration, {**shown, **used})
     return Calibrated(made, _seen(table), cross, shown, selection.skipped)
 

@@ -20,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from deepatlas.cells import cells
 from deepatlas.errors import DataError
 from deepatlas.exams.exam_file import ExamRecord
 from deepatlas.files import atomic_path, write_text
@@ -211,7 +212,7 @@ class Manifest:
                 cursor = self._connection().execute(f"SELECT * FROM {table} ORDER BY 1, rowid")
                 writer = csv.writer(text, lineterminator="\n")
                 writer.writerow([column[0] for column in cursor.description])
-                writer.writerows(cursor)
+                writer.writerows(map(cells, cursor))
             paths.append(Path(folder) / f"{table}.csv")
             write_text(paths[-1], text.getvalue())
         return paths

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from deepatlas.cells import cells, text_of
 from deepatlas.errors import DataError
 from deepatlas.files import atomic_path, write_error
 
@@ -91,7 +92,7 @@ class Identity:
         text = io.StringIO()
         table = csv.writer(text)
         table.writerow(header)
-        table.writerows(rows)
+        table.writerows(map(cells, rows))
         path = self.folder / name
         with atomic_path(path, private=True) as temporary:
             with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as handle:
@@ -102,7 +103,7 @@ class Identity:
         """The rows of a table of the private folder without its header; empty if there is none."""
         try:
             with open(self.folder / name, encoding="utf-8", errors="surrogateescape", newline="") as handle:
-                return [row for row in csv.reader(handle) if row][1:]
+                return [[text_of(value) for value in row] for row in csv.reader(handle) if row][1:]
         except (OSError, csv.Error):
             return []
 

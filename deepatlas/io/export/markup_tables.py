@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepatlas.cells import cell, text_of
 from deepatlas.errors import DataError, WriteError
 from deepatlas.files import write_text
 from deepatlas.space.box import Box
@@ -42,7 +43,7 @@ def parse_csv(path: Path, text: str) -> tuple[Markups, list[str]]:
     reader.fieldnames = header
     points, boxes = [], []
     for row in reader:
-        name = (row["name"] or "").strip()
+        name = text_of((row["name"] or "").strip())
         where = f"{path}: line {reader.line_num}"
         cells = [(row[c] or "").strip() for c in columns[1:]]
         if columns is POINT_COLUMNS and not any(cells):
@@ -74,10 +75,10 @@ def write_csv(path: Path, markups: Markups) -> list[str]:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(BOX_COLUMNS if markups.boxes else POINT_COLUMNS)
     for point in markups.points:
-        writer.writerow([point.name, *("" for _ in "xyz")] if point.position is None else
-                        [point.name, *_texts(point.position)])  # fmt: skip
+        writer.writerow([cell(point.name), *("" for _ in "xyz")] if point.position is None else
+                        [cell(point.name), *_texts(point.position)])  # fmt: skip
     for box in markups.boxes:
-        writer.writerow([box.name, *_texts(box.centre), *_texts(box.axes.T.ravel())])
+        writer.writerow([cell(box.name), *_texts(box.centre), *_texts(box.axes.T.ravel())])
     write_text(path, out.getvalue())
     return []
 

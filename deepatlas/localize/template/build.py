@@ -19,6 +19,7 @@ from deepatlas.localize.template.edit import Around, check_names, with_boxes
 from deepatlas.localize.template.estimate import LabelledExam, estimate_template
 from deepatlas.localize.template.file import SIZE, Template
 from deepatlas.localize.template.soften import with_appearance
+from deepatlas.model.cascade import answering
 from deepatlas.model.engine import Engine
 from deepatlas.model.fit import Fit
 from deepatlas.model.project_box import mm_per_unit
@@ -109,6 +110,7 @@ def build_template(
         "intensity": model.intensity,
         "refine": model.refine,
         "average": model.average,
+        "regions": answering(model.regions, model.depth),
         "exams": [i.labels.name for i in items],
         "skipped": selection.skipped,
         "unlabelled": selection.unlabelled,

@@ -277,6 +277,9 @@ def _joined_meta(templates: Sequence[Template]) -> dict[str, Any]:
                 meta[key] = there | value
             elif there is None:
                 meta[key] = value
+    if any(template.meta.get("regions") != meta.get("regions") for template in templates):
+        # Their coordinates are those of one atlas all the same.
+        meta.pop("regions", None)
     if sum("trust" in template.meta for template in templates) > 1:
         del meta["trust"]
     return meta

@@ -25,6 +25,7 @@ from deepatlas.localize.template.estimate import LabelledExam, estimate_template
 from deepatlas.localize.template.file import SIZE, Template
 from deepatlas.localize.template.marks import check_marks, joined_marks
 from deepatlas.localize.template.soften import seen, with_appearance
+from deepatlas.model.cascade import answering
 from deepatlas.model.engine import Engine, Exam, read_exam
 from deepatlas.model.known import KnownExam, known_exam
 from deepatlas.model.project_box import box_in_atlas, mm_per_unit
@@ -129,6 +130,7 @@ def template_of(
         read.append(replace(item, known=replace(known, image=None)))
         if progress is not None:
             progress(f"coordinates {count}/{len(given)} {read[-1].known.name}")
+    read = _told_apart(read)
     if not any(item.seg or len(item.marks) for item in read):
         raise DataError("template: nothing was drawn in these exams; give masks, points or boxes")
     _warn_of_unplaced(read)
@@ -140,6 +142,7 @@ def template_of(
         "intensity": model.intensity,
         "refine": model.refine,
         "average": model.average,
+        "regions": answering(model.regions, model.depth),
         "exams": [item.known.name for item in read],
         "skipped": {},
         "unlabelled": [item.known.name for item in read if item.seg is None],
@@ -157,6 +160,23 @@ def template_of(
     else:
         made = Template(np.zeros((0, side, side, side), np.float32), (), (), meta, marks)
     return with_boxes(made, boxes) if boxes else made
+
+
+def _told_apart(read: list[_Read]) -> list[_Read]:
+    """Exams of one name, as from two folders, with names of their own, by which what is known of them is kept."""
+    taken, found = {item.known.name for item in read}, list[_Read]()
+    seen_before: set[str] = set()
+    for item in read:
+        name, number = item.known.name, 2
+        if name in seen_before:
+            while f"{name} ({number})" in taken:
+                number += 1
+            name = f"{name} ({number})"
+            item = replace(item, known=replace(item.known, name=name))
+        taken.add(name)
+        seen_before.add(name)
+        found.append(item)
+    return found
 
 
 def _read(

@@ -16,6 +16,7 @@ from deepatlas.localize.template.file import Template
 from deepatlas.localize.trust.calibration import POINT_SIGNS, Calibration
 from deepatlas.localize.trust.evidence import LEAST_MM, Evidence, gather
 from deepatlas.localize.trust.signs import signs
+from deepatlas.model.cascade import answering
 from deepatlas.model.engine import Engine
 from deepatlas.model.exam_map import ExamMap
 from deepatlas.model.field import sample_at
@@ -80,7 +81,7 @@ def exam_trust(
 
     Returns:
         The trust of every structure. Without calibration, for an exam that the model does not know, or where the model
-        refines or averages otherwise than for the calibration, it is null with the reason.
+        refines, averages or uses regions otherwise than for the calibration, it is null with the reason.
 
     Raises:
         DeepAtlasError: the calibration is of another version.
@@ -103,6 +104,13 @@ def exam_trust(
             "calibrated with --refine {} --average {}, but used with --refine {} --average {}".format(
                 *made, *now
             ),
+        )
+    regions, without = calibration.facts.get("regions", []), "the model alone"
+    if list(regions) != (now_with := answering(model.regions, model.depth)):
+        return _nobody_knows(
+            template,
+            f"calibrated with {', '.join(regions) or without}, but used with {', '.join(now_with) or without} "
+            "(see --depth)",
         )
     evidence = evidence or gather(model, found, calibration.views)
     table = signs(evidence, template)

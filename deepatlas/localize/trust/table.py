@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
+from deepatlas.cells import cell, text_of
 from deepatlas.errors import DataError
 from deepatlas.files import write_text
 from deepatlas.localize.growing import GrowingTable
@@ -28,7 +29,7 @@ class TrustTable(GrowingTable[list[dict[str, str]]]):
 
     def __init__(self, folder: Path) -> None:
         path = folder / NAME
-        super().__init__(lambda: _read(path), lambda exams: _write(path, exams))
+        super().__init__(path, lambda: _read(path), lambda exams: _write(path, exams))
 
     def add(self, exam: str, trust: Mapping[str, Trust]) -> None:
         """Add the structures of an exam. Raises :class:`~deepatlas.errors.WriteError` if it cannot be written."""
@@ -51,6 +52,7 @@ def _read(path: Path) -> dict[str, list[dict[str, str]]]:
                 f"{path}: is another table than this version writes; move it, or choose another --out"
             )
         for row in table:
+            row = {key: text_of(value or "") for key, value in row.items()}
             exams.setdefault(row["exam"], []).append(row)
     return exams
 
@@ -60,5 +62,5 @@ def _write(path: Path, exams: Mapping[str, list[dict[str, str]]]) -> None:
     out = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
     out.writeheader()
     for rows in exams.values():
-        out.writerows(rows)
+        out.writerows({key: cell(value) for key, value in row.items()} for row in rows)
     write_text(path, text.getvalue())

@@ -178,7 +178,8 @@ async function save(button) {
   const data = { what, exam: by("active").value, to: state.panels.filter((p) => p.map && !p.failed).map((p) => p.id) };
   button.disabled = true;
   try {
-    notify(`${await download(data)} is in the folder of downloads`, { plain: true, key: "download" });
+    const { name, note } = await download(data);
+    notify(`${name} is in the folder of downloads${note ? `; ${note}` : ""}`, { plain: !note, key: "download" });
   } catch (error) {
     notify(error.message, { key: "download" });
   }

@@ -72,7 +72,7 @@ export function halves(bits) {
   return out;
 }
 
-// Let the browser keep a file of results.
+// Let the browser keep a file of results; its name, and what has to be said about it.
 export async function download(data) {
   const response = await ask("/api/download", posting(data));
   const name = /filename="([^"]+)"/.exec(response.headers.get("Content-Disposition") || "")?.[1] || "result";
@@ -81,7 +81,7 @@ export async function download(data) {
   link.download = name;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
-  return name;
+  return { name, note: decodeURIComponent(response.headers.get("X-DeepATLAS-Note") || "") };
 }
 
 // One bit a voxel, the highest first, as NumPy packs them, in base64.

@@ -162,6 +162,33 @@ def test_what_looks_unlike_its_examples_is_drawn_by_its_mask_and_told(template):
     assert dice(found.mask(LABELS["liver"]), seg.array == LABELS["liver"]) > 0.95
 
 
+def test_several_structures_that_look_unlike_their_examples_do_so(template):
+    ct, seg = noisy(GRIDS["coarse"], seed=4)
+    odd = np.isin(seg.array, [LABELS["spleen"], LABELS["liver"]])
+    values = np.where(odd, ct.array - 80, ct.array).astype(np.float32)
+    with pytest.warns(DataWarning, match="liver, spleen do not look as in the examples"):
+        segment(AffineModel(32), Volume(values, ct.grid, "exam"), template)
+
+
+@pytest.mark.parametrize("threshold", [1, 0.9999])
+def test_a_threshold_that_empties_masks_is_told(template, threshold):
+    """The image is hardly ever certain."""
+    ct, _ = noisy(GRIDS["coarse"], seed=4)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", DataWarning)
+        found = segment(AffineModel(32), ct, template, threshold)
+    (message,) = [str(w.message) for w in told]
+    assert message.startswith(f"{ct.name}: ") and f"voxel by the threshold {threshold:g}, " in message
+    empty = [name for name, identity in LABELS.items() if not found.mask(identity).any()]
+    assert empty and all((name in message) is (name in empty) for name in LABELS)
+    # No threshold, or one that some voxel reaches, is nothing to speak of.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)
+        assert segment(AffineModel(32), ct, template).array.any()
+        assert segment(AffineModel(32), ct, template, 0.8).array.any()
+        assert segment(AffineModel(32), ct, template.shape_only(), 0.8).array.any()
+
+
 def test_values_that_no_example_has_decide_nothing(template):
     """As contrast medium where the examples had none."""
     ct, seg = noisy(GRIDS["coarse"], seed=4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import h5py
@@ -29,6 +30,7 @@ from deepatlas.localize.template.edit import (
 )
 from deepatlas.localize.template.examples import Example
 from deepatlas.localize.template.file import Template
+from deepatlas.model.fit import Fit, UnknownExamWarning
 from deepatlas.model.known import known_exam
 from deepatlas.space.box import Box
 from deepatlas.space.labels import Labels
@@ -337,6 +339,29 @@ def test_the_loop_of_annotation_improves_a_template(model, tmp_path):
         return 2 * (mask & true).sum() / (mask.sum() + true.sum())
 
     assert dice(again.mask(5)) > dice(first.labels.mask(5)) + 0.03
+
+
+def test_exams_of_one_name_from_two_folders_are_told_apart(tmp_path):
+    """What is known of an exam is kept by its name: the one that the model does not know must not hide."""
+    model, drawn = AffineUser(), []
+    for place, name in enumerate(("one", "two", "three")):
+        ct, _ = exam(GRIDS["coarse"], name)
+        path = write_volume(tmp_path / name / "p1" / "ct.nii.gz", ct)
+        drawn.append(Example(path, marks=Markups((Point(f"point {place}", (0.0, 0.0, 0.0)),))))
+    known = model.map_exam
+
+    def map_exam(volume):
+        found = known(volume)
+        value = 0.2 if str(volume.name).startswith(str(tmp_path / "two")) else 0.9
+        return replace(found, fit=Fit(value, 0.5))
+
+    model.map_exam, model.fit_threshold = map_exam, 0.5
+    with pytest.warns(UnknownExamWarning, match=r"p1 \(2\): the model does not know"):
+        template = model.template(drawn)
+    assert template.meta["exams"] == ["p1", "p1 (2)", "p1 (3)"]
+    assert {n: about["known"] for n, about in template.meta["fit"].items()} == {
+        "p1": True, "p1 (2)": False, "p1 (3)": True
+    }  # fmt: skip
 
 
 def test_images_of_other_libraries_are_examples(model, a):
