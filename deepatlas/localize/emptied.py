@@ -36,8 +36,7 @@ def warn_emptied(
         verb, whose = ("is", "its mask") if len(gone) == 1 else ("are", "their masks")
         warnings.warn(
             f"{exam or 'exam'}: {', '.join(names[row] for row in gone)} {verb} left without a voxel by the threshold "
-            f"{threshold:g}, which no value of {whose} reaches; give a "
-            "lower one",
+            f"{threshold:g}, which no value of {whose} reaches; give a lower one",
             DataWarning,
             stacklevel=5,
         )
