@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import deepatlas_ops as ops
 from deepatlas.index.body_part import body_part
 from deepatlas.index.columns import column, rounded_down
 from deepatlas.index.flip import flip_alarm
@@ -20,6 +19,7 @@ from deepatlas.localize.trust.estimate import exam_trust
 from deepatlas.model.engine import Engine
 from deepatlas.model.exam_map import ExamMap
 from deepatlas.model.project_box import carry_box
+from deepatlas.space.at_points import at_points
 from deepatlas.space.volume import Volume
 
 # A structure of which less is in view has no meaningful mean.
@@ -125,7 +125,7 @@ def tissue(
         if not near.any():
             continue
         mask = torch.from_numpy(template.masks[row]).to(coords)[None, None]
-        value = ops.resample(mask, coords[:, near].reshape(1, 3, -1, 1, 1)).flatten().cpu().numpy()
+        value = at_points(mask, coords[:, near][None]).flatten().cpu().numpy()
         inside = value >= level
         if not inside.any():
             continue

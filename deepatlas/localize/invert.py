@@ -10,6 +10,7 @@ from torch import Tensor
 import deepatlas_ops as ops
 from deepatlas.model.field import CoordinateField
 from deepatlas.model.native import extrapolate, extrapolated_grid
+from deepatlas.space.at_points import at_points
 
 NEWTON_STEPS = 12
 # The longest Newton step, in voxels.
@@ -94,7 +95,7 @@ def _sample(volume: Tensor, index: Tensor) -> Tensor:
     """Values ``[C, N]`` of ``[1, C, D, H, W]`` at fractional voxels ``[3, N]`` (x, y, z), by linear interpolation."""
     size = torch.tensor(volume.shape[:1:-1], dtype=index.dtype, device=index.device)[:, None]
     coords = 2 * index / (size - 1).clamp_min(1) - 1
-    return ops.resample(volume, coords.to(volume.dtype).reshape(1, 3, -1, 1, 1))[0, :, :, 0, 0]
+    return at_points(volume, coords.to(volume.dtype)[None])[0]
 
 
 def _jacobian(padded: Tensor) -> Tensor:

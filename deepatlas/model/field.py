@@ -24,6 +24,7 @@ from deepatlas.model.native import (
     extrapolated_grid,
     sampled_slabs,
 )
+from deepatlas.space.at_points import at_points
 from deepatlas.space.grid import Grid
 from deepatlas.space.inside import inside
 
@@ -156,8 +157,7 @@ def sample_at(volume: Tensor, grid: Grid, points_mm: NDArray[np.float64]) -> NDA
     if len(points_mm) == 0:
         return np.zeros((0, volume.shape[1]))
     place = torch.from_numpy(np.ascontiguousarray(grid.world_to_normalized(points_mm).T))
-    coords = place.to(volume).reshape(1, 3, -1, 1, 1)
-    return ops.resample(volume, coords)[0, :, :, 0, 0].T.double().cpu().numpy()
+    return at_points(volume, place.to(volume)[None])[0].T.double().cpu().numpy()
 
 
 def _padded(weight: Tensor) -> Tensor:

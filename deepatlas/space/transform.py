@@ -13,6 +13,7 @@ from torch import Tensor
 import deepatlas_ops as ops
 from deepatlas.errors import DataError
 from deepatlas.space.affine import affine_coords
+from deepatlas.space.at_points import at_points
 from deepatlas.space.constants import AIR
 from deepatlas.space.grid import Grid
 from deepatlas.space.labels import BoxMask, Labels
@@ -74,7 +75,7 @@ class Transform:
         if self.residual is not None and self.grid is not None and len(points):
             place = torch.from_numpy(np.ascontiguousarray(self.grid.world_to_normalized(points).T))
             field = torch.from_numpy(self.residual)[None]
-            points = points + ops.resample(field, place.reshape(1, 3, -1, 1, 1))[0, :, :, 0, 0].T.numpy()
+            points = points + at_points(field, place[None])[0].T.numpy()
         return points @ self.matrix[:3, :3].T + self.matrix[:3, 3]
 
     def slabs(self, fixed: Grid, moving: Grid, chunk: int = _CHUNK) -> Iterator[tuple[slice, Tensor]]:

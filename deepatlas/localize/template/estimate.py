@@ -150,7 +150,7 @@ def estimate_template(
         samples, (low, high) = gathered.pop(name), boxes[name]
         depth, height, width = (high - low + 1).flip(0).tolist()
         problem = Problem(
-            torch.cat(samples.points, dim=1).reshape(1, 3, -1, 1, 1),
+            torch.cat(samples.points, dim=1)[None],
             torch.cat(samples.values).reshape(1, 1, -1),
             (depth, height, width),
             torch.cat(samples.weights).reshape(1, 1, -1) if samples.weights else None,

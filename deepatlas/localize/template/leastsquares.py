@@ -18,16 +18,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-import deepatlas_ops as ops
 from deepatlas.errors import DeepAtlasError
+from deepatlas.space.at_points import at_points
 
 TIKHONOV = 1e-4
 LAPLACIAN = 2e-2
 
 
 def sample(volume: Tensor, points: Tensor) -> Tensor:
-    """A: the values ``[1, K, N]`` of a volume ``[1, K, D, H, W]`` at points ``[1, 3, N, 1, 1]``; 0 outside it."""
-    return ops.resample(volume, points, padding="zeros").flatten(2)
+    """A: the values ``[1, K, N]`` of a volume ``[1, K, D, H, W]`` at points ``[1, 3, N]``; 0 outside it."""
+    return at_points(volume, points, padding="zeros")
 
 
 def adjoint(values: Tensor, points: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -54,7 +54,7 @@ class Problem:
     """The samples of one structure over all exams, or of several structures that share their samples, in channels.
 
     Attributes:
-        points: ``[1, 3, N, 1, 1]``, normalised to the corner-aligned grid of the unknown volume.
+        points: ``[1, 3, N]``, normalised to the corner-aligned grid of the unknown volume.
         values: ``[1, K, N]``, the labels at the points.
         shape: ``(D, H, W)`` of the unknown volume.
         weights: ``[1, 1, N]``; None for equal weights.
@@ -77,9 +77,9 @@ class Problem:
 
     def __post_init__(self) -> None:
         n = self.values.shape[-1]
-        if tuple(self.points.shape) != (1, 3, n, 1, 1):
+        if tuple(self.points.shape) != (1, 3, n):
             raise DeepAtlasError(
-                f"Problem: points must be [1, 3, {n}, 1, 1] to match values, got {list(self.points.shape)}"
+                f"Problem: points must be [1, 3, {n}] to match values, got {list(self.points.shape)}"
             )
         if self.tikhonov <= 0 or self.laplacian < 0:
             raise DeepAtlasError("Problem: tikhonov must be positive and laplacian not negative")

@@ -15,7 +15,7 @@ SHAPE = (5, 6, 7)
 
 
 def points(n: int, generator: torch.Generator, spread: float = 1.2) -> torch.Tensor:
-    return (2 * torch.rand(1, 3, n, 1, 1, generator=generator, dtype=torch.float64) - 1) * spread
+    return (2 * torch.rand(1, 3, n, generator=generator, dtype=torch.float64) - 1) * spread
 
 
 def dense(operator, columns: int) -> np.ndarray:
@@ -84,7 +84,7 @@ def test_voxels_that_no_sample_reaches_are_filled_smoothly():
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     radius = (x**2 + y**2 + z**2).sqrt()
     keep = radius > 0.3
-    p = torch.stack([x, y, z])[:, keep].reshape(1, 3, -1, 1, 1)
+    p = torch.stack([x, y, z])[:, keep].reshape(1, 3, -1)
     m = (radius < 0.8)[keep].double().reshape(1, 1, -1)
     volume = conjugate_gradients(Problem(p, m, (17, 17, 17)), 200, 1e-10).volume[0, 0]
     assert float(volume[8, 8, 8]) > 0.9
@@ -92,10 +92,10 @@ def test_voxels_that_no_sample_reaches_are_filled_smoothly():
 
 
 def test_empty_labels_give_zeros_and_wrong_arguments_are_named():
-    p = torch.zeros(1, 3, 4, 1, 1)
+    p = torch.zeros(1, 3, 4)
     got = conjugate_gradients(Problem(p, torch.zeros(1, 1, 4), SHAPE))
     assert got.converged and not got.volume.any()
-    with pytest.raises(DeepAtlasError, match=r"points must be \[1, 3, 5, 1, 1\]"):
+    with pytest.raises(DeepAtlasError, match=r"points must be \[1, 3, 5\]"):
         Problem(p, torch.zeros(1, 1, 5), SHAPE)
     with pytest.raises(DeepAtlasError, match="tikhonov must be positive"):
         Problem(p, torch.zeros(1, 1, 4), SHAPE, tikhonov=0.0)
