@@ -24,7 +24,7 @@ def region_of(*names: str) -> SimpleNamespace:
     """The network of a region around structures; with the known coordinates of the root there is nothing to add."""
     low = [min(ANATOMY[n][1][a] - ANATOMY[n][2][a] - 4 for n in names) / SCALE for a in range(3)]
     high = [max(ANATOMY[n][1][a] + ANATOMY[n][2][a] + 4 for n in names) / SCALE for a in range(3)]
-    return SimpleNamespace(region=Region("part", Box.between("part", low, high)))
+    return SimpleNamespace(region=Region("part", Box.between("part", low, high)), fingerprint="part-network")
 
 
 @pytest.fixture(scope="module")
