@@ -91,6 +91,7 @@ def test_refinement_reaches_the_model_and_the_template_says_what_it_was_made_wit
     assert stopped.value.code == 2 and "a whole number, 0 or more, got -1" in capsys.readouterr().err
 
 
+@pytest.mark.slow(1)
 def test_template_segment_and_evaluate_work_together(data, tmp_path, capsys):
     t = tmp_path / "t.h5"
     code, out, err = run(capsys, "template", *AFFINE, "--data", data, "--out", t, "--size", 64, "--json")
@@ -263,6 +264,7 @@ def described(capsys, *argv) -> dict:
     return json.loads(out)
 
 
+@pytest.mark.slow(1)
 def test_info_describes_what_a_path_holds(data, template, tmp_path, capsys):
     about = described(capsys, template)
     assert set(about["structures"]) == set(LABELS) and about["model"] == "affine-model"
@@ -355,6 +357,7 @@ def test_train_receives_every_argument(monkeypatch):
     assert seen == [["--preset", "tiny", "seed=1", "--help"]]
 
 
+@pytest.mark.slow(2)
 def test_python_m_deepatlas_fails_with_one_line(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "deepatlas", "prepare", str(tmp_path / "none"), str(tmp_path / "x.h5")],
@@ -381,6 +384,7 @@ def test_warnings_are_lines_of_ours_on_the_command_line_only(tmp_path, capsys):
         warns()
 
 
+@pytest.mark.slow(2)
 def test_an_unusual_exam_gives_one_line_without_a_line_of_code(data, template, tmp_path):
     ct = read_volume(data / "e1" / "ct.nii.gz")
     path = write_volume(tmp_path / "odd.nii", ct)

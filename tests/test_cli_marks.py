@@ -88,6 +88,7 @@ def run(capsys, *argv) -> tuple[int, str, str]:
     return code, captured.out, captured.err
 
 
+@pytest.mark.slow(1)
 def test_propagate_carries_masks_points_and_boxes_without_a_template(data, tmp_path, capsys):
     out = tmp_path / "o"
     code, text, err = run(capsys, "propagate", *AFFINE, "--from", data / "e1", "--masks", data / "e1" / "seg.nii.gz",

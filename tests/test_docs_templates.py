@@ -37,6 +37,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow(1)
 def test_the_examples_of_templates_and_of_the_loop_run(folder, monkeypatch, capsys):
     monkeypatch.setattr(deepatlas, "load", lambda name: AffineUser())
     names: dict = {}
@@ -52,6 +53,7 @@ def test_the_examples_of_templates_and_of_the_loop_run(folder, monkeypatch, caps
     assert len(list((folder / "coordinates").iterdir())) == 2
 
 
+@pytest.mark.slow(2)
 def test_the_commands_run_one_after_the_other(folder, monkeypatch, capsys):
     def load(name, **settings):
         model = AffineUser()
@@ -87,6 +89,7 @@ def test_the_commands_run_one_after_the_other(folder, monkeypatch, capsys):
     assert {p.name for p in (folder / "atlas" / "masks").iterdir()} == {f"{n}.nii.gz" for n in LABELS}
 
 
+@pytest.mark.slow(2)
 def test_the_example_with_monai_runs(folder, monkeypatch, capsys):
     load = deepatlas.load
     monkeypatch.setattr(deepatlas, "load", lambda name: load(name, device="cpu", refine=0))

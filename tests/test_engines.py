@@ -83,6 +83,7 @@ def test_errors_of_the_work_are_raised(pool):
         list(pool.run(work, ["bug"]))
 
 
+@pytest.mark.slow(2)
 def test_a_worker_that_hangs_is_ended():
     with open_engine(workers=1, timeout=2) as engine:
         results = dict(engine.run(work, ["a", "hang", "b"]))

@@ -64,6 +64,7 @@ def written(folder, grid: Grid, suffix: str, crop) -> tuple[list[Volume], sitk.I
     return ramps, sitk.ReadImage(path), path
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("crop", [None, "foreground", "midline"])
 @examples(12)
 @given(grid=grids(), where=where, suffix=SUFFIXES)
@@ -92,6 +93,7 @@ def test_axes_of_one_to_six_voxels(grid, where, size):
     assert np.abs(found_index(ramps, point, size) - expected).max() < TOLERANCE
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("crop", [None, "foreground", "midline"])
 @examples(4)
 @given(
@@ -296,6 +298,7 @@ def known_model(monkeypatch):
     monkeypatch.setattr(Model, "load", lambda *_, **__: AffineModel(64))
 
 
+@pytest.mark.slow(1)
 @examples(3)
 @given(pair=st.tuples(over_the_anatomy(), over_the_anatomy()), places=st.tuples(where, where, where))
 def test_located_points_and_segmentations_are_at_the_anatomy(tmp_path, known_model, pair, places):

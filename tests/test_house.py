@@ -56,6 +56,7 @@ def allowed() -> dict[str, set[str]]:
     return {name.strip(): set(others.split()) for name, _, others in lines}
 
 
+@pytest.mark.slow(1)
 def test_every_import_is_in_the_table():
     modules, arrows = files(), allowed()
     assert set(arrows) == {room(name) for name in modules}, (
@@ -70,6 +71,7 @@ def test_every_import_is_in_the_table():
     assert not broken, "\n".join(broken)
 
 
+@pytest.mark.slow(1)
 def test_every_entry_of_the_table_is_used():
     modules, arrows = files(), allowed()
     used = {
@@ -86,6 +88,7 @@ def test_every_entry_of_the_table_is_used():
     assert not unused, unused
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("of", ["files", "rooms"])
 def test_no_imports_form_a_circle(of):
     modules = files()

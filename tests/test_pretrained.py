@@ -95,6 +95,7 @@ def test_half_precision_takes_half_the_space_and_keeps_the_fingerprint(tmp_path)
     assert sizes[True] < 0.55 * sizes[False]
 
 
+@pytest.mark.slow(2)
 def test_headneck_finds_structures_of_an_exam_from_one_example():
     openkbp = real("openkbp")
     model = deepatlas.load("headneck", device="cpu")

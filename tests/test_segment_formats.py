@@ -143,6 +143,7 @@ def test_a_truncated_scan_shows_part_of_a_structure(files, tmp_path, capsys):
     assert code == 0 and shares["liver"] == pytest.approx(seen, abs=0.06) and shares["heart"] > 0.95
 
 
+@pytest.mark.slow(1)
 def test_a_source_that_is_no_series_is_one_line_and_nothing_is_written(files, tmp_path, capsys):
     for format in ("dicom-seg", "rtstruct"):
         code, result, err = run(capsys, files, files / "data" / "e1", tmp_path / "o", "--format", format)

@@ -310,6 +310,7 @@ def test_a_failed_experiment_is_in_the_tables(tmp_path):
         assert "MSE failed: the run ended" in text and "n/a" in text
 
 
+@pytest.mark.slow(1)
 def test_the_command_prints_the_means_and_where_the_report_is(compared, tmp_path, capsys):
     _, _, folders = compared
     out = tmp_path / "out"

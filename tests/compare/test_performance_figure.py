@@ -30,6 +30,7 @@ def in_view(axes):
     return [t for t in axes.get_yticklabels() if low <= t.get_position()[1] <= high]
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(("experiments", "structures"), [(10, 30), (2, 1)])
 def test_no_text_lies_on_another_or_leaves_the_page(tmp_path, experiments, structures):
     names = [f"experiment number {i}" for i in range(experiments)]

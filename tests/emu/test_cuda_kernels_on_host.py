@@ -19,6 +19,7 @@ def test_sampling_and_resizing(flags):
     build_and_run("resample_on_host", ["resample.cpp", "resize.cpp"], flags)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("flags", [PORTABLE, RACES])
 def test_inversion(flags):
     check("invert_on_host", ["invert.cpp"], flags)

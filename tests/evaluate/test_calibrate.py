@@ -56,6 +56,7 @@ def found(made):
     return calibrate(model, template, root, views=4)
 
 
+@pytest.mark.slow(5)
 def test_trust_follows_the_true_dice_and_the_bound_holds(found):
     figures = found.figures
     assert figures["rows"] > 40

@@ -56,6 +56,7 @@ def test_template_meta_names_its_exams_and_model(template):
     assert template.labels == LABELS
 
 
+@pytest.mark.slow(1)
 def test_metrics_csv_has_a_row_for_every_drawn_structure(result):
     _, out, _ = result
     rows = list(csv.DictReader((out / "metrics.csv").open()))

@@ -67,6 +67,7 @@ def test_labels_lie_on_their_anatomy(cohort_dir, tmp_path):
             assert np.abs(grid.world_to_voxel(centre) - grid.world_to_voxel(expected)).max() < 0.5
 
 
+@pytest.mark.slow(1)
 def test_one_thread_gives_the_same_store(cohort_dir, tmp_path):
     two = ready(cohort_dir, tmp_path)
     one = prepare_cohort(cohort_dir, tmp_path / "one.h5", progress=False, workers=1)
@@ -96,6 +97,7 @@ def built(store_path, root, **options) -> bool:
     return store_path.stat().st_ino != before
 
 
+@pytest.mark.slow(1)
 def test_a_store_is_reused_until_something_changes(cohort_dir, tmp_path):
     path = tmp_path / "store.h5"
     ready(cohort_dir, tmp_path).close()
@@ -278,6 +280,7 @@ def test_a_killed_build_continues(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "store.h5"]
 
 
+@pytest.mark.slow(1)
 def test_a_build_waits_for_another_process(cohort_dir, tmp_path, capsys):
     fcntl = pytest.importorskip("fcntl")
     # This lock stands for the one that another process holds.

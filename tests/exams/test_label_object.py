@@ -35,6 +35,7 @@ def scan(tmp_path_factory):
     return root, reading.volume.grid
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("name", ["a.seg.dcm", "b.rtstruct.dcm"])
 def test_whole_masks_and_names_come_back(scan, name, tmp_path):
     root, grid = scan
@@ -74,6 +75,7 @@ def test_an_exam_that_is_no_series_gets_a_line(scan, tmp_path):
     assert seg.mask(4 if 4 in seg.ids() else 1).any()
 
 
+@pytest.mark.slow(1)
 def test_propagate_and_template_take_them(tmp_path, monkeypatch, capsys):
     """From a series with an RTSTRUCT onto a NIfTI, with the names and the whole masks."""
     monkeypatch.setattr("deepatlas.api.Model.load", lambda *a, **k: AffineModel(32))

@@ -189,6 +189,7 @@ def test_without_overlaps_the_formats_are_those_of_before(tmp_path):
     assert not read.hidden
 
 
+@pytest.mark.slow(1)
 def test_the_same_overlaps_give_the_same_bytes_and_rows_are_taken_over(tmp_path):
     first, second = (dataset_of(tmp_path / name / "set") for name in "ab")
     assert files_of(first.folder)["packed.h5"] == files_of(second.folder)["packed.h5"]

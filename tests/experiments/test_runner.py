@@ -87,6 +87,7 @@ def study(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow(2)
 def test_a_plan_runs_each_part_once_and_ends_with_a_comparison(study, capsys):
     status, calls = study("--jobs", "2")
     assert status == 0
@@ -106,6 +107,7 @@ def test_a_plan_runs_each_part_once_and_ends_with_a_comparison(study, capsys):
     assert study() == (0, [])
 
 
+@pytest.mark.slow(1)
 def test_a_failed_run_lets_the_others_go_on_and_the_tables_say_so(study, capsys):
     status, calls = study(fail="seed=1")
     assert status == 1 and calls.count("evaluate") == 1 and "finetune" not in calls
@@ -125,6 +127,7 @@ def test_a_failed_run_lets_the_others_go_on_and_the_tables_say_so(study, capsys)
     assert [line.split()[0] for line in resumed] == ["train", "finetune"]
 
 
+@pytest.mark.slow(1)
 def test_what_was_deleted_is_made_again(study):
     assert study()[0] == 0
     (folder,) = (study.root / "out" / "evaluations").glob("a-test-*")
@@ -134,6 +137,7 @@ def test_what_was_deleted_is_made_again(study):
     assert study() == (0, ["evaluate"])
 
 
+@pytest.mark.slow(1)
 def test_commands_are_printed_by_stages_and_each_runs_its_part(study, capsys):
     assert study("--commands") == (0, [])
     lines = capsys.readouterr().out.splitlines()

@@ -87,6 +87,7 @@ def index(made, tmp_path_factory):
         yield found
 
 
+@pytest.mark.slow(5)
 def test_coverage_is_that_of_the_true_anatomy(made, index):
     _, model, template, _ = made
     _, labels = COHORT.template("none")
@@ -291,6 +292,7 @@ def test_passes_add_change_and_drop_and_do_nothing_twice(made, here, tmp_path, c
         assert len(found) == 4
 
 
+@pytest.mark.slow(1)
 def test_a_pass_that_is_stopped_goes_on_where_it_was(here, tmp_path, monkeypatch):
     root, model, template = here
     out, seen = tmp_path / "i.sqlite", []
@@ -309,6 +311,7 @@ def test_a_pass_that_is_stopped_goes_on_where_it_was(here, tmp_path, monkeypatch
     assert build_here(root, model, template, out).added == len(FEW) - 3
 
 
+@pytest.mark.slow(1)
 def test_shards_join_to_the_whole(here, tmp_path):
     root, model, template = here
     build_here(root, model, template, tmp_path / "whole.sqlite")

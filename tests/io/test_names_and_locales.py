@@ -104,6 +104,7 @@ def in_a_process(call: str, folder: Path, environment: dict[str, str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_any_name_is_read_and_written_under_any_locale(tmp_path, environment):
     try:
@@ -114,6 +115,7 @@ def test_any_name_is_read_and_written_under_any_locale(tmp_path, environment):
     in_a_process("check_names", tmp_path / "work", ENVIRONMENTS[environment])
 
 
+@pytest.mark.slow(1)
 def test_numbers_are_right_under_a_locale_with_a_decimal_comma(tmp_path):
     if not shutil.which("localedef"):
         pytest.skip("no localedef makes a locale here")

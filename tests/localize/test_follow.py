@@ -128,6 +128,7 @@ def test_a_template_without_masks_is_refused(made):
         follow(model, empty, a, b)
 
 
+@pytest.mark.slow(1)
 def test_the_command_writes_a_table_an_image_and_a_picture(made, tmp_path, monkeypatch, capsys):
     _, template, a, b = made
     model = AffineModel(64, maps={str(tmp_path / "b" / "ct.nii.gz"): to_anatomy})

@@ -63,6 +63,7 @@ def template(dataset):
     return build_template(AffineModel(), dataset, ["e1"], size=64, appearance=False)
 
 
+@pytest.mark.slow(1)
 def test_the_template_of_a_covered_structure_is_that_of_its_mask_alone(dataset, template):
     ct, masks = drawn_on(GRIDS["plain"])
     model = AffineModel()

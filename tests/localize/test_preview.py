@@ -89,6 +89,7 @@ def test_a_path_that_cannot_be_written_is_one_line(tmp_path):
         write_preview(tmp_path / "file" / "a.png", ct, Labels.of(seg), LABELS)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("grid", ["plain", "flipped", "sagittal"])
 def test_the_air_beside_the_patient_is_left_out(grid, tmp_path, monkeypatch):
     """A scan that is three times as wide as the patient; all of its length and of the structures is shown."""

@@ -60,6 +60,7 @@ def pair():
     return a, seg_a, b, seg_b, found
 
 
+@pytest.mark.slow(1)
 def test_a_deformation_carries_every_place_to_its_own_in_both_directions(pair):
     a, seg_a, b, seg_b, found = pair
     assert isinstance(found, Registration) and found.kind == "deformable"
@@ -146,6 +147,7 @@ def test_an_affine_and_a_rigid_map_are_found_exactly_by_their_kinds():
         )
 
 
+@pytest.mark.slow(1)
 def test_the_networks_of_regions_count():
     """The map of the whole exam knows nothing of a wave that the network of a region sees."""
 
@@ -200,6 +202,7 @@ def test_exams_without_anatomy_in_common_are_refused():
         register(away, a, a, "bspline")
 
 
+@pytest.mark.slow(1)
 def test_the_command_writes_both_directions_and_what_nibabel_reads(tmp_path, monkeypatch, capsys):
     model = AffineModel(32, maps={str(tmp_path / "b.nii.gz"): bent})
     monkeypatch.setattr("deepatlas.api.Model.load", lambda *args, **options: model)

@@ -66,6 +66,7 @@ def test_views_are_carried_back_to_the_exam_and_their_mean_is_the_average(image)
     torch.testing.assert_close(averaged_coordinates(network(), image, 5), mean)
 
 
+@pytest.mark.slow(1)
 def test_the_views_of_a_model_begin_with_the_exam_itself():
     model, (volume, _) = deepatlas.load("headneck", "cpu", refine=0), exam(GRIDS["plain"])
     found = model.map_exam(volume)

@@ -13,6 +13,7 @@ from deepatlas.errors import DeepAtlasError
 from deepatlas.model.features import features
 
 
+@pytest.mark.slow(2)
 def test_features_are_those_from_which_the_coordinates_are_made():
     model = deepatlas.load("headneck", device="cpu", refine=0)
     volume = exam(GRIDS["coarse"], "a")[0]

@@ -216,6 +216,7 @@ def test_the_torch_backend_never_builds(sources, monkeypatch):
     assert not _jit.cache_directory().exists()
 
 
+@pytest.mark.slow(2)
 def test_importing_builds_nothing_and_without_a_compiler_there_is_one_warning(tmp_path):
     code = (
         "import sys, torch, deepatlas_ops as ops\n"

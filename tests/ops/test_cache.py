@@ -156,6 +156,7 @@ def test_a_library_for_other_gpus_is_not_used(monkeypatch, architectures, device
     assert _build._runs_on_devices(architectures) == runs
 
 
+@pytest.mark.slow(1)
 def test_who_waits_for_another_process_says_so_once_after_some_seconds(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(cache, "PATIENCE_SECONDS", 0.3)
     lock, done = tmp_path / "a.lock", []

@@ -31,6 +31,7 @@ def test_a_part_that_does_not_exist_is_refused():
     assert run.returncode == 2 and "--parts" in run.stderr
 
 
+@pytest.mark.slow(2)
 def test_without_a_gpu_it_says_so(native, tmp_path):
     import torch
 

@@ -176,6 +176,7 @@ def test_gradients_are_the_finite_differences(backend, gradient, step):
     assert torch.autograd.gradcheck(displacement, (moving, fixed), eps=1e-7, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("step", ["moving", "literal"])
 def test_few_unrolled_steps_are_differentiated_exactly(backend, step):
     moving, fixed = pair(size=(4, 4, 4), fixed_size=(3, 3, 3), scale=0.6)

@@ -78,6 +78,7 @@ def test_the_library_of_ops_links_the_kernels_of_arrays(sources, compiled):
     assert value_of_ops() == 7
 
 
+@pytest.mark.slow(1)
 def test_other_kernels_and_other_flags_are_compiled(sources, compiled, monkeypatch):
     assert _library.kernels().value() == 5
     plan = _build._plan()

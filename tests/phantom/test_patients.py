@@ -87,6 +87,7 @@ sys.stdout.buffer.write(b"".join(np.ascontiguousarray(array).tobytes() for array
     assert hashlib.sha256(alone.stdout).hexdigest() == digest(mixed[1])
 
 
+@pytest.mark.slow(2)
 def test_arrays_have_their_documented_types(whole):
     for exam in whole:
         shape = exam.volume.grid.shape
@@ -230,6 +231,7 @@ def test_the_first_exam_has_a_mild_deformation(whole):
     assert bend(whole[0]) < 0.75 * np.median([bend(e) for e in whole[1:]])
 
 
+@pytest.mark.slow(1)
 def test_affine_alignment_is_not_enough(whole):
     scores = [np.mean(list(affine_baseline(whole[0], e).values())) for e in whole[1:]]
     assert 0.25 <= np.mean(scores) <= 0.55, scores
@@ -283,6 +285,7 @@ def test_template_is_cached_and_read_only():
     assert hu.grid == labels.grid
 
 
+@pytest.mark.slow(1)
 def test_written_phantoms_are_read_back_unchanged(tmp_path):
     cohort = PhantomCohort(shape=SMALL)
     folders = write_phantoms(cohort, tmp_path / "data", 3, progress=False)

@@ -106,6 +106,7 @@ def test_nibabel_finds_every_structure_on_the_patients_side_with_a_plausible_vol
         assert right * (centres["gallbladder"][0] - centres["spinal_canal"][0]) > 10
 
 
+@pytest.mark.slow(1)
 def test_the_body_at_two_mm_has_every_structure_in_one_piece(body):
     for name in SMALL_STRUCTURES:
         assert ndimage.label(mask(body, name), np.ones((3, 3, 3)))[1] == 1, name
@@ -216,6 +217,7 @@ def test_structures_differ_between_patients(exams):
         assert abs(volumes[0] / volumes[1] - 1) > 0.01, name
 
 
+@pytest.mark.slow(1)
 def test_the_same_seed_draws_the_same_voxels_whatever_the_slabs(monkeypatch):
     cohort = PhantomCohort(structures="all", spacing=8.0, partial=0)
     exam = cohort.exam(1)
@@ -250,6 +252,7 @@ def test_the_default_cohort_is_the_one_that_it_was():
     assert exam.volume.array.mean() == pytest.approx(DEFAULT_MEAN, abs=0.05)
 
 
+@pytest.mark.slow(1)
 def test_a_spacing_gives_cubic_voxels_and_the_whole_field_of_view(exams):
     default = PhantomCohort(structures="all", partial=0)
     for index, exam in zip(NUMBERS, exams, strict=True):
@@ -259,6 +262,7 @@ def test_a_spacing_gives_cubic_voxels_and_the_whole_field_of_view(exams):
         assert (np.abs(extent[0] - extent[1]) <= 3).all()
 
 
+@pytest.mark.slow(2)
 def test_another_population_has_another_mean_body_and_the_same_coordinates(body):
     home, away = (PhantomCohort(structures="all", anatomy=n, partial=0) for n in (0, 1))
     a, b = home.exam(0), away.exam(0)
@@ -273,6 +277,7 @@ def test_another_population_has_another_mean_body_and_the_same_coordinates(body)
         assert np.linalg.norm(found - points(body, name).mean(axis=0)) < 12, name
 
 
+@pytest.mark.slow(2)
 def test_structures_between_the_voxels_are_named(tmp_path, capsys):
     cohort = PhantomCohort(structures="all", shape=COARSE)
     folders = write_phantoms(cohort, tmp_path / "a", 3, progress=False)
@@ -292,6 +297,7 @@ def test_structures_between_the_voxels_are_named(tmp_path, capsys):
     assert unresolved_lines({}, 3) == []
 
 
+@pytest.mark.slow(2)
 def test_what_lies_outside_the_field_of_view_is_not_called_too_small():
     cohort = PhantomCohort(structures="all", partial=1)
     exam = next(e for e in map(cohort.exam, range(1, 9)) if e.region == "abdomen-pelvis")
@@ -299,6 +305,7 @@ def test_what_lies_outside_the_field_of_view_is_not_called_too_small():
     assert not {"lens_right", "orbit_left", "brain"} & set(cohort.unresolved(exam))
 
 
+@pytest.mark.slow(1)
 def test_the_number_of_workers_changes_nothing(tmp_path):
     cohort = PhantomCohort(structures="all", shape=COARSE)
     for name, workers in (("one", 1), ("three", 3)):

@@ -72,6 +72,7 @@ def exams(tmp_path_factory):
     return named_exams([folder])
 
 
+@pytest.mark.slow(1)
 def test_exams_have_their_structures_in_pictures_and_in_a_table(exams, tmp_path):
     model = KnowingModel()
     given = {EVIL: exams["plain"], "oblique": exams["oblique"]}
@@ -91,6 +92,7 @@ def test_exams_have_their_structures_in_pictures_and_in_a_table(exams, tmp_path)
     assert "Fit 0.80, known" in page.text
 
 
+@pytest.mark.slow(2)
 def test_an_exam_that_is_not_known_or_cannot_be_read_is_said(exams, tmp_path):
     model = KnowingModel()
     missing = ExamFiles("gone", tmp_path / "gone.nii.gz")
@@ -106,6 +108,7 @@ def test_an_exam_that_is_not_known_or_cannot_be_read_is_said(exams, tmp_path):
     assert not (tmp_path / "s.html").exists()
 
 
+@pytest.mark.slow(1)
 def test_trust_has_its_columns_and_its_calibration_is_shown(exams, tmp_path):
     model = KnowingModel()
     names = list(LABELS)

@@ -72,6 +72,7 @@ def test_the_input_of_the_network_does_not_depend_on_how_an_exam_is_stored(degre
     assert np.corrcoef(array.ravel(), straight.array.ravel())[0, 1] > 0.97
 
 
+@pytest.mark.slow(1)
 def test_large_grids_stay_small():
     grid = grid_of(spacing=(0.5, 0.5, 100.0), degrees=(10, 0, 0), half_mm=(200.0, 200.0, 300.0))
     result = upright(Volume(np.zeros(grid.shape, np.int16), grid))

@@ -106,6 +106,7 @@ def test_entries_are_listed_with_size_age_and_data(made, capsys):
     assert f"of {a}" in out and "days old" in out and "2 entries kept" in out
 
 
+@pytest.mark.slow(1)
 def test_all_or_the_named_ones_are_removed_and_nothing_else(made, tmp_path, capsys):
     a, b, c = made("a"), made("b"), made("c")
     mine = cache_folder() / "notes-0123456789abcdef.h5"

@@ -96,6 +96,7 @@ def whole(model, data, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow(1)
 def test_a_run_learns_from_the_labelled_exams_alone(whole, model):
     assert [(r["phase"], r["step"]) for r in records(whole)] == [
         ("finetune-head", 0), ("finetune-head", 1), ("finetune", 0), ("finetune", 3),
@@ -132,6 +133,7 @@ class _Killed(BaseException):
     """What nothing in the run catches."""
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(("at", "resident"), [(1, "auto"), (4, "false")])
 def test_a_killed_run_resumes_bit_for_bit(model, data, whole, tmp_path, monkeypatch, at, resident):
     out = tmp_path / "run"
@@ -158,6 +160,7 @@ def test_a_killed_run_resumes_bit_for_bit(model, data, whole, tmp_path, monkeypa
     assert deepatlas.load(out, "cpu").fingerprint == deepatlas.load(whole, "cpu").fingerprint
 
 
+@pytest.mark.slow(1)
 def test_parts_of_a_batch_give_the_same_run(model, data, whole, tmp_path):
     assert main(start(model, data, tmp_path / "run", "train.accumulate=2")) == 0
     theirs = weights(tmp_path / "run")["network"]
@@ -268,6 +271,7 @@ def test_score_and_what_the_grid_keeps(model, data, tmp_path, capsys):
     assert (tmp_path / "run" / "evaluation" / "metrics.csv").is_file()
 
 
+@pytest.mark.slow(1)
 def test_bad_input_is_one_line_and_leaves_no_run(model, data, tmp_path, capsys, whole):
     without = tmp_path / "without"
     shutil.copytree(data, without)

@@ -70,6 +70,7 @@ def whole(data, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow(2)
 def test_a_run_learns_from_labels(whole):
     names = [line["phase"] for line in records(whole)]
     assert [n for n in dict.fromkeys(names) if n.startswith(("labels", "level", "register"))] == [

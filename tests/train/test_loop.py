@@ -67,6 +67,7 @@ def make(folder, steps=12, stop_at=None, bad_at=None):
     return session, model, phases
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("stop_at", [0, 5, 11, "picture"])
 def test_a_stopped_run_continues_bit_for_bit(tmp_path, stop_at):
     session, whole, phases = make(tmp_path / "whole")

@@ -120,6 +120,7 @@ def test_the_bar_and_the_log_show_how_it_goes(cohort, tmp_path, capsys):
     assert {"explicit_smoothness", "implicit_edges", "overlap", "folds", "lr", "steps_per_second"} < set(last)
 
 
+@pytest.mark.slow(1)
 def test_tensorboard_of_a_resumed_run_has_every_step_once(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -57,6 +57,7 @@ def scored(data, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow(2)
 def test_the_score_is_that_of_the_structures_that_were_drawn_in_the_region(scored):
     result = scored("liver", "spleen")
     assert list(result["dice_per_structure"]) == ["liver"] and result["structures"] == 1
@@ -64,6 +65,7 @@ def test_the_score_is_that_of_the_structures_that_were_drawn_in_the_region(score
     assert result["refined"]["steps"] == 2 and best_steps(result) == 0
 
 
+@pytest.mark.slow(1)
 def test_a_region_whose_structures_no_test_exam_shows_has_no_score(scored):
     result = scored("spleen")
     assert result["structures"] == 0 and "dice" not in result and "refined" not in result

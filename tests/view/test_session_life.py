@@ -24,6 +24,7 @@ from deepatlas.view.server import serve
 from deepatlas.view.session import Session
 
 
+@pytest.mark.slow(1)
 def test_many_requests_at_once_pass_each_exam_through_the_network_once(folder):
     passes = []
 

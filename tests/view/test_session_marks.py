@@ -30,6 +30,7 @@ from deepatlas.view.marks import MOST_MARKS, Mark, Marks
 from deepatlas.view.session import Session
 
 
+@pytest.mark.slow(1)
 def test_a_point_is_carried_as_locate_finds_it(client, ids, folder):
     put(client, point(ids["plain"]))
     places = client.post(

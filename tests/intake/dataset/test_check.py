@@ -58,6 +58,7 @@ def test_an_index_beside_it_is_no_stranger(folder):
     assert list(damages(folder)) == [f"exams/{INDEX_FILES[0]}"]
 
 
+@pytest.mark.slow(1)
 def test_a_flipped_bit_anywhere_is_found(folder):
     """Any bit of any file: in the values, in the structures of HDF5 and SQLite, and in unused bytes."""
     rng = np.random.default_rng(0)
@@ -72,6 +73,7 @@ def test_a_flipped_bit_anywhere_is_found(folder):
     assert check_dataset(folder) == []
 
 
+@pytest.mark.slow(1)
 def test_truncation_and_growth_are_found(folder):
     rng = np.random.default_rng(1)
     for name, whole in files_of(folder).items():

@@ -44,6 +44,7 @@ def test_a_dataset(tmp_path):
         assert manifest.rows() == {"e1": 0, "e2": 1, "e3": 2}
 
 
+@pytest.mark.slow(1)
 def test_the_same_exams_give_the_same_bytes(tmp_path):
     """Whether they are prepared at once, in shards, one after the other, or again."""
     ids = ("e1", "e2", "e10", "b")

@@ -119,6 +119,7 @@ def test_studies_in_archives_become_what_they_become_as_folders(src, tmp_path, d
     assert not list((tmp_path / "dst.private").glob("*scratch*"))
 
 
+@pytest.mark.slow(1)
 def test_an_archive_that_is_done_is_not_opened_again(src, tmp_path, disk, unpacked):
     for number in (1, 2, 3):
         zipped(src / f"{number}.zip", number)
@@ -133,6 +134,7 @@ def test_an_archive_that_is_done_is_not_opened_again(src, tmp_path, disk, unpack
     assert len(set(contents(tmp_path / "dst").items()) & set(first.items())) == 2
 
 
+@pytest.mark.slow(1)
 def test_many_exams_share_what_is_unpacked(src, tmp_path, disk, unpacked):
     zipped(src / "many.zip", *range(1, 7))
     assert run(src, tmp_path / "dst").exams == 6 and unpacked == {"many.zip": 1}
@@ -165,6 +167,7 @@ def test_the_disk_holds_one_archive_at_a_time_for_each_worker(src, tmp_path, mon
     assert run(src, tmp_path / "dst").exams == 3 and there == [1, 1, 1]
 
 
+@pytest.mark.slow(1)
 def test_a_shard_opens_the_archives_of_its_exams_alone(src, tmp_path, unpacked, monkeypatch):
     scratch_disk(monkeypatch, free=10)
     for number in range(1, 7):
@@ -213,6 +216,7 @@ def test_an_archive_that_goes_meanwhile_is_tried_again(src, tmp_path, monkeypatc
     assert run(src, tmp_path / "dst").exams == 2
 
 
+@pytest.mark.slow(1)
 def test_an_archive_of_many_exams_that_no_longer_unpacks_says_why(src, tmp_path, monkeypatch):
     zipped(src / "many.zip", *range(1, 6))
     run(src, tmp_path / "dst")
@@ -247,6 +251,7 @@ def test_exams_of_an_archive_that_fails_for_now_stay(src, tmp_path, monkeypatch)
     assert run(src, tmp_path / "dst").exams == 2
 
 
+@pytest.mark.slow(1)
 def test_a_label_table_in_an_archive_names_its_structures(src, tmp_path, disk):
     write_cohort(tmp_path / "cohort", 2)
     with zipfile.ZipFile(src / "cohort.zip", "w") as file:

@@ -69,6 +69,7 @@ def whole(dst):
     return check_dataset(dst) == []
 
 
+@pytest.mark.slow(1)
 def test_a_delivery_joins_what_is_there_and_ids_of_structures_stay(first):
     one, two, dst = first
     before = everything(dst / "exams")
@@ -141,6 +142,7 @@ def test_an_exam_that_cannot_be_read_any_more_does_not_leave_unasked(first):
     assert not exam_path(dst, exam).exists()
 
 
+@pytest.mark.slow(1)
 def test_another_exam_of_the_same_name_does_not_replace_the_first(first):
     one, two, dst = first
     (two / "b1").rename(two / "a1")
@@ -159,6 +161,7 @@ def test_another_exam_of_the_same_name_does_not_replace_the_first(first):
     assert summary.exams == 3 and not summary.refused and whole(dst)
 
 
+@pytest.mark.slow(1)
 def test_an_exam_that_comes_again_keeps_its_structures(first):
     one, two, dst = first
     exam_at(two / "a1", 1, drawn=False)
@@ -167,6 +170,7 @@ def test_an_exam_that_comes_again_keeps_its_structures(first):
     assert Dataset(dst).exam(keys(dst)["a1"]).present == ["bone", "lung"] and whole(dst)
 
 
+@pytest.mark.slow(1)
 def test_an_exam_that_comes_again_with_some_of_its_structures_stays_as_it_is(first):
     one, two, dst = first
     before = everything(dst / "exams")
@@ -180,6 +184,7 @@ def test_an_exam_that_comes_again_with_some_of_its_structures_stays_as_it_is(fir
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.slow(1)
 def test_the_same_ct_under_another_name_does_not_come_twice(first):
     one, two, dst = first
     shutil.copytree(one / "a2", two / "again")
@@ -193,6 +198,7 @@ def test_the_same_ct_under_another_name_does_not_come_twice(first):
     assert "again" in keys(dst) and len(Dataset(dst)) == 4 and whole(dst)
 
 
+@pytest.mark.slow(1)
 def test_exams_that_the_dataset_has_twice_both_stay(tmp_path):
     (one, _), dst = sources(tmp_path), tmp_path / "dst"
     shutil.copytree(one / "a1", one / "twin")
@@ -205,6 +211,7 @@ def test_exams_that_the_dataset_has_twice_both_stay(tmp_path):
     assert (summary.exams, summary.made, summary.refused) == (4, 2, {}) and whole(dst)
 
 
+@pytest.mark.slow(1)
 def test_refusals_of_earlier_deliveries_stay_in_report_and_table(tmp_path):
     (one, two), dst = sources(tmp_path), tmp_path / "dst"
     (one / "bad.nii.gz").write_bytes(b"x" * 400)
@@ -311,6 +318,7 @@ def test_a_delivery_in_shards_is_that_of_one_run(tmp_path):
         assert (dst / name).read_bytes() == (straight / name).read_bytes(), name
 
 
+@pytest.mark.slow(2)
 def test_a_dataset_without_its_journal_keeps_its_exams(tmp_path, first):
     one, two, dst = first
     (tmp_path / "dst.private" / "journal.sqlite").unlink()
@@ -332,6 +340,7 @@ def test_another_crop_is_refused_before_any_work(tmp_path):
     assert everything(dst) == before
 
 
+@pytest.mark.slow(1)
 def test_a_name_map_goes_on_from_the_ids_of_the_dataset(tmp_path, first):
     one, two, dst = first
     names = tmp_path / "names.json"
@@ -343,6 +352,7 @@ def test_a_name_map_goes_on_from_the_ids_of_the_dataset(tmp_path, first):
         prepare_here(two, dst, add=True, names=names)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("add", [False, True])
 def test_ids_of_another_kind_are_told_by_that_reason(tmp_path, kept, add):
@@ -357,6 +367,7 @@ def test_ids_of_another_kind_are_told_by_that_reason(tmp_path, kept, add):
     assert prepare_here(two, dst, keep_ids=kept, add=True).exams == 4
 
 
+@pytest.mark.slow(1)
 def test_the_command_has_both_options(tmp_path, capsys, in_this_process):
     (one, two), dst = sources(tmp_path), tmp_path / "dst"
     assert cli.main(["prepare", str(one), str(dst), "--quiet"]) == 0

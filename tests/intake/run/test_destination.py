@@ -68,6 +68,7 @@ def outcomes(lines: list[str]) -> dict[str, str]:
     return dict(line.split(" | ", 1) for line in lines)
 
 
+@pytest.mark.slow(3)
 def test_a_read_only_destination(tmp_path):
     done = outcomes(run_mounted(JOBS, tmp_path, "ro"))
     assert done.pop("left") == "[]"
@@ -76,6 +77,7 @@ def test_a_read_only_destination(tmp_path):
         assert "mounted" in line and line.endswith("choose a folder that you may write to"), line
 
 
+@pytest.mark.slow(3)
 def test_a_disk_that_fills_up(tmp_path):
     done = outcomes(run_mounted(JOBS, tmp_path, "size=400k"))
     left = done.pop("left")

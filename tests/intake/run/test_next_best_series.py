@@ -170,6 +170,7 @@ def test_strict_does_not_mind_a_series_or_drawing_that_was_passed_over(tmp_path)
     assert run(src, tmp_path / "dst", strict=True).exams == 1
 
 
+@pytest.mark.slow(1)
 def test_a_series_that_was_asked_for_has_no_second(tmp_path):
     src, dst = tmp_path / "src", tmp_path / "dst"
     write_exam(src / "a", "P1")

@@ -68,6 +68,7 @@ def leftovers(dst) -> list[str]:
     return [p.name for p in dst.rglob(".*")]
 
 
+@pytest.mark.slow(1)
 def test_a_mixture_of_formats_becomes_one_dataset(tmp_path):
     src, dst = tmp_path / "src", tmp_path / "dst"
     write_cohort(src / "cohort", 2)
@@ -96,6 +97,7 @@ def test_a_mixture_of_formats_becomes_one_dataset(tmp_path):
     assert "Coronal slices" in (dst / "report.html").read_text() and leftovers(dst) == []
 
 
+@pytest.mark.slow(2)
 def test_nothing_is_done_twice_and_changes_are_noticed(tmp_path, monkeypatch):
     src, dst = write_cohort(tmp_path / "src", 3), tmp_path / "dst"
     done = []
@@ -122,6 +124,7 @@ def test_nothing_is_done_twice_and_changes_are_noticed(tmp_path, monkeypatch):
     assert done == []
 
 
+@pytest.mark.slow(1)
 def test_a_lost_or_damaged_exam_file_is_made_again(tmp_path):
     src, dst = write_cohort(tmp_path / "src", 3), tmp_path / "dst"
     run(src, dst)
@@ -132,6 +135,7 @@ def test_a_lost_or_damaged_exam_file_is_made_again(tmp_path):
     assert run(src, dst).made == 2 and arrays(dst) == whole
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
@@ -156,6 +160,7 @@ def test_a_finished_dataset_that_lost_a_file_gets_it_again(tmp_path, monkeypatch
     assert {path: path.read_bytes() for path in dst.rglob("*.*") if path.is_file()} == whole
 
 
+@pytest.mark.slow(1)
 def test_a_training_array_of_other_exams_is_noticed(tmp_path, monkeypatch):
     src, dst = write_cohort(tmp_path / "src", 3), tmp_path / "dst"
     run(src, dst)
@@ -179,6 +184,7 @@ def test_another_source_is_not_taken_for_the_old_one(tmp_path):
     assert len(Dataset(tmp_path / "dst")) == 2
 
 
+@pytest.mark.slow(1)
 def test_ids_of_the_source_if_asked_for(tmp_path):
     src = write_cohort(tmp_path / "src", 2)
     dicom_exam(src / "d", PatientID="P 1")
@@ -200,6 +206,7 @@ def test_a_name_map_and_a_choice_of_series(tmp_path):
         run(tmp_path / "src", tmp_path / "dst", series={"nobody": "5"})
 
 
+@pytest.mark.slow(1)
 def test_shards_and_their_merge_are_the_same_dataset(tmp_path):
     src = write_cohort(tmp_path / "src", 5)
     shutil.copytree(src, tmp_path / "again")

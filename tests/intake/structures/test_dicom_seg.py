@@ -195,6 +195,7 @@ def test_names_come_from_the_header_alone(tmp_path):
     assert structure_names([saved(ds, tmp_path / "seg.dcm")]) == ["left_lung", "liver"]
 
 
+@pytest.mark.slow(1)
 def test_another_frame_series_or_kind_of_object_is_refused(tmp_path):
     grid = Grid.from_spacing((5, 6, 6), (1, 1, 2))
     slices = ct_headers(grid)

@@ -266,6 +266,7 @@ def test_a_structure_that_smaller_ones_cover_is_there_as_a_whole(tmp_path):
     assert not (result.labels.array == 3).any() and result.labels.mask(3).sum() == 50
 
 
+@pytest.mark.slow(1)
 def test_forty_masks_of_a_whole_ct_wait_as_bits(tmp_path):
     """Each reaches from corner to corner, so that boxes around them would save nothing."""
     grid = Grid.from_spacing((64, 128, 128))

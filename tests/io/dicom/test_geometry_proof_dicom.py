@@ -30,6 +30,7 @@ def ramps(folder, grid, **options):
     return volumes, files
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("multiframe", [False, True])
 @examples(5)
 @given(grid=grids(5, 24, spacing=(0.4, 6.0)), where=st.tuples(unit(), unit(), unit()))
@@ -44,6 +45,7 @@ def test_a_marked_point_comes_back(tmp_path, multiframe, grid, where):
         assert np.abs(by_itk - expected).max() < 0.01
 
 
+@pytest.mark.slow(1)
 @examples(5)
 @given(
     grid=grids(12, 24, spacing=(1.0, 3.0), mirrored=False),

@@ -52,6 +52,7 @@ def agrees(folder: Path, shape: tuple[int, int, int]) -> None:
     assert np.linalg.det(volume.grid.affine[:3, :3]) > 0
 
 
+@pytest.mark.slow(2)
 def test_lung1(lung):
     folder = next(p for p in lung.iterdir() if p.is_dir())
     agrees(folder, (107, 512, 512))
@@ -82,6 +83,7 @@ def test_lung1_with_slices_gone_is_refused(lung):
     assert "3 slices missing of 107: 3 after slice 40 (at 117 of 318 mm)" in reason.why
 
 
+@pytest.mark.slow(2)
 def test_totalsegmentator_jpeg2000():
     """20 slices in JPEG 2000 with every UID and the patient emptied; pydicom decodes them with another library."""
     folder = real("totalsegmentator/dicom")

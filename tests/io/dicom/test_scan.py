@@ -190,6 +190,7 @@ def _raw(tags: dict) -> dict:
     return tags if tags.get("PixelSpacing") != "abc" else {"PixelSpacing": None, "PatientComments": "x"}
 
 
+@pytest.mark.slow(1)
 def test_damaged_headers_are_refused_and_do_not_stop_the_scan(tmp_path):
     paths = write_ct(tmp_path, body(), AFFINE, syntax=JPEGLSLossless)
     whole = paths[0].read_bytes()

@@ -46,6 +46,7 @@ def test_our_reader_gets_the_same_masks(grid, tmp_path):
         np.testing.assert_array_equal(mask, masks(labels.grid.shape)[name], err_msg=name)
 
 
+@pytest.mark.slow(1)
 def test_every_contour_lies_on_its_image_and_encloses_the_mask(tmp_path):
     """Without our reader: pydicom, the geometry of the images, and matplotlib's test of points in polygons."""
     folder = series(tmp_path / "ct", GRIDS["oblique"])
@@ -106,6 +107,7 @@ def test_the_header_names_what_it_must(tmp_path):
     )
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("more", [{"tilt": 12.0}, {"multiframe": True}, {"moves": {4: (0, 0, 0.9)}}])
 def test_tilted_enhanced_and_uneven_series(more, tmp_path):
     reading = read_folder(series(tmp_path / "ct", GRIDS["axial"], **more))

@@ -298,6 +298,7 @@ def test_what_lies_outside_is_one_line(model, a):
         model.template(Example(exam(GRIDS["plain"], "a")[0], marks=air))
 
 
+@pytest.mark.slow(1)
 def test_files_of_masks_bring_their_names(model, a, tmp_path):
     """A table beside the masks, one in the folder above, the names of segments and of files, and no name at all."""
     ct, seg = a
@@ -364,6 +365,7 @@ def test_exams_of_one_name_from_two_folders_are_told_apart(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.slow(1)
 def test_images_of_other_libraries_are_examples(model, a):
     """The exam as nibabel, SimpleITK and MONAI have it, and the masks as another of them."""
     (ct, seg), point = a, Markups((Point("carina", (5.0, -4.0, 12.0)),))

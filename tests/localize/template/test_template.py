@@ -50,6 +50,7 @@ def test_the_meta_of_a_large_cohort_fits(template, tmp_path):
     assert Template.load(tmp_path / "t.h5").meta == template.meta
 
 
+@pytest.mark.slow(3)
 def test_a_failed_save_is_one_line_and_keeps_the_old_file(template, tmp_path):
     """A limit on the file size makes the system refuse the write, in a separate process."""
     path = tmp_path / "t.h5"

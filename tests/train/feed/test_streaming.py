@@ -105,6 +105,7 @@ def test_extreme_values_survive(tmp_path):
 takes = st.lists(st.lists(st.integers(0, EXAMS - 1), min_size=1, max_size=4), max_size=4)
 
 
+@pytest.mark.slow(1)
 @settings(deadline=None, max_examples=30)
 @given(script=st.lists(st.tuples(takes, takes), min_size=1, max_size=4))
 def test_what_is_expected_changes_no_result(store, resident, script):
@@ -218,6 +219,7 @@ def test_memory_is_bounded(store, request):
     assert buffers() == others
 
 
+@pytest.mark.slow(1)
 def test_resident_memory_does_not_grow(store):
     """10,000 iterations are measured by benchmarks/bench_loading.py."""
     statm = Path("/proc/self/statm")

@@ -146,6 +146,7 @@ def gradients(array, labels, processes, accumulate):
     return found
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(("processes", "accumulate"), [(2, 1), (1, 3), (5, 1)])
 def test_processes_and_parts_add_up_to_one_batch(array, labels, processes, accumulate):
     """Also where a process has only exams without labels."""
@@ -158,6 +159,7 @@ def test_processes_and_parts_add_up_to_one_batch(array, labels, processes, accum
         assert scalars == pytest.approx(wanted, rel=1e-3, abs=1e-6), name
 
 
+@pytest.mark.slow(1)
 def test_a_step_with_labels_never_waits_for_the_device(store, monkeypatch):
     """On the meta device, which has no values to wait for, as test_no_waiting.py."""
     array = TrainingArray(store, 16)
@@ -234,6 +236,7 @@ def test_labels_steer_the_registration_of_the_exams_that_have_them():
     assert torch.equal(register_to_atlas(start, image, body, atlas, off, 30, task), plain_result)
 
 
+@pytest.mark.slow(2)
 def test_the_picture_of_a_level_outlines_the_learned_masks(array, labels, store, tmp_path):
     of = session(array, labels)
     grids = [store.grid(0), store.grid(1)]
