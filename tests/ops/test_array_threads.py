@@ -87,8 +87,8 @@ def test_python_goes_on_while_a_kernel_computes():
         return count
 
     # With the lock held, there would never be a turn between the first one and the end. On a machine that is busy with
-    # other work, this thread may miss a kernel once.
-    assert max(turns() for _ in range(5)) > 3
+    # other work, this thread may miss many kernels.
+    assert any(turns() > 3 for _ in range(200))
 
 
 def _in_child(pipe):
