@@ -181,25 +181,24 @@ def _note_vanished(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Non
     """One line about exams of the answer whose files are not there any more."""
     path, exam = columns.index("path"), columns.index("id")
     gone = [row[exam] for row in rows if not Path(row[path]).exists()]
-    if gone:
-        some = ", ".join(gone[:3]) + (" …" if len(gone) > 3 else "")
-        print(
-            f"{PROGRAM}: warning: {len(gone)} of these exams have vanished since they were indexed ({some}); run "
-            "`deepatlas index` again",
-            file=sys.stderr,
-        )
+    _warn(gone, "of these exams have vanished since they were indexed", "run `deepatlas index` again")
 
 
 def _note_outdated(index: IndexFile, among: Sequence[str] | None = None) -> None:
     """One line about exams, among these or all, that the last pass could not use, and knows from before."""
     old = [exam for exam in index.outdated() if among is None or exam in among]
-    if old:
-        some = ", ".join(old[:3]) + (" …" if len(old) > 3 else "")
-        print(
-            f"{PROGRAM}: warning: {len(old)} of the exams could not be read when the index was last made ({some}), so "
-            "that this is what was known before; mend their files and run `deepatlas index` again",
-            file=sys.stderr,
-        )
+    _warn(
+        old,
+        "of the exams could not be read when the index was last made",
+        "this is what was known before; mend their files and run `deepatlas index` again",
+    )
+
+
+def _warn(exams: Sequence[str], what: str, cure: str) -> None:
+    """One line that names some of the exams; none without any."""
+    if exams:
+        some = ", ".join(exams[:3]) + (" …" if len(exams) > 3 else "")
+        print(f"{PROGRAM}: warning: {len(exams)} {what} ({some}); {cure}", file=sys.stderr)
 
 
 def _table(args: argparse.Namespace, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -46,25 +46,19 @@ def build(program: str, kernels: list[str], flags: list[str], library: bool = Fa
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
 
-    parts = (
-        program,
-        compiler,
-        compile_cache.version_of(compiler),
-        _processor(),
-        *options,
-        f"{bool(objects)}",
-    )
+    parts = (program, compiler, compile_cache.version_of(compiler), _processor(), *options)
+    parts += ("library",) if objects else ()
     files = [sources[0], *(CSRC / kernel for kernel in kernels), *compile_cache.headers_in(HERE, CSRC)]
     return compile_cache.compiled(parts, files, compile_program) / program
 
 
 def _library_objects(kernels: list[str]) -> list[Path]:
     """The object files of kernels in the cache of :mod:`deepatlas_ops`; none if one is missing."""
-    if _build.load().native is False:
+    if not _build.load().native:
         return []
-    kept = {path.stem: path for path in _objects.kept(_build._plan())}
-    wanted = [kept.get(Path(kernel).stem) for kernel in kernels]
-    return [path for path in wanted if path] if all(wanted) else []
+    wanted = {Path(kernel).stem for kernel in kernels}
+    # All kernels are kept together, or none.
+    return [path for path in _objects.kept(_build._plan()) if path.stem in wanted]
 
 
 def _processor() -> str:
