@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -41,9 +42,32 @@ def pytest_configure(config):
 
 
 def pytest_sessionstart(session):
-    """A process that crashes prints what the thread did that crashed, and not what all the others did."""
-    if fault_handler_stderr_fd_key in session.config.stash:
-        faulthandler.enable(session.config.stash[fault_handler_stderr_fd_key], all_threads=False)
+    """A worker of pytest-xdist that crashes writes down what the thread did that crashed (see below)."""
+    told = getattr(session.config, "workerinput", None)
+    if told is not None and fault_handler_stderr_fd_key in session.config.stash:
+        # Open until the process ends.
+        file = open(_crash_file(told["testrunuid"], told["workerid"]), "w")  # noqa: SIM115
+        faulthandler.enable(file, all_threads=False)
+
+
+def pytest_sessionfinish(session):
+    told = getattr(session.config, "workerinput", None)
+    if told is not None:
+        _crash_file(told["testrunuid"], told["workerid"]).unlink(missing_ok=True)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_handlecrashitem(crashitem, report, sched):
+    """The failure of the test in which a worker crashed shows where, however little of the output somebody sees."""
+    gateway = report.node.gateway
+    file = _crash_file(report.node.workerinput["testrunuid"], gateway.id)
+    stack = file.read_text() if file.exists() else ""
+    file.unlink(missing_ok=True)
+    report.longrepr += "\n" + (stack or "It left no stack: something killed it, such as a lack of memory.")
+
+
+def _crash_file(run: str, worker: str) -> Path:
+    return Path(tempfile.gettempdir(), f"deepatlas-tests-{run}-{worker}.txt")
 
 
 @pytest.hookimpl(optionalhook=True)
