@@ -32,7 +32,7 @@ def held(path: Path, busy: str | None, *, shared: bool = False) -> Iterator[bool
         yield False
         return
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        handle = _opened(path)
     except OSError as error:
         raise write_error(path, error) from error
     there = True
@@ -47,3 +47,12 @@ def held(path: Path, busy: str | None, *, shared: bool = False) -> Iterator[bool
         yield there
     finally:
         os.close(handle)
+
+
+def _opened(path: Path) -> int:
+    """The file of a lock, which holds nothing, for all users of its folder."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:
+        # It is another user's, whose umask kept it from being written by others. To lock it, it need not be written.
+        return os.open(path, os.O_RDONLY)

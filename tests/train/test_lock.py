@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -95,3 +96,24 @@ def test_a_disk_without_locks_is_named(data, tmp_path, capsys, monkeypatch):
     assert main([*start(data, tmp_path / "run"), "--quiet"]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and "its disk has no file locks; see that no other" in lines[0]
+
+
+def test_the_lock_of_another_user_that_may_only_be_read_can_be_held(tmp_path, monkeypatch):
+    path, open_file = tmp_path / "lock", os.open
+
+    def as_another_user(name, flags, *mode):
+        if flags & os.O_RDWR and os.path.exists(name):
+            raise PermissionError(13, "Permission denied", str(name))
+        return open_file(name, flags, *mode)
+
+    umask = os.umask(0o022)
+    try:
+        with held(path, "busy"):
+            assert path.stat().st_mode & 0o777 == 0o644
+    finally:
+        os.umask(umask)
+    monkeypatch.setattr(os, "open", as_another_user)
+    with held(path, "busy") as there:
+        assert there
+        with pytest.raises(DataError, match="busy"), held(path, "busy"):
+            pass
