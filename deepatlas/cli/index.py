@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from deepatlas.exams.outputs import check_out_file, files_of_data, refuse_overwriting
     from deepatlas.index.build import IndexOptions, build_index, merge_indexes
+    from deepatlas.index.flip import shows_sides
     from deepatlas.index.work import Tools, template_digest
     from deepatlas.localize.template.file import Template
     from deepatlas.localize.trust.estimate import NOT_CALIBRATED
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     names = (*template.names, *(box.name for box in template.marks.boxes))
     tools = Tools(
         _place(args.model), _place(args.template), names, template_digest(template), args.device, model.refine,
-        args.trust,
+        args.trust, shows_sides(model),
     )  # fmt: skip
     options = IndexOptions(args.trust, args.strict, args.jobs, args.shard, args.engine, args.address)
     result = build_index(out, args.data, model, template, tools, options, progress_lines(args))

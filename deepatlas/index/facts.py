@@ -34,6 +34,7 @@ def facts(
     shown: NDArray[np.bool_],
     *,
     trust: bool = False,
+    sides: bool = True,
 ) -> dict[str, Any]:
     """The columns of an exam, whose coordinates are known; ``id``, ``path`` and ``key`` excepted.
 
@@ -46,6 +47,7 @@ def facts(
         found: its coordinates.
         shown: ``[S, S, S]``, the voxels that count, from :func:`~deepatlas.index.in_view.in_view`.
         trust: whether to ask for the trust of every mask, which costs passes of the network.
+        sides: whether a mirrored exam can be told (see :func:`~deepatlas.index.flip.shows_sides`).
     """
     fit = found.fit
     x, y, z = volume.grid.canonical()[0].spacing
@@ -54,7 +56,7 @@ def facts(
         "fit": _finite(fit.value),
         "known": None if fit.known is None else int(fit.known),
         "loss_percentile": loss_percentile(model, fit.value),
-        "flip": flip_alarm(model, found),
+        "flip": flip_alarm(model, found, sides),
         "axes": volume.grid.axes,
         "slices": volume.grid.canonical()[0].shape[0],
         "slice_mm": round(z, 3),

@@ -26,7 +26,7 @@ class Tools:
     """The model and the template that every process loads once.
 
     ``names`` are those of its structures and boxes, and ``digest`` is that of the template, so that a process does not
-    keep one that was replaced under the same name.
+    keep one that was replaced under the same name. ``sides`` is :func:`~deepatlas.index.flip.shows_sides` of the model.
     """
 
     model: str
@@ -36,6 +36,7 @@ class Tools:
     device: str | None = None
     refine: int = 0
     trust: bool = False
+    sides: bool = True
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def describe(job: IndexJob) -> Entry | Refused:
     except DataError as error:
         return Refused(job.id, str(error))
     shown = in_view(found, volume.grid)
-    values = facts(model, template, volume, found, shown, trust=job.tools.trust)
+    values = facts(model, template, volume, found, shown, trust=job.tools.trust, sides=job.tools.sides)
     cells = packed(appearance(found, shown)) if found.fit.known is not False else b""
     return Entry(job.id, str(job.path), job.key, values | {"labelled": int(job.labelled)}, cells)
 
