@@ -18,13 +18,14 @@ except ImportError:
 
 
 @contextmanager
-def held(path: Path, busy: str | None, *, shared: bool = False) -> Iterator[bool]:
+def held(path: Path, busy: str | None, *, shared: bool = False, anybody: bool = False) -> Iterator[bool]:
     """Hold a lock, which ends with the process, and yield whether there is one: some file systems have no locks.
 
     Args:
         path: the file of the lock, in the folder that it is for; it stays.
         busy: what the error says if another process holds the lock; None waits for it.
         shared: other processes may hold the lock too if they share it.
+        anybody: the lock is for all users of its folder, as far as their umask lets them; otherwise for one user.
 
     Raises :class:`~deepatlas.errors.DataError` where the lock is taken, or its file cannot be written.
     """
@@ -32,7 +33,7 @@ def held(path: Path, busy: str | None, *, shared: bool = False) -> Iterator[bool
         yield False
         return
     try:
-        handle = _opened(path)
+        handle = _opened(path, 0o666 if anybody else 0o600)
     except OSError as error:
         raise write_error(path, error) from error
     there = True
@@ -49,10 +50,10 @@ def held(path: Path, busy: str | None, *, shared: bool = False) -> Iterator[bool
         os.close(handle)
 
 
-def _opened(path: Path) -> int:
-    """The file of a lock, which holds nothing, for all users of its folder."""
+def _opened(path: Path, mode: int) -> int:
+    """The file of a lock, which holds nothing."""
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        return os.open(path, os.O_RDWR | os.O_CREAT, mode)
     except PermissionError:
         # It is another user's, whose umask kept it from being written by others. To lock it, it need not be written.
         return os.open(path, os.O_RDONLY)

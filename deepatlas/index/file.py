@@ -237,7 +237,7 @@ def locked(path: Path) -> Iterator[None]:
     except OSError as error:
         raise write_error(path, error) from error
     busy = f"another `deepatlas index` works on {path.name}; wait until it has finished"
-    with held(path.with_name(f".{path.name}.lock"), busy):
+    with held(path.with_name(f".{path.name}.lock"), busy, anybody=True):
         yield
 
 

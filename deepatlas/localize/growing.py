@@ -67,7 +67,7 @@ class GrowingTable(Generic[Entry]):
         except OSError as error:
             raise write_error(self._lock.parent, error) from error
         # Another run that reads before this one has written would lose its exams.
-        with held(self._lock, None):
+        with held(self._lock, None, anybody=True):
             self._write(self._read() | self._added)
         ended = time.monotonic()
         self._next = ended + _PATIENCE * (ended - begun)

@@ -108,8 +108,8 @@ def test_the_lock_of_another_user_that_may_only_be_read_can_be_held(tmp_path, mo
 
     umask = os.umask(0o022)
     try:
-        with held(path, "busy"):
-            assert path.stat().st_mode & 0o777 == 0o644
+        with held(path, "busy", anybody=True), held(tmp_path / "own", "busy"):
+            assert [p.stat().st_mode & 0o777 for p in (path, tmp_path / "own")] == [0o644, 0o600]
     finally:
         os.umask(umask)
     monkeypatch.setattr(os, "open", as_another_user)
