@@ -45,8 +45,13 @@ def test_the_atlas_of_heads_and_necks_shows_none():
 
 @pytest.mark.parametrize(
     ("known", "sides", "passes", "alarm"),
-    [(True, True, 1, "left-right"), (True, False, 0, None), (False, True, 4, "left-right"), (False, False, 3, "front-back and left-right")],
-)  # fmt: skip
+    [
+        (True, True, 1, "left-right"),
+        (True, False, 0, None),
+        (False, True, 4, "left-right"),
+        (False, False, 3, "front-back and left-right"),
+    ],
+)
 def test_an_exam_is_compared_with_its_mirror_image_where_there_are_sides(known, sides, passes, alarm):
     model = Comparing(0.3)
     values = torch.nn.functional.avg_pool3d(model.atlas, 2)[0, 0].numpy() * 512 - 256
