@@ -34,11 +34,14 @@ def real_data() -> Path:
     return real("openkbp/train").parents[1]
 
 
+# A worker of pytest-xdist that crashes is replaced so many times.
+_REPLACED = 1
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
-    """A process that crashes ends the tests: after a restart, pytest-xdist waits for ever for the rest of the file."""
     if getattr(config.option, "maxworkerrestart", "") is None:
-        config.option.maxworkerrestart = "0"
+        config.option.maxworkerrestart = str(_REPLACED)
 
 
 def pytest_sessionstart(session):
@@ -58,12 +61,24 @@ def pytest_sessionfinish(session):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_handlecrashitem(crashitem, report, sched):
-    """The failure of the test in which a worker crashed shows where, however little of the output somebody sees."""
-    gateway = report.node.gateway
-    file = _crash_file(report.node.workerinput["testrunuid"], gateway.id)
+    """What a worker did that crashed, however little of the output somebody sees.
+
+    The first one is listed with the skipped tests, and its test runs again in another process; a second one is a
+    failure, and so is one that is not replaced.
+    """
+    told = report.node.workerinput
+    file = _crash_file(told["testrunuid"], told["workerid"])
     stack = file.read_text() if file.exists() else ""
     file.unlink(missing_ok=True)
-    report.longrepr += "\n" + (stack or "It left no stack: something killed it, such as a lack of memory.")
+    text = f"{report.longrepr}\n{stack or 'It left no stack: something killed it, such as a lack of memory.'}"
+    sched.crashes += 1
+    if sched.crashes > min(_REPLACED, int(sched.config.option.maxworkerrestart)):
+        report.longrepr = text
+    else:
+        report.outcome, report.longrepr = (
+            "skipped",
+            (crashitem, 0, f"Skipped: {text}\n{crashitem} runs again"),
+        )
 
 
 def _crash_file(run: str, worker: str) -> Path:
@@ -75,9 +90,20 @@ def pytest_xdist_make_scheduler(config, log):
     """The tests of a file run in one process, which makes the file's fixtures once (pytest -n 2)."""
     from xdist.scheduler import LoadFileScheduling
 
+    class Files(LoadFileScheduling):
+        crashes = 0
+
+        def remove_node(self, node):
+            # The files that a crashed worker has finished would be given out again, without a test in them, and
+            # whoever is given one waits for ever for its end.
+            files = self.assigned_work[node]
+            for file in [name for name, tests in files.items() if all(tests.values())]:
+                del files[file]
+            return super().remove_node(node)
+
     # The files go out in the order of pytest_collection_modifyitems.
     config.option.loadscopereorder = False
-    return LoadFileScheduling(config, log)
+    return Files(config, log)
 
 
 def pytest_collection_modifyitems(items):
