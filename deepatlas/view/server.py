@@ -46,6 +46,8 @@ class Server(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    # Pages that load at the same time open more connections than the five that wait by default.
+    request_queue_size = 64
     # Another program on the port is an error, and not somebody to share it with.
     allow_reuse_address = sys.platform != "win32"
     allow_reuse_port = False
