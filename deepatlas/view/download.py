@@ -20,6 +20,7 @@ from deepatlas.localize.found_files import write_found
 from deepatlas.localize.points import Located
 from deepatlas.localize.segment import segment_coordinates
 from deepatlas.localize.template.file import Template
+from deepatlas.localize.trust.estimate import POOR
 from deepatlas.space.labels import Labels
 from deepatlas.space.markup import Markups
 from deepatlas.space.preprocess import labels_to_grid
@@ -124,8 +125,8 @@ _SILENT = ("masks", "markups")
 def download(session: Session, data: dict[str, Any]) -> tuple[str, bytes, str]:
     """A file with results: ``{"what": …, "exam": id, "to": [id …]}``.
 
-    Returns its name, its bytes, and a line about an exam that the model does not know, where the file has no place for
-    it; mostly the empty string.
+    Returns its name, its bytes, and a line about an exam that the model does not know, or about masks that are probably
+    poor, where the file has no place for it; mostly the empty string.
 
     Raises :class:`~deepatlas.errors.DataError` where there is nothing to be written, or an exam is not known.
     """
@@ -139,7 +140,15 @@ def download(session: Session, data: dict[str, Any]) -> tuple[str, bytes, str]:
 
 def _note(session: Session, data: dict[str, Any]) -> str:
     identity = _an_exam(session, data)
-    return session.mapped(identity).known.fit.warning(session.name_of(identity))
+    unknown = session.mapped(identity).known.fit.warning(session.name_of(identity))
+    if unknown or data["what"] != "masks":
+        return unknown
+    poor = [
+        f"{name} ({trust.value:.2f})"
+        for name, trust in session.trusted(identity).items()
+        if trust.value is not None and trust.value < POOR
+    ]
+    return f"look at {', '.join(poor)} before use: the predicted Dice is low" if poor else ""
 
 
 def _template(session: Session, marks: Sequence[Mark]) -> Template:

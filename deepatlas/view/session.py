@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from deepatlas.view.marks import Mark, Marks
 if TYPE_CHECKING:
     from deepatlas.api import Model
     from deepatlas.localize.template.file import Template
+    from deepatlas.localize.trust.estimate import Trust
     from deepatlas.space.volume import Volume
     from deepatlas.view.shown import Mapped, ShownAtlas, ShownExam
 
@@ -114,7 +115,7 @@ class Session:
             "refine": model.refine,
             "structures": [{"id": i, "name": name, "colour": colour(i)} for name, i in structures],
             # Whether trust can be told; it takes a few more passes for each exam.
-            "calibrated": template is not None and bool(template.meta.get("trust")),
+            "calibrated": template is not None and _calibrated(template),
             "colours": [colour(i) for i in range(1, 31)],
         }
 
@@ -160,6 +161,13 @@ class Session:
         if self.template is None or identity == ATLAS:
             raise KeyError(identity)
         return self.shown(identity).trust(self.model, self.template)  # type: ignore[union-attr]
+
+    def trusted(self, identity: str) -> Mapping[str, Trust]:
+        """The trust of every structure in an exam; empty where the template is not calibrated."""
+        template = self.template
+        if template is None or not _calibrated(template):
+            return {}
+        return self.shown(identity).trusted(self.model, template)  # type: ignore[union-attr]
 
     def mapped(self, identity: str) -> Mapped:
         """An exam after its pass through the network."""
@@ -245,6 +253,10 @@ class Session:
     def exam_of(self, data: dict[str, Any]) -> str:
         """The exam that a request names in ``exam``."""
         return self._ids([data.get("exam")])[0]
+
+
+def _calibrated(template: Template) -> bool:
+    return bool(template.meta.get("trust"))
 
 
 def to_json(value: Any) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from deepatlas.exams.read import read_volume
 from deepatlas.localize.segment import segment_coordinates
 from deepatlas.localize.template.file import Template
 from deepatlas.localize.template.soften import seen
-from deepatlas.localize.trust.estimate import ExamTrust, exam_trust
+from deepatlas.localize.trust.estimate import ExamTrust, Trust, exam_trust
 from deepatlas.model.engine import Engine
 from deepatlas.model.exam_map import ExamMap
 from deepatlas.model.field import CoordinateField
@@ -129,9 +129,16 @@ class ShownExam:
             it = self.mapped(model)
             assert it.found is not None
             with self._working:
-                return trust_body(exam_trust(model, it.found, template), it.shown)
+                found = exam_trust(model, it.found, template)
+                self._parts["structures"] = found.structures
+                return trust_body(found, it.shown)
 
         return self._once("trust", make)
+
+    def trusted(self, model: Engine, template: Template) -> Mapping[str, Trust]:
+        """The trust of every structure, as :meth:`trust` sends it."""
+        self.trust(model, template)
+        return self._parts["structures"]
 
     def _read(self, intensity: str) -> tuple[Volume, bytes]:
         """The exam as the network takes it, and its picture."""

@@ -11,7 +11,10 @@ from affine_model import GRIDS, LABELS, SCALE
 from page_marks import painted, point, put
 from served import (
     STRANGER,
+    Client,
     KnowingModel,
+    serving,
+    session_of,
     shifted,
     template,
 )  # fmt: skip
@@ -19,6 +22,8 @@ from served import (
 from deepatlas.exams.read import read_volume
 from deepatlas.io.export.markups import read_markups
 from deepatlas.localize.segment import segment
+from deepatlas.localize.trust.estimate import Trust
+from deepatlas.view import shown
 
 
 def test_structures_and_points_are_downloaded_as_segment_and_locate_write_them(client, ids, folder, tmp_path):
@@ -51,6 +56,29 @@ def test_structures_and_points_are_downloaded_as_segment_and_locate_write_them(c
     ]  # fmt: skip
     got = [float(rows[1][axis]) for axis in "xyz"]
     np.testing.assert_allclose(got, np.array([0.1, 0.0, -0.2]) * SCALE - shifted(np.zeros(3)), atol=0.1)
+
+
+def test_masks_that_are_probably_poor_are_named(folder, monkeypatch):
+    class Believed:
+        structures = {
+            "liver": Trust(0.41, 0.2),
+            "spleen": Trust(0.9, 0.8),
+            "kidney": Trust(None, None, "unknown"),
+        }
+
+        def millimetres(self, points):
+            return np.full((2, len(points)), 2.0)
+
+    monkeypatch.setattr(shown, "exam_trust", lambda *_: Believed())
+    session = session_of(folder, ("plain",))
+    ids = {exam.name: exam.id for exam in session.gallery}
+    session.template.meta["trust"] = {"calibrated": True}
+    with serving(session) as server:
+        client = Client(server)
+        client.download({"what": "masks", "exam": ids["plain"]})
+        assert client.note == "look at liver (0.41) before use: the predicted Dice is low"
+        client.download({"what": "masks", "exam": ids[STRANGER]})
+        assert client.note.startswith(f"{STRANGER}: the model does not know such an exam")
 
 
 def test_points_and_boxes_are_downloaded_for_slicer(client, ids, tmp_path):

@@ -19,6 +19,7 @@ from deepatlas.exams.joined import Data, find_cohort
 from deepatlas.exams.selection import Selection
 from deepatlas.localize.template.file import Template
 from deepatlas.localize.trust.calibration import Calibration
+from deepatlas.localize.trust.estimate import POOR
 from deepatlas.localize.trust.evidence import VIEWS
 from deepatlas.model.cascade import answering
 from deepatlas.model.engine import Engine
@@ -29,7 +30,6 @@ FOLDS = 5
 LEAST_EXAMS = 10
 # A structure with fewer rows has no rank correlation of its own.
 _LEAST_ROWS = 8
-_POOR = 0.5
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ def figures(table: Table, cross: CrossFit) -> dict[str, Any]:
         "error": _mean(np.abs(cross.value - table.dice)),
         "error_of_constant": _mean(np.abs(constant - table.dice)),
         "coverage": _mean((table.dice >= cross.bound).astype(float)),
-        "poor": _mean((table.dice < _POOR).astype(float)),
-        "poor_without_worst_fifth": _mean((kept < _POOR).astype(float)),
+        "poor": _mean((table.dice < POOR).astype(float)),
+        "poor_without_worst_fifth": _mean((kept < POOR).astype(float)),
         "structures": per,
         "values": {
             "structure": table.structure.tolist(),
