@@ -128,7 +128,8 @@ class Model(Engine):
 
         Warns:
             UnknownExamWarning: the model does not know an exam; what was drawn there means nothing elsewhere.
-            DataWarning: a point lies outside the body, or a mask does not explain its labels.
+            DataWarning: a point lies outside the body, a mask does not explain its labels, or an example is given
+                twice, which counts once.
 
         Raises:
             DataError: an exam or a file cannot be read, masks are on another grid or empty, a point or a box lies

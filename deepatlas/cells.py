@@ -18,7 +18,12 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)")
 
 
 def cell(value: Value) -> Value | str:
-    """What to write for a value: text that looks like a formula gets an apostrophe, anything else is as it is."""
+    """What to write for a value: text that looks like a formula gets an apostrophe, a bool is ``true`` or ``false``.
+
+    Anything else is as it is.
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value):
         return f"'{value}"
     return value

@@ -215,6 +215,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         items = typing.get_args(hint)
         if isinstance(value, list | tuple) and (items[-1] is Ellipsis or len(value) == len(items)):
             return tuple(_convert(items[0], v, where) for v in value)
+        length = "" if items[-1] is Ellipsis else f" of {len(items)}"
+        raise DeepAtlasError(
+            f"setting {where.removeprefix('config.')} must be a list{length} in brackets, such as "
+            f"'{where.removeprefix('config.')}=[{','.join('123'[: len(items)])}]' on a command line, "
+            f"got {value!r}"
+        )
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     elif type(value) is hint:

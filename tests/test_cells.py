@@ -29,6 +29,10 @@ FIT = Fit(0.9, 0.5)
 NAMES = [EVIL, "+cmd|' /C calc'!A0", "-2+3", "@SUM(1+1)", "'=1+1", "''@x"]
 
 
+def test_truth_values_are_words_of_json():
+    assert [cell(v) for v in (True, False, 1, 0.5, None, "True")] == ["true", "false", 1, 0.5, None, "True"]
+
+
 def harmless(text: str) -> None:
     """No cell of a table is one that a spreadsheet computes."""
     for row in csv.reader(io.StringIO(text)):

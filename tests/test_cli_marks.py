@@ -324,7 +324,7 @@ def test_templates_are_edited(data, tmp_path, capsys):
     code, _, err = run(
         capsys, "crop", data / "e2", *AFFINE, "--template", a, "--box", "nose", "--out", tmp_path / "c"
     )
-    assert code == 1 and f"{a}: no structure 'nose'; " in err and not (tmp_path / "c").exists()
+    assert code == 1 and f"{a}: no box or structure 'nose'; " in err and not (tmp_path / "c").exists()
     code, _, err = run(capsys, "template-edit", a, out, "--out", tmp_path / "n.h5")
     assert code == 1 and "has a structure 'spleen', and so has" in err and err.count("\n") == 1
     code, _, err = run(capsys, "template-edit", a, "--out", a)

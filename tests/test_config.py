@@ -58,7 +58,7 @@ def test_overrides_are_typed():
         ("train.batch", "not known"),
         ("train.batch=many", "train.batch must be of type int, got 'many'"),
         ("train.batch=4.5", "train.batch must be of type int"),
-        ("train.steps=3", "train.steps must be of type"),
+        ("train.steps=3", r"train.steps must be a list in brackets, such as 'train.steps=\[1,2\]'"),
         ("data.resident=1", "data.resident must be of type"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pydicom
@@ -93,6 +94,27 @@ def test_a_dicom_object_holds_what_was_found(format, name, files, truth, tmp_pat
     for identity in LABELS.values():
         np.testing.assert_array_equal(found.labels.mask(identity), truth.mask(identity))
     assert pydicom.dcmread(tmp_path / name, stop_before_pixels=True).SoftwareVersions == deepatlas.__version__
+
+
+@pytest.mark.parametrize("format", ["dicom-seg", "rtstruct", "seg-nrrd"])
+def test_a_structure_without_a_voxel_is_told_where_the_format_has_no_place_for_it(
+    format, files, tmp_path, capsys, monkeypatch
+):
+    from deepatlas.localize import segment as module
+
+    whole = module.segment
+
+    def without_spleen(*args, **options):
+        labels = whole(*args, **options)
+        return replace(labels, array=np.where(labels.array == LABELS["spleen"], 0, labels.array))
+
+    monkeypatch.setattr(module, "segment", without_spleen)
+    code, result, err = run(capsys, files, files / "scan", tmp_path, "--format", format)
+    assert code == 0
+    if format == "seg-nrrd":
+        assert "notes" not in result or result["notes"] == {}
+    else:
+        assert err == "deepatlas: warning: scan: spleen: has no voxel; left out\n"
 
 
 @pytest.mark.parametrize(("more", "name"), [(("--format", "nrrd"), "scan.nrrd"), (("--suffix", ".mha"), "scan.mha"),

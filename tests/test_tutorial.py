@@ -83,6 +83,12 @@ def test_every_command_of_the_tutorial_runs(tmp_path, monkeypatch, capsys):
             assert "no anatomy in common" in errors
             continue
         assert code == 0, (line, errors)
+        if words[1] == "locate":
+            # Whether a model of a few steps finds the point is no matter, but it must be a point of the patient.
+            text = Path("found.csv").read_text(encoding="utf-8")
+            assert (
+                "my point" in text and "outside the source" not in text and "in the source exam" not in text
+            )
         if "--model headneck" in line:
             assert "does not know such an exam" in errors
         (left,) = [files for start, files in LEFT.items() if line.startswith(start)]

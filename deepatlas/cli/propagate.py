@@ -162,7 +162,8 @@ def run(args: argparse.Namespace) -> int:
                 # Before the first mask, so that none is there without the names of its structures.
                 write_text(args.out / "labels.json", table)
             written.append(args.out / f"{name}{args.suffix}")
-            write_labels(written[-1], found.labels, template.labels)
+            lost = write_labels(written[-1], found.labels, template.labels)
+            say_notes([f"{name}: {note}" for note in lost])
             if args.each:
                 write_masks(args.out / name, found.labels, template.labels, image)
         if found.count:

@@ -30,6 +30,7 @@ from deepatlas.cli.common import (
     progress_lines,
     refuse_skipped,
 )
+from deepatlas.cli.known import say_notes
 from deepatlas.errors import PROGRAM, DataError, WriteError
 
 if TYPE_CHECKING:
@@ -261,6 +262,7 @@ def _segment(
             trusted.add(name, labels.trust)
         if lost:
             held.notes[name] = lost
+            say_notes([f"{name}: {note}" for note in lost])
         _write_masks(args, name, labels, image)
         if args.preview:
             write_preview(

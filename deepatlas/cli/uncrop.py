@@ -46,5 +46,9 @@ def run(args: argparse.Namespace) -> int:
             f"{args.labels}: lies outside {args.exam}; give the exam that the view was cut out of"
         )
     write_volume(args.out, found)
-    print_result(args, {"out": str(args.out), "voxels": counts}, f"{args.out}: {len(counts)} structures")
+    print_result(
+        args,
+        {"out": str(args.out), "voxels": counts},
+        f"{args.out}: {len(counts)} structure{'' if len(counts) == 1 else 's'}",
+    )
     return 0

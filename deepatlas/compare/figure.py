@@ -10,7 +10,7 @@ import numpy as np
 
 from deepatlas.compare.comparison import Comparison
 from deepatlas.compare.measures import Measure
-from deepatlas.pictures.draw import BACKGROUND, COLOURS, INK, new_figure
+from deepatlas.pictures.draw import BACKGROUND, INK, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,6 +38,11 @@ class Look:
     colours: Sequence[str]
 
 
+# The palettes of Okabe and Ito, without black, and of Tol (bright): more muted than the colours of structures on CT.
+COLOURS = (
+    "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#4477EE",
+    "#EE6677", "#66CCEE", "#AA3377", "#CCBB44", "#88DD88", "#FF99CC", "#9988FF",
+)  # fmt: skip
 SCREEN = Look(BACKGROUND, INK, "#33333c", "#1b1b22", COLOURS)
 # Yellow cannot be seen on paper.
 PRINT = Look("white", "#111111", "#cccccc", "#f1f1f4", [c for c in COLOURS if c != "#F0E442"])

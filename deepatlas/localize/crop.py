@@ -195,7 +195,7 @@ def box_of(template: Template, name: str | Sequence[str], where: str = "template
     names = [name] if isinstance(name, str) else list(name)
     if len(names) == 1 and names[0] in boxes:
         return boxes[names[0]]
-    found = chosen(names, [*boxes, *template.names], where)
+    found = chosen(names, [*boxes, *template.names], where, "box or structure")
     if len(found) == 1 and found[0] in boxes:
         return boxes[found[0]]
     if mixed := [n for n in found if n in boxes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 import deepatlas_ops as ops
-from deepatlas.errors import DataError, DeepAtlasError
+from deepatlas.errors import DataError, DataWarning, DeepAtlasError
 from deepatlas.localize.correspond import Matches, correspond
 from deepatlas.model.engine import Engine
 from deepatlas.model.fit import Fit
@@ -27,6 +28,8 @@ KINDS = ("deformable", "linear", "rigid")
 CONTROL = 128
 # The most pairs of places that an affine or rigid map is fitted to, and the fewest that mean anything.
 _PAIRS, _FEWEST = 20_000, 200
+# Where less of both bodies was found in the other, the alignment stands on little.
+_LEAST_SHARE = 0.2
 # Voxels around the field of view in which a deformation passes into the affine map: at least, and at most.
 _PASSAGE = (2, 10)
 
@@ -130,6 +133,9 @@ def register(model: Engine, fixed: Volume, moving: Volume, kind: str = "deformab
     Raises:
         DeepAtlasError: ``kind`` is another word, or the model has no coordinates.
         DataError: an exam shows no patient, or the exams have no foreground in common.
+
+    Warns:
+        DataWarning: less than a fifth of either body was found in the other.
     """
     check_kind(kind)
     exams = known_exam(model, fixed), known_exam(model, moving)
@@ -166,7 +172,7 @@ def register_known(
     backward = _transform(back, kind) if kind == "deformable" else forward.inverse_of_affine()
     places = there.pairs(_PAIRS)[0]
     cycle = np.linalg.norm(backward.apply(forward.apply(places)) - places, axis=1)
-    return Registration(
+    found = Registration(
         kind,
         _moved(moving, fixed.grid, forward, there, intensity),
         _moved(fixed, moving.grid, backward, back, intensity),
@@ -176,6 +182,14 @@ def register_known(
         there,
         intensity,
     )
+    if (most := max(found.on_fixed.share, found.on_moving.share)) < _LEAST_SHARE:
+        warnings.warn(
+            f"{names[0]} and {names[1]}: at most {most:.0%} of either body was found in the other; look at the result "
+            "before use, or give exams of one body region",
+            DataWarning,
+            stacklevel=3,
+        )
+    return found
 
 
 def fill_of(volume: Volume, intensity: str) -> float:

@@ -106,8 +106,8 @@ def meeting(wanted: Iterable[str], known: Iterable[str], where: str) -> dict[str
     return {name: found[name] for name in order if name in found}
 
 
-def chosen(names: Iterable[str], known: Iterable[str], where: str) -> list[str]:
-    """The known names that a user means by ``names``, in their order.
+def chosen(names: Iterable[str], known: Iterable[str], where: str, what: str = "structure") -> list[str]:
+    """The known names that a user means by ``names``, in their order; ``what`` is what messages call them.
 
     Raises:
         DataError: a name meets none of them, in which case the message suggests the nearest, or it meets several.
@@ -117,6 +117,6 @@ def chosen(names: Iterable[str], known: Iterable[str], where: str) -> list[str]:
     found = {name: meeting([name], known, where).get(name) for name in names}
     if missing := [name for name, other in found.items() if other is None]:
         raise DataError(
-            f"{where}: no structure {', '.join(map(repr, missing))}; {did_you_mean(missing[0], known)}"
+            f"{where}: no {what} {', '.join(map(repr, missing))}; {did_you_mean(missing[0], known)}"
         )
     return list(dict.fromkeys(other for other in found.values() if other))

@@ -25,11 +25,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-# The palettes of Okabe and Ito, without black, and of Tol (bright): colour-blind readers can tell these colours apart,
-# and they are visible on grey CT.
+# The palette of Okabe and Ito, without black and with a lighter blue: colour-blind readers can tell its colours apart,
+# and they are visible on grey CT. Those from the eighth on were each chosen to be as far as possible (in CIELAB) from
+# those before it, among colours that are neither dark nor pale.
 COLOURS = (
-    "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#4477EE",
-    "#EE6677", "#66CCEE", "#AA3377", "#CCBB44", "#88DD88", "#FF99CC", "#9988FF",
+    "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#4477EE", "#FF00FF",
+    "#00FF00", "#FF005A", "#78692D", "#4BA500", "#5A3CFF", "#FFE1A5", "#F01EA5", "#00FF96",
+    "#00FFFF", "#E178FF", "#A54B3C", "#B4F096", "#FF0000", "#B4FF3C", "#6969A5", "#FFA596",
+    "#96960F", "#D2C3FF", "#C32D69", "#964BA5", "#FF695A", "#A51ED2", "#3C781E", "#87A569",
 )  # fmt: skip
 BACKGROUND = "#101014"
 INK = "#e8e8ec"

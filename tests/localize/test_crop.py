@@ -183,7 +183,9 @@ def test_a_cohort_becomes_a_data_directory_of_views(data, run, tmp_path):
     )
     assert json.loads((out / "crops.json").read_text()) == about["crops"]
     with open(out / "crops.csv", encoding="utf-8") as handle:
-        assert [row["exam"] for row in csv.DictReader(handle)] == ["e1", "e2", "e3"]
+        table = list(csv.DictReader(handle))
+    assert [row["exam"] for row in table] == ["e1", "e2", "e3"]
+    assert {row["known"] for row in table} <= {"true", "false", ""}
     for name, to_anatomy in (("e1", None), ("e2", turned)):
         ct, seg = (
             deepatlas.read_volume(out / "chest" / name / f"{x}.nii.gz", labels=x == "seg")

@@ -156,7 +156,7 @@ def test_the_command_writes_a_table_an_image_and_a_picture(made, tmp_path, monke
         table = {row["structure"]: row for row in csv.DictReader(handle)}
     assert (
         float(table["spleen"]["shift_mm"]) == rows["spleen"]["shift_mm"]
-        and table["spleen"]["moved"] == "True"
+        and table["spleen"]["moved"] == "true"
     )
     assert about["known"] is None and table["spleen"]["known"] == ""
     image = nib.load(tmp_path / "out" / "difference.nii.gz")
@@ -169,7 +169,7 @@ def test_exams_that_the_model_does_not_know_are_marked_in_the_table(found, made,
     doubtful = replace(found.registration, moving_fit=Fit(0.1, 0.5), fixed_fit=Fit(0.9, 0.5))
     write_follow_up(tmp_path, replace(found, registration=doubtful), made[1], made[2], ("a", "b"))
     with open(tmp_path / "changes.csv", encoding="utf-8") as handle:
-        assert {row["known"] for row in csv.DictReader(handle)} == {"False"}
+        assert {row["known"] for row in csv.DictReader(handle)} == {"false"}
     assert json.loads((tmp_path / "changes.json").read_text())["known"] is False
 
 

@@ -14,7 +14,7 @@ from affine_model import ANATOMY, GRIDS, LABELS, SCALE, AffineModel, exam, grid_
 from scipy.spatial.transform import Rotation
 
 from deepatlas.cli import main as cli
-from deepatlas.errors import DataError, DeepAtlasError
+from deepatlas.errors import DataError, DataWarning, DeepAtlasError
 from deepatlas.evaluate.metrics.dice import dice
 from deepatlas.localize import register as register_module
 from deepatlas.localize.register import Registration, register, register_known
@@ -191,6 +191,18 @@ def test_a_map_that_leads_nowhere_in_the_other_exam_gives_nothing_of_it(monkeypa
     )
     found = register(AffineModel(32), a, a, "rigid").on_fixed
     assert found.share == 0 and not found.overlap.any() and (found.volume.array == AIR).all()
+
+
+def test_a_small_overlap_is_told():
+    lower = grid_of()
+    # The feet of one exam, and the head of the other, which share a few slices.
+    one, other = (lower.cropped((z, 0, 0), (38, *lower.shape[1:])) for z in (0, lower.shape[0] - 38))
+    a, b = exam(one, "a")[0], exam(other, "b")[0]
+    with pytest.warns(
+        DataWarning, match="^a and b: at most [0-9]+% of either body was found in the other; look"
+    ):
+        found = register(AffineModel(32), a, b)
+    assert 0 < max(found.on_fixed.share, found.on_moving.share) < 0.2
 
 
 def test_exams_without_anatomy_in_common_are_refused():

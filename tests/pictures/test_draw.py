@@ -24,6 +24,15 @@ def test_every_structure_has_its_own_colour():
     assert len(set(colours)) == 120 and all(len(c) == 7 and int(c[1:], 16) > 0 for c in colours)
 
 
+def test_colours_of_many_structures_can_be_told_apart():
+    """The distance of Riemersma ("redmean"), of which 100 is plain to see; black and white are 765 apart."""
+    rgb = np.array([[int(draw.colour(i)[k : k + 2], 16) for k in (1, 3, 5)] for i in range(1, 33)], float)
+    for i, one in enumerate(rgb):
+        for other in rgb[:i]:
+            red, (r, g, b) = (one[0] + other[0]) / 2, (one - other) ** 2
+            assert (2 + red / 256) * r + 4 * g + (2 + (255 - red) / 256) * b > 80**2, (one, other)
+
+
 def picture(figure) -> np.ndarray:
     return imread(io.BytesIO(draw.png_bytes(figure)))
 

@@ -23,7 +23,7 @@ from deepatlas.localize.template.drawn import names_of, read_drawn, renumbered
 from deepatlas.localize.template.edit import Around, check_names, distinct_ids, with_boxes
 from deepatlas.localize.template.estimate import LabelledExam, estimate_template
 from deepatlas.localize.template.file import SIZE, Template
-from deepatlas.localize.template.marks import check_marks, joined_marks
+from deepatlas.localize.template.marks import check_marks, joined_marks, marks_to_json
 from deepatlas.localize.template.soften import seen, with_appearance
 from deepatlas.model.cascade import answering
 from deepatlas.model.engine import Engine, Exam, read_exam
@@ -107,13 +107,14 @@ def template_of(
         The template, with the names and ids of the masks.
 
     Warns:
-        DataWarning: a point lies outside the body or has a position in no exam, or a mask does not explain its labels.
+        DataWarning: a point lies outside the body or has a position in no exam, a mask does not explain its labels, or
+            an example is given twice, which counts once.
 
     Raises:
         DataError: an exam or a file cannot be read, masks are on another grid or empty, a point or a box lies outside
             its exam, two things of one exam have one name, or nothing was drawn.
     """
-    given = [examples] if isinstance(examples, Example) else list(examples)
+    given = _once([examples] if isinstance(examples, Example) else examples)
     tables = [names_of(e.masks, labels) for e in given if e.masks is not None] if boxes else []
     if tables and None not in tables:
         # Before the work, as far as it is known.
@@ -160,6 +161,29 @@ def template_of(
     else:
         made = Template(np.zeros((0, side, side, side), np.float32), (), (), meta, marks)
     return with_boxes(made, boxes) if boxes else made
+
+
+def _once(examples: Sequence[Example]) -> list[Example]:
+    """The examples without those that are there already: an exam that counts twice would make masks too sharp."""
+    found: dict[Any, Example] = {}
+    for example in examples:
+        marks = example.marks if isinstance(example.marks, list | tuple) else [example.marks]
+        key = (_source(example.exam), _source(example.masks), *map(_source, marks))
+        if key in found:
+            warnings.warn(
+                f"{example.name or example.exam}: is given twice with the same masks, points and boxes; it counts once",
+                DataWarning,
+                stacklevel=3,
+            )
+        found.setdefault(key, example)
+    return list(found.values())
+
+
+def _source(given: Any) -> Any:
+    """What is equal for two things that come from one file, or are one object."""
+    if isinstance(given, Markups):
+        return marks_to_json(given)
+    return Path(given).resolve() if isinstance(given, str | os.PathLike) else id(given)
 
 
 def _told_apart(read: list[_Read]) -> list[_Read]:
@@ -240,8 +264,9 @@ def marks_in_atlas(known: KnownExam, marks: Markups) -> Markups:
         if not shown.all():
             far = np.round(places[~shown][0], 1).tolist()
             raise DataError(
-                f"{known.name}: {what} lies outside the exam, at {far} mm; points are RAS millimetres (tools that use "
-                "LPS have the signs of x and y exchanged)"
+                f"{known.name}: {what} lies outside the exam, at {far} mm; move it, take it out of its file, or give "
+                "the exam that it belongs to (a CSV holds RAS millimetres; tools that use LPS have the signs of x and "
+                "y exchanged)"
             )
         if not near(known.body, known.field.grid, places).all():
             warnings.warn(

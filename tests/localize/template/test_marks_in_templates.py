@@ -16,7 +16,7 @@ from affine_model import ANATOMY, GRIDS, LABELS, SCALE, exam, grid_of, world
 from affine_user import AffineUser
 from monai.data import MetaTensor
 
-from deepatlas.errors import DataError, DeepAtlasError
+from deepatlas.errors import DataError, DataWarning, DeepAtlasError
 from deepatlas.io.codec import write_volume
 from deepatlas.io.export.markups import write_markups
 from deepatlas.localize.template import examples
@@ -322,6 +322,28 @@ def test_files_of_masks_bring_their_names(model, a, tmp_path):
     examples = [Example(ct, tmp_path / "e" / "seg.nii.gz"), Example(ct, tmp_path / "f" / "x" / "seg.nii.gz")]
     both = model.template(examples, size=16)
     assert both.labels == LABELS and both.meta["structures"]["liver"]["misfit"] < 0.2
+
+
+def test_an_example_that_is_given_twice_counts_once(model, a, tmp_path):
+    ct, seg = a
+    for name in ("one", "two"):
+        write_volume(tmp_path / name / "ct.nii.gz", ct)
+        write_volume(tmp_path / name / "seg.nii.gz", seg)
+    write_volume(tmp_path / "one" / "other.nii.gz", seg)
+    exam_, masks = tmp_path / "one" / "ct.nii.gz", tmp_path / "one" / "seg.nii.gz"
+    marks = Markups((Point("tip", np.array([1.0, 2.0, 3.0])),), (), ())
+    again = Markups((Point("tip", np.array([1.0, 2.0, 3.0])),), (), ())
+    twice = [
+        Example(exam_, masks, marks),
+        Example(str(exam_), tmp_path / "two" / ".." / "one" / "seg.nii.gz", again),
+    ]
+    with pytest.warns(DataWarning, match="ct.nii.gz: is given twice with the same masks, points and boxes"):
+        made = model.template(twice, LABELS, size=16)
+    assert len(made.meta["exams"]) == 1
+    np.testing.assert_array_equal(made.masks, model.template(twice[0], LABELS, size=16).masks)
+    # Another drawing of one exam is another example, and so are a volume in memory and its like.
+    for other in (Example(exam_, tmp_path / "one" / "other.nii.gz", marks), Example(ct, seg, marks)):
+        assert len(model.template([twice[0], other], LABELS, size=16).meta["exams"]) == 2
 
 
 def test_the_loop_of_annotation_improves_a_template(model, tmp_path):
