@@ -38,10 +38,11 @@ class Look:
     colours: Sequence[str]
 
 
-# The palettes of Okabe and Ito, without black, and of Tol (bright): more muted than the colours of structures on CT.
+# The palettes of Okabe and Ito, without black, and of Tol (bright), with brown, teal and grey: more muted than the
+# colours of structures on CT. As many as share no divisor with the marks, so that no two experiments look alike.
 COLOURS = (
-    "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#4477EE",
-    "#EE6677", "#66CCEE", "#AA3377", "#CCBB44", "#88DD88", "#FF99CC", "#9988FF",
+    "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#4477EE", "#EE6677", "#66CCEE",
+    "#AA3377", "#CCBB44", "#88DD88", "#FF99CC", "#9988FF", "#B08060", "#44AA99", "#AAAAAA",
 )  # fmt: skip
 SCREEN = Look(BACKGROUND, INK, "#33333c", "#1b1b22", COLOURS)
 # Yellow cannot be seen on paper.

@@ -63,6 +63,17 @@ def test_marks_of_a_structure_stand_side_by_side_at_the_means(tmp_path):
     assert len(styles) == 10
 
 
+@pytest.mark.parametrize("look", [SCREEN, PRINT])
+def test_the_experiments_of_a_large_plan_look_different(tmp_path, look):
+    names = [f"e{i}" for i in range(24)]
+    figure, _ = figure_of(many(tmp_path, names, ["liver"], 2), names, look)
+    handles = figure.legends[0].legend_handles
+    assert len({(h.get_marker(), h.get_color()) for h in handles}) == len(handles) == 24
+    # Those that share a colour are of other shapes, also where the shapes are similar (a circle and an octagon).
+    first, later = {h.get_color() for h in handles[:15]}, [h.get_color() for h in handles[:16]]
+    assert len(first) == 15 and len(set(later)) == 16
+
+
 def test_a_structure_that_was_never_found_is_marked_in_the_panel_of_distances(tmp_path):
     folders = [
         write_evaluation(tmp_path / "a", [row("e", "lens", 0.5, 2), row("e", "liver", 0.5, 2)]),
