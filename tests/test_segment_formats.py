@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -27,6 +28,7 @@ from deepatlas.io.dicom.read import read_folder
 from deepatlas.localize.segment import segment
 from deepatlas.localize.template.build import build_template
 from deepatlas.localize.template.file import Template
+from deepatlas.model.fit import Fit
 from deepatlas.space.labels import BoxMask, Labels
 from deepatlas.space.volume import Volume
 
@@ -176,6 +178,21 @@ def test_a_source_that_is_no_series_is_one_line_and_nothing_is_written(files, tm
     capsys.readouterr()
     code, result, err = run(capsys, files, files / "scan", tmp_path / "o", "--labelmap")
     assert code == 1 and "give --format dicom-seg as well" in result["error"]
+
+
+def test_dicom_of_an_exam_that_the_model_does_not_know_says_so(truth, tmp_path):
+    for fit, words in (
+        (Fit(0.1, 0.5), "DeepATLAS structures; EXAM NOT KNOWN TO THE MODEL"),
+        (Fit(0.8, 0.5), "DeepATLAS structures"),
+    ):
+        for format in ("dicom-seg", "rtstruct"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DataWarning)
+                replace(truth, fit=fit).save(tmp_path / "a.dcm", format)
+            written = pydicom.dcmread(tmp_path / "a.dcm", stop_before_pixels=True)
+            assert written.SeriesDescription == words and len(words) <= 64
+            described = written.get("StructureSetDescription", "")
+            assert described == (words if format == "rtstruct" and fit.known is False else "")
 
 
 def test_save_writes_every_format_from_python(files, truth, tmp_path):

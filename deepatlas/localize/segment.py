@@ -48,6 +48,8 @@ TILE = (16, 32, 32)
 # voxels below which a structure is too small for that to be judged. In 45 exams of OpenKBP it was 0.71 to 1.31 times.
 _ALIKE, _FEW = (0.6, 1.67), 20
 # Why masks of a model that was trained on labels have no trust.
+# What DICOM objects say of structures in an exam that the model does not know.
+NOT_TO_BE_BELIEVED = "EXAM NOT KNOWN TO THE MODEL"
 NO_TRUST = (
     "a model that was trained on labels has no trust; use one of `deepatlas train` with a calibrated template"
 )
@@ -81,7 +83,8 @@ class Segmentation(Labels):
     @property
     def algorithm(self) -> Algorithm:
         """What made the structures, as DICOM objects state it."""
-        return Algorithm("DeepATLAS", __version__, self.model)
+        caution = NOT_TO_BE_BELIEVED if self.fit.known is False else ""
+        return Algorithm("DeepATLAS", __version__, self.model, caution)
 
     def save(
         self,

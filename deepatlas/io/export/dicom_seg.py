@@ -99,7 +99,7 @@ def write_dicom_seg(
                 device_serial_number=algorithm.model or "none",
                 content_label="STRUCTURES",
                 content_description="Structures found by DeepATLAS",
-                series_description="DeepATLAS structures",
+                series_description=algorithm.title,
                 transfer_syntax_uid="1.2.840.10008.1.2.5" if labelmap else "1.2.840.10008.1.2.1",
             )
     except (ValueError, KeyError, TypeError, AttributeError) as error:

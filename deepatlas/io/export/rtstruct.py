@@ -209,13 +209,15 @@ def _structure_set(source: Source, algorithm: Algorithm) -> Dataset:
         _SERIES_NUMBER,
         1,
     )
-    ds.SeriesDescription, ds.OperatorsName = "DeepATLAS structures", ""
+    ds.SeriesDescription, ds.OperatorsName = algorithm.title, ""
     ds.Manufacturer, ds.ManufacturerModelName, ds.SoftwareVersions = (
         "DeepATLAS",
         "deepatlas",
         algorithm.version,
     )
     ds.StructureSetLabel = ds.StructureSetName = "DeepATLAS"
+    if algorithm.caution:
+        ds.StructureSetDescription = algorithm.title
     ds.StructureSetDate = ds.InstanceCreationDate = now.strftime("%Y%m%d")
     ds.StructureSetTime = ds.InstanceCreationTime = now.strftime("%H%M%S")
     ds.ApprovalStatus = "UNAPPROVED"
