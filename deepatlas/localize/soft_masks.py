@@ -14,7 +14,7 @@ import deepatlas_ops as ops
 from deepatlas.exams.mask_files import mask_paths
 from deepatlas.io.codec import write_volume
 from deepatlas.localize.paint import kept_voxels
-from deepatlas.localize.template.evidence import Evidence
+from deepatlas.localize.template.evidence import LEAST_PRIOR, Evidence
 from deepatlas.localize.template.file import Template
 from deepatlas.model.engine import ExamMap
 from deepatlas.model.native import CHUNK_VOXELS, sampled_slabs
@@ -100,6 +100,21 @@ def _slabs(
     every = torch.arange(rows.start, rows.stop, device=found.coords.device)
     for z, coords in found.field.slabs(grid, chunk):
         values = ops.resample(masks, coords.clamp(-1, 1))[0]
-        if evidence is not None:
-            values = evidence.posterior(values, every, (z, slice(0, grid.shape[1]), slice(0, grid.shape[2])))
-        yield z, values
+        yield z, values if evidence is None else _believed(evidence, values, every, z)
+
+
+def _believed(evidence: Evidence, prior: Tensor, rows: Tensor, z: slice) -> Tensor:
+    """The posterior of a slab ``[len(rows), d, H, W]``; nothing is computed around the structures, where it is 0."""
+    out = torch.zeros_like(prior)
+    near = (prior >= LEAST_PRIOR).any(0)
+    if not near.any():
+        return out
+    some = [
+        torch.nonzero(near.any(2).any(1)),
+        torch.nonzero(near.any(2).any(0)),
+        torch.nonzero(near.any(1).any(0)),
+    ]
+    box = tuple(slice(int(i[0]), int(i[-1]) + 1) for i in some)
+    block = (slice(z.start + box[0].start, z.start + box[0].stop), *box[1:])
+    out[(slice(None), *box)] = evidence.posterior(prior[(slice(None), *box)], rows, block)
+    return out
