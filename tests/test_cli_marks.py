@@ -403,3 +403,31 @@ def test_locate_asks_for_a_suffix_that_tells_the_format(data, tmp_path, capsys):
     code, _, err = run(capsys, *argv, "--out", tmp_path / "found")
     assert code == 1 and "has no suffix that tells the format" in err and err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_point_without_an_expected_error_says_why(data, tmp_path, capsys, monkeypatch):
+    class Believed:
+        def millimetres(self, points):
+            error = np.where(points[:, 0] > 0, 3.0, np.nan)
+            return error, error + 2
+
+    monkeypatch.setattr("deepatlas.localize.trust.estimate.exam_trust", lambda *_: Believed())
+    meta = {"model": AffineUser().fingerprint, "trust": {"a": 1}}
+    made = Template(np.zeros((1, 8, 8, 8), np.float32), ("liver",), (1,), meta)
+    made.save(tmp_path / "t.h5")
+    given = Markups((*POINTS.points, Point("away", (900.0, 0.0, 0.0))))
+    write_markups(tmp_path / "p.csv", given)
+    code, text, err = run(capsys, "locate", *AFFINE, "--from", data / "e1", "--points", tmp_path / "p.csv",
+                          "--to", data / "e1", "--out", tmp_path / "found.mrk.json", "--trust", tmp_path / "t.h5", "--json", "--quiet")  # fmt: skip
+    assert (code, err) == (0, "")
+    points = json.loads(text)["exams"]["e1"]["points"]
+    assert points[0] == {
+        "name": "carina",
+        "trust": pytest.approx(18**0.5, abs=0.01),
+        "bound": points[0]["bound"],
+    }
+    assert points[0]["bound"] > points[0]["trust"]
+    assert points[1] == {
+        "name": "far", "trust": None, "bound": None, "reason": "no labelled exam tells the error at this place"
+    }  # fmt: skip
+    assert points[2] == {"name": "away", "trust": None, "bound": None, "reason": "outside the source exam"}

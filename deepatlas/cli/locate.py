@@ -223,10 +223,10 @@ def _positions(marks: Markups) -> NDArray[np.float64]:
 
 def _trust(result: Found) -> dict[str, Any]:
     """The entry ``"points"`` of an exam: the expected error in mm of each point and its bound, or why there is none."""
-    from deepatlas.localize.trust.estimate import NOT_CALIBRATED
+    from deepatlas.localize.trust.estimate import NO_ERROR
 
     points = []
     for name, told, reason in zip(result.names, result.trust(), result.points.reason, strict=False):
-        why = {"reason": reason or NOT_CALIBRATED} if told["trust"] is None else {}
+        why = {"reason": reason or NO_ERROR} if told["trust"] is None else {}
         points.append({"name": name, **told, **why})
     return {"points": points} if points else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,9 @@ def _once(examples: Sequence[Example]) -> list[Example]:
 def _source(given: Any) -> Any:
     """What is equal for two things that come from one file, or are one object."""
     if isinstance(given, Markups):
-        return marks_to_json(given)
+        # Places that are not finite are refused later, by name.
+        with suppress(ValueError):
+            return marks_to_json(given)
     return Path(given).resolve() if isinstance(given, str | os.PathLike) else id(given)
 
 

@@ -24,6 +24,7 @@ from deepatlas.model.field import sample_at
 NOT_CALIBRATED = "the template has no calibration; make one with `deepatlas calibrate` from labelled exams"
 NOT_KNOWN = "the model does not know such an exam"
 NOT_FOUND = "not found in this exam"
+NO_ERROR = "no labelled exam tells the error at this place"
 # A mask with a lower Dice is of no use, and nobody should take it without a look.
 POOR = 0.5
 # The neighbourhood in voxels over which the evidence around a place is averaged.
