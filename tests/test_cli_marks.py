@@ -418,7 +418,8 @@ def test_a_point_without_an_expected_error_says_why(data, tmp_path, capsys, monk
     given = Markups((*POINTS.points, Point("away", (900.0, 0.0, 0.0))))
     write_markups(tmp_path / "p.csv", given)
     code, text, err = run(capsys, "locate", *AFFINE, "--from", data / "e1", "--points", tmp_path / "p.csv",
-                          "--to", data / "e1", "--out", tmp_path / "found.mrk.json", "--trust", tmp_path / "t.h5", "--json", "--quiet")  # fmt: skip
+                          "--to", data / "e1", "--out", tmp_path / "found.mrk.json", "--trust", tmp_path / "t.h5",
+                          "--json", "--quiet")  # fmt: skip
     assert (code, err) == (0, "")
     points = json.loads(text)["exams"]["e1"]["points"]
     assert points[0] == {
@@ -431,3 +432,18 @@ def test_a_point_without_an_expected_error_says_why(data, tmp_path, capsys, monk
         "name": "far", "trust": None, "bound": None, "reason": "no labelled exam tells the error at this place"
     }  # fmt: skip
     assert points[2] == {"name": "away", "trust": None, "bound": None, "reason": "outside the source exam"}
+
+
+@pytest.mark.parametrize("command", ["template", "propagate"])
+def test_masks_without_names_are_told(data, tmp_path, capsys, command):
+    shutil.copytree(data / "e1", tmp_path / "x" / "e1")
+    (tmp_path / "x" / "e1" / "seg.nii.gz").rename(tmp_path / "drawn.nii.gz")
+    image, masks = tmp_path / "x" / "e1", tmp_path / "drawn.nii.gz"
+    given = ("--image", image) if command == "template" else ("--from", image, "--to", image)
+    out = tmp_path / ("t.h5" if command == "template" else "o")
+    code, _, err = run(capsys, command, *AFFINE, *given, "--masks", masks, "--out", out, "--quiet")
+    unnamed = ", ".join(f"structure_{i}" for i in sorted(LABELS.values()))
+    assert code == 0 and err.startswith(
+        f"deepatlas: warning: {unnamed}: nothing names these structures, neither"
+    )
+    assert err.count("\n") == 1 and "give --labels FILE" in err

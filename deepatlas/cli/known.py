@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -156,6 +157,18 @@ def say_notes(notes: Sequence[str]) -> None:
     """Print a line on stderr for everything that a format cannot say."""
     for note in notes:
         print(f"{PROGRAM}: warning: {note}", file=sys.stderr)
+
+
+def note_unnamed(names: Sequence[str]) -> None:
+    """Print a line where masks brought no names, so that their structures are called by their numbers."""
+    unnamed = [name for name in names if re.fullmatch(r"structure_\d+", name)]
+    if unnamed:
+        say_notes(
+            [
+                f"{', '.join(unnamed)}: nothing names these structures, neither labels.json beside the masks or in the "
+                "folder above, nor their own file; give --labels FILE"
+            ]
+        )
 
 
 def one_each(what: Sequence[Path], exams: Sequence[str], option: str, per: str) -> list[Path | None]:

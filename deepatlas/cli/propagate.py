@@ -33,6 +33,7 @@ from deepatlas.cli.known import (
     image_of,
     knower,
     marks_of_each,
+    note_unnamed,
     one_each,
     say_notes,
 )
@@ -138,6 +139,7 @@ def run(args: argparse.Namespace) -> int:
         appearance=not args.shape_only,
     )  # fmt: skip
     list_unknown(model, template.meta["fit"])
+    note_unnamed(template.names)
     if args.each and template.names:
         each = [mask_paths(args.out / name, template.names, image).values() for name in targets]
         refuse_overwriting([path for paths in each for path in paths], inputs)

@@ -21,7 +21,7 @@ from deepatlas.cli.common import (
     print_result,
     progress_lines,
 )
-from deepatlas.cli.known import add_marks, add_masks, marks_of_each, one_each
+from deepatlas.cli.known import add_marks, add_masks, marks_of_each, note_unnamed, one_each
 from deepatlas.errors import DataError
 
 
@@ -116,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
             strict=args.strict,
             progress=progress_lines(args),
         )
+        note_unnamed(template.names)
         if args.structures:
             template = template.select(args.structures)
     if args.trust:
