@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from deepatlas.errors import DataError
 from deepatlas.model.exam_map import ExamMap
 from deepatlas.space.constants import HU_RANGE
+from deepatlas.space.preprocess import denormalize
 
 # Cells along each axis of the atlas.
 CELLS = 24
@@ -63,8 +64,7 @@ def unpacked(data: bytes) -> NDArray[np.float32]:
         raise DataError(
             "index: damaged (an appearance of another size); make it again with `deepatlas index`"
         )
-    low, high = HU_RANGE
-    values = (codes.astype(np.float32) - 1) / 254 * (high - low) + low
+    values = denormalize((codes.astype(np.float32) - 1) / 254)
     values[codes == _EMPTY] = np.nan
     return values
 

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 
 from deepatlas.model.engine import Engine
 from deepatlas.model.exam_map import ExamMap
-from deepatlas.space.constants import HU_RANGE
 from deepatlas.space.grid import Grid
+from deepatlas.space.preprocess import denormalize
 from deepatlas.space.volume import Volume
 
 # Names of the alarms, with the axes (z, y, x) along which the exam would have to be flipped.
@@ -42,10 +42,9 @@ _SIDED = 0.02
 
 def shows_sides(model: Engine) -> bool:
     """Whether the anatomy of a model tells left from right; two passes of the network."""
-    low, high = HU_RANGE
     side = model.size
     # In the window that the network sees, of whatever unit the exams are.
-    array = F.adaptive_avg_pool3d(model.atlas[:1, :1].float().cpu(), side)[0, 0].numpy() * (high - low) + low
+    array = denormalize(F.adaptive_avg_pool3d(model.atlas[:1, :1].float().cpu(), side)[0, 0].numpy())
     # The network sees no millimetres.
     grid = Grid((side,) * 3, np.eye(4))
     own, mirrored = (model.fit_of(Volume(np.ascontiguousarray(a), grid)) for a in (array, array[..., ::-1]))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 
 import deepatlas_ops as ops
@@ -106,15 +107,8 @@ def _slabs(
 def _believed(evidence: Evidence, prior: Tensor, rows: Tensor, z: slice) -> Tensor:
     """The posterior of a slab ``[len(rows), d, H, W]``; nothing is computed around the structures, where it is 0."""
     out = torch.zeros_like(prior)
-    near = (prior >= LEAST_PRIOR).any(0)
-    if not near.any():
-        return out
-    some = [
-        torch.nonzero(near.any(2).any(1)),
-        torch.nonzero(near.any(2).any(0)),
-        torch.nonzero(near.any(1).any(0)),
-    ]
-    box = tuple(slice(int(i[0]), int(i[-1]) + 1) for i in some)
-    block = (slice(z.start + box[0].start, z.start + box[0].stop), *box[1:])
-    out[(slice(None), *box)] = evidence.posterior(prior[(slice(None), *box)], rows, block)
+    near = (prior >= LEAST_PRIOR).any(0).cpu().numpy()
+    for box in ndimage.find_objects(near.view(np.uint8)):
+        block = (slice(z.start + box[0].start, z.start + box[0].stop), *box[1:])
+        out[(slice(None), *box)] = evidence.posterior(prior[(slice(None), *box)], rows, block)
     return out

@@ -175,6 +175,12 @@ def normalize(hu: Tensor) -> Tensor:
     return (hu.clamp(low, high) - low) / (high - low)
 
 
+def denormalize(values: NDArray) -> NDArray:
+    """The inverse of :func:`normalize` in its window: [0, 1] to [-256, 256]."""
+    low, high = HU_RANGE
+    return values * (high - low) + low
+
+
 def foreground_mask(hu: NDArray, intensity: str = "hu") -> NDArray[np.bool_]:
     """The mask of the patient for the masked losses (paper 5.5.3).
 

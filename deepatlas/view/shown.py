@@ -24,10 +24,9 @@ from deepatlas.model.fit import Fit
 from deepatlas.model.known import KnownExam
 from deepatlas.model.project_box import mm_per_unit
 from deepatlas.space.check_input import check_input
-from deepatlas.space.constants import HU_RANGE
 from deepatlas.space.grid import Grid
 from deepatlas.space.labels import BoxMask, Labels
-from deepatlas.space.preprocess import labels_to_grid
+from deepatlas.space.preprocess import denormalize, labels_to_grid
 from deepatlas.space.volume import Volume
 from deepatlas.view.gallery import GivenExam
 from deepatlas.view.pack import pack
@@ -187,9 +186,8 @@ class ShownAtlas:
         affine = np.diag([*1 / half, 1.0])
         affine[:3, 3] = -1
         grid = Grid(values.shape, affine)
-        low, high = HU_RANGE
         # The window of values that the network sees, in the unit of the exams.
-        self._image = np.rint(values * (high - low) + low).astype(np.int16)
+        self._image = np.rint(denormalize(values)).astype(np.int16)
         field = CoordinateField(torch.from_numpy(grid.identity())[None], grid)
         body = np.ones(grid.shape, dtype=bool)
         self._mapped = Mapped(KnownExam(ATLAS, grid, field, body, Fit(1.0)), grid)

@@ -13,6 +13,7 @@ from deepatlas.errors import DataError
 from deepatlas.exams.read import read_volume
 from deepatlas.space.grid import Grid
 from deepatlas.space.preprocess import (
+    denormalize,
     foreground_box,
     foreground_mask,
     labels_to_grid,
@@ -114,6 +115,8 @@ def test_normalize_clips_and_scales():
     hu = torch.tensor([-2000, -256, 0, 256, 3000], dtype=torch.int16)
     assert normalize(hu).tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
     assert normalize(hu.double()).dtype == torch.float64
+    inside = np.linspace(-256, 256, 33, dtype=np.float32)
+    np.testing.assert_allclose(denormalize(normalize(torch.from_numpy(inside)).numpy()), inside, atol=1e-4)
 
 
 # -- labels -----------------------------------------------------------------------------------------
