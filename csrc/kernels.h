@@ -308,4 +308,32 @@ const char* invert_implicit_cuda(const InvertArgs& args, void* stream);
 void invert_unrolled_cpu(const InvertArgs& args, const Parallel& parallel);
 const char* invert_unrolled_cuda(const InvertArgs& args, void* stream);
 
+// ---- group_norm_leaky_relu ----------------------------------------------------------------------
+
+// On the CPU alone. T is the accumulate type; sums over voxels are float64.
+struct NormArgs {
+  Scalar scalar;
+  int64_t batch, channels, groups, voxels;
+  // Whether the channels of a voxel lie beside each other, [batch, voxels, channels], or apart,
+  // [batch, channels, voxels].
+  bool beside;
+  double slope, eps;
+  const void* source;
+  const void* weight;  // [batch, channels] in T
+  const void* bias;    // [batch, channels] in T
+  void* target;        // like source
+  // The mean and the reciprocal standard deviation of every group. The forward pass writes them.
+  double* statistics;  // [batch, groups, 2]
+  // Backward only: the gradient of the result, and the gradients of source (or null if it is not
+  // needed), weight and bias.
+  const void* grad;   // like source
+  void* grad_source;  // like source
+  void* grad_weight;  // [batch, channels] in T
+  void* grad_bias;    // [batch, channels] in T
+};
+
+// Group normalisation, an affine map of every channel, and a leaky ReLU.
+void norm_forward_cpu(const NormArgs& args, const Parallel& parallel);
+void norm_backward_cpu(const NormArgs& args, const Parallel& parallel);
+
 }  // namespace deepatlas

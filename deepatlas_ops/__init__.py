@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .edges import edge_difference
     from .invert import ImplicitWarp, implicit_warp
     from .jacobian import folds, log_jacobian, log_jacobian_std, smoothness_loss
+    from .normalization import group_norm_leaky_relu
     from .piecewise import piecewise_linear
     from .sampling import affine_resample, resample, resize, warp
 
@@ -36,6 +37,7 @@ __all__ = [
     "build_info",
     "edge_difference",
     "folds",
+    "group_norm_leaky_relu",
     "implicit_warp",
     "log_jacobian",
     "log_jacobian_std",
@@ -80,6 +82,7 @@ _MODULES = {
     "invert": ("ImplicitWarp", "implicit_warp"),
     "jacobian": ("folds", "log_jacobian", "log_jacobian_std", "smoothness_loss"),
     "correlation": ("ncc",),
+    "normalization": ("group_norm_leaky_relu",),
     "piecewise": ("piecewise_linear",),
     "sampling": ("affine_resample", "resample", "resize", "warp"),
 }

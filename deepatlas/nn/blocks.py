@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deepatlas_ops as ops
@@ -67,7 +66,10 @@ class PreactivationConv(nn.Module):
 
     def activate(self, x: Tensor) -> Tensor:
         """The features after the nonlinearity and before the convolution, same shape as ``x``."""
-        return F.leaky_relu(self.norm(x), LEAKY_SLOPE, inplace=True)
+        norm = self.norm
+        return ops.group_norm_leaky_relu(
+            x, norm.num_groups, norm.weight, norm.bias, slope=LEAKY_SLOPE, eps=norm.eps
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(self.activate(x))

@@ -26,6 +26,7 @@ from .jacobian import (
     smoothness_loss_backward,
 )
 from .ncc import channel_moments, ncc, ncc_backward
+from .norm import group_norm_leaky_relu, group_norm_leaky_relu_backward, group_norm_statistics
 from .piecewise import piecewise_linear, piecewise_linear_backward
 from .resample import (
     affine_resample,
@@ -46,6 +47,9 @@ __all__ = [
     "edge_difference",
     "edge_difference_backward",
     "edge_statistics",
+    "group_norm_leaky_relu",
+    "group_norm_leaky_relu_backward",
+    "group_norm_statistics",
     "implicit_warp_backward",
     "implicit_warp_unrolled_backward",
     "jacobian_determinant",

@@ -161,21 +161,29 @@ def test_a_killed_run_resumes_bit_for_bit(model, data, whole, tmp_path, monkeypa
 
 
 @pytest.mark.slow(1)
+def same_losses(run, other):
+    for a, b in zip(records(run), records(other), strict=True):
+        assert (a["phase"], a["step"]) == (b["phase"], b["step"])
+        for key in ("dice_loss", "cross_entropy"):
+            assert a[key] == pytest.approx(b[key], rel=1e-3), (a["phase"], a["step"], key)
+
+
 def test_parts_of_a_batch_give_the_same_run(model, data, whole, tmp_path):
     assert main(start(model, data, tmp_path / "run", "train.accumulate=2")) == 0
+    same_losses(tmp_path / "run", whole)
     theirs = weights(tmp_path / "run")["network"]
     for name, value in weights(whole)["network"].items():
-        torch.testing.assert_close(theirs[name], value, rtol=1e-3, atol=1e-3)
+        # A normalisation of every channel hides the bias before it. Its gradient is rounding, of which Adam makes
+        # whole steps.
+        if not name.endswith("bias"):
+            torch.testing.assert_close(theirs[name], value, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow
 def test_two_processes_compute_the_run_of_one(model, data, whole, environment, tmp_path):
     out = tmp_path / "run"
     ranks("undrawn", start(model, data, out), environment, 2, tmp_path)
-    for a, b in zip(records(out), records(whole), strict=True):
-        assert (a["phase"], a["step"]) == (b["phase"], b["step"])
-        for key in ("dice_loss", "cross_entropy"):
-            assert a[key] == pytest.approx(b[key], rel=1e-3), (a["phase"], a["step"], key)
+    same_losses(out, whole)
 
 
 def test_it_is_used_without_a_template(whole, model, data, tmp_path, capsys):

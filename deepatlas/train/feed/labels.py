@@ -205,17 +205,21 @@ class BatchMasks:
         index = (place.flatten(1) + 1) * ((source - 1) / 2)
         low = index.floor()
         upper = index - low
-        labels, low = of.slots.flatten(), low.long()
+        # Along each axis, the weights and the offsets of the two neighbours.
+        sides = [
+            [
+                (weight * ((at >= 0) & (at < source)), at.clamp(0, source - 1).long() * source**axis)
+                for weight, at in ((1 - upper[axis], low[axis]), (upper[axis], low[axis] + 1))
+            ]
+            for axis in range(3)
+        ]
+        labels = of.slots.flatten()
         values = place.new_zeros(len(of.structures) + 1, low.shape[1])
-        for corner in product((0, 1), repeat=3):
-            weight = torch.ones_like(upper[0])
-            flat = torch.zeros_like(low[0])
-            for axis, step in enumerate(corner):
-                at = low[axis] + step
-                weight = weight * (upper[axis] if step else 1 - upper[axis]) * ((at >= 0) & (at < source))
-                flat = flat + at.clamp(0, source - 1) * source**axis
-            # Within one corner no two voxels of the result meet, so that the sum has one order.
-            values.scatter_add_(0, labels.take(flat).long()[None], weight[None])
+        for (by_z, z), (by_y, y) in product(sides[2], sides[1]):
+            by_row, row = by_z * by_y, z + y
+            for by_x, x in sides[0]:
+                # Within one corner no two voxels of the result meet, so that the sum has one order.
+                values.scatter_add_(0, labels[row + x].long()[None], (by_row * by_x)[None])
         values = values[1:].view(len(of.structures), *(fine,) * 3)
         if of.overlaps:
             hidden = place.new_zeros(1, len(of.overlaps), *(source,) * 3)
