@@ -61,6 +61,17 @@ def volume_alone(size: Size) -> list[Tensor]:
     return [volume(size)]
 
 
+WEIGHT, BIAS = (torch.tensor(x).double() for x in ((0.5, -1.2, 2.0), (0.1, 0.3, -0.2)))
+
+
+def normalised(groups: int) -> Case:
+    def run(mask: Tensor | None, v: Tensor) -> Tensor:
+        affine = (x.to(getattr(v, "device", "cpu")) for x in (WEIGHT, BIAS))
+        return ops.group_norm_leaky_relu(v, groups, *affine, slope=0.1)
+
+    return Case(volume_alone, run)
+
+
 CURVE = ((-1.0, -0.2, 0.1, 0.9), (0.3, 0.0, 0.7, 1.0))
 
 CASES = {
@@ -105,6 +116,8 @@ CASES = {
     "ncc windows": Case(two_volumes, lambda m, a, b: ops.ncc(a, b, m, window=5)),
     "edge_difference": Case(two_volumes, lambda m, a, b: ops.edge_difference(a, b, m)),
     "piecewise_linear": Case(volume_alone, lambda m, v: ops.piecewise_linear(v, *CURVE)),
+    "group_norm_leaky_relu": normalised(1),
+    "group_norm_leaky_relu channels": normalised(3),
 }
 
 # Ops that are not differentiable.

@@ -93,6 +93,16 @@ def calls(dtype):
     yield registered.piecewise_linear, (*grads(volume), *curve), {}
     yield registered.piecewise_linear_backward, (other, volume, *curve), PLAIN
 
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for layout in (torch.contiguous_format, torch.channels_last_3d):
+        x = volume.contiguous(memory_format=layout)
+        weight, bias = torch.randn(2, *x.shape[:2], dtype=wide)
+        yield registered.group_norm_leaky_relu, (*grads(x, weight, bias), 1, 0.1, 1e-5), {}
+        statistics = reference.group_norm_statistics(x, 1, 1e-5)
+        for need in (True, False):
+            arguments = (other, x, weight, bias, statistics, 1, 0.1, need)
+            yield registered.group_norm_leaky_relu_backward, arguments, PLAIN
+
 
 def check(dtype):
     """Runs opcheck on every call and returns the names of the ops."""

@@ -12,6 +12,7 @@ FIRST = {
     "edge_difference": "moving",
     "folds": "field",
     "implicit_warp": "c_moving",
+    "group_norm_leaky_relu": "x",
     "log_jacobian": "field",
     "log_jacobian_std": "field",
     "ncc": "a",
@@ -42,6 +43,7 @@ def empty(*shape, dtype=torch.float32):
 V, P, M = (empty(1, c, *SIZE) for c in (2, 3, 3))
 HOLE, EYE, THETA = empty(1, 3, 0, 4, 5), torch.eye(3)[None], empty(1, 3, 4)
 INTEGER = empty(1, 2, *SIZE, dtype=torch.int32)
+ONES, PAIR = empty(1, 2), empty(1, 1, 2, dtype=torch.float64)
 TOO_MANY = [float(i) for i in range(34)]
 NATIVE = [
     ("resample", (INTEGER, P.int(), 0, 0), "volume must be float64, float32, float16 or bfloat16, got Int"),
@@ -107,6 +109,14 @@ NATIVE = [
         (V, TOO_MANY, TOO_MANY),
         "knots and values must be 2 to 33 numbers each, got 34 and 34",
     ),
+    ("group_norm_leaky_relu", (INTEGER, ONES, ONES, 1, 0.1, 1e-5), "x must be float64, .*got Int"),
+    ("group_norm_leaky_relu", (V[0], ONES, ONES, 1, 0.1, 1e-5), r"x must be \[B, C, D, H, W\]"),
+    ("group_norm_leaky_relu", (V, ONES, ONES, 3, 0.1, 1e-5), "groups must divide the 2 channels of x, got 3"),
+    ("group_norm_leaky_relu", (V, ONES, ONES, 0, 0.1, 1e-5), "groups must divide the 2 channels of x, got 0"),
+    ("group_norm_leaky_relu", (V.half(), ONES.half(), ONES, 1, 0.1, 1e-5), "weight must be Float for this x"),
+    ("group_norm_leaky_relu", (V, ONES, ONES[0], 1, 0.1, 1e-5), r"bias must be \[1, 2\], got \[2\]"),
+    ("group_norm_leaky_relu_backward", (V[:, :1], V, ONES, ONES, PAIR, 1, 0.1, True), "grad must be"),
+    ("group_norm_leaky_relu_backward", (V, V, ONES, ONES, PAIR[:, :0], 1, 0.1, True), "statistics must be"),
     ("piecewise_linear_backward", (V[:, :1], V, [0.0, 1.0], [0.0, 1.0]), "grad must be"),
 ]
 

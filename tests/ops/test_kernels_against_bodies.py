@@ -197,6 +197,30 @@ def test_piecewise_linear(size, out, batch, share, views, seed, curve):
     agree(*both(lambda v: ops.piecewise_linear(v, knots, [table[k] for k in knots]), x, views=views))
 
 
+@run_all
+@given(
+    groups=st.integers(1, 4),
+    each=st.sampled_from([1, 2, 7, 8, 11]),
+    last=st.booleans(),
+    **common,
+)
+def test_group_norm_leaky_relu(size, out, batch, share, views, seed, groups, each, last):
+    torch.manual_seed(seed)
+    channels = groups * each
+    # A group of one value has a variance of 0, so that its gradient is made of nothing but rounding.
+    if each * size[0] * size[1] * size[2] < 3:
+        size = (*size[:2], 3)
+    x = spoilt(torch.randn(batch, channels, *size, dtype=torch.float64), share, (float("nan"), 1e4, -7.0))
+    affine = torch.randn(2, channels, dtype=torch.float64)
+    layout = torch.channels_last_3d if last else torch.contiguous_format
+
+    def run(v, weight, bias):
+        v = v if views else v.contiguous(memory_format=layout)
+        return ops.group_norm_leaky_relu(v, groups, weight, bias, slope=0.2)
+
+    agree(*both(run, x, *affine, views=views), tolerance=1e-7)
+
+
 def solutions(moving, fixed, options):
     matrix = reference.step_matrix(moving, fixed, None, "moving")
     found = torch.ops.deepatlas_ops.implicit_warp(moving, fixed, matrix, None, *options, False)

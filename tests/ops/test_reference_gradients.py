@@ -112,6 +112,27 @@ def test_edge_difference(size, contrast):
         )
 
 
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_group_norm_leaky_relu(groups):
+    x, weight, bias = torch.randn(2, 6, *SIZE).double(), torch.randn(2, 6).double(), torch.randn(2, 6).double()
+    statistics = reference.group_norm_statistics(x, groups, 1e-5)
+
+    def backward(g, *inputs):
+        inputs = inputs[:3]
+        _, *affine = reference.group_norm_leaky_relu_backward(g, *inputs, statistics, groups, 0.1, False)
+        found = reference.group_norm_leaky_relu_backward(g, *inputs, statistics, groups, 0.1, True)
+        for alone, along in zip(affine, found[1:], strict=True):
+            assert torch.equal(alone, along)
+        return found
+
+    compare(
+        lambda *inputs: reference.group_norm_leaky_relu(*inputs, groups, 0.1, 1e-5),
+        backward,
+        (x, weight, bias),
+        0,
+    )
+
+
 def test_piecewise_linear():
     curve = [-1.0, -0.3, 0.2, 0.9], [0.0, 0.4, 0.1, 2.0]
     compare(

@@ -104,6 +104,11 @@ def exercise(size, out, batch, dtype, shares=(0.0, 0.3)):
     pull(ops.resize(volume, out))
     pull(ops.resize(volume, out, channels_last=True))
     pull(ops.piecewise_linear(volume, (-1, 0, 1), (0, 1, 3)))
+    for channels, groups in ((2, 1), (27, 9)):
+        for layout in (torch.contiguous_format, torch.channels_last_3d):
+            x = hostile((batch, channels, *size), dtype).detach().contiguous(memory_format=layout)
+            affine = torch.randn(2, channels).requires_grad_()
+            pull(ops.group_norm_leaky_relu(x.requires_grad_(), groups, *affine))
 
 
 # ---- the CUDA launchers against the CPU kernels ------------------------------------------------------
