@@ -18,6 +18,8 @@ SPEED = (
     ("resample 64^3 x 8 smooth + backward", "grid_sample", 3),
     ("smoothness_loss 64^3 + backward", "torch body", 15),
     ("edge_difference 64^3 x 4 + backward", "torch body", 5),
+    ("group_norm_leaky_relu 16 x 32^3 x 4 float32 channels last + backward", "pytorch", 4),
+    ("group_norm_leaky_relu 16 x 32^3 x 4 bfloat16 channels last + backward", "pytorch", 10),
     ("ncc window 7 64^3 x 8 + backward", "monai", 14),
     ("ncc global 64^3 x 8 + backward", "torch body", 4),
     ("ncc global 64^3 x 1 + backward", "torch body", 4),
