@@ -116,7 +116,9 @@ def structure_table(run: str, template: str, test: str) -> None:
         cells = []
         for depth in DEPTHS:
             values = [
-                row[key]["mean"] for name, row in found[depth].items() if wanted is None or name.startswith(wanted)
+                row[key]["mean"]
+                for name, row in found[depth].items()
+                if wanted is None or name.startswith(wanted)
             ]
             cells.append(f"{np.mean(values):.3f}")
         print(f"| mean of the {label} structures | " + " | ".join(cells) + " |" + " |" * len(DEPTHS))

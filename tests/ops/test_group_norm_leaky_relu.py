@@ -18,7 +18,9 @@ def pytorch(x, groups, weight, bias, slope=0.1):
 def gradients(function, *leaves):
     leaves = [x.detach().requires_grad_() for x in leaves]
     out = function(*leaves)
-    pull = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(out.dtype)
+    pull = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(
+        out.dtype
+    )
     return [out.detach(), *torch.autograd.grad(out, leaves, pull)]
 
 
@@ -63,7 +65,9 @@ def test_it_errs_at_most_twice_as_much_as_pytorch(native, shape, groups, dtype, 
 def test_gradcheck(backend):
     x = torch.randn(2, 6, 2, 3, 2, dtype=torch.float64, requires_grad=True)
     affine = [torch.randn(6, dtype=torch.float64, requires_grad=True) for _ in range(2)]
-    assert torch.autograd.gradcheck(lambda *a: ops.group_norm_leaky_relu(a[0], 3, *a[1:], slope=0.3), (x, *affine))
+    assert torch.autograd.gradcheck(
+        lambda *a: ops.group_norm_leaky_relu(a[0], 3, *a[1:], slope=0.3), (x, *affine)
+    )
 
 
 def test_without_weight_and_bias_and_with_the_defaults_of_pytorch(backend):
@@ -100,8 +104,16 @@ X = torch.zeros(1, 4, 2, 2, 2)
         ((X, 3), {}, "groups: expected a divisor of the 4 channels of x, got 3"),
         ((X, 0), {}, "groups: expected an integer of at least 1, got 0"),
         ((X[:, :0], 1), {}, "groups: expected a divisor of the 0 channels of x, got 1"),
-        ((X, 2, torch.ones(3)), {}, r"weight: expected a tensor \[4\], one number for each channel of x, got \[3\]"),
-        ((X, 2, None, 1.0), {}, r"bias: expected a tensor \[4\], one number for each channel of x, got float"),
+        (
+            (X, 2, torch.ones(3)),
+            {},
+            r"weight: expected a tensor \[4\], one number for each channel of x, got \[3\]",
+        ),
+        (
+            (X, 2, None, 1.0),
+            {},
+            r"bias: expected a tensor \[4\], one number for each channel of x, got float",
+        ),
         ((X, 2, torch.ones(4, dtype=torch.int32)), {}, "weight: expected float64, .* got torch.int32"),
         ((X, 2), {"eps": 0}, "eps: expected a number above 0, got 0"),
         ((X, 2), {"slope": -1}, "slope: expected a number of at least 0, got -1"),

@@ -114,7 +114,11 @@ def test_edge_difference(size, contrast):
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
 def test_group_norm_leaky_relu(groups):
-    x, weight, bias = torch.randn(2, 6, *SIZE).double(), torch.randn(2, 6).double(), torch.randn(2, 6).double()
+    x, weight, bias = (
+        torch.randn(2, 6, *SIZE).double(),
+        torch.randn(2, 6).double(),
+        torch.randn(2, 6).double(),
+    )
     statistics = reference.group_norm_statistics(x, groups, 1e-5)
 
     def backward(g, *inputs):

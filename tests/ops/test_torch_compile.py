@@ -27,7 +27,9 @@ def everything(image, moving, fixed, theta, mask):
     similarity = ops.ncc(warped, image, implicit.valid).sum() + ops.ncc(placed, image, mask, window=3).sum()
     field = fixed + 0.1 * (implicit.displacement + unrolled.displacement)
     smoothness = ops.smoothness_loss(field, mask).sum() + ops.log_jacobian(field).square().mean()
-    edges = ops.edge_difference(warped, ops.piecewise_linear(ops.group_norm_leaky_relu(image, 1), (-1, 0, 2), (0, 0.7, 1)), mask).sum()
+    edges = ops.edge_difference(
+        warped, ops.piecewise_linear(ops.group_norm_leaky_relu(image, 1), (-1, 0, 2), (0, 0.7, 1)), mask
+    ).sum()
     irregular = ops.folds(moving, mask).sum() + ops.log_jacobian_std(moving, mask).sum()
     return similarity + smoothness + small.square().sum() + edges + irregular
 
