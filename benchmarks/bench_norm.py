@@ -1,4 +1,4 @@
-"""group_norm_leaky_relu against the two ops of PyTorch, with all gradients, on features of the network of `headneck`."""
+"""group_norm_leaky_relu against the two ops of PyTorch, with all gradients, on features as large as `headneck` has."""
 
 from __future__ import annotations
 

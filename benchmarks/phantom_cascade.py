@@ -3,7 +3,7 @@
     python benchmarks/phantom_cascade.py RUN TEMPLATE TEST [NUMBER_OF_THE_FIRST_TEST_EXAM] > tables.md
 
 RUN is a run with regions that has learned from phantoms of `deepatlas phantom --structures all --spacing 1.5`, TEMPLATE
-a template of it, and TEST the folder of other exams of the same cohort. Every exam is mapped in one pass at every depth.
+a template of it, and TEST the folder of other exams of that cohort. Every exam is mapped in one pass at every depth.
 
 A coordinate error is the distance in millimetres between the true place of a voxel of the body and its learned place,
 which is carried into the true template by the affine map that fits eight training phantoms best. Inside a region, the

@@ -1,7 +1,7 @@
 // Group normalisation with a leaky ReLU on the CPU, in either layout of the channels.
 //
-// A block is up to kRows rows of W values that lie beside each other, so that the compiler keeps the
-// W lanes of a sum in registers. Where the channels lie beside each other, a row is a part of a
+// A block is up to kRows rows of W values that lie beside each other, so that the compiler keeps
+// the W lanes of a sum in registers. Where the channels lie beside each other, a row is a part of a
 // voxel and every lane has a channel of its own; otherwise a row is a run of voxels, and all lanes
 // have the same channel. Tasks take pieces of fixed size whose sums are added up in order, so no
 // result depends on the number of threads.
@@ -11,8 +11,8 @@
 #include "interpolate.h"
 #include "kernels.h"
 
-// The loops over blocks are neither inlined nor copied for a constant stride: GCC 12 then vectorises the
-// loop over rows in place of that over lanes, which is four times as slow.
+// The loops over blocks are neither inlined nor copied for a constant stride: GCC 12 then
+// vectorises the loop over rows in place of that over lanes, which is four times as slow.
 #if defined(__GNUC__) && !defined(__clang__)
 #define DA_BLOCK __attribute__((noinline, noclone))
 #else
@@ -29,7 +29,8 @@ constexpr int64_t kPieceVoxels = 8 * kRows;
 // How many elements a task has at least.
 constexpr int64_t kTaskElements = int64_t(1) << 15;
 
-// A part of a block: `rows` rows of W values at a stride. Lane l has channel `channel` + l * `step`.
+// A part of a block: `rows` rows of W values at a stride. Lane l has the channel `channel` + l *
+// `step`.
 struct Part {
   int64_t offset, stride;
   int rows, channel, step;
@@ -106,8 +107,9 @@ struct Moments {
   void add(const Moments& other) { add(other.count, other.mean, other.squares); }
 };
 
-// The moments of every lane of a part: sums first about 0 and then about their mean. The values stay
-// in the first-level cache in between. With two sums in one loop, GCC 12 no longer vectorises half types.
+// The moments of every lane of a part: sums first about 0 and then about their mean. The values
+// stay in the first-level cache in between. With two sums in one loop, GCC 12 no longer vectorises
+// half types.
 template <int W, class S>
 DA_BLOCK void add_moments(const S* __restrict p, const Part& part, Moments* of_channel) {
   using T = Accumulate<S>;
@@ -163,7 +165,8 @@ struct Lanes {
 };
 
 template <int W, class S, class T>
-DA_BLOCK void activate(const S* __restrict p, S* __restrict to, const Part& part, const Lanes<W, T>& by, T slope) {
+DA_BLOCK void activate(const S* __restrict p, S* __restrict to, const Part& part,
+                       const Lanes<W, T>& by, T slope) {
   for (int r = 0; r < part.rows; ++r, p += part.stride, to += part.stride) {
     for (int l = 0; l < W; ++l) {
       const T z = (load(p[l]) - by.mean[l]) * by.scale[l] + by.bias[l];
@@ -179,7 +182,7 @@ struct Sums {
 
 template <int W, class S, class T>
 DA_BLOCK void add_sums(const S* __restrict p, const S* __restrict grad, const Part& part,
-              const Lanes<W, T>& by, T slope, Sums* of_channel) {
+                       const Lanes<W, T>& by, T slope, Sums* of_channel) {
   T sum[W] = {}, moved[W] = {};
   for (int r = 0; r < part.rows; ++r, p += part.stride, grad += part.stride) {
     for (int l = 0; l < W; ++l) {
@@ -199,8 +202,8 @@ DA_BLOCK void add_sums(const S* __restrict p, const S* __restrict grad, const Pa
 // The gradient of x is scale * (gradient of z) - shift - tilt * (x - mean).
 template <int W, class S, class T>
 DA_BLOCK void differentiate(const S* __restrict p, const S* __restrict grad, S* __restrict to,
-                   const Part& part, const Lanes<W, T>& by, const T* shift_of, const T* tilt_of,
-                   T slope) {
+                            const Part& part, const Lanes<W, T>& by, const T* shift_of,
+                            const T* tilt_of, T slope) {
   T shift[W], tilt[W];
   for (int l = 0; l < W; ++l) {
     shift[l] = shift_of[part.channel + l * part.step];
@@ -215,9 +218,10 @@ DA_BLOCK void differentiate(const S* __restrict p, const S* __restrict grad, S* 
   }
 }
 
-// Calls first(item, piece) for the pieces of a unit, then between(item, group) for its groups, and then
-// last(item, piece). A unit is as little as can be normalised, so that it is still in the caches when
-// it is read again: an item where the channels lie beside each other, and otherwise a group.
+// Calls first(item, piece) for the pieces of a unit, then between(item, group) for its groups, and
+// then last(item, piece). A unit is as little as can be normalised, so that it is still in the
+// caches when it is read again: an item where the channels lie beside each other, and otherwise a
+// group.
 template <class First, class Between, class Last>
 void over_units(const NormArgs& a, const Pieces& pieces, const Parallel& parallel,
                 const First& first, const Between& between, const Last& last) {

@@ -41,7 +41,8 @@ std::tuple<Tensor, Tensor> group_norm_leaky_relu(const Tensor& x, const Tensor& 
   const char* op = "group_norm_leaky_relu";
   NormInputs in = norm_inputs(op, x, weight, bias, groups, slope);
   const Tensor target = at::empty(x.sizes(), in.x.options().memory_format(in.layout));
-  const Tensor statistics = at::zeros({in.args.batch, groups, 2}, in.weight.options().dtype(at::kDouble));
+  const Tensor statistics =
+      at::zeros({in.args.batch, groups, 2}, in.weight.options().dtype(at::kDouble));
   if (x.numel() == 0) return {target, statistics};
   in.args.eps = eps;
   in.args.target = target.mutable_data_ptr();
@@ -77,8 +78,8 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_leaky_relu_backward(
 }  // namespace
 }  // namespace deepatlas
 
-// CUDA tensors do not come here: PyTorch has such kernels of its own for them, and the public function
-// calls those.
+// CUDA tensors do not come here: PyTorch has such kernels of its own for them, and the public
+// function calls those.
 TORCH_LIBRARY_IMPL(deepatlas_ops, CPU, m) {
   m.impl("group_norm_leaky_relu", &deepatlas::group_norm_leaky_relu);
   m.impl("group_norm_leaky_relu_backward", &deepatlas::group_norm_leaky_relu_backward);

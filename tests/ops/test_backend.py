@@ -14,9 +14,9 @@ import deepatlas_ops as ops
 from deepatlas_ops import _build, _library
 
 PUBLIC = {
-    "ImplicitWarp", "affine_resample", "build_info", "edge_difference", "folds", "group_norm_leaky_relu", "implicit_warp",
-    "log_jacobian", "log_jacobian_std", "ncc", "piecewise_linear", "resample", "resize", "smoothness_loss",
-    "use_backend", "warp",
+    "ImplicitWarp", "affine_resample", "build_info", "edge_difference", "folds", "group_norm_leaky_relu",
+    "implicit_warp", "log_jacobian", "log_jacobian_std", "ncc", "piecewise_linear", "resample", "resize",
+    "smoothness_loss", "use_backend", "warp",
 }  # fmt: skip
 
 
