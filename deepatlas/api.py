@@ -87,7 +87,7 @@ class Model(Engine):
                 values, which preserve volumes, or a probability of 0.5.
             trust: also predict the Dice of every mask, from a few more passes of the network and the calibration of the
                 template (``deepatlas calibrate``); it is in the result's ``trust``, by structure.
-            least_trust: leave out masks whose predicted Dice is lower.
+            least_trust: leave out masks whose predicted Dice is lower, or whose Dice nobody can predict.
 
         Returns:
             A label image on the exam's own grid: uint8, or uint16 for ids above 255. 0 is the background. Its ``fit``

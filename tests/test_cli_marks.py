@@ -19,6 +19,7 @@ from deepatlas.exams.read import read_volume
 from deepatlas.io.codec import write_volume
 from deepatlas.io.export.markups import read_markups, write_markups
 from deepatlas.localize.template.file import Template
+from deepatlas.localize.trust.estimate import NO_ERROR
 from deepatlas.space.box import Box
 from deepatlas.space.markup import Markups, Point, Polyline
 
@@ -407,6 +408,8 @@ def test_locate_asks_for_a_suffix_that_tells_the_format(data, tmp_path, capsys):
 
 def test_a_point_without_an_expected_error_says_why(data, tmp_path, capsys, monkeypatch):
     class Believed:
+        evidence, reason = "some", NO_ERROR
+
         def millimetres(self, points):
             error = np.where(points[:, 0] > 0, 3.0, np.nan)
             return error, error + 2
@@ -420,7 +423,9 @@ def test_a_point_without_an_expected_error_says_why(data, tmp_path, capsys, monk
     code, text, err = run(capsys, "locate", *AFFINE, "--from", data / "e1", "--points", tmp_path / "p.csv",
                           "--to", data / "e1", "--out", tmp_path / "found.mrk.json", "--trust", tmp_path / "t.h5",
                           "--json", "--quiet")  # fmt: skip
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, f"deepatlas: warning: e1: no errors in mm: {NO_ERROR}\n")
+    written = json.loads((tmp_path / "found.mrk.json").read_text())["markups"][0]["controlPoints"]
+    assert [w["description"][:17] for w in written] == ["expected error 4.", "", "outside the sourc"]
     points = json.loads(text)["exams"]["e1"]["points"]
     assert points[0] == {
         "name": "carina",

@@ -150,12 +150,20 @@ def run(args: argparse.Namespace) -> int:
     origin = believe(sources[0]) if believe and sources else None
     given = None if marks is None else _positions(marks)
     say, found, failed = progress_lines(args), {}, {}
+    untold: dict[str, str] = {}
+    if believe is not None and not sought.names:
+        print(
+            f"{PROGRAM}: warning: --trust: is about points; lines and boxes have no expected error",
+            file=sys.stderr,
+        )
     for count, (name, exam) in enumerate(targets.items(), 1):
         try:
             result = find(know(exam), sought)
             if believe is not None:
-                points = with_errors(result.points, believe(exam), origin, given)
+                there = believe(exam)
+                points = with_errors(result.points, there, origin, given)
                 result = replace(result, points=points)
+                untold[name] = _why_untold(result, there, origin)
             note_unknown(args, name, result.fit)
         except DataError as error:
             if args.strict:
@@ -182,7 +190,10 @@ def run(args: argparse.Namespace) -> int:
         "lines": len(sought.lines),
         "boxes": len(sought.boxes),
         "found": counts,
-        "exams": {name: result.fit.to_dict() | _trust(result) for name, result in found.items()},
+        "exams": {
+            name: result.fit.to_dict() | _trust(result, untold.get(name, ""))
+            for name, result in found.items()
+        },
         "failed": failed,
         "skipped": skipped,
     }
@@ -196,15 +207,13 @@ def _believer(args: argparse.Namespace, model: Model) -> Callable[[ExamFiles], E
     """A function that tells the trust of an exam, from the calibration of ``--trust``."""
     from deepatlas.exams.read import read_volume
     from deepatlas.localize.template.file import Template
-    from deepatlas.localize.trust.estimate import NOT_CALIBRATED, exam_trust
+    from deepatlas.localize.trust.estimate import exam_trust
 
     template = Template.load(args.trust)
     template.check_model(model.fingerprint, str(args.trust))
     if args.refine is None:
         # As a command does whose template is used for masks.
         model.refine = template.meta.get("refine", 0)
-    if not template.meta.get("trust"):
-        print(f"{PROGRAM}: warning: {args.trust}: no errors in mm: {NOT_CALIBRATED}", file=sys.stderr)
 
     def believe(exam: ExamFiles) -> ExamTrust:
         return exam_trust(model, model.map_exam(read_volume(exam.ct, kind=exam.kind)), template)
@@ -221,12 +230,20 @@ def _positions(marks: Markups) -> NDArray[np.float64]:
     return np.array(rows, dtype=np.float64).reshape(-1, 3)
 
 
-def _trust(result: Found) -> dict[str, Any]:
-    """The entry ``"points"`` of an exam: the expected error in mm of each point and its bound, or why there is none."""
-    from deepatlas.localize.trust.estimate import NO_ERROR
+def _why_untold(result: Found, there: ExamTrust, origin: ExamTrust | None) -> str:
+    """Why points that were found have no expected error, which a line says too; empty where all have one."""
+    assert result.points.error_mm is not None
+    if not (result.points.found & ~(result.points.error_mm >= 0)).any():
+        return ""
+    side = origin if origin is not None and origin.evidence is None else there
+    print(f"{PROGRAM}: warning: {result.exam}: no errors in mm: {side.reason}", file=sys.stderr)
+    return side.reason
 
+
+def _trust(result: Found, untold: str) -> dict[str, Any]:
+    """The entry ``"points"`` of an exam: the expected error in mm of each point and its bound, or why there is none."""
     points = []
     for name, told, reason in zip(result.names, result.trust(), result.points.reason, strict=False):
-        why = {"reason": reason or NO_ERROR} if told["trust"] is None else {}
+        why = {"reason": reason or untold} if told["trust"] is None else {}
         points.append({"name": name, **told, **why})
     return {"points": points} if points else {}

@@ -6,8 +6,8 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,11 +36,11 @@ from deepatlas.errors import PROGRAM, DataError, WriteError
 if TYPE_CHECKING:
     from deepatlas.api import Model
     from deepatlas.exams.cohort import ExamFiles
+    from deepatlas.localize.growing import GrowingTable
     from deepatlas.localize.measure import StructureStatistics
     from deepatlas.localize.measure_files import StatisticsFiles
     from deepatlas.localize.segment import Segmentation
     from deepatlas.localize.template.file import Template
-    from deepatlas.localize.trust.estimate import Trust
     from deepatlas.localize.trust.table import TrustTable
     from deepatlas.model.fit import Fit
     from deepatlas.model.structures import Structures
@@ -110,7 +110,8 @@ def add(commands: Commands) -> None:
         "--min-trust",
         type=FRACTION,
         metavar="V",
-        help="leave out masks whose predicted Dice is below V, and say so; implies --trust",
+        help="leave out masks whose predicted Dice is below V, and those whose Dice nobody can predict, and say so; "
+        "implies --trust",
     )
     add_strict(c)
 
@@ -166,8 +167,15 @@ def run(args: argparse.Namespace) -> int:
         # What was measured is kept also where the run is stopped.
         tables = stack.enter_context(StatisticsFiles(args.out)) if args.statistics else None
         trusted = stack.enter_context(TrustTable(args.out)) if asked else None
-        _segment(args, model, template, exams, held, names if named else "", tables, trusted)
+        old = _Old(args.out)
+        for table in (StatisticsFiles, TrustTable):
+            if not (tables if table is StatisticsFiles else trusted):
+                # One that is no table of this kind is not ours, and stays as it is.
+                with suppress(DataError):
+                    old.tables.append(stack.enter_context(table(args.out)))
+        _segment(args, model, template, exams, held, names if named else "", tables, trusted, old)
     list_skipped(skipped | held.failed)
+    old.say()
     data = {
         "segmented": held.done,
         "exams": {n: f.to_dict() | held.trust.get(n, {}) for n, f in held.fits.items()},
@@ -182,6 +190,46 @@ def run(args: argparse.Namespace) -> int:
     text = f"{args.out}: {len(held.done)} of {len(exams)} exams segmented"
     print_result(args, data, f"{text}, {unknown} of them not known to the model" if unknown else text)
     return 1 if held.failed else 0
+
+
+@dataclass
+class _Old:
+    """What an earlier run left in the folder about masks that were written again."""
+
+    out: Path
+    tables: list[GrowingTable[Any]] = field(default_factory=list)
+    dropped: int = 0
+    files: list[str] = field(default_factory=list)
+
+    def replaced(self, exam: str, names: Iterable[str], suffix: str, written: set[Path]) -> None:
+        """Take out what tables say of the masks before, and note files that show these; ``written`` are new."""
+        from deepatlas.exams.mask_files import mask_paths
+
+        for table in self.tables:
+            self.dropped += table.drop(exam)
+        folder = self.out / exam
+        files = [self.out / f"{exam}.png"]
+        for masks in (folder, folder / PROBABILITIES):
+            files += mask_paths(masks, names, suffix).values()
+        self.files += [str(p.relative_to(self.out)) for p in files if p not in written and p.is_file()]
+
+    def say(self) -> None:
+        """Tell it, in a line for the tables and one for the files."""
+        if self.dropped:
+            print(
+                f"{PROGRAM}: warning: {self.out}: what tables said of the masks before was taken out "
+                f"({self.dropped} {'entry' if self.dropped == 1 else 'entries'}); give --statistics and --trust again",
+                file=sys.stderr,
+            )
+        if self.files:
+            names = ", ".join(self.files[:4]) + (
+                f" and {len(self.files) - 4} more" if len(self.files) > 4 else ""
+            )
+            print(
+                f"{PROGRAM}: warning: {self.out}: {names}: from an earlier run, and not of the masks that were written "
+                "now; delete them, or write them again",
+                file=sys.stderr,
+            )
 
 
 @dataclass
@@ -214,6 +262,7 @@ def _segment(
     names: str,
     tables: StatisticsFiles | None,
     trusted: TrustTable | None,
+    old: _Old,
 ) -> None:
     """Segment the exams one after another; ``names`` is the text of labels.json, empty where none is written."""
     from deepatlas.exams.read import read_with_series
@@ -233,6 +282,7 @@ def _segment(
                 model, volume, template, args.threshold, trust=args.trust, least_trust=args.min_trust
             )
             note_unknown(args, name, labels.fit)
+            _note_trust(name, labels, untold)
             if not held.done and not dicom:
                 # Before the first mask, so that none is there without the names of its structures.
                 _write_tables(args.out, template.labels, names)
@@ -244,6 +294,7 @@ def _segment(
                 source=series or labels.name,
                 labelmap=args.labelmap,
                 algorithm=labels.algorithm,
+                remarks=labels.remarks,
             )
         except WriteError:
             # A full disk ends the run instead of failing every exam.
@@ -257,13 +308,18 @@ def _segment(
             _write_tables(args.out, template.labels, names)
         held.done[name], held.fits[name] = str(path), labels.fit
         if labels.trust is not None and trusted is not None:
-            held.trust[name] = {"structures": {s: t.to_dict() for s, t in labels.trust.items()}}
-            _note_trust(name, labels.trust, args.min_trust, untold)
-            trusted.add(name, labels.trust)
+            held.trust[name] = {
+                "structures": {
+                    s: t.to_dict() | ({"left_out": labels.left_out[s]} if s in labels.left_out else {})
+                    for s, t in labels.trust.items()
+                }
+            }
+            trusted.add(name, labels.trust, labels.left_out)
         if lost:
-            held.notes[name] = lost
             say_notes([f"{name}: {note}" for note in lost])
-        _write_masks(args, name, labels, image)
+        if lost or labels.left_out:
+            held.notes[name] = lost + [f"{s}: {why}" for s, why in labels.left_out.items()]
+        written = _write_masks(args, name, labels, image)
         if args.preview:
             write_preview(
                 args.out / f"{name}.png",
@@ -273,9 +329,11 @@ def _segment(
                 hounsfield=model.intensity == "hu",
                 title=_title(name, labels.fit),
             )
+            written.add(args.out / f"{name}.png")
         if tables is not None:
             held.measured[name] = labels.statistics(volume)
-            tables.add(name, held.measured[name], labels.fit.to_dict())
+            tables.add(name, held.measured[name], labels.fit.to_dict(), labels.trust)
+        old.replaced(name, template.names, image, written)
         if say:
             say(f"segment {count}/{len(exams)} {name}")
 
@@ -287,29 +345,29 @@ def _title(name: str, fit: Fit) -> str:
     return f"{name} – fit {fit.value:.2f}" + (", not known to the model" if fit.known is False else "")
 
 
-def _note_trust(exam: str, trust: Mapping[str, Trust], least: float | None, untold: set[str]) -> None:
-    """Say which masks were left out, and once for every reason why a mask has no trust."""
-    if least is not None:
-        low = [f"{s} ({t.value:.2f})" for s, t in trust.items() if t.value is not None and t.value < least]
-        if low:
-            print(f"{PROGRAM}: {exam}: left out for trust below {least:g}: {', '.join(low)}", file=sys.stderr)
-    for structure, one in trust.items():
-        if one.value is None and one.reason not in untold:
+def _note_trust(exam: str, labels: Segmentation, untold: set[str]) -> None:
+    """Say which masks were left out, and once for every reason why a mask that was written has no trust."""
+    if labels.left_out:
+        why = "; ".join(f"{structure}: {reason}" for structure, reason in labels.left_out.items())
+        print(f"{PROGRAM}: {exam}: left out by --min-trust: {why}", file=sys.stderr)
+    for structure, one in (labels.trust or {}).items():
+        if one.value is None and structure not in labels.left_out and one.reason not in untold:
             untold.add(one.reason)
             print(f"{PROGRAM}: warning: {exam}: no trust of {structure}: {one.reason}", file=sys.stderr)
 
 
-def _write_masks(args: argparse.Namespace, name: str, labels: Segmentation, suffix: str) -> None:
-    """Write what ``--masks`` and ``--probabilities`` ask for of one exam."""
+def _write_masks(args: argparse.Namespace, name: str, labels: Segmentation, suffix: str) -> set[Path]:
+    """Write what ``--masks`` and ``--probabilities`` ask for of one exam, and return the files."""
     from deepatlas.exams.mask_files import write_masks
     from deepatlas.localize.soft_masks import write_soft_masks
 
+    written: set[Path] = set()
     if args.masks:
-        write_masks(args.out / name, labels, labels.names, suffix)
+        written.update(write_masks(args.out / name, labels, labels.names, suffix))
     if args.probabilities:
-        write_soft_masks(
-            args.out / name / PROBABILITIES, labels.soft_masks(), labels.names, labels.grid, suffix
-        )
+        folder = args.out / name / PROBABILITIES
+        written.update(write_soft_masks(folder, labels.soft_masks(), labels.names, labels.grid, suffix))
+    return written
 
 
 def _check_dicom(exam: ExamFiles, format: str) -> None:

@@ -117,12 +117,22 @@ class Found:
     def markups(self) -> Markups:
         """What was found, in RAS millimetres, for files: a point that was not has no position and the reason as note.
 
+        A point that was found has its expected error as note, where that was asked for.
+
         A line consists of those of its points that were found; lines and boxes that were not found are left out.
         """
         located = self.points
         rows = zip(self.names, located.points, located.found, located.reason, strict=True)
+        errors = self.trust()
+        notes = [""] * len(self.names)
+        for i, told in enumerate(errors):
+            if told["trust"] is not None:
+                notes[i] = f"expected error {told['trust']:.1f} mm, below {told['bound']:.1f} mm in 9 of 10"
         return Markups(
-            tuple(Point(name, place if found else None, reason) for name, place, found, reason in rows),
+            tuple(
+                Point(name, place if found else None, reason or note)
+                for (name, place, found, reason), note in zip(rows, notes, strict=True)
+            ),
             tuple(Polyline(x.name, x.points[x.inside], x.closed) for x in self.lines if x.found),
             tuple(b.box_mm for b in self.boxes if b.found and b.box_mm is not None),
         )

@@ -39,6 +39,7 @@ class GrowingTable(Generic[Entry]):
         self._lock = path.with_name(f".{path.name}.lock")
         self._read, self._write = read, write
         self._added: dict[str, Entry] = {}
+        self._dropped: set[str] = set()
         self._next, self._unwritten = 0.0, False
         read()
 
@@ -54,6 +55,22 @@ class GrowingTable(Generic[Entry]):
     def put(self, exam: str, entry: Entry) -> None:
         """Add the entry of an exam. Raises :class:`~deepatlas.errors.WriteError` if a file cannot be written."""
         self._added[exam] = entry
+        self._dropped.discard(exam)
+        self._changed()
+
+    def drop(self, exam: str) -> bool:
+        """Take out the entry of an exam, and return whether there was one.
+
+        Raises :class:`~deepatlas.errors.WriteError` if a file cannot be written.
+        """
+        if exam not in self._added and exam not in self._read():
+            return False
+        self._added.pop(exam, None)
+        self._dropped.add(exam)
+        self._changed()
+        return True
+
+    def _changed(self) -> None:
         self._unwritten = True
         if time.monotonic() >= self._next:
             self.write()
@@ -68,6 +85,7 @@ class GrowingTable(Generic[Entry]):
             raise write_error(self._lock.parent, error) from error
         # Another run that reads before this one has written would lose its exams.
         with held(self._lock, None, anybody=True):
-            self._write(self._read() | self._added)
+            there = {name: entry for name, entry in self._read().items() if name not in self._dropped}
+            self._write(there | self._added)
         ended = time.monotonic()
         self._next = ended + _PATIENCE * (ended - begun)

@@ -15,10 +15,11 @@ from deepatlas.errors import DataError
 from deepatlas.files import write_text
 from deepatlas.localize.growing import GrowingTable
 from deepatlas.localize.measure import StructureStatistics
+from deepatlas.localize.trust.estimate import Trust
 
 NAMES = ("statistics.json", "statistics.csv")
 COLUMNS = (
-    "exam,structure,id,voxels,ml,mean,p5,p50,p95,x,y,z,low_x,low_y,low_z,high_x,high_y,high_z,coverage,fit,known"
+    "exam,structure,id,voxels,ml,mean,p5,p50,p95,x,y,z,low_x,low_y,low_z,high_x,high_y,high_z,coverage,fit,known,trust,bound"
 ).split(",")
 
 
@@ -36,12 +37,23 @@ class StatisticsFiles(GrowingTable[dict[str, Any]]):
         path = folder / NAMES[0]
         super().__init__(path, lambda: _read(path), lambda exams: _write(folder, exams))
 
-    def add(self, exam: str, found: Sequence[StructureStatistics], fit: Mapping[str, Any]) -> None:
+    def add(
+        self,
+        exam: str,
+        found: Sequence[StructureStatistics],
+        fit: Mapping[str, Any],
+        trust: Mapping[str, Trust] | None = None,
+    ) -> None:
         """Add the structures of an exam; ``fit`` is what :meth:`Fit.to_dict <deepatlas.model.fit.Fit.to_dict>` gives.
+
+        With ``trust``, the structures by their names have ``"trust"`` and ``"bound"`` beside their measures.
 
         Raises :class:`~deepatlas.errors.WriteError` if a file cannot be written.
         """
         structures = {s.name: {k: v for k, v in s.to_dict().items() if k != "name"} for s in found}
+        for name, entry in structures.items():
+            if trust is not None and name in trust:
+                entry |= trust[name].to_dict()
         self.put(exam, {"fit": fit["fit"], "known": fit["known"], "structures": structures})
 
 
@@ -75,8 +87,9 @@ def _table(exams: Mapping[str, Mapping[str, Any]]) -> str:
             places = [_text(v, 2) for v in (*s["centroid_mm"], *s["low_mm"], *s["high_mm"])]
             values = [_text(s[key], 1) for key in ("mean", "p5", "p50", "p95")]
             sizes = [s["id"], s["voxels"], _text(s["ml"], 3)]
+            believed = [_text(s.get(key), 3) for key in ("trust", "bound")]
             writer.writerow(
-                [cell(exam), cell(name), *sizes, *values, *places, _text(s["coverage"], 3), *about]
+                [cell(exam), cell(name), *sizes, *values, *places, _text(s["coverage"], 3), *about, *believed]
             )
     return out.getvalue()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,8 +26,9 @@ from deepatlas.localize.paint import Canvas, Rivals
 from deepatlas.localize.probabilities import label_probabilities
 from deepatlas.localize.soft_masks import soft_masks
 from deepatlas.localize.template.evidence import LEAST_PRIOR, Evidence
+from deepatlas.localize.template.file import NO_TRUST as WHY_NO_TRUST
 from deepatlas.localize.template.file import Template
-from deepatlas.localize.trust.estimate import Trust, exam_trust
+from deepatlas.localize.trust.estimate import NOT_CALIBRATED, Trust, exam_trust
 from deepatlas.model.engine import Engine, ExamMap
 from deepatlas.model.field import CoordinateField
 from deepatlas.model.fit import Fit
@@ -47,9 +48,9 @@ TILE = (16, 32, 32)
 # The least and the largest size that the image may give a structure, in terms of what its mask alone gives it, and the
 # voxels below which a structure is too small for that to be judged. In 45 exams of OpenKBP it was 0.71 to 1.31 times.
 _ALIKE, _FEW = (0.6, 1.67), 20
-# Why masks of a model that was trained on labels have no trust.
 # What DICOM objects say of structures in an exam that the model does not know.
 NOT_TO_BE_BELIEVED = "EXAM NOT KNOWN TO THE MODEL"
+# Why masks of a model that was trained on labels have no trust.
 NO_TRUST = (
     "a model that was trained on labels has no trust; use one of `deepatlas train` with a calibrated template"
 )
@@ -63,11 +64,12 @@ class Segmentation(Labels):
 
     Attributes:
         fit: how well the model knows the exam.
-        names: ``{name: id}`` of the structures that were looked for.
+        names: ``{name: id}`` of the structures that were looked for, without those that were left out.
         model: the fingerprint of the model.
         found: what the model says about the exam, and ``what`` the structures that were looked for; both None where
             the labels did not come from a model.
         trust: for every structure how good its mask probably is, where that was asked for.
+        left_out: why masks were left out, by the names of their structures: their trust is too low, or unknown.
     """
 
     fit: Fit = Fit(math.nan)
@@ -76,6 +78,7 @@ class Segmentation(Labels):
     found: ExamMap | ExamProbabilities | None = None
     what: Template | Structures | None = None
     trust: dict[str, Trust] | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def _facts(self) -> str:
         return f"{super()._facts()}, {self.fit!r}"
@@ -85,6 +88,11 @@ class Segmentation(Labels):
         """What made the structures, as DICOM objects state it."""
         caution = NOT_TO_BE_BELIEVED if self.fit.known is False else ""
         return Algorithm("DeepATLAS", __version__, self.model, caution)
+
+    @property
+    def remarks(self) -> dict[str, str]:
+        """What files that have a place for it say of every structure: its predicted Dice, where that was asked for."""
+        return {name: one.text for name, one in (self.trust or {}).items() if name in self.names}
 
     def save(
         self,
@@ -124,6 +132,7 @@ class Segmentation(Labels):
             source=self.name if source is None else source,
             labelmap=labelmap,
             algorithm=self.algorithm,
+            remarks=self.remarks,
         )
         for note in notes:
             warnings.warn(f"{path}: {note}", DataWarning, stacklevel=2)
@@ -132,11 +141,14 @@ class Segmentation(Labels):
     def statistics(self, volume: Volume) -> list[StructureStatistics]:
         """Measure every structure on ``volume``, the exam: see :func:`deepatlas.statistics`.
 
+        Structures whose masks were left out have no measures.
+
         With a template, each has the share of it that lies in the field of view of the exam.
         """
         shares = None
         if isinstance(self.found, ExamMap) and isinstance(self.what, Template):
-            shares = dict(zip(self.what.names, coverage(self.found, self.what, self.grid), strict=True))
+            of_all = dict(zip(self.what.names, coverage(self.found, self.what, self.grid), strict=True))
+            shares = {name: of_all[name] for name in self.names}
         return statistics(self, volume, self.names, shares)
 
     def soft_masks(self) -> Iterator[tuple[str, NDArray[np.uint8]]]:
@@ -149,7 +161,8 @@ class Segmentation(Labels):
             raise DeepAtlasError(
                 f"{self.name or 'labels'}: have no soft masks, since no model made them; segment the exam"
             )
-        return soft_masks(self.found, self.what, self.grid)
+        whole = soft_masks(self.found, self.what, self.grid)
+        return ((name, mask) for name, mask in whole if name not in self.left_out)
 
 
 def segment(
@@ -171,49 +184,73 @@ def segment(
         threshold: the mask value that counts for all structures, in (0, 1]; None takes the template's own
             ``thresholds``, which preserve volumes, or a probability of 0.5.
         trust: also predict the Dice of every mask (:mod:`deepatlas.localize.trust`), by a few more passes.
-        least_trust: leave out the masks whose predicted Dice is lower; those without a prediction stay.
+        least_trust: leave out the masks whose predicted Dice is lower, and those whose Dice nobody can predict.
 
     Returns:
         A label image on the exam's own grid: uint8, or uint16 for ids above 255. 0 is the background. Its ``mask(id)``
         is the whole mask of a structure, and its ``fit`` says how well the model knows the exam.
 
     Raises:
-        DeepAtlasError: the template belongs to another model, the model needs a template or takes none, or the
-            threshold is out of range.
+        DeepAtlasError: the template belongs to another model, the model needs a template or takes none, the
+            threshold is out of range, or ``least_trust`` is given where no mask can have a prediction.
     """
     what = what_to_find(model, template)
+    if least_trust is not None:
+        _check_least_trust(what)
     found, labels, decided = find_structures(model, volume, what, threshold)
-    believed = _trust(model, found, what) if trust or least_trust is not None else None
+    believed = _trust(model, found, what, threshold) if trust or least_trust is not None else None
+    left_out: dict[str, str] = {}
     if believed is not None and least_trust is not None:
-        labels = _trusted(labels, what, believed, least_trust)
+        left_out = _too_low(believed, least_trust)
+        labels = _without(labels, what, left_out)
     return Segmentation(
         labels.array,
         volume.grid,
         volume.name,
         labels.hidden,
         found.fit,
-        names=what.labels,
+        names={name: identity for name, identity in what.labels.items() if name not in left_out},
         model=model.fingerprint,
         found=found,
         what=decided,
         trust=believed,
+        left_out=left_out,
     )
 
 
 def _trust(
-    model: Engine, found: ExamMap | ExamProbabilities, what: Template | Structures
+    model: Engine, found: ExamMap | ExamProbabilities, what: Template | Structures, threshold: float | None
 ) -> dict[str, Trust]:
     if isinstance(found, ExamMap) and isinstance(what, Template):
-        return dict(exam_trust(model, found, what).structures)
+        return dict(exam_trust(model, found, what, threshold=threshold).structures)
     return {name: Trust(None, None, NO_TRUST) for name in what.names}
 
 
-def _trusted(labels: Labels, what: Template | Structures, believed: dict[str, Trust], least: float) -> Labels:
-    """The labels without the masks whose trust is too low; what lies below them is seen again."""
-    too_low = {n for n, t in believed.items() if t.value is not None and t.value < least}
-    if not too_low:
+def _check_least_trust(what: Template | Structures) -> None:
+    """Refuse to choose masks by a trust that none of them can have."""
+    if not isinstance(what, Template):
+        raise DeepAtlasError(f"--min-trust (least_trust): {NO_TRUST}, or leave it out")
+    if not what.meta.get("trust"):
+        reason = what.meta.get(WHY_NO_TRUST) or NOT_CALIBRATED
+        raise DeepAtlasError(f"--min-trust (least_trust): {reason}; or leave it out")
+
+
+def _too_low(believed: dict[str, Trust], least: float) -> dict[str, str]:
+    """Why masks are left out. Where nobody can tell how good a mask is, it may be a mask of nothing."""
+    found = {}
+    for name, one in believed.items():
+        if one.value is None:
+            found[name] = f"has no predicted Dice: {one.reason}"
+        elif one.value < least:
+            found[name] = f"predicted Dice {one.value:.2f}, below {least:g}"
+    return found
+
+
+def _without(labels: Labels, what: Template | Structures, left_out: Mapping[str, str]) -> Labels:
+    """The labels without the masks of some structures; what lies below them is seen again."""
+    if not left_out:
         return labels
-    kept = [row for row in what.stack if what.names[row] not in too_low]
+    kept = [row for row in what.stack if what.names[row] not in left_out]
     masks = [(what.ids[row], BoxMask.of(labels.mask(what.ids[row]))) for row in kept]
     return Labels.painted(masks, labels.grid, labels.array.dtype, labels.name)
 

@@ -113,6 +113,9 @@ def test_points_carry_their_error_and_its_bound(made, found):
         alone = with_errors(plain, there)
         assert (alone.error_mm < got.error_mm).all()
         assert (got.bound_mm > got.error_mm).all() and (got.error_mm > 0).all()
+        # The place of a point that was not found is a guess, which may be anywhere.
+        lost = with_errors(replace(plain, found=np.arange(len(points)) > 0), there, origin, points)
+        assert np.isnan([lost.error_mm[0], lost.bound_mm[0]]).all() and np.isfinite(lost.error_mm[1:]).all()
         medians.append(np.median(got.error_mm))
     assert medians[1] > 1.3 * medians[0]
 
@@ -132,6 +135,10 @@ def test_where_nobody_can_tell_the_reason_is_given(made, found):
         setattr(otherwise, setting, 8)
         used = exam_trust(otherwise, mapped, found.template).structures["liver"]
         assert used.value is None and used.reason.endswith(f"but used with {said}")
+    # Calibrated were the masks that the template's own thresholds cut, and that the image corrected.
+    used = exam_trust(model, mapped, found.template, threshold=0.9)
+    assert used.reason.endswith("but used with --threshold 0.9")
+    assert used.structures["liver"].value is None and used.reason == used.structures["liver"].reason
     # A network of a region makes other coordinates, for which other signs count.
     cascade = copy(model)
     cascade.regions = [KnownRegion("head")]

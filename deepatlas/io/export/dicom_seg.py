@@ -31,6 +31,8 @@ _WHAT = "a DICOM-SEG"
 # The largest cosine between two axes that still is rounding.
 _SHEAR = 2e-4
 _SERIES_NUMBER = 900
+# The longest text that a description of a segment holds (value representation ST).
+_LONGEST_TEXT = 1024
 
 
 def write_dicom_seg(
@@ -41,6 +43,7 @@ def write_dicom_seg(
     *,
     labelmap: bool = False,
     algorithm: Algorithm | None = None,
+    remarks: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Write structures as a DICOM Segmentation.
 
@@ -51,6 +54,7 @@ def write_dicom_seg(
         source: the series that the exam was read from, or the path of it.
         labelmap: write the newer form, one value a voxel, compressed; smaller, but fewer programs read it.
         algorithm: what made the structures; None says no more than that they were made automatically.
+        remarks: what is said of structures, by their names; the descriptions of their segments.
 
     Returns:
         A line for each structure that is left out, because it has no voxel.
@@ -107,7 +111,7 @@ def write_dicom_seg(
             f"{origin.name}: a DICOM-SEG cannot refer to this series ({_line(error)}); export it again, or write NIfTI "
             "or NRRD"
         ) from error
-    _add_sides(dataset, segments)
+    _add_to_segments(dataset, segments, remarks or {})
     if covered:
         _draw_whole_masks(dataset, labels, list(segments.values()), frames)
     with atomic_path(path) as temporary:
@@ -236,14 +240,16 @@ def _descriptions(hd: Any, segments: Mapping[str, int], algorithm: Algorithm) ->
     return found
 
 
-def _add_sides(dataset: Any, segments: Mapping[str, int]) -> None:
-    """Left and right, which belong into the item of the type."""
+def _add_to_segments(dataset: Any, segments: Mapping[str, int], remarks: Mapping[str, str]) -> None:
+    """Left and right, which belong into the item of the type, and the remarks; highdicom has no place for either."""
     items = {int(item.SegmentNumber): item for item in dataset.SegmentSequence}
     for number, name in enumerate(segments, 1):
         meaning: Coded = coded(name)
         if meaning.side is not None:
             kind = items[number].SegmentedPropertyTypeCodeSequence[0]
             kind.SegmentedPropertyTypeModifierCodeSequence = [sequence_item(meaning.side)]
+        if name in remarks:
+            items[number].SegmentDescription = remarks[name][:_LONGEST_TEXT]
 
 
 def highdicom() -> Any:

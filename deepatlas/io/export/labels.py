@@ -39,6 +39,7 @@ def write_labels(
     source: DicomSeries | str | os.PathLike[str] = "",
     labelmap: bool = False,
     algorithm: Algorithm | None = None,
+    remarks: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Write the structures of an exam.
 
@@ -51,6 +52,7 @@ def write_labels(
         source: the series that the exam was read from, or its path, for DICOM.
         labelmap: for a DICOM-SEG, write the newer form, one value a voxel.
         algorithm: what made the structures, for DICOM.
+        remarks: what is said of structures, by their names, in files that have a place for it: segmentations and DICOM.
 
     Returns a line for everything that the file lacks.
 
@@ -74,13 +76,15 @@ def write_labels(
     if format == "dicom-seg":
         from deepatlas.io.export.dicom_seg import write_dicom_seg
 
-        return write_dicom_seg(path, labels, names, source, labelmap=labelmap, algorithm=algorithm)
+        return write_dicom_seg(
+            path, labels, names, source, labelmap=labelmap, algorithm=algorithm, remarks=remarks
+        )
     if format == "rtstruct":
         from deepatlas.io.export.rtstruct import write_rtstruct
 
-        return write_rtstruct(path, labels, names, source, algorithm=algorithm)
+        return write_rtstruct(path, labels, names, source, algorithm=algorithm, remarks=remarks)
     if format in ("nrrd", "seg-nrrd"):
-        write_seg_nrrd(path, labels, names)
+        write_seg_nrrd(path, labels, names, remarks)
         return []
     # MetaImage has no name of its own among the formats; its suffix says enough.
     write_volume(path, labels)

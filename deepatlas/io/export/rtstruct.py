@@ -41,6 +41,8 @@ _SERIES_NUMBER = 901
 _PARALLEL = 1 - 1e-8
 # An image belongs to a contour if its plane is so near, in slices.
 _SAME_PLANE = 0.1
+# The longest text that a description of a ROI holds (value representation ST).
+_LONGEST_TEXT = 1024
 _CONTOUR_DATA = Tag(0x3006, 0x0050)
 
 
@@ -51,6 +53,7 @@ def write_rtstruct(
     source: DicomSeries | str | os.PathLike[str],
     *,
     algorithm: Algorithm | None = None,
+    remarks: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Write structures as an RT Structure Set.
 
@@ -60,6 +63,7 @@ def write_rtstruct(
         names: ``{name: id}`` of the structures in ``labels``, which become the names of the ROIs.
         source: the series that the exam was read from, or the path of it.
         algorithm: what made the structures.
+        remarks: what is said of structures, by their names; the descriptions of their ROIs.
 
     Returns:
         A line for each structure that is left out, because it has no voxel.
@@ -84,6 +88,8 @@ def write_rtstruct(
         roi.ReferencedFrameOfReferenceUID = origin.series.frame
         roi.ROIGenerationAlgorithm = "AUTOMATIC"
         roi.ROIGenerationDescription = made_by[:LONGEST]
+        if remarks and name in remarks:
+            roi.ROIDescription = remarks[name][:_LONGEST_TEXT]
         drawn.ReferencedROINumber = seen.ReferencedROINumber = number
         drawn.ROIDisplayColor = list(bytes.fromhex(colour(identity)[1:]))
         drawn.ContourSequence = [

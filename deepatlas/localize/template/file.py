@@ -34,6 +34,8 @@ FORMAT = "deepatlas-template"
 # them, refuse it. One with masks alone has version 1, and they read it.
 # Version 3 also holds what structures look like, without which its masks are drawn otherwise.
 VERSION, VERSION_OF_MARKS, VERSION_OF_MASKS = 3, 2, 1
+# The key of ``meta`` that says why a calibration was left out.
+NO_TRUST = "no_trust"
 # The voxels of a template along each axis, unless the atlas of the model has more.
 SIZE = 128
 # The range of thresholds. Masks that keep their volume only beyond it resemble no exam, and must not decide more.
@@ -188,11 +190,13 @@ class Template:
     def shape_only(self) -> Template:
         """The template whose masks alone decide, whatever the structures look like.
 
-        A calibration (``meta["trust"]``) is about the masks that the image corrected, and is left out.
+        A calibration (``meta["trust"]``) is about masks that the image corrected, and is left out; ``meta`` says so.
         """
         if self.appearance is None:
             return self
         meta = {key: value for key, value in self.meta.items() if key != "trust"}
+        if "trust" in self.meta:
+            meta[NO_TRUST] = "calibrated on masks that the image corrects, but used with --shape-only"
         return replace(self, appearance=None, meta=meta)
 
     def silenced(self, rows: Sequence[int]) -> Template:

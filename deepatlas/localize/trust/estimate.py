@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from deepatlas.localize.template.file import Template
+from deepatlas.localize.template.file import NO_TRUST, Template
 from deepatlas.localize.trust.calibration import POINT_SIGNS, Calibration
 from deepatlas.localize.trust.evidence import LEAST_MM, Evidence, gather
 from deepatlas.localize.trust.signs import signs
@@ -43,6 +43,13 @@ class Trust:
     bound: float | None
     reason: str = ""
 
+    @property
+    def text(self) -> str:
+        """Both numbers in words, as files say them of a structure."""
+        if self.value is None or self.bound is None:
+            return f"no predicted Dice ({self.reason})"
+        return f"predicted Dice {self.value:.2f}, which reaches {self.bound:.2f} in 9 of 10 exams"
+
     def to_dict(self) -> dict[str, Any]:
         """The entries ``"trust"`` and ``"bound"`` of results, and ``"reason"`` where there is one."""
         why = {"reason": self.reason} if self.reason else {}
@@ -51,11 +58,15 @@ class Trust:
 
 @dataclass(frozen=True)
 class ExamTrust:
-    """The trust of every structure of a template in one exam, by name, and of places in the exam."""
+    """The trust of every structure of a template in one exam, by name, and of places in the exam.
+
+    ``reason`` says why a place has no expected error.
+    """
 
     structures: Mapping[str, Trust]
     evidence: Evidence | None = None
     calibration: Calibration | None = None
+    reason: str = NO_ERROR
 
     def millimetres(self, points_mm: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The expected error in mm of the coordinates at places ``[N, 3]``, and its 90 % upper bound: ``[N]`` each.
@@ -72,7 +83,12 @@ class ExamTrust:
 
 
 def exam_trust(
-    model: Engine, found: ExamMap, template: Template, evidence: Evidence | None = None
+    model: Engine,
+    found: ExamMap,
+    template: Template,
+    evidence: Evidence | None = None,
+    *,
+    threshold: float | None = None,
 ) -> ExamTrust:
     """What to believe of the masks that a template finds in an exam, by a few more passes of the network.
 
@@ -81,19 +97,27 @@ def exam_trust(
         found: the coordinates of the exam.
         template: the template, with its calibration.
         evidence: that of the exam, where it is there already.
+        threshold: the mask value that counts for all structures; None where the template's own do, for which it was
+            calibrated.
 
     Returns:
-        The trust of every structure. Without calibration, for an exam that the model does not know, or where the model
-        refines, averages or uses regions otherwise than for the calibration, it is null with the reason.
+        The trust of every structure. Without calibration, for an exam that the model does not know, with another
+        threshold, or where the model refines, averages or uses regions otherwise than for the calibration, it is null
+        with the reason.
 
     Raises:
         DeepAtlasError: the calibration is of another version.
     """
     stored = template.meta.get("trust")
     if not stored:
-        return _nobody_knows(template, NOT_CALIBRATED)
+        return _nobody_knows(template, template.meta.get(NO_TRUST) or NOT_CALIBRATED)
     if found.fit.known is False:
         return _nobody_knows(template, NOT_KNOWN)
+    if threshold is not None:
+        return _nobody_knows(
+            template,
+            f"calibrated with the thresholds of the template, but used with --threshold {threshold:g}",
+        )
     calibration = Calibration.from_dict(stored)
     made = (
         calibration.facts.get("refine", template.meta.get("refine", 0)),
@@ -141,7 +165,7 @@ def place_signs(evidence: Evidence, points_mm: NDArray[np.float64]) -> NDArray[n
 
 
 def _nobody_knows(template: Template, reason: str) -> ExamTrust:
-    return ExamTrust({name: Trust(None, None, reason) for name in template.names})
+    return ExamTrust({name: Trust(None, None, reason) for name in template.names}, reason=reason)
 
 
 def _rounded(value: float | None) -> float | None:

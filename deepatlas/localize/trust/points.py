@@ -24,6 +24,8 @@ def with_errors(
         target: the trust of the target.
         source: the trust of the exam that the points were given in; None where they are from a template.
         points_mm: ``[N, 3]``, the points in the source.
+
+    A point that was not found has no error: its place is a guess, which may be anywhere.
     """
     error, bound = target.millimetres(located.points)
     if source is not None and points_mm is not None:
@@ -32,6 +34,5 @@ def with_errors(
         excess = np.hypot(most - first, bound - error)
         error = np.hypot(first, error)
         bound = error + excess
-    lost = ~np.isfinite(located.points).all(axis=1)
-    error[lost], bound[lost] = np.nan, np.nan
+    error[~located.found], bound[~located.found] = np.nan, np.nan
     return replace(located, error_mm=error, bound_mm=bound)

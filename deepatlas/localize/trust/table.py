@@ -18,7 +18,9 @@ _COLUMNS = ["exam", "structure", "trust", "bound", "reason"]
 
 
 class TrustTable(GrowingTable[list[dict[str, str]]]):
-    """``trust.csv`` of a folder: the predicted Dice of every mask and its 90 % bound, or why nobody can tell.
+    """``trust.csv`` of a folder: the predicted Dice of every mask and its 90 % bound.
+
+    ``reason`` says why nobody can tell them, or why the mask was left out.
 
     Args:
         folder: where it is.
@@ -31,12 +33,16 @@ class TrustTable(GrowingTable[list[dict[str, str]]]):
         path = folder / NAME
         super().__init__(path, lambda: _read(path), lambda exams: _write(path, exams))
 
-    def add(self, exam: str, trust: Mapping[str, Trust]) -> None:
-        """Add the structures of an exam. Raises :class:`~deepatlas.errors.WriteError` if it cannot be written."""
+    def add(self, exam: str, trust: Mapping[str, Trust], left_out: Mapping[str, str] | None = None) -> None:
+        """Add the structures of an exam, of which some were left out for a reason.
+
+        Raises :class:`~deepatlas.errors.WriteError` if it cannot be written.
+        """
         rows = []
         for name, one in trust.items():
             values = ["" if v is None else f"{v:.3f}" for v in (one.value, one.bound)]
-            rows.append(dict(zip(_COLUMNS, [exam, name, *values, one.reason], strict=True)))
+            reason = f"left out: {left_out[name]}" if left_out and name in left_out else one.reason
+            rows.append(dict(zip(_COLUMNS, [exam, name, *values, reason], strict=True)))
         self.put(exam, rows)
 
 
