@@ -300,6 +300,25 @@ def model_files(args: argparse.Namespace) -> list[Path]:
     return [path / MODEL if path.is_dir() else path, *([resolve(template, TEMPLATE)] if template else [])]
 
 
+def refuse_options(args: argparse.Namespace, options: Mapping[str, object], cure: str) -> None:
+    """Refuse options that would do nothing here, instead of ignoring them.
+
+    Args:
+        args: the arguments of the command.
+        options: the options, and the value that each has where it was not given.
+        cure: what the options are for, or what else to do.
+    """
+    for option, default in options.items():
+        if getattr(args, option.removeprefix("--").replace("-", "_")) != default:
+            raise DeepAtlasError(f"{option}: {cure}")
+
+
+# The options of :func:`add_template` that say how a template is used, and those of :func:`add_use_of_model`, with their
+# values where they are not given.
+USE_OF_TEMPLATE = {"--structures": None, "--any-model": False, "--threshold": None, "--shape-only": False}
+USE_OF_MODEL = {"--device": None, "--refine": None, "--average": 1, "--depth": None}
+
+
 def load_template(args: argparse.Namespace, model: Model) -> Template | Structures:
     """The template of ``--template``, or the structures of a model that was trained on labels.
 
@@ -310,8 +329,10 @@ def load_template(args: argparse.Namespace, model: Model) -> Template | Structur
     from deepatlas.pretrained import shipped
 
     if model.structures:
-        if args.template or args.any_model:
+        shape_only = getattr(args, "shape_only", False)
+        if args.template or args.any_model or shape_only:
             given = f"--template {args.template}" if args.template else "--any-model"
+            given = "--shape-only" if shape_only else given
             raise DeepAtlasError(
                 f"{args.model}: was trained on labels and has its structures by itself; leave out {given}"
             )

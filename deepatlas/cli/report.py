@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 
 from deepatlas.cli.common import (
+    USE_OF_MODEL,
+    USE_OF_TEMPLATE,
     Commands,
     add_command,
     add_strict,
@@ -20,9 +22,9 @@ from deepatlas.cli.common import (
     note_unknown,
     print_result,
     progress_lines,
+    refuse_options,
     refuse_skipped,
 )
-from deepatlas.errors import DeepAtlasError
 
 
 def add(commands: Commands) -> None:
@@ -58,9 +60,9 @@ def run(args: argparse.Namespace) -> int:
     check_out_file(args.out, (".html", ".htm"))
     if args.model:
         return _exams(args)
-    for option, given in (("--template", args.template), ("--trust", args.trust)):
-        if given:
-            raise DeepAtlasError(f"{option}: is for exams; give --model M as well")
+    of_exams = {"--template": None, **USE_OF_TEMPLATE, **USE_OF_MODEL}
+    of_exams |= {"--convention": "radiological", "--trust": False, "--strict": False}
+    refuse_options(args, of_exams, "is for exams; give --model M as well")
     if len(args.what) == 1:
         from deepatlas.report.run import report_run
 
