@@ -20,6 +20,7 @@ from deepatlas.errors import PROGRAM, DataError, DeepAtlasError, skipped_line
 if TYPE_CHECKING:
     from deepatlas.api import Model
     from deepatlas.localize.template.file import Template
+    from deepatlas.localize.trust.estimate import Trust
     from deepatlas.model.fit import Fit
     from deepatlas.model.structures import Structures
 
@@ -233,6 +234,11 @@ def shard(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
+def counted(count: int, word: str) -> str:
+    """A number of things in English: ``1 box``, ``2 boxes``."""
+    return f"{count} {word}" + ("" if count == 1 else "es" if word.endswith("x") else "s")
+
+
 # -- running a command -------------------------------------------------------------------------------------------
 
 
@@ -270,6 +276,20 @@ def note_unknown(args: argparse.Namespace, name: str, fit: Fit) -> None:
     """
     if message := fit.warning(name, args.strict):
         print(f"{PROGRAM}: warning: {message}", file=sys.stderr)
+
+
+def note_no_trust(exam: str, trust: Mapping[str, Trust], told: set[str]) -> None:
+    """Say on stderr why structures have no trust, each reason once.
+
+    Args:
+        exam: the name of the exam.
+        trust: what to believe of its structures.
+        told: the reasons that were said already; new ones are added.
+    """
+    for structure, one in trust.items():
+        if one.value is None and one.reason not in told:
+            told.add(one.reason)
+            print(f"{PROGRAM}: warning: {exam}: no trust of {structure}: {one.reason}", file=sys.stderr)
 
 
 def list_unknown(model: Model, fits: Mapping[str, Mapping[str, Any]]) -> None:

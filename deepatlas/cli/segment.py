@@ -25,6 +25,7 @@ from deepatlas.cli.common import (
     load_model,
     load_template,
     model_files,
+    note_no_trust,
     note_unknown,
     print_result,
     progress_lines,
@@ -293,10 +294,7 @@ def _note_trust(exam: str, trust: Mapping[str, Trust], least: float | None, unto
         low = [f"{s} ({t.value:.2f})" for s, t in trust.items() if t.value is not None and t.value < least]
         if low:
             print(f"{PROGRAM}: {exam}: left out for trust below {least:g}: {', '.join(low)}", file=sys.stderr)
-    for structure, one in trust.items():
-        if one.value is None and one.reason not in untold:
-            untold.add(one.reason)
-            print(f"{PROGRAM}: warning: {exam}: no trust of {structure}: {one.reason}", file=sys.stderr)
+    note_no_trust(exam, trust, untold)
 
 
 def _write_masks(args: argparse.Namespace, name: str, labels: Segmentation, suffix: str) -> None:

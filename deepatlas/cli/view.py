@@ -18,6 +18,7 @@ from deepatlas.cli.common import (
     add_command,
     add_template,
     add_use_of_model,
+    counted,
     list_skipped,
     load_model,
     load_template,
@@ -102,8 +103,8 @@ def _run(args: argparse.Namespace) -> int:
             if not path:
                 path = Path(tempfile.gettempdir(), f"deepatlas-marks-{secrets.token_hex(4)}.json")
                 server.session.marks.save(path)
-            marks = "1 mark of the page is" if count == 1 else f"{count} marks of the page are"
-            lines.append(f"{marks} in {path}; --marks {path} opens {'it' if count == 1 else 'them'}")
+            are, them = ("is", "it") if count == 1 else ("are", "them")
+            lines.append(f"{counted(count, 'mark')} of the page {are} in {path}; --marks {path} opens {them}")
         if lines:
             # Nobody reads this in a terminal that was closed, to which nothing can be written either.
             with suppress(OSError):
