@@ -22,7 +22,7 @@ STYLE = """ :root { color-scheme: light dark; --line: #8884; --soft: #888; }
  details { margin: .5rem 0 } .wide { overflow-x: auto }
  nav a { margin-right: .8rem }
  @media (max-width: 640px) {
-  body { padding: 0 .6rem } table { font-size: .85rem } th, td { padding: .25rem .3rem } th { overflow-wrap: anywhere }
+  body { padding: 0 .6rem } table { font-size: .85rem } th, td { padding: .25rem .3rem }
  }"""
 
 

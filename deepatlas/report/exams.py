@@ -204,7 +204,8 @@ def structure_table(
             values = ct.array[mask].astype(np.float64)
             row += [f"{values.mean():.0f}", f"{values.std():.0f}"] if count else ["", ""]
         if trust is not None:
-            row += ["–" if v is None else f"{v:.2f}" for v in (trust[name].value, trust[name].bound)]
+            told = (trust[name].value, trust[name].bound) if count else (None, None)
+            row += ["–" if v is None else f"{v:.2f}" for v in told]
         rows.append(row)
     return header, rows
 

@@ -170,7 +170,8 @@ export function listStructures() {
           told.push("the exam shows only a part of this structure");
         }
         const trust = panel.trust?.[name];
-        if (trust && trust.trust !== null) {
+        // There is no mask to be believed where none was found.
+        if (millilitres !== undefined && trust && trust.trust !== null) {
           words.push(trustWords(trust));
           told.push(trustSentence(trust));
         } else if (trust && millilitres !== undefined) {
