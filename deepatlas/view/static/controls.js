@@ -91,6 +91,7 @@ function startSide() {
   by("no-structures").addEventListener("click", () => showStructures(() => false));
   for (const button of document.querySelectorAll("[data-download]")) button.addEventListener("click", () => save(button));
   on("segmented", listStructures);
+  on("mapped", listStructures);
   on("panels", () => { listExams(); listActive(); listStructures(); });
   on("moved", (panel) => {
     if (!panel.isAtlas && by("active").value !== panel.id) { by("active").value = panel.id; listStructures(); }
@@ -146,7 +147,9 @@ export function listStructures() {
   by("structures-section").hidden = !structures.length;
   document.querySelector("[data-download=trust]").hidden = !state.model.calibrated;
   const panel = state.panels.find((p) => p.id === by("active").value);
-  by("structures-of").replaceChildren(...(panel ? ["in ", element("b", { text: panel.name })] : []));
+  // A large exam takes a while, since structures are drawn on its own grid.
+  const waiting = panel?.linked && !panel.millilitres && !panel.failed ? ": being drawn …" : "";
+  by("structures-of").replaceChildren(...(panel ? ["in ", element("b", { text: panel.name }), waiting] : []));
   by("structures-of").title = panel ? `Volumes and trust are those in ${panel.name}` : "";
   by("structures-legend").hidden = !(panel?.trust && panel.linked);
   by("structures").replaceChildren(
