@@ -78,17 +78,22 @@ def test_what_says_whether_to_believe_and_the_names_are_readable_in_six_panels(
     folder = write_exams(tmp_path, names)
     for name in names:
         (folder / name).rename(folder / f"{name}_of_a_patient_with_a_long_name")
+    # The name of its file is wider than its panel, and has no place to break a line.
+    (folder / "broken_exam_of_a_patient_with_a_long_name").mkdir()
+    (folder / "broken_exam_of_a_patient_with_a_long_name" / "ct.nii.gz").write_bytes(b"no image")
     session = session_of(folder)
     session.template.meta["trust"] = {"calibrated": True}
     session.opened = [exam.id for exam in session.gallery]
     with serving(session) as server:
         page = opened(chromium, server, width, height)
-        page.wait("T.state().then(s => s.panels.every(p => p.isAtlas || p.known === false || p.trust))")
+        page.wait(
+            "T.state().then(s => s.panels.every(p => p.isAtlas || p.failed || p.known === false || p.trust))"
+        )
         full = "plain_of_a_patient_with_a_long_name"
         page.run(f"T.moveTo({full!r}, {LIVER.tolist()})")
         drawn(page)
         found = page.run(READABLE)
-        assert found == [{"whole": True, "named": True, "close": True}] * 5
+        assert found == [{"whole": True, "named": True, "close": True}] * 6
         assert page.run("document.documentElement.scrollWidth") <= width
         # The reason why a place is not shown is as long.
         page.run(
