@@ -52,7 +52,9 @@ class KnowingModel(AffineModel):
 
     def map_exam(self, volume: Volume):
         found = super().map_exam(volume)
-        fit = Fit(0.1 if volume.name == STRANGER else 0.8, 0.5)
+        # Where nobody gave it a name, an exam is called as its file.
+        stranger = STRANGER in (volume.name, Path(volume.name).parent.name)
+        fit = Fit(0.1 if stranger else 0.8, 0.5)
         return replace(found, fit=fit)
 
 

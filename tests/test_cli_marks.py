@@ -209,7 +209,7 @@ def test_locate_says_that_nothing_was_written(data, tmp_path, capsys):
 def test_a_template_of_a_data_directory_takes_boxes_too(data, tmp_path, capsys):
     code, text, _ = run(capsys, "template", *AFFINE, "--data", data, "--size", 32, "--out", tmp_path / "t.h5",
                         "--box", "l=liver+20%", "--quiet")  # fmt: skip
-    assert code == 0 and "3 structures, 1 boxes from 2 exam(s)" in text
+    assert code == 0 and "3 structures, 1 box from 2 exams" in text
 
 
 @pytest.mark.parametrize("given", ["points.csv", "points.fcsv", "lines.mrk.json"])

@@ -20,6 +20,7 @@ from deepatlas.errors import PROGRAM, DataError, DeepAtlasError, skipped_line
 if TYPE_CHECKING:
     from deepatlas.api import Model
     from deepatlas.localize.template.file import Template
+    from deepatlas.localize.trust.estimate import Trust
     from deepatlas.model.fit import Fit
     from deepatlas.model.structures import Structures
 
@@ -233,6 +234,11 @@ def shard(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
+def counted(count: int, word: str) -> str:
+    """A number of things in English: ``1 box``, ``2 boxes``."""
+    return f"{count} {word}" + ("" if count == 1 else "es" if word.endswith("x") else "s")
+
+
 # -- running a command -------------------------------------------------------------------------------------------
 
 
@@ -272,6 +278,20 @@ def note_unknown(args: argparse.Namespace, name: str, fit: Fit) -> None:
         print(f"{PROGRAM}: warning: {message}", file=sys.stderr)
 
 
+def note_no_trust(exam: str, trust: Mapping[str, Trust], told: set[str]) -> None:
+    """Say on stderr why structures have no trust, each reason once.
+
+    Args:
+        exam: the name of the exam.
+        trust: what to believe of its structures.
+        told: the reasons that were said already; new ones are added.
+    """
+    for structure, one in trust.items():
+        if one.value is None and one.reason not in told:
+            told.add(one.reason)
+            print(f"{PROGRAM}: warning: {exam}: no trust of {structure}: {one.reason}", file=sys.stderr)
+
+
 def list_unknown(model: Model, fits: Mapping[str, Mapping[str, Any]]) -> None:
     """Print one line on stderr for every exam that the model does not know; ``fits`` are as results hold them."""
     from deepatlas.model.fit import Fit
@@ -300,6 +320,25 @@ def model_files(args: argparse.Namespace) -> list[Path]:
     return [path / MODEL if path.is_dir() else path, *([resolve(template, TEMPLATE)] if template else [])]
 
 
+def refuse_options(args: argparse.Namespace, options: Mapping[str, object], cure: str) -> None:
+    """Refuse options that would do nothing here, instead of ignoring them.
+
+    Args:
+        args: the arguments of the command.
+        options: the options, and the value that each has where it was not given.
+        cure: what the options are for, or what else to do.
+    """
+    for option, default in options.items():
+        if getattr(args, option.removeprefix("--").replace("-", "_")) != default:
+            raise DeepAtlasError(f"{option}: {cure}")
+
+
+# The options of :func:`add_template` that say how a template is used, and those of :func:`add_use_of_model`, with their
+# values where they are not given.
+USE_OF_TEMPLATE = {"--structures": None, "--any-model": False, "--threshold": None, "--shape-only": False}
+USE_OF_MODEL = {"--device": None, "--refine": None, "--average": 1, "--depth": None}
+
+
 def load_template(args: argparse.Namespace, model: Model) -> Template | Structures:
     """The template of ``--template``, or the structures of a model that was trained on labels.
 
@@ -310,8 +349,10 @@ def load_template(args: argparse.Namespace, model: Model) -> Template | Structur
     from deepatlas.pretrained import shipped
 
     if model.structures:
-        if args.template or args.any_model:
+        shape_only = getattr(args, "shape_only", False)
+        if args.template or args.any_model or shape_only:
             given = f"--template {args.template}" if args.template else "--any-model"
+            given = "--shape-only" if shape_only else given
             raise DeepAtlasError(
                 f"{args.model}: was trained on labels and has its structures by itself; leave out {given}"
             )

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from deepatlas.cli.common import (
+    USE_OF_MODEL,
+    USE_OF_TEMPLATE,
     Commands,
     add_command,
     add_strict,
@@ -17,12 +21,16 @@ from deepatlas.cli.common import (
     load_model,
     load_template,
     model_files,
+    note_no_trust,
     note_unknown,
     print_result,
     progress_lines,
+    refuse_options,
     refuse_skipped,
 )
-from deepatlas.errors import DeepAtlasError
+
+if TYPE_CHECKING:
+    from deepatlas.localize.trust.estimate import Trust
 
 
 def add(commands: Commands) -> None:
@@ -58,9 +66,9 @@ def run(args: argparse.Namespace) -> int:
     check_out_file(args.out, (".html", ".htm"))
     if args.model:
         return _exams(args)
-    for option, given in (("--template", args.template), ("--trust", args.trust)):
-        if given:
-            raise DeepAtlasError(f"{option}: is for exams; give --model M as well")
+    of_exams = {"--template": None, **USE_OF_TEMPLATE, **USE_OF_MODEL}
+    of_exams |= {"--convention": "radiological", "--trust": False, "--strict": False}
+    refuse_options(args, of_exams, "is for exams; give --model M as well")
     if len(args.what) == 1:
         from deepatlas.report.run import report_run
 
@@ -89,18 +97,25 @@ def _exams(args: argparse.Namespace) -> int:
     refuse_overwriting([args.out], files_of_exams(exams.values()) + model_files(args))
     model = load_model(args)
     template = load_template(args, model)
-    fits, failed = report_exams(
-        model, template, exams, args.out, convention=args.convention, trust=args.trust, strict=args.strict,
-        progress=progress_lines(args),
+    done = report_exams(
+        model, template, exams, args.out, convention=args.convention, threshold=args.threshold, trust=args.trust,
+        strict=args.strict, progress=progress_lines(args),
     )  # fmt: skip
-    for name, fit in fits.items():
+    told = set[str]()
+    for name, fit in done.fits.items():
         note_unknown(args, name, fit)
-    list_skipped(skipped | failed)
+        note_no_trust(name, done.trust.get(name, {}), told)
+    list_skipped(skipped | done.failed)
     data = {
         "out": str(args.out),
-        "exams": {name: fit.to_dict() for name, fit in fits.items()},
-        "failed": failed,
+        "exams": {name: fit.to_dict() | _trust_of(done.trust.get(name)) for name, fit in done.fits.items()},
+        "failed": done.failed,
         "skipped": skipped,
     }
-    print_result(args, data, f"{args.out}: {len(fits)} of {len(exams)} exams")
-    return 1 if failed else 0
+    print_result(args, data, f"{args.out}: {len(done.fits)} of {len(exams)} exams")
+    return 1 if done.failed else 0
+
+
+def _trust_of(trust: Mapping[str, Trust] | None) -> dict[str, Any]:
+    """The entry ``"structures"`` of an exam, as that of ``deepatlas segment``; nothing where it was not asked for."""
+    return {} if trust is None else {"structures": {name: one.to_dict() for name, one in trust.items()}}

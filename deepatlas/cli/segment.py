@@ -25,6 +25,7 @@ from deepatlas.cli.common import (
     load_model,
     load_template,
     model_files,
+    note_no_trust,
     note_unknown,
     print_result,
     progress_lines,
@@ -350,10 +351,8 @@ def _note_trust(exam: str, labels: Segmentation, untold: set[str]) -> None:
     if labels.left_out:
         why = "; ".join(f"{structure}: {reason}" for structure, reason in labels.left_out.items())
         print(f"{PROGRAM}: {exam}: left out by --min-trust: {why}", file=sys.stderr)
-    for structure, one in (labels.trust or {}).items():
-        if one.value is None and structure not in labels.left_out and one.reason not in untold:
-            untold.add(one.reason)
-            print(f"{PROGRAM}: warning: {exam}: no trust of {structure}: {one.reason}", file=sys.stderr)
+    kept = {name: one for name, one in (labels.trust or {}).items() if name not in labels.left_out}
+    note_no_trust(exam, kept, untold)
 
 
 def _write_masks(args: argparse.Namespace, name: str, labels: Segmentation, suffix: str) -> set[Path]:

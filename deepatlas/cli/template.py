@@ -14,6 +14,7 @@ from deepatlas.cli.common import (
     add_shape_only,
     add_strict,
     add_structures,
+    counted,
     list_skipped,
     list_unknown,
     load_model,
@@ -137,9 +138,16 @@ def run(args: argparse.Namespace) -> int:
         "lines": [line.name for line in marks_.lines],
         "boxes": [box.name for box in marks_.boxes],
     } | template.meta
-    held = [f"{len(template.names)} structures"] if template.names else []
-    held += [f"{len(data[kind])} {kind}" for kind in ("points", "lines", "boxes") if data[kind]]
-    print_result(args, data, f"{args.out}: {', '.join(held)} from {len(template.meta['exams'])} exam(s)")
+    counts = {
+        "structure": len(template.names),
+        "point": len(marks_.points),
+        "line": len(marks_.lines),
+        "box": len(marks_.boxes),
+    }
+    held = [counted(n, word) for word, n in counts.items() if n]
+    print_result(
+        args, data, f"{args.out}: {', '.join(held)} from {counted(len(template.meta['exams']), 'exam')}"
+    )
     return 0
 
 

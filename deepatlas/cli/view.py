@@ -8,21 +8,26 @@ import sys
 import tempfile
 import threading
 import webbrowser
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepatlas.cli.common import (
+    USE_OF_TEMPLATE,
     Commands,
     add_command,
     add_template,
     add_use_of_model,
+    counted,
     list_skipped,
     load_model,
     load_template,
     number,
     print_result,
+    refuse_options,
 )
 from deepatlas.errors import PROGRAM, DeepAtlasError
+from deepatlas.signals import ended_as_by_ctrl_c
 
 if TYPE_CHECKING:
     from deepatlas.api import Model
@@ -30,6 +35,8 @@ if TYPE_CHECKING:
     from deepatlas.view.session import Loaded
 
 _PORT = number(int, lambda v: 0 <= v < 65536, "a port from 1 to 65535, or 0 for a free one")
+# Seconds that the address waits for the model.
+_PATIENCE = 15.0
 
 
 def add(commands: Commands) -> None:
@@ -65,9 +72,20 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    with ended_as_by_ctrl_c():
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     from deepatlas.view.server import serve
 
     server = open_server(args)
+    # A model or a template that cannot be used is said before an address that would show nothing. A model that takes
+    # longer is loaded while the page lists the exams.
+    with suppress(TimeoutError):
+        if failure := server.session.failure(_PATIENCE):
+            server.server_close()
+            raise failure
     list_skipped(server.session.gallery.skipped, most=5, rest="which the page lists")
     data = {"address": server.address, "port": server.gate.port, "exams": len(server.session.gallery)}
     print_result(args, data, server.address)
@@ -78,14 +96,19 @@ def run(args: argparse.Namespace) -> int:
         threading.Thread(target=webbrowser.open, args=(server.address,), daemon=True).start()
     try:
         failure = serve(server)
-    except KeyboardInterrupt:
-        if not args.marks and (count := len(server.session.marks.all())):
-            path = Path(tempfile.gettempdir(), f"deepatlas-marks-{secrets.token_hex(4)}.json")
-            server.session.marks.save(path)
-            print(
-                f"\n{PROGRAM}: {count} marks of the page are in {path}; --marks {path} opens them",
-                file=sys.stderr,
-            )
+    except KeyboardInterrupt as stop:
+        lines = [str(stop)] if str(stop) else []
+        if count := len(server.session.marks.all()):
+            path = args.marks
+            if not path:
+                path = Path(tempfile.gettempdir(), f"deepatlas-marks-{secrets.token_hex(4)}.json")
+                server.session.marks.save(path)
+            are, them = ("is", "it") if count == 1 else ("are", "them")
+            lines.append(f"{counted(count, 'mark')} of the page {are} in {path}; --marks {path} opens {them}")
+        if lines:
+            # Nobody reads this in a terminal that was closed, to which nothing can be written either.
+            with suppress(OSError):
+                print(f"\n{PROGRAM}: {'; '.join(lines)}", file=sys.stderr, flush=True)
         return 0
     if failure is not None:
         raise failure
@@ -106,11 +129,17 @@ def open_server(args: argparse.Namespace) -> Server:
                 "links exams; give a model of deepatlas train"
             )
         args.template = args.template or _own_template(args.model, model)
+        if not args.template:
+            refuse_options(
+                args, USE_OF_TEMPLATE, "is for the structures of a template; give --template T as well"
+            )
         return model, load_template(args, model) if args.template else None  # type: ignore[return-value]
 
     gallery = Gallery([*args.exams, *args.data])
     opened = [exam.id for exam in gallery][: len(args.exams)] if args.exams else []
-    session = Session(gallery, load, title=args.model, opened=opened, marks=args.marks)
+    session = Session(
+        gallery, load, title=args.model, opened=opened, marks=args.marks, threshold=args.threshold
+    )
     return Server(session, args.port)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from deepatlas.experiments.plan import Plan, check_settings, read_plan, shipped
 from deepatlas.experiments.runner import State, run_one, run_parts
 from deepatlas.files import write_error
 from deepatlas.locks import held
+from deepatlas.signals import ended_as_by_ctrl_c
 
 COMPARE = "compare"
 
@@ -169,20 +169,13 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _stopped(*_: object) -> None:
-    raise KeyboardInterrupt("stopped; run the same command to continue")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; errors are one line on standard error."""
     lenient_output()
-    # A job that is stopped ends its processes as Ctrl-C does.
     args = build_parser().parse_args(argv)
-    before = signal.signal(signal.SIGTERM, _stopped)
-    try:
+    # A job that is stopped ends its processes as Ctrl-C does.
+    with ended_as_by_ctrl_c("; run the same command to continue"):
         return guarded(run, args)
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

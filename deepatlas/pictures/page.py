@@ -20,7 +20,10 @@ STYLE = """ :root { color-scheme: light dark; --line: #8884; --soft: #888; }
  .headline b { display: block; font-size: 1.9rem; line-height: 1.1 }
  img { max-width: 100%; height: auto; border-radius: 6px; background: #101014 }
  details { margin: .5rem 0 } .wide { overflow-x: auto }
- nav a { margin-right: .8rem }"""
+ nav a { margin-right: .8rem }
+ @media (max-width: 640px) {
+  body { padding: 0 .6rem } table { font-size: .85rem } th, td { padding: .25rem .3rem }
+ }"""
 
 
 def render(package: str, template: str, **values: Any) -> str:

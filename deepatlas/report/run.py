@@ -17,6 +17,11 @@ from deepatlas.report.page import Section, write_page
 
 # The entries of a card that have a place of their own on the page.
 _SHOWN = ("fit", "best")
+# The evaluations of a run by their folders, and their headings.
+_EVALUATIONS = {
+    "evaluation": "Score on exams that were not trained on",
+    "evaluation-refined": "Score on the same exams with refinement",
+}
 
 
 def report_run(folder: Path, path: Path) -> dict[str, Any]:
@@ -27,7 +32,8 @@ def report_run(folder: Path, path: Path) -> dict[str, Any]:
         path: the HTML file to write.
 
     Returns:
-        What the page begins with: the steps, whether the run has ended, and the mean Dice if it was scored.
+        What the page begins with: the steps, whether the run has ended, and the mean Dice if it was scored, without and
+        with refinement.
 
     Raises:
         DataError: the folder holds no run, a file of it is damaged, or the page cannot be written.
@@ -42,10 +48,9 @@ def report_run(folder: Path, path: Path) -> dict[str, Any]:
     finished = (folder / "model.pt").is_file()
     steps = max((int(record["overall"]) for record in records), default=0)
     sections = [_pictures(folder, records)]
-    summary = None
-    if (folder / "evaluation" / "summary.json").is_file():
-        summary = read_summary(folder / "evaluation" / "summary.json")
-        sections.insert(0, _evaluation(summary))
+    found = {folder / name / "summary.json": title for name, title in _EVALUATIONS.items()}
+    scores = [_evaluation(summary, title) for summary, title in found.items() if summary.is_file()]
+    sections = [*scores, *sections]
     if finished:
         sections.append(_card(read_model(folder / "model.pt").card))
     sections.append(Section("Settings", facts=_flat(saved["config"])))
@@ -53,14 +58,18 @@ def report_run(folder: Path, path: Path) -> dict[str, Any]:
     if result:
         sections.append(Section("Result", facts=_flat(result)))
     headline = [(f"{steps:,}", "steps")]
-    dice = result.get("dice")
+    dice, refined = result.get("dice"), _dict(result.get("refined"))
     if isinstance(dice, int | float):
+        # A run that refines is scored both ways, and the model may serve better with it.
+        if isinstance(refined.get("dice"), int | float):
+            text = f"Dice with {refined.get('steps', '–')} steps of refinement"
+            headline.insert(0, (f"{refined['dice']:.3f}", text))
         headline.insert(0, (f"{dice:.3f}", "Dice, mean over structures"))
     about = [f"preset {saved['config'].get('preset', '–')}"]
     if not finished:
         about.append(f"not finished; continue it with deepatlas train --resume {folder}")
     write_page(path, f"Run {folder.resolve().name}", sections, about=about, headline=headline)
-    return {"steps": steps, "finished": finished, "dice": dice}
+    return {"steps": steps, "finished": finished, "dice": dice, "refined_dice": refined.get("dice")}
 
 
 def _pictures(folder: Path, records: list[dict[str, Any]]) -> Section:
@@ -80,15 +89,18 @@ def _pictures(folder: Path, records: list[dict[str, Any]]) -> Section:
     return Section("Training", notes=note, pictures=pictures)
 
 
-def _evaluation(summary: dict[str, Any]) -> Section:
+def _evaluation(path: Path, title: str) -> Section:
+    summary = read_summary(path)
     try:
         header, rows = summary_cells(Summary.from_dict(summary))
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"evaluation/summary.json: damaged ({error!r}); evaluate again") from None
+        raise DataError(f"{path}: damaged ({error!r}); evaluate again") from None
     notes = [f"Data {summary.get('data', '–')}"]
     if synonyms := summary.get("synonyms"):
         notes.append(f"Structures {synonyms_line(synonyms)}")
-    return Section("Score on exams that were not trained on", notes=notes, header=header, rows=rows)
+    if steps := summary.get("refine"):
+        notes.append(f"Each exam was refined by {steps} steps")
+    return Section(title, notes=notes, header=header, rows=rows)
 
 
 def _card(card: Any) -> Section:
@@ -98,6 +110,10 @@ def _card(card: Any) -> Section:
     if "best" in card:
         notes.append(f"It serves best with {card['best'].get('refine', 0)} steps of refinement")
     return Section("Model", notes=notes, facts=_flat({k: v for k, v in card.items() if k not in _SHOWN}))
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _flat(values: Any, before: str = "") -> dict[str, str]:

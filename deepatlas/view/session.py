@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 from deepatlas.errors import DataError
 from deepatlas.version import __version__
 from deepatlas.view.gallery import Gallery
+from deepatlas.view.heard import heard
 from deepatlas.view.marks import Mark, Marks
 
 if TYPE_CHECKING:
     from deepatlas.api import Model
     from deepatlas.localize.template.file import Template
-    from deepatlas.localize.trust.estimate import Trust
-    from deepatlas.space.volume import Volume
+    from deepatlas.localize.trust.estimate import ExamTrust
     from deepatlas.view.shown import Mapped, ShownAtlas, ShownExam
+    from deepatlas.view.structures import OwnStructures
 
 # The exams whose parts are kept; each takes some tens of megabytes.
 KEPT = 12
@@ -42,6 +43,7 @@ class Session:
         title: str,
         opened: Sequence[str] = (),
         marks: Path | None = None,
+        threshold: float | None = None,
     ) -> None:
         """Begin, and load the model.
 
@@ -51,11 +53,12 @@ class Session:
             title: what the page calls the model.
             opened: the ids of the exams that are shown at first; empty takes the first few.
             marks: a file that keeps what is marked.
+            threshold: the mask value that counts for all structures of the template; None takes its own.
 
         Raises:
             DataError: the file of marks cannot be read.
         """
-        self.gallery, self.title = gallery, title
+        self.gallery, self.title, self.threshold = gallery, title, threshold
         self.opened = list(opened) or [exam.id for exam in gallery][:OPEN_AT_FIRST]
         # An exam that is called as the atlas is keeps another name in files.
         named = {exam.id: exam.name if exam.name != ATLAS else f"{ATLAS} (exam)" for exam in gallery}
@@ -152,9 +155,17 @@ class Session:
 
     def masks(self, identity: str) -> bytes:
         """The structures of the template in an exam or in the atlas."""
+        return self.shown(identity).masks(self.model, self.a_template(), self.threshold)
+
+    def structures(self, identity: str) -> OwnStructures:
+        """The structures of the template in an exam, on its own grid."""
+        return self.shown(identity).structures(self.model, self.a_template(), self.threshold)  # type: ignore[union-attr]
+
+    def a_template(self) -> Template:
+        """The template. Raises :class:`~deepatlas.errors.DataError` where none was given."""
         if self.template is None:
             raise DataError("no template was given; start with --template T to see structures")
-        return self.shown(identity).masks(self.model, self.template)
+        return self.template
 
     def trust(self, identity: str) -> bytes:
         """What to believe of the structures and of places of an exam."""
@@ -162,21 +173,16 @@ class Session:
             raise KeyError(identity)
         return self.shown(identity).trust(self.model, self.template)  # type: ignore[union-attr]
 
-    def trusted(self, identity: str) -> Mapping[str, Trust]:
-        """The trust of every structure in an exam; empty where the template is not calibrated."""
+    def believed(self, identity: str) -> ExamTrust | None:
+        """The trust of an exam; None for the atlas, and where the template is not calibrated."""
         template = self.template
-        if template is None or not _calibrated(template):
-            return {}
-        return self.shown(identity).trusted(self.model, template)  # type: ignore[union-attr]
+        if template is None or identity == ATLAS or not _calibrated(template):
+            return None
+        return self.shown(identity).believed(self.model, template)  # type: ignore[union-attr]
 
     def mapped(self, identity: str) -> Mapped:
         """An exam after its pass through the network."""
         return self.shown(identity).mapped(self.model)
-
-    def image(self, identity: str) -> Volume | None:
-        """An exam with values as the network takes them, on its own grid; None for the atlas."""
-        shown = self.shown(identity)
-        return None if identity == ATLAS else shown.image(self.model.intensity)  # type: ignore[union-attr]
 
     # -- what the page sends -------------------------------------------------------------------------------------
 
@@ -196,12 +202,13 @@ class Session:
         return {"revision": marks.revision, "marks": [mark.to_dict() for mark in marks.all()]}
 
     def carry(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Where a mark is in exams: ``{"mark": id, "to": [exam …]}``."""
+        """Where a mark is in exams: ``{"mark": id, "to": [exam …]}``; and what was odd about it, when that is new."""
         from deepatlas.view.carry import carry_mask, place_of
 
         mark, targets = self.marks.get(str(data.get("mark"))), self._ids(data.get("to"))
         source = self.mapped(mark.exam)
         places: dict[str, Any] = {}
+        notes: list[str] = []
         for identity in targets:
             if identity == mark.exam:
                 continue
@@ -218,10 +225,13 @@ class Session:
                 places[identity] = place_of(mark, source.known, target.known)
             else:
                 try:
-                    places[identity] = carry_mask(self._template_of(mark), target)
+                    with heard() as lines:
+                        carried = self._template_of(mark)
+                    notes += lines
+                    places[identity] = carry_mask(carried, target)
                 except DataError as error:
                     places[identity] = {"found": False, "reason": str(error)}
-        return {"mark": mark.id, "places": places}
+        return {"mark": mark.id, "places": places, "notes": notes}
 
     def _template_of(self, mark: Mark) -> Template:
         """The template of one painted mask, which is solved for once."""

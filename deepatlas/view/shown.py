@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from deepatlas.errors import DataError
 from deepatlas.exams.read import read_volume
+from deepatlas.localize.coverage import coverage
 from deepatlas.localize.segment import segment_coordinates
 from deepatlas.localize.template.file import Template
 from deepatlas.localize.template.soften import seen
-from deepatlas.localize.trust.estimate import ExamTrust, Trust, exam_trust
+from deepatlas.localize.trust.estimate import ExamTrust, exam_trust
 from deepatlas.model.engine import Engine
 from deepatlas.model.exam_map import ExamMap
 from deepatlas.model.field import CoordinateField
@@ -25,12 +26,13 @@ from deepatlas.model.known import KnownExam
 from deepatlas.model.project_box import mm_per_unit
 from deepatlas.space.check_input import check_input
 from deepatlas.space.grid import Grid
-from deepatlas.space.labels import BoxMask, Labels
 from deepatlas.space.preprocess import denormalize, labels_to_grid
 from deepatlas.space.volume import Volume
 from deepatlas.view.gallery import GivenExam
+from deepatlas.view.heard import heard
 from deepatlas.view.pack import pack
 from deepatlas.view.picture import picture
+from deepatlas.view.structures import OwnStructures, labels_body
 
 ATLAS = "atlas"
 # The most points along an axis at which the page knows the coordinates of an exam.
@@ -48,13 +50,11 @@ class Mapped:
         known: its coordinates, on its own grid.
         shown: the grid of the picture.
         found: what the network said, without the image; None for the atlas.
-        image: the picture in the values that the network takes; None for the atlas.
     """
 
     known: KnownExam
     shown: Grid
     found: ExamMap | None = None
-    image: Volume | None = None
 
     @property
     def on_picture(self) -> KnownExam:
@@ -87,7 +87,9 @@ class ShownExam:
     def image(self, intensity: str) -> Volume:
         """The exam with values as the network takes them, on its own grid; it is read again."""
         files = self.given.check()
-        return seen(read_volume(files.ct, kind=files.kind), intensity)
+        volume = read_volume(files.ct, kind=files.kind)
+        volume.name = self.given.name
+        return seen(volume, intensity)
 
     def mapped(self, model: Engine) -> Mapped:
         """The exam after its pass through the network."""
@@ -100,7 +102,7 @@ class ShownExam:
             # The voxels are not needed again, and may be a gigabyte.
             del self._parts["volume"]
             known = KnownExam.of(found, volume.grid, self.given.name)
-            return Mapped(known, grid, replace(found, image=None), self._parts.pop("shown"))
+            return Mapped(known, grid, replace(found, image=None))
 
         return self._once("mapped", make)
 
@@ -108,16 +110,26 @@ class ShownExam:
         """The coordinates of the exam, and how well the model knows it."""
         return self._once("coordinates", lambda: coordinates_body(self.mapped(model)))
 
-    def masks(self, model: Engine, template: Template) -> bytes:
-        """The structures of a template on the grid of the picture, as :func:`labels_body` makes them."""
+    def structures(self, model: Engine, template: Template, threshold: float | None = None) -> OwnStructures:
+        """The structures of a template on the exam's own grid, as ``deepatlas segment`` finds them."""
+
+        def make() -> OwnStructures:
+            known, image = self.mapped(model).known, self.image(model.intensity)
+            with heard() as notes, self._working:
+                labels = segment_coordinates(known.field, known.grid, template, threshold, known.body, image)
+            return OwnStructures.of(labels, template, notes)
+
+        return self._once("structures", make)
+
+    def masks(self, model: Engine, template: Template, threshold: float | None = None) -> bytes:
+        """:meth:`structures` for the page, with the volumes that they have in the file that is downloaded."""
 
         def make() -> bytes:
-            it = self.mapped(model)
-            with self._working:
-                labels = segment_coordinates(
-                    it.known.field, it.shown, template, body=it.known.body, image=it.image
-                )
-            return labels_body(labels)
+            it, drawn = self.mapped(model), self.structures(model, template, threshold)
+            assert it.found is not None
+            shares = coverage(it.found, template, it.known.grid).tolist()
+            named = zip(template.ids, shares, strict=True)
+            return drawn.body(it.shown, {i: share for i, share in named if math.isfinite(share)})
 
         return self._once("masks", make)
 
@@ -129,15 +141,15 @@ class ShownExam:
             assert it.found is not None
             with self._working:
                 found = exam_trust(model, it.found, template)
-                self._parts["structures"] = found.structures
-                return trust_body(found, it.shown)
+            self._parts["believed"] = found
+            return trust_body(found, it.shown)
 
         return self._once("trust", make)
 
-    def trusted(self, model: Engine, template: Template) -> Mapping[str, Trust]:
-        """The trust of every structure, as :meth:`trust` sends it."""
+    def believed(self, model: Engine, template: Template) -> ExamTrust:
+        """The trust of the exam, as :meth:`trust` sends it."""
         self.trust(model, template)
-        return self._parts["structures"]
+        return self._parts["believed"]
 
     def _read(self, intensity: str) -> tuple[Volume, bytes]:
         """The exam as the network takes it, and its picture."""
@@ -158,7 +170,6 @@ class ShownExam:
                     "lines": [*lines, *notes, *found],
                 }
                 self._parts["grid"] = shown.grid
-                self._parts["shown"] = shown
                 read = volume, pack(header, {"image": shown.array})
                 if "mapped" in self._parts:
                     return read
@@ -201,9 +212,12 @@ class ShownAtlas:
         header = {"name": "atlas", "shape": grid.shape, "affine": grid.affine.tolist(), "lines": []}
         return pack(header, {"image": self._image})
 
-    def masks(self, model: Engine, template: Template) -> bytes:
-        """The masks of a template where it has them, without regard to a body, as :func:`labels_body` makes them."""
-        return labels_body(segment_coordinates(self._mapped.known.field, self._mapped.shown, template))
+    def masks(self, model: Engine, template: Template, threshold: float | None = None) -> bytes:
+        """The masks of a template where it has them, without regard to a body; the atlas has no millilitres."""
+        it = self._mapped
+        with heard():
+            labels = segment_coordinates(it.known.field, it.shown, template, threshold)
+        return labels_body(labels, {"millilitres": {}, "shares": {}, "notes": []})
 
 
 def coordinates_body(it: Mapped) -> bytes:
@@ -255,22 +269,3 @@ def trust_body(trust: ExamTrust, shown: Grid) -> bytes:
         "structures": {name: value.to_dict() for name, value in trust.structures.items()},
     }
     return pack(header, {"error_mm": error.astype(np.float16), "bound_mm": bound.astype(np.float16)})
-
-
-def labels_body(labels: Labels) -> bytes:
-    """A label image for the page, and the masks that it hides where structures overlap, one bit a voxel."""
-    hidden = {str(identity): box_dict(mask) for identity, mask in labels.hidden.items()}
-    arrays: dict[str, NDArray] = {"labels": labels.array}
-    for identity, mask in labels.hidden.items():
-        arrays[f"hidden{identity}"] = mask.packed
-    ids, counts = np.unique(labels.array, return_counts=True)
-    volumes = dict(zip(ids.tolist(), counts.tolist(), strict=True))
-    for identity, mask in labels.hidden.items():
-        volumes[identity] = volumes.get(identity, 0) + mask.count()
-    millilitres = {str(i): n * labels.grid.voxel_volume / 1000 for i, n in volumes.items() if i}
-    return pack({"hidden": hidden, "millilitres": millilitres}, arrays)
-
-
-def box_dict(mask: BoxMask) -> dict[str, Any]:
-    """Where the box of a mask is, as JSON values."""
-    return {"start": list(mask.start), "shape": list(mask.shape)}

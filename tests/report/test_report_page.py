@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-from affine_model import ANATOMY, LABELS
+from affine_model import ANATOMY, GRIDS, LABELS, exam
 from believed import calibrated
 from made_evaluations import many, row, write_evaluation
+from scipy.ndimage import gaussian_filter
 from served import STRANGER, KnowingModel, template, write_exams
 from small_exams import one_line
 
+from deepatlas.api import Model
+from deepatlas.cli import report
 from deepatlas.cli.main import main
 from deepatlas.config import Config
-from deepatlas.errors import DataError
+from deepatlas.errors import DataError, DataWarning
 from deepatlas.exams.cohort import ExamFiles, named_exams
 from deepatlas.exams.read import read_volume
+from deepatlas.io.codec import write_volume
 from deepatlas.localize.segment import segment
+from deepatlas.localize.template.file import Template
 from deepatlas.report.exams import report_exams
 from deepatlas.report.run import report_run
+from deepatlas.space.grid import Grid
+from deepatlas.space.volume import Volume
 
 EVIL = "<script>alert('x')</script>"
 
@@ -76,8 +84,8 @@ def exams(tmp_path_factory):
 def test_exams_have_their_structures_in_pictures_and_in_a_table(exams, tmp_path):
     model = KnowingModel()
     given = {EVIL: exams["plain"], "oblique": exams["oblique"]}
-    fits, failed = report_exams(model, template(model), given, tmp_path / "r.html")
-    assert list(fits) == list(given) and failed == {}
+    done = report_exams(model, template(model), given, tmp_path / "r.html")
+    assert list(done.fits) == list(given) and done.failed == {} and done.trust == {}
     page = Page(tmp_path / "r.html")
     insist_on_self_contained(page)
     assert EVIL in page.text
@@ -97,9 +105,11 @@ def test_an_exam_that_is_not_known_or_cannot_be_read_is_said(exams, tmp_path):
     model = KnowingModel()
     missing = ExamFiles("gone", tmp_path / "gone.nii.gz")
     given = {STRANGER: exams[STRANGER], "gone": missing}
-    fits, failed = report_exams(model, template(model), given, tmp_path / "r.html")
-    assert list(fits) == [STRANGER] and list(failed) == ["gone"]
+    done = report_exams(model, template(model), given, tmp_path / "r.html")
+    assert list(done.fits) == [STRANGER] and list(done.failed) == ["gone"]
     page = Page(tmp_path / "r.html")
+    numbers = "2exams 1could not be used 3structures 1not known to the model"
+    assert numbers in " ".join(page.text.split())
     assert "does not know such an exam (fit 0.10" in page.text and "Cannot be used:" in page.text
     with pytest.raises(DataError, match="does not know"):
         report_exams(model, template(model), given, tmp_path / "s.html", strict=True)
@@ -136,6 +146,65 @@ def test_trust_has_its_columns_and_its_calibration_is_shown(exams, tmp_path):
     assert {tuple(row[-2:]) for row in plain.rows[1:4]} == {("–", "–")} and len(plain.pictures()) == 1
 
 
+def test_the_threshold_counts_and_how_much_of_a_structure_there_is_is_said(tmp_path):
+    model = KnowingModel()
+    ct, _ = exam(GRIDS["plain"], "part")
+    # The liver is cut off a third of its height above its middle.
+    (_, centre, radii) = ANATOMY["liver"]
+    level = int(ct.grid.world_to_voxel(np.array([[0, 0, centre[2] + radii[2] / 3]]))[0, 2])
+    write_volume(
+        tmp_path / "part.nii.gz", ct.cropped((level, 0, 0), (ct.grid.shape[0] - level, *ct.grid.shape[1:]))
+    )
+    exams = named_exams([tmp_path / "part.nii.gz"])
+    # A soft mask, so that thresholds differ.
+    made = template(model)
+    soft = replace(made, masks=np.stack([gaussian_filter(mask, 2) for mask in made.masks]))
+    volumes = {}
+    for threshold in (0.2, 0.8):
+        report_exams(model, soft, exams, tmp_path / "r.html", threshold=threshold)
+        rows = {row[0]: row for row in Page(tmp_path / "r.html").rows[1:4]}
+        assert re.fullmatch(r"cut off, [1-4]\d % shown", rows["liver"][2])
+        expected = segment(model, read_volume(tmp_path / "part.nii.gz"), soft, threshold)
+        for name, identity in LABELS.items():
+            volume = expected.mask(identity).sum() * expected.grid.voxel_volume / 1000
+            assert rows[name][1] == (f"{volume:.2f}" if volume else "not found")
+        volumes[threshold] = float(rows["liver"][1])
+    assert volumes[0.2] > 1.3 * volumes[0.8]
+
+
+def test_the_command_gives_trust_as_json_and_says_why_there_is_none(exams, tmp_path, capsys, monkeypatch):
+    model = KnowingModel()
+    monkeypatch.setattr(report, "load_model", lambda args: model)
+    plain, believed = template(model), calibrated(template(model), tuple(LABELS)[1:])
+    arguments = ["report", str(exams["plain"].ct.parent), "--model", "x", "--trust", "--json", "--quiet"]
+    arguments += ["--out", str(tmp_path / "r.html")]
+    for made, known in ((believed, list(LABELS)[1:]), (plain, [])):
+        monkeypatch.setattr(report, "load_template", lambda args, model, made=made: made)
+        assert main(arguments) == 0
+        printed = capsys.readouterr()
+        trust = json.loads(printed.out)["exams"]["plain"]["structures"]
+        assert list(trust) == list(LABELS) and all({"trust", "bound"} <= set(one) for one in trust.values())
+        assert [name for name, one in trust.items() if one["trust"] is not None] == known
+        lines = [line for line in printed.err.splitlines() if "no trust of" in line]
+        assert len(lines) == 1
+        assert ("no labelled exam" in lines[0]) if known else ("has no calibration" in lines[0])
+
+
+def test_an_exam_of_the_wrong_kind_is_named_by_its_file(tmp_path, exams):
+    model = Model.load("headneck", refine=0)
+    write_volume(
+        tmp_path / "mr" / "ct.nii.gz", Volume(np.full((9, 9, 9), 90, np.int16), Grid((9, 9, 9), np.eye(4)))
+    )
+    given = {"mr": ExamFiles("mr", tmp_path / "mr" / "ct.nii.gz"), "plain": exams["plain"]}
+    with pytest.warns(DataWarning) as warned:
+        done = report_exams(model, Template.load("headneck"), given, tmp_path / "r.html")
+    assert done.failed["mr"].startswith(f"{tmp_path / 'mr' / 'ct.nii.gz'}: ")
+    # What is odd about an exam is on the page as well.
+    text = Page(tmp_path / "r.html").text
+    for one in warned:
+        assert str(one.message).removeprefix(f"{exams['plain'].ct}: ") in text
+
+
 def write_run(folder: Path) -> Path:
     """A run in the middle of its training."""
     folder.mkdir()
@@ -149,7 +218,9 @@ def write_run(folder: Path) -> Path:
 
 def test_a_run_that_goes_on_is_shown_as_far_as_it_is(tmp_path):
     run = write_run(tmp_path / "run")
-    assert report_run(run, tmp_path / "r.html") == {"steps": 8, "finished": False, "dice": None}
+    assert report_run(run, tmp_path / "r.html") == {
+        "steps": 8, "finished": False, "dice": None, "refined_dice": None,
+    }  # fmt: skip
     page = Page(tmp_path / "r.html")
     insist_on_self_contained(page)
     assert "not finished; continue it" in page.text and EVIL in page.text
@@ -164,15 +235,23 @@ def test_a_finished_run_has_its_card_its_score_and_its_pictures(tmp_path):
 
     run = write_run(tmp_path / "run")
     shutil.copyfile(FOLDER / "headneck" / "model.pt", run / "model.pt")
-    (run / "result.json").write_text('{"dice": 0.7231, "structures": {"liver": 0.9}}')
+    refined = {"steps": 20, "dice": 0.8964}
+    (run / "result.json").write_text(
+        json.dumps({"dice": 0.7231, "structures": {"liver": 0.9}, "refined": refined})
+    )
     write_evaluation(run / "evaluation", [row("pt_1", EVIL, 0.75, 4.0)])
+    write_evaluation(run / "evaluation-refined", [row("pt_1", EVIL, 0.85, 3.0)])
     png = bytes.fromhex("89504e470d0a1a0a")
     (run / "figures").mkdir()
     for name in ("overview", "level-3"):
         (run / "figures" / f"{name}.png").write_bytes(png)
-    assert report_run(run, tmp_path / "r.html") == {"steps": 8, "finished": True, "dice": 0.7231}
+    assert report_run(run, tmp_path / "r.html") == {
+        "steps": 8, "finished": True, "dice": 0.7231, "refined_dice": 0.8964,
+    }  # fmt: skip
     page = Page(tmp_path / "r.html")
     assert [EVIL, "1", "0.750"] in [cells[:3] for cells in page.rows]
+    assert [EVIL, "1", "0.850"] in [cells[:3] for cells in page.rows]
+    assert "0.896Dice with 20 steps of refinement" in page.text
     assert "0.723" in page.text and "Exams are known from a fit of 0.56" in page.text
     assert len(page.pictures()) == 3
     assert ["structures.liver", "0.9"] in page.rows
@@ -219,6 +298,10 @@ def test_the_command_reports_a_run_and_refuses_what_it_cannot(tmp_path, exams, c
         ([str(tmp_path), "--out", str(tmp_path / "s.html")], "no run"),
         ([exam, "--template", "headneck", "--out", str(tmp_path / "s.html")], "give --model M as well"),
         ([exam, "--trust", "--out", str(tmp_path / "s.html")], "give --model M as well"),
+        ([str(run), "--threshold", "0.4", "--out", str(tmp_path / "s.html")], "--threshold: is for exams"),
+        ([str(run), "--shape-only", "--out", str(tmp_path / "s.html")], "--shape-only: is for exams"),
+        ([str(run), "--average", "3", "--out", str(tmp_path / "s.html")], "--average: is for exams"),
+        ([str(run), "--fast", "--out", str(tmp_path / "s.html")], "--refine: is for exams"),
         ([exam, "--model", "headneck", "--out", str(tmp_path / "s.html")], "needs --template"),
     ):
         assert main(["report", *arguments]) == 1

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
+from affine_model import GRIDS, exam
 from on_page import LIVER, SPLEEN, click_at, drawn, moved_by, opened, place, press_button, screen
-from served import serving, session_of, write_exams
+from served import STRANGER, serving, session_of, write_exams
 
+from deepatlas.io.codec import write_volume
 from deepatlas.localize.trust.estimate import Trust
 from deepatlas.view import shown
 
@@ -32,16 +36,86 @@ def test_trust_is_shown_with_structures_and_places(chromium, tmp_path, monkeypat
         page.wait("T.panel('plain').then(p => p.trust)")
         drawn(page)
         rows = page.run("Array.from(document.querySelectorAll('#structures li'), e => e.innerText)")
-        assert [row.endswith("· 0.91") for row in rows] == [True, False, False]
+        assert [row.split("\n")[1].split(" · ")[1:] for row in rows] == [
+            ["trust 0.91, ≥ 0.83"],
+            ["no trust"],
+            [],
+        ]
+        assert page.run("document.querySelector('#structures-of').innerText") == "in plain"
         titles = page.run("Array.from(document.querySelectorAll('#structures .numbers'), e => e.title)")
         assert "in nine of ten exams at least 0.83" in titles[0] and "no labelled exam shows it" in titles[1]
         page.run(f"T.moveTo('plain', {LIVER.tolist()})")
         line = page.run("document.querySelector('[aria-label=plain] .status').textContent")
-        assert "liver (trust 0.91)" in line and "expected error 2.0 mm (90 % under 3.5)" in line
+        assert "liver 110 HU trust 0.91, ≥ 0.83 error 2.0 mm (90 % < 3.5)" in line
         page.run(f"T.moveTo('plain', {SPLEEN.tolist()})")
         line = page.run("document.querySelector('[aria-label=plain] .status').textContent")
-        assert "spleen" in line and "trust" not in line and "expected error 5.0 mm" in line
+        assert "spleen" in line and "trust" not in line and "error 5.0 mm" in line
         assert page.complaints() == []
+        page.close()
+
+
+# What is readable of the exams: whether the text of the line below the pictures is all there, and how much of the name.
+READABLE = """Array.from(document.querySelectorAll('.panel'), (panel) => {
+  const status = panel.querySelector('.status'), name = panel.querySelector('.name'), range = document.createRange();
+  const frame = panel.getBoundingClientRect();
+  range.setStart(name.firstChild, 0);
+  range.setEnd(name.firstChild, Math.min(9, name.firstChild.length));
+  return {
+    whole: status.scrollWidth <= status.clientWidth && status.scrollHeight <= status.clientHeight
+      && status.getBoundingClientRect().bottom <= frame.bottom + 1,
+    named: range.getBoundingClientRect().right <= name.getBoundingClientRect().right,
+    close: panel.querySelector('.close').getBoundingClientRect().right <= frame.right,
+  };
+})"""
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 720), (820, 1180)])
+def test_what_says_whether_to_believe_and_the_names_are_readable_in_six_panels(
+    chromium, tmp_path, monkeypatch, width, height
+):
+    monkeypatch.setattr(shown, "exam_trust", lambda *_: Believed())
+    names = ("plain", "moved", "oblique", STRANGER)
+    folder = write_exams(tmp_path, names)
+    for name in names:
+        (folder / name).rename(folder / f"{name}_of_a_patient_with_a_long_name")
+    # The name of its file is wider than its panel, and has no place to break a line.
+    (folder / "broken_exam_of_a_patient_with_a_long_name").mkdir()
+    (folder / "broken_exam_of_a_patient_with_a_long_name" / "ct.nii.gz").write_bytes(b"no image")
+    session = session_of(folder)
+    session.template.meta["trust"] = {"calibrated": True}
+    session.opened = [exam.id for exam in session.gallery]
+    with serving(session) as server:
+        page = opened(chromium, server, width, height)
+        page.wait(
+            "T.state().then(s => s.panels.every(p => p.isAtlas || p.failed || p.known === false || p.trust))"
+        )
+        full = "plain_of_a_patient_with_a_long_name"
+        page.run(f"T.moveTo({full!r}, {LIVER.tolist()})")
+        drawn(page)
+        found = page.run(READABLE)
+        assert found == [{"whole": True, "named": True, "close": True}] * 6
+        assert page.run("document.documentElement.scrollWidth") <= width
+        # The reason why a place is not shown is as long.
+        page.run(
+            f"T.panel({full!r}).then(p => p.lose('this place of {full} is not in this exam; the nearest is shown'))"
+        )
+        drawn(page)
+        assert page.run(READABLE) == found
+        assert page.complaints() == []
+        page.close()
+
+
+def test_a_structure_that_the_exam_hardly_shows_says_how_much_of_it_there_is(chromium, tmp_path):
+    ct, _ = exam(GRIDS["plain"], "part")
+    level = int(ct.grid.world_to_voxel(LIVER[None])[0, 2]) + 8
+    part = ct.cropped((level, 0, 0), (ct.grid.shape[0] - level, *ct.grid.shape[1:]))
+    write_volume(tmp_path / "part" / "ct.nii.gz", part)
+    with serving(session_of(tmp_path, ("part",))) as server:
+        page = opened(chromium, server)
+        drawn(page)
+        rows = page.run("Array.from(document.querySelectorAll('#structures li'), e => e.innerText)")
+        told = {row.split("\n")[0]: row.split("\n")[1] for row in rows}
+        assert re.fullmatch(r"[\d.]+ ml · [1-4]?\d % of it in the exam", told["liver"])
         page.close()
 
 

@@ -98,6 +98,12 @@ def test_an_exam_that_the_model_does_not_know_says_so_and_is_not_linked(page):
     # Whoever wants it sees it nevertheless.
     press_button(page, f"[aria-label={STRANGER}] .told button")
     page.wait(f"T.panel({STRANGER!r}).then(p => p.labels)")
+    drawn(page)
+    text = page.run(f"document.querySelector('[aria-label={STRANGER}] .told').innerText")
+    assert "does not know" in text and "It is linked nevertheless" in text and "not linked" not in text
+    # The place was chosen in it, and the others are linked to it now.
+    assert place(page, "plain")["reason"] == "" or STRANGER in place(page, "plain")["reason"]
+    assert "not linked" not in place(page, "plain")["reason"]
     click_at(page, "plain", "axial", [*SPLEEN[:2], place(page, "plain")["place"][2]])
     np.testing.assert_allclose(place(page, STRANGER)["place"][:2], SPLEEN[:2], atol=2)
 

@@ -19,6 +19,7 @@ from served import (
 from deepatlas.api import Model
 from deepatlas.cli.main import build_parser, main
 from deepatlas.errors import DeepAtlasError
+from deepatlas.pretrained import FOLDER
 from deepatlas.view.gallery import Gallery
 from deepatlas.view.server import serve
 from deepatlas.view.session import Session
@@ -91,6 +92,8 @@ def test_a_model_that_cannot_be_loaded_ends_the_server(folder):
         (["headneck", "--template", "missing.h5", "--no-browser"], "no such template file"),
         (["headneck", "--port", "{port}", "--no-browser"], "is in use by another program"),
         (["headneck", "--marks", "{marks}", "--no-browser"], "damaged file of marks"),
+        (["{model}", "--threshold", "0.4", "--no-browser"], "--threshold: is for the structures of a template"),
+        (["{model}", "--shape-only", "--no-browser"], "--shape-only: is for the structures of a template"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_shown_ends_the_command_with_one_line(arguments, line, server, tmp_path, capsys):
@@ -98,9 +101,13 @@ def test_what_cannot_be_shown_ends_the_command_with_one_line(arguments, line, se
     template(KnowingModel()).save(other)
     marks = tmp_path / "marks.json"
     marks.write_text("{")
-    given = [a.format(other=other, port=server.gate.port, marks=marks) for a in arguments]
+    model = FOLDER / "headneck" / "model.pt"
+    given = [a.format(other=other, port=server.gate.port, marks=marks, model=model) for a in arguments]
     assert main(["view", *given, "--quiet"]) == 1
-    errors = [text for text in capsys.readouterr().err.splitlines() if "error" in text]
+    printed = capsys.readouterr()
+    # No address that would show nothing.
+    assert printed.out == ""
+    errors = [text for text in printed.err.splitlines() if "error" in text]
     assert len(errors) == 1 and line in errors[0]
 
 
@@ -108,12 +115,21 @@ def test_the_shipped_model_comes_with_its_template(folder):
     from deepatlas.cli.view import open_server
 
     args = build_parser().parse_args(
-        ["view", "headneck", str(folder / "plain"), "--data", str(folder), "--no-browser"]
+        [
+            "view",
+            "headneck",
+            str(folder / "plain"),
+            "--data",
+            str(folder),
+            "--threshold",
+            "0.3",
+            "--no-browser",
+        ]
     )
     server = open_server(args)
     try:
         assert isinstance(server.session.model, Model)
-        assert len(server.session.template.names) == 7
+        assert len(server.session.template.names) == 7 and server.session.threshold == 0.3
         # The exam that was named is shown at first, and all of the folder can be chosen.
         names = {exam.id: exam.name for exam in server.session.gallery}
         assert [names[i] for i in server.session.opened] == ["plain"] and len(names) == len(EXAMS)

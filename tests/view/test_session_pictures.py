@@ -5,23 +5,28 @@ from __future__ import annotations
 import nibabel
 import numpy as np
 import pytest
-from affine_model import GRIDS, LABELS, SCALE
+from affine_model import ANATOMY, GRIDS, LABELS, SCALE, exam, grid_of
 from served import (
     EXAMS,
     STRANGER,
+    Client,
     KnowingModel,
     grid_in,
+    serving,
     shifted,
     template,
     unpack,
 )  # fmt: skip
 
 from deepatlas.exams.read import read_volume
+from deepatlas.io.codec import write_volume
 from deepatlas.localize.segment import segment
 from deepatlas.space.labels import BoxMask, Labels
 from deepatlas.space.volume import Volume
+from deepatlas.view.gallery import Gallery
 from deepatlas.view.picture import picture
-from deepatlas.view.shown import labels_body
+from deepatlas.view.session import Session
+from deepatlas.view.structures import OwnStructures, labels_body
 
 
 def body(client, path):
@@ -99,10 +104,63 @@ def test_structures_are_those_of_segment(client, ids, folder, name):
     volume.name = name
     expected = segment(model, volume, template(model)).canonical()
     np.testing.assert_array_equal(arrays["labels"], expected.array)
-    header, _ = body(client, f"/api/exam/{ids[name]}/masks")
-    for identity in LABELS.values():
-        volume_ml = (expected.array == identity).sum() * expected.grid.voxel_volume / 1000
-        assert header["millilitres"][str(identity)] == pytest.approx(volume_ml)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.9])
+def test_volumes_are_those_of_the_file_that_is_downloaded(tmp_path, threshold):
+    """Also where the page shows fewer voxels than the exam has, on other axes."""
+    grids = {
+        "plain": GRIDS["plain"],
+        "sagittal": GRIDS["sagittal"],
+        # Oblique and anisotropic, and more than 256 voxels along an axis.
+        "large": grid_of(spacing=(0.5, 1.7, 5.0), degrees=(14.0, -9.0, 20.0)),
+    }
+    assert max(grids["large"].shape) > 256
+    model = KnowingModel()
+    for name, grid in grids.items():
+        ct, _ = exam(grid, name)
+        write_volume(tmp_path / name / "ct.nii.gz", ct)
+    session = Session(
+        Gallery([tmp_path]), lambda: (model, template(model)), title="volumes", threshold=threshold
+    )
+    with serving(session) as server:
+        client = Client(server)
+        for given in session.gallery:
+            header, arrays = body(client, f"/api/exam/{given.id}/masks")
+            (tmp_path / "d.nii.gz").write_bytes(client.download({"what": "masks", "exam": given.id})[1])
+            image = nibabel.load(tmp_path / "d.nii.gz")
+            array, voxel = np.asarray(image.dataobj), abs(np.linalg.det(image.affine[:3, :3])) / 1000
+            volume = read_volume(tmp_path / given.name / "ct.nii.gz")
+            volume.name = given.name
+            expected = segment(model, volume, template(model), threshold)
+            np.testing.assert_array_equal(array.T, expected.array)
+            told = {int(i): v for i, v in header["millilitres"].items()}
+            # The affine of the file is in single precision.
+            assert told == pytest.approx({i: (array == i).sum() * voxel for i in LABELS.values()}, rel=1e-5)
+            # What is drawn is as large, but for the coarser voxels.
+            shown, _ = body(client, f"/api/exam/{given.id}/picture")
+            drawn = {
+                i: (arrays["labels"] == i).sum() * grid_in(shown).voxel_volume / 1000 for i in LABELS.values()
+            }
+            assert drawn == pytest.approx(told, rel=0.03)
+
+
+def test_a_structure_that_the_exam_hardly_shows_says_so(tmp_path):
+    model = KnowingModel()
+    ct, _ = exam(GRIDS["plain"], "whole")
+    # Of the liver, the exam shows what lies above half of its radius.
+    centre, radius = ANATOMY["liver"][1], ANATOMY["liver"][2]
+    level = int(ct.grid.world_to_voxel(np.array([[0, 0, centre[2] + 0.5 * radius[2]]]))[0, 2])
+    write_volume(
+        tmp_path / "part" / "ct.nii.gz",
+        ct.cropped((level, 0, 0), (ct.grid.shape[0] - level, *ct.grid.shape[1:])),
+    )
+    session = Session(Gallery([tmp_path]), lambda: (model, template(model)), title="part")
+    with serving(session) as server:
+        client = Client(server)
+        header, _ = body(client, f"/api/exam/{next(iter(session.gallery)).id}/masks")
+    # A cap of an ellipsoid, and half a voxel of the network more.
+    assert header["shares"][str(LABELS["liver"])] == pytest.approx(5 / 32, abs=0.08)
 
 
 def test_what_structures_hide_of_each_other_is_sent_as_well():
@@ -112,12 +170,16 @@ def test_what_structures_hide_of_each_other_is_sent_as_well():
     array[5:7, 5:7, 5:7] = 2
     hidden = np.zeros(grid.shape, bool)
     hidden[5:7, 5:7, 5:7] = True
-    header, arrays = unpack(labels_body(Labels(array, grid, "x", {1: BoxMask.of(hidden)})))
+    header, arrays = unpack(labels_body(Labels(array, grid, "x", {1: BoxMask.of(hidden)}), {}))
     np.testing.assert_array_equal(arrays["labels"], array)
     box = header["hidden"]["1"]
     bits = np.unpackbits(arrays["hidden1"], count=8).reshape(box["shape"])
     assert box["start"] == [5, 5, 5] and bits.all()
-    assert header["millilitres"]["1"] == pytest.approx(6**3 * grid.voxel_volume / 1000)
+    own = OwnStructures(grid, ((1, BoxMask.of(array > 0)), (2, BoxMask.of(hidden))), np.uint8)
+    np.testing.assert_array_equal(own.labels().array, array)
+    assert own.millilitres() == pytest.approx(
+        {i: n**3 * grid.voxel_volume / 1000 for i, n in ((1, 6), (2, 2))}
+    )
 
 
 def test_the_atlas_lies_in_its_own_coordinates(client):

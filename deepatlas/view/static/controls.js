@@ -4,7 +4,11 @@ import { PLANES } from "./draw.js";
 import { deleteMark } from "./marks.js";
 import { download } from "./net.js";
 import { PRESETS, element, emit, notify, on, redraw, state } from "./state.js";
+import { trustSentence, trustWords } from "./panel.js";
 import { moveTo, resetView, scrollBy, stepAlong, undo, zoomBy } from "./tools.js";
+
+// Where an exam shows less of a structure, the list says how much.
+const SMALL_SHARE = 0.5;
 
 const by = (id) => document.getElementById(id);
 
@@ -87,6 +91,7 @@ function startSide() {
   by("no-structures").addEventListener("click", () => showStructures(() => false));
   for (const button of document.querySelectorAll("[data-download]")) button.addEventListener("click", () => save(button));
   on("segmented", listStructures);
+  on("mapped", listStructures);
   on("panels", () => { listExams(); listActive(); listStructures(); });
   on("moved", (panel) => {
     if (!panel.isAtlas && by("active").value !== panel.id) { by("active").value = panel.id; listStructures(); }
@@ -140,7 +145,13 @@ export function listStructures() {
   if (!state.model) return;
   const { structures } = state.model;
   by("structures-section").hidden = !structures.length;
+  document.querySelector("[data-download=trust]").hidden = !state.model.calibrated;
   const panel = state.panels.find((p) => p.id === by("active").value);
+  // A large exam takes a while, since structures are drawn on its own grid.
+  const waiting = panel?.linked && !panel.millilitres && !panel.failed ? ": being drawn …" : "";
+  by("structures-of").replaceChildren(...(panel ? ["in ", element("b", { text: panel.name }), waiting] : []));
+  by("structures-of").title = panel ? `Volumes and trust are those in ${panel.name}` : "";
+  by("structures-legend").hidden = !(panel?.trust && panel.linked);
   by("structures").replaceChildren(
     ...structures.map(({ id, name, colour }) => {
       const box = element("input", { type: "checkbox", checked: !state.hidden.has(id) });
@@ -153,14 +164,25 @@ export function listStructures() {
       swatch.style.background = colour;
       const numbers = element("span", { className: "numbers" });
       if (panel?.millilitres && panel.linked) {
-        const millilitres = panel.millilitres[id];
-        numbers.textContent = millilitres === undefined ? "–" : `${millilitres.toFixed(millilitres < 10 ? 1 : 0)} ml`;
-        numbers.title = `in ${panel.name}`;
+        const millilitres = panel.millilitres[id], share = panel.shares[id];
+        const words = [millilitres === undefined ? "not found" : `${millilitres.toFixed(millilitres < 10 ? 1 : 0)} ml`];
+        const told = [`in ${panel.name}`];
+        // The volume of a part says nothing about the structure.
+        if (share < SMALL_SHARE) {
+          words.push(`${share < 0.01 ? "< 1" : Math.round(100 * share)} % of it in the exam`);
+          told.push("the exam shows only a part of this structure");
+        }
         const trust = panel.trust?.[name];
-        if (trust && trust.trust !== null) {
-          numbers.textContent += ` · ${trust.trust.toFixed(2)}`;
-          numbers.title += `; trust: predicted Dice ${trust.trust.toFixed(2)}, in nine of ten exams at least ${trust.bound.toFixed(2)}`;
-        } else if (trust) numbers.title += `; no trust: ${trust.reason}`;
+        // There is no mask to be believed where none was found.
+        if (millilitres !== undefined && trust && trust.trust !== null) {
+          words.push(trustWords(trust));
+          told.push(trustSentence(trust));
+        } else if (trust && millilitres !== undefined) {
+          words.push("no trust");
+          told.push(`no trust: ${trust.reason}`);
+        }
+        numbers.textContent = words.join(" · ");
+        numbers.title = told.join("; ");
       }
       return element("li", {}, element("label", { title: name }, box, swatch, element("span", { className: "named", text: name }), numbers));
     }),

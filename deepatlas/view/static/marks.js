@@ -159,7 +159,8 @@ async function carryNext() {
   if (mark && panelOf(to)) {
     const { text } = mark;
     try {
-      const { places } = await post("/api/carry", { mark: id, to: [to] });
+      const { places, notes } = await post("/api/carry", { mark: id, to: [to] });
+      for (const note of notes) notify(note);
       const now = state.marks.find((m) => m.id === id);
       // It may have been moved meanwhile.
       if (now && now.text === text && panelOf(to)) {

@@ -8,6 +8,11 @@ import { element, emit, state } from "./state.js";
 // The first guess of the size of the atlas, until an exam tells it: millimetres of a unit of coordinates.
 const GUESS = [110, 140, 190];
 
+// The trust of a mask in a few words, and in full.
+export const trustWords = ({ trust, bound }) => `trust ${trust.toFixed(2)}, ≥ ${bound.toFixed(2)}`;
+export const trustSentence = ({ trust, bound }) =>
+  `trust: predicted Dice ${trust.toFixed(2)}, in nine of ten exams at least ${bound.toFixed(2)}`;
+
 export class Panel {
   constructor({ id, name }) {
     this.id = id;
@@ -92,10 +97,11 @@ export class Panel {
       const anyway = element("button", { text: "Show nevertheless" });
       anyway.addEventListener("click", () => {
         this.shownAnyway = true;
-        anyway.remove();
+        line.replaceChildren(`${warning}. It is linked nevertheless, as you asked: do not rely on it.`);
         emit("shown", this);
       });
-      const line = element("p", { className: "bad" }, `${answer.warning[0].toUpperCase()}${answer.warning.slice(1)}. It is not linked.`, anyway);
+      const warning = `${answer.warning[0].toUpperCase()}${answer.warning.slice(1)}`;
+      const line = element("p", { className: "bad" }, `${warning}. It is not linked.`, anyway);
       this.parts.told.prepend(line);
     } else {
       this.chip(`fit ${fit}`, this.known ? "known" : "");
@@ -112,6 +118,9 @@ export class Panel {
     }));
     this.labels = { data: answer.arrays.labels, hidden };
     this.millilitres = answer.millilitres;
+    this.shares = answer.shares;
+    if (!this.noted) for (const note of answer.notes) this.tell(note.startsWith(`${this.name}: `) ? note.slice(this.name.length + 2) : note);
+    this.noted = true;
     this.slices = {};
     this.invalidate();
     emit("segmented", this);
@@ -191,25 +200,33 @@ export class Panel {
     if (!this.image || !this.place) return;
     if (!this.found) {
       status.textContent = this.reason;
+      status.title = this.reason;
       return;
     }
+    // What says whether to believe comes before the place, which nobody needs in a hurry.
+    const parts = [], told = [];
     const at = this.value(this.place);
+    const structure = at?.label && state.model.structures.find((s) => s.id === at.label);
+    const trust = structure && this.trust?.[structure.name];
+    if (structure) parts.push(structure.name);
+    if (at) parts.push(`${at.value}${state.model.intensity === "hu" ? " HU" : ""}`);
+    if (trust && trust.trust !== null) {
+      parts.push(trustWords(trust));
+      told.push(trustSentence(trust));
+    }
+    const error = this.errorAt(this.place);
+    if (error) {
+      parts.push(`error ${error.error.toFixed(1)} mm (90 % < ${error.bound.toFixed(1)})`);
+      told.push(`expected error of this place ${error.error.toFixed(1)} mm, in nine of ten places under ${error.bound.toFixed(1)} mm`);
+    }
     const place = this.isAtlas ? this.toServer(this.place) : this.place;
     const sides = ["RL", "AP", "SI"];
     const words = place.map((v, a) =>
       this.isAtlas ? v.toFixed(3) : `${sides[a][v < 0 ? 1 : 0]} ${Math.abs(v).toFixed(1)}`);
-    let text = this.isAtlas ? `x, y, z ${words.join("  ")}` : `${words.join("  ")} mm`;
-    if (at) {
-      text += ` · ${at.value}${state.model.intensity === "hu" ? " HU" : ""}`;
-      const structure = at.label && state.model.structures.find((s) => s.id === at.label);
-      if (structure) text += ` · ${structure.name}`;
-      const trust = structure && this.trust?.[structure.name];
-      if (trust && trust.trust !== null) text += ` (trust ${trust.trust.toFixed(2)})`;
-    }
-    const error = this.errorAt(this.place);
-    if (error) text += ` · expected error ${error.error.toFixed(1)} mm (90 % under ${error.bound.toFixed(1)})`;
-    status.textContent = text;
-    status.title = text;
+    parts.push(this.isAtlas ? `x, y, z ${words.join("  ")}` : `${words.join("  ")} mm`);
+    // A line breaks between parts, and within one only where it is wider than the panel.
+    status.replaceChildren(...parts.flatMap((text) => [element("span", { text }), " "]));
+    status.title = [parts.join(" · "), ...told].join("\n");
   }
 
   // -- drawing ---------------------------------------------------------------------------------------------------
@@ -333,6 +350,8 @@ export class Panel {
 
   build() {
     const name = element("span", { className: "name", text: this.name, title: this.name });
+    // Ten letters of the name stay readable; the chip gives way.
+    name.style.minWidth = `${Math.min(10, this.name.length)}ch`;
     const chip = element("span", { className: "chip", text: this.isAtlas ? "" : "loading …" });
     chip.hidden = this.isAtlas;
     const close = element("button", { className: "close", text: "×", title: `Close ${this.name}` });
@@ -369,6 +388,7 @@ export class Panel {
 
   chip(text, kind) {
     this.parts.chip.textContent = text;
+    this.parts.chip.title = text;
     this.parts.chip.className = `chip ${kind}`;
   }
 

@@ -42,7 +42,8 @@ on("shown", (panel) => follow(panel));
 
 export function follow(panel) {
   const source = state.cursor && state.panels.find((p) => p.id === state.cursor.panel);
-  if (source && source !== panel && source.map) linkOthers(source);
+  // Also where the place was chosen in this exam, before it was linked.
+  if (source && source.map) linkOthers(source);
   else if (!state.cursor && panel.linked && !panel.isAtlas) moveTo(panel, panel.place);
 }
 

@@ -1,0 +1,40 @@
+"""Signals that end a program as Ctrl-C does, so that it can keep what it has."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+# Of these, a closed terminal or a lost SSH connection sends SIGHUP, which Windows does not have.
+_NAMES = ("SIGTERM", "SIGHUP")
+
+
+@contextmanager
+def ended_as_by_ctrl_c(line: str = "") -> Iterator[None]:
+    """Within the block, SIGTERM and SIGHUP raise :class:`KeyboardInterrupt`, with the name of the signal and
+    ``line`` as its message.
+
+    Later ones are ignored, since shells and supervisors send several in a row, and the first is being obeyed. A signal
+    that was to be ignored (``nohup``) still is. Outside the main thread, where Python allows no handlers, nothing
+    changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+    numbers = [n for n in numbers if signal.getsignal(n) is not signal.SIG_IGN]
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt(f"ended by {signal.Signals(number).name}{line}")
+
+    before = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
