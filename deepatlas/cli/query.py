@@ -151,6 +151,7 @@ def _write_map(args: argparse.Namespace, index: IndexFile, exam: str) -> Path:
     from deepatlas.exams.read import read_volume
     from deepatlas.index.compare import departure_of
     from deepatlas.index.departures import departure_map
+    from deepatlas.index.file import CURE
     from deepatlas.io.codec import write_volume
     from deepatlas.model.cascade import answering
     from deepatlas.model.engine import Engine
@@ -167,11 +168,11 @@ def _write_map(args: argparse.Namespace, index: IndexFile, exam: str) -> Path:
     if model.fingerprint != index.about.model:
         raise DataError(
             f"{index.path}: made with the model {index.about.model}, but {index.about.model_name} is now "
-            f"{model.fingerprint}; make the index again"
+            f"{model.fingerprint}; {CURE}"
         )
     if answering(model.regions, model.depth) != list(index.about.regions):
         raise DataError(
-            f"{index.path}: made with other regions than {index.about.model_name} has now; make the index again"
+            f"{index.path}: made with other regions than {index.about.model_name} has now; {CURE}"
         )
     volume = read_volume(path, kind=kind_of(path, is_exam=path.is_dir()))
     return write_volume(args.map, departure_map(model, volume, cells))

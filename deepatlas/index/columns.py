@@ -101,7 +101,7 @@ class Columns:
             raise QueryError(
                 text,
                 field.place,
-                f"the index was made without --trust and knows no {kind}; make it again with it",
+                f"the index was made without --trust and knows no {kind}; delete it, then make it again with --trust",
             )
         if field.name in self.structures:
             return column(self.structures.index(field.name), kind), NUMBER
