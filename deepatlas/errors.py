@@ -6,7 +6,9 @@ import difflib
 import io
 import json
 import logging
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -88,6 +90,28 @@ def _own_warnings() -> Iterator[None]:
             drawing.setLevel(level)
 
 
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt within the block, unless somebody else deals with it.
+
+    A second one ends the process at once.
+    """
+    alone = threading.current_thread() is threading.main_thread()
+    if not alone or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise KeyboardInterrupt("stopped (SIGTERM)")
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def skipped_line(exam: str, reason: str) -> str:
     """The line on stderr about an exam that is left out."""
     return f"{PROGRAM}: skipped {exam}: {' '.join(reason.split())}"
@@ -96,12 +120,13 @@ def skipped_line(exam: str, reason: str) -> str:
 def guarded(run: Callable[..., int], *arguments: object, as_json: bool = False) -> int:
     """Run a command and return its exit code.
 
-    An error is printed as one line on stderr and gives 1; Ctrl-C gives 130. Warnings are lines of the same form. With
+    An error is printed as one line on stderr and gives 1; Ctrl-C gives 130, and so does SIGTERM, by which Slurm and
+    docker end a command: what Ctrl-C keeps is kept, and processes are ended. Warnings are lines of the same form. With
     ``as_json``, which a command passes on from ``--json``, an error is also printed on stdout, as ``{"error": text}``,
     so that what is printed there is one JSON object in any case.
     """
     try:
-        with _own_warnings():
+        with _own_warnings(), _terminated_as_interrupted():
             return run(*arguments)
     except BrokenPipeError:
         # The program that reads our output (head, less) has exited.

@@ -21,8 +21,6 @@ from deepatlas.sqlite import INDEX, Trouble, trouble_of
 FORMAT, VERSION = "deepatlas-index", 2
 # `deepatlas index` continues no file that it cannot read.
 CURE = "delete it, then make it again with `deepatlas index`"
-# Rows of one transaction: an interruption costs no more of them.
-BATCH = 16
 
 
 @dataclass(frozen=True)
