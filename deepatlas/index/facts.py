@@ -63,7 +63,8 @@ def facts(
         "pixel_mm": round(max(x, y), 3),
         "height_mm": round(extent[2], 1),
     }
-    values["quality"] = rounded_down(values["fit"])
+    # One scale in the whole index: with trust, an exam without it has no quality, and comes last.
+    values["quality"] = None if trust else rounded_down(values["fit"])
     if fit.known is False:
         return values
     shares = coverage(found, template, volume.grid)

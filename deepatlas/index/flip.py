@@ -15,20 +15,13 @@ from dataclasses import replace
 import numpy as np
 import torch.nn.functional as F
 
+from deepatlas.index.alarms import MIRRORED, TURNED
 from deepatlas.model.engine import Engine
 from deepatlas.model.exam_map import ExamMap
 from deepatlas.space.grid import Grid
 from deepatlas.space.preprocess import denormalize
 from deepatlas.space.volume import Volume
 
-# Names of the alarms, with the axes (z, y, x) along which the exam would have to be flipped.
-MIRRORED = ("left-right", (2,))
-_TURNED = (
-    ("head-feet", (0,)),
-    ("front-back", (1,)),
-    # As when LPS is read as RAS.
-    ("front-back and left-right", (1, 2)),
-)
 # By how much the fit of the flipped exam must exceed that of the exam. The fits of the two sides of a symmetric body
 # differ by less.
 MARGIN = 0.04
@@ -59,7 +52,7 @@ def flip_alarm(model: Engine, found: ExamMap, sides: bool = True) -> str | None:
     """
     known = found.fit.known is not False
     best, name = found.fit.value + (MARGIN if known else _MARGIN_UNKNOWN), None
-    for candidate, axes in (*((MIRRORED,) if sides else ()), *(() if known else _TURNED)):
+    for candidate, axes in (*((MIRRORED,) if sides else ()), *(() if known else TURNED)):
         value = _fit_of_flipped(model, found, axes)
         if value > best:
             best, name = value, candidate
