@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from deepatlas.engines import Died, default_workers, open_engine
-from deepatlas.errors import DataError
+from deepatlas.errors import DataError, DataWarning
 from deepatlas.exams.cohort import ExamFiles
 from deepatlas.exams.joined import find_cohort
 from deepatlas.files import atomic_path
@@ -82,9 +83,20 @@ def build_index(
     Raises:
         DataError: the index is of another model, template or data, cannot be written, or another program writes it; the
             data cannot be used; or with ``strict`` an exam cannot be used.
+
+    Warns:
+        DataWarning: the data have label images whose structures nobody names.
     """
     check_structures(described(template))
-    cohort = find_cohort(data)
+    # Whether an exam has labels is all that the index holds of them.
+    cohort = find_cohort(data, drawn=False)
+    unnamed = next((exam.seg for exam in cohort.exams if exam.seg and exam.seg.is_file()), None)
+    if unnamed and not cohort.labels_path:
+        warnings.warn(
+            f"{unnamed}: no labels.json names its structures; the index needs none, but training and evaluation do",
+            DataWarning,
+            stacklevel=2,
+        )
     if options.strict and cohort.skipped:
         raise DataError(next(iter(cohort.skipped.values())))
     about = About(

@@ -48,10 +48,13 @@ def flip_alarm(model: Engine, found: ExamMap, sides: bool = True) -> str | None:
     """What seems to be exchanged in an exam, such as ``"left-right"``; None where nothing is.
 
     It costs one pass of the network if the anatomy has ``sides`` (see :func:`shows_sides`), and three more for an exam
-    that the model does not know.
+    that the model does not know. Of such an exam the flipped copy must be one that the model knows: another part of
+    the body may fit better upside down, and is not upside down for that.
     """
     known = found.fit.known is not False
-    best, name = found.fit.value + (MARGIN if known else _MARGIN_UNKNOWN), None
+    best, name = found.fit.value + MARGIN, None
+    if not known:
+        best = max(found.fit.value + _MARGIN_UNKNOWN, found.fit.threshold or 0.0)
     for candidate, axes in (*((MIRRORED,) if sides else ()), *(() if known else TURNED)):
         value = _fit_of_flipped(model, found, axes)
         if value > best:

@@ -16,7 +16,7 @@ from small_exams import one_line
 from truth_model import CENTRE, SCALE, TruthModel
 
 from deepatlas.cli.main import main
-from deepatlas.errors import DataError, guarded
+from deepatlas.errors import DataError, DataWarning, guarded
 from deepatlas.exams.read import read_volume
 from deepatlas.index import build, work
 from deepatlas.index import measured as measuring
@@ -199,6 +199,15 @@ def test_voxels_that_are_left_stay_where_they_are():
     assert left.grid.voxel_to_world([64, 66, 69]) == pytest.approx(volume.grid.voxel_to_world([192, 198, 69]))
     assert left.array[69, 66, 64] == volume.array[69, 198, 192]
     assert thinned(left) is left
+
+
+def test_label_images_without_names_are_a_warning(here, tmp_path):
+    root, model, template = here
+    shutil.copytree(root / "phantom_0000", tmp_path / "data" / "phantom_0000")
+    with pytest.warns(DataWarning, match=r"seg\.nii\.gz: no labels\.json names its structures"):
+        build_here(tmp_path / "data", model, template, tmp_path / "data" / "index.sqlite")
+    with IndexFile(tmp_path / "data" / "index.sqlite") as found:
+        assert [r[0] for r in ask(found, "labelled").rows] == ["phantom_0000"]
 
 
 def test_an_index_of_an_older_version_is_refused(index, tmp_path):
