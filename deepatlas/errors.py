@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+from deepatlas.signals import ended_as_by_ctrl_c
+
 PROGRAM = "deepatlas"
 
 
@@ -96,12 +98,13 @@ def skipped_line(exam: str, reason: str) -> str:
 def guarded(run: Callable[..., int], *arguments: object, as_json: bool = False) -> int:
     """Run a command and return its exit code.
 
-    An error is printed as one line on stderr and gives 1; Ctrl-C gives 130. Warnings are lines of the same form. With
-    ``as_json``, which a command passes on from ``--json``, an error is also printed on stdout, as ``{"error": text}``,
-    so that what is printed there is one JSON object in any case.
+    An error is printed as one line on stderr and gives 1; Ctrl-C gives 130, and so do SIGTERM, by which Slurm and
+    docker end a command, and SIGHUP, which a closed terminal sends: what Ctrl-C keeps is kept, and processes are
+    ended. Warnings are lines of the same form. With ``as_json``, which a command passes on from ``--json``, an error is
+    also printed on stdout, as ``{"error": text}``, so that what is printed there is one JSON object in any case.
     """
     try:
-        with _own_warnings():
+        with _own_warnings(), ended_as_by_ctrl_c(replace=False):
             return run(*arguments)
     except BrokenPipeError:
         # The program that reads our output (head, less) has exited.

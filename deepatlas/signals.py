@@ -13,19 +13,19 @@ _NAMES = ("SIGTERM", "SIGHUP")
 
 
 @contextmanager
-def ended_as_by_ctrl_c(line: str = "") -> Iterator[None]:
+def ended_as_by_ctrl_c(line: str = "", *, replace: bool = True) -> Iterator[None]:
     """Within the block, SIGTERM and SIGHUP raise :class:`KeyboardInterrupt`, with the name of the signal and
     ``line`` as its message.
 
     Later ones are ignored, since shells and supervisors send several in a row, and the first is being obeyed. A signal
-    that was to be ignored (``nohup``) still is. Outside the main thread, where Python allows no handlers, nothing
-    changes.
+    that was to be ignored (``nohup``) still is, and without ``replace`` one that somebody else handles is left to them.
+    Outside the main thread, where Python allows no handlers, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
-    numbers = [n for n in numbers if signal.getsignal(n) is not signal.SIG_IGN]
+    numbers = [n for n in numbers if _ours(n, replace)]
 
     def end(number: int, frame: FrameType | None) -> None:
         for each in numbers:
@@ -38,3 +38,9 @@ def ended_as_by_ctrl_c(line: str = "") -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _ours(number: int, replace: bool) -> bool:
+    """Whether a signal may be handled here."""
+    now = signal.getsignal(number)
+    return now is not signal.SIG_IGN and (replace or now is signal.SIG_DFL)

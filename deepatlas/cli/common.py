@@ -57,10 +57,10 @@ def add_command(
     return command
 
 
-def add_model(command: argparse.ArgumentParser) -> None:
+def add_model(command: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add ``--model`` and the options that say how the model is used."""
     command.add_argument(
-        "--model", required=True, metavar="M", help="run folder, model file, or name of a shipped model"
+        "--model", required=required, metavar="M", help="run folder, model file, or name of a shipped model"
     )
     add_use_of_model(command)
 

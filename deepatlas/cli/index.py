@@ -32,7 +32,8 @@ def add(commands: Commands) -> None:
         "data", nargs="+", type=Path, metavar="DIR",
         help="data directory or dataset; with --merge, the indexes of the shards",
     )  # fmt: skip
-    add_model(c)
+    # Indexes of shards know their model.
+    add_model(c, required=False)
     add_template(c)
     c.add_argument(
         "--out",
@@ -64,9 +65,12 @@ def run(args: argparse.Namespace) -> int:
     check_out_file(out, (".sqlite", ".db"))
     if args.merge:
         refuse_overwriting([out], args.data)
-        count = merge_indexes(out, args.data, progress_lines(args))
+        model = load_model(args).fingerprint if args.model else None
+        count = merge_indexes(out, args.data, model, progress_lines(args))
         print_result(args, {"index": str(out), "exams": count}, f"{out}: {count} exams")
         return 0
+    if not args.model:
+        raise DataError("index: give --model M, which finds the structures; only --merge needs none")
     read = [path for path in files_of_data(args.data) if path.name not in INDEX_FILES]
     refuse_overwriting([out], read + model_files(args))
     model = load_model(args)

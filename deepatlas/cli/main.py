@@ -62,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments, without the name of the program; None takes those of the process.
 
     Returns:
-        The exit code: 0 on success, 1 on failure (with one line on stderr), 130 after Ctrl-C. For wrong usage argparse
-        ends the program with 2.
+        The exit code: 0 on success, 1 on failure (with one line on stderr), 130 after Ctrl-C or SIGTERM. For wrong
+        usage argparse ends the program with 2.
     """
     lenient_output()
     argv = list(sys.argv[1:] if argv is None else argv)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepatlas.cells import cells
 from deepatlas.cli.common import STEPS, Commands, add_command, print_result
-from deepatlas.errors import PROGRAM, DataError, did_you_mean
+from deepatlas.errors import PROGRAM, DataError
 
 if TYPE_CHECKING:
     from deepatlas.index.file import IndexFile
@@ -52,6 +51,11 @@ def add(commands: Commands) -> None:
     c.add_argument(
         "--limit", type=STEPS, default=50, metavar="N", help="exams to list, 0 for all (default: 50)"
     )
+    c.add_argument(
+        "--columns", default="", metavar="FIELDS",
+        help="what to tell of each exam, such as \"fit, ml(liver), hu\", where hu, ml, coverage, trust and bound alone "
+        "are those of every structure (default: the usual, and what the question names)",
+    )  # fmt: skip
     c.add_argument("--csv", action="store_true", help="print the table as CSV")
 
 
@@ -59,7 +63,10 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from deepatlas.index.ask import about_exam, ask, table2
     from deepatlas.index.file import IndexFile, index_at
+    from deepatlas.index.ids import the_exam
 
+    if args.columns and (args.similar or args.outliers or args.show or args.table2):
+        raise DataError("query: --columns goes with a question or --rank; leave one of them out")
     if args.map and not args.outliers:
         raise DataError("query: --map goes with --outliers; give both")
     if (args.similar or args.outliers or args.show) and args.question:
@@ -72,25 +79,29 @@ def run(args: argparse.Namespace) -> int:
         if args.outliers:
             return _outliers(args, index)
         if args.show:
-            found = about_exam(index, args.show)
-            if found is None:
-                raise DataError(
-                    f"{index.path}: no exam {args.show!r}; {did_you_mean(args.show, index.keys())}"
-                )
-            _note_outdated(index, [args.show])
-            print_result(args, found, "\n".join(f"{k}: {v}" for k, v in _flat(found) if v is not None))
+            exam = the_exam(index, args.show)
+            found = about_exam(index, exam) or {}
+            _note_outdated(index, [exam])
+            print_result(
+                args, found, "\n".join(_on_a_line(f"{k}: {v}") for k, v in _flat(found) if v is not None)
+            )
             return 0
         answer = (
             table2(index, args.question)
             if args.table2
-            else ask(index, args.question, args.limit or None, rank=args.rank)
+            else ask(index, args.question, args.limit or None, rank=args.rank, columns=args.columns)
         )
         if args.table2:
             _note_outdated(index)
         else:
             _note_vanished(answer.columns, answer.rows)
-            exam = answer.columns.index("id")
-            _note_outdated(index, [row[exam] for row in answer.rows])
+            place = answer.columns.index("id")
+            _note_outdated(index, [row[place] for row in answer.rows])
+            if args.rank and not answer.rows and not args.question:
+                print(
+                    f"{PROGRAM}: {index.path}: all exams are labelled, so that none is ranked",
+                    file=sys.stderr,
+                )
         more = answer.total - len(answer.rows)
         text = _table(args, answer.columns, answer.rows)
         if more > 0 and not args.table2 and not args.csv:
@@ -102,9 +113,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _similar(args: argparse.Namespace, index: IndexFile) -> int:
     from deepatlas.index.compare import similar
+    from deepatlas.index.ids import the_exam
 
     _note_outdated(index)
-    found = similar(index, args.similar)[: args.limit or None]
+    found = similar(index, the_exam(index, args.similar))[: args.limit or None]
     rows = [(s.id, round(s.score, 3), round(s.overlap, 3), round(s.difference, 1)) for s in found]
     columns = ["id", "score", "overlap", "difference_hu"]
     data = {"exam": args.similar, "similar": [dict(zip(columns, row, strict=True)) for row in rows]}
@@ -114,6 +126,7 @@ def _similar(args: argparse.Namespace, index: IndexFile) -> int:
 
 def _outliers(args: argparse.Namespace, index: IndexFile) -> int:
     from deepatlas.index.compare import outliers
+    from deepatlas.index.ids import the_exam
 
     _note_outdated(index)
     found = outliers(index, _template_of(index))
@@ -128,7 +141,7 @@ def _outliers(args: argparse.Namespace, index: IndexFile) -> int:
             raise DataError(
                 f"{index.path}: no exam can be compared with the others; give --exam ID, or leave --map out"
             )
-        exam = args.exam or found[0].id
+        exam = the_exam(index, args.exam) if args.exam else found[0].id
         data |= {"exam": exam, "map": str(_write_map(args, index, exam))}
         text += f"\n{args.map}: where {exam} departs from the cohort, in standard deviations"
     print_result(args, data, text)
@@ -151,6 +164,7 @@ def _write_map(args: argparse.Namespace, index: IndexFile, exam: str) -> Path:
     from deepatlas.exams.read import read_volume
     from deepatlas.index.compare import departure_of
     from deepatlas.index.departures import departure_map
+    from deepatlas.index.file import CURE
     from deepatlas.io.codec import write_volume
     from deepatlas.model.cascade import answering
     from deepatlas.model.engine import Engine
@@ -167,11 +181,11 @@ def _write_map(args: argparse.Namespace, index: IndexFile, exam: str) -> Path:
     if model.fingerprint != index.about.model:
         raise DataError(
             f"{index.path}: made with the model {index.about.model}, but {index.about.model_name} is now "
-            f"{model.fingerprint}; make the index again"
+            f"{model.fingerprint}; {CURE}"
         )
     if answering(model.regions, model.depth) != list(index.about.regions):
         raise DataError(
-            f"{index.path}: made with other regions than {index.about.model_name} has now; make the index again"
+            f"{index.path}: made with other regions than {index.about.model_name} has now; {CURE}"
         )
     volume = read_volume(path, kind=kind_of(path, is_exam=path.is_dir()))
     return write_volume(args.map, departure_map(model, volume, cells))
@@ -197,7 +211,7 @@ def _note_outdated(index: IndexFile, among: Sequence[str] | None = None) -> None
 def _warn(exams: Sequence[str], what: str, cure: str) -> None:
     """One line that names some of the exams; none without any."""
     if exams:
-        some = ", ".join(exams[:3]) + (" …" if len(exams) > 3 else "")
+        some = ", ".join(_on_a_line(exam) for exam in exams[:3]) + (" …" if len(exams) > 3 else "")
         print(f"{PROGRAM}: warning: {len(exams)} {what} ({some}); {cure}", file=sys.stderr)
 
 
@@ -210,7 +224,10 @@ def _table(args: argparse.Namespace, columns: Sequence[str], rows: Sequence[Sequ
         writer.writerows(cells(_cell(v) for v in row) for row in rows)
         return out.getvalue().rstrip("\n")
     shown = [i for i, name in enumerate(columns) if name != "path"]
-    table = [[columns[i] for i in shown], *([_cell(row[i]) or "-" for i in shown] for row in rows)]
+    table = [
+        [columns[i] for i in shown],
+        *([_on_a_line(_cell(row[i])) or "-" for i in shown] for row in rows),
+    ]
     widths = [max(len(line[i]) for line in table) for i in range(len(shown))]
     return "\n".join(
         "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in table
@@ -223,8 +240,14 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.0f}" if value == math.floor(value) else f"{value:.3g}"
+        # As JSON has it; the index holds no more digits than mean something.
+        return f"{value:.10g}"
     return str(value)
+
+
+def _on_a_line(text: str) -> str:
+    """A text in a table: a line break in the name of a folder would tear the line."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _flat(found: dict[str, Any]) -> list[tuple[str, Any]]:

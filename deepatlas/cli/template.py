@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from deepatlas.cli.common import (
@@ -23,7 +24,7 @@ from deepatlas.cli.common import (
     progress_lines,
 )
 from deepatlas.cli.known import add_marks, add_masks, marks_of_each, note_unnamed, one_each
-from deepatlas.errors import DataError
+from deepatlas.errors import PROGRAM, DataError
 
 
 def add(commands: Commands) -> None:
@@ -84,6 +85,11 @@ def run(args: argparse.Namespace) -> int:
     boxes = [Around.parse(text) for text in args.box]
     if args.data:
         refuse_overwriting([args.out], files_of_data(args.data, args.split) + model_files(args))
+        if args.trust:
+            from deepatlas.evaluate.calibrate.run import enough_exams
+
+            # Before any work, which would be in vain.
+            enough_exams(args.data, split=args.split, strict=args.strict)
         model = load_model(args)
         template = build_template(
             model, args.data, args.exams, args.structures, size=args.size, strict=args.strict,
@@ -120,13 +126,23 @@ def run(args: argparse.Namespace) -> int:
         note_unnamed(template.names)
         if args.structures:
             template = template.select(args.structures)
+    untold = ""
     if args.trust:
-        from deepatlas.evaluate.calibrate.run import calibrate
+        from deepatlas.evaluate.calibrate.run import TooFewError, calibrate
 
         # All labelled exams tell how good masks are, also those that the template was not made from.
-        template = calibrate(
-            model, template, args.data, split=args.split, strict=args.strict, progress=progress_lines(args)
-        ).template
+        try:
+            template = calibrate(
+                model,
+                template,
+                args.data,
+                split=args.split,
+                strict=args.strict,
+                progress=progress_lines(args),
+            ).template
+        except TooFewError as error:
+            untold = f"{error}; the template is written without trust"
+            print(f"{PROGRAM}: error: {untold}", file=sys.stderr)
     template.save(args.out)
     list_skipped(template.meta["skipped"])
     list_unknown(model, template.meta["fit"])
@@ -138,6 +154,8 @@ def run(args: argparse.Namespace) -> int:
         "lines": [line.name for line in marks_.lines],
         "boxes": [box.name for box in marks_.boxes],
     } | template.meta
+    if untold:
+        data["error"] = untold
     counts = {
         "structure": len(template.names),
         "point": len(marks_.points),
@@ -148,7 +166,7 @@ def run(args: argparse.Namespace) -> int:
     print_result(
         args, data, f"{args.out}: {', '.join(held)} from {counted(len(template.meta['exams']), 'exam')}"
     )
-    return 0
+    return 1 if untold else 0
 
 
 def _check_sources(args: argparse.Namespace) -> None:

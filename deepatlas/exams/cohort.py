@@ -92,12 +92,13 @@ class Cohort:
         raise DataError(f"{self.root}: no exam {name!r}; {why}")
 
 
-def find_exams(root: str | os.PathLike[str]) -> Cohort:
+def find_exams(root: str | os.PathLike[str], *, drawn: bool = True) -> Cohort:
     """List the exams of a data directory in natural order (``pt_2`` before ``pt_10``). No image is read.
 
     Args:
         root: a data directory, or a dataset that ``deepatlas prepare`` wrote. ``labels.json`` lies in it, or in the
             directory above where several splits share it.
+        drawn: whether what was drawn is looked at, so that it needs names.
 
     Returns:
         The exams, and the folders that cannot be used with the reasons. Without ``labels.json``, structures that have
@@ -105,7 +106,7 @@ def find_exams(root: str | os.PathLike[str]) -> Cohort:
 
     Raises:
         DataError: the directory is missing or holds no exam, ``labels.json`` is wrong, or there are segmentations
-            but no ``labels.json``.
+            but no ``labels.json``, where they are looked at.
     """
     root = Path(root)
     if not root.exists():
@@ -148,7 +149,7 @@ def find_exams(root: str | os.PathLike[str]) -> Cohort:
     )
     labels = read_labels(labels_path) if labels_path else names_of_masks(exams)
     with_seg = next((exam for exam in exams if exam.seg and not exam.seg.is_dir()), None)
-    if with_seg and not labels_path:
+    if drawn and with_seg and not labels_path:
         raise DataError(
             f"{with_seg.seg}: no labels.json in {root} names its structures; "
             'write one, for example {"liver": 1, "spleen": 2}'

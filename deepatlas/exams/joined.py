@@ -24,7 +24,7 @@ def roots_of(data: Data) -> list[Path]:
     return roots
 
 
-def find_cohort(data: Data, split: str | os.PathLike[str] | None = None) -> Cohort:
+def find_cohort(data: Data, split: str | os.PathLike[str] | None = None, *, drawn: bool = True) -> Cohort:
     """The exams of data directories and datasets (see :func:`~deepatlas.exams.cohort.find_exams`), and their split.
 
     Args:
@@ -32,6 +32,7 @@ def find_cohort(data: Data, split: str | os.PathLike[str] | None = None) -> Coho
             they have the same names.
         split: a split file (:mod:`deepatlas.exams.parts`) for all exams. Without it, the file ``splits.json`` in a
             directory is that of its exams; those of a directory without one are training exams.
+        drawn: whether what was drawn is looked at, so that it needs names.
 
     Raises:
         DataError: a directory cannot be used, ids clash, tables of labels contradict each other, or a split file is
@@ -41,7 +42,7 @@ def find_cohort(data: Data, split: str | os.PathLike[str] | None = None) -> Coho
     if len(roots) > 1:
         # One folder that they have in common is above all of them.
         roots = [root.resolve() for root in roots]
-    cohorts = [find_exams(root) for root in roots]
+    cohorts = [find_exams(root, drawn=drawn) for root in roots]
     if split is None:
         cohorts = [
             with_split(cohort, path) if (path := cohort.root / SPLITS).is_file() else cohort

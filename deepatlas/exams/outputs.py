@@ -156,7 +156,7 @@ def files_of_data(data: Data, split: Path | None = None) -> list[Path]:
 
 def _files_of_root(root: Path) -> list[Path]:
     try:
-        cohort = find_exams(root)
+        cohort = find_exams(root, drawn=False)
     except DataError:
         return [root]
     found = files_of_exams(cohort.exams)

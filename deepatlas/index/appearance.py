@@ -59,10 +59,12 @@ def unpacked(data: bytes) -> NDArray[np.float32]:
     try:
         codes = np.frombuffer(zlib.decompress(data), dtype=np.uint8)
     except zlib.error as error:
-        raise DataError(f"index: damaged ({error}); make it again with `deepatlas index`") from error
+        raise DataError(
+            f"index: damaged ({error}); delete it, then make it again with `deepatlas index`"
+        ) from error
     if codes.size != CELLS**3:
         raise DataError(
-            "index: damaged (an appearance of another size); make it again with `deepatlas index`"
+            "index: damaged (an appearance of another size); delete it, then make it again with `deepatlas index`"
         )
     values = denormalize((codes.astype(np.float32) - 1) / 254)
     values[codes == _EMPTY] = np.nan

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from deepatlas.engines import Died, default_workers, open_engine
-from deepatlas.errors import DataError
+from deepatlas.errors import DataError, DataWarning
 from deepatlas.exams.cohort import ExamFiles
 from deepatlas.exams.joined import find_cohort
+from deepatlas.files import atomic_path
 from deepatlas.index import work
 from deepatlas.index.columns import check_structures
 from deepatlas.index.facts import described
-from deepatlas.index.file import BATCH, About, Entry, IndexFile, locked
+from deepatlas.index.file import About, Entry, IndexFile, locked
 from deepatlas.index.work import IndexJob, Tools, content_key, describe
 from deepatlas.localize.template.file import Template
 from deepatlas.model.cascade import answering
@@ -80,9 +83,20 @@ def build_index(
     Raises:
         DataError: the index is of another model, template or data, cannot be written, or another program writes it; the
             data cannot be used; or with ``strict`` an exam cannot be used.
+
+    Warns:
+        DataWarning: the data have label images whose structures nobody names.
     """
     check_structures(described(template))
-    cohort = find_cohort(data)
+    # Whether an exam has labels is all that the index holds of them.
+    cohort = find_cohort(data, drawn=False)
+    unnamed = next((exam.seg for exam in cohort.exams if exam.seg and exam.seg.is_file()), None)
+    if unnamed and not cohort.labels_path:
+        warnings.warn(
+            f"{unnamed}: no labels.json names its structures; the index needs none, but training and evaluation do",
+            DataWarning,
+            stacklevel=2,
+        )
     if options.strict and cohort.skipped:
         raise DataError(next(iter(cohort.skipped.values())))
     about = About(
@@ -113,51 +127,82 @@ def build_index(
             index.drop(gone)
             result.removed = len(gone)
         before = set(known)
-        batch: list[Entry] = []
         try:
             for count, found in enumerate(_described(jobs, options), 1):
+                name = found.id
                 if isinstance(found, Entry):
-                    batch.append(found)
-                    name = found.id
+                    # At once, so that nothing that was described is lost even if this process is killed. It takes some
+                    # 20 ms of the half second that an exam needs.
+                    index.put([found])
                     result.changed += name in before
                     result.added += name not in before
                 else:
-                    name = found.id
                     if options.strict:
                         raise DataError(f"{name}: {found.reason}")
                     result.refused[name] = found.reason
-                if len(batch) >= BATCH:
-                    index.put(batch)
-                    batch = []
                 if progress is not None:
                     progress(f"index {count}/{len(jobs)} {name}")
         finally:
-            # Also after Ctrl-C: what is described is kept.
-            index.put(batch)
-            # What is known of them stays, and does not pass as current.
+            # Also after Ctrl-C. What is known of them stays, and does not pass as current.
             index.outdate(sorted(known.keys() & (result.refused.keys() | cohort.skipped.keys())))
         result.exams = len(index)
     return result
 
 
-def merge_indexes(out: Path, shards: list[Path], progress: Callable[[str], None] | None = None) -> int:
+def merge_indexes(
+    out: Path,
+    shards: list[Path],
+    model: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> int:
     """Join the indexes of shards into ``out``, and return the number of exams that it holds.
 
+    All of them are looked at before anything is written, and ``out`` is left as it was after an error.
+
+    Args:
+        out: the index; one that is there is added to.
+        shards: the indexes.
+        model: the fingerprint of the model that they must be of; None takes that of the first.
+        progress: receives a line per shard.
+
     Raises:
-        DataError: they were made with different models, templates or settings.
+        DataError: they, or ``out``, were made with different models, templates or settings.
     """
-    with IndexFile(shards[0]) as first:
-        about = first.about
-    with locked(out), IndexFile.create(out, about) as index:
-        for path in shards:
-            with IndexFile(path) as shard:
-                if shard.about != about:
-                    raise DataError(f"{path}: not of the same model, template and settings as {shards[0]}")
-                entries = list(shard.entries())
-                index.put(entries)
-            if progress is not None:
-                progress(f"merge {path}: {len(entries)} exams")
-        return len(index)
+    with locked(out):
+        about = _common(shards, model)
+        if out.exists():
+            # Whether it can be added to.
+            IndexFile.create(out, about).close()
+        with atomic_path(out) as temporary:
+            if out.exists():
+                shutil.copyfile(out, temporary)
+            with IndexFile.create(temporary, about) as index:
+                for path in shards:
+                    with IndexFile(path) as shard:
+                        entries = list(shard.entries())
+                    index.put(entries)
+                    if progress is not None:
+                        progress(f"merge {path}: {len(entries)} exams")
+                return len(index)
+
+
+def _common(shards: list[Path], model: str | None) -> About:
+    """What all shards were made with."""
+    about = None
+    for path in shards:
+        with IndexFile(path) as shard:
+            if model is not None and shard.about.model != model:
+                raise DataError(
+                    f"{path}: of another model, {shard.about.model}; give that one, or leave --model out"
+                )
+            about = about or shard.about
+            if shard.about != about:
+                raise DataError(
+                    f"{path}: not of the same model, template and settings as {shards[0]}; merge those that are, or "
+                    "make it again"
+                )
+    assert about is not None
+    return about
 
 
 def _job(exam: ExamFiles, tools: Tools, result: Pass) -> IndexJob | None:

@@ -40,11 +40,18 @@ class QueryError(DataError):
 
 @dataclass(frozen=True)
 class Field:
-    """A property of an exam: ``name``, or with ``kind`` that of a structure."""
+    """A property of an exam: ``name``, or with ``kind`` that of a structure.
+
+    ``place`` is where the name stands, and ``start`` where the field begins.
+    """
 
     name: str
     kind: str
     place: int
+    start: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}({self.name})" if self.kind else self.name
 
 
 @dataclass(frozen=True)
@@ -104,15 +111,28 @@ def parse(text: str) -> Expression:
     return _Parser(text).whole()
 
 
-def fields(expression: Expression) -> Iterator[Field]:
-    """The fields of an expression, from left to right."""
+def parse_fields(text: str) -> list[Field]:
+    """The fields of a list such as ``ml(liver), slices``.
+
+    Raises :class:`QueryError` with the place for anything else.
+    """
+    return _Parser(text).listed()
+
+
+def comparisons(expression: Expression) -> Iterator[Comparison]:
+    """The comparisons of an expression, from left to right."""
     if isinstance(expression, Comparison):
-        yield expression.field
+        yield expression
     elif isinstance(expression, Not):
-        yield from fields(expression.part)
+        yield from comparisons(expression.part)
     else:
         for part in expression.parts:
-            yield from fields(part)
+            yield from comparisons(part)
+
+
+def fields(expression: Expression) -> Iterator[Field]:
+    """The fields of an expression, from left to right."""
+    return (comparison.field for comparison in comparisons(expression))
 
 
 class _Parser:
@@ -138,7 +158,24 @@ class _Parser:
     def whole(self) -> Expression:
         found = self.either()
         if self.next.kind != "end":
-            raise self.fail("expected and, or, or the end")
+            raise self.fail(f"expected and, or, or the end{self.hint()}")
+        return found
+
+    def hint(self) -> str:
+        """What is probably wrong where a condition goes on after its value."""
+        if self.next.kind == "sign" and self.next.value in SIGNS:
+            return " (two limits are two comparisons, heart > 50 and heart < 90)"
+        if self.next.kind == "word" and self.tokens[self.at - 1].kind == "number":
+            return " (numbers have no unit)"
+        return ""
+
+    def listed(self) -> list[Field]:
+        found = [self.field()]
+        while self.next.kind == "sign" and self.next.value == ",":
+            self.take()
+            found.append(self.field())
+        if self.next.kind != "end":
+            raise self.fail("expected a comma or the end")
         return found
 
     def either(self) -> Expression:
@@ -189,7 +226,8 @@ class _Parser:
     def field(self) -> Field:
         token = self.take()
         if token.kind not in ("word", "quoted") or token.is_word("and", "or", "in"):
-            raise self.fail("expected the name of a structure or field", token)
+            first = " (it comes before the number)" if token.kind == "number" else ""
+            raise self.fail(f"expected the name of a structure or field{first}", token)
         name, kind = str(token.value), ""
         if token.kind == "word" and self.next.kind == "sign" and self.next.value == "(":
             self.take()
@@ -198,8 +236,8 @@ class _Parser:
                 raise self.fail("expected the name of a structure", inner)
             self.closed()
             name, kind = str(inner.value), name
-            return Field(name, kind, inner.place)
-        return Field(name, kind, token.place)
+            return Field(name, kind, inner.place, token.place)
+        return Field(name, kind, token.place, token.place)
 
     def value(self) -> Value:
         token = self.take()

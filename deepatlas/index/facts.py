@@ -6,20 +6,20 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from deepatlas.index.body_part import body_part
 from deepatlas.index.columns import column, rounded_down
 from deepatlas.index.flip import flip_alarm
-from deepatlas.index.phase import contrast_phase
+from deepatlas.index.inner import inner_values
+from deepatlas.index.measured import measured
+from deepatlas.index.phase import contrast_phase, tells_phase
 from deepatlas.localize.coverage import coverage
 from deepatlas.localize.template.file import Template
 from deepatlas.localize.trust.estimate import exam_trust
 from deepatlas.model.engine import Engine
 from deepatlas.model.exam_map import ExamMap
 from deepatlas.model.project_box import carry_box
-from deepatlas.space.at_points import at_points
 from deepatlas.space.volume import Volume
 
 # A structure of which less is in view has no meaningful mean.
@@ -63,26 +63,29 @@ def facts(
         "pixel_mm": round(max(x, y), 3),
         "height_mm": round(extent[2], 1),
     }
-    values["quality"] = rounded_down(values["fit"])
+    # One scale in the whole index: with trust, an exam without it has no quality, and comes last.
+    values["quality"] = None if trust else rounded_down(values["fit"])
     if fit.known is False:
         return values
     shares = coverage(found, template, volume.grid)
-    hu, volumes = tissue(found, template, shown)
     seen: dict[str, float] = {}
-    densities: dict[str, float | None] = {}
-    for row, name in enumerate(template.names):
+    for row, mask in enumerate(measured(found, template, volume)):
         percent = rounded_down(float(shares[row]))
         values[column(row, "coverage")] = percent
-        seen[name] = float(percent or 0)
-        shown = shares[row] >= _LEAST_VIEW and math.isfinite(hu[row])
-        densities[name] = float(hu[row]) if shown else None
-        values[column(row, "hu")] = round(float(hu[row])) if shown else None
-        values[column(row, "ml")] = round(float(volumes[row]), 1) if shown else None
+        seen[mask.name] = float(percent or 0)
+        if shares[row] >= _LEAST_VIEW and mask.voxels:
+            values[column(row, "hu")] = round(mask.mean)
+            values[column(row, "ml")] = round(mask.ml, 1)
     for row, box in enumerate(template.marks.boxes, len(template.names)):
         carried = carry_box(found.field, box, volume.grid, found.body)
         values[column(row, "coverage")] = 0 if carried is None else rounded_down(carried.coverage)
     values["body_part"] = body_part(seen, extent)
-    values["phase"] = contrast_phase(densities) if model.intensity == "hu" else None
+    if model.intensity == "hu":
+        told = [row for row, name in enumerate(template.names) if tells_phase(name)]
+        inner = inner_values(found, template, told, shown)
+        values["phase"] = contrast_phase(
+            {template.names[row]: inner[row] for row in told if row in inner and shares[row] >= _LEAST_VIEW}
+        )
     if trust:
         said = exam_trust(model, found, template)
         believed = []
@@ -104,38 +107,6 @@ def described(template: Template) -> tuple[str, ...]:
     """
     boxes = (f"box {b.name}" if b.name in template.names else b.name for b in template.marks.boxes)
     return (*template.names, *boxes)
-
-
-@torch.no_grad()
-def tissue(
-    found: ExamMap, template: Template, shown: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The mean value of the exam in each mask of a template, and its volume in ml: ``[K]`` each.
-
-    The mean is over the inner half of the mask where it has one, since the voxels of the network mix what lies at the
-    surface. A mask without a voxel has nan. ``shown`` are the voxels that count.
-    """
-    counts = torch.from_numpy(shown)
-    coords = found.field.on(found.grid).clamp(-1, 1)
-    hu = np.asarray(found.hu.array, dtype=np.float64)
-    means, volumes = np.full(len(template.names), np.nan), np.zeros(len(template.names))
-    last = np.array(template.masks.shape[:0:-1]) - 1
-    for row, level in enumerate(template.thresholds):
-        low, high = torch.from_numpy(template.supports[row] / last * 2 - 1).to(coords)
-        near = ((coords >= low[:, None, None, None]) & (coords <= high[:, None, None, None])).all(0)
-        near &= counts.to(near.device)
-        if not near.any():
-            continue
-        mask = torch.from_numpy(template.masks[row]).to(coords)[None, None]
-        value = at_points(mask, coords[:, near][None]).flatten().cpu().numpy()
-        inside = value >= level
-        if not inside.any():
-            continue
-        tissue_hu = hu[near.cpu().numpy()]
-        inner = value >= max(level, float(np.median(value[inside])))
-        means[row] = tissue_hu[inner].mean()
-        volumes[row] = inside.sum() * found.grid.voxel_volume / 1000
-    return means, volumes
 
 
 def loss_percentile(model: Engine, fit: float) -> int | None:

@@ -17,9 +17,10 @@ from deepatlas.index.columns import EXAM, NUMBER, TRUTH, Columns, Values
 from deepatlas.locks import held
 from deepatlas.sqlite import INDEX, Trouble, trouble_of
 
-FORMAT, VERSION = "deepatlas-index", 1
-# Rows of one transaction: an interruption costs no more of them.
-BATCH = 16
+# Version 1 held the volumes and values of masks without the say of the image, on the grid of the network.
+FORMAT, VERSION = "deepatlas-index", 2
+# `deepatlas index` continues no file that it cannot read.
+CURE = "delete it, then make it again with `deepatlas index`"
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ class IndexFile:
             raise DataError(f"{self.path}: not an index of `deepatlas index`; choose another file")
         if found.get("version") != str(VERSION):
             raise DataError(
-                f"{self.path}: index format {found.get('version')}, this version reads {VERSION}; make it again"
+                f"{self.path}: index format {found.get('version')}, this version reads {VERSION}; {CURE}"
             )
         about = json.loads(found["about"])
         return About(
@@ -222,7 +223,7 @@ class IndexFile:
         if trouble in (Trouble.DISK_FULL, Trouble.DEVICE, Trouble.ACCESS):
             return WriteError(f"{self.path}: cannot be used: {error}; free space or check its permissions")
         return DataError(
-            f"{self.path}: not an index, or damaged ({error}); make it again with `deepatlas index`"
+            f"{self.path}: not an index, or damaged ({error}); choose another file, or, if it was an index, {CURE}"
         )
 
 

@@ -15,20 +15,13 @@ from dataclasses import replace
 import numpy as np
 import torch.nn.functional as F
 
+from deepatlas.index.alarms import MIRRORED, TURNED
 from deepatlas.model.engine import Engine
 from deepatlas.model.exam_map import ExamMap
 from deepatlas.space.grid import Grid
 from deepatlas.space.preprocess import denormalize
 from deepatlas.space.volume import Volume
 
-# Names of the alarms, with the axes (z, y, x) along which the exam would have to be flipped.
-MIRRORED = ("left-right", (2,))
-_TURNED = (
-    ("head-feet", (0,)),
-    ("front-back", (1,)),
-    # As when LPS is read as RAS.
-    ("front-back and left-right", (1, 2)),
-)
 # By how much the fit of the flipped exam must exceed that of the exam. The fits of the two sides of a symmetric body
 # differ by less.
 MARGIN = 0.04
@@ -55,11 +48,14 @@ def flip_alarm(model: Engine, found: ExamMap, sides: bool = True) -> str | None:
     """What seems to be exchanged in an exam, such as ``"left-right"``; None where nothing is.
 
     It costs one pass of the network if the anatomy has ``sides`` (see :func:`shows_sides`), and three more for an exam
-    that the model does not know.
+    that the model does not know. Of such an exam the flipped copy must be one that the model knows: another part of
+    the body may fit better upside down, and is not upside down for that.
     """
     known = found.fit.known is not False
-    best, name = found.fit.value + (MARGIN if known else _MARGIN_UNKNOWN), None
-    for candidate, axes in (*((MIRRORED,) if sides else ()), *(() if known else _TURNED)):
+    best, name = found.fit.value + MARGIN, None
+    if not known:
+        best = max(found.fit.value + _MARGIN_UNKNOWN, found.fit.threshold or 0.0)
+    for candidate, axes in (*((MIRRORED,) if sides else ()), *(() if known else TURNED)):
         value = _fit_of_flipped(model, found, axes)
         if value > best:
             best, name = value, candidate

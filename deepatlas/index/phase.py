@@ -21,7 +21,7 @@ SYNONYMS = {
     "non-contrast": "none",
 }
 _ARTERIES = ("A_Aorta", "A_Carotid")
-_HEART, _KIDNEY = "Heart", "Kidney"
+_HEART, _KIDNEY, _LIVER, _SPLEEN = "Heart", "Kidney", "Liver", "Spleen"
 _BLOOD_WITH_CONTRAST = 85.0
 # A whole heart is about two thirds blood and one third muscle. In a portal venous phase, of 150 and 110 HU, its mean is
 # below 140.
@@ -32,18 +32,23 @@ _ARTERIAL_SPLEEN_OVER_LIVER = 25.0
 _BLOOD_BEFORE_ORGANS = 80.0
 
 
+def tells_phase(name: str) -> bool:
+    """Whether the Hounsfield units of a structure of this name hint at a phase."""
+    return structure_and_side(name)[0] in (*_ARTERIES, _HEART, _KIDNEY, _LIVER, _SPLEEN)
+
+
 def contrast_phase(hu: Mapping[str, float | None]) -> str | None:
     """One of :data:`PHASES`, or None where the structures do not tell.
 
     Args:
-        hu: the mean Hounsfield units of structures; None for those that are not in view.
+        hu: the mean Hounsfield units inside structures; None for those that are not in view.
     """
     seen: dict[str, list[float]] = {}
     for name, value in hu.items():
         if value is not None:
             seen.setdefault(structure_and_side(name)[0], []).append(value)
     mean = {name: sum(values) / len(values) for name, values in seen.items()}
-    liver, spleen = mean.get("Liver"), mean.get("Spleen")
+    liver, spleen = mean.get(_LIVER), mean.get(_SPLEEN)
     blood = max((mean[name] for name in _ARTERIES if name in mean), default=None)
     heart, kidney = mean.get(_HEART), mean.get(_KIDNEY)
     organs = [value for value in (liver, spleen, kidney) if value is not None]

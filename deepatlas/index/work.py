@@ -76,10 +76,12 @@ def describe(job: IndexJob) -> Entry | Refused:
             # The key is that of the files as they are read now.
             volume = read_volume(job.path, notes=[], kind=job.kind)
             found = model.map_exam(volume)
+            shown = in_view(found, volume.grid)
+            values = facts(
+                model, template, volume, found, shown, trust=job.tools.trust, sides=job.tools.sides
+            )
     except DataError as error:
         return Refused(job.id, str(error))
-    shown = in_view(found, volume.grid)
-    values = facts(model, template, volume, found, shown, trust=job.tools.trust, sides=job.tools.sides)
     cells = packed(appearance(found, shown)) if found.fit.known is not False else b""
     return Entry(job.id, str(job.path), job.key, values | {"labelled": int(job.labelled)}, cells)
 

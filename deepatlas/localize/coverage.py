@@ -39,7 +39,7 @@ def coverage(found: ExamMap, template: Template, grid: Grid) -> NDArray[np.float
     coords = found.field.on(found.grid).double().cpu().numpy()
     body = found.body if found.body.any() else np.ones_like(found.body)
     place = np.argwhere(body)
-    tree = cKDTree(coords[:, body].T)
+    tree = cKDTree(coords[:, body].T, balanced_tree=False, compact_nodes=False)
     _, nearest = tree.query(points)
     there = coords[:, body].T[nearest]
     z, y, x = place[nearest].T

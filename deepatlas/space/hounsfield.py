@@ -83,7 +83,7 @@ def hounsfield(volume: Volume) -> tuple[Volume, list[str]]:
     """
     name = volume.name or "image"
     values = _measure(volume.array, name)
-    if reason := _not_hounsfield(values):
+    if reason := _not_hounsfield(values, volume.modality == "CT"):
         raise KindError(f"{name}: {reason}")
     return _mended(volume, values)
 
@@ -105,8 +105,8 @@ def _measure(array: NDArray, name: str) -> _Values:
     )
 
 
-def _not_hounsfield(v: _Values) -> str:
-    """Why the image cannot be a CT in Hounsfield units, or the empty string."""
+def _not_hounsfield(v: _Values, is_ct: bool) -> str:
+    """Why the image cannot be a CT in Hounsfield units, or the empty string; ``is_ct``: at least it is a CT."""
     seen = f"values {v.low:g} to {v.high:g}"
     if (
         v.low >= 0
@@ -124,9 +124,13 @@ def _not_hounsfield(v: _Values) -> str:
     above = rest[rest > 1024 - 2 * _SOFT]
     if float(np.percentile(rest, 1)) >= -100 and len(above) >= 0.02 * v.sample.size:
         if float(np.mean(np.abs(above - 1024) <= _SOFT)) >= 0.5:
+            shown = f"{seen}, most of the tissue at {float(np.median(above)):.0f}"
+            if is_ct:
+                return f"{shown}: the rescale intercept of -1024 was not applied; subtract 1024"
+            # Many MR look like that, and nothing must be subtracted from them.
             return (
-                f"{seen}, most of the tissue at {float(np.median(above)):.0f}: the rescale intercept of -1024 was not "
-                "applied; subtract 1024"
+                f"{shown}: no CT, which is expected here (MR is for models of --preset mr); or, if it is a CT, one "
+                "without its rescale intercept: only then subtract 1024"
             )
     if v.low > _FAT:
         return (

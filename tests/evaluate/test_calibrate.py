@@ -14,11 +14,12 @@ from scipy import stats
 from small_exams import one_line
 from truth_model import TruthModel
 
+from deepatlas.cli.main import main
 from deepatlas.errors import DataError, DeepAtlasError
 from deepatlas.evaluate.calibrate.collect import collect, tabulate
 from deepatlas.evaluate.calibrate.regression import Table, calibrate_table, conformal
 from deepatlas.evaluate.calibrate.report import FILES, write_calibration
-from deepatlas.evaluate.calibrate.run import calibrate, spearman
+from deepatlas.evaluate.calibrate.run import TooFewError, calibrate, spearman
 from deepatlas.evaluate.calibrate.truth import in_common_slices
 from deepatlas.exams.joined import find_cohort
 from deepatlas.exams.selection import Selection
@@ -191,13 +192,59 @@ def test_the_report_holds_the_figures_and_needs_no_other_file(found, tmp_path):
     assert len(facts["values"]) == facts["rows"] and facts["structures"]["liver"]["exams"] >= 10
 
 
-def test_too_few_exams_and_foreign_names_are_refused(made):
+def test_too_few_exams_and_foreign_names_are_refused(made, monkeypatch):
     root, model, template = made
-    with pytest.raises(DataError, match="3 labelled exams can be used, and a calibration takes 10"):
-        calibrate(model, template, root, sorted(model.exams)[:3], views=2)
+    with monkeypatch.context() as patch:
+        # No exam is mapped before they are counted.
+        patch.setattr(model, "map_exam", None)
+        with pytest.raises(TooFewError, match="3 exams are labelled, and a calibration takes 10") as error:
+            calibrate(model, template, root, sorted(model.exams)[:3], views=2)
+        one_line(error.value)
     other = Template(template.masks[:1], ("spleen of a fish",), (1,), template.meta)
     with pytest.raises(DataError, match="shares no structure"):
         calibrate(model, other, root)
+
+
+def test_a_template_that_cannot_be_calibrated(made, tmp_path, monkeypatch, capsys):
+    root, model, template = made
+    out = tmp_path / "t.h5"
+    command = [
+        "template",
+        "--model",
+        "m",
+        "--data",
+        str(root),
+        "--out",
+        str(out),
+        "--trust",
+        "--quiet",
+        "--json",
+    ]
+    monkeypatch.setattr("deepatlas.cli.template.model_files", lambda _: [])
+    monkeypatch.setattr("deepatlas.cli.template.load_model", lambda _: model)
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in [root / "labels.json", *sorted(root.glob("phantom_*"))[:3]]:
+        (few / path.name).symlink_to(path)
+    # Too few are labelled: nothing is done.
+    with monkeypatch.context() as patch:
+        patch.setattr("deepatlas.cli.template.load_model", None)
+        assert main([*command[:4], str(few), *command[5:]]) == 1
+    assert "3 exams are labelled, and a calibration takes 10" in capsys.readouterr().err and not out.exists()
+    # Too few can be used, which shows when the template is made: it is kept.
+    monkeypatch.setattr(
+        "deepatlas.localize.template.build.build_template", lambda *_, **__: made_here(template)
+    )
+    monkeypatch.setattr(model, "unknown", set(model.exams))
+    assert main(command) == 1
+    said = capsys.readouterr()
+    assert "0 labelled exams can be used" in said.err and "written without trust" in said.err
+    assert "written without trust" in json.loads(said.out)["error"]
+    assert "trust" not in Template.load(out).meta
+
+
+def made_here(template):
+    return replace(template, meta={**template.meta, "skipped": {}, "fit": {}, "exams": []})
 
 
 def test_dice_counts_only_the_slices_in_common():

@@ -12,11 +12,11 @@ from deepatlas.index.expression import QueryError, parse
 
 COLUMNS = Columns(["heart", "liver", "vertebrae L1", "LeftParotid"])
 ROWS = [
-    # id, heart, liver, hu of liver, phase, body part, known, labelled
-    ("a", 100, 90, 60, "venous", "chest", 1, 0),
-    ("b", 89, 100, 110, "arterial", "whole body", 1, 1),
-    ("c", None, 40, None, None, None, 0, 0),
-    ("d", 95, 0, -5, "none", "head/neck", 1, 0),
+    # id, heart, liver, hu of liver, phase, body part, known, labelled, flip, axes
+    ("a", 100, 90, 60, "venous", "chest", 1, 0, None, "RAS"),
+    ("b", 89, 100, 110, "arterial", "whole body", 1, 1, "left-right", "LAS"),
+    ("c", None, 40, None, None, None, 0, 0, None, "RAS"),
+    ("d", 95, 0, -5, "none", "head/neck", 1, 0, None, "RAS"),
 ]
 
 
@@ -25,7 +25,18 @@ def table():
     db = sqlite3.connect(":memory:")
     names = ["id", *COLUMNS.all()]
     db.execute(f"CREATE TABLE exams ({', '.join(names)})")
-    used = ["id", "coverage_0", "coverage_1", "hu_1", "phase", "body_part", "known", "labelled"]
+    used = [
+        "id",
+        "coverage_0",
+        "coverage_1",
+        "hu_1",
+        "phase",
+        "body_part",
+        "known",
+        "labelled",
+        "flip",
+        "axes",
+    ]
     db.executemany(f"INSERT INTO exams ({', '.join(used)}) VALUES ({', '.join('?' * len(used))})", ROWS)
     return db
 
@@ -59,6 +70,21 @@ def found(table, text):
         ("known", "abd"),
         ("not known", "c"),
         ("labelled = yes and known = true", "b"),
+        ("labelled = 1 and known = 1", "b"),
+        ("known = 0", "c"),
+        ("phase = unknown", "c"),
+        ("phase in (venous, unknown)", "ac"),
+        ("phase != unknown", "abd"),
+        ("body_part = unknown", "c"),
+        ("flip = none", "acd"),
+        ("flip = left-right", "b"),
+        ("flip != left-right", "acd"),
+        ("flip != none", "b"),
+        ("not flip = none", "b"),
+        ("flip in (none, head-feet)", "acd"),
+        ("flip not in (head-feet, left-right)", "acd"),
+        ("axes = las", "b"),
+        ("axes != RAS", "b"),
         ("labelled = no", "acd"),
         ("not not heart > 0", "abd"),
         ('"heart" > 1e1', "abd"),
@@ -82,7 +108,21 @@ def test_questions_mean_what_they_say(table, text, want):
         ("phase = venus", 8, "did you mean venous?"),
         ("phase > venous", 0, "has no order"),
         ("heart", 0, "needs a sign"),
-        ("colour(heart) > 3", 7, "unknown property colour"),
+        ("colour(heart) > 3", 0, "unknown property colour"),
+        ("slice_mm <= 3mm", 12, "slice_mm is a number, not a word; leave the unit out and write 3"),
+        ("ml(liver) > 50 HU", 15, "got HU"),
+        ("ml(liver) > 50 HU", 15, "numbers have no unit"),
+        ("heart > 50 < 90", 11, "two limits are two comparisons"),
+        ("50 < heart < 90", 0, "it comes before the number"),
+        ("heart = NULL", 8, "heart is a number, not a word"),
+        ("hu(heart) = NULL", 12, "hu(heart) is a number, not a word"),
+        ("livers > 90", 0, "did you mean liver"),
+        ("age > 50", 0, "fields of an exam are id, fit, known"),
+        ("age > 50", 0, "and structures heart, liver"),
+        ("hu(heart)", 0, "hu(heart) needs a sign"),
+        ("flip = mirrored", 7, "flip has no 'mirrored'; there are: none, left-right, head-feet"),
+        ("flip != left_right", 8, "did you mean left-right"),
+        ("axes = RAZ", 7, "did you mean"),
         ("heart in 90", 9, "expected ( and the values"),
         ('body = "chest', 7, "a quote that does not end"),
         ("heart ; drop", 6, "unknown sign ;"),

@@ -44,20 +44,23 @@ def test_the_atlas_of_heads_and_necks_shows_none():
 
 
 @pytest.mark.parametrize(
-    ("known", "sides", "passes", "alarm"),
+    ("threshold", "sides", "passes", "alarm"),
     [
-        (True, True, 1, "left-right"),
-        (True, False, 0, None),
-        (False, True, 4, "left-right"),
-        (False, False, 3, "front-back and left-right"),
+        (0.0, True, 1, "left-right"),
+        (0.0, False, 0, None),
+        (0.6, True, 4, "left-right"),
+        (0.6, False, 3, "front-back and left-right"),
+        # The model knows neither the exam nor a flipped copy: it is another part of the body.
+        (1.1, True, 4, None),
+        (1.1, False, 3, None),
     ],
 )
-def test_an_exam_is_compared_with_its_mirror_image_where_there_are_sides(known, sides, passes, alarm):
+def test_an_exam_is_compared_with_its_mirror_image_where_there_are_sides(threshold, sides, passes, alarm):
     model = Comparing(0.3)
     values = torch.nn.functional.avg_pool3d(model.atlas, 2)[0, 0].numpy() * 512 - 256
     hu = Volume(np.ascontiguousarray(values[..., ::-1]), Grid((16, 16, 16), np.eye(4)))
-    fit = Fit(0.5, 0.0 if known else 2.0)
-    assert fit.known is known
+    fit = Fit(0.5, threshold)
+    assert fit.known is (threshold == 0.0)
     model.passes = 0
     found = ExamMap(torch.zeros((1, 3, 16, 16, 16)), hu.grid, hu, np.ones((16,) * 3, dtype=bool), fit)
     assert flip_alarm(model, found, sides) == alarm and model.passes == passes

@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from deepatlas.index.facts import tissue
 from deepatlas.index.in_view import in_view
+from deepatlas.index.inner import inner_values
+from deepatlas.index.measured import measured
 from deepatlas.localize.template.file import Template
 from deepatlas.model.exam_map import ExamMap
 from deepatlas.model.fit import Fit
@@ -45,7 +46,11 @@ def test_voxels_in_view_hold_nothing_but_values_of_the_exam(degrees):
 def test_the_tissue_of_a_structure_that_a_turned_exam_cuts_is_not_mixed_with_air():
     volume, found = _exam(15.0)
     template = Template(np.ones((1, 8, 8, 8), dtype=np.float32), ("liver",), (1,), {})
-    mean, ml = tissue(found, template, in_view(found, volume.grid))
-    assert mean[0] == pytest.approx(HU, abs=0.1)
-    everywhere, more = tissue(found, template, np.ones_like(found.body))
-    assert everywhere[0] < HU - 100 and 0 < ml[0] < more[0]
+    mean = inner_values(found, template, [0], in_view(found, volume.grid))[0]
+    assert mean == pytest.approx(HU, abs=0.1)
+    assert inner_values(found, template, [0], np.ones_like(found.body))[0] < HU - 100
+    # On the exam's own grid there is no air beside it.
+    (mask,) = measured(found, template, volume)
+    assert mask.mean == HU and mask.ml == pytest.approx(
+        volume.array.size * volume.grid.voxel_volume / 1000, rel=0.05
+    )

@@ -16,7 +16,7 @@ from deepatlas.errors import DataError
 from deepatlas.exams.checksums import image_files
 from deepatlas.index import compare
 from deepatlas.index.build import merge_indexes
-from deepatlas.index.file import About, IndexFile, locked
+from deepatlas.index.file import About, Entry, IndexFile, locked
 from deepatlas.index.work import content_key
 
 HEADNECK = ("--model", "headneck", "--template", "headneck")
@@ -48,10 +48,8 @@ def test_index_describes_a_data_directory_in_processes(tmp_path, capsys):
         (["{data}", "--average", "2", *HEADNECK], "--average"),
         (["{data}", "--depth", "0", *HEADNECK], "--depth"),
         (["{data}/none", *HEADNECK], "no such data directory"),
-        (
-            ["{data}/none.sqlite", "--merge", "--model", "headneck", "--out", "{data}/i.sqlite"],
-            "no such index",
-        ),
+        (["{data}/none.sqlite", "--merge", "--out", "{data}/i.sqlite"], "no such index"),
+        (["{data}"], "give --model M"),
     ],
 )
 def test_what_cannot_be_indexed_is_one_line(tmp_path, capsys, monkeypatch, arguments, says):
@@ -93,11 +91,44 @@ def test_an_index_goes_on_with_the_regions_that_it_was_made_with(tmp_path):
 def test_a_merged_index_is_none_of_its_parts(tmp_path, capsys):
     IndexFile.create(tmp_path / "a.sqlite", ABOUT).close()
     before = (tmp_path / "a.sqlite").read_bytes()
-    merge = ["index", str(tmp_path / "a.sqlite"), "--merge", "--model", "headneck", "--out"]
+    merge = ["index", str(tmp_path / "a.sqlite"), "--merge", "--out"]
     assert main([*merge, str(tmp_path / "a.sqlite")]) == 1
     assert "would be overwritten" in capsys.readouterr().err
     assert (tmp_path / "a.sqlite").read_bytes() == before
     assert main([*merge, str(tmp_path / "b.sqlite"), "--quiet"]) == 0
+
+
+def test_shards_that_do_not_belong_together_leave_nothing(tmp_path, capsys):
+    first, other, out = tmp_path / "a.sqlite", tmp_path / "b.sqlite", tmp_path / "out.sqlite"
+    with IndexFile.create(first, ABOUT) as index:
+        index.put([Entry("e1", "/data/e1/ct.nii.gz", "key", {"fit": 0.5})])
+    with IndexFile.create(other, replace(ABOUT, refine=20)) as index:
+        index.put([Entry("e2", "/data/e2/ct.nii.gz", "key", {"fit": 0.5})])
+    with pytest.raises(DataError, match="not of the same model, template and settings"):
+        merge_indexes(out, [first, other])
+    assert not out.exists() and {p.name for p in tmp_path.glob("*.sqlite")} == {"a.sqlite", "b.sqlite"}
+    assert main(["index", str(first), "--merge", "--model", "nosuch", "--out", str(out)]) == 1
+    assert main(["index", str(first), "--merge", "--model", "headneck", "--out", str(out)]) == 1
+    assert "a.sqlite: of another model, model; give that one" in capsys.readouterr().err
+    assert not out.exists()
+    assert main(["index", str(first), "--merge", "--out", str(out), "--quiet"]) == 0
+    before = out.read_bytes()
+    with pytest.raises(DataError, match="made with --refine 0, not 20"):
+        merge_indexes(out, [other])
+    assert out.read_bytes() == before
+    with IndexFile.create(tmp_path / "c.sqlite", ABOUT) as index:
+        index.put([Entry("e3", "/data/e3/ct.nii.gz", "key", {"fit": 0.5})])
+    # An index that is there is added to.
+    assert merge_indexes(out, [tmp_path / "c.sqlite"]) == 2
+
+
+def test_a_damaged_index_is_not_told_to_be_made_over_itself(tmp_path, capsys):
+    data = write_cohort(tmp_path / "data", 1)
+    (data / "index.sqlite").write_bytes(b"")
+    for command in (["query", str(data)], ["index", str(data), *HEADNECK, "--quiet"]):
+        assert main(command) == 1
+        assert "delete it, then make it again with `deepatlas index`" in capsys.readouterr().err
+    (data / "index.sqlite").unlink()
 
 
 def test_a_map_of_nothing_is_one_line(tmp_path, capsys, monkeypatch):

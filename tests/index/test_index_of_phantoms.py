@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import sqlite3
 from dataclasses import replace
 
 import nibabel
@@ -13,16 +16,23 @@ from small_exams import one_line
 from truth_model import CENTRE, SCALE, TruthModel
 
 from deepatlas.cli.main import main
-from deepatlas.errors import DataError
+from deepatlas.errors import DataError, DataWarning, guarded
+from deepatlas.exams.read import read_volume
 from deepatlas.index import build, work
+from deepatlas.index import measured as measuring
 from deepatlas.index.ask import about_exam, ask, table2
 from deepatlas.index.compare import departure_of, outliers, similar
 from deepatlas.index.departures import departure_map
 from deepatlas.index.file import IndexFile
+from deepatlas.index.measured import measured, thinned
 from deepatlas.io.codec import write_volume
+from deepatlas.localize.segment import segment
+from deepatlas.localize.template.appearance import Appearance
 from deepatlas.phantom.patients import PhantomCohort
 from deepatlas.space.box import Box
+from deepatlas.space.grid import Grid
 from deepatlas.space.markup import Markups
+from deepatlas.space.resample_to import resample_to
 from deepatlas.space.volume import Volume
 
 COUNT = 10
@@ -130,6 +140,88 @@ def test_phases_are_those_of_the_phantoms(made, index):
         assert about_exam(index, exam.id)["phase"] == names[exam.phase], exam.region
     venous = {e.id for e in model.exams.values() if e.phase == "portal"}
     assert {row[0] for row in ask(index, "phase = venous").rows} == venous
+
+
+def judged_by_the_image(template):
+    """The template with a say of the image: a mask is what is brighter than fat, but for lungs and airways."""
+    dark = np.array([name in ("airway", "lung_right", "lung_left") for name in template.names])
+    odds = np.where(dark[:, None], (2.0, -2.0), (-2.0, 2.0)).astype(np.float32)
+    return replace(template, appearance=Appearance(np.array([-np.inf, -150.0]), odds, 5.0))
+
+
+@pytest.mark.slow(1)
+def test_volumes_and_values_are_those_of_segment(made, here, tmp_path, monkeypatch):
+    root, (_, model, plain) = made[0], here
+    template = judged_by_the_image(plain)
+    monkeypatch.setattr(work, "loaded", lambda tools: (model, template))
+    data = tmp_path / "data"
+    shutil.copytree(root / "phantom_0000", data / "phantom_0000")
+    shutil.copy(root / "labels.json", data)
+    build_here(data, model, template, tmp_path / "i.sqlite")
+    with IndexFile(tmp_path / "i.sqlite") as found:
+        held = about_exam(found, "phantom_0000")["structures"]
+    volume = read_volume(data / "phantom_0000" / "ct.nii.gz")
+    said = segment(model, volume, template).statistics(volume)
+    alone = segment(model, volume, plain).statistics(volume)
+    compared = [one for one in said if "ml" in held[one.name]]
+    assert len(compared) > 15
+    for one in compared:
+        assert held[one.name]["ml"] == pytest.approx(one.ml, abs=0.06), one.name
+        assert held[one.name]["hu"] == pytest.approx(one.mean, abs=0.51), one.name
+    # The image has a say, so that the masks alone would have given other volumes.
+    assert sum(abs(a.ml - b.ml) > 0.05 * a.ml for a, b in zip(said, alone, strict=True)) > 5
+
+
+@pytest.mark.slow(1)
+def test_every_second_voxel_measures_the_same(made, monkeypatch):
+    _, model, plain, _ = made
+    template, exam = judged_by_the_image(plain), model.exams["phantom_0000"]
+    volume = resample_to(exam.volume, exam.volume.grid.resized([2 * n for n in exam.volume.grid.shape]))
+    found = model.map_exam(volume)
+    every = measured(found, template, volume)
+    monkeypatch.setattr(measuring, "_APART_MM", 2.1 * max(volume.grid.spacing))
+    monkeypatch.setattr(measuring, "_LEAST_VOXELS", 8)
+    some = measured(found, template, volume)
+    for one, all_of_it in zip(some, every, strict=True):
+        assert one.voxels < 0.2 * all_of_it.voxels
+        # Voxels of 12 mm, four times as large as those that are ever made.
+        if all_of_it.ml > 300:
+            assert one.ml == pytest.approx(all_of_it.ml, rel=0.1), one.name
+            assert one.mean == pytest.approx(all_of_it.mean, abs=35), one.name
+
+
+def test_voxels_that_are_left_stay_where_they_are():
+    affine = np.array([[0.0, -0.8, 0, 5], [0.9, 0, 0, -7], [0, 0, 4.0, 3], [0, 0, 0, 1]])
+    rng = np.random.default_rng(0)
+    volume = Volume(rng.normal(size=(70, 200, 193)), Grid((70, 200, 193), affine))
+    left = thinned(volume)
+    # Four millimetres stay; of the others every third, so that there are 64 at least.
+    assert left.array.shape == (70, 67, 65) and left.grid.shape == left.array.shape
+    assert left.grid.voxel_to_world([64, 66, 69]) == pytest.approx(volume.grid.voxel_to_world([192, 198, 69]))
+    assert left.array[69, 66, 64] == volume.array[69, 198, 192]
+    assert thinned(left) is left
+
+
+def test_label_images_without_names_are_a_warning(here, tmp_path):
+    root, model, template = here
+    shutil.copytree(root / "phantom_0000", tmp_path / "data" / "phantom_0000")
+    with pytest.warns(DataWarning, match=r"seg\.nii\.gz: no labels\.json names its structures"):
+        build_here(tmp_path / "data", model, template, tmp_path / "data" / "index.sqlite")
+    with IndexFile(tmp_path / "data" / "index.sqlite") as found:
+        assert [r[0] for r in ask(found, "labelled").rows] == ["phantom_0000"]
+
+
+def test_an_index_of_an_older_version_is_refused(index, tmp_path):
+    old = tmp_path / "old.sqlite"
+    shutil.copy(index.path, old)
+    with sqlite3.connect(old) as db:
+        db.execute("UPDATE about SET value = '1' WHERE name = 'version'")
+    db.close()
+    with pytest.raises(
+        DataError, match=r"index format 1, this version reads 2; delete it, then make it again"
+    ) as error:
+        IndexFile(old)
+    one_line(error.value)
 
 
 def test_body_parts_and_table_2(made, index):
@@ -293,20 +385,24 @@ def test_passes_add_change_and_drop_and_do_nothing_twice(made, here, tmp_path, c
 
 
 @pytest.mark.slow(1)
-def test_a_pass_that_is_stopped_goes_on_where_it_was(here, tmp_path, monkeypatch):
+def test_a_pass_that_is_stopped_goes_on_where_it_was(here, tmp_path, monkeypatch, capsys):
     root, model, template = here
     out, seen = tmp_path / "i.sqlite", []
     whole = work.describe
 
     def stopped(job):
+        # What was described lies in the file already, as if this process were killed now.
+        with IndexFile(out) as so_far:
+            assert so_far.keys().keys() == set(seen)
         if len(seen) == 3:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGTERM)
         seen.append(job.id)
         return whole(job)
 
     monkeypatch.setattr(build, "describe", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        build_here(root, model, template, out)
+    assert guarded(lambda: build_here(root, model, template, out)) == 130
+    assert capsys.readouterr().err == "deepatlas: ended by SIGTERM\n"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     monkeypatch.setattr(build, "describe", whole)
     assert build_here(root, model, template, out).added == len(FEW) - 3
 

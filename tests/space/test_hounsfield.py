@@ -11,7 +11,7 @@ from real_exams import real
 from scipy import ndimage
 from small_exams import one_line
 
-from deepatlas.errors import DataError
+from deepatlas.errors import DataError, KindError
 from deepatlas.exams.read import read_volume
 from deepatlas.space.grid import Grid
 from deepatlas.space.hounsfield import hounsfield
@@ -81,6 +81,17 @@ def test_what_is_no_ct_in_hounsfield_units_is_refused(case):
         hounsfield(volume(change(patient())))
     one_line(error.value)
     assert str(error.value).startswith("exam: ")
+
+
+def test_nobody_is_told_to_subtract_from_what_may_be_an_mr():
+    ct = volume(patient() + 1024)
+    with pytest.raises(KindError, match="not applied; subtract 1024$"):
+        hounsfield(replace(ct, modality="CT"))
+    with pytest.raises(
+        KindError, match=r"MR is for models of --preset mr.* if it is a CT, .* only then"
+    ) as error:
+        hounsfield(ct)
+    one_line(error.value)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -51,6 +51,32 @@ class Calibrated:
     skipped: dict[str, str]
 
 
+class TooFewError(DataError):
+    """Labelled exams that are too few for a calibration."""
+
+
+def enough_exams(
+    data: Data, exams: Sequence[str] | None = None, *, split: str | Path | None = None, strict: bool = False
+) -> Selection:
+    """The labelled exams of a calibration, none of which is read.
+
+    Args:
+        data: as for :func:`calibrate`, as are the other arguments.
+
+    Raises:
+        TooFewError: there are fewer than ten, so that all work would be in vain.
+        DataError: the data cannot be used.
+    """
+    cohort = find_cohort(data, split)
+    among = cohort.parts.learnable([e.id for e in cohort.exams]) if cohort.parts else None
+    selection = Selection(cohort, exams, strict, among=among)
+    if len(selection) < LEAST_EXAMS:
+        raise TooFewError(
+            f"{cohort.root}: {len(selection)} exams are labelled, and a calibration takes {LEAST_EXAMS}; give more"
+        )
+    return selection
+
+
 def calibrate(
     model: Engine,
     template: Template,
@@ -78,12 +104,12 @@ def calibrate(
         progress: receives lines of text.
 
     Raises:
-        DataError: the template and the data share no structure, or fewer than ten exams can be used.
+        TooFewError: fewer than ten exams are labelled, or can be used.
+        DataError: the template and the data share no structure.
     """
     template.check_model(model.fingerprint)
-    cohort = find_cohort(data, split)
-    among = cohort.parts.learnable([e.id for e in cohort.exams]) if cohort.parts else None
-    selection = Selection(cohort, exams, strict, among=among)
+    selection = enough_exams(data, exams, split=split, strict=strict)
+    cohort = selection.cohort
     labels = selection.cohort.labels
     met = meeting(template.names, labels, str(selection.cohort.labels_path))
     if not met:
@@ -94,13 +120,13 @@ def calibrate(
     found = collect(model, selection, template, views, FOLDS, drawn, progress)
     if len(found) < LEAST_EXAMS:
         why = next(iter(selection.skipped.values()), "no more are labelled")
-        raise DataError(
+        raise TooFewError(
             f"{cohort.root}: {len(found)} labelled exams can be used, and a calibration takes {LEAST_EXAMS}; give more "
             f"({why})"
         )
     table = tabulate(model, template, found, drawn, progress)
     if len(np.unique(table.exam)) < LEAST_EXAMS or len(np.unique(table.fold)) < 2:
-        raise DataError(
+        raise TooFewError(
             f"{cohort.root}: masks of only {len(np.unique(table.exam))} exams can be judged, and a calibration takes "
             f"{LEAST_EXAMS}; give more labelled exams"
         )
