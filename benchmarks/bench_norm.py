@@ -51,4 +51,6 @@ def test_group_norm_leaky_relu(record, device, backward, layout, dtype):
         {"native": of(native), "pytorch": of(pytorch)},
         elements * x.element_size(),
         device,
+        # PyTorch rounds a half type between the two ops, and sums its gradients with less care.
+        tolerance=1e-3 if dtype == torch.float32 else 3e-2,
     )

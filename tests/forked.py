@@ -92,6 +92,8 @@ def ranks(module: str, arguments: Sequence[str], environment: Mapping[str, str],
 def _run(module: str, arguments: list[str], environment: dict[str, str], folder: str, printed: str) -> None:
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # As in a terminal, also where the tests were started by nohup.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     output = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for number in (1, 2):
         os.dup2(output, number)

@@ -60,7 +60,8 @@ def told(monkeypatch):
 
     monkeypatch.setattr(Model, "load", known)
     monkeypatch.setattr(
-        "deepatlas.localize.segment.exam_trust", lambda *_, threshold: SimpleNamespace(structures=TOLD)
+        "deepatlas.localize.segment.exam_trust",
+        lambda *_, threshold, places: SimpleNamespace(structures=TOLD),
     )
 
 
@@ -116,6 +117,8 @@ def test_masks_below_and_masks_that_nobody_can_judge_are_left_out_everywhere(mad
 def test_a_template_without_a_calibration_cannot_choose_masks(made, tmp_path, capsys):
     code, _, err = run(capsys, made, made.exam, tmp_path, "--min-trust", "0.5", template="plain.h5")
     assert code == 1 and "--min-trust" in err and "`deepatlas calibrate`" in err and err.count("\n") == 1
+    code, _, err = run(capsys, made, made.exam, tmp_path, "--min-trust", "0.5", "--threshold", "0.6")
+    assert code == 1 and "used with --threshold 0.6; give one of the two" in err
     with pytest.raises(DeepAtlasError, match="no calibration"):
         segment(AffineModel(), made.volume, made.template, least_trust=0.5)
 

@@ -219,7 +219,7 @@ def follow(
     voxel_mm = math.hypot(*(np.linalg.norm(e.grid.spacing) / 2 for e in exams))
     # What may be believed of both exams costs a few more passes, and tells nothing without a calibration.
     calibrated = bool(template.meta.get("trust"))
-    believed = [exam_trust(model, each, template) for each in maps] if calibrated else []
+    believed = [exam_trust(model, each, template, threshold=threshold) for each in maps] if calibrated else []
     places, residual = _moved_body(matches, rigid)
     changes = []
     for name, identity in template.labels.items():

@@ -28,7 +28,7 @@ from deepatlas.localize.soft_masks import soft_masks
 from deepatlas.localize.template.evidence import LEAST_PRIOR, Evidence
 from deepatlas.localize.template.file import NO_TRUST as WHY_NO_TRUST
 from deepatlas.localize.template.file import Template
-from deepatlas.localize.trust.estimate import NOT_CALIBRATED, Trust, exam_trust
+from deepatlas.localize.trust.estimate import NOT_CALIBRATED, OTHER_THRESHOLD, Trust, exam_trust
 from deepatlas.model.engine import Engine, ExamMap
 from deepatlas.model.field import CoordinateField
 from deepatlas.model.fit import Fit
@@ -196,7 +196,7 @@ def segment(
     """
     what = what_to_find(model, template)
     if least_trust is not None:
-        _check_least_trust(what)
+        _check_least_trust(what, threshold)
     found, labels, decided = find_structures(model, volume, what, threshold)
     believed = _trust(model, found, what, threshold) if trust or least_trust is not None else None
     left_out: dict[str, str] = {}
@@ -222,17 +222,21 @@ def _trust(
     model: Engine, found: ExamMap | ExamProbabilities, what: Template | Structures, threshold: float | None
 ) -> dict[str, Trust]:
     if isinstance(found, ExamMap) and isinstance(what, Template):
-        return dict(exam_trust(model, found, what, threshold=threshold).structures)
+        return dict(exam_trust(model, found, what, threshold=threshold, places=False).structures)
     return {name: Trust(None, None, NO_TRUST) for name in what.names}
 
 
-def _check_least_trust(what: Template | Structures) -> None:
+def _check_least_trust(what: Template | Structures, threshold: float | None) -> None:
     """Refuse to choose masks by a trust that none of them can have."""
     if not isinstance(what, Template):
         raise DeepAtlasError(f"--min-trust (least_trust): {NO_TRUST}, or leave it out")
     if not what.meta.get("trust"):
         reason = what.meta.get(WHY_NO_TRUST) or NOT_CALIBRATED
         raise DeepAtlasError(f"--min-trust (least_trust): {reason}; or leave it out")
+    if threshold is not None:
+        raise DeepAtlasError(
+            f"--min-trust (least_trust): {OTHER_THRESHOLD.format(threshold)}; give one of the two"
+        )
 
 
 def _too_low(believed: dict[str, Trust], least: float) -> dict[str, str]:

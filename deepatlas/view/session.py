@@ -171,14 +171,14 @@ class Session:
         """What to believe of the structures and of places of an exam."""
         if self.template is None or identity == ATLAS:
             raise KeyError(identity)
-        return self.shown(identity).trust(self.model, self.template)  # type: ignore[union-attr]
+        return self.shown(identity).trust(self.model, self.template, self.threshold)  # type: ignore[union-attr]
 
     def believed(self, identity: str) -> ExamTrust | None:
         """The trust of an exam; None for the atlas, and where the template is not calibrated."""
         template = self.template
         if template is None or identity == ATLAS or not _calibrated(template):
             return None
-        return self.shown(identity).believed(self.model, template)  # type: ignore[union-attr]
+        return self.shown(identity).believed(self.model, template, self.threshold)  # type: ignore[union-attr]
 
     def mapped(self, identity: str) -> Mapped:
         """An exam after its pass through the network."""

@@ -133,22 +133,22 @@ class ShownExam:
 
         return self._once("masks", make)
 
-    def trust(self, model: Engine, template: Template) -> bytes:
+    def trust(self, model: Engine, template: Template, threshold: float | None = None) -> bytes:
         """What to believe of the structures and of places, as :func:`trust_body` makes it, by a few more passes."""
 
         def make() -> bytes:
             it = self.mapped(model)
             assert it.found is not None
             with self._working:
-                found = exam_trust(model, it.found, template)
+                found = exam_trust(model, it.found, template, threshold=threshold)
             self._parts["believed"] = found
             return trust_body(found, it.shown)
 
         return self._once("trust", make)
 
-    def believed(self, model: Engine, template: Template) -> ExamTrust:
+    def believed(self, model: Engine, template: Template, threshold: float | None = None) -> ExamTrust:
         """The trust of the exam, as :meth:`trust` sends it."""
-        self.trust(model, template)
+        self.trust(model, template, threshold)
         return self._parts["believed"]
 
     def _read(self, intensity: str) -> tuple[Volume, bytes]:

@@ -199,7 +199,7 @@ def test_a_calibrated_template_tells_the_error_of_each_structure(made, monkeypat
 
     before = {name: np.array(centre) for name, (_, centre, _) in ANATOMY.items()}
     made_of = iter([Believed(0), Believed(1)])
-    monkeypatch.setattr("deepatlas.localize.follow.exam_trust", lambda *_: next(made_of))
+    monkeypatch.setattr("deepatlas.localize.follow.exam_trust", lambda *_, threshold: next(made_of))
     trusted = replace(template, meta={**template.meta, "trust": {"version": 1}})
     changes = {change.name: change for change in follow(model, trusted, a, b).changes}
     spleen = changes["spleen"]

@@ -53,7 +53,8 @@ def test_a_signal_ends_the_page_and_what_was_marked_is_kept(folder, tmp_path, nu
     finally:
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
-    assert process.returncode == 0
+    # On a busy machine the last one may come when all is done, and end the process on its way out.
+    assert process.returncode in (0, -number)
     lines = [line for line in text.splitlines() if line.startswith("deepatlas:")]
     assert len(lines) == 1 and "1 mark of the page is in " in lines[0]
     assert number == signal.SIGINT or f"ended by {number.name}" in lines[0]

@@ -28,7 +28,7 @@ class Believed:
 
 
 def test_trust_is_shown_with_structures_and_places(chromium, tmp_path, monkeypatch):
-    monkeypatch.setattr(shown, "exam_trust", lambda *_: Believed())
+    monkeypatch.setattr(shown, "exam_trust", lambda *_, threshold: Believed())
     session = session_of(write_exams(tmp_path, ("plain",)), ("plain",))
     session.template.meta["trust"] = {"calibrated": True}
     with serving(session) as server:
@@ -73,7 +73,7 @@ READABLE = """Array.from(document.querySelectorAll('.panel'), (panel) => {
 def test_what_says_whether_to_believe_and_the_names_are_readable_in_six_panels(
     chromium, tmp_path, monkeypatch, width, height
 ):
-    monkeypatch.setattr(shown, "exam_trust", lambda *_: Believed())
+    monkeypatch.setattr(shown, "exam_trust", lambda *_, threshold: Believed())
     names = ("plain", "moved", "oblique", STRANGER)
     folder = write_exams(tmp_path, names)
     for name in names:

@@ -175,7 +175,7 @@ def test_masks_that_are_probably_poor_are_named(folder, monkeypatch):
         def millimetres(self, points):
             return np.full((2, len(points)), 2.0)
 
-    monkeypatch.setattr(shown, "exam_trust", lambda *_: Believed())
+    monkeypatch.setattr(shown, "exam_trust", lambda *_, threshold: Believed())
     session = session_of(folder, ("plain",))
     ids = {exam.name: exam.id for exam in session.gallery}
     session.template.meta["trust"] = {"calibrated": True}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from deepatlas.model.field import sample_at
 NOT_CALIBRATED = "the template has no calibration; make one with `deepatlas calibrate` from labelled exams"
 NOT_KNOWN = "the model does not know such an exam"
 NOT_FOUND = "not found in this exam"
+OTHER_THRESHOLD = "calibrated with the thresholds of the template, but used with --threshold {:g}"
 NO_ERROR = "no labelled exam tells the error at this place"
 # A mask with a lower Dice is of no use, and nobody should take it without a look.
 POOR = 0.5
@@ -89,6 +90,7 @@ def exam_trust(
     evidence: Evidence | None = None,
     *,
     threshold: float | None = None,
+    places: bool = True,
 ) -> ExamTrust:
     """What to believe of the masks that a template finds in an exam, by a few more passes of the network.
 
@@ -97,13 +99,14 @@ def exam_trust(
         found: the coordinates of the exam.
         template: the template, with its calibration.
         evidence: that of the exam, where it is there already.
-        threshold: the mask value that counts for all structures; None where the template's own do, for which it was
-            calibrated.
+        threshold: the mask value that counts for all structures; None where the template's own do, for which the Dice
+            was calibrated. The errors of places do not depend on it.
+        places: whether errors of places will be asked for.
 
     Returns:
-        The trust of every structure. Without calibration, for an exam that the model does not know, with another
-        threshold, or where the model refines, averages or uses regions otherwise than for the calibration, it is null
-        with the reason.
+        The trust of every structure, and of places. Without calibration, for an exam that the model does not know, or
+        where the model refines, averages or uses regions otherwise than for the calibration, there is none, with the
+        reason; with another threshold, structures have none.
 
     Raises:
         DeepAtlasError: the calibration is of another version.
@@ -113,11 +116,6 @@ def exam_trust(
         return _nobody_knows(template, template.meta.get(NO_TRUST) or NOT_CALIBRATED)
     if found.fit.known is False:
         return _nobody_knows(template, NOT_KNOWN)
-    if threshold is not None:
-        return _nobody_knows(
-            template,
-            f"calibrated with the thresholds of the template, but used with --threshold {threshold:g}",
-        )
     calibration = Calibration.from_dict(stored)
     made = (
         calibration.facts.get("refine", template.meta.get("refine", 0)),
@@ -139,6 +137,12 @@ def exam_trust(
             f"calibrated with {', '.join(regions) or without}, but used with {', '.join(now_with) or without} "
             "(see --depth)",
         )
+    if threshold is not None:
+        untold = _nobody_knows(template, OTHER_THRESHOLD.format(threshold))
+        if not places:
+            return untold
+        seen = evidence or gather(model, found, calibration.views)
+        return replace(untold, evidence=seen, calibration=calibration, reason=NO_ERROR)
     evidence = evidence or gather(model, found, calibration.views)
     table = signs(evidence, template)
     result = {}
