@@ -112,7 +112,7 @@ def structure_table(run: str, template: str, test: str) -> None:
             mean, missed = found[depth][name]["hd95_mm"]["mean"], found[depth][name]["missed"]
             cells.append(("" if mean is None else f"{mean:.1f}") + (f" ({missed} missed)" if missed else ""))
         print(f"| {name} ({row['dice']['n']}) | " + " | ".join(cells) + " |")
-    for label, key, wanted in (("large and small", "dice", None), ("small", "dice", SMALL)):
+    for label, key, wanted in (("all", "dice", None), ("small", "dice", SMALL)):
         cells = []
         for depth in DEPTHS:
             values = [
@@ -121,7 +121,7 @@ def structure_table(run: str, template: str, test: str) -> None:
                 if wanted is None or name.startswith(wanted)
             ]
             cells.append(f"{np.mean(values):.3f}")
-        print(f"| mean of the {label} structures | " + " | ".join(cells) + " |" + " |" * len(DEPTHS))
+        print(f"| mean of {label} structures | " + " | ".join(cells) + " |" + " |" * len(DEPTHS))
 
 
 def main() -> int:
