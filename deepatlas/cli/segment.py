@@ -169,8 +169,8 @@ def run(args: argparse.Namespace) -> int:
         tables = stack.enter_context(StatisticsFiles(args.out)) if args.statistics else None
         trusted = stack.enter_context(TrustTable(args.out)) if asked else None
         old = _Old(args.out)
-        for table in (StatisticsFiles, TrustTable):
-            if not (tables if table is StatisticsFiles else trusted):
+        for table, asked_for in ((StatisticsFiles, tables), (TrustTable, trusted)):
+            if asked_for is None:
                 # One that is no table of this kind is not ours, and stays as it is.
                 with suppress(DataError):
                     old.tables.append(stack.enter_context(table(args.out)))

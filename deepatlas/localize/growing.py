@@ -41,7 +41,8 @@ class GrowingTable(Generic[Entry]):
         self._added: dict[str, Entry] = {}
         self._dropped: set[str] = set()
         self._next, self._unwritten = 0.0, False
-        read()
+        # The exams that the files held at the beginning, so that nothing is read for every exam that is taken out.
+        self._there = set(read())
 
     def __enter__(self) -> Self:
         return self
@@ -63,9 +64,10 @@ class GrowingTable(Generic[Entry]):
 
         Raises :class:`~deepatlas.errors.WriteError` if a file cannot be written.
         """
-        if exam not in self._added and exam not in self._read():
+        if exam not in self._added and exam not in self._there:
             return False
         self._added.pop(exam, None)
+        self._there.discard(exam)
         self._dropped.add(exam)
         self._changed()
         return True
