@@ -26,9 +26,9 @@ from deepatlas.localize.paint import Canvas, Rivals
 from deepatlas.localize.probabilities import label_probabilities
 from deepatlas.localize.soft_masks import soft_masks
 from deepatlas.localize.template.evidence import LEAST_PRIOR, Evidence
-from deepatlas.localize.template.file import NO_TRUST as WHY_NO_TRUST
 from deepatlas.localize.template.file import Template
-from deepatlas.localize.trust.estimate import NOT_CALIBRATED, OTHER_THRESHOLD, Trust, exam_trust
+from deepatlas.localize.trust.choose import NO_TRUST, check_least_trust, too_low
+from deepatlas.localize.trust.estimate import Trust, exam_trust
 from deepatlas.model.engine import Engine, ExamMap
 from deepatlas.model.field import CoordinateField
 from deepatlas.model.fit import Fit
@@ -50,10 +50,6 @@ TILE = (16, 32, 32)
 _ALIKE, _FEW = (0.6, 1.67), 20
 # What DICOM objects say of structures in an exam that the model does not know.
 NOT_TO_BE_BELIEVED = "EXAM NOT KNOWN TO THE MODEL"
-# Why masks of a model that was trained on labels have no trust.
-NO_TRUST = (
-    "a model that was trained on labels has no trust; use one of `deepatlas train` with a calibrated template"
-)
 
 
 @dataclass(repr=False)
@@ -196,12 +192,12 @@ def segment(
     """
     what = what_to_find(model, template)
     if least_trust is not None:
-        _check_least_trust(what, threshold)
+        check_least_trust(what, threshold)
     found, labels, decided = find_structures(model, volume, what, threshold)
     believed = _trust(model, found, what, threshold) if trust or least_trust is not None else None
     left_out: dict[str, str] = {}
     if believed is not None and least_trust is not None:
-        left_out = _too_low(believed, least_trust)
+        left_out = too_low(believed, least_trust)
         labels = _without(labels, what, left_out)
     return Segmentation(
         labels.array,
@@ -224,30 +220,6 @@ def _trust(
     if isinstance(found, ExamMap) and isinstance(what, Template):
         return dict(exam_trust(model, found, what, threshold=threshold, places=False).structures)
     return {name: Trust(None, None, NO_TRUST) for name in what.names}
-
-
-def _check_least_trust(what: Template | Structures, threshold: float | None) -> None:
-    """Refuse to choose masks by a trust that none of them can have."""
-    if not isinstance(what, Template):
-        raise DeepAtlasError(f"--min-trust (least_trust): {NO_TRUST}, or leave it out")
-    if not what.meta.get("trust"):
-        reason = what.meta.get(WHY_NO_TRUST) or NOT_CALIBRATED
-        raise DeepAtlasError(f"--min-trust (least_trust): {reason}; or leave it out")
-    if threshold is not None:
-        raise DeepAtlasError(
-            f"--min-trust (least_trust): {OTHER_THRESHOLD.format(threshold)}; give one of the two"
-        )
-
-
-def _too_low(believed: dict[str, Trust], least: float) -> dict[str, str]:
-    """Why masks are left out. Where nobody can tell how good a mask is, it may be a mask of nothing."""
-    found = {}
-    for name, one in believed.items():
-        if one.value is None:
-            found[name] = f"has no predicted Dice: {one.reason}"
-        elif one.value < least:
-            found[name] = f"predicted Dice {one.value:.2f}, below {least:g}"
-    return found
 
 
 def _without(labels: Labels, what: Template | Structures, left_out: Mapping[str, str]) -> Labels:
