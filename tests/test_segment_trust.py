@@ -93,7 +93,7 @@ def test_masks_below_and_masks_that_nobody_can_judge_are_left_out_everywhere(mad
     assert code == 0
     low, untold = (
         "predicted Dice 0.50, below 0.75",
-        "has no predicted Dice: no labelled exam of the calibration shows it",
+        "no predicted Dice: no labelled exam of the calibration shows it",
     )
     assert err == f"deepatlas: e1: left out by --min-trust: spleen: {low}; heart: {untold}\n"
     shown = np.unique(np.asarray(nibabel.load(tmp_path / "e1.nii.gz").dataobj)).tolist()

@@ -349,7 +349,10 @@ def _title(name: str, fit: Fit) -> str:
 def _note_trust(exam: str, labels: Segmentation, untold: set[str]) -> None:
     """Say which masks were left out, and once for every reason why a mask that was written has no trust."""
     if labels.left_out:
-        why = "; ".join(f"{structure}: {reason}" for structure, reason in labels.left_out.items())
+        alike: dict[str, list[str]] = {}
+        for structure, reason in labels.left_out.items():
+            alike.setdefault(reason, []).append(structure)
+        why = "; ".join(f"{', '.join(structures)}: {reason}" for reason, structures in alike.items())
         print(f"{PROGRAM}: {exam}: left out by --min-trust: {why}", file=sys.stderr)
     kept = {name: one for name, one in (labels.trust or {}).items() if name not in labels.left_out}
     note_no_trust(exam, kept, untold)

@@ -34,7 +34,7 @@ def too_low(believed: Mapping[str, Trust], least: float) -> dict[str, str]:
     found = {}
     for name, one in believed.items():
         if one.value is None:
-            found[name] = f"has no predicted Dice: {one.reason}"
+            found[name] = f"no predicted Dice: {one.reason}"
         elif one.value < least:
             found[name] = f"predicted Dice {one.value:.2f}, below {least:g}"
     return found
