@@ -121,6 +121,27 @@ def test_template_segment_and_evaluate_work_together(data, tmp_path, capsys):
     assert "deepatlas: skipped broken" in err
 
 
+@pytest.mark.parametrize("source", ["data", "image"])
+def test_templates_of_the_same_exams_share_coordinates_that_are_kept(
+    source, data, tmp_path, capsys, monkeypatch
+):
+    given = ["--data", data, "--exams", "e1"] if source == "data" else ["--image", data / "e1" / "ct.nii.gz"]
+    given += [] if source == "data" else ["--masks", data / "e1" / "seg.nii.gz"]
+    argv = ["template", *AFFINE, *given, "--size", 32, "--cache", tmp_path / "kept", "--quiet"]
+    assert run(capsys, *argv, "--out", tmp_path / "a.h5")[0] == 0
+    assert len(list((tmp_path / "kept").iterdir())) == 1
+
+    def gone(*_):
+        raise AssertionError("a pass of the network")
+
+    monkeypatch.setattr(AffineModel, "map_exam", gone)
+    assert run(capsys, *argv, "--out", tmp_path / "b.h5", "--structures", "liver")[0] == 0
+    a, b = Template.load(tmp_path / "a.h5"), Template.load(tmp_path / "b.h5")
+    np.testing.assert_array_equal(a.select(["liver"]).masks, b.masks)
+    with pytest.raises(AssertionError, match="a pass of the network"):
+        run(capsys, *argv, "--out", tmp_path / "c.h5", "--no-cache")
+
+
 def test_masks_of_another_template_keep_their_names(data, template, tmp_path, capsys):
     argv = ("segment", *AFFINE, data / "e1", "--out", tmp_path / "o", "--quiet")
     assert run(capsys, *argv, "--template", template)[0] == 0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from deepatlas.errors import PROGRAM, DataError
 
@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from deepatlas.model.known import KnownExam
     from deepatlas.space.markup import Markups
     from deepatlas.space.volume import Volume
+
+
+class Knower(Protocol):
+    """Gives the coordinates of an exam from its files, and from its volume where that was read already."""
+
+    def __call__(self, files: ExamFiles, volume: Volume | None = None, /) -> KnownExam: ...
+
 
 # The formats of markups of one exam, as deepatlas.io.export.markups has them.
 FORMATS = ("mrk.json", "fcsv", "csv", "json")
@@ -34,12 +41,10 @@ def add_cache(command: argparse.ArgumentParser) -> None:
     command.add_argument("--no-cache", action="store_true", help="neither read nor keep coordinates")
 
 
-def knower(
-    args: argparse.Namespace, model: Model, *, keep_image: bool = False
-) -> Callable[[ExamFiles], KnownExam]:
+def knower(args: argparse.Namespace, model: Model, *, keep_image: bool = False) -> Knower:
     """A function that gives the coordinates of an exam, from the cache of ``--cache`` where they are kept.
 
-    With ``keep_image`` an exam that has to be read has its image, too.
+    With ``keep_image`` an exam that has to pass the network has its image, too.
 
     Raises :class:`~deepatlas.errors.DataError` if the cache is no folder.
     """
@@ -53,10 +58,11 @@ def knower(
     if not args.no_cache:
         cache = MapCache(args.cache) if args.cache else MapCache.beside(args.model)
 
-    def know(files: ExamFiles) -> KnownExam:
+    def know(files: ExamFiles, volume: Volume | None = None) -> KnownExam:
         if cache is not None:
-            return cache.exam(model, files, keep_image=keep_image)
-        volume = read_volume(files.ct, kind=files.kind)
+            return cache.exam(model, files, volume, keep_image=keep_image)
+        if volume is None:
+            volume = read_volume(files.ct, kind=files.kind)
         return replace(known_exam(model, volume, keep_image=keep_image), name=files.id)
 
     return know

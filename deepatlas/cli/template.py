@@ -23,7 +23,7 @@ from deepatlas.cli.common import (
     print_result,
     progress_lines,
 )
-from deepatlas.cli.known import add_marks, add_masks, marks_of_each, note_unnamed, one_each
+from deepatlas.cli.known import add_cache, add_marks, add_masks, knower, marks_of_each, note_unnamed, one_each
 from deepatlas.errors import PROGRAM, DataError
 
 
@@ -71,6 +71,7 @@ def add(commands: Commands) -> None:
         "`deepatlas calibrate` afterwards",
     )
     add_shape_only(c)
+    add_cache(c)
     add_strict(c)
 
 
@@ -94,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
         template = build_template(
             model, args.data, args.exams, args.structures, size=args.size, strict=args.strict,
             split=args.split, progress=progress_lines(args), boxes=boxes, appearance=not args.shape_only,
+            know=knower(args, model, keep_image=not args.shape_only),
         )  # fmt: skip
     else:
         from deepatlas.exams.cohort import named_exams, read_labels
@@ -113,10 +115,13 @@ def run(args: argparse.Namespace) -> int:
         labels = read_labels(args.labels) if args.labels else None
         model = load_model(args)
         examples = [Example(exam.ct, masks[i], marks[i], exam.id) for i, exam in enumerate(exams)]
+        know = knower(args, model, keep_image=not args.shape_only)
+        by_path = {str(exam.ct): exam for exam in exams}
         template = template_of(
             model,
             examples,
             labels,
+            know=lambda example: know(by_path[str(example.exam)]),
             boxes=boxes,
             appearance=not args.shape_only,
             size=args.size,

@@ -74,10 +74,13 @@ class MapCache:
         # A folder that is called as a shipped model, which is then meant, is no run.
         return cls(run / "coordinates") if (run / MODEL).is_file() and os.access(run, os.W_OK) else None
 
-    def exam(self, model: Engine, files: ExamFiles, *, keep_image: bool = False) -> KnownExam:
+    def exam(
+        self, model: Engine, files: ExamFiles, volume: Volume | None = None, *, keep_image: bool = False
+    ) -> KnownExam:
         """The coordinates of an exam: those that are kept, or by a pass of the network, which are then kept.
 
-        With ``keep_image`` an exam that was read for its pass has its image; nothing keeps it beyond that.
+        ``volume`` is the exam, for whoever has read it already. With ``keep_image`` an exam that needed a pass has its
+        image; nothing keeps it beyond that.
 
         Warns:
             DataWarning: an entry is damaged and is made again, or one cannot be written.
@@ -90,7 +93,8 @@ class MapCache:
             path = self._path(model, key)
             if (found := self._read(path, files)) is not None:
                 return found
-        volume = read_volume(files.ct, kind=files.kind)
+        if volume is None:
+            volume = read_volume(files.ct, kind=files.kind)
         if key is None:
             path = self._path(model, _of_voxels(volume))
             if (found := self._read(path, files)) is not None:

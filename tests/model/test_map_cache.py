@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from affine_model import GRIDS, exam
+from affine_model import GRIDS, LABELS, exam
 from affine_user import AffineUser
 
 from deepatlas.errors import DataError, DataWarning
 from deepatlas.exams.cohort import named_exams
 from deepatlas.io.codec import write_volume
+from deepatlas.localize.template.build import build_template
 from deepatlas.model.exam_map import ExamMap
 from deepatlas.model.field import Piece
 from deepatlas.model.map_cache import SUFFIX, MapCache
@@ -198,3 +201,30 @@ def test_the_methods_of_a_model_use_its_cache(files, tmp_path):
         found = model.locate([[1.0, 2.0, 3.0]], str(files.ct), files.ct)
         np.testing.assert_allclose(found.points, [[1.0, 2.0, 3.0]], atol=0.02)
     assert model.passes == 1
+
+
+def test_a_template_that_was_interrupted_goes_on_with_the_coordinates_that_are_kept(tmp_path):
+    data = tmp_path / "data"
+    for name, grid in (("e1", "coarse"), ("e2", "anisotropic"), ("e3", "oblique")):
+        ct, seg = exam(GRIDS[grid], name)
+        write_volume(data / name / "ct.nii.gz", ct)
+        write_volume(data / name / "seg.nii.gz", seg)
+    (data / "labels.json").write_text(json.dumps(LABELS))
+    plain = build_template(AffineUser(), data, size=32)
+
+    model, kept = AffineUser(), tmp_path / "kept"
+
+    def stopped(files, volume):
+        if files.id == "e3":
+            raise KeyboardInterrupt
+        return MapCache(kept).exam(model, files, volume, keep_image=True)
+
+    with pytest.raises(KeyboardInterrupt):
+        build_template(model, data, size=32, know=stopped)
+    assert model.passes == 2
+    for passes in (3, 3):
+        made = build_template(model, data, size=32, know=partial(MapCache(kept).exam, model))
+        assert model.passes == passes
+        np.testing.assert_array_equal(made.masks, plain.masks)
+        np.testing.assert_array_equal(made.appearance.log_odds, plain.appearance.log_odds)
+        assert made.meta == plain.meta

@@ -18,10 +18,11 @@ from deepatlas.localize.template.appearance import Counts
 from deepatlas.localize.template.edit import Around, check_names, with_boxes
 from deepatlas.localize.template.estimate import LabelledExam, estimate_template
 from deepatlas.localize.template.file import SIZE, Template
-from deepatlas.localize.template.soften import with_appearance
+from deepatlas.localize.template.soften import seen, with_appearance
 from deepatlas.model.cascade import answering
 from deepatlas.model.engine import Engine
 from deepatlas.model.fit import Fit
+from deepatlas.model.known import KnownExam
 from deepatlas.model.project_box import mm_per_unit
 from deepatlas.names.meet import chosen
 from deepatlas.space.labels import Labels
@@ -41,6 +42,7 @@ def build_template(
     size: int | None = None,
     strict: bool = False,
     split: str | Path | None = None,
+    know: Callable[[ExamFiles, Volume], KnownExam] | None = None,
     progress: Callable[[str], None] | None = None,
     **solver: Any,
 ) -> Template:
@@ -61,6 +63,8 @@ def build_template(
         strict: stop at the first exam that cannot be used, or that the model does not know. Otherwise the former is
             skipped and listed in ``meta["skipped"]``, and the latter is used.
         split: a split file; None takes the ``splits.json`` of the data, if there is one.
+        know: gives the coordinates of an exam, for example those that are kept (:class:`deepatlas.MapCache`); None
+            passes it through the network.
         progress: receives one line of text per exam and per structure.
         **solver: ``iterations``, ``tolerance``, ``tikhonov`` and ``laplacian`` of
             :func:`~deepatlas.localize.template.estimate.estimate_template`.
@@ -85,15 +89,19 @@ def build_template(
     counts = Counts(model.intensity, model.size)
 
     def labelled(files: ExamFiles, ct: Volume, seg: Labels) -> LabelledExam:
-        found = model.map_exam(ct)
+        if know is None:
+            found = KnownExam.of(model.map_exam(ct), ct.grid, files.id, keep_image=True)
+        else:
+            found = know(files, ct)
         found.fit.warning(files.id, strict)
         fits[files.id] = found.fit
         scales.append(mm_per_unit(found.field, found.body))
         # A structure without a voxel counts as not drawn, and not as absent.
         present = seg.ids()
         drawn = frozenset(n for n, i in labels.items() if i in present)
-        if appearance and found.image is not None:
-            counts.add(found.image, seg, {n: labels[n] for n in sorted(drawn)}, scales[-1])
+        if appearance:
+            image = seen(ct, model.intensity) if found.image is None else found.image
+            counts.add(image, seg, {n: labels[n] for n in sorted(drawn)}, scales[-1])
         return LabelledExam(found.field.cpu(), replace(seg, name=files.id), drawn)
 
     items = []
