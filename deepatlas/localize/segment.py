@@ -157,8 +157,8 @@ class Segmentation(Labels):
             raise DeepAtlasError(
                 f"{self.name or 'labels'}: have no soft masks, since no model made them; segment the exam"
             )
-        whole = soft_masks(self.found, self.what, self.grid)
-        return ((name, mask) for name, mask in whole if name not in self.left_out)
+        kept = [name for name in self.what.names if name not in self.left_out]
+        return soft_masks(self.found, self.what.select(kept), self.grid) if kept else iter(())
 
 
 def segment(
