@@ -69,6 +69,8 @@ def compare_evaluations(
     if names is not None:
         if len(names) != len(given):
             raise DataError(f"compare: {len(given)} evaluations and {len(names)} names; give as many names")
+        if not all(name.strip() for name in names):
+            raise DataError("compare: a name is empty; give every evaluation a name to be shown")
         given = [(name, path) for name, (_, path) in zip(names, given, strict=True)]
     check_out_folder(out)
     experiments = read_experiments(given)

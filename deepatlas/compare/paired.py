@@ -31,6 +31,7 @@ class Paired:
     t-test over the means of the exams. Pairs of one exam are not independent, so that ``p_t`` may be too small;
     ``p_exams`` and the interval, for which whole exams are drawn again, do not suffer from that. The two ``*_holm`` are
     corrected within the family that the table names. What is not defined is None, and ``untested`` says why.
+    Differences that are all the same have no spread by which a t-test could judge them; Wilcoxon's test counts signs.
     """
 
     pairs: int
@@ -82,16 +83,34 @@ def paired(
     _, numbers, sizes = np.unique(exams, return_inverse=True, return_counts=True)
     of_exams = np.bincount(numbers, difference) / sizes
     with warnings.catch_warnings():
-        # Differences that are all the same have no spread, and their p value is 0, which scipy warns of.
+        # All differences may have one rank, of which scipy warns.
         warnings.simplefilter("ignore", RuntimeWarning)
-        return Paired(
-            **facts,
-            low=low,
-            high=high,
-            p_t=_p(stats.ttest_1samp(difference, 0.0).pvalue),
-            p_wilcoxon=_p(stats.wilcoxon(difference).pvalue),
-            p_exams=_p(stats.ttest_1samp(of_exams, 0.0).pvalue),
-        )
+        p_wilcoxon = _p(stats.wilcoxon(_without_noise(difference)).pvalue)
+    return Paired(
+        **facts,
+        low=low,
+        high=high,
+        p_t=_p_of_t(difference),
+        p_wilcoxon=p_wilcoxon,
+        p_exams=_p_of_t(of_exams),
+        untested="equal differences" if _p_of_t(difference) is None else "",
+    )
+
+
+def _p_of_t(values: NDArray[np.float64]) -> float | None:
+    """The p value of the t-test of a mean of 0; None where the values are all the same."""
+    if len(np.unique(_without_noise(values))) < 2:
+        return None
+    return _p(stats.ttest_1samp(values, 0.0).pvalue)
+
+
+def _without_noise(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values in units of the largest, so that those are equal that differ by rounding alone.
+
+    Metrics are decimals in files: 0.3 - 0.2 and 0.2 - 0.1 are the same difference, and differ by 1e-17.
+    """
+    found: NDArray[np.float64] = np.round(values / np.abs(values).max(), 9)
+    return found
 
 
 def interval(

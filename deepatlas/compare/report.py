@@ -161,7 +161,7 @@ def _pairs(facts: dict) -> Iterable[Sequence[object]]:
                     column,
                     family_name,
                     d["experiment"],
-                    baseline or d["minus"],
+                    d["minus"] if baseline is None else baseline,
                     *map(_number, numbers.values()),
                 ]
 

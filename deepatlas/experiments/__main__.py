@@ -88,7 +88,9 @@ def _compare(
     plan: Plan, chosen: Sequence[str], parts: Parts, state: State, out: Path, failed: Mapping[str, str]
 ) -> int:
     """Compare the experiments whose evaluations are all there, and list the others with the reason."""
-    evaluations, broken = [], {}
+    names: list[str] = []
+    evaluations: list[Path] = []
+    broken = {}
     for name in chosen:
         needed = [parts.all[p] for p in parts.evaluated[name]]
         reasons = [
@@ -99,18 +101,17 @@ def _compare(
         if reasons:
             broken[name] = _first_cause(parts, state, parts.evaluated[name]) or reasons[0]
         else:
-            evaluations += [f"{name}={p.out}" for p in needed]
+            names += [name] * len(needed)
+            evaluations += [p.out for p in needed]
     for name, why in broken.items():
         print(f"{PROGRAM}: {name} failed: {why}", file=sys.stderr, flush=True)
     if len(chosen) - len(broken) < 2:
         _say("nothing to compare: fewer than two experiments were evaluated")
-        return 1
-    names = [text.partition("=")[0] for text in evaluations]
+        return 1 if broken else 0
     baseline = plan.baseline if plan.baseline in names else None
     compare_evaluations(
-        [text.partition("=")[2] for text in evaluations], out / "comparison", names=names, baseline=baseline,
-        show=plan.show, failed=broken,
-    )  # fmt: skip
+        evaluations, out / "comparison", names=names, baseline=baseline, show=plan.show, failed=broken
+    )
     _say(str(out / "comparison" / "comparison.html"))
     return 1 if broken else 0
 

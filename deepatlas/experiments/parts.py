@@ -193,7 +193,7 @@ class _Builder:
     ) -> Part:
         needs = tuple(dict.fromkeys(needs))
         # Where a part lies is no part of it: a folder of runs may be moved as a whole.
-        inside = [text.removeprefix(str(self.out)) if self._lies_in_out(text) else text for text in arguments]
+        inside = [self._inside(text) for text in arguments]
         content = json.dumps([inside, [self.parts[need].key for need in needs]])
         key = hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()[:8]
         # The name of a cohort's folder is what a comparison calls the cohort.
@@ -211,9 +211,16 @@ class _Builder:
         self.parts[title] = part
         return part
 
-    def _lies_in_out(self, text: str) -> bool:
-        """Whether an argument is a path in the folder of the plan; its name may be a part of any other argument."""
-        return text.startswith(f"{self.out}{os.sep}")
+    def _inside(self, text: str) -> str:
+        """An argument of a part; of a path in the folder of the plan, what follows that folder.
+
+        The name of the folder may be a part of any other argument. Where a plan runs in its own folder, that is ".",
+        with which no path begins.
+        """
+        if text.startswith(f"{self.out}{os.sep}"):
+            return text.removeprefix(str(self.out))
+        made = [*(part.out for part in self.parts.values()), *(path for path, _ in self.splits.values())]
+        return os.sep + text if Path(text) in made else text
 
 
 def _exams(of: Evaluation | Template) -> list[str]:

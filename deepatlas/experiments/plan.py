@@ -20,7 +20,11 @@ from typing import Any, Literal
 from deepatlas.config import Config
 from deepatlas.errors import DataError, DeepAtlasError, did_you_mean
 from deepatlas.presets import preset
+from deepatlas.pretrained import shipped as shipped_models
 from deepatlas.settings import check, leaves
+
+# The options by which a plan tells its commands where to read and to write.
+_OWN_OPTIONS = ("--out", "--data", "--model", "--template", "--split", "--resume")
 
 
 @dataclass(frozen=True)
@@ -196,6 +200,8 @@ def _check(plan: Plan, where: str) -> None:
     for key in ("cohorts", "experiments", "evaluations", "splits"):
         folders: dict[str, str] = {}
         for name in getattr(plan, key):
+            if not name.strip():
+                raise DataError(f'{where}: {key}."{name}" has an empty name; give it one')
             # A file system may not tell large letters from small ones.
             other = folders.setdefault(slug(name).casefold(), name)
             if other != name:
@@ -215,20 +221,34 @@ def _check(plan: Plan, where: str) -> None:
     for name, evaluation in plan.evaluations.items():
         at = f"{where}: evaluations.{name}"
         _known(evaluation.cohort, plan.cohorts, f"{at}.cohort", "cohort")
+        _check_options(evaluation.options, f"{at}.options")
         if evaluation.template:
             _known(evaluation.template.cohort, plan.cohorts, f"{at}.template.cohort", "cohort")
+            _check_options(evaluation.template.options, f"{at}.template.options")
     for name, experiment in plan.experiments.items():
         at = f"{where}: experiments.{name}"
         if not experiment.cohorts:
             raise DataError(f"{at}.cohorts is empty; name the cohorts that it learns from")
         for learnt in experiment.cohorts:
             _known(learnt, plan.cohorts, f"{at}.cohorts", "cohort")
+        if len(set(experiment.cohorts)) < len(experiment.cohorts):
+            raise DataError(f"{at}.cohorts names a cohort twice; name each once")
+        _check_options(experiment.options, f"{at}.options")
         if experiment.split is not None:
             _known(experiment.split, plan.splits, f"{at}.split", "split")
         if experiment.command == "train" and experiment.from_scratch:
             raise DataError(f"{at}.from_scratch is of finetune alone; every train starts from scratch")
         if experiment.command == "finetune" and experiment.model is None:
             raise DataError(f"{at} has no model; finetune continues an experiment of the plan, or a model")
+        if experiment.command == "finetune" and experiment.preset is not None:
+            raise DataError(f"{at}.preset is of train alone; finetune has the settings of its model")
+        if experiment.model not in (None, *plan.experiments, *shipped_models()):
+            if not Path(experiment.model or "").exists():
+                known = [*plan.experiments, *shipped_models()]
+                raise DataError(
+                    f"{at}.model: no experiment, shipped model or file {experiment.model!r}; "
+                    f"{did_you_mean(experiment.model or '', known)}"
+                )
         for other, evaluation in plan.evaluations.items():
             if needs_template(experiment) and evaluation.template is None:
                 raise DataError(
@@ -261,11 +281,19 @@ def needs_template(experiment: Experiment) -> bool:
 
 def _refuse_circle(plan: Plan, name: str, at: str) -> None:
     seen: list[str] = []
-    while name in plan.experiments:
-        if name in seen:
-            raise DataError(f"{at}.model leads back to itself: {' from '.join([*seen, name])}")
-        seen.append(name)
-        name = plan.experiments[name].model or ""
+    next_one: str | None = name
+    while next_one in plan.experiments:
+        if next_one in seen:
+            raise DataError(f"{at}.model leads back to itself: {' from '.join([*seen, next_one])}")
+        seen.append(next_one)
+        next_one = plan.experiments[next_one].model
+
+
+def _check_options(options: Iterable[str], at: str) -> None:
+    """Refuse what the plan itself gives to its commands."""
+    for text in options:
+        if text.partition("=")[0] in _OWN_OPTIONS:
+            raise DataError(f"{at}: {text} is given by the plan itself; leave it out")
 
 
 def _known(name: str, names: Iterable[str], at: str, what: str) -> None:

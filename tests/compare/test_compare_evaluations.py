@@ -206,6 +206,7 @@ def test_folders_that_cannot_be_compared_are_refused(tmp_path):
     refused([a, b], out, "no experiment 'aa' for the baseline; did you mean a", baseline="aa")
     refused([a, b], out, "no structure 'livr' to show; did you mean liver", show=["livr"])
     refused([a, b], out, "2 evaluations and 1 names", names=["x"])
+    refused([a, b], out, "a name is empty", names=["", "x"])
     (b / "summary.json").unlink()
     refused([a, b], out, r"has metrics.csv and no summary.json")
     (b / "metrics.csv").write_text("exam,structure\n")

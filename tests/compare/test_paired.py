@@ -66,9 +66,26 @@ def test_what_cannot_be_tested_says_why_and_holds_no_nan(values, others, exams, 
     assert all(v is None or v == v for v in vars(p).values() if not isinstance(v, str))
 
 
-def test_differences_that_are_all_the_same_are_certain():
-    p = paired(np.array([0.75, 0.5, 0.25]), np.array([0.5, 0.25, 0.0]), np.array([0, 1, 2]))
-    assert p.p_t == 0 and p.mean == 0.25
+@pytest.mark.parametrize("values", [[0.75, 0.5, 0.25], [0.8, 0.7, 0.3]])
+def test_differences_that_are_all_the_same_say_nothing_by_their_spread(values):
+    """Two exams whose HD95 differs by a voxel each are no proof, also where rounding leaves a spread of 1e-17."""
+    others = [round(v - 0.1, 3) for v in values]
+    p = paired(np.array(values), np.array(others), np.array([0, 1, 2]), Bootstrap(50))
+    assert p.p_t is None and p.p_exams is None and p.untested == "equal differences"
+    assert p.mean == pytest.approx(0.1) and p.p_wilcoxon == pytest.approx(2 / 2**3)
+
+
+def test_exams_that_differ_by_the_same_mean_have_no_test_over_exams():
+    p = paired(np.array([0.5, 0.75, 0.5, 0.75]), np.array([0.25, 0.25, 0.0, 0.5]), np.array([0, 0, 1, 1]))
+    assert p.p_t is not None and p.p_exams is None and p.untested == ""
+
+
+def test_rounding_breaks_no_ties_of_wilcoxon():
+    values, others = np.arange(3, 11) / 10, np.arange(2, 10) / 10
+    values[::3] -= 0.3
+    exact = stats.wilcoxon(np.round(values - others, 6))
+    assert len(np.unique(np.abs(values - others))) > 2
+    assert paired(values, others, np.arange(8)).p_wilcoxon == exact.pvalue
 
 
 def test_holm_of_the_example_of_r():

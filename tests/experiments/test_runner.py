@@ -163,6 +163,30 @@ def test_only_some_experiments_and_what_they_need(study):
     assert list(facts["experiments"]) == ["b", "c"]
 
 
+def test_one_experiment_alone_is_no_failure(study, capsys):
+    status, calls = study("--only", "b")
+    assert status == 0 and calls.count("evaluate") == 1 and "nothing to compare" in capsys.readouterr().out
+    assert study("--only", "a", fail="evaluate")[0] == 1
+
+
+def test_names_with_an_equals_sign_are_whole_names(study):
+    names = ("window=5", "window=7")
+    plan = PLAN.replace('"b"', f'"{names[0]}"')
+    for old, new in zip("ba", names, strict=True):
+        plan = plan.replace(f"[experiments.{old}]", f'[experiments."{new}"]')
+    (study.root / "plan.toml").write_text(plan)
+    assert study()[0] == 0
+    facts = json.loads((study.root / "out" / "comparison" / "comparison.json").read_text())
+    assert sorted(facts["experiments"]) == ["c", *names] and facts["baseline"] == names[0]
+
+
+def test_a_plan_may_run_in_its_own_folder(study, monkeypatch):
+    assert study()[0] == 0
+    monkeypatch.chdir(study.root / "out")
+    assert main(["../plan.toml", "--out", "."]) == 0
+    assert len((study.root / "calls.txt").read_text().splitlines()) == 9, "what is done was run again"
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
