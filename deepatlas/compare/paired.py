@@ -86,14 +86,15 @@ def paired(
         # All differences may have one rank, of which scipy warns.
         warnings.simplefilter("ignore", RuntimeWarning)
         p_wilcoxon = _p(stats.wilcoxon(_without_noise(difference)).pvalue)
+    p_t = _p_of_t(difference)
     return Paired(
         **facts,
         low=low,
         high=high,
-        p_t=_p_of_t(difference),
+        p_t=p_t,
         p_wilcoxon=p_wilcoxon,
         p_exams=_p_of_t(of_exams),
-        untested="equal differences" if _p_of_t(difference) is None else "",
+        untested="equal differences" if p_t is None else "",
     )
 
 
@@ -109,7 +110,8 @@ def _without_noise(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
     Metrics are decimals in files: 0.3 - 0.2 and 0.2 - 0.1 are the same difference, and differ by 1e-17.
     """
-    found: NDArray[np.float64] = np.round(values / np.abs(values).max(), 9)
+    largest = np.abs(values).max()
+    found: NDArray[np.float64] = np.round(values / largest, 9) if largest > 0 else values
     return found
 
 

@@ -75,8 +75,10 @@ def test_differences_that_are_all_the_same_say_nothing_by_their_spread(values):
     assert p.mean == pytest.approx(0.1) and p.p_wilcoxon == pytest.approx(2 / 2**3)
 
 
-def test_exams_that_differ_by_the_same_mean_have_no_test_over_exams():
-    p = paired(np.array([0.5, 0.75, 0.5, 0.75]), np.array([0.25, 0.25, 0.0, 0.5]), np.array([0, 0, 1, 1]))
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("others", [[0.25, 0.25, 0.0, 0.5], [0.25, 1.0, 0.75, 0.5]])
+def test_exams_that_differ_by_the_same_mean_have_no_test_over_exams(others):
+    p = paired(np.array([0.5, 0.75, 0.5, 0.75]), np.array(others), np.array([0, 0, 1, 1]))
     assert p.p_t is not None and p.p_exams is None and p.untested == ""
 
 
